@@ -50,7 +50,8 @@ def find_checkpoint(name: str | None) -> Path:
 
 def trained_settings(path: Path, state: dict[str, Any]) -> dict[str, Any]:
     """Flags of the training run: from the checkpoint, else from summary.json beside it (the authors' checkpoints)."""
-    from optim.experiment import SUMMARY, read_json
+    from files import read_json
+    from optim.experiment import SUMMARY
 
     args = state.get("args") or (read_json(path.parent / SUMMARY) or {}).get("args")
     if not isinstance(args, dict):

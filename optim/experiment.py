@@ -24,19 +24,6 @@ UNKNOWN = "unknown"
 ABANDONED_SECONDS = 3600.0  # age of a temporary file that a killed job must have left
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None where there is no such file. Raises UserError for a damaged one."""
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} does not hold a JSON object")
-    return value
-
-
 class Metrics:
     """metrics.jsonl: rows are appended, never rewritten; steps that are replayed after a kill are not written twice.
 

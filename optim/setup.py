@@ -14,8 +14,9 @@ import torch
 
 from config.flags import FLAGS
 from errors import UserError
+from files import read_json
 from optim import checkpoint
-from optim.experiment import SUMMARY, read_json
+from optim.experiment import SUMMARY
 from optim.reporting import log
 
 if TYPE_CHECKING:

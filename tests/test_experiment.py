@@ -7,8 +7,8 @@ import time
 import pytest
 
 from errors import UserError
-from files import replace_atomically, write_atomically, write_json
-from optim.experiment import ABANDONED_SECONDS, Experiment, Metrics, read_json
+from files import read_json, replace_atomically, write_atomically, write_json
+from optim.experiment import ABANDONED_SECONDS, Experiment, Metrics
 
 # metrics.jsonl
 
