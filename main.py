@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import time
 from argparse import Namespace
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,11 +44,18 @@ def build_and_run(args: Namespace, world: World, began: float) -> int:
 
     def hold() -> None:
         held.append(Experiment(folder, args.iterations))
+        stopper.is_lost = lambda: held[0].lock.lost
         log_to_file(folder / "train.log")
 
-    with Stopper(world, Path(args.stop_file or folder / "stop"), args.max_runtime_minutes, began) as stopper:
+    def give_up() -> None:
+        for experiment in held:
+            experiment.close()
+
+    stop_files = [folder / "stop", *([Path(args.stop_file)] if args.stop_file else [])]
+    with Stopper(world, stop_files, args.max_runtime_minutes, began) as stopper, ExitStack() as closing:
         set_precision(args.deterministic)
         world.from_main(hold)
+        closing.callback(give_up)
         if world.from_main(lambda: is_finished(folder, args)):
             log.info(f"{folder} is finished already: nothing to do")
             return 0

@@ -6,18 +6,17 @@ moment leaves something that can be read.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import socket
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from errors import UserError
 from files import write_atomically, write_json
 from optim.checkpoint import passing
+from optim.lock import Lock, job_name, restart_count
 
 SUMMARY = "summary.json"
 UNKNOWN = "unknown"
@@ -66,11 +65,6 @@ class Metrics:
         return True
 
 
-def job_name() -> str:
-    """The SLURM job's id, or the host and process."""
-    return os.environ.get("SLURM_JOB_ID") or f"{socket.gethostname()}:{os.getpid()}"
-
-
 class Experiment:
     """One segment's view of the folder. Raises UserError where it cannot be written."""
 
@@ -87,25 +81,14 @@ class Experiment:
                         leftover.unlink()
         except OSError as error:
             raise UserError(f"cannot write to {folder}: {error.strerror}") from None
-        self.lock = self._take_lock()
-        self.metrics = Metrics(folder / "metrics.jsonl")
+        self.lock = Lock(folder / "lock")
         self.began = time.time()
-        self.segments = self._read_segments()
-
-    def _take_lock(self) -> IO[str]:
-        """Hold the experiment for as long as this process lives; the kernel gives it up with the process."""
-        lock = open(self.folder / "lock", "a+")  # noqa: SIM115  # held open
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise UserError(f"{self.folder} is being trained by {lock.read().strip() or 'another process'}") from None
-        except OSError:
-            return lock  # a file system without locks
-        lock.truncate(0)
-        lock.write(f"{job_name()}\n")
-        lock.flush()
-        return lock
+            self.metrics = Metrics(folder / "metrics.jsonl")
+            self.segments = self._read_segments()
+        except BaseException:
+            self.close()
+            raise
 
     def _read_segments(self) -> list[dict[str, Any]]:
         path = self.folder / "segments.jsonl"
@@ -118,21 +101,28 @@ class Experiment:
 
     def begin_segment(self, step: int) -> None:
         """Open this job's row, with a reason that stays if the job is killed, and set the status to running."""
-        self.segments.append({"segment": len(self.segments), "job_id": job_name(), "start_step": step, "end_step": step,
-                              "reason": UNKNOWN, "seconds": 0.0, "started": self.began})
+        self.segments.append({"segment": len(self.segments), "job_id": job_name(), "restart": restart_count(), "start_step": step,
+                              "end_step": step, "reached": step, "reason": UNKNOWN, "seconds": 0.0, "started": self.began})
         self.record("running", step, step)
 
     def record(self, state: str, step: int, saved_step: int, reason: str = UNKNOWN, **more: Any) -> None:
         """Write this job's row and the status: running, stopped, finished or failed.
 
-        saved_step: that of the newest checkpoint, which is how far this job has brought the experiment.
+        step: where the training is; saved_step: that of the newest checkpoint, which is how far this job has brought the
+        experiment. Writes nothing where another process has taken the experiment over.
         """
+        if self.lock.lost:
+            return
         now = time.time()
-        self.segments[-1] |= {"end_step": saved_step, "reason": reason, "seconds": round(now - self.began, 3)}
+        self.segments[-1] |= {"end_step": saved_step, "reached": step, "reason": reason, "seconds": round(now - self.began, 3)}
         write_atomically(self.folder / "segments.jsonl", "".join(json.dumps(row) + "\n" for row in self.segments))
         write_json(self.folder / "status.json", {
             "state": state, "itr": step, "iterations": self.iterations, "reason": "" if state == "running" else reason,
-            "updated": now, "checkpoint": saved_step, "segments": len(self.segments), **more})
+            "updated": now, "checkpoint": saved_step, "segments": len(self.segments), "job_id": job_name(), **more})
+
+    def close(self) -> None:
+        """Give the experiment up to others."""
+        self.lock.release()
 
     def remove_numbered(self) -> None:
         for path in passing(self.folder):

@@ -206,7 +206,7 @@ class Trainer:
         self.reporter.train_row(self.step, {"loss": mean, "lr": rate, "grad_norm": float(self.meter.last)})
         if self.experiment and time.monotonic() - self.status_at > STATUS_SECONDS:
             self.status_at = time.monotonic()
-            self.experiment.record("running", self.step, self.saved_step, loss=mean)
+            self._record("running", loss=mean)
 
     def _evaluate(self, whole: bool) -> bool:
         """Evaluate and report; False where a stop cut it short."""
@@ -250,11 +250,17 @@ class Trainer:
                 self._note_saved()
             raise
         finally:
-            if experiment:
+            if self.experiment:
                 with suppress(OSError):  # a full disk has been told already
-                    experiment.record(outcome, self.step, self.saved_step, reason)
+                    self._record(outcome, reason)
             self.reporter.close(0 if outcome != "failed" else 1)
         return outcome
+
+    def _record(self, state: str, reason: str = UNKNOWN, **more: float) -> None:
+        """Tell the ledger and status.json, on the main process, where the run is and how long its steps and saves take."""
+        assert self.experiment is not None, "the main process has the experiment"
+        self.experiment.record(state, self.step, self.saved_step, reason, slowest_step_seconds=round(self.stopper.slowest_step, 3),
+                               slowest_save_seconds=round(self.stopper.slowest_save, 3), **more)
 
     def _open(self, experiment: Experiment | None) -> None:
         assert experiment is not None, "the main process has the experiment"
@@ -297,7 +303,7 @@ class Trainer:
         if self.world.tell(self.step not in (self.saved_step, self.being_saved)):
             self._save(f"ckpt_{self.step}.pt")
         self._note_saved()
-        first = f"remove {self.stopper.stop_file} and " if self.stopper.reason == "stop file" else ""
+        first = "".join(f"remove {path} and " for path in self.stopper.stop_files[:1] if path.exists())
         log.info(f"stopped at step {self.step}/{self.args.iterations}: {self.stopper.reason}; {first}run the same command again to go on")
         return "stopped"
 

@@ -1,4 +1,4 @@
-"""When a run should stop with its work saved: a signal, a file, or the end of its time; agreed on by all processes.
+"""When a run should stop with its work saved: a signal, a file, the end of its time or of its job; agreed on by all processes.
 
 A signal handler only sets a flag; the processes compare flags between steps, where all of them stand at one place.
 """
@@ -8,22 +8,36 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 from distributed.world import World
+from errors import UserError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-REASONS = ["", *(s.name for s in SIGNALS), "stop file", "max_runtime_minutes"]
+STOP_FILE, TIME, JOB_END, LOST = "stop file", "max_runtime_minutes", "end of the job", "lost"
+REASONS = ["", *(s.name for s in SIGNALS), STOP_FILE, TIME, JOB_END, LOST]
 SAVE_MARGIN_SECONDS = 2.0
+JOB_MARGIN_SECONDS = 15.0  # a job script stops a run well before; this is for one that cannot
+LONGEST_REASON = 200
 
 
 class Stopper:
-    """Use as a context manager: handlers are installed on entering and put back on leaving."""
+    """Use as a context manager: handlers are installed on entering and put back on leaving.
 
-    def __init__(self, world: World, stop_file: Path, max_runtime_minutes: float | None, began: float) -> None:
-        self.world, self.stop_file = world, stop_file
-        self.deadline = None if max_runtime_minutes is None else began + 60 * max_runtime_minutes
+    Any of `stop_files` stops the run when it exists; its content, if it has any, is the reason. `is_lost` is asked on the
+    main process: whether another process has taken the experiment over.
+    """
+
+    def __init__(self, world: World, stop_files: Sequence[Path], max_runtime_minutes: float | None, began: float) -> None:
+        self.world, self.stop_files = world, stop_files
+        self.is_lost: Callable[[], bool] = lambda: False
+        self.deadlines = {TIME: (began + 60 * max_runtime_minutes, SAVE_MARGIN_SECONDS)} if max_runtime_minutes is not None else {}
+        end = os.environ.get("SLURM_JOB_END_TIME", "")
+        if end.isdigit() and int(end) > began:
+            self.deadlines[JOB_END] = (int(end), JOB_MARGIN_SECONDS)
         self.slowest_step = self.slowest_save = 0.0
         self.reason = ""
         self._signal = 0
@@ -47,11 +61,28 @@ class Stopper:
 
     def poll(self) -> bool:
         """Whether to stop; every process must call this at the same place. `reason` then says why."""
-        flag = self._signal
-        if not flag and self.world.is_main:
-            if self.stop_file.exists():
-                flag = REASONS.index("stop file")
-            elif self.deadline is not None and time.time() + self.slowest_step + self.slowest_save + SAVE_MARGIN_SECONDS > self.deadline:
-                flag = REASONS.index("max_runtime_minutes")
+        flag = REASONS.index(self._cause()) if self.world.is_main else self._signal
         self.reason = REASONS[self.world.largest(flag)]
+        if self.reason == LOST:
+            raise UserError("another process has taken the experiment over; this run ends without saving")
+        if self.reason == STOP_FILE and self.world.is_main:
+            self.reason = self._words() or STOP_FILE
         return bool(self.reason)
+
+    def _cause(self) -> str:
+        """The main process's reason to stop, or an empty one."""
+        if self.is_lost():
+            return LOST
+        if self._signal:
+            return REASONS[self._signal]
+        if any(path.exists() for path in self.stop_files):
+            return STOP_FILE
+        ahead = time.time() + self.slowest_step + self.slowest_save
+        return next((reason for reason, (end, margin) in self.deadlines.items() if ahead + margin > end), "")
+
+    def _words(self) -> str:
+        """What a job wrote into the file with which it stops the run."""
+        for path in self.stop_files:
+            with suppress(OSError):
+                return path.read_text(errors="replace").strip()[:LONGEST_REASON]
+        return ""

@@ -119,12 +119,12 @@ def status(folder):
 
 
 def test_folder_is_made_with_its_parents(tmp_path):
-    Experiment(tmp_path / "owt2" / "base" / "run", 100)
+    Experiment(tmp_path / "owt2" / "base" / "run", 100).close()
     assert (tmp_path / "owt2" / "base" / "run").is_dir()
 
 
 def test_folder_holds_but_the_lock_until_the_first_segment(tmp_path):
-    Experiment(tmp_path, 100)
+    Experiment(tmp_path, 100).close()
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
@@ -143,13 +143,13 @@ def temporary(folder, age):
 
 def test_old_temporary_files_of_a_killed_job_are_removed(tmp_path):
     path = temporary(tmp_path, age=2 * ABANDONED_SECONDS)
-    Experiment(tmp_path, 100)
+    Experiment(tmp_path, 100).close()
     assert not path.exists()
 
 
 def test_fresh_temporary_files_of_another_process_are_left(tmp_path):
     path = temporary(tmp_path, age=1)
-    Experiment(tmp_path, 100)
+    Experiment(tmp_path, 100).close()
     assert path.exists()
 
 
@@ -185,13 +185,17 @@ def test_job_has_one_row_from_start_to_newest_checkpoint(tmp_path):
 
 
 def test_each_job_has_a_row_of_its_own(tmp_path):
-    begun(tmp_path, 0).record("stopped", 30, 30, "SIGTERM")
+    first = begun(tmp_path, 0)
+    first.record("stopped", 30, 30, "SIGTERM")
+    first.close()
     begun(tmp_path, 30).record("finished", 100, 100, "all iterations done")
     assert [(one["segment"], one["start_step"], one["end_step"]) for one in segments(tmp_path)] == [(0, 0, 30), (1, 30, 100)]
 
 
 def test_row_of_a_killed_job_stays_as_it_was(tmp_path):
-    begun(tmp_path, 0).record("running", 37, 30)
+    first = begun(tmp_path, 0)
+    first.record("running", 37, 30)
+    first.close()
     killed = segments(tmp_path)[0]
     begun(tmp_path, 30)
     assert segments(tmp_path)[0] == killed
