@@ -1,16 +1,68 @@
 # shellcheck shell=bash
-# What every job.sh needs: the run folder, the environment, the record of what was run.
+# What every job.sh needs: options, the environment, the run folder, submission, and the start of programs on nodes.
+# A job.sh sources this (or train.sh, evaluate.sh), sets its configuration, defines `work`, and calls `run_job`.
 
 set -euo pipefail
 # shellcheck source=iridis/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 PYTHON_AT_LEAST=3.11
+JOB_SCRIPT="$(cd "$(dirname "$0")" && pwd)/$(basename "$0")"
+PACKAGE_DIR="$(dirname "$JOB_SCRIPT")"
+JOB_NAME="$(basename "$PACKAGE_DIR")" # a training adds its experiment
+LEAD=120                              # seconds before the time limit at which the batch shell gets SIGUSR1
+SINGLETON=0                           # 1: never two jobs of this name at once
 
 # die MESSAGE: one line, exit code 2
 die() {
     printf 'error: %s\n' "$1" >&2
     exit 2
+}
+
+# usage: the comment at the head of the job script
+usage() {
+    sed -n '2,/^[^#]/{/^# shellcheck/d;s/^# \{0,1\}//p;}' "$JOB_SCRIPT"
+}
+
+# parse_options ARGUMENTS...: sets HOW, MAX_JOBS, AFTER, NAME, CHECKPOINTS, RUN_DIR, WORDS and FLAGS (what follows --).
+# With PASS_THROUGH=1, options that are not the job library's belong to FLAGS.
+parse_options() {
+    HOW=submit MAX_JOBS="" AFTER="" NAME="" RUN_DIR="" CHECKPOINTS=() WORDS=() FLAGS=()
+    local pass="${PASS_THROUGH:-0}"
+    while (($#)); do
+        if [[ $pass == 1 && ! $1 =~ ^--(dry-run|local|after|segment|help|)$ ]]; then
+            FLAGS+=("$1")
+            shift
+            continue
+        fi
+        case "$1" in
+        --dry-run | --local | --where) HOW="${1#--}" ;;
+        --chain | --after | --name | --segment | --checkpoint)
+            [[ $# -ge 2 && -n $2 ]] || die "$1 needs a value"
+            case "$1" in
+            --chain) MAX_JOBS="$2" ;;
+            --after) AFTER="$2" ;;
+            --name) NAME="$2" ;;
+            --checkpoint) CHECKPOINTS+=("$2") ;;
+            --segment) HOW=segment RUN_DIR="$2" ;;
+            esac
+            shift
+            ;;
+        -h | --help)
+            usage
+            exit 0
+            ;;
+        --)
+            FLAGS+=("${@:2}")
+            break
+            ;;
+        -*) die "unknown option $1 (bash $JOB_SCRIPT --help lists them); flags for the program go after --" ;;
+        *) WORDS+=("$1") ;;
+        esac
+        shift
+    done
+    [[ -z $MAX_JOBS || $MAX_JOBS =~ ^[1-9][0-9]{0,5}$ ]] || die "--chain $MAX_JOBS: must be a number of jobs, at least 1"
+    [[ -z $AFTER || $AFTER =~ ^[0-9]+(:[0-9]+)*$ ]] || die "--after $AFTER: must be a job id, or several joined by :"
 }
 
 # new_run_dir PACKAGE_DIR: make the next free run_N in it and print its path; mkdir decides a race
@@ -35,30 +87,209 @@ find_python() {
     die "no Python $PYTHON_AT_LEAST or newer found; install one, or name it: PYTHON=/path/to/python3 bash ..."
 }
 
-# ensure_environment [REQUIREMENTS]: the project's venv with these requirements, installed anew only when they change
-ensure_environment() {
-    local requirements="$REPO_DIR/${1:-requirements.txt}" stamp
-    stamp="$VENV_DIR/.installed-$(cat "$REPO_DIR"/requirements*.txt | sha256sum | cut -c1-16)-$(basename "$requirements" .txt)"
-    if [[ ! -f "$stamp" ]]; then
-        if [[ ! -x "$VENV_DIR/bin/python" ]]; then
-            printf 'making %s\n' "$VENV_DIR"
-            "$(find_python)" -m venv "$VENV_DIR" || die "cannot make $VENV_DIR; on Debian, apt install python3-venv"
-        fi
-        printf 'installing %s\n' "$(basename "$requirements")"
-        "$VENV_DIR/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements" ||
-            die "installing $requirements failed; see above"
-        touch "$stamp"
+# has_conda: whether the site's conda is to be used
+has_conda() {
+    [[ $USE_CONDA == auto ]] && type module >/dev/null 2>&1 && module load conda >/dev/null 2>&1 && command -v conda >/dev/null
+}
+
+# install PREFIX REQUIREMENTS STAMP: make an environment, if there is none, and fill it; one at a time
+install() {
+    mkdir -p "$(dirname "$1")"
+    if command -v flock >/dev/null; then
+        exec 9>"$1.lock"
+        flock 9
+        [[ ! -f $3 ]] || return 0 # another job has just done it
     fi
-    PATH="$VENV_DIR/bin:$PATH"
+    if [[ ! -x "$1/bin/python" ]]; then
+        printf 'making %s\n' "$1"
+        if has_conda; then
+            conda create --quiet --yes --prefix "$1" python=3.11 || die "conda cannot make $1"
+        else
+            "$(find_python)" -m venv "$1" || die "cannot make $1; on Debian, apt install python3-venv"
+        fi
+    fi
+    printf 'installing %s\n' "$(basename "$2")"
+    "$1/bin/python" -m pip install --quiet --disable-pip-version-check -r "$2" ||
+        die "installing $2 failed, see above; on a node without internet, start the job once from a login node"
+    touch "$3"
+}
+
+# ensure_environment [REQUIREMENTS]: the project's environment with these requirements, installed anew only when they change
+ensure_environment() {
+    local requirements="$REPO_DIR/${1:-requirements.txt}" prefix="$VENV_DIR" stamp
+    if has_conda; then prefix="$CONDA_ENV_PREFIX"; fi
+    stamp="$prefix/.installed-$(cat "$REPO_DIR"/requirements*.txt | sha256sum | cut -c1-16)-$(basename "$requirements" .txt)"
+    if [[ ! -f "$stamp" ]]; then
+        (install "$prefix" "$requirements" "$stamp") || exit $?
+    fi
+    PATH="$prefix/bin:$PATH"
+}
+
+# quoted WORDS...: a command line that gives these very words back to bash
+quoted() {
+    printf '%q ' "$@"
+    printf '\n'
 }
 
 # record_run RUN_DIR COMMAND...: keep the exact command and the revision of the code beside what the run writes
 record_run() {
     local run_dir="$1"
     shift
-    { printf '%q ' "$@" && printf '\n'; } >"$run_dir/command.txt"
+    quoted "$@" >"$run_dir/command.txt"
     {
         git -C "$REPO_DIR" rev-parse HEAD 2>/dev/null || echo "not a git checkout"
         git -C "$REPO_DIR" status --porcelain 2>/dev/null || true
     } >"$run_dir/revision.txt"
+}
+
+# notify SUBJECT BODY: a mail to NOTIFY_EMAIL, where there is one and the node can send it
+notify() {
+    if [[ -n $NOTIFY_EMAIL ]] && command -v mail >/dev/null; then
+        mail -s "$1" "$NOTIFY_EMAIL" <<<"$2" || printf 'warning: no mail could be sent to %s\n' "$NOTIFY_EMAIL" >&2
+    fi
+}
+
+# has_slurm: whether there is a cluster. SLURM's programs without a configuration are none; a controller that is down is one.
+has_slurm() {
+    local answer
+    command -v sbatch >/dev/null || return 1
+    answer="$(sinfo -h 2>&1)" || [[ $answer != *"configuration source"* ]] || return 1
+}
+
+# sbatch_words: fill SBATCH, the command that submits this job
+sbatch_words() {
+    local dependency="" further
+    ((!SINGLETON)) || dependency=singleton
+    [[ -z $AFTER ]] || dependency="${dependency:+$dependency,}afterok:$AFTER"
+    read -ra further <<<"$SBATCH_OPTIONS"
+    SBATCH=(sbatch --parsable --job-name="$JOB_NAME" --partition="$PARTITION" --time="$TIME_LIMIT" --nodes="$N_NODES"
+        --ntasks-per-node=1 --cpus-per-task="$CPUS" --mem="$MEMORY" --chdir="$REPO_DIR" --requeue --open-mode=append
+        --output="${RUN_DIR//%/%%}/slurm_%j.out" --error="${RUN_DIR//%/%%}/slurm_%j.err" --signal="B:USR1@$LEAD"
+        --kill-on-invalid-dep=yes --export=ALL)
+    ((!N_GPUS)) || SBATCH+=(--gres="gpu:$N_GPUS")
+    [[ -z $dependency ]] || SBATCH+=(--dependency="$dependency")
+    [[ -z $NOTIFY_EMAIL ]] || SBATCH+=(--mail-user="$NOTIFY_EMAIL" "--mail-type=FAIL,INVALID_DEPEND")
+    [[ ! -s "$RUN_DIR/excluded_nodes" ]] || SBATCH+=(--exclude="$(paste -sd, "$RUN_DIR/excluded_nodes")")
+    SBATCH+=("${further[@]}")
+}
+
+# segment_words: fill SEGMENT, the command that the job runs
+segment_words() {
+    SEGMENT=(bash "$JOB_SCRIPT" --segment "$RUN_DIR")
+    [[ -z $MAX_JOBS ]] || SEGMENT+=(--chain "$MAX_JOBS")
+    [[ -z $NAME ]] || SEGMENT+=(--name "$NAME")
+    local checkpoint
+    for checkpoint in "${CHECKPOINTS[@]}"; do SEGMENT+=(--checkpoint "$checkpoint"); done
+    SEGMENT+=("${WORDS[@]}" -- "${FLAGS[@]}")
+}
+
+# hand_to_slurm: submit this job and print its id. A job's own SLURM_ variables must not reach the next one.
+hand_to_slurm() (
+    sbatch_words
+    segment_words
+    local configuration="${SLURM_CONF:-}" id
+    unset "${!SLURM_@}"
+    [[ -z $configuration ]] || export SLURM_CONF="$configuration"
+    id="$(printf '#!/usr/bin/env bash\nexec %s\n' "$(quoted "${SEGMENT[@]}")" | "${SBATCH[@]}")" || return
+    printf '%s\n' "${id%%;*}"
+)
+
+# submit_job: check, make the run folder, submit, and say how to watch and stop the job
+submit_job() {
+    local id
+    before_submit
+    if [[ $HOW == dry-run ]]; then
+        RUN_DIR="$PACKAGE_DIR/run_N"
+        sbatch_words
+        segment_words
+        printf 'would submit: %s\n' "$(quoted "${SBATCH[@]}")"
+        printf 'which runs:   %s\n' "$(quoted "${SEGMENT[@]}")"
+        return
+    fi
+    RUN_DIR="$(new_run_dir "$PACKAGE_DIR")"
+    record_run "$RUN_DIR" bash "$JOB_SCRIPT" "${ARGUMENTS[@]}"
+    printf 'run folder:   %s\n' "$RUN_DIR"
+    with_run_dir
+    id="$(hand_to_slurm)" || die "sbatch refused the job, see above"
+    printf '%s\n' "$id" >"$RUN_DIR/first_job.txt"
+    printf 'job:          %s (%s)\n' "$id" "$JOB_NAME"
+    printf 'watch:        squeue -j %s; tail -F %q\n' "$id" "$RUN_DIR/slurm_$id.out"
+    printf 'stop:         scancel %s\n' "$id"
+}
+
+# Hooks that a kind of job may define anew: before_submit checks and may exit; with_run_dir writes into the run folder.
+before_submit() {
+    [[ $HOW == dry-run ]] || ensure_environment
+    (cd "$REPO_DIR" && python -m iridis.preflight --partition "$PARTITION" --time "$TIME_LIMIT" --nodes "$N_NODES" --gpus "$N_GPUS" >/dev/null)
+}
+with_run_dir() { :; }
+
+# on_node: what every job does first, on the first of its nodes
+on_node() {
+    export SLURM_JOB_END_TIME="${SLURM_JOB_END_TIME:-$(date -d "$(squeue -h -j "$SLURM_JOB_ID" -o %e)" +%s 2>/dev/null || true)}"
+    printf '=== job %s, start %s, on %s, partition %s, %s\n' "$SLURM_JOB_ID" "${SLURM_RESTART_COUNT:-0}" "$SLURM_JOB_NODELIST" \
+        "$SLURM_JOB_PARTITION" "$(date)"
+    printf '%s %s\n' "$SLURM_JOB_ID" "${SLURM_RESTART_COUNT:-0}" >>"$RUN_DIR/jobs.txt"
+    if ((N_GPUS)) && command -v nvidia-smi >/dev/null; then
+        nvidia-smi --query-gpu=index,name,memory.total,memory.used,driver_version,temperature.gpu --format=csv || true
+    fi
+}
+
+# launch PROGRAM...: exec a Python program (a file, or -m MODULE) on all processes of the job; call it in a subshell
+launch() {
+    : "${OMP_NUM_THREADS:=$((CPUS > PROCESSES ? CPUS / PROCESSES : 1))}"
+    export OMP_NUM_THREADS
+    if ((N_NODES > 1)); then
+        exec srun --nodes="$N_NODES" --ntasks-per-node=1 --cpus-per-task="$CPUS" --kill-on-bad-exit=1 \
+            bash "$REPO_DIR/iridis/on_node.sh" "$PROCESSES" "$@"
+    elif ((PROCESSES > 1)); then
+        exec python -m distributed.torchrun --standalone --nproc_per_node "$PROCESSES" "$@"
+    fi
+    exec python "$@"
+}
+
+# run_and_wait COMMAND...: run in the background and return its exit code; traps run meanwhile, and set WOKEN
+run_and_wait() {
+    local child code
+    "$@" &
+    child=$!
+    while :; do
+        WOKEN=0 code=0
+        wait "$child" || code=$?
+        ((WOKEN)) || return "$code"
+    done
+}
+
+# run_job ARGUMENTS...: do what the options ask for. N_GPUS of a node is the one number that says how many processes run.
+run_job() {
+    ARGUMENTS=("$@")
+    : "${N_NODES:=1}" "${N_GPUS:=0}" "${MEMORY:=16G}" "${TIME_LIMIT:=1:00:00}"
+    : "${CPUS:=$((N_GPUS ? 8 * N_GPUS : 8))}" "${PARTITION:=$( ((N_GPUS)) && echo "$GPU_PARTITION" || echo "$CPU_PARTITION")}"
+    PROCESSES=$((N_GPUS ? N_GPUS : 1))
+    if [[ $HOW == submit ]] && ! has_slurm; then
+        printf 'no SLURM here: running in the foreground\n' >&2
+        HOW=local
+    fi
+    cd "$REPO_DIR"
+    case "$HOW" in
+    submit | dry-run) submit_job ;;
+    where) where ;;
+    segment)
+        ensure_environment
+        on_node
+        work
+        ;;
+    local)
+        N_NODES=1
+        local here
+        here="$(nvidia-smi -L 2>/dev/null | wc -l)"
+        PROCESSES=$((here < N_GPUS ? here : N_GPUS))
+        ((PROCESSES)) || PROCESSES=1
+        RUN_DIR="$(new_run_dir "$PACKAGE_DIR")"
+        printf 'run folder: %s\n' "$RUN_DIR"
+        ensure_environment
+        record_run "$RUN_DIR" bash "$JOB_SCRIPT" "${ARGUMENTS[@]}"
+        work
+        ;;
+    esac
 }

@@ -10,7 +10,6 @@ The zip container carries a CRC-32 of every record, so a torn or flipped file is
 from __future__ import annotations
 
 import random
-import re
 import threading
 import zipfile
 from collections.abc import Callable, Mapping
@@ -23,9 +22,8 @@ from numpy._core.multiarray import _reconstruct
 
 from errors import UserError
 from files import replace_atomically
+from optim.experiment import FINAL, numbered, passing
 
-FINAL = "ckpt.pt"
-NUMBERED = re.compile(r"ckpt_(\d+)\.pt")
 READ_BYTES = 1 << 22
 # numpy objects in the authors' checkpoints: their random states are arrays of integers
 NUMPY_TYPES: list[Any] = [
@@ -90,18 +88,6 @@ def load_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> dic
     return state
 
 
-def step_of(path: Path) -> int | None:
-    """N of `ckpt_N.pt`, None for any other name."""
-    match = NUMBERED.fullmatch(path.name)
-    return int(match.group(1)) if match else None
-
-
-def numbered(folder: Path) -> list[Path]:
-    """The folder's `ckpt_N.pt`, newest first."""
-    found = [path for path in folder.iterdir() if step_of(path) is not None] if folder.is_dir() else []
-    return sorted(found, key=lambda path: step_of(path) or 0, reverse=True)
-
-
 def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that is intact, and a line about each newer one that is not.
 
@@ -117,11 +103,6 @@ def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
     if candidates:
         raise UserError(f"no valid checkpoint in {folder} ({'; '.join(notes)}); move these files away to start afresh")
     return None, notes
-
-
-def passing(folder: Path) -> list[Path]:
-    """The numbered checkpoints, newest first, but for those that were final before an extension (`summary_N.json`)."""
-    return [path for path in numbered(folder) if not (folder / f"summary_{step_of(path)}.json").exists()]
 
 
 def prune(folder: Path, keep: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -15,12 +16,30 @@ from typing import Any
 
 from errors import UserError
 from files import write_atomically, write_json
-from optim.checkpoint import passing
 from optim.lock import Lock, job_name, restart_count
 
 SUMMARY = "summary.json"
+FINAL = "ckpt.pt"
+NUMBERED = re.compile(r"ckpt_(\d+)\.pt")
 UNKNOWN = "unknown"
 ABANDONED_SECONDS = 3600.0  # age of a temporary file that a killed job must have left
+
+
+def step_of(path: Path) -> int | None:
+    """N of `ckpt_N.pt`, None for any other name."""
+    match = NUMBERED.fullmatch(path.name)
+    return int(match.group(1)) if match else None
+
+
+def numbered(folder: Path) -> list[Path]:
+    """The folder's `ckpt_N.pt`, newest first."""
+    found = [path for path in folder.iterdir() if step_of(path) is not None] if folder.is_dir() else []
+    return sorted(found, key=lambda path: step_of(path) or 0, reverse=True)
+
+
+def passing(folder: Path) -> list[Path]:
+    """The numbered checkpoints, newest first, but for those that were final before an extension (`summary_N.json`)."""
+    return [path for path in numbered(folder) if not (folder / f"summary_{step_of(path)}.json").exists()]
 
 
 class Metrics:
@@ -65,6 +84,17 @@ class Metrics:
         return True
 
 
+def read_segments(folder: Path) -> list[dict[str, Any]]:
+    """Rows of the ledger, none where there is no ledger. Raises UserError for a damaged one."""
+    path = folder / "segments.jsonl"
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines() if line]
+    except FileNotFoundError:
+        return []
+    except ValueError:
+        raise UserError(f"{path} holds a line that is not JSON; move the file away") from None
+
+
 class Experiment:
     """One segment's view of the folder. Raises UserError where it cannot be written."""
 
@@ -85,19 +115,10 @@ class Experiment:
         self.began = time.time()
         try:
             self.metrics = Metrics(folder / "metrics.jsonl")
-            self.segments = self._read_segments()
+            self.segments = read_segments(folder)
         except BaseException:
             self.close()
             raise
-
-    def _read_segments(self) -> list[dict[str, Any]]:
-        path = self.folder / "segments.jsonl"
-        try:
-            return [json.loads(line) for line in path.read_text().splitlines() if line]
-        except FileNotFoundError:
-            return []
-        except ValueError:
-            raise UserError(f"{path} holds a line that is not JSON; move the file away") from None
 
     def begin_segment(self, step: int) -> None:
         """Open this job's row, with a reason that stays if the job is killed, and set the status to running."""
@@ -114,11 +135,15 @@ class Experiment:
         if self.lock.lost:
             return
         now = time.time()
-        self.segments[-1] |= {"end_step": saved_step, "reached": step, "reason": reason, "seconds": round(now - self.began, 3)}
-        write_atomically(self.folder / "segments.jsonl", "".join(json.dumps(row) + "\n" for row in self.segments))
+        self.segments[-1] |= {"end_step": saved_step, "reached": step, "state": state, "reason": reason,
+                              "seconds": round(now - self.began, 3)}
+        self.write_segments()
         write_json(self.folder / "status.json", {
             "state": state, "itr": step, "iterations": self.iterations, "reason": "" if state == "running" else reason,
             "updated": now, "checkpoint": saved_step, "segments": len(self.segments), "job_id": job_name(), **more})
+
+    def write_segments(self) -> None:
+        write_atomically(self.folder / "segments.jsonl", "".join(json.dumps(row) + "\n" for row in self.segments))
 
     def close(self) -> None:
         """Give the experiment up to others."""

@@ -24,6 +24,7 @@ from errors import UserError
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0  # silence after which a holder on another host counts as dead
 YIELD_SECONDS = 900.0  # how long an earlier start of the same job may take to notice that it has been replaced
+TAKEN_OVER = "another process has taken the experiment over"
 SETTLE_SECONDS = 2.0  # without flock: time in which two that write at once see each other
 
 
@@ -35,6 +36,30 @@ def job_name() -> str:
 def restart_count() -> int:
     """How often SLURM has requeued this job."""
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+def read_holder(path: Path) -> dict[str, Any]:
+    """Who stands in a lock file; empty where it was given up, or is not readable as such."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def name_of(holder: dict[str, Any]) -> str:
+    name = str(holder.get("job", "another process"))
+    return f"job {name} on {holder.get('host')}" if name.isdigit() else name
+
+
+def holder(path: Path) -> str | None:
+    """Who seems to hold a lock, without trying to take it: it was renewed lately, and is not of a dead process here."""
+    who = read_holder(path)
+    if not who or time.time() - path.stat().st_mtime > STALE_SECONDS:
+        return None
+    if who.get("host") == socket.gethostname() and not Path(f"/proc/{who.get('pid')}").exists():
+        return None
+    return name_of(who)
 
 
 class Lock:
@@ -51,7 +76,7 @@ class Lock:
         self._write(self.me)
         if not self.has_flock:
             time.sleep(SETTLE_SECONDS)
-            if self._holder() != self.me:
+            if read_holder(self.path) != self.me:
                 raise self._refusal()
         self._thread = threading.Thread(target=self._beat, name="lock-heartbeat", daemon=True)
         self._thread.start()
@@ -60,11 +85,11 @@ class Lock:
         try:
             self.has_flock = self._flock()
         except BlockingIOError:
-            if not self._is_earlier_start(self._holder()):
+            if not self._is_earlier_start(read_holder(self.path)):
                 raise self._refusal() from None
             self._replace_earlier_start()
             return
-        holder = self._holder()
+        holder = read_holder(self.path)
         if holder and not (self.has_flock and holder.get("host") == self.me["host"]) and self._is_alive():
             raise self._refusal()
 
@@ -103,20 +128,8 @@ class Lock:
                 return True
         return False
 
-    def _holder(self) -> dict[str, Any]:
-        """Who stands in the file; empty where it was given up, or is not readable as such."""
-        try:
-            value = json.loads(self.path.read_text())
-        except (OSError, ValueError):
-            return {}
-        return value if isinstance(value, dict) else {}
-
     def _refusal(self) -> UserError:
-        holder = self._holder()
-        name = str(holder.get("job", "another process"))
-        if name.isdigit():
-            name = f"job {name} on {holder.get('host')}"
-        return UserError(f"{self.path.parent} is being trained by {name}")
+        return UserError(f"{self.path.parent} is being trained by {name_of(read_holder(self.path))}")
 
     def _write(self, holder: dict[str, Any] | None) -> None:
         """In place: the flock belongs to this very file."""
@@ -131,7 +144,7 @@ class Lock:
     def _beat(self) -> None:
         while not self._released.wait(HEARTBEAT_SECONDS):
             with suppress(OSError):
-                holder = self._holder()
+                holder = read_holder(self.path)
                 if holder and holder != self.me:
                     self.lost = True
                     return
@@ -141,7 +154,7 @@ class Lock:
         """Give the experiment up; a holder that has lost it leaves the file to its new one."""
         self._released.set()
         self._thread.join()
-        if not self.lost and self._holder() == self.me:
+        if not self.lost and read_holder(self.path) == self.me:
             with suppress(OSError):
                 self._write(None)
         self._file.close()

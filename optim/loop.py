@@ -28,7 +28,7 @@ from models.transformer import Block, Transformer
 from models.weights import load_weights
 from optim import checkpoint
 from optim.evaluate import evaluate
-from optim.experiment import SUMMARY, UNKNOWN, Experiment
+from optim.experiment import FINAL, SUMMARY, UNKNOWN, Experiment
 from optim.optimizers import load_optimizer_state, make_optimizer
 from optim.reporting import Reporter, log
 from optim.schedules import make_scheduler
@@ -293,8 +293,8 @@ class Trainer:
                 self._save(f"ckpt_{self.step}.pt")
             elif self.being_saved is not None and self.writer.idle:
                 self._note_saved()
-        if self.world.tell(self.saved_step < self.step or not (self.folder / checkpoint.FINAL).exists()):
-            self._save(checkpoint.FINAL)
+        if self.world.tell(self.saved_step < self.step or not (self.folder / FINAL).exists()):
+            self._save(FINAL)
             self._note_saved()
         return self._finish()
 

@@ -16,7 +16,7 @@ from config.flags import FLAGS
 from errors import UserError
 from files import read_json
 from optim import checkpoint
-from optim.experiment import SUMMARY
+from optim.experiment import FINAL, SUMMARY, numbered
 from optim.reporting import log
 
 if TYPE_CHECKING:
@@ -89,14 +89,14 @@ def is_finished(folder: Path, args: Any) -> bool:
     if args.iterations > done and args.extend is None:
         raise UserError(f"{folder} is finished with {done} iterations, --iterations asks for {args.iterations}; say what the learning rate "
                         "should do: --extend continue (from where it is to its end value) or --extend restart (warm up again first)")
-    if args.iterations > done and not (folder / checkpoint.FINAL).exists() and not checkpoint.numbered(folder):
+    if args.iterations > done and not (folder / FINAL).exists() and not numbered(folder):
         raise UserError(f"{folder} is finished, but holds no checkpoint to extend; give another --exp_name")
     return args.iterations == done
 
 
 def reopen(folder: Path, done: int) -> None:
     """Give the final files of an experiment that is being extended the number of their step: they stay beside the new ones."""
-    for name, new in ((checkpoint.FINAL, f"ckpt_{done}.pt"), (SUMMARY, f"summary_{done}.json")):
+    for name, new in ((FINAL, f"ckpt_{done}.pt"), (SUMMARY, f"summary_{done}.json")):
         if (folder / name).exists():
             os.replace(folder / name, folder / new)
 

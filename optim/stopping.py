@@ -15,6 +15,7 @@ from types import FrameType
 
 from distributed.world import World
 from errors import UserError
+from optim.lock import TAKEN_OVER
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 STOP_FILE, TIME, JOB_END, LOST = "stop file", "max_runtime_minutes", "end of the job", "lost"
@@ -64,7 +65,7 @@ class Stopper:
         flag = REASONS.index(self._cause()) if self.world.is_main else self._signal
         self.reason = REASONS[self.world.largest(flag)]
         if self.reason == LOST:
-            raise UserError("another process has taken the experiment over; this run ends without saving")
+            raise UserError(f"{TAKEN_OVER}; this run ends without saving")
         if self.reason == STOP_FILE and self.world.is_main:
             self.reason = self._words() or STOP_FILE
         return bool(self.reason)

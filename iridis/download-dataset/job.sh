@@ -1,12 +1,26 @@
 #!/usr/bin/env bash
-# Fetches OpenWebText2 and GPT-2's BPE ranks. Runs where it is called: a login node, which has internet.
+# Fetches OpenWebText2 and GPT-2's BPE ranks. Runs where it is called: a login node, which has internet; as a job only in
+# DOWNLOAD_PARTITION, where the site has one.
 #   bash iridis/download-dataset/job.sh                 # asks
 #   bash iridis/download-dataset/job.sh --full          # both, without asking; goes on after an interruption
 #   bash iridis/download-dataset/job.sh --bpe | --check | --reset
 #   bash iridis/download-dataset/job.sh --full --source DIR_OR_URL [--sha256 HEX]
 # shellcheck source=iridis/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
+PASS_THROUGH=1 parse_options "$@"
 
-ensure_environment
-cd "$REPO_DIR"
-exec python -m data.download --data_dir "$DATA_DIR" "$@"
+# CONFIGURATION (each can be set in the environment)
+: "${PARTITION:=$DOWNLOAD_PARTITION}" "${N_GPUS:=0}" "${CPUS:=2}" "${MEMORY:=4G}" "${TIME_LIMIT:=12:00:00}"
+SINGLETON=1
+
+# work: what is there already is kept
+work() {
+    exec python -m data.download --data_dir "$DATA_DIR" "${FLAGS[@]}"
+}
+
+if [[ -z $PARTITION ]]; then
+    ensure_environment
+    cd "$REPO_DIR"
+    work
+fi
+run_job "$@"

@@ -1,0 +1,1 @@
+"""The jobs' Python: preflight.py (before a job is queued), chain.py (after a job of a chain ended); the rest is shell."""

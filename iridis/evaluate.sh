@@ -1,0 +1,51 @@
+# shellcheck shell=bash
+# What every evaluation package shares: which checkpoints, and one summary and one text for each in the run folder.
+# A package sources this, names the training in TRAINED_BY, and calls `run_evaluation "$@"`.
+
+# shellcheck source=iridis/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+# find_checkpoints: those given by --checkpoint, else the experiment of the training package with the same --name
+find_checkpoints() {
+    local experiment
+    if ((${#CHECKPOINTS[@]} == 0)); then
+        experiment="$(bash "$REPO_DIR/iridis/$TRAINED_BY/job.sh" --where "${WORDS[@]}" ${NAME:+--name "$NAME"})" || exit $?
+        CHECKPOINTS=("$experiment")
+    fi
+}
+
+before_submit() {
+    ensure_environment
+    find_checkpoints
+    local checkpoint
+    for checkpoint in "${CHECKPOINTS[@]}"; do
+        [[ -n $AFTER || -e $checkpoint ]] || die "there is no checkpoint $checkpoint; train it (iridis/$TRAINED_BY/job.sh), or name one: --checkpoint DIR_OR_FILE"
+    done
+    python -m iridis.preflight --partition "$PARTITION" --time "$TIME_LIMIT" --nodes "$N_NODES" --gpus "$N_GPUS" >/dev/null
+}
+
+# evaluate FOLDER CHECKPOINT FLAGS...: perplexity over the validation split
+evaluate() {
+    mkdir -p "$1"
+    printf '=== %s\n' "$2"
+    python eval.py --checkpoint "$2" --output_dir "$1" "${@:3}" "${FLAGS[@]}" | tee "$1/eval.txt"
+}
+
+# evaluate_all: each checkpoint (the newest one of a folder) at full compute; several get a folder each
+evaluate_all() {
+    local n
+    find_checkpoints
+    for n in "${!CHECKPOINTS[@]}"; do
+        evaluate "$RUN_DIR$( ((${#CHECKPOINTS[@]} == 1)) || echo "/$n")" "${CHECKPOINTS[n]}"
+    done
+}
+
+work() {
+    evaluate_all
+}
+
+# run_evaluation ARGUMENTS...: the whole of an evaluation package's job
+run_evaluation() {
+    : "${N_GPUS:=1}" "${TIME_LIMIT:=4:00:00}" "${MEMORY:=64G}"
+    run_job "$@"
+}

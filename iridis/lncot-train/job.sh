@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# LN-CoTFormer, 2 -> 21 x 5 -> 1: row 4 of Table 2; with ITERATIONS=60000 that of Section 5.
+#   bash iridis/lncot-train/job.sh [--dry-run] [--local] [--chain N] [--after JOBID] [--name EXP] [-- flags for main.py]
+# shellcheck source=iridis/train.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../train.sh"
+parse_options "$@"
+
+# CONFIGURATION (each can be set in the environment; the rest of the paper's setting is in iridis/train.sh)
+: "${N_GPUS:=2}" "${N_NODES:=1}" # of a node, and nodes; --gres and the number of processes follow
+: "${ITERATIONS:=40000}" "${N_LAYER:=24}" "${N_REPEAT:=5}"
+
+MODEL_FLAGS=(--model cotformer_full_depth_lnmid_depthemb --n_layer "$N_LAYER" --n_layer_begin 2 --n_layer_end 1
+    --n_repeat "$N_REPEAT" --depth_embedding linear_learned)
+
+run_training "$@"

@@ -1,0 +1,209 @@
+"""Before a job is queued: can it run there, is there room for its checkpoints, how long will it take?
+
+    python -m iridis.preflight [--partition P --time T --nodes N --gpus N --processes N] [--no-data] [--where] -- FLAGS OF main.py
+
+stdout has five lines for the job library: the experiment's folder; "finished" or "unfinished"; how many seconds before its
+time limit the job should be told to stop; who trains the experiment now, if anyone; the device. What people should know
+goes to stderr. With --where nothing is checked. Exit code 2: one line for each problem.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+import config
+from data.bins import dataset_folder, how_to_prepare, is_prepared
+from errors import UserError
+from files import read_json
+from optim.experiment import FINAL, SUMMARY, numbered, read_segments
+from optim.lock import holder
+
+SLURM_SECONDS = 20  # patience with SLURM's commands
+LEAD_SECONDS = 300  # before the time limit, where steps and saves have not been timed yet
+LEAD_MARGIN = 60
+OPTIMIZER_STATES = {"adamw": 2, "sgd": 1, "adafactor": 0.1}  # numbers kept for each weight
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def seconds_of(text: str) -> int | None:
+    """SLURM's D-HH:MM:SS, HH:MM:SS, MM:SS, MM or D-HH in seconds; None for UNLIMITED. Raises UserError for anything else."""
+    if text.lower() in ("infinite", "unlimited", "none", "n/a"):
+        return None
+    days, _, clock = text.rpartition("-")
+    parts = clock.split(":")
+    if not all(part.isdigit() for part in [*parts, *([days] if days else [])]) or len(parts) > 3:
+        raise UserError(f"{text!r} is no time limit; write D-HH:MM:SS, HH:MM:SS or minutes")
+    numbers = [int(part) for part in parts]
+    if days:
+        hours, minutes, seconds = (*numbers, 0, 0)[:3]
+    else:
+        hours, minutes, seconds = [(0, numbers[0], 0), (0, *numbers), tuple(numbers)][len(numbers) - 1]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def slurm(*command: str) -> list[str]:
+    """Lines that a SLURM command prints. Raises UserError where it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SLURM_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UserError(f"{command[0]} does not answer: {error}") from None
+    if done.returncode:
+        raise UserError(f"{command[0]}: {(done.stderr or done.stdout).strip().splitlines()[-1:] or done.returncode}")
+    return done.stdout.splitlines()
+
+
+def partition_problems(partition: str, limit: str, nodes: int, gpus: int) -> list[str]:
+    """Why a partition cannot take the job."""
+    known = sorted({line.rstrip("*") for line in slurm("sinfo", "-h", "-o", "%P")})
+    if partition not in known:
+        return [f"there is no partition {partition!r} here; set PARTITION to one of: {', '.join(known)}"]
+    problems, rows = [], [line.split("|") for line in slurm("sinfo", "-h", "-p", partition, "-o", "%l|%D|%G")]
+    wanted, allowed = seconds_of(limit), seconds_of(rows[0][0])
+    if allowed is not None and (wanted is None or wanted > allowed):
+        problems.append(f"TIME_LIMIT {limit} is more than partition {partition} allows ({rows[0][0]})")
+    if sum(int(row[1]) for row in rows) < nodes:
+        problems.append(f"N_NODES {nodes} is more than partition {partition} has")
+    if gpus and max(gpus_in(row[2]) for row in rows) < gpus:
+        problems.append(f"N_GPUS {gpus} is more than a node of partition {partition} has ({', '.join(row[2] for row in rows)})")
+    return problems
+
+
+def gpus_in(gres: str) -> int:
+    """GPUs in a line like `gpu:l4:2(S:0-1),shard:8`."""
+    fields = [part.split("(")[0].split(":") for part in gres.split(",")]
+    return sum(int(field[-1]) for field in fields if field[0] == "gpu" and field[-1].isdigit())
+
+
+def checkpoint_bytes(args: Namespace, folder: Path) -> int:
+    """Size of a checkpoint: of the newest one, or what the model's weights and optimiser states will take."""
+    saved = [path for path in (folder / FINAL, *numbered(folder)) if path.is_file()]
+    if saved:
+        return saved[0].stat().st_size
+    import torch
+
+    from models import make_model_from_args
+
+    with torch.device("meta"):
+        weights = sum(p.numel() for p in make_model_from_args(args).parameters())
+    return int(4 * weights * (1 + OPTIMIZER_STATES[args.opt]))
+
+
+def existing_parent(folder: Path) -> Path:
+    return next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
+
+
+def free_bytes(folder: Path) -> int:
+    """Room for new files: what the disk has, or what a Lustre quota leaves, whichever is less."""
+    place = existing_parent(folder)
+    free = shutil.disk_usage(place).free
+    if shutil.which("lfs"):
+        try:
+            words = slurm("lfs", "quota", "-q", "-u", str(os.getuid()), str(place))[-1].split()
+        except (UserError, IndexError):
+            return free
+        used, _, limit = (int(word.rstrip("*")) if word.rstrip("*").isdigit() else 0 for word in words[-8:-5])
+        if limit:
+            free = min(free, 1024 * max(limit - used, 0))
+    return free
+
+
+def space_problems(args: Namespace, folder: Path) -> list[str]:
+    """Whether the checkpoints to come find room: those that are kept, the final one, and one being written."""
+    size = checkpoint_bytes(args, folder)
+    kept = args.keep_checkpoints or args.iterations // (args.save_checkpoint_freq or args.iterations)
+    count = min(kept, args.iterations // (args.save_checkpoint_freq or args.iterations)) + 2
+    there = sum(path.stat().st_size for path in folder.glob("*.pt")) if folder.is_dir() else 0
+    needed, free = count * size - there, free_bytes(folder)
+    say(f"checkpoints: {size / 2**20:,.0f} MiB each, up to {count} at a time; {free / 2**30:,.1f} GiB free in {existing_parent(folder)}")
+    if needed > free:
+        return [f"{folder} needs {needed / 2**30:.1f} GiB more for checkpoints, but {free / 2**30:.1f} GiB are free; make room, "
+                "or lower --keep_checkpoints, or set RESULTS_DIR"]
+    return []
+
+
+def forecast(folder: Path, iterations: int, limit: str | None) -> str | None:
+    """Steps an hour, jobs and days to the end, from what earlier jobs of the experiment did."""
+    worked = [row for row in read_segments(folder) if row.get("end_step", 0) > row.get("start_step", 0) and row.get("seconds")]
+    seconds = sum(row["seconds"] for row in worked)
+    if not seconds:
+        return None
+    per_hour = 3600 * sum(row["end_step"] - row["start_step"] for row in worked) / seconds
+    left = max(iterations - worked[-1]["end_step"], 0)
+    hours = left / per_hour
+    job = seconds_of(limit) if limit else None
+    jobs = f", {max(1, math.ceil(hours * 3600 / job))} more job(s) of {limit}" if job and left else ""
+    return f"forecast: {per_hour:,.0f} steps/h, {left:,} of {iterations:,} steps left: {hours:.1f} h = {hours / 24:.1f} days of running{jobs}"
+
+
+def lead_seconds(folder: Path, limit: str | None) -> int:
+    """How long before the limit to stop: the slowest step and save that were seen and a minute; never a quarter of the limit."""
+    try:
+        status = read_json(folder / "status.json") or {}
+    except UserError:
+        status = {}
+    timed = [value for name in ("slowest_step_seconds", "slowest_save_seconds") if isinstance(value := status.get(name), float) and value > 0]
+    lead = sum(timed) + LEAD_MARGIN if len(timed) == 2 else LEAD_SECONDS
+    whole = seconds_of(limit) if limit else None
+    return int(min(lead, whole / 4) if whole else lead)
+
+
+def is_done(folder: Path, iterations: int) -> bool:
+    """Whether all the steps that are asked for have been done."""
+    try:
+        summary = read_json(folder / SUMMARY)
+    except UserError:
+        return False
+    return summary is not None and isinstance(summary.get("args"), dict) and summary["args"].get("iterations", 0) >= iterations
+
+
+def options(argv: Sequence[str]) -> tuple[Namespace, list[str] | None]:
+    words = list(argv)
+    flags = None
+    if "--" in words:
+        at = words.index("--")
+        words, flags = words[:at], words[at + 1:]
+    parser = argparse.ArgumentParser(prog="preflight", description="Check a job before it is queued.")
+    parser.add_argument("--partition")
+    parser.add_argument("--time")
+    for name in ("nodes", "gpus", "processes"):
+        parser.add_argument(f"--{name}", type=int, default=0 if name == "gpus" else 1)
+    parser.add_argument("--no-data", action="store_true", help="a job before this one prepares the data")
+    parser.add_argument("--where", action="store_true", help="only say where the experiment is")
+    return parser.parse_args(words), flags
+
+
+def main(argv: Sequence[str]) -> int:
+    wanted, flags = options(argv)
+    problems = [] if wanted.partition is None else partition_problems(wanted.partition, wanted.time, wanted.nodes, wanted.gpus)
+    folder, done, lead, device = Path(), False, LEAD_SECONDS, "auto"
+    if flags is not None:
+        args = config.parse_args(flags)
+        folder, device = config.experiment_folder(args), args.device
+        done, lead = is_done(folder, args.iterations), lead_seconds(folder, wanted.time)
+        if not wanted.where and not done:
+            config.check_world_size(args, wanted.processes)
+            data = dataset_folder(args.dataset, args.data_dir)
+            if args.dataset != "stdlib" and not wanted.no_data and not is_prepared(data):
+                problems.append(f"dataset {args.dataset!r} is not prepared: {data} lacks train.bin or val.bin; {how_to_prepare(args.dataset)}")
+            problems += space_problems(args, folder)
+            line = forecast(folder, args.iterations, wanted.time)
+            if line:
+                say(line)
+    if problems:
+        raise UserError("\n".join(problems))
+    print(folder.absolute(), "finished" if done else "unfinished", lead, holder(folder / "lock") or "", device, sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(config.guarded("job", lambda: main(sys.argv[1:])))

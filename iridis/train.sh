@@ -1,0 +1,206 @@
+# shellcheck shell=bash
+# What every training package shares: the paper's setting, and a chain of jobs that goes on until the training is done.
+# A package sources this, sets its configuration and MODEL_FLAGS, and calls `run_training "$@"`.
+
+# shellcheck source=iridis/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+SINGLETON=1
+SIGNALLED="" # why this job was told to stop
+TRAINING_ENDED=83
+
+# paper_flags: fill TRAIN_FLAGS, the flags of main.py: the paper's setting, the package's model, then what the user gave
+paper_flags() {
+    : "${ITERATIONS:=40000}" "${BATCH_SIZE:=8}" "${ACC_STEPS:=16}" "${CKPT_FREQ:=2000}" "${DATASET:=owt2}"
+    : "${WANDB:=1}" "${WANDB_PROJECT:=rcotformer}"
+    TRAIN_FLAGS=(--dataset "$DATASET" --data_dir "$DATA_DIR" --results_base_folder "$RESULTS_DIR" --data_in_ram
+        --n_embd 768 --n_head 12 --sequence_length 256 --lr 1e-3 --warmup_percent 0.2
+        --batch_size "$BATCH_SIZE" --acc_steps "$ACC_STEPS" --iterations "$ITERATIONS" --save_checkpoint_freq "$CKPT_FREQ")
+    [[ $WANDB == 0 ]] || TRAIN_FLAGS+=(--wandb --wandb_project "$WANDB_PROJECT")
+    TRAIN_FLAGS+=("${MODEL_FLAGS[@]}")
+    [[ -z $NAME ]] || TRAIN_FLAGS+=(--exp_name "$NAME")
+    TRAIN_FLAGS+=("${FLAGS[@]}")
+}
+
+# look OPTIONS...: ask the preflight; sets EXPERIMENT, STATE, LEAD, HOLDER and DEVICE
+look() {
+    local answer
+    answer="$(python -m iridis.preflight "$@" --time "$TIME_LIMIT" --processes "$((PROCESSES * N_NODES))" -- "${TRAIN_FLAGS[@]}")" || exit $?
+    { read -r EXPERIMENT && read -r STATE && read -r LEAD && read -r HOLDER && read -r DEVICE; } <<<"$answer"
+    JOB_NAME="$(basename "$PACKAGE_DIR")-$(basename "$EXPERIMENT" | tr -c 'A-Za-z0-9._=\n-' _ | cut -c1-60)-$(sha256sum <<<"$EXPERIMENT" | cut -c1-8)"
+}
+
+# where: print the experiment's folder
+where() {
+    ensure_environment >&2
+    look --where
+    printf '%s\n' "$EXPERIMENT"
+}
+
+before_submit() {
+    ensure_environment
+    look --partition "$PARTITION" --nodes "$N_NODES" --gpus "$N_GPUS" ${AFTER:+--no-data}
+    printf 'experiment:   %s\n' "$EXPERIMENT"
+}
+
+# with_run_dir: leave the experiment's folder for people, and refuse a second training of it
+with_run_dir() {
+    printf '%s\n' "$EXPERIMENT" >"$RUN_DIR/experiment.txt"
+    local queued
+    queued="$(squeue -h --me -o '%i (%T) %j' | grep -- "-${JOB_NAME##*-}\$" | head -n 1)" || true
+    if [[ $STATE == finished ]]; then
+        printf 'finished already: nothing to do; %s\n' "$EXPERIMENT/summary.json" | tee "$RUN_DIR/not_submitted.txt"
+        exit 0
+    elif [[ -n $queued ]]; then
+        refuse "$EXPERIMENT is in the queue already: job ${queued% *}; wait for it, or scancel it"
+    elif [[ -n $HOLDER ]]; then
+        refuse "$EXPERIMENT is being trained by $HOLDER"
+    fi
+}
+
+# refuse MESSAGE: say why nothing is submitted, and leave it in the run folder
+refuse() {
+    printf '%s\n' "$1" >"$RUN_DIR/not_submitted.txt"
+    die "$1"
+}
+
+# ask_to_stop REASON: for traps; the training finishes its step and saves
+ask_to_stop() {
+    SIGNALLED="$1" WOKEN=1
+    printf '%s\n' "$1" >"$STOP_FILE.tmp"
+    mv "$STOP_FILE.tmp" "$STOP_FILE"
+}
+
+# why_terminated: what SLURM means by a SIGTERM, from the restarts it has counted and from its line in this job's log
+why_terminated() {
+    local restarts said
+    restarts="$(scontrol show job -o "$SLURM_JOB_ID" | grep -oE ' Restarts=[0-9]+' | cut -d= -f2)" || true
+    said="$(tail -c "+$((ERR_BEFORE + 1))" "$ERR_FILE" | grep 'CANCELLED AT')" || true
+    if ((${restarts:-0} > ${SLURM_RESTART_COUNT:-0})); then
+        printf 'requeued\n' # by SLURM: after a preemption, or because it had lost the node
+    elif [[ $said == *PREEMPTION* ]]; then
+        printf 'preempted\n'
+    elif [[ $said == *"TIME LIMIT"* ]]; then
+        printf 'time limit\n'
+    elif [[ -n $said ]]; then
+        printf 'cancelled\n'
+    else
+        printf 'SIGTERM\n'
+    fi
+}
+
+# fit_to_train: whether all nodes pass the health check. A node that does not is left out of the next job.
+fit_to_train() {
+    local report="$RUN_DIR/health_$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}" node sick=()
+    : >"$report"
+    run_and_wait launch -m distributed.health --report "$report" --gpus "$N_GPUS" --device "$DEVICE" || true
+    [[ -z $SIGNALLED ]] || return 0
+    for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
+        (($(grep -cxF "$node" "$report") >= PROCESSES)) || sick+=("$node")
+    done
+    if ((${#sick[@]} == 0)); then
+        rm -f "$RUN_DIR/was_sick"
+        return 0
+    fi
+    printf '%s\n' "${sick[@]}" >>"$RUN_DIR/excluded_nodes"
+    SICK="${sick[*]}"
+    return 1
+}
+
+# continue_chain REASON: another job takes this one's place
+continue_chain() {
+    local try id
+    if [[ -n $MAX_JOBS && $(wc -l <"$RUN_DIR/jobs.txt") -ge $MAX_JOBS ]]; then
+        end_chain "the limit of --chain $MAX_JOBS jobs is reached ($1)"
+    fi
+    printf '=== %s: going on in another job\n' "$1"
+    if [[ $CHAIN_BY == requeue ]] && scontrol requeue "$SLURM_JOB_ID"; then
+        exit 0
+    fi
+    AFTER=""
+    for try in 1 2 3 4 5; do
+        if id="$(hand_to_slurm)"; then
+            hand_on "$SLURM_JOB_ID" "$id"
+            printf '=== job %s goes on\n' "$id"
+            exit 0
+        fi
+        sleep "$((try * 20))"
+    done
+    end_chain "sbatch refused the next job"
+}
+
+# hand_on OLD NEW: jobs that wait for OLD wait for NEW instead
+hand_on() {
+    local id dependency
+    while IFS='|' read -r id dependency; do
+        dependency="$(sed -E 's/\([a-z]*\)//g' <<<"$dependency")"
+        [[ $dependency =~ :$1(:|,|$) ]] || continue
+        scontrol update JobId="$id" Dependency="$(sed -E "s/:$1(:|,|\$)/:$2\\1/" <<<"$dependency")" ||
+            end_chain "job $id waits for this one and could not be told to wait for job $2"
+    done < <(squeue -h --me --states=PENDING -o '%i|%E')
+}
+
+# end_chain REASON: no further job; what waits for this one is cancelled by SLURM
+end_chain() {
+    printf 'error: the chain stops: %s\n' "$1" >&2
+    scancel --me --name="$JOB_NAME" --state=PENDING || true
+    notify "$JOB_NAME: stopped" "$1"$'\n'"experiment: $EXPERIMENT"$'\n'"logs: $RUN_DIR"
+    exit 1
+}
+
+# train_segment: one job of a chain
+train_segment() {
+    local code=0 cause="" verdict
+    ERR_FILE="$RUN_DIR/slurm_$SLURM_JOB_ID.err" STOP_FILE="$RUN_DIR/stop_$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"
+    ERR_BEFORE="$(stat -c %s "$ERR_FILE" 2>/dev/null || echo 0)"
+    trap 'ask_to_stop "time limit"' USR1
+    trap 'ask_to_stop SIGTERM' TERM
+    look --where
+    if [[ $STATE == unfinished && $HEALTH_CHECK != 0 ]] && ! fit_to_train; then
+        [[ ! -e "$RUN_DIR/was_sick" ]] || end_chain "the health check failed again, on $SICK"
+        : >"$RUN_DIR/was_sick"
+        continue_chain "the health check failed on $SICK"
+    fi
+    if [[ -z $SIGNALLED ]]; then
+        run_and_wait launch main.py "${TRAIN_FLAGS[@]}" --stop_file "$STOP_FILE" || code=$?
+    fi
+    rm -f "$STOP_FILE"
+    cause="$SIGNALLED"
+    [[ $cause != SIGTERM ]] || cause="$(why_terminated)"
+    verdict="$(python -m iridis.chain "$EXPERIMENT" --code "$code" --cause "$cause" --log "$ERR_FILE")"
+    printf '=== training ended with code %s%s; %s\n' "$code" "${cause:+ ($cause)}" "$verdict"
+    [[ $cause != requeued ]] || exit 0 # SLURM starts this very job again
+    case "$verdict" in
+    finished:*)
+        notify "$JOB_NAME: finished" "experiment: $EXPERIMENT"
+        exit 0
+        ;;
+    replaced:*) exit 0 ;;
+    again:*) continue_chain "${verdict#*: }" ;;
+    *) end_chain "${verdict#*: }" ;;
+    esac
+}
+
+# train_here: in the foreground; Ctrl-C finishes the step and saves
+train_here() {
+    local code=0
+    STOP_FILE="$RUN_DIR/stop"
+    trap 'ask_to_stop interrupted' INT TERM
+    look
+    printf '%s\n' "$EXPERIMENT" >"$RUN_DIR/experiment.txt"
+    run_and_wait launch main.py "${TRAIN_FLAGS[@]}" --stop_file "$STOP_FILE" > >(tee -a "$RUN_DIR/train.out") 2> >(tee -a "$RUN_DIR/train.err" >&2) || code=$?
+    if ((code == 0)) && [[ -e $STOP_FILE ]]; then code=$TRAINING_ENDED; fi # torchrun cannot say so
+    rm -f "$STOP_FILE"
+    exit "$code"
+}
+
+work() {
+    if [[ $HOW == segment ]]; then train_segment; else train_here; fi
+}
+
+# run_training ARGUMENTS...: the whole of a training package's job
+run_training() {
+    : "${N_GPUS:=2}" "${TIME_LIMIT:=1-00:00:00}" "${MEMORY:=128G}"
+    paper_flags
+    run_job "$@"
+}
