@@ -10,6 +10,7 @@ goes to stderr. With --where nothing is checked. Exit code 2: one line for each 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shutil
 import subprocess
