@@ -1,6 +1,7 @@
 """After a job of a chain: is the training finished, is another job worth its while, or must a person look?
 
     python -m iridis.chain EXPERIMENT_FOLDER --code EXIT_CODE [--cause "time limit"] [--log FILE]
+    python -m iridis.chain EXPERIMENT_FOLDER --ended "why there is no further job"
 
 Prints one line, `finished`, `again`, `stop` or `replaced`, then a colon and the reason; the ledger's row of this job gets it too. Run by
 the job that did the training, after it. A chain goes on as long as its jobs advance the newest checkpoint; it stops
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,13 +104,31 @@ def judge(folder: Path, code: int, cause: str, said: str) -> tuple[str, str]:
     return outcome, reason
 
 
+def note_end(folder: Path, reason: str) -> None:
+    """Put into the ledger why the chain ends, where there is a ledger and nobody else has the experiment."""
+    if not read_segments(folder):
+        return
+    experiment = Experiment(folder, (read_json(folder / "status.json") or {}).get("iterations", 0))
+    try:
+        experiment.segments[-1]["chain"] = f"{STOP}: {reason}"
+        experiment.write_segments()
+    finally:
+        experiment.close()
+
+
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="chain", description="Decide whether a training needs another job.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--code", type=int, required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--code", type=int)
+    what.add_argument("--ended")
     parser.add_argument("--cause", default="")
     parser.add_argument("--log", type=Path)
     args = parser.parse_args(argv)
+    if args.ended:
+        with suppress(UserError):
+            note_end(args.folder, args.ended)
+        return 0
     try:
         outcome, reason = judge(args.folder, args.code, args.cause, last_line(args.log))
     except UserError as error:

@@ -14,9 +14,27 @@ find_checkpoints() {
     fi
 }
 
+identify() {
+    find_checkpoints
+    name_job "${CHECKPOINTS[*]}"
+}
+
+# is_done: whether a run evaluated the (first) checkpoint to its end, and the checkpoint is not newer
+is_done() {
+    local newest="${CHECKPOINTS[0]}" run
+    [[ ! -d $newest ]] || newest="$newest/summary.json"
+    [[ -e $newest ]] || return 1
+    for run in "$PACKAGE_DIR"/run_*; do
+        if [[ "$run/done" -nt $newest ]] && grep -rqF --include='eval_summary_*.json' "\"checkpoint\": \"${CHECKPOINTS[0]}" "$run"; then
+            return 0
+        fi
+    done
+    return 1
+}
+
 before_submit() {
     ensure_environment
-    find_checkpoints
+    identify
     local checkpoint
     for checkpoint in "${CHECKPOINTS[@]}"; do
         [[ -n $AFTER || -e $checkpoint ]] || die "there is no checkpoint $checkpoint; train it (iridis/$TRAINED_BY/job.sh), or name one: --checkpoint DIR_OR_FILE"
@@ -40,9 +58,7 @@ evaluate_all() {
     done
 }
 
-work() {
-    evaluate_all
-}
+work() { evaluate_all; }
 
 # run_evaluation ARGUMENTS...: the whole of an evaluation package's job
 run_evaluation() {

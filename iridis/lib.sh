@@ -2,7 +2,9 @@
 # What every job.sh needs: options, the environment, the run folder, submission, and the start of programs on nodes.
 # A job.sh sources this (or train.sh, evaluate.sh), sets its configuration, defines `work`, and calls `run_job`.
 
-set -euo pipefail
+set -Eeuo pipefail
+# nothing ends in silence; bad input (2) has been told by whoever met it
+trap 'code=$?; ((code == 2)) || printf "error: %s, line %s: a command failed with code %s\n" "${BASH_SOURCE[0]}" "$LINENO" "$code" >&2' ERR
 # shellcheck source=iridis/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
@@ -30,13 +32,13 @@ parse_options() {
     HOW=submit MAX_JOBS="" AFTER="" NAME="" RUN_DIR="" CHECKPOINTS=() WORDS=() FLAGS=()
     local pass="${PASS_THROUGH:-0}"
     while (($#)); do
-        if [[ $pass == 1 && ! $1 =~ ^--(dry-run|local|after|segment|help|)$ ]]; then
+        if [[ $pass == 1 && ! $1 =~ ^--(dry-run|local|state|after|segment|help|)$ ]]; then
             FLAGS+=("$1")
             shift
             continue
         fi
         case "$1" in
-        --dry-run | --local | --where) HOW="${1#--}" ;;
+        --dry-run | --local | --where | --state) HOW="${1#--}" ;;
         --chain | --after | --name | --segment | --checkpoint)
             [[ $# -ge 2 && -n $2 ]] || die "$1 needs a value"
             case "$1" in
@@ -119,7 +121,7 @@ ensure_environment() {
     local requirements="$REPO_DIR/${1:-requirements.txt}" prefix="$VENV_DIR" stamp
     if has_conda; then prefix="$CONDA_ENV_PREFIX"; fi
     stamp="$prefix/.installed-$(cat "$REPO_DIR"/requirements*.txt | sha256sum | cut -c1-16)-$(basename "$requirements" .txt)"
-    if [[ ! -f "$stamp" ]]; then
+    if [[ ! -f "$stamp" && ! -f "${stamp%-dev}-dev" ]]; then # requirements-dev.txt includes requirements.txt
         (install "$prefix" "$requirements" "$stamp") || exit $?
     fi
     PATH="$prefix/bin:$PATH"
@@ -217,7 +219,40 @@ submit_job() {
     printf 'stop:         scancel %s\n' "$id"
 }
 
-# Hooks that a kind of job may define anew: before_submit checks and may exit; with_run_dir writes into the run folder.
+# name_job THING: a name of its own for what this job works on, by which squeue and --dependency=singleton know it
+name_job() {
+    JOB_NAME="$(basename "$PACKAGE_DIR")-$(basename "$1" | tr -c 'A-Za-z0-9._=\n-' _ | cut -c1-60)-$(sha256sum <<<"$1" | cut -c1-8)"
+}
+
+# queued_job: id and state of a job of this name; nothing where there is none
+queued_job() {
+    squeue -h --me --name="$JOB_NAME" -o '%i (%T)' 2>/dev/null | head -n 1 || true
+}
+
+# is_prepared DATASET: whether its bins are there
+is_prepared() {
+    python -c 'import sys; from data.bins import dataset_folder, is_prepared; sys.exit(not is_prepared(dataset_folder(*sys.argv[1:])))' \
+        "$1" "$DATA_DIR"
+}
+
+# state: for iridis/pipeline.sh: print done, "queued ID", or todo
+state() {
+    local queued
+    ensure_environment >&2
+    identify
+    queued="$(queued_job)"
+    if is_done; then
+        printf 'done\n'
+    else
+        printf '%s\n' "${queued:+queued ${queued%% *}}" | sed 's/^$/todo/'
+    fi
+}
+
+# Hooks that a kind of job may define anew: identify finds out what it works on, and names the job; is_done says whether
+# that is there already; before_submit and before_local check and may exit; with_run_dir writes into the run folder.
+identify() { :; }
+is_done() { false; }
+before_local() { :; }
 before_submit() {
     [[ $HOW == dry-run ]] || ensure_environment
     (cd "$REPO_DIR" && python -m iridis.preflight --partition "$PARTITION" --time "$TIME_LIMIT" --nodes "$N_NODES" --gpus "$N_GPUS" >/dev/null)
@@ -273,23 +308,26 @@ run_job() {
     cd "$REPO_DIR"
     case "$HOW" in
     submit | dry-run) submit_job ;;
-    where) where ;;
+    where | state) "$HOW" ;;
     segment)
         ensure_environment
         on_node
         work
+        : >"$RUN_DIR/done"
         ;;
     local)
         N_NODES=1
         local here
-        here="$(nvidia-smi -L 2>/dev/null | wc -l)"
+        here="$({ nvidia-smi -L 2>/dev/null || true; } | wc -l)"
         PROCESSES=$((here < N_GPUS ? here : N_GPUS))
         ((PROCESSES)) || PROCESSES=1
+        ensure_environment
+        before_local
         RUN_DIR="$(new_run_dir "$PACKAGE_DIR")"
         printf 'run folder: %s\n' "$RUN_DIR"
-        ensure_environment
         record_run "$RUN_DIR" bash "$JOB_SCRIPT" "${ARGUMENTS[@]}"
         work
+        : >"$RUN_DIR/done"
         ;;
     esac
 }

@@ -27,15 +27,20 @@ look() {
     local answer
     answer="$(python -m iridis.preflight "$@" --time "$TIME_LIMIT" --processes "$((PROCESSES * N_NODES))" -- "${TRAIN_FLAGS[@]}")" || exit $?
     { read -r EXPERIMENT && read -r STATE && read -r LEAD && read -r HOLDER && read -r DEVICE; } <<<"$answer"
-    JOB_NAME="$(basename "$PACKAGE_DIR")-$(basename "$EXPERIMENT" | tr -c 'A-Za-z0-9._=\n-' _ | cut -c1-60)-$(sha256sum <<<"$EXPERIMENT" | cut -c1-8)"
+    name_job "$EXPERIMENT"
 }
+
+identify() { look --where; }
+is_done() { [[ $STATE == finished ]]; }
 
 # where: print the experiment's folder
 where() {
     ensure_environment >&2
-    look --where
+    identify
     printf '%s\n' "$EXPERIMENT"
 }
+
+before_local() { look; }
 
 before_submit() {
     ensure_environment
@@ -47,12 +52,12 @@ before_submit() {
 with_run_dir() {
     printf '%s\n' "$EXPERIMENT" >"$RUN_DIR/experiment.txt"
     local queued
-    queued="$(squeue -h --me -o '%i (%T) %j' | grep -- "-${JOB_NAME##*-}\$" | head -n 1)" || true
+    queued="$(queued_job)"
     if [[ $STATE == finished ]]; then
         printf 'finished already: nothing to do; %s\n' "$EXPERIMENT/summary.json" | tee "$RUN_DIR/not_submitted.txt"
         exit 0
     elif [[ -n $queued ]]; then
-        refuse "$EXPERIMENT is in the queue already: job ${queued% *}; wait for it, or scancel it"
+        refuse "$EXPERIMENT is in the queue already: job $queued; wait for it, or scancel it"
     elif [[ -n $HOLDER ]]; then
         refuse "$EXPERIMENT is being trained by $HOLDER"
     fi
@@ -144,6 +149,7 @@ hand_on() {
 end_chain() {
     printf 'error: the chain stops: %s\n' "$1" >&2
     scancel --me --name="$JOB_NAME" --state=PENDING || true
+    python -m iridis.chain "$EXPERIMENT" --ended "$1" || true
     notify "$JOB_NAME: stopped" "$1"$'\n'"experiment: $EXPERIMENT"$'\n'"logs: $RUN_DIR"
     exit 1
 }
@@ -186,7 +192,6 @@ train_here() {
     local code=0
     STOP_FILE="$RUN_DIR/stop"
     trap 'ask_to_stop interrupted' INT TERM
-    look
     printf '%s\n' "$EXPERIMENT" >"$RUN_DIR/experiment.txt"
     run_and_wait launch main.py "${TRAIN_FLAGS[@]}" --stop_file "$STOP_FILE" > >(tee -a "$RUN_DIR/train.out") 2> >(tee -a "$RUN_DIR/train.err" >&2) || code=$?
     if ((code == 0)) && [[ -e $STOP_FILE ]]; then code=$TRAINING_ENDED; fi # torchrun cannot say so

@@ -13,7 +13,7 @@ ruff check .
 printf '=== mypy\n'
 mypy
 printf '=== shellcheck\n'
-mapfile -t scripts < <(find . -path ./.venv -prune -o -path ./scratch -prune -o -name '*.sh' -print -o -path './.ci/run' -print)
+mapfile -t scripts < <(find . -path ./.venv -prune -o -path ./scratch -prune -o -name '*.sh' -print -o -name '*.example' -print -o -path './.ci/run' -print)
 shellcheck -x "${scripts[@]}"
 printf '=== pytest\n'
 python -m pytest "$@"

@@ -18,7 +18,9 @@ work() {
     exec python -m data.download --data_dir "$DATA_DIR" "${FLAGS[@]}"
 }
 
-if [[ -z $PARTITION ]]; then
+is_done() { is_prepared owt2; }
+
+if [[ -z $PARTITION && $HOW != state ]]; then
     ensure_environment
     cd "$REPO_DIR"
     work

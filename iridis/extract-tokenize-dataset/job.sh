@@ -16,4 +16,6 @@ work() {
     exec python -m data.tokenize --data_dir "$DATA_DIR" "${FLAGS[@]}"
 }
 
+is_done() { is_prepared owt2; }
+
 run_job "$@"

@@ -16,7 +16,7 @@ work() {
     evaluate "$RUN_DIR/depth_full" "${CHECKPOINTS[0]}"
     passes="$(python -c 'import json, sys; print(json.load(open(sys.argv[1]))["args"]["n_repeat"])' "$RUN_DIR"/depth_full/eval_summary_*.json)"
     for ((depth = 1; depth < passes; depth++)); do
-        read -ra factors < <(for ((i = 1; i < passes; i++)); do printf '%s ' $((i < depth)); done)
+        read -ra factors <<<"$(for ((i = 1; i < passes; i++)); do printf '%s ' $((i < depth)); done)"
         evaluate "$RUN_DIR/depth_$depth" "${CHECKPOINTS[0]}" --eval_length_factor "${factors[@]}"
     done
 }
