@@ -37,7 +37,7 @@ export RESULTS_DIR DATA_DIR
 : "${CHAIN_BY:=resubmit}"                  # how a job goes on after its time limit: resubmit (sbatch), or requeue (scontrol)
 : "${HEALTH_CHECK:=1}"                     # 0: no check of the nodes before a training
 : "${NOTIFY_EMAIL:=}"                      # who is told when a chain has finished or stopped; empty: nobody
-if [[ -z "$NOTIFY_EMAIL" && -n "${USER:-}" && "$(hostname -f 2>/dev/null)" == *.soton.ac.uk ]]; then
+if [[ -z "$NOTIFY_EMAIL" && -n "${USER:-}" ]] && command -v sbatch >/dev/null && [[ "$(hostname -f 2>/dev/null)" == *.soton.ac.uk ]]; then
     NOTIFY_EMAIL="$USER@soton.ac.uk"
 fi
 

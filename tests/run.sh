@@ -5,6 +5,17 @@
 # shellcheck source=iridis/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../iridis/lib.sh"
 
+# install_slurm: Debian's SLURM for the tests on a real cluster, where that is possible; without it they are skipped
+install_slurm() {
+    if ! command -v slurmctld >/dev/null && [[ $EUID == 0 ]] && command -v apt-get >/dev/null; then
+        printf 'installing slurm-wlm and munge\n'
+        { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends slurm-wlm munge rsync; } \
+            >/dev/null 2>&1 || printf 'note: that did not work; the tests on a cluster are skipped\n'
+    fi
+}
+
+PATH="$PATH:/usr/sbin"
+install_slurm
 ensure_environment requirements-dev.txt
 cd "$REPO_DIR"
 
