@@ -74,7 +74,7 @@ def verdict(folder: Path, rows: list[dict[str, Any]], code: int, cause: str, sai
 def judge(folder: Path, code: int, cause: str, said: str) -> tuple[str, str]:
     """Complete this job's row of the ledger, and decide. Raises UserError where another process has the experiment."""
     rows = read_segments(folder)
-    if TAKEN_OVER in said:
+    if code == BAD_INPUT and TAKEN_OVER in said:  # with another code it is the line of an earlier start, which shares the log
         return REPLACED, said
     if own_row(rows) is None:
         if code == 0 and (folder / SUMMARY).exists():
@@ -126,13 +126,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--log", type=Path)
     args = parser.parse_args(argv)
     if args.ended:
-        with suppress(UserError):
+        with suppress(UserError, OSError):  # another has the experiment, or the disk is full: the job has said it too
             note_end(args.folder, args.ended)
         return 0
     try:
         outcome, reason = judge(args.folder, args.code, args.cause, last_line(args.log))
     except UserError as error:
         outcome, reason = STOP, str(error).splitlines()[0]
+    except OSError as error:  # a full disk: the ledger cannot be written either, but the job must know
+        outcome, reason = STOP, "; ".join(filter(None, [last_line(args.log), f"{error.filename or args.folder}: {error.strerror}"]))
     print(f"{outcome}: {reason}")
     return 0
 

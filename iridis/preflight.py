@@ -42,7 +42,7 @@ def seconds_of(text: str) -> int | None:
         return None
     days, _, clock = text.rpartition("-")
     parts = clock.split(":")
-    if not all(part.isdigit() for part in [*parts, *([days] if days else [])]) or len(parts) > 3:
+    if not all(part.isascii() and part.isdigit() for part in [*parts, *([days] if "-" in text else [])]) or len(parts) > 3:
         raise UserError(f"{text!r} is no time limit; write D-HH:MM:SS, HH:MM:SS or minutes")
     numbers = [int(part) for part in parts]
     if days:
@@ -110,9 +110,9 @@ def free_bytes(folder: Path) -> int:
     if shutil.which("lfs"):
         try:
             words = slurm("lfs", "quota", "-q", "-u", str(os.getuid()), str(place))[-1].split()
-        except (UserError, IndexError):
+            used, _, limit = (int(word.rstrip("*")) if word.rstrip("*").isdigit() else 0 for word in words[-8:-5])
+        except (UserError, IndexError, ValueError):  # no answer, or none that has a quota's columns
             return free
-        used, _, limit = (int(word.rstrip("*")) if word.rstrip("*").isdigit() else 0 for word in words[-8:-5])
         if limit:
             free = min(free, 1024 * max(limit - used, 0))
     return free

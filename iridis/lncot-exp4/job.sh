@@ -5,9 +5,10 @@
 source "$(dirname "${BASH_SOURCE[0]}")/../evaluate.sh"
 parse_options "$@"
 
+TRAINED_BY=adm-train # whose experiment is evaluated unless --checkpoint names others
+
 # CONFIGURATION (each can be set in the environment)
 : "${N_GPUS:=1}" "${TIME_LIMIT:=4:00:00}"
-TRAINED_BY=adm-train # whose experiment is evaluated unless --checkpoint names others
 
 # work: full depth, which also tells the number of passes; then all tokens go on after the first passes and none later
 work() {

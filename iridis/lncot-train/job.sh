@@ -6,8 +6,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/../train.sh"
 parse_options "$@"
 
 # CONFIGURATION (each can be set in the environment; the rest of the paper's setting is in iridis/train.sh)
-: "${N_GPUS:=2}" "${N_NODES:=1}" # of a node, and nodes; --gres and the number of processes follow
-: "${ITERATIONS:=40000}" "${N_LAYER:=24}" "${N_REPEAT:=5}"
+# N_GPUS is of a node; --gres and the number of processes follow
+: "${N_GPUS:=2}" "${N_NODES:=1}" "${ITERATIONS:=40000}" "${N_LAYER:=24}" "${N_REPEAT:=5}"
 
 MODEL_FLAGS=(--model cotformer_full_depth_lnmid_depthemb --n_layer "$N_LAYER" --n_layer_begin 2 --n_layer_end 1
     --n_repeat "$N_REPEAT" --depth_embedding linear_learned)

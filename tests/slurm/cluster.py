@@ -50,6 +50,7 @@ GresTypes=gpu
 ReturnToService=2
 SlurmdTimeout={node_timeout}
 KillWait=20
+PropagateResourceLimitsExcept=AS
 MinJobAge=300
 SchedulerParameters=sched_interval=5,bf_interval=5
 PreemptType=preempt/partition_prio

@@ -1,0 +1,1 @@
+"""What status.py knows and shows: read.py (folders and the queue), page.py (words, the table, the HTML page)."""

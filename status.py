@@ -1,0 +1,135 @@
+"""Where every experiment stands: a table, JSON, or one HTML page with curves. It only reads, and needs neither torch nor SLURM.
+
+    python status.py [FOLDER ...]                   # default: $RESULTS_DIR, /scratch/$USER/exps, scratch/exps of the clone, ./exps
+    python status.py --watch 30                     # redrawn every 30 s until Ctrl-C
+    python status.py --html page.html FOLDER        # one file that opens without a server or a network
+    python status.py --json FOLDER                  # for scripts; null is what is not known
+
+Folders are searched at any depth; they may be mounted by sshfs or copied by rsync. Exit codes: 0, or 2 with one line where a flag or
+folder is wrong or there is no experiment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import textwrap
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from typing import NoReturn
+
+from config import guarded
+from errors import UserError
+from files import write_atomically
+from monitor.page import Chapter, notes, page, shortened, table
+from monitor.read import default_folder, read_rows, survey
+
+WATCH_SECONDS = "10"
+NUMBER = r"-?\d*\.?\d+"
+OPEN_SCREEN, HOME, CLEAR_LINE, CLEAR_BELOW, CLOSE_SCREEN = "\x1b[?1049h\x1b[?25l", "\x1b[H", "\x1b[K", "\x1b[J", "\x1b[?25h\x1b[?1049l"
+
+
+def report(bases: Sequence[Path]) -> list[str]:
+    """Lines of the table and of the remarks below it."""
+    rows, queue = survey(bases)
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    lines = table(list(rows.values()), columns)
+    names = {row.name: shortened(row.name, columns // 3) if columns else row.name for row in rows.values()}
+    remarks = [f"{names[row.name]}: {note}" for row in rows.values() for note in notes(row)] + ([queue.note] if queue.note else [])
+    if columns:
+        remarks = [part for remark in remarks for part in textwrap.wrap(remark, columns, subsequent_indent="  ")]
+    return lines + [""] * bool(remarks) + remarks
+
+
+def watch(bases: Sequence[Path], seconds: float) -> None:
+    """Redraw the report until Ctrl-C or SIGTERM raises KeyboardInterrupt; the last one stays on the terminal."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    is_screen, lines = sys.stdout.isatty(), report(bases)  # a wrong folder ends it here; one that goes away later does not
+    try:
+        print(end=OPEN_SCREEN if is_screen else "")
+        while True:
+            draw([time.strftime("%H:%M:%S") + f"  every {seconds:g} s, Ctrl-C ends", *lines], is_screen)
+            time.sleep(seconds)
+            try:
+                lines = report(bases)
+            except (UserError, OSError) as error:
+                lines = str(error).splitlines()
+    finally:
+        if is_screen:
+            print(CLOSE_SCREEN, *lines, sep="\n", flush=True)
+
+
+def draw(lines: list[str], is_screen: bool) -> None:
+    if is_screen:
+        columns, height = shutil.get_terminal_size()
+        if len(lines) > height - 1:
+            lines = [*lines[:height - 2], f"and {len(lines) - height + 2} more lines"]
+        print(HOME + "".join(line[:columns] + CLEAR_LINE + "\n" for line in lines) + CLEAR_BELOW, end="", flush=True)
+    else:
+        print(*lines, "", sep="\n", flush=True)
+
+
+def write_page(path: Path, bases: Sequence[Path]) -> None:
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"--html {path}: must be a file in a folder that is there")
+    rows, queue = survey(bases)
+    chapters = (Chapter(row, read_rows(folder / "metrics.jsonl", []), read_rows(folder / "segments.jsonl", [])) for folder, row in rows.items())
+    write_atomically(path, page(list(rows.values()), chapters, queue.note))
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def interval(text: str) -> float:
+    if not re.fullmatch(NUMBER, text) or not 0.5 <= float(text) <= 86400:
+        raise argparse.ArgumentTypeError(f"must be 0.5 to 86400 seconds, not {text!r}")
+    return float(text)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Raises UserError. A word after --watch that is no number is a folder."""
+    parser = Parser(prog="status.py", description="Where every experiment stands.", allow_abbrev=False)
+    parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="results, searched at any depth [$RESULTS_DIR, or where jobs write]")
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument("--watch", type=interval, nargs="?", metavar="SECONDS", help=f"redraw until Ctrl-C [off; {WATCH_SECONDS} s]")
+    ways.add_argument("--json", action="store_true", help="print a JSON list [off]")
+    ways.add_argument("--html", type=Path, metavar="FILE", help="write a page with curves [off]")
+    return parser.parse_args([f"--watch={WATCH_SECONDS}" if word == "--watch" and not re.fullmatch(NUMBER, after) else word
+                              for word, after in pairwise([*argv, ""])])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    def work() -> int:
+        args = parse(sys.argv[1:] if argv is None else argv)
+        bases = args.folders or [default_folder()]
+        try:
+            if args.watch:
+                with suppress(KeyboardInterrupt):
+                    watch(bases, args.watch)
+            elif args.html:
+                write_page(args.html, bases)
+            elif args.json:
+                print(json.dumps([asdict(row) for row in survey(bases)[0].values()], indent=2))
+            else:
+                print(*report(bases), sep="\n", flush=True)
+        except BrokenPipeError:  # `| head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # names in any alphabet, on any terminal
+    return guarded("status.py", work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
