@@ -119,6 +119,11 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("mod_capacity_factor", float, 0.6, "unused, factors are drawn or given; accepted for old command lines", low=0, high=1, in_name=False),
         Flag("eval_length_factor", float, None, "n_repeat - 1 shares of the tokens that go on after each pass, in evaluation (None: all go on)",
              low=0, high=1, many=True, in_name=False),
+        Flag("routing", str, "capacity", "how routed models choose in evaluation: capacity (the paper's: the best scores of the whole "
+             "sequence, so it looks at later tokens) or threshold (causal: each score against --router_threshold)",
+             choices=("capacity", "threshold"), in_name=False),
+        Flag("router_threshold", float, None, "with --routing threshold: the score above which a token goes on, one for all passes or "
+             "n_repeat - 1 of them (None: 0.5)", low=0, high=1, many=True, in_name=False),
         Flag("training_length_factor", float, None, "the same in training, instead of the random draw", low=0, high=1, many=True),
         Flag("halt_threshold", float, 0.999, "a stick-breaking token stops when its halting mass exceeds this", low=0, high=1),
         Flag("depth_predictor_loss_coef", float, None, "weight of the stick-breaking depth penalty, summed over tokens (None: 0.03)", low=0),

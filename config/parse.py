@@ -225,6 +225,8 @@ def check(args: Namespace) -> list[str]:
             problems.append(f"--{name} needs n_repeat - 1 = {args.n_repeat - 1} values, not {len(factors)}")
         if any(later > earlier for earlier, later in pairwise(factors)):
             problems.append(f"--{name} must not increase: a token that has stopped cannot go on again")
+    if args.router_threshold is not None and len(args.router_threshold) not in (1, args.n_repeat - 1):
+        problems.append(f"--router_threshold needs one value or n_repeat - 1 = {args.n_repeat - 1}, not {len(args.router_threshold)}")
     if args.dropout >= 1:
         problems.append("--dropout must be below 1")
     if args.opt == "adamw" and (args.beta1 >= 1 or args.beta2 >= 1):
@@ -262,7 +264,7 @@ def unused_settings(args: Namespace) -> list[str]:
              if "accepted for old command lines" in flag.help and name not in ("min_repeat", "config_format") and changed(name)]
     if row.policy not in ROUTED_POLICIES:
         lines += [f"--{name} has no effect on {args.model}: it routes no tokens"
-                  for name in ("eval_length_factor", "training_length_factor") if changed(name)]
+                  for name in ("eval_length_factor", "training_length_factor", "routing", "router_threshold") if changed(name)]
     if not row.depth_emb and changed("depth_embedding"):
         lines.append(f"--depth_embedding has no effect on {args.model}")
     return lines

@@ -65,44 +65,62 @@ def capacities(factors: list[float]) -> list[float]:
     return [after / before if before else 0.0 for before, after in zip([1.0, *factors], factors, strict=False)]
 
 
-def compact(model: Transformer, x: Tensor, everyone: Tensor, here: Positions, targets: Tensor | None) -> dict[str, Any]:
-    """Mixture of Repeats (section 4.1): only the tokens with the best scores are gathered for the next pass.
+def passing(logits: Tensor, thresholds: list[float] | None, number: int, active: Tensor) -> Tensor | None:
+    """After a pass (1-based): with threshold routing, which of the active tokens (B, T_r) go on; None where capacities decide.
 
-    The choice compares scores over the whole sequence, so it looks at later tokens: not causal.
+    Causal: a token's own score against a number that is fixed beforehand.
     """
-    batch, length, _ = x.shape
-    shares = capacities(model.length_factors())
+    return None if thresholds is None else (logits.sigmoid() > thresholds[number - 1]) & active
+
+
+def compact(model: Transformer, x: Tensor, everyone: Tensor, here: Positions, targets: Tensor | None) -> dict[str, Any]:
+    """Mixture of Repeats (section 4.1): only the tokens that go on are gathered for the next pass.
+
+    By capacity those with the best scores do: the choice compares scores over the whole sequence, so it looks at later
+    tokens and is not causal. By threshold sequences keep different numbers; they are filled up with tokens that stand at
+    position T, which no query sees.
+    """
+    batch, length, width = x.shape
+    shares, thresholds = capacities(model.length_factors()), model.thresholds()
     cache = PassCache(len(model.blocks("h_mid")))
-    positions, scores, routed, active = everyone.expand(batch, -1), None, [], 0
-    final = x
+    at, scores, routed, active = everyone, None, [], 0.0
+    positions = everyone.expand(batch, -1)
+    final = F.pad(x, (0, 0, 0, 1))  # column T takes what is filled up
     for number in range(1, model.settings.n_repeat + 1):
-        active += positions.shape[1]
+        real = positions < length
+        active += positions.shape[1] if thresholds is None else float(real.sum()) / batch
         x_in = x
-        x = cache.run(model, model.add_depth(x, number), everyone if positions.shape[1] == length else positions)
+        x = cache.run(model, model.add_depth(x, number), at)
         x = _mix(x_in, model.norm_mid(x), scores)
-        final = final.scatter(1, positions.unsqueeze(-1).expand_as(x), x.type_as(final))
+        final = final.scatter(1, positions.unsqueeze(-1).expand(-1, -1, width), x.type_as(final))
         if number == model.settings.n_repeat:
             break
         logits = model.route(x, number)
         routed.append((positions, logits.sigmoid()))
-        kept = tokens_kept("compact", shares[number - 1], positions.shape[1])
+        going = passing(logits, thresholds, number, real)
+        kept = tokens_kept("compact", shares[number - 1], positions.shape[1]) if going is None else int(going.sum(1).max())
         if kept == 0:
             break
-        chosen = logits.topk(kept, dim=1, sorted=False).indices.sort(dim=1).values
+        if going is None:
+            chosen = logits.topk(kept, dim=1, sorted=False).indices.sort(dim=1).values
+            positions = positions.gather(1, chosen)
+        else:
+            chosen = (~going).byte().sort(dim=1, stable=True).indices[:, :kept]
+            positions = positions.gather(1, chosen).masked_fill(~going.gather(1, chosen), length)
+        at = positions
         scores = logits.gather(1, chosen).sigmoid()
-        x = x.gather(1, chosen.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-        positions = positions.gather(1, chosen)
-    return {"hidden": model.run("h_end", final, here), "router_weights": routed,
+        x = x.gather(1, chosen.unsqueeze(-1).expand(-1, -1, width))
+    return {"hidden": model.run("h_end", final[:, :length], here), "router_weights": routed,
             "passes": torch.tensor(active / length, device=x.device)}
 
 
 def masked(model: Transformer, x: Tensor, everyone: Tensor, here: Positions, targets: Tensor | None) -> dict[str, Any]:
-    """The same choice over a block universal transformer: tokens that stopped keep their state, and serve as keys."""
-    shares = capacities(model.length_factors())
+    """The same choices over a block universal transformer: tokens that stopped keep their state, and serve as keys."""
+    shares, thresholds = capacities(model.length_factors()), model.thresholds()
     active = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    scores, routed, total, kept = None, [], 0, x.shape[1]
+    scores, routed, total, kept = None, [], 0.0, x.shape[1]
     for number in range(1, model.settings.n_repeat + 1):
-        total += kept
+        total += kept if thresholds is None else float(active.sum()) / x.shape[0]
         x_in = x
         x = model.add_depth(x, number)
         for block in model.blocks("h_mid"):
@@ -112,9 +130,12 @@ def masked(model: Transformer, x: Tensor, everyone: Tensor, here: Positions, tar
             break
         logits = model.route(x, number)
         routed.append((everyone.expand_as(logits), logits.sigmoid()))
-        kept = tokens_kept("masked", shares[number - 1], kept)
-        chosen = logits.masked_fill(~active, -torch.inf).topk(kept, dim=1, sorted=False).indices
-        active = torch.zeros_like(active).scatter(1, chosen, True)
+        going = passing(logits, thresholds, number, active)
+        if going is None:
+            kept = tokens_kept("masked", shares[number - 1], kept)
+            chosen = logits.masked_fill(~active, -torch.inf).topk(kept, dim=1, sorted=False).indices
+            going = torch.zeros_like(active).scatter(1, chosen, True)
+        active = going
         scores = logits.sigmoid() * active
     return {"hidden": model.run("h_end", x, here), "router_weights": routed,
             "passes": torch.tensor(total / x.shape[1], device=x.device)}

@@ -33,6 +33,8 @@ class ModelSettings:
     depth_random_method: str
     eval_length_factor: tuple[float, ...] | None
     training_length_factor: tuple[float, ...] | None
+    routing: str
+    router_threshold: tuple[float, ...] | None
     halt_threshold: float
     depth_predictor_loss_coef: float | None
     ponder_lambda_p: float
@@ -45,7 +47,7 @@ class ModelSettings:
         values["model"] = ALIASES.get(values["model"], values["model"])
         if values["model"] not in VARIANTS:
             raise UserError(f"unknown model {values['model']!r}; there are: {', '.join(VARIANTS)}")
-        for name in ("eval_length_factor", "training_length_factor"):
+        for name in ("eval_length_factor", "training_length_factor", "router_threshold"):
             values[name] = None if values[name] is None else tuple(values[name])
         return cls(**values)
 

@@ -187,6 +187,13 @@ class Transformer(nn.Module):
             return [1.0] * (self.settings.n_repeat - 1)
         return draw_length_factors(self.settings.depth_random_method, self.settings.n_repeat - 1)
 
+    def thresholds(self) -> list[float] | None:
+        """Scores above which a token goes on after each pass but the last; None where capacities decide, as in training."""
+        given = self.settings.router_threshold or (0.5,)
+        if self.training or self.settings.routing == "capacity":
+            return None
+        return list(given) * (self.settings.n_repeat - 1) if len(given) == 1 else list(given)
+
     def forward(self, idx: Tensor, targets: Tensor | None = None, get_logits: bool = False,
                 get_router_weights: bool = False) -> dict[str, Any]:
         """Run the model.

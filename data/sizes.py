@@ -1,0 +1,23 @@
+"""How many bytes of text a token stands for, so that losses of different tokenizers can be compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from data.bpe import END_OF_TEXT, gpt2
+
+
+def token_sizes(meta: dict[str, Any], vocab_size: int) -> np.ndarray | None:
+    """Bytes (int64) of each token id, by what meta.json says of the tokenizer; None where it does not say.
+
+    The end of a document is no text: it has 0 bytes, though it is predicted and its loss counts.
+    """
+    if meta.get("tokenizer") == "gpt2":
+        sizes = [len(piece) for piece in map(gpt2().decode_single_token_bytes, range(END_OF_TEXT))]
+    elif meta.get("tokenizer") == "char":
+        sizes = [len(character.encode(errors="surrogatepass")) for character in meta["characters"]]
+    else:
+        return None
+    return np.array([*sizes, *[0] * (vocab_size - len(sizes))], dtype=np.int64)

@@ -1,0 +1,134 @@
+"""From a checkpoint to the model and data that it was trained with: what every program that reads one does first.
+
+    def run(restored: Restored, given: dict[str, Any]) -> None: ...
+    sys.exit(with_checkpoint("eval.py", "Perplexity of a checkpoint.", OWN_FLAGS, None, run))
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import config
+import distributed
+from config.flags import FLAGS, Flag
+from errors import UserError
+
+CHECKPOINT = Flag("checkpoint", str, None, "experiment folder (its newest valid checkpoint is taken) or a checkpoint file")
+# of the training run, and no business of an evaluation elsewhere
+NOT_INHERITED = {"config", "device", "distributed_backend", "data_dir", "data_in_ram", "dataset", "results_base_folder", "stop_file", "compile"}
+
+
+@dataclass(frozen=True)
+class Restored:
+    """An opened checkpoint. args: every flag, of the training but for what was given now."""
+
+    path: Path
+    state: dict[str, Any]
+    args: Namespace
+    world: Any
+
+    def splits(self) -> Any:
+        """Its dataset. Raises UserError where it is not prepared."""
+        from data import open_splits
+        from data.setup import ensure_prepared
+
+        args, world = self.args, self.world
+        world.from_main(lambda: ensure_prepared(args.dataset, args.data_dir))
+        return open_splits(args.dataset, args.data_dir, args.sequence_length, args.vocab_size,
+                           populate=args.data_in_ram and world.local_rank == 0)
+
+    def model(self) -> Any:
+        """The network with the checkpoint's weights, on its device, in evaluation mode."""
+        from models import make_model_from_args
+        from models.weights import load_weights
+
+        model = make_model_from_args(self.args)
+        load_weights(model, self.state["model"])
+        return model.to(self.world.device).eval()
+
+
+def find_checkpoint(name: str | None) -> Path:
+    """The file that --checkpoint means. Raises UserError."""
+    from optim.checkpoint import newest_valid
+
+    if name is None:
+        raise UserError("--checkpoint is needed: an experiment folder or a checkpoint file")
+    path = Path(name)
+    if path.is_dir():
+        newest, notes = newest_valid(path)
+        for note in notes:
+            print(f"warning: {note}")
+        if newest is None:
+            raise UserError(f"--checkpoint {path}: no ckpt.pt or ckpt_N.pt in this folder")
+        return newest
+    if not path.is_file():
+        raise UserError(f"--checkpoint {path}: no such file or folder")
+    return path
+
+
+def trained_settings(path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """Flags of the training run: from the checkpoint, else from summary.json beside it (the authors' checkpoints)."""
+    from files import read_json
+    from optim.experiment import SUMMARY
+
+    args = state.get("args") or (read_json(path.parent / SUMMARY) or {}).get("args")
+    if not isinstance(args, dict):
+        raise UserError(f"{path} holds no settings and there is no {SUMMARY} with them beside it; give the model's flags by --config")
+    settings = {}
+    for name, value in args.items():
+        if name in FLAGS and not (value is None and FLAGS[name].default is not None):
+            try:
+                settings[name] = config.convert(FLAGS[name], value)
+            except ValueError as error:
+                raise UserError(f"the settings of {path} cannot be used: {name} {error}") from None
+    return settings
+
+
+def resolve(prog: str, path: Path, state: dict[str, Any], given: dict[str, Any]) -> Namespace:
+    """All flags for this program: defaults, then the training run's, then those given here. Exits 2 on bad ones."""
+    trained = trained_settings(path, state)
+    inherited = {name: value for name, value in trained.items() if name not in NOT_INHERITED}
+    if "dataset" in trained:
+        inherited["dataset"] = trained["dataset"]
+        if "data_dir" in trained and given.get("dataset") is None:
+            inherited["data_dir"] = trained["data_dir"]
+    args = config.add_defaults({**inherited, **{k: v for k, v in given.items() if k in FLAGS}})
+    problems = config.check(args)
+    if problems:
+        config.stop(prog, problems)
+    if args.eval_seq_length is not None:
+        args.sequence_length = args.eval_seq_length
+    return args
+
+
+def with_checkpoint(prog: str, description: str, own: Mapping[str, Sequence[Flag]], argv: Sequence[str] | None,
+                    run: Callable[[Restored, dict[str, Any]], None]) -> int:
+    """Parse, open the checkpoint, join the other processes, run, and leave; returns the exit code.
+
+    own: the program's flags beside those of main.py; `run` gets them converted, with their defaults.
+    """
+    given, problems = config.parse(argv, prog=prog, description=description, extra=own)
+    if problems:
+        config.stop(prog, problems)
+    own_values = {flag.name: given.get(flag.name, flag.default) for flags in own.values() for flag in flags}
+
+    def work() -> int:
+        from optim.checkpoint import load_checkpoint
+        from optim.setup import set_precision
+
+        path = find_checkpoint(given.get("checkpoint"))
+        state = load_checkpoint(path)
+        args = resolve(prog, path, state, given)
+        world = distributed.start(args.distributed_backend, args.device)
+        try:
+            set_precision(args.deterministic)
+            run(Restored(path, state, args, world), own_values)
+        finally:
+            world.close()
+        return 0
+
+    return config.guarded(prog, work)
