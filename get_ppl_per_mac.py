@@ -1,0 +1,132 @@
+"""Perplexity of an adaptive checkpoint at every compute budget, beside multiply-accumulates and seconds: the data of Figure 4.
+
+    python get_ppl_per_mac.py --checkpoint exps/.../NAME --output_dir results/ [--thresholds 0 0.1 ... 1] [--router_sample_size N]
+
+Router sweep: for each threshold, the shares of the training tokens whose scores exceed it become the capacities of the
+passes, as in the paper. Fixed depth: every token makes the same 1, 2, ... n_repeat passes. Writes ppl_per_mac.json after
+each point, and goes on with the missing points when it is run again.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from config.flags import Flag
+from errors import UserError
+from optim.restore import CHECKPOINT, Restored, with_checkpoint
+
+THRESHOLDS = [0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 0.85, 0.9, 0.95, 1.0]  # of Figure 4
+OWN_FLAGS = {"sweep": (
+    CHECKPOINT,
+    Flag("output_dir", str, None, "where to write (None: beside the checkpoint)"),
+    Flag("thresholds", float, THRESHOLDS, "router scores that a token must exceed to go on", low=0, high=1, many=True),
+    Flag("router_sample_size", int, 262144, "training tokens from which the capacities are measured, spread evenly over the split", low=1),
+)}
+# what makes two sweeps the same, so that one may go on where the other stopped
+SAME = ("checkpoint", "itr", "sequence_length", "n_tokens", "router_sample_size", "batch_size", "dtype", "device")
+
+
+def earlier(target: Path, begun: dict[str, Any]) -> dict[str, Any]:
+    """The points of an unfinished sweep of the same kind, or none."""
+    from files import read_json
+
+    there = read_json(target) or {}
+    if all(there.get(name) == begun[name] for name in SAME):
+        return {**begun, **{name: there.get(name, []) for name in ("router", "fixed_depth")}, "measured": there.get("measured", {})}
+    return begun
+
+
+def save(target: Path, content: dict[str, Any]) -> None:
+    """Raises UserError where it cannot be written."""
+    from files import write_json
+
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_json(target, content)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror}") from None
+
+
+def measure(restored: Restored, model: Any, splits: Any, n_windows: int) -> Callable[[list[float]], dict[str, Any]]:
+    """A function from shares of the tokens that go on to a point of the figure; equal shares are evaluated once."""
+    from eval import intervals
+    from models.macs import count_macs
+    from optim.evaluate import evaluate
+    from optim.routers import set_factors
+    from optim.setup import autocaster
+
+    args, world = restored.args, restored.world
+    done: dict[tuple[float, ...], dict[str, Any]] = {}
+
+    def point(factors: list[float]) -> dict[str, Any]:
+        if tuple(factors) not in done:
+            set_factors(model, factors)
+            begin = time.monotonic()
+            result = evaluate(model, splits.val, args.batch_size, world, autocaster(args.dtype, world.device),
+                              math.ceil(n_windows / args.batch_size))
+            assert result is not None, "nothing asked this evaluation to stop"
+            seconds = time.monotonic() - begin
+            done[tuple(factors)] = {
+                "length_factors": factors, "macs": count_macs(args, args.sequence_length, factors), "val_loss": result["val_loss"],
+                "val_perplexity": result["val_pp"], "average_depth": result["average_depth"],
+                "val_perplexity_ci95": intervals(result["window_losses"], result["val_loss"])["val_perplexity_ci95"],
+                "seconds_per_sequence": seconds * world.size / result["window_losses"].numel()}
+        return done[tuple(factors)]
+
+    return point
+
+
+def run(restored: Restored, own: dict[str, Any]) -> None:
+    """Both sweeps, point by point."""
+    import numpy as np
+
+    from optim.routers import factors_at, need_routers
+    from optim.setup import autocaster
+
+    args, path, world = restored.args, restored.path, restored.world
+    model, splits = restored.model(), restored.splits()
+    need_routers(model)
+    n_val = splits.val.n_windows if args.eval_sample_size is None else math.ceil(args.eval_sample_size / args.sequence_length)
+    n_val = min(math.ceil(n_val / args.batch_size) * args.batch_size, splits.val.n_windows)
+    target = Path(own["output_dir"] or path.parent) / "ppl_per_mac.json"
+    begun = {"checkpoint": str(path), "itr": restored.state.get("itr"), "model": args.model, "n_repeat": args.n_repeat,
+             "sequence_length": args.sequence_length, "vocab_size": args.vocab_size, "n_tokens": n_val * args.sequence_length,
+             "router_sample_size": own["router_sample_size"], "batch_size": args.batch_size, "dtype": args.dtype, "device": str(world.device),
+             "measured": {}, "router": [], "fixed_depth": [], "args": vars(args)}
+    sweep = world.from_main(lambda: earlier(target, begun))
+    point = measure(restored, model, splits, n_val)
+    missing = [value for value in own["thresholds"] if str(value) not in sweep["measured"]]
+    if missing:
+        n = min(splits.train.n_windows, math.ceil(own["router_sample_size"] / args.sequence_length))
+        chosen = np.linspace(0, splits.train.n_windows - 1, n).astype(np.int64)
+        factors = factors_at(model, splits.train, chosen, args.batch_size, missing, autocaster(args.dtype, world.device), world)
+        sweep["measured"] |= {str(value): row for value, row in zip(missing, factors, strict=True)}
+
+    def add(kind: str, key: str, value: float, shares: list[float]) -> None:
+        if not any(each[key] == value for each in sweep[kind]):
+            sweep[kind] = sorted([*sweep[kind], {key: value, **point(shares)}], key=lambda each: each[key])
+            world.from_main(lambda: save(target, sweep))
+        each = next(each for each in sweep[kind] if each[key] == value)
+        if world.is_main:
+            print(f"{key:<9} {value:<5g} {each['macs'] / 1e9:8.3f} GMACs  perplexity {each['val_perplexity']:.4f}  "
+                  f"depth {each['average_depth']:.2f}  {1e3 * each['seconds_per_sequence']:.2f} ms a sequence", flush=True)
+
+    for passes in range(1, args.n_repeat + 1):
+        add("fixed_depth", "passes", passes, [float(number < passes) for number in range(1, args.n_repeat)])
+    for value in own["thresholds"]:
+        add("router", "threshold", value, sweep["measured"][str(value)])
+    if world.is_main:
+        print(f"summary   {target}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    return with_checkpoint("get_ppl_per_mac.py", "Perplexity at every compute budget.", OWN_FLAGS, argv, run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""Router scores of an adaptive model over a split, at full compute: every token is scored after every pass."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data import TokenWindows
+from distributed.world import World
+from errors import UserError
+from models.cascade import cascade
+from models.transformer import Transformer
+from models.variants import ROUTED_POLICIES
+
+
+def need_routers(model: Transformer) -> None:
+    """Raises UserError for a model that routes no tokens."""
+    if model.settings.row.policy not in ROUTED_POLICIES:
+        raise UserError(f"{model.settings.model} routes no tokens; this is for adaptive models (adm, but_mod)")
+
+
+def set_factors(model: Transformer, factors: list[float]) -> None:
+    """Route by capacity, with these shares of the tokens going on."""
+    model.settings = dataclasses.replace(model.settings, routing="capacity", eval_length_factor=tuple(factors))
+
+
+@torch.no_grad()
+def router_scores(model: Transformer, windows: TokenWindows, chosen: np.ndarray, batch_size: int,
+                  autocast: Callable[[], AbstractContextManager[Any]], device: torch.device) -> Iterator[Tensor]:
+    """Scores (B, T, R - 1) float32 in token order, batch by batch over the chosen windows, on the CPU."""
+    set_factors(model, [1.0] * (model.settings.n_repeat - 1))
+    for first in range(0, len(chosen), batch_size):
+        idx, _ = windows.batch(chosen[first:first + batch_size])
+        with autocast():
+            routed = model(idx.to(device), get_router_weights=True)["router_weights"]
+        by_token = [torch.zeros_like(scores, dtype=torch.float32).scatter(1, positions, scores.float()) for positions, scores in routed]
+        yield torch.stack(by_token, dim=-1).cpu()
+
+
+def factors_at(model: Transformer, windows: TokenWindows, chosen: np.ndarray, batch_size: int, thresholds: list[float],
+               autocast: Callable[[], AbstractContextManager[Any]], world: World) -> list[list[float]]:
+    """For each threshold, the share of the tokens whose scores have exceeded it after each pass: the capacities of the paper.
+
+    Processes share the windows. Threshold 0 lets every token go on, 1 none.
+    """
+    counts = torch.zeros(len(thresholds), model.settings.n_repeat - 1, dtype=torch.float64)
+    for scores in router_scores(model, windows, chosen[world.rank::world.size], batch_size, autocast, world.device):
+        least = cascade(scores, "token")
+        for row, threshold in enumerate(thresholds):
+            counts[row] += (least > threshold).sum((0, 1))
+    shares = world.sum(counts) / (len(chosen) * windows.length)
+    return shares.tolist()
