@@ -1,0 +1,184 @@
+"""Router scores and the sweep over compute budgets: cascades, streaming to disk, points of the figure, going on."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from models.cascade import cascade
+from models.macs import count_macs
+from optim.routers import router_scores
+from tests.helpers import tiny_args, tiny_model
+from tests.programs import PEER, run
+
+ADAPTIVE = next((PEER / "exps" / "owt2").glob("adaptive*")) / "official_adm"
+PLACES = ["--data_dir", str(PEER / "datasets"), "--device", "cpu"]
+# two tokens change places after the first pass: token 1 has the better score there
+REORDERED = torch.tensor([[[0.2, 0.9], [0.8, 0.1]]])
+
+
+def program(name, output_dir, *flags):
+    outcome = run([sys.executable, name, "--checkpoint", str(ADAPTIVE), "--output_dir", str(output_dir), *PLACES, *flags])
+    assert outcome.returncode == 0, outcome.stderr
+    return outcome
+
+
+class Windows:
+    """Windows of random tokens, as data.TokenWindows gives them."""
+
+    length = 16
+
+    def batch(self, chosen):
+        idx = torch.stack([torch.from_numpy(np.random.RandomState(n).randint(0, 64, 17)) for n in chosen])
+        return idx[:, :-1], idx[:, 1:]
+
+
+# cascades
+
+
+def test_token_cascade_is_the_least_score_of_each_token():
+    assert torch.equal(cascade(REORDERED, "token"), torch.tensor([[[0.2, 0.2], [0.8, 0.1]]]))
+
+
+def test_position_cascade_pairs_scores_of_different_tokens():
+    """Place 0 held token 0 and then token 1: 0.1 is the least of no score that one token had, and neither is 0.8."""
+    assert torch.equal(cascade(REORDERED, "position"), torch.tensor([[[0.2, 0.1], [0.8, 0.8]]]))
+
+
+def test_cascades_agree_where_nothing_is_reordered():
+    scores = torch.tensor([[[0.9, 0.3], [0.5, 0.4]]])
+    assert torch.equal(cascade(scores, "token"), cascade(scores, "position"))
+
+
+def test_tokens_over_a_threshold_by_their_cascade_are_those_that_threshold_routing_lets_go_on():
+    model = tiny_model("adm", routing="threshold", router_threshold=[0.5])
+    idx, _ = Windows().batch(range(4))
+    passes = 4 * 16
+    for positions, scores in model(idx, get_router_weights=True)["router_weights"]:
+        passes += int(((scores > 0.5) & (positions < 16)).sum())
+    assert float(model(idx)["average_depth"]) == pytest.approx(2 + passes / 64)
+
+
+# scores
+
+
+@pytest.mark.parametrize("name", ["adm", "but_mod"])
+def test_scores_do_not_depend_on_the_batch(name):
+    model = tiny_model(name)
+    at_once, one_by_one = (torch.cat(list(router_scores(model, Windows(), np.arange(6), size, torch.no_grad, torch.device("cpu"))))
+                           for size in (6, 1))
+    assert torch.allclose(at_once, one_by_one, atol=1e-6)
+
+
+def test_first_scores_are_the_router_s_own_of_the_state_after_the_first_pass():
+    model, states = tiny_model("adm"), []
+    model.transformer["mod"][0].register_forward_hook(lambda module, inputs, output: states.append(inputs[0].detach()))
+    scores = next(router_scores(model, Windows(), np.arange(2), 2, torch.no_grad, torch.device("cpu")))
+    weight = model.transformer["mod"][0].mod_router.weight[0].detach()
+    assert torch.allclose(scores[..., 0], (states[0] @ weight).sigmoid(), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_files_hold_every_token_in_order_and_load_without_pickle(tmp_path):
+    program("get_router_weights.py", tmp_path, "--cascade", "raw", "token")
+    raw, token = (np.load(tmp_path / f"router_weights_{kind}.npz", allow_pickle=False)["weights"] for kind in ("raw", "token"))
+    assert raw.shape == (19968, 2)
+    assert np.array_equal(token, np.minimum.accumulate(raw, axis=1))
+
+
+@pytest.mark.slow
+def test_one_cascade_is_written_under_the_plain_name_with_its_description(tmp_path):
+    program("get_router_weights.py", tmp_path, "--eval_sample_size", "480")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["router_weights.npz", "router_weights_meta.json"]
+    meta = json.loads((tmp_path / "router_weights_meta.json").read_text())
+    assert (meta["cascade"], meta["n_tokens"]) == ("token", 480)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["get_router_weights.py", "get_ppl_per_mac.py"])
+def test_model_that_routes_nothing_is_refused_in_one_line(name, tmp_path):
+    plain = PEER / "exps" / "owt2" / "cotformer_full_depth" / "official_cot_res"
+    outcome = run([sys.executable, name, "--checkpoint", str(plain), "--output_dir", str(tmp_path), *PLACES])
+    assert outcome.returncode == 2
+    assert outcome.stderr == f"{name}: error: cotformer_full_depth routes no tokens; this is for adaptive models (adm, but_mod)\n"
+
+
+# sweep
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    program("get_ppl_per_mac.py", folder, "--thresholds", "0", "0.2", "1")
+    program("eval.py", folder)
+    program("eval.py", folder / "half", "--eval_length_factor", "1", "0")
+    return folder
+
+
+def points(folder, kind, key):
+    return {point[key]: point for point in json.loads((folder / "ppl_per_mac.json").read_text())[kind]}
+
+
+@pytest.mark.slow
+def test_full_budget_is_what_eval_says(swept):
+    full = json.loads((swept / "eval_summary_ckpt.json").read_text())
+    assert points(swept, "fixed_depth", "passes")[3]["val_loss"] == points(swept, "router", "threshold")[0]["val_loss"] == full["val_loss"]
+
+
+@pytest.mark.slow
+def test_fixed_depth_is_evaluation_with_whole_factors(swept):
+    half = json.loads((swept / "half" / "eval_summary_ckpt.json").read_text())
+    assert points(swept, "fixed_depth", "passes")[2]["val_loss"] == half["val_loss"]
+
+
+@pytest.mark.slow
+def test_every_fixed_depth_is_there(swept):
+    assert list(points(swept, "fixed_depth", "passes")) == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_threshold_one_lets_no_token_go_on(swept):
+    assert points(swept, "router", "threshold")[1]["length_factors"] == [0, 0]
+
+
+@pytest.mark.slow
+def test_macs_are_those_of_the_closed_form(swept):
+    sweep = json.loads((swept / "ppl_per_mac.json").read_text())
+    args = tiny_args("adm", **{name: sweep["args"][name] for name in ("n_layer", "n_embd", "n_head", "n_repeat", "vocab_size", "n_layer_begin",
+                                                                     "n_layer_end")})
+    point = points(swept, "router", "threshold")[0.2]
+    assert point["macs"] == count_macs(args, sweep["sequence_length"], point["length_factors"])
+
+
+@pytest.mark.slow
+def test_interrupted_sweep_goes_on_with_the_missing_points(swept, tmp_path):
+    sweep = json.loads((swept / "ppl_per_mac.json").read_text())
+    kept = sweep["fixed_depth"][0] | {"val_loss": 99.0}  # a point that is there is not measured again
+    (tmp_path / "ppl_per_mac.json").write_text(json.dumps(sweep | {"fixed_depth": [kept], "router": []}))
+    program("get_ppl_per_mac.py", tmp_path, "--thresholds", "0", "0.2", "1")
+    again = points(tmp_path, "fixed_depth", "passes")
+    assert (again[1]["val_loss"], again[3]["val_loss"]) == (99.0, sweep["fixed_depth"][2]["val_loss"])
+
+
+@pytest.mark.slow
+def test_sweep_of_another_setting_begins_anew(swept, tmp_path):
+    sweep = json.loads((swept / "ppl_per_mac.json").read_text())
+    (tmp_path / "ppl_per_mac.json").write_text(json.dumps(sweep))
+    program("get_ppl_per_mac.py", tmp_path, "--thresholds", "0", "--eval_sample_size", "480")
+    assert json.loads((tmp_path / "ppl_per_mac.json").read_text())["n_tokens"] == 768  # whole batches
+
+
+# evaluation on several processes
+
+
+@pytest.mark.slow
+def test_evaluation_on_two_processes_equals_one(swept, tmp_path):
+    words = ["eval.py", "--checkpoint", str(ADAPTIVE), "--output_dir", str(tmp_path), *PLACES]
+    outcome = run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *words])
+    assert outcome.returncode == 0, outcome.stderr
+    one, two = (json.loads((folder / "eval_summary_ckpt.json").read_text()) for folder in (swept, tmp_path))
+    assert two["val_loss"] == pytest.approx(one["val_loss"], abs=1e-6)
