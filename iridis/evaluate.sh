@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What every evaluation package shares: which checkpoints, and one summary and one text for each in the run folder.
-# A package sources this, names the training in TRAINED_BY, and calls `run_evaluation "$@"`.
+# What every evaluation package shares: which checkpoints, one summary and one text for each in the run folder, and the report.
+# A package sources this, names the training in TRAINED_BY, may define `work` and `draw`, and calls `run_evaluation "$@"`.
 
 # shellcheck source=iridis/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -25,7 +25,7 @@ is_done() {
     [[ ! -d $newest ]] || newest="$newest/summary.json"
     [[ -e $newest ]] || return 1
     for run in "$PACKAGE_DIR"/run_*; do
-        if [[ "$run/done" -nt $newest ]] && grep -rqF --include='eval_summary_*.json' "\"checkpoint\": \"${CHECKPOINTS[0]}" "$run"; then
+        if [[ "$run/done" -nt $newest ]] && grep -rqF --include='*.json' "\"checkpoint\": \"${CHECKPOINTS[0]}" "$run"; then
             return 0
         fi
     done
@@ -54,11 +54,43 @@ evaluate_all() {
     local n
     find_checkpoints
     for n in "${!CHECKPOINTS[@]}"; do
-        evaluate "$RUN_DIR$( ((${#CHECKPOINTS[@]} == 1)) || echo "/$n")" "${CHECKPOINTS[n]}"
+        evaluate "$RUN_DIR$(part "$n")" "${CHECKPOINTS[n]}"
     done
 }
 
-work() { evaluate_all; }
+# part N: where the N-th of several checkpoints has its results, below a folder
+part() {
+    ((${#CHECKPOINTS[@]} == 1)) || printf '/%s' "$1"
+}
+
+# draw: everything that is made of the data in RUN_DIR and WORKSPACE; a package adds its figures
+draw() {
+    python -m report "$RUN_DIR" --output "$RUN_DIR"
+}
+
+work() {
+    evaluate_all
+    draw
+}
+
+# replot: draw again from the data of the newest complete run, here and now
+replot() {
+    local run
+    ensure_environment
+    RUN_DIR=""
+    for run in "$PACKAGE_DIR"/run_*; do
+        [[ -e "$run/done" && (-z $RUN_DIR || "$run/done" -nt "$RUN_DIR/done") ]] && RUN_DIR="$run"
+    done
+    [[ -n $RUN_DIR ]] || die "no run of $(basename "$PACKAGE_DIR") is complete; bash $JOB_SCRIPT makes one"
+    set_workspace
+    draw
+}
+
+# set_workspace: the run's folder for large files, on the scratch
+set_workspace() {
+    WORKSPACE="$SCRATCH_DIR/analysis_workspace/$(basename "$PACKAGE_DIR")/$(basename "$RUN_DIR")"
+    mkdir -p "$WORKSPACE"
+}
 
 # run_evaluation ARGUMENTS...: the whole of an evaluation package's job
 run_evaluation() {

@@ -38,7 +38,7 @@ parse_options() {
             continue
         fi
         case "$1" in
-        --dry-run | --local | --where | --state) HOW="${1#--}" ;;
+        --dry-run | --local | --where | --state | --replot) HOW="${1#--}" ;;
         --chain | --after | --name | --segment | --checkpoint)
             [[ $# -ge 2 && -n $2 ]] || die "$1 needs a value"
             case "$1" in
@@ -308,7 +308,7 @@ run_job() {
     cd "$REPO_DIR"
     case "$HOW" in
     submit | dry-run) submit_job ;;
-    where | state) "$HOW" ;;
+    where | state | replot) "$HOW" ;;
     segment)
         ensure_environment
         on_node

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Perplexity of the CoTFormer with reserved layers (Table 2, row 3) on the whole validation split.
-#   bash iridis/eval-cot-res/job.sh [--dry-run] [--local] [--after JOBID] [--name EXP] [--checkpoint DIR_OR_FILE]... [-- flags for eval.py]
+#   bash iridis/eval-cot-res/job.sh [--dry-run] [--local] [--after JOBID] [--name EXP] [--checkpoint DIR_OR_FILE]... [--replot] [-- flags for eval.py]
 # shellcheck source=iridis/evaluate.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../evaluate.sh"
 parse_options "$@"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Perplexity of the LN-CoTFormer (Table 2, row 4; Section 5) on the whole validation split.
-#   bash iridis/eval-lncot/job.sh [--dry-run] [--local] [--after JOBID] [--name EXP] [--checkpoint DIR_OR_FILE]... [-- flags for eval.py]
+#   bash iridis/eval-lncot/job.sh [--dry-run] [--local] [--after JOBID] [--name EXP] [--checkpoint DIR_OR_FILE]... [--replot] [-- flags for eval.py]
 # shellcheck source=iridis/evaluate.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../evaluate.sh"
 parse_options "$@"

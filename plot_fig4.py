@@ -1,0 +1,136 @@
+"""Figure 4: perplexity at every compute budget, routed or with all tokens stopping after the same pass.
+
+    python plot_fig4.py iridis/adm-ppl-per-mac/run_0/ppl_per_mac.json --output_dir figures
+    python plot_fig4.py lncot_adm/ppl_per_mac.json but_mod/ppl_per_mac.json        # models side by side
+
+The files come from get_ppl_per_mac.py. Bars are 95% intervals over windows of one model. Where the files hold measured
+seconds, a second panel shows them. Routing by capacity looks at later tokens: see the README, "Evaluate".
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from config import guarded
+from config.flags import Flag
+from report.command import paths_and_flags
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from report.collect import Curve
+
+OUTPUT = (Flag("output_dir", str, "figures", "folder for fig4.png, .pdf and .json"),)
+NOTE = "routing by capacity picks tokens by scores over the whole sequence: the router's points are not those of a causal model"
+KINDS = {"router": "Router", "fixed_depth": "Fixed Depth"}
+
+
+def series(curves: Sequence[Curve]) -> list[dict[str, Any]]:
+    """The curves that are drawn, each by increasing work; steps are in a label where a model comes several times."""
+    from dataclasses import asdict
+
+    from report.rows import NAMES
+
+    families = [NAMES[curve.args.model].removeprefix("Adaptive ") for curve in curves]
+    result = []
+    for curve, family in zip(curves, families, strict=True):
+        steps = f", {curve.steps:,} steps" if families.count(family) > 1 and curve.steps is not None else ""
+        for kind, name in KINDS.items():
+            points = sorted(getattr(curve, kind), key=lambda point: point.macs)
+            if points:
+                result.append({"label": f"{family} ({name}){steps}", "family": family, "kind": kind, "checkpoint": curve.checkpoint,
+                               "points": [asdict(point) for point in points]})
+    return result
+
+
+def name_of(curve: Curve) -> str:
+    """Model and checkpoint, for the title."""
+    from report.figures import checkpoint_name
+    from report.rows import title
+
+    steps = "" if curve.steps is None else f", {curve.steps:,} steps"
+    return f"{title(curve.args)}{steps}: {checkpoint_name(curve.checkpoint)}"
+
+
+def paper_points(curves: Sequence[Curve]) -> list[dict[str, Any]]:
+    """Section 5's values at full compute, where a file is of a model of that shape."""
+    from models.macs import count_macs
+    from report.paper import paper_value
+    from report.rows import ROWS, architecture
+
+    rows = [row for row in ROWS if row.table == "Section 5"]
+    if not any(architecture(curve.args) == architecture(row.args()) and curve.sequence_length == 256 for curve in curves for row in rows):
+        return []
+    return [{"label": f"{row.label.split(',')[0]}, full compute, 60k steps, paper", "model": row.model, "macs": count_macs(row.args(), 256),
+             "perplexity": paper_value(row.paper).perplexity} for row in rows]
+
+
+def panel(axis: Any, data: dict[str, Any], x: str, scale: float) -> None:
+    """All curves over one kind of cost."""
+    from report.figures import FAMILIES, GREEN, PURPLE, whiskers
+
+    seen: dict[str, int] = {}
+    for one in data["curves"]:
+        points = [point for point in one["points"] if point[x] is not None]
+        colour, marker = FAMILIES.get(one["family"], (GREEN, "D"))
+        seen[one["family"] + one["kind"]] = number = seen.get(one["family"] + one["kind"], 0) + 1
+        values = [point["perplexity"] for point in points]
+        is_router = one["kind"] == "router"
+        axis.errorbar([point[x] * scale for point in points], values, whiskers(values, [point["interval"] for point in points]),
+                      color=colour if number == 1 else (GREEN, PURPLE)[number % 2], marker=marker, linestyle="-" if is_router else "--",
+                      markerfacecolor=None if is_router else "white", elinewidth=0.6, capsize=1.5, label=one["label"])
+
+
+def draw(data: dict[str, Any]) -> Figure:
+    from report.figures import BLACK, ONE_COLUMN, TWO_COLUMNS, legend, panels, plain
+
+    is_timed = all(point["seconds"] for one in data["curves"] for point in one["points"])
+    width, letters = (TWO_COLUMNS, 105) if is_timed else (ONE_COLUMN, 52)
+    heading = [f"Perplexity against compute, bars: 95% over windows{' of one model' if is_timed else ''}",
+               *(line for model in data["models"] for line in textwrap.wrap(model, letters))]
+    labels = [one["label"] for one in (*data["curves"], *data["paper"])]
+    columns = 2 if is_timed else 1
+    height = 2.3 + 0.16 * (len(heading) + math.ceil(len(labels) / columns))
+    figure, axes = panels(1, columns, width, height, sharey=True)
+    panel(axes[0][0], data, "macs", 1e-9)
+    for marker, point in zip("*P", data["paper"], strict=False):
+        axes[0][0].plot(point["macs"] / 1e9, point["perplexity"], marker, color=BLACK, markerfacecolor="none", markersize=8, markeredgewidth=0.7,
+                        alpha=0.6, zorder=5, label=point["label"])
+    axes[0][0].set(xlabel=rf"MACs of a {data['sequence_length']}-token sequence ($\times 10^9$)", ylabel="validation perplexity")
+    if is_timed:
+        panel(axes[0][1], data, "seconds", 1e3)
+        axes[0][1].set(xlabel="measured time of a sequence (ms)")
+        axes[0][1].tick_params(left=False)
+    legend(figure, axes, labels, columns)
+    figure.suptitle(plain("\n".join(heading)), fontsize=8)
+    return figure
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    paths, flags = paths_and_flags(argv, "plot_fig4.py", "Figure 4: perplexity against compute.", OUTPUT, "PPL_PER_MAC_JSON...")
+
+    def work() -> int:
+        from errors import UserError
+        from report.collect import read_curve
+        from report.figures import save
+
+        curves = [read_curve(path) for path in paths]
+        lengths = {curve.sequence_length for curve in curves}
+        if len(lengths) > 1:
+            raise UserError(f"the files are of sequences of {' and '.join(map(str, sorted(lengths)))} tokens: their costs cannot share an axis")
+        models = [name_of(curve) for curve in curves]
+        data = {"figure": "4", "note": NOTE, "sequence_length": lengths.pop(), "models": models, "files": [str(path) for path in paths],
+                "curves": series(curves), "paper": paper_points(curves)}
+        save(draw(data), Path(flags["output_dir"]), "fig4", data)
+        return 0
+
+    return guarded("plot_fig4.py", work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""Figure 5: how the router's weights are distributed at each repeat, for one or several checkpoints.
+
+    python plot_fig5.py router_weights_ckpt_40000.npz router_weights_ckpt.npz --output_dir figures
+    python plot_fig5.py run_0/router_weights_*.npz             # a row of panels for each cascade, a colour for each checkpoint
+
+The files come from get_router_weights.py, which can cascade the scores of successive repeats in three ways:
+  raw        each router's own score
+  position   the paper's: the minimum so far by place in the array; after a top-k the places hold other tokens, so it mixes tokens
+  token      the right one: the minimum so far of the same token
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from config import guarded
+from config.flags import Flag
+from errors import UserError
+from report.command import paths_and_flags
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+
+OUTPUT = (Flag("output_dir", str, "figures", "folder for fig5.png, .pdf and .json"),)
+CASCADES = {"raw": "raw scores", "position": "by position:\nthe paper's, mixes tokens", "token": "by token:\nthe right one"}
+BINS = 50
+
+
+@dataclass(frozen=True)
+class Weights:
+    """weights (N tokens, n_repeat - 1) and where they come from."""
+
+    path: Path
+    weights: np.ndarray
+    checkpoint: str
+    steps: int | None
+    cascade: str
+    model: str
+
+
+def read_meta(path: Path) -> tuple[dict[str, Any], str]:
+    """What is written beside the weights, and their cascade, which the file's name may tell."""
+    from files import read_json
+
+    named = next((name for name in CASCADES if path.stem.endswith(f"_{name}")), None)
+    stems = [path.stem, path.stem.removesuffix(f"_{named}")]
+    places = list(dict.fromkeys(path.with_name(f"{stem}_meta.json") for stem in stems))
+    meta = next((found for place in places if (found := read_json(place)) is not None), None)
+    if meta is None:
+        raise UserError(f"{path}: there is no {' or '.join(place.name for place in places)} beside it")
+    cascade = named or meta.get("cascade")
+    if cascade not in CASCADES or not isinstance(meta.get("checkpoint"), str) or not isinstance(meta.get("itr"), int | None):
+        raise UserError(f"{path}: its _meta.json must name the checkpoint, the step (itr) and the cascade ({', '.join(CASCADES)})")
+    return meta, cascade
+
+
+def read_weights(path: Path) -> Weights:
+    """Raises UserError."""
+    import zipfile
+
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            weights = file["weights"]
+    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} holds no readable array 'weights': {' '.join(str(error).split())[:100]}") from None
+    if weights.ndim != 2 or 0 in weights.shape or weights.dtype.kind != "f":
+        raise UserError(f"{path}: weights must be floats, tokens x repeats, not {weights.dtype} of shape {weights.shape}")
+    if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.max() <= 1):
+        raise UserError(f"{path}: weights must lie between 0 and 1")
+    meta, cascade = read_meta(path)
+    return Weights(path, weights, meta["checkpoint"], meta.get("itr"), cascade, str(meta.get("model", "")))
+
+
+def histograms(files: Sequence[Weights]) -> dict[str, Any]:
+    """Counts of tokens by weight: a row for each cascade, a column for each repeat, an entry for each file."""
+    import numpy as np
+
+    from report.figures import checkpoint_name
+    from report.rows import NAMES
+
+    edges = np.linspace(0, 1, BINS + 1)
+    rows = []
+    for cascade in (name for name in CASCADES if any(one.cascade == name for one in files)):
+        rows.append({"cascade": cascade, "files": [
+            {"file": str(one.path), "checkpoint": one.checkpoint, "steps": one.steps, "tokens": len(one.weights),
+             "label": ("" if one.steps is None else f"{one.steps:,} steps: ") + checkpoint_name(one.checkpoint),
+             "counts": [np.histogram(column, edges)[0].tolist() for column in one.weights.T],
+             "mean": [float(column.mean()) for column in one.weights.T]} for one in files if one.cascade == cascade]})
+    models = dict.fromkeys(NAMES.get(one.model, one.model) for one in files)
+    return {"figure": "5", "models": list(models), "edges": edges.tolist(), "repeats": max(one.weights.shape[1] for one in files), "rows": rows}
+
+
+def panel(axis: Any, edges: Sequence[float], row: dict[str, Any], repeat: int, colours: dict[str, str]) -> None:
+    """Share of tokens in each bin, filled so that the histogram underneath is seen, and the means as dashes."""
+    for one in row["files"]:
+        if repeat < len(one["counts"]):
+            colour = colours[one["label"]]
+            shares = [100 * count / one["tokens"] for count in one["counts"][repeat]]
+            axis.stairs(shares, edges, color=colour, fill=True, alpha=0.25)
+            axis.stairs(shares, edges, color=colour, linewidth=0.9, label=one["label"])
+            axis.axvline(one["mean"][repeat], color=colour, linestyle="--", linewidth=0.8)
+    axis.set_xlim(0, 1)
+    axis.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+
+
+def draw(data: dict[str, Any]) -> Figure:
+    from report.figures import BLUE, GREEN, ORANGE, PURPLE, TWO_COLUMNS, legend, panels, plain
+
+    rows, repeats = data["rows"], data["repeats"]
+    labels = dict.fromkeys(one["label"] for row in rows for one in row["files"])
+    palette = (ORANGE, BLUE, GREEN, PURPLE)
+    colours = {label: palette[number % len(palette)] for number, label in enumerate(labels)}
+    figure, axes = panels(len(rows), repeats, TWO_COLUMNS, 0.9 + 1.35 * len(rows) + 0.17 * len(labels), sharex=True)
+    for line, row in zip(axes, rows, strict=True):
+        for repeat, axis in enumerate(line):
+            panel(axis, data["edges"], row, repeat, colours)
+        line[0].set_ylabel(f"{CASCADES[row['cascade']]}\ntokens in a bin (%)", fontsize=8)
+    for repeat in range(repeats):
+        axes[0][repeat].set_title(f"into repeat {repeat + 2}")
+        axes[-1][repeat].set_xlabel("router weight")
+    legend(figure, axes, list(labels), columns=1)
+    figure.suptitle(plain(f"Router weights of {', '.join(data['models'])}; dashed: mean"))
+    return figure
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    paths, flags = paths_and_flags(argv, "plot_fig5.py", "Figure 5: distribution of router weights.", OUTPUT, "ROUTER_WEIGHTS_NPZ...")
+
+    def work() -> int:
+        from report.figures import save
+
+        data = histograms([read_weights(path) for path in paths])
+        save(draw(data), Path(flags["output_dir"]), "fig5", data)
+        return 0
+
+    return guarded("plot_fig5.py", work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

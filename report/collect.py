@@ -1,0 +1,246 @@
+"""Reads what eval.py and get_ppl_per_mac.py wrote, wherever it lies below some folders, and the training's own flags beside it.
+
+    found = collect([Path("exps"), Path("iridis")])
+    found.evaluations, found.curves, found.problems         # a problem is a line for each file that cannot be used
+"""
+
+from __future__ import annotations
+
+import math
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import config
+from config.flags import FLAGS
+from errors import UserError
+from files import read_json
+from models.variants import VARIANTS
+
+T = TypeVar("T")
+# what an evaluation sets for itself, so that the training's value says nothing about it; `iterations` grows when a run is extended
+OF_THE_EVALUATION = ("eval_length_factor", "eval_sample_size", "eval_seq_length", "iterations", "extend")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One eval_summary_*.json. `interval`: ends of the 95% interval of the perplexity over windows of this one model."""
+
+    path: Path
+    modified: float
+    checkpoint: str
+    steps: int
+    perplexity: float
+    interval: tuple[float, float]
+    loss: float
+    accuracy: float
+    depth: float
+    n_tokens: int
+    parameters: int | None
+    args: Namespace  # as evaluated
+    trained: Namespace  # as trained
+    processes: int | None  # of the training; None: its summary.json was not found
+
+    @property
+    def is_full_compute(self) -> bool:
+        """Whether every token made all passes that the model was trained with."""
+        factors = self.args.eval_length_factor if VARIANTS[self.args.model].policy in ("compact", "masked") else None
+        return all(factor == 1 for factor in factors or ()) and self.args.n_repeat >= self.trained.n_repeat
+
+    @property
+    def seed(self) -> tuple[int, int]:
+        return self.trained.seed, self.trained.data_seed
+
+
+@dataclass(frozen=True)
+class Point:
+    """Perplexity at one compute budget. `label`: router threshold, or number of passes."""
+
+    label: float
+    macs: int
+    perplexity: float
+    interval: tuple[float, float]
+    depth: float
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One ppl_per_mac.json."""
+
+    path: Path
+    checkpoint: str
+    steps: int | None
+    sequence_length: int
+    args: Namespace
+    router: tuple[Point, ...]
+    fixed_depth: tuple[Point, ...]
+
+
+@dataclass
+class Found:
+    evaluations: list[Evaluation] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+class _Object:
+    """Values of a JSON object by name; UserError names the file and what is wrong with it."""
+
+    def __init__(self, path: Path, values: Any, where: str = "") -> None:
+        if not isinstance(values, dict):
+            raise UserError(f"{path}: {where or 'the file'} is no JSON object")
+        self.path, self.values, self.where = path, values, where
+
+    def _get(self, name: str, kind: str, accept: Callable[[Any], bool]) -> Any:
+        value = self.values.get(name)
+        if not accept(value):
+            raise UserError(f"{self.path}: {self.where}{name} is {'missing' if value is None else f'{value!r:.40}'}, not {kind}")
+        return value
+
+    def number(self, name: str, low: float = -math.inf) -> float:
+        return float(self._get(name, "a number", lambda value: _is_number(value) and value >= low))
+
+    def whole(self, name: str) -> int:
+        return int(self._get(name, "a whole number", lambda value: _is_number(value) and value >= 0 and value == int(value)))
+
+    def whole_or_none(self, name: str) -> int | None:
+        return None if self.values.get(name) is None else self.whole(name)
+
+    def text(self, name: str) -> str:
+        return self._get(name, "a text", lambda value: isinstance(value, str))
+
+    def pair(self, name: str) -> tuple[float, float]:
+        low, high = self._get(name, "two numbers", lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)))
+        return low, high
+
+    def rows(self, name: str) -> list[_Object]:
+        rows = self._get(name, "a list", lambda value: isinstance(value, list))
+        return [_Object(self.path, row, f"{name}[{number}].") for number, row in enumerate(rows)]
+
+    def flags(self) -> Namespace:
+        return flags(self.path, self._get("args", "an object of flags", lambda value: isinstance(value, dict)))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def flags(path: Path, values: dict[str, Any]) -> Namespace:
+    """All flags, from those that a file recorded. Raises UserError."""
+    known = {}
+    for name, value in values.items():
+        if name in FLAGS and not (value is None and FLAGS[name].default is not None):
+            try:
+                known[name] = config.convert(FLAGS[name], value)
+            except ValueError as error:
+                raise UserError(f"{path}: args.{name} {error}") from None
+    args = config.add_defaults(known)
+    for problem in config.check(args):
+        raise UserError(f"{path}: args: {problem}")
+    return args
+
+
+def _read(path: Path) -> _Object:
+    return _Object(path, read_json(path))
+
+
+class Trainings:
+    """summary.json files of trainings, found by the checkpoint, also where results were copied to another machine."""
+
+    def __init__(self, folders: Sequence[Path], problems: list[str]) -> None:
+        self.problems = problems
+        self.copies: dict[tuple[str, ...], Path] = {}
+        for path in _below(folders, "summary.json"):
+            self.copies.setdefault(path.resolve().parts[-4:-1], path.parent)
+
+    def summary(self, checkpoint: str) -> dict[str, Any] | None:
+        """summary.json beside the checkpoint; of a run that was extended later, the one that its step had then."""
+        at = Path(checkpoint)
+        folders = [at.parent, self.copies.get(at.resolve().parts[-4:-1], at.parent)]
+        for folder in folders:
+            for name in (f"summary{at.stem.removeprefix('ckpt')}.json", "summary.json"):
+                try:
+                    found = read_json(folder / name)
+                except UserError as error:
+                    self.problems.append(str(error))
+                    return None
+                if found is not None:
+                    return found
+        return None
+
+
+def _trained(args: Namespace, path: Path, summary: dict[str, Any]) -> Namespace:
+    """The flags of the training where its summary tells them, else those that the evaluation recorded."""
+    if not isinstance(summary.get("args"), dict):
+        return args
+    trained = flags(path, {**vars(args), **summary["args"]})
+    for name in OF_THE_EVALUATION:
+        setattr(trained, name, getattr(args, name))
+    return trained
+
+
+def read_evaluation(path: Path, trainings: Trainings) -> Evaluation:
+    """Raises UserError."""
+    file = _read(path)
+    args, checkpoint = file.flags(), file.text("checkpoint")
+    summary = trainings.summary(checkpoint) or {}
+    steps, processes = file.whole_or_none("itr"), summary.get("world_size")
+    return Evaluation(
+        path, path.stat().st_mtime, checkpoint, args.iterations if steps is None else steps, file.number("val_perplexity", 1),
+        file.pair("val_perplexity_ci95"), file.number("val_loss", 0), file.number("val_acc", 0), file.number("average_depth", 0),
+        file.whole("n_tokens"), file.whole_or_none("parameters"), args, _trained(args, path, summary),
+        processes if isinstance(processes, int) else None)
+
+
+def _point(row: _Object, label: str) -> Point:
+    seconds = None if row.values.get("seconds_per_sequence") is None else row.number("seconds_per_sequence", 0)
+    return Point(row.number(label), row.whole("macs"), row.number("val_perplexity", 1), row.pair("val_perplexity_ci95"),
+                 row.number("average_depth", 0), seconds)
+
+
+def read_curve(path: Path) -> Curve:
+    """Raises UserError."""
+    if not path.is_file():
+        raise UserError(f"{path} is no file")
+    file = _read(path)
+    router = tuple(_point(row, "threshold") for row in file.rows("router"))
+    fixed_depth = tuple(_point(row, "passes") for row in file.rows("fixed_depth"))
+    if not router and not fixed_depth:
+        raise UserError(f"{path}: holds no points")
+    return Curve(path, file.text("checkpoint"), file.whole_or_none("itr"), file.whole("sequence_length"), file.flags(), router, fixed_depth)
+
+
+def _below(folders: Sequence[Path], pattern: str) -> list[Path]:
+    """Files of that name below folders, each once."""
+    return sorted({path.resolve(): path for folder in folders for path in folder.rglob(pattern) if path.is_file()}.values())
+
+
+def _read_all(paths: Sequence[Path], read: Callable[[Path], T], problems: list[str]) -> list[T]:
+    result = []
+    for path in paths:
+        try:
+            result.append(read(path))
+        except UserError as error:
+            problems.append(str(error))
+        except OSError as error:
+            problems.append(f"{path}: {error.strerror}")
+    return result
+
+
+def collect(folders: Sequence[Path]) -> Found:
+    """Everything of use below the folders. Raises UserError where there is nothing, with a line for each damaged file."""
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"{folder} is no folder")
+    found = Found()
+    trainings = Trainings(folders, found.problems)
+    found.evaluations = _read_all(_below(folders, "eval_summary_*.json"), lambda path: read_evaluation(path, trainings), found.problems)
+    found.curves = _read_all(_below(folders, "ppl_per_mac*.json"), read_curve, found.problems)
+    found.problems = list(dict.fromkeys(found.problems))
+    if not found.evaluations and not found.curves:
+        nothing = f"no eval_summary_*.json and no ppl_per_mac.json below {', '.join(map(str, folders))}"
+        raise UserError("\n".join(found.problems) or nothing)
+    return found

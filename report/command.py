@@ -1,0 +1,39 @@
+"""Command lines of the report and the figures: some paths, then flags; what is wrong is told in a line each, exit 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from config.flags import Flag
+from config.parse import parse, stop
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Paths and flag words; each flag here takes one value."""
+    paths: list[str] = []
+    flags: list[str] = []
+    waiting = False
+    for word in words:
+        if word in ("-h", "--help"):
+            return [], [word]
+        is_flag = word.startswith("--")
+        (flags if is_flag or waiting else paths).append(word)
+        waiting = is_flag and "=" not in word
+    return paths, flags
+
+
+def paths_and_flags(argv: Sequence[str] | None, prog: str, description: str, flags: Sequence[Flag], paths: str,
+                    needed: bool = True) -> tuple[list[Path], dict[str, Any]]:
+    """Paths and the value of every flag. `paths`: what they are, for the help. Exits 2 on bad ones."""
+    files, words = _split(sys.argv[1:] if argv is None else argv)
+    given, problems = parse(words, prog=f"{prog} {paths}", description=description, groups={"output": flags})
+    if needed and not files:
+        problems.append(f"give {paths.rstrip('.')}, at least one")
+    problems += [f"--{name} needs a value" for name, value in given.items() if value in (None, "")]
+    problems += [f"{file}: no such file or folder" for file in files if not Path(file).exists()]
+    if problems:
+        stop(prog, problems)
+    return [Path(file) for file in files], {**{flag.name: flag.default for flag in flags}, **given}

@@ -1,0 +1,224 @@
+"""Sets evaluations beside the paper: which row each belongs to, means and errors over seeds, verdicts, what differs.
+
+    report = compare(collect([Path("exps")]))
+    report.results          # one for each row of the paper, with or without an evaluation
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from config.flags import FLAGS
+from data.bins import FOLDERS
+from models.variants import ROUTED_POLICIES, VARIANTS
+from report.collect import Curve, Evaluation, Found
+from report.paper import Rerun, Value, paper_value, rerun_value, setting
+from report.rows import ANY, PAPER_SEEDS, ROWS, Row, architecture, is_architecture_of, rows_of, shape, title
+
+DATASET = "openwebtext2"
+SEEDS = ("seed", "data_seed")
+# of the authors' code; a change of one is told beside the row
+DEFAULTS = ("weight_decay", "beta1", "beta2", "grad_clip", "scheduler", "final_div_factor", "dropout", "bias", "positional_encoder",
+            "attention_window_length", "disable_ln_mid", "training_length_factor")
+NO_SUMMARY = "its training's summary.json was not found, so training settings are those that the evaluation recorded"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Evaluations of models that differ in their seed only, the newest one of each seed."""
+
+    members: tuple[Evaluation, ...]
+
+    @property
+    def first(self) -> Evaluation:
+        return self.members[0]
+
+    @property
+    def perplexity(self) -> float:
+        return statistics.fmean(one.perplexity for one in self.members)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% interval over windows: all seeds read the same windows, so that of their mean is the mean of theirs."""
+        low, high = (statistics.fmean(ends) for ends in zip(*(one.interval for one in self.members), strict=True))
+        return low, high
+
+    @property
+    def sem(self) -> float | None:
+        """Standard error over seeds; one seed has none."""
+        n = len(self.members)
+        return statistics.stdev(one.perplexity for one in self.members) / math.sqrt(n) if n > 1 else None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A row of the paper, and our models of it if there are any."""
+
+    row: Row
+    paper: Value
+    rerun: Rerun | None
+    group: Group | None = None
+    decisive: tuple[str, ...] = ()  # differences that forbid a comparison
+    differs: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def difference(self) -> float | None:
+        return None if self.group is None else self.group.perplexity - self.paper.perplexity
+
+    @property
+    def verdict(self) -> str:
+        if self.group is None:
+            return ""
+        if self.decisive:
+            return "not comparable"
+        return verdict(self.paper.perplexity, self.group.interval)
+
+
+@dataclass(frozen=True)
+class Other:
+    """An evaluation that stands in no row, and why."""
+
+    group: Group
+    reason: str
+
+
+@dataclass
+class Report:
+    results: list[Result]
+    others: list[Other]
+    curves: list[Curve]
+    problems: list[str] = field(default_factory=list)
+
+
+def verdict(value: float, interval: tuple[float, float]) -> str:
+    """Where the paper's value lies: by how much it is beyond the nearer end of our interval."""
+    low, high = interval
+    beyond = max(low - value, value - high)
+    return "inside the interval" if beyond <= 0 else f"outside by {beyond:.2f}"
+
+
+def dataset(args: Namespace) -> str:
+    name = Path(args.dataset).name
+    return FOLDERS.get(name, name)
+
+
+def warmup_steps(args: Namespace) -> int:
+    return round(args.warmup_percent * args.iterations)
+
+
+def not_final(one: Evaluation) -> str | None:
+    """Why an evaluation says nothing about its model as the paper's tables do, None where it does."""
+    if architecture(one.args) != architecture(one.trained):
+        return f"evaluated as {shape(one.args)}, trained as {shape(one.trained)}"
+    if not one.is_full_compute:
+        return "at reduced compute"
+    if one.args.eval_sample_size is not None:
+        return "on a part of the validation split"
+    if one.steps != one.trained.iterations:
+        return f"in the middle of the training: step {one.steps:,} of {one.trained.iterations:,}"
+    return None
+
+
+def _identity(one: Evaluation) -> tuple[Any, ...]:
+    """Equal for models that differ in their seed only. How a batch is cut into micro-batches leaves no trace."""
+    trained = one.trained
+    shared = [repr(getattr(trained, name)) for name, flag in FLAGS.items() if flag.in_name and name not in (*SEEDS, "batch_size", "acc_steps")]
+    return (trained.model, dataset(one.args), one.args.sequence_length, trained.sequence_length, trained.batch_size * trained.acc_steps, one.steps,
+            trained.iterations, trained.extend, *shared)
+
+
+def groups(evaluations: Sequence[Evaluation], identity: Callable[[Evaluation], Any] = _identity) -> list[Group]:
+    """Evaluations by model; of several of one model and seed the newest counts."""
+    found: dict[Any, dict[tuple[int, int], Evaluation]] = {}
+    for one in sorted(evaluations, key=lambda one: (one.modified, str(one.path))):
+        found.setdefault(identity(one), {})[one.seed] = one
+    return [Group(tuple(by_seed[seed] for seed in sorted(by_seed))) for by_seed in found.values()]
+
+
+def decisive_differences(row: Row, one: Evaluation) -> list[str]:
+    """Those after which a perplexity is another quantity, or one of another training."""
+    pairs = (("steps", f"{one.steps:,}", f"{row.steps:,}"), ("data", dataset(one.args), DATASET),
+             ("evaluated sequence length", one.args.sequence_length, setting("sequence_length")))
+    return [f"{name} {ours} instead of {papers}" for name, ours, papers in pairs if ours != papers]
+
+
+def differences(row: Row, group: Group) -> list[str]:
+    """Other settings that are not the paper's."""
+    trained = group.first.trained
+    pairs: list[tuple[str, Any, Any]] = [
+        ("training sequence length", trained.sequence_length, setting("sequence_length")),
+        ("effective batch", trained.batch_size * trained.acc_steps, setting("effective_batch")),
+        ("peak learning rate", trained.lr, setting("lr")),
+        ("optimiser", trained.opt, setting("optimizer").lower()),
+        ("seeds", len(group.members), PAPER_SEEDS),
+    ]
+    if row.steps == setting("steps"):
+        pairs.append(("warm-up steps", warmup_steps(trained), setting("warmup_steps")))
+    if row.depth_embedding != ANY:
+        pairs.append(("depth embedding", trained.depth_embedding or "none", row.depth_embedding or "none"))
+    lines = [f"{name} {ours} instead of {papers}" for name, ours, papers in pairs if ours != papers]
+    lines += [f"{name} {getattr(trained, name)} instead of the default {FLAGS[name].default}"
+              for name in DEFAULTS if getattr(trained, name) != FLAGS[name].default]
+    if trained.extend is not None:
+        lines.append(f"the schedule was extended ({trained.extend}) from a shorter training")
+    return lines
+
+
+def remarks(row: Row, group: Group) -> list[str]:
+    """What a reader must know, and what the paper's file does not state."""
+    one, trained = group.first, group.first.trained
+    lines = [f"{one.n_tokens:,} validation tokens; the paper's split is not recorded",
+             f"dtype {trained.dtype}" + (" (bfloat16 on CUDA, float32 on a CPU)" if trained.dtype == "auto" else "")
+             + f", device {trained.device}" + (f", {one.processes} processes" if one.processes else "") + "; the paper's are not recorded"]
+    if row.steps != setting("steps"):
+        lines.append(f"warm-up {warmup_steps(trained):,} steps; the paper's for {row.steps:,} steps is not recorded")
+    if row.paper == ("table2", "layer_norm_2_21x5_1"):
+        lines.append("the paper's value is that of the model without depth embedding; Table 4 has both")
+    if VARIANTS[trained.model].policy in ROUTED_POLICIES:
+        lines.append("routing by capacity compares scores over the whole sequence: training looked at later tokens, as in the paper; at full "
+                     "compute every token goes on")
+    if one.processes is None:
+        lines.append(NO_SUMMARY)
+    return lines
+
+
+def _result(row: Row, group: Group | None) -> Result:
+    result = Result(row, paper_value(row.paper), rerun_value(row.rerun))
+    if group is None:
+        return result
+    return Result(row, result.paper, result.rerun, group, tuple(decisive_differences(row, group.first)), tuple(differences(row, group)),
+                  tuple(remarks(row, group)))
+
+
+def _closeness(result: Result) -> tuple[float, ...]:
+    """The group that stands in the row is the one nearest to the paper's setting, then the newest."""
+    assert result.group is not None, "only candidates are ranked"
+    return len(result.decisive), len(result.differs), -max(one.modified for one in result.group.members)
+
+
+def compare(found: Found) -> Report:
+    """The report on everything that was found."""
+    reasons = {one.path: not_final(one) for one in found.evaluations}
+    final = groups([one for one in found.evaluations if reasons[one.path] is None])
+    results = []
+    placed: set[Path] = set()
+    for row in ROWS:
+        candidates = [_result(row, group) for group in final if row in rows_of(group.first.trained, group.first.steps)]
+        results.append(min(candidates, key=_closeness) if candidates else _result(row, None))
+        placed |= {one.path for one in results[-1].group.members} if results[-1].group else set()
+    others = [Other(group, _why_other(group)) for group in final if group.first.path not in placed]
+    others += [Other(Group((one,)), reason) for one in found.evaluations if (reason := reasons[one.path]) is not None]
+    return Report(results, sorted(others, key=lambda other: (title(other.group.first.args), other.reason, str(other.group.first.path))), found.curves,
+                  list(found.problems))
+
+
+def _why_other(group: Group) -> str:
+    is_row = any(is_architecture_of(row, group.first.trained) for row in ROWS)
+    return "another training of this model is nearer to the paper's setting" if is_row else "no row of the paper"

@@ -1,0 +1,166 @@
+"""The report as Markdown, as a LaTeX table (needs booktabs), and as one JSON object."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from models.variants import ROUTED_POLICIES, VARIANTS
+from report.collect import Curve, Evaluation, Point
+from report.compare import Other, Report, Result, warmup_steps
+from report.paper import paper
+from report.rows import TABLES, title
+
+COLUMNS = ("model", "ours", "95% interval over windows", "SEM over seeds", "seeds", "paper", "paper's SEM over seeds", "difference", "verdict",
+           "re-run", "re-run's 95% interval over batches")
+NOT_EVALUATED = "not evaluated"
+SOURCES = """Paper: Mohtashami, Pagliardini, Jaggi: CoTFormer, ICLR 2025; perplexity on OpenWebText2, mean of 3 seeds. Re-run: an independent
+reproduction with one seed on 2 x L4."""
+READING = """Perplexity on the validation split. *Ours* is one model, or the mean over seeds where several models differ in their seed only. The
+95% interval is over windows of the validation text for one model (for several: the mean of their ends); the SEM is over seeds: two different
+things, never in one column. The *verdict* says whether the paper's value lies inside our interval over windows, or how far beyond its nearer
+end it is; *not comparable*: steps, data or evaluated length are not the paper's."""
+LATEX_SPECIAL = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
+                 "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+
+
+def two(value: float | None, sign: str = "") -> str:
+    return "" if value is None else f"{value:{sign}.2f}"
+
+
+def between(ends: tuple[float, float] | None) -> str:
+    return "" if ends is None else f"{ends[0]:.2f} to {ends[1]:.2f}"
+
+
+def cells(result: Result) -> list[str]:
+    """A row of the table, in the order of COLUMNS."""
+    group, rerun = result.group, result.rerun
+    ours = [two(group.perplexity), between(group.interval), two(group.sem), str(len(group.members))] if group else [NOT_EVALUATED, "", "", ""]
+    return [result.row.label, *ours, two(result.paper.perplexity), two(result.paper.sem), two(result.difference, "+"), result.verdict,
+            two(rerun.perplexity if rerun else None), between((rerun.low, rerun.high) if rerun else None)]
+
+
+def escape_markdown(text: str) -> str:
+    """For a cell: a folder may be called anything."""
+    for character in "\\`*_<>|[]":
+        text = text.replace(character, "\\" + character)
+    return " ".join(text.split())
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table; an empty cell is a dash, so that nobody looks for what was lost there."""
+    body = [[escape_markdown(cell) or "-" for cell in row] for row in rows]
+    return ["| " + " | ".join(line) + " |" for line in ([*header], ["---"] * len(header), *body)]
+
+
+def _details(result: Result) -> list[str]:
+    """What differs from the paper's setting, and which files the row is made of."""
+    if result.group is None:
+        return []
+    lines = [f"**{result.row.table}, {result.row.label}**", ""]
+    lines += [f"- differs: {escape_markdown(line)}" + (" (not comparable)" if line in result.decisive else "")
+              for line in (*result.decisive, *result.differs)]
+    lines += [f"- {escape_markdown(line)}" for line in result.remarks]
+    lines += [f"- seed {one.trained.seed}: perplexity {one.perplexity:.4f} ({between(one.interval)} over windows), `{one.path}`"
+              for one in result.group.members]
+    return [*lines, ""]
+
+
+def _other(other: Other) -> list[str]:
+    one, group = other.group.first, other.group
+    return [title(one.args), two(group.perplexity), between(group.interval), two(group.sem), str(len(group.members)), f"{one.steps:,}",
+            f"{one.n_tokens:,}", f"{one.args.dataset}, T={one.args.sequence_length}", two(one.depth), other.reason, str(one.path)]
+
+
+def _curve(curve: Curve) -> list[str]:
+    steps = "" if curve.steps is None else f", {curve.steps:,} steps"
+    lines = [f"### {title(curve.args)}{steps}", "", f"`{curve.path}`, one sequence of {curve.sequence_length} tokens.", ""]
+    if curve.router and VARIANTS[curve.args.model].policy in ROUTED_POLICIES:
+        lines += ["Routing by capacity picks tokens by scores over the whole sequence: at reduced compute the router's points are not those of a "
+                  "causal model.", ""]
+    rows = [(kind, point) for kind, points in (("router", curve.router), ("fixed depth", curve.fixed_depth)) for point in points]
+    return [*lines, *table(("budget", "MACs x 1e9", "perplexity", "95% interval over windows", "layers a token", "seconds a sequence"),
+                           [_budget(kind, point) for kind, point in rows]), ""]
+
+
+def _budget(kind: str, point: Point) -> list[str]:
+    name = f"router, threshold {point.label:g}" if kind == "router" else f"fixed depth, {point.label:g} pass{'es' if point.label > 1 else ''}"
+    return [name, f"{point.macs / 1e9:.2f}", two(point.perplexity), between(point.interval), two(point.depth),
+            "" if point.seconds is None else f"{point.seconds:.4g}"]
+
+
+def markdown(report: Report) -> str:
+    lines = ["# Fidelity report", "", SOURCES, "", READING, ""]
+    for name in TABLES:
+        lines += [f"## {name}", "", *table(COLUMNS, [cells(result) for result in report.results if result.row.table == name]), ""]
+    details = [line for result in report.results for line in _details(result)]
+    if details:
+        lines += ["## What differs from the paper's setting", "", *details]
+    if report.curves:
+        lines += ["## Perplexity against compute", "", *(line for curve in report.curves for line in _curve(curve))]
+    if report.others:
+        header = ("model", "perplexity", "95% interval over windows", "SEM over seeds", "seeds", "steps", "tokens", "data", "layers a token",
+                  "why here", "file")
+        lines += ["## Other models", "", *table(header, [_other(other) for other in report.others]), ""]
+    if report.problems:
+        lines += ["## Files that could not be used", "", *(f"- {escape_markdown(line)}" for line in report.problems), ""]
+    return "\n".join(lines)
+
+
+def escape_latex(text: str) -> str:
+    return "".join(LATEX_SPECIAL.get(character, character) for character in text)
+
+
+def _narrow(result: Result) -> list[str]:
+    """The cells in fewer words, for the width of a page."""
+    return [cell.replace(" to ", "--").removesuffix(" the interval").replace(NOT_EVALUATED, "not eval.") for cell in cells(result)]
+
+
+def latex(report: Report) -> str:
+    r"""A table* to \input; the document needs \usepackage{booktabs}."""
+    lines = ["% made by python -m report; needs \\usepackage{booktabs}", r"\begin{table*}", r"\centering", r"\scriptsize",
+             r"\setlength{\tabcolsep}{2.5pt}", r"\begin{tabular}{l" + "r" * 7 + "lrr}", r"\toprule",
+             r" & \multicolumn{4}{c}{ours} & \multicolumn{2}{c}{paper} & & & \multicolumn{2}{c}{re-run} \\",
+             r"\cmidrule(lr){2-5} \cmidrule(lr){6-7} \cmidrule(lr){10-11}",
+             " & ".join(map(escape_latex, ("model", "ppl.", "95% windows", "SEM", "seeds", "ppl.", "SEM", "diff.", "verdict", "ppl.",
+                                           "95% batches"))) + r" \\"]
+    for name in TABLES:
+        lines += [r"\midrule", rf"\multicolumn{{11}}{{l}}{{\emph{{{escape_latex(name)}}}}} \\"]
+        lines += [" & ".join(escape_latex(cell) or "--" for cell in _narrow(result)) + r" \\"
+                  for result in report.results if result.row.table == name]
+    caption = ("Validation perplexity beside the paper's. Intervals over windows are of one model, those of the re-run over batches; "
+               "standard errors (SEM) are over seeds.")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", rf"\caption{{{escape_latex(caption)}}}", r"\end{table*}", ""])
+
+
+def _evaluation(one: Evaluation) -> dict[str, Any]:
+    return {"file": str(one.path), "checkpoint": one.checkpoint, "steps": one.steps, "seed": one.trained.seed, "data_seed": one.trained.data_seed,
+            "perplexity": one.perplexity, "interval_over_windows": list(one.interval), "loss": one.loss, "accuracy": one.accuracy,
+            "average_depth": one.depth, "tokens": one.n_tokens, "parameters": one.parameters, "warmup_steps": warmup_steps(one.trained),
+            "args": vars(one.args), "trained_args": vars(one.trained)}
+
+
+def _ours(result: Result) -> dict[str, Any] | None:
+    group = result.group
+    return None if group is None else {
+        "perplexity": group.perplexity, "interval_over_windows": list(group.interval), "sem_over_seeds": group.sem,
+        "difference": result.difference, "verdict": result.verdict, "not_comparable": list(result.decisive), "differs": list(result.differs),
+        "remarks": list(result.remarks), "evaluations": [_evaluation(one) for one in group.members]}
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """Everything in the report, unrounded."""
+    return {
+        "rows": [{"table": result.row.table, "row": result.row.label, "ours": _ours(result),
+                  "paper": {"perplexity": result.paper.perplexity, "sem_over_seeds": result.paper.sem},
+                  "rerun": result.rerun and {"perplexity": result.rerun.perplexity, "interval_over_batches": [result.rerun.low, result.rerun.high]}}
+                 for result in report.results],
+        "other_models": [{"reason": other.reason, "model": title(other.group.first.args), "perplexity": other.group.perplexity,
+                          "interval_over_windows": list(other.group.interval), "sem_over_seeds": other.group.sem,
+                          "evaluations": [_evaluation(one) for one in other.group.members]} for other in report.others],
+        "perplexity_against_compute": [{"file": str(curve.path), "checkpoint": curve.checkpoint, "steps": curve.steps, "model": title(curve.args),
+                                        "sequence_length": curve.sequence_length, "router": [asdict(point) for point in curve.router],
+                                        "fixed_depth": [asdict(point) for point in curve.fixed_depth]} for curve in report.curves],
+        "problems": report.problems, "source": paper()["source"], "setting": paper()["setting"],
+    }

@@ -1,0 +1,277 @@
+"""plot_fig2.py to plot_fig5.py: what is drawn, what is saved beside it, and input that cannot be drawn."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import plot_fig2
+import plot_fig3
+import plot_fig4
+import plot_fig5
+from report.paper import paper
+from tests.programs import ROOT
+from tests.summaries import curve, evaluation, point, weights, write
+
+PROGRAMS = {2: plot_fig2, 3: plot_fig3, 4: plot_fig4, 5: plot_fig5}
+COUNTED = {row["name"]: row["macs"] for row in json.loads((ROOT / "tests" / "data" / "macs.json").read_text()) if row["T"] == 256}
+
+
+def draw(program: ModuleType, words: list[Any], output: Path) -> dict[str, Any]:
+    """Run a plot and return the data beside it."""
+    assert program.main([*map(str, words), "--output_dir", str(output)]) == 0
+    return json.loads(next(output.glob("fig*.json")).read_text())
+
+
+def refused(program: ModuleType, words: list[Any], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of a call that ends with exit code 2."""
+    with pytest.raises(SystemExit) as stop:
+        program.main(list(map(str, words)))
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> dict[int, list[Path]]:
+    """What each figure is made from."""
+    evaluation(tmp_path / "in", 27.0, model="cot", n_layer=12, n_repeat=3)
+    compute = curve(tmp_path / "ppl_per_mac.json", "adm",
+                    [point(200_000_000_000, 24.0, 0.02, threshold=0.0), point(50_000_000_000, 29.0, 0.005, threshold=0.95)],
+                    [point(45_000_000_000, 30.0, 0.004, passes=1), point(210_000_000_000, 23.9, 0.02, passes=5)])
+    scores = weights(tmp_path / "router_weights_ckpt.npz", np.random.default_rng(0).random((1000, 4)))
+    return {2: [tmp_path / "in"], 3: [], 4: [compute], 5: [scores]}
+
+
+# all figures
+
+@pytest.mark.parametrize("number", PROGRAMS)
+def test_picture_vector_and_data_are_saved(tmp_path: Path, inputs: dict[int, list[Path]], number: int) -> None:
+    draw(PROGRAMS[number], inputs[number], tmp_path / "out")
+    png, pdf = ((tmp_path / "out" / f"fig{number}.{suffix}").read_bytes() for suffix in ("png", "pdf"))
+    assert png.startswith(b"\x89PNG") and len(png) > 20_000
+    assert pdf.startswith(b"%PDF") and pdf.rstrip().endswith(b"%%EOF") and len(pdf) > 8_000
+
+
+@pytest.mark.parametrize("number", PROGRAMS)
+def test_the_width_is_that_of_a_paper(tmp_path: Path, inputs: dict[int, list[Path]], number: int) -> None:
+    draw(PROGRAMS[number], inputs[number], tmp_path / "out")
+    header = (tmp_path / "out" / f"fig{number}.png").read_bytes()[16:24]
+    assert int.from_bytes(header[:4], "big") in (990, 2025)  # 3.3 or 6.75 inches at 300 dots an inch
+
+
+@pytest.mark.parametrize("number", PROGRAMS)
+def test_drawing_again_replaces_the_files_with_the_same_bytes(tmp_path: Path, inputs: dict[int, list[Path]], number: int) -> None:
+    contents = []
+    for _ in range(2):
+        draw(PROGRAMS[number], inputs[number], tmp_path / "out")
+        contents.append({path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()})
+    assert contents[0] == contents[1] and len(contents[0]) == 3
+
+
+@pytest.mark.parametrize("number", PROGRAMS)
+def test_axes_are_labelled_and_the_figure_has_a_title_and_a_legend(inputs: dict[int, list[Path]], tmp_path: Path, number: int) -> None:
+    figure = PROGRAMS[number].draw(draw(PROGRAMS[number], inputs[number], tmp_path / "out"))
+    assert figure.get_suptitle() and figure.legends
+    for axis in figure.axes:
+        spec = axis.get_subplotspec()
+        assert axis.get_xlabel() or not spec.is_last_row()
+        assert axis.get_ylabel() or not spec.is_first_col()
+
+
+@pytest.mark.parametrize("number", PROGRAMS)
+def test_no_letter_is_smaller_than_eight_points(inputs: dict[int, list[Path]], tmp_path: Path, number: int) -> None:
+    figure = PROGRAMS[number].draw(draw(PROGRAMS[number], inputs[number], tmp_path / "out"))
+    from matplotlib.text import Text
+
+    assert min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text()) >= 8
+
+
+@pytest.mark.parametrize("number", PROGRAMS)
+def test_an_output_folder_that_cannot_be_made_is_a_line(tmp_path: Path, inputs: dict[int, list[Path]], number: int,
+                                                        capsys: pytest.CaptureFixture[str]) -> None:
+    blocked = write(tmp_path / "a_file", "x")
+    assert str(blocked) in refused(PROGRAMS[number], [*inputs[number], "--output_dir", blocked], capsys)
+
+
+@pytest.mark.parametrize("number", PROGRAMS)
+def test_help_needs_no_matplotlib(number: int) -> None:
+    code = (f"import sys, plot_fig{number}\ntry:\n    plot_fig{number}.main(['--help'])\n"
+            "except SystemExit:\n    print('loaded:', *sorted({'torch', 'matplotlib'} & set(sys.modules)))")
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert shown.splitlines()[-1] == "loaded:"
+
+
+@pytest.mark.parametrize(("number", "words"), [(2, ["/nowhere"]), (3, ["pyproject.toml"]), (4, []), (4, ["/nowhere"]), (5, []), (5, ["/nowhere"]),
+                                               (4, ["report"]), (5, ["report"]), (3, ["--output"])])
+def test_missing_input_and_unknown_flags_are_a_line(number: int, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(PROGRAMS[number], words, capsys).startswith(f"plot_fig{number}.py")
+
+
+# figure 2
+
+def test_figure_2_shows_table_1_over_the_counted_work(tmp_path: Path) -> None:
+    drawn = {(point["family"], point["size"]): point for point in draw(plot_fig2, [], tmp_path)["paper"]}
+    assert len(drawn) == 15
+    for family, size, name in (("Standard", "24", "base_24"), ("Block Universal", "12x5", "but_12x5"), ("CoTFormer", "12x3", "cot_12x3")):
+        assert drawn[family, size]["macs"] == COUNTED[name]
+    assert drawn["CoTFormer", "12x3"]["perplexity"] == paper()["table1"]["cotformer"]["12x3"][0]
+
+
+def test_figure_2_puts_our_evaluations_on_top(tmp_path: Path, inputs: dict[int, list[Path]]) -> None:
+    (ours,) = draw(plot_fig2, inputs[2], tmp_path / "out")["ours"]
+    assert (ours["family"], ours["size"], ours["perplexity"], ours["interval_over_windows"]) == ("CoTFormer", "12x3", 27.0, [26.6, 27.4])
+    assert ours["macs"] == COUNTED["cot_12x3"]
+
+
+def test_figure_2_leaves_out_what_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluation(tmp_path / "in", 60.0, model="cot", n_layer=12, n_repeat=3, iterations=100)
+    assert draw(plot_fig2, [tmp_path / "in"], tmp_path / "out")["ours"] == []
+    assert "left out: CoTFormer 12x3, steps 100 instead of 40,000" in capsys.readouterr().out
+
+
+def test_figure_2_refuses_folders_without_evaluations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no eval_summary_*.json" in refused(plot_fig2, [tmp_path], capsys)
+
+
+# figure 3
+
+def test_figure_3_counts_are_those_of_the_authors_models(tmp_path: Path) -> None:
+    data = draw(plot_fig3, [], tmp_path)
+    at_256 = {one["label"]: one["macs"][data["lengths"].index(256)] for one in data["curves"]}
+    assert (at_256["Standard 24"], at_256["Block Universal 12x5"], at_256["CoTFormer 12x3"]) == (
+        COUNTED["base_24"], COUNTED["but_12x5"], COUNTED["cot_12x3"])
+    assert (data["lengths"][0], data["lengths"][-1]) == (256, 12288)
+
+
+# figure 4
+
+def test_figure_4_draws_the_points_of_the_file_by_increasing_work(tmp_path: Path, inputs: dict[int, list[Path]]) -> None:
+    curves = {one["label"]: one["points"] for one in draw(plot_fig4, inputs[4], tmp_path / "out")["curves"]}
+    assert {label: [(p["macs"], p["perplexity"]) for p in points] for label, points in curves.items()} == {
+        "LN-CoTFormer (Router)": [(50_000_000_000, 29.0), (200_000_000_000, 24.0)],
+        "LN-CoTFormer (Fixed Depth)": [(45_000_000_000, 30.0), (210_000_000_000, 23.9)]}
+
+
+def test_figure_4_shows_the_block_universal_router_beside_it(tmp_path: Path, inputs: dict[int, list[Path]]) -> None:
+    other = curve(tmp_path / "but.json", "but_mod", [point(60_000_000_000, 29.5, threshold=0.9)], [])
+    labels = [one["label"] for one in draw(plot_fig4, [*inputs[4], other], tmp_path / "out")["curves"]]
+    assert labels == ["LN-CoTFormer (Router)", "LN-CoTFormer (Fixed Depth)", "LN-Block Universal (Router)"]
+
+
+def test_figure_4_names_the_steps_where_a_model_comes_twice(tmp_path: Path, inputs: dict[int, list[Path]]) -> None:
+    other = curve(tmp_path / "early.json", "adm", [point(60_000_000_000, 29.5, threshold=0.9)], [], itr=40000)
+    labels = [one["label"] for one in draw(plot_fig4, [*inputs[4], other], tmp_path / "out")["curves"]]
+    assert "LN-CoTFormer (Router), 60,000 steps" in labels and "LN-CoTFormer (Router), 40,000 steps" in labels
+
+
+def test_figure_4_shows_measured_time_where_all_points_have_it(tmp_path: Path, inputs: dict[int, list[Path]]) -> None:
+    untimed = curve(tmp_path / "untimed.json", "adm", [point(60_000_000_000, 29.5, threshold=0.9)], [])
+    panels = [len(plot_fig4.draw(draw(plot_fig4, [path], tmp_path / "out")).axes) for path in (*inputs[4], untimed)]
+    assert panels == [2, 1]
+
+
+def test_figure_4_shows_the_papers_values_beside_a_model_of_its_shape_only(tmp_path: Path, inputs: dict[int, list[Path]]) -> None:
+    small = curve(tmp_path / "small.json", "adm", [point(1_000_000, 60.0, threshold=0.9)], [], n_embd=384)
+    values = [[one["perplexity"] for one in draw(plot_fig4, [path], tmp_path / "out")["paper"]] for path in (*inputs[4], small)]
+    assert values == [[23.19, 23.83], []]
+
+
+def test_figure_4_title_says_model_and_checkpoint(tmp_path: Path, inputs: dict[int, list[Path]]) -> None:
+    data = draw(plot_fig4, inputs[4], tmp_path / "out")
+    title = plot_fig4.draw(data).get_suptitle().replace("\n", " ")
+    assert "Adaptive LN-CoTFormer, 2+21x5+1 layers, width 768, 60,000 steps: a_run/ckpt.pt" in title
+
+
+def test_figure_4_refuses_sequences_of_two_lengths(tmp_path: Path, inputs: dict[int, list[Path]], capsys: pytest.CaptureFixture[str]) -> None:
+    other = curve(tmp_path / "long.json", "adm", [point(60_000_000_000, 29.5, threshold=0.9)], [], sequence_length=512)
+    assert "256 and 512 tokens" in refused(plot_fig4, [*inputs[4], other], capsys)
+
+
+@pytest.mark.parametrize(("change", "part"), [
+    ({"router": [], "fixed_depth": []}, "no points"), ({"router": [{}]}, "router[0].threshold is missing"), ({"router": {}}, "router is"),
+    ({"args": None}, "args is missing"), ({"router": [point(-5, 20.0, threshold=0.5)]}, "router[0].macs is -5"),
+    ({"router": [{**point(5, 20.0, threshold=0.5), "val_perplexity": "20"}]}, "router[0].val_perplexity is '20'")])
+def test_figure_4_names_what_is_wrong_with_a_file(inputs: dict[int, list[Path]], capsys: pytest.CaptureFixture[str], change: dict[str, Any],
+                                                  part: str) -> None:
+    path = inputs[4][0]
+    write(path, {**json.loads(path.read_text()), **change})
+    line = refused(plot_fig4, [path], capsys)
+    assert str(path) in line and part in line
+
+
+# figure 5
+
+def test_figure_5_counts_are_numpys(tmp_path: Path) -> None:
+    values = np.random.default_rng(1).beta(2, 5, (5000, 4)).astype(np.float32)
+    data = draw(plot_fig5, [weights(tmp_path / "router_weights_ckpt.npz", values)], tmp_path / "out")
+    (drawn,) = data["rows"][0]["files"]
+    for repeat in range(4):
+        assert drawn["counts"][repeat] == np.histogram(values[:, repeat], bins=50, range=(0, 1))[0].tolist()
+    assert [sum(counts) for counts in drawn["counts"]] == [5000] * 4
+
+
+def test_figure_5_draws_the_shares_of_the_counts(tmp_path: Path) -> None:
+    from matplotlib.patches import StepPatch
+
+    data = draw(plot_fig5, [weights(tmp_path / "router_weights_ckpt.npz", [[0.1], [0.1], [0.1], [0.9]])], tmp_path / "out")
+    shares = plot_fig5.draw(data).axes[0].findobj(StepPatch)[0].get_data().values
+    assert sorted(shares)[-2:] == [25.0, 75.0] and sum(shares) == 100
+
+
+def test_figure_5_has_a_row_for_each_cascade_and_says_which_is_right(tmp_path: Path) -> None:
+    files = [weights(tmp_path / f"router_weights_ckpt_{name}.npz", np.full((10, 2), 0.5), name) for name in ("token", "raw", "position")]
+    data = draw(plot_fig5, files, tmp_path / "out")
+    assert [row["cascade"] for row in data["rows"]] == ["raw", "position", "token"]
+    labels = [axis.get_ylabel() for axis in plot_fig5.draw(data).axes[::2]]
+    assert "the paper's" in labels[1] and "the right one" in labels[2]
+
+
+def test_figure_5_compares_checkpoints_in_one_panel(tmp_path: Path) -> None:
+    files = [weights(tmp_path / f"router_weights_ckpt_{itr}.npz", np.full((10, 2), 0.5), itr=itr) for itr in (40000, 60000)]
+    (row,) = draw(plot_fig5, files, tmp_path / "out")["rows"]
+    assert [one["label"] for one in row["files"]] == ["40,000 steps: a_run/ckpt_40000.pt", "60,000 steps: a_run/ckpt_60000.pt"]
+
+
+def test_figure_5_takes_the_cascade_from_the_name_where_files_share_their_description(tmp_path: Path) -> None:
+    path = weights(tmp_path / "router_weights_ckpt_position.npz", np.full((10, 2), 0.5), "token")
+    shutil.move(tmp_path / "router_weights_ckpt_position_meta.json", tmp_path / "router_weights_ckpt_meta.json")
+    assert draw(plot_fig5, [path], tmp_path / "out")["rows"][0]["cascade"] == "position"
+
+
+@pytest.mark.parametrize("values", [[[1.5]], [[-0.1]], [[np.nan]], [0.5], np.zeros((0, 4))])
+def test_figure_5_refuses_what_are_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str], values: Any) -> None:
+    path = weights(tmp_path / "router_weights_ckpt.npz", np.atleast_2d(values))
+    np.savez(path, weights=np.asarray(values, dtype=np.float32))
+    assert str(path) in refused(plot_fig5, [path], capsys)
+
+
+def test_figure_5_executes_nothing_that_a_file_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = weights(tmp_path / "router_weights_ckpt.npz", [[0.5]])
+    np.savez(path, weights=np.array([[{"a": 1}]], dtype=object))
+    assert "no readable array" in refused(plot_fig5, [path], capsys)
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04 torn", b"\x93NUMPY\x01\x00torn"])
+def test_figure_5_names_a_torn_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
+    path = weights(tmp_path / "router_weights_ckpt.npz", [[0.5]])
+    path.write_bytes(content)
+    assert str(path) in refused(plot_fig5, [path], capsys)
+
+
+@pytest.mark.parametrize("meta", [None, "{", "{}", '{"checkpoint": "a", "itr": 1, "cascade": "other"}', '{"itr": 1, "cascade": "raw"}'])
+def test_figure_5_needs_a_description_beside_the_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str], meta: str | None) -> None:
+    path = weights(tmp_path / "router_weights_ckpt.npz", [[0.5]])
+    description = tmp_path / "router_weights_ckpt_meta.json"
+    description.unlink()
+    if meta is not None:
+        write(description, meta)
+    assert "router_weights_ckpt" in refused(plot_fig5, [path], capsys)

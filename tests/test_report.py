@@ -1,0 +1,353 @@
+"""python -m report: which row an evaluation belongs to, errors and intervals, verdicts, what differs, damaged files."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from report import render, rows
+from report.__main__ import main
+from report.collect import collect
+from report.compare import Report, Result, compare, verdict
+from report.paper import paper_value, rerun_value
+from tests import summaries
+from tests.programs import PEER, ROOT, run
+from tests.summaries import DEEP, evaluation, point, training, write
+
+ALL_ROWS = [pytest.param(row, id=f"{row.table}: {row.label}") for row in rows.ROWS]
+
+
+def report_on(folder: Path) -> Report:
+    return compare(collect([folder]))
+
+
+def filled(folder: Path) -> dict[tuple[str, str], Result]:
+    """The rows that have an evaluation, by table and label."""
+    return {(result.row.table, result.row.label): result for result in report_on(folder).results if result.group}
+
+
+def cot(folder: Path, perplexity: float = 27.0, **changes: Any) -> Path:
+    """An evaluation of the paper's CoTFormer 12x3."""
+    return evaluation(folder, perplexity, **{"model": "cot", "n_layer": 12, "n_repeat": 3, **changes})
+
+
+def row_of(folder: Path) -> Result:
+    return filled(folder)["Table 1", "CoTFormer 12x3"]
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Lines that a call with exit code 2 prints on stderr."""
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    return capsys.readouterr().err.splitlines()
+
+
+# rows
+
+@pytest.mark.parametrize("row", ALL_ROWS)
+def test_each_row_takes_the_model_that_its_flags_describe(tmp_path: Path, row: rows.Row) -> None:
+    args = {name: value for name, value in vars(row.args()).items() if name not in summaries.PAPER_FLAGS}
+    evaluation(tmp_path, 25.0, **args, iterations=row.steps)
+    assert (row.table, row.label) in filled(tmp_path)
+
+
+@pytest.mark.parametrize("row", ALL_ROWS)
+def test_each_row_of_the_paper_has_a_number(row: rows.Row) -> None:
+    assert 23 < paper_value(row.paper).perplexity < 29
+    assert row.rerun is None or rerun_value(row.rerun) is not None
+
+
+def test_table_1_is_complete() -> None:
+    table = json.loads((ROOT / "report" / "paper.json").read_text())["table1"]
+    places = {("table1", family, size) for family, sizes in table.items() for size in sizes}
+    assert {row.paper for row in rows.ROWS if row.table == "Table 1"} == places
+
+
+def test_a_model_that_two_tables_show_fills_both(tmp_path: Path) -> None:
+    evaluation(tmp_path, 24.4, model="cot", n_layer=24, n_repeat=5)
+    assert set(filled(tmp_path)) == {("Table 1", "CoTFormer 24x5"), ("Table 2", "CoTFormer 24x5")}
+
+
+@pytest.mark.parametrize(("iterations", "table"), [(40000, "Table 2"), (60000, "Section 5")])
+def test_steps_tell_rows_of_one_architecture_apart(tmp_path: Path, iterations: int, table: str) -> None:
+    evaluation(tmp_path, 24.0, model="lncot", iterations=iterations, **DEEP)
+    assert table in {name for name, _ in filled(tmp_path)}
+    assert {"Table 2": "Section 5", "Section 5": "Table 2"}[table] not in {name for name, _ in filled(tmp_path)}
+
+
+def test_a_folders_name_plays_no_part(tmp_path: Path) -> None:
+    cot(tmp_path / "standard_48_layers")
+    assert set(filled(tmp_path)) == {("Table 1", "CoTFormer 12x3")}
+
+
+@pytest.mark.parametrize("change", [{"n_embd": 384}, {"n_layer": 11}, {"n_layer_begin": 1}, {"n_repeat": 4}, {"vocab_size": 256},
+                                    {"model": "lncot"}])
+def test_another_architecture_is_listed_under_other_models(tmp_path: Path, change: dict[str, Any]) -> None:
+    cot(tmp_path, **change)
+    assert not filled(tmp_path)
+    assert [other.reason for other in report_on(tmp_path).others] == ["no row of the paper"]
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    ({"eval_sample_size": 1000}, "on a part of the validation split"),
+    ({"itr": 20000}, "in the middle of the training: step 20,000 of 40,000"),
+])
+def test_an_evaluation_that_is_not_the_whole_one_fills_no_row(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+    cot(tmp_path, **change)
+    assert not filled(tmp_path)
+    assert [other.reason for other in report_on(tmp_path).others] == [reason]
+
+
+def test_reduced_compute_fills_no_row(tmp_path: Path) -> None:
+    evaluation(tmp_path / "less", 27.0, model="adm", iterations=60000, eval_length_factor=[1, 0.5, 0.3, 0.1], **DEEP)
+    evaluation(tmp_path / "full", 24.0, model="adm", iterations=60000, eval_length_factor=[1, 1, 1, 1], **DEEP)
+    assert filled(tmp_path)["Section 5", "Adaptive, full compute, 60k steps"].group.perplexity == 24.0  # type: ignore[union-attr]
+
+
+def test_an_evaluation_with_fewer_repeats_is_no_row_of_the_smaller_model(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "owt2" / "cot" / "run" / "ckpt.pt"
+    training(checkpoint.parent, model="cot", n_layer=12, n_repeat=5)
+    cot(tmp_path / "evaluations", checkpoint=str(checkpoint))
+    assert not filled(tmp_path)
+    assert report_on(tmp_path).others[0].reason == "evaluated as 12x3 layers, trained as 12x5 layers"
+
+
+# several evaluations
+
+def test_the_newest_evaluation_of_a_checkpoint_counts(tmp_path: Path) -> None:
+    cot(tmp_path / "b_old", 29.0, age=100)
+    cot(tmp_path / "a_new", 27.0)
+    assert row_of(tmp_path).group.perplexity == 27.0  # type: ignore[union-attr]
+
+
+def test_a_newer_partial_evaluation_does_not_replace_the_whole_one(tmp_path: Path) -> None:
+    cot(tmp_path / "whole", 27.0, age=100)
+    cot(tmp_path / "part", 29.0, eval_sample_size=1000)
+    assert row_of(tmp_path).group.perplexity == 27.0  # type: ignore[union-attr]
+
+
+def test_overlapping_folders_count_a_file_once(tmp_path: Path) -> None:
+    cot(tmp_path / "a")
+    assert len(collect([tmp_path, tmp_path / "a"]).evaluations) == 1
+
+
+def test_seeds_are_averaged_with_their_standard_error(tmp_path: Path) -> None:
+    for seed, perplexity in ((1, 27.0), (2, 27.3), (3, 27.6)):
+        cot(tmp_path / str(seed), perplexity, seed=seed, data_seed=seed)
+    cells = dict(zip(render.COLUMNS, render.cells(row_of(tmp_path)), strict=True))
+    assert (cells["ours"], cells["SEM over seeds"], cells["seeds"]) == ("27.30", "0.17", "3")  # 0.3 / sqrt(3) = 0.1732
+
+
+def test_one_seed_has_an_interval_over_windows_and_no_error_over_seeds(tmp_path: Path) -> None:
+    cot(tmp_path, 27.0, half=0.25)
+    cells = dict(zip(render.COLUMNS, render.cells(row_of(tmp_path)), strict=True))
+    assert (cells["95% interval over windows"], cells["SEM over seeds"]) == ("26.75 to 27.25", "")
+
+
+def test_the_papers_and_the_reruns_errors_have_columns_of_their_own(tmp_path: Path) -> None:
+    cot(tmp_path)
+    cells = dict(zip(render.COLUMNS, render.cells(row_of(tmp_path)), strict=True))
+    assert (cells["paper"], cells["paper's SEM over seeds"]) == ("27.07", "0.01")
+    assert (cells["re-run"], cells["re-run's 95% interval over batches"]) == ("27.05", "26.40 to 27.71")
+
+
+def test_models_that_differ_in_more_than_the_seed_are_not_averaged(tmp_path: Path) -> None:
+    cot(tmp_path / "a", 27.0, seed=1)
+    cot(tmp_path / "b", 29.0, seed=2, lr=3e-3)
+    assert row_of(tmp_path).group.perplexity == 27.0  # type: ignore[union-attr]
+    assert [other.group.perplexity for other in report_on(tmp_path).others] == [29.0]
+
+
+def test_another_cut_into_micro_batches_is_the_same_training(tmp_path: Path) -> None:
+    cot(tmp_path / "a", seed=1, data_seed=1)
+    cot(tmp_path / "b", seed=2, data_seed=2, batch_size=32, acc_steps=4)
+    assert len(row_of(tmp_path).group.members) == 2  # type: ignore[union-attr]
+
+
+# verdicts and differences
+
+@pytest.mark.parametrize(("value", "interval", "expected"), [
+    (27.07, (26.8, 27.2), "inside the interval"), (27.2, (26.8, 27.2), "inside the interval"), (26.8, (26.8, 27.2), "inside the interval"),
+    (27.07, (27.5, 28.0), "outside by 0.43"), (27.07, (26.0, 26.5), "outside by 0.57")])
+def test_verdict(value: float, interval: tuple[float, float], expected: str) -> None:
+    assert verdict(value, interval) == expected
+
+
+def test_verdict_and_difference_of_a_row(tmp_path: Path) -> None:
+    cot(tmp_path, 28.0, half=0.5)  # paper: 27.07
+    result = row_of(tmp_path)
+    assert result.verdict == "outside by 0.43"
+    assert result.difference == pytest.approx(0.93)
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"iterations": 30000}, "steps 30,000 instead of 40,000"), ({"dataset": "stdlib"}, "data stdlib instead of openwebtext2"),
+    ({"sequence_length": 128}, "evaluated sequence length 128 instead of 256")])
+def test_other_steps_data_or_lengths_are_not_comparable(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    cot(tmp_path, 27.07, **change)
+    assert row_of(tmp_path).verdict == "not comparable"
+    assert words in row_of(tmp_path).decisive
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"acc_steps": 8}, "effective batch 64 instead of 128"), ({"lr": 5e-4}, "peak learning rate 0.0005 instead of 0.001"),
+    ({"warmup_percent": 0.05}, "warm-up steps 2000 instead of 8000"), ({}, "seeds 1 instead of 3"),
+    ({"opt": "sgd"}, "optimiser sgd instead of adamw"), ({"dropout": 0.1}, "dropout 0.1 instead of the default 0.0"),
+    ({"extend": "continue"}, "the schedule was extended (continue) from a shorter training")])
+def test_other_settings_are_told(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    cot(tmp_path, **change)
+    assert words in row_of(tmp_path).differs
+
+
+def test_the_papers_own_setting_differs_in_the_seeds_alone(tmp_path: Path) -> None:
+    cot(tmp_path)
+    assert row_of(tmp_path).differs == ("seeds 1 instead of 3",)
+
+
+def test_training_settings_come_from_the_trainings_summary(tmp_path: Path) -> None:
+    """An evaluation with --batch_size 64 says nothing about the batch of the training; results may have been copied from elsewhere."""
+    training(tmp_path / "exps" / "owt2" / "cot" / "run", model="cot", n_layer=12, n_repeat=3)
+    cot(tmp_path / "evaluations", batch_size=64, checkpoint="/scratch/someone/exps/owt2/cot/run/ckpt.pt")
+    assert row_of(tmp_path).differs == ("seeds 1 instead of 3",)
+    assert any("2 processes" in line for line in row_of(tmp_path).remarks)
+
+
+def test_depth_embedding_is_told_beside_table_2(tmp_path: Path) -> None:
+    evaluation(tmp_path, 24.2, model="lncot", depth_embedding="linear_learned", **DEEP)
+    found = filled(tmp_path)
+    assert "depth embedding linear_learned instead of none" in found["Table 2", "+ layer norm (LN-CoTFormer)"].differs
+    assert ("Table 4", "LN-CoTFormer, depth embedding") in found and ("Table 4", "LN-CoTFormer, no depth embedding") not in found
+
+
+def test_routing_by_capacity_is_told_where_a_model_routes(tmp_path: Path) -> None:
+    cot(tmp_path / "cot")
+    evaluation(tmp_path / "adm", 24.0, model="adm", iterations=60000, **DEEP)
+    told = {label: any("later tokens" in line for line in result.remarks) for (_, label), result in filled(tmp_path).items()}
+    assert told == {"CoTFormer 12x3": False, "Adaptive, full compute, 60k steps": True}
+
+
+# what is written
+
+def test_markdown_latex_and_json_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cot(tmp_path / "in", 27.123)
+    assert main([str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--name", "fidelity"]) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"fidelity.md", "fidelity.tex", "fidelity.json"}
+    assert (tmp_path / "out" / "fidelity.md").read_text() == capsys.readouterr().out.removesuffix("\n")
+    rows_written = json.loads((tmp_path / "out" / "fidelity.json").read_text())["rows"]
+    assert [row["ours"]["perplexity"] for row in rows_written if row["ours"]] == [27.123]
+
+
+def test_rows_without_an_evaluation_say_so(tmp_path: Path) -> None:
+    cot(tmp_path)
+    lines = render.markdown(report_on(tmp_path)).splitlines()
+    assert sum("not evaluated" in line for line in lines) == len(rows.ROWS) - 1
+
+
+def test_markdown_rows_have_as_many_cells_as_their_head(tmp_path: Path) -> None:
+    cot(tmp_path / "a|b")
+    cot(tmp_path / "x|y", n_embd=384)
+    for table in re.findall(r"(?:^\|.*\n)+", render.markdown(report_on(tmp_path)), re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+
+
+def test_points_at_each_compute_budget_are_listed(tmp_path: Path) -> None:
+    summaries.curve(tmp_path / "ppl_per_mac.json", "adm", [point(50_000_000_000, 29.5, threshold=0.9)], [point(45_940_000_000, 30.9, passes=1)])
+    text = render.markdown(report_on(tmp_path))
+    assert "| router, threshold 0.9 | 50.00 | 29.50 | 29.20 to 29.80 |" in text
+    assert "| fixed depth, 1 pass | 45.94 | 30.90 |" in text
+
+
+def test_latex_specials_are_escaped() -> None:
+    assert render.escape_latex("a_b 5% $x$ #1 & {c} ~ ^ \\") == (
+        r"a\_b 5\% \$x\$ \#1 \& \{c\} \textasciitilde{} \textasciicircum{} \textbackslash{}")
+
+
+def test_latex_table_is_well_formed(tmp_path: Path) -> None:
+    cot(tmp_path)
+    text = render.latex(report_on(tmp_path))
+    assert text.count("{") == text.count("}")
+    spec = re.search(r"\\begin\{tabular\}\{([lrc]+)\}", text)
+    assert spec is not None
+    body = [line for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
+    assert len(body) == len(rows.ROWS) + 1
+    assert {len(re.findall(r"(?<!\\)&", line)) + 1 for line in body} == {len(spec[1])}
+
+
+# bad input
+
+def test_nothing_to_report_on_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused([str(tmp_path)], capsys) == [f"python -m report: error: no eval_summary_*.json and no ppl_per_mac.json below {tmp_path}"]
+
+
+@pytest.mark.parametrize("words", [[], ["/nowhere"], [str(Path(__file__))], [".", "--nam", "x"], [".", "--output"], [".", "--name", "a/b"]])
+def test_bad_command_lines_are_refused_in_a_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(refused(words, capsys)) == 1
+
+
+@pytest.mark.parametrize(("content", "part"), [
+    ("{oh", "cannot be read"), ("[]", "does not hold a JSON object"), ("{}", "args is missing"),
+    ('{"args": {"model": "bert"}}', "args.model"), ('{"args": {"n_layer_begin": 99}}', "n_layer_begin"), ("[" * 100000, "cannot be read")])
+def test_a_damaged_file_alone_is_named_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, part: str) -> None:
+    path = write(tmp_path / "eval_summary_x.json", content)
+    (line,) = refused([str(tmp_path)], capsys)
+    assert str(path) in line and part in line
+
+
+@pytest.mark.parametrize("name", ["val_perplexity", "val_perplexity_ci95", "checkpoint", "n_tokens"])
+def test_a_summary_that_lacks_a_number_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    path = cot(tmp_path, missing=(name,))
+    assert refused([str(tmp_path)], capsys)[0].startswith(f"python -m report: error: {path}: {name} is missing")
+
+
+def test_a_number_that_is_none_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = cot(tmp_path)
+    path.write_text(path.read_text().replace('"val_perplexity": 27.0', '"val_perplexity": NaN'))
+    assert "val_perplexity is nan" in refused([str(tmp_path)], capsys)[0]
+
+
+def test_a_damaged_file_beside_good_ones_becomes_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cot(tmp_path / "good")
+    bad = write(tmp_path / "bad" / "ppl_per_mac.json", "{}")
+    assert main([str(tmp_path), "--output", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr()
+    assert shown.err.splitlines()[0].startswith(f"warning: {bad}:")
+    assert "Files that could not be used" in shown.out and len(json.loads((tmp_path / "out" / "report.json").read_text())["problems"]) == 1
+
+
+def test_a_damaged_training_summary_becomes_a_note(tmp_path: Path) -> None:
+    cot(tmp_path, checkpoint=str(tmp_path / "ckpt.pt"))
+    write(tmp_path / "summary.json", "{")
+    assert row_of(tmp_path).group is not None
+    assert len(report_on(tmp_path).problems) == 1
+
+
+def test_help_needs_neither_torch_nor_matplotlib() -> None:
+    code = ("import sys\nfrom report.__main__ import main\n"
+            "try:\n    main(['--help'])\nexcept SystemExit:\n    print(*sorted({'torch', 'matplotlib'} & set(sys.modules)))")
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "RESULTS_FOLDER" in shown and shown.splitlines()[-1] == ""
+
+
+@pytest.mark.slow
+def test_a_real_evaluation_is_reported_with_its_own_numbers(tmp_path: Path) -> None:
+    """eval.py on two of the authors' checkpoints, then the report as a program."""
+    for name in ("official_cot_res", "official_adm"):
+        checkpoint = next(PEER.glob(f"exps/*/*/{name}/ckpt.pt"))
+        done = run([sys.executable, "eval.py", "--checkpoint", str(checkpoint), "--data_dir", str(PEER / "datasets"), "--device", "cpu",
+                    "--output_dir", str(tmp_path / "in" / name)])
+        assert done.returncode == 0, done.stderr
+    done = run([sys.executable, "-m", "report", str(tmp_path / "in"), "--output", str(tmp_path / "out")])
+    assert done.returncode == 0, done.stderr
+    others = json.loads((tmp_path / "out" / "report.json").read_text())["other_models"]
+    losses = {other["model"]: other["evaluations"][0]["loss"] for other in others}
+    assert losses == {"CoTFormer, 1+2x3+1 layers, width 32": pytest.approx(2.8797529, abs=1e-5),
+                      "Adaptive LN-CoTFormer, 1+2x3+1 layers, width 32": pytest.approx(2.7259412, abs=1e-5)}
+    assert f"{math.exp(2.8797529):.2f}" in done.stdout and f"{math.exp(2.7259412):.2f}" in done.stdout
