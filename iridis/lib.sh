@@ -264,7 +264,6 @@ on_node() {
     export SLURM_JOB_END_TIME="${SLURM_JOB_END_TIME:-$(date -d "$(squeue -h -j "$SLURM_JOB_ID" -o %e)" +%s 2>/dev/null || true)}"
     printf '=== job %s, start %s, on %s, partition %s, %s\n' "$SLURM_JOB_ID" "${SLURM_RESTART_COUNT:-0}" "$SLURM_JOB_NODELIST" \
         "$SLURM_JOB_PARTITION" "$(date)"
-    printf '%s %s\n' "$SLURM_JOB_ID" "${SLURM_RESTART_COUNT:-0}" >>"$RUN_DIR/jobs.txt"
     if ((N_GPUS)) && command -v nvidia-smi >/dev/null; then
         nvidia-smi --query-gpu=index,name,memory.total,memory.used,driver_version,temperature.gpu --format=csv || true
     fi

@@ -192,7 +192,10 @@ def main(argv: Sequence[str]) -> int:
         folder, device = config.experiment_folder(args), args.device
         done, lead = is_done(folder, args.iterations), lead_seconds(folder, wanted.time)
         if not wanted.where and not done:
-            config.check_world_size(args, wanted.processes)
+            try:
+                config.check_world_size(args, wanted.processes)
+            except UserError as error:
+                problems += str(error).splitlines()
             data = dataset_folder(args.dataset, args.data_dir)
             if args.dataset != "stdlib" and not wanted.no_data and not is_prepared(data):
                 problems.append(f"dataset {args.dataset!r} is not prepared: {data} lacks train.bin or val.bin; {how_to_prepare(args.dataset)}")

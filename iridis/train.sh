@@ -115,11 +115,13 @@ fit_to_train() {
 # continue_chain REASON: another job takes this one's place
 continue_chain() {
     local try id
-    if [[ -n $MAX_JOBS && $(wc -l <"$RUN_DIR/jobs.txt") -ge $MAX_JOBS ]]; then
+    printf '%s\n' "$1" >>"$RUN_DIR/links.txt" # SLURM's own restarts are none
+    if [[ -n $MAX_JOBS && $(wc -l <"$RUN_DIR/links.txt") -ge $MAX_JOBS ]]; then
         end_chain "the limit of --chain $MAX_JOBS jobs is reached ($1)"
     fi
     printf '=== %s: going on in another job\n' "$1"
-    if [[ $CHAIN_BY == requeue ]] && scontrol requeue "$SLURM_JOB_ID"; then
+    # a requeued job keeps the nodes that it may run on; leaving a sick one out takes a new job
+    if [[ $CHAIN_BY == requeue && -z ${SICK:-} ]] && scontrol requeue "$SLURM_JOB_ID"; then
         exit 0
     fi
     AFTER=""
@@ -140,8 +142,10 @@ hand_on() {
     while IFS='|' read -r id dependency; do
         dependency="$(sed -E 's/\([a-z]*\)//g' <<<"$dependency")"
         [[ $dependency =~ :$1(:|,|$) ]] || continue
-        scontrol update JobId="$id" Dependency="$(sed -E "s/:$1(:|,|\$)/:$2\\1/" <<<"$dependency")" ||
-            end_chain "job $id waits for this one and could not be told to wait for job $2"
+        if ! scontrol update JobId="$id" Dependency="$(sed -E "s/:$1(:|,|\$)/:$2\\1/" <<<"$dependency")"; then
+            printf 'error: job %s waited for this one and could not be told to wait for job %s; cancelled\n' "$id" "$2" >&2
+            scancel "$id"
+        fi
     done < <(squeue -h --me --states=PENDING -o '%i|%E')
 }
 
@@ -187,13 +191,19 @@ train_segment() {
     esac
 }
 
+# keep NAME: copy stdin into a file of the run folder and on. A Ctrl-C reaches this too, and the training has yet to speak.
+keep() (
+    trap '' INT TERM
+    exec tee -a "$RUN_DIR/$1"
+)
+
 # train_here: in the foreground; Ctrl-C finishes the step and saves
 train_here() {
     local code=0
     STOP_FILE="$RUN_DIR/stop"
     trap 'ask_to_stop interrupted' INT TERM
     printf '%s\n' "$EXPERIMENT" >"$RUN_DIR/experiment.txt"
-    run_and_wait launch main.py "${TRAIN_FLAGS[@]}" --stop_file "$STOP_FILE" > >(tee -a "$RUN_DIR/train.out") 2> >(tee -a "$RUN_DIR/train.err" >&2) || code=$?
+    run_and_wait launch main.py "${TRAIN_FLAGS[@]}" --stop_file "$STOP_FILE" > >(keep train.out) 2> >(keep train.err >&2) || code=$?
     if ((code == 0)) && [[ -e $STOP_FILE ]]; then code=$TRAINING_ENDED; fi # torchrun cannot say so
     rm -f "$STOP_FILE"
     exit "$code"

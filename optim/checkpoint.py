@@ -9,7 +9,10 @@ The zip container carries a CRC-32 of every record, so a torn or flipped file is
 
 from __future__ import annotations
 
+import errno
+import os
 import random
+import shutil
 import threading
 import zipfile
 from collections.abc import Callable, Mapping
@@ -25,6 +28,7 @@ from files import replace_atomically
 from optim.experiment import FINAL, numbered, passing
 
 READ_BYTES = 1 << 22
+ALMOST_FULL = 1 << 20  # bytes left on a disk that a checkpoint did not find room on
 # numpy objects in the authors' checkpoints: their random states are arrays of integers
 NUMPY_TYPES: list[Any] = [
     (np.ndarray, "numpy.ndarray"), (np.dtype, "numpy.dtype"), type(np.dtype(np.uint32)),
@@ -38,8 +42,9 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     def write(temporary: Path) -> None:
         try:
             torch.save(dict(state), temporary)
-        except RuntimeError as error:  # torch's zip writer reports a full disk this way
-            raise OSError(f"writing {path.name} failed: {first_line(error)}") from error
+        except RuntimeError as error:  # torch's zip writer reports a full disk this way, in words of its own
+            is_full = shutil.disk_usage(path.parent).free < ALMOST_FULL
+            raise OSError(os.strerror(errno.ENOSPC) if is_full else f"writing {path.name} failed: {first_line(error)}") from error
 
     replace_atomically(path, write)
 

@@ -27,4 +27,4 @@ printf '=== shellcheck\n'
 mapfile -t scripts < <(find . -path ./.venv -prune -o -path ./scratch -prune -o -name '*.sh' -print -o -name '*.example' -print -o -path './.ci/run' -print)
 shellcheck -x "${scripts[@]}"
 printf '=== pytest\n'
-python -m pytest "$@"
+python -m pytest -n 2 --dist loadgroup "$@"

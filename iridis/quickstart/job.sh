@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The whole product, small, on any machine with Python 3.11+: sets itself up, prepares real text, trains a small
-# LN-CoTFormer, stops it half way and resumes it, evaluates it, and prints a table. On a cluster it is a job of a CPU node.
+# The whole product, small, on any machine with Python 3.11+: sets itself up, prepares real text, trains a small LN-CoTFormer
+# (stopped half way and resumed) and a small adaptive one, evaluates both, draws Figures 4 and 5, writes the report, and
+# prints a table. On a cluster it is a job of a CPU node.
 #   bash iridis/quickstart/job.sh [--dry-run] [--local]
 # shellcheck source=iridis/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
@@ -8,6 +9,8 @@ parse_options "$@"
 
 # CONFIGURATION (each can be set in the environment)
 : "${ITERATIONS:=300}"   # optimiser steps
+: "${ADAPTIVE_ITERATIONS:=150}" # of the adaptive model
+: "${SWEEP_TOKENS:=16384}" # validation tokens for each point of Figure 4, and for Figure 5
 : "${BATCH_SIZE:=4}"     # sequences of a micro-batch
 : "${ACC_STEPS:=1}"      # micro-batches of a step
 : "${SEQUENCE_LENGTH:=128}"
@@ -26,33 +29,54 @@ until_logged() {
     done
 }
 
-# work: all of it, in the run folder
-work() {
-    local code experiment
-    train=(python main.py --model lncot --dataset stdlib --data_dir "$DATA_DIR"
-        --n_layer_begin 2 --n_layer 5 --n_layer_end 1 --n_repeat "$N_REPEAT" --depth_embedding linear_learned
-        --n_embd "$N_EMBD" --n_head 4 --sequence_length "$SEQUENCE_LENGTH" --batch_size "$BATCH_SIZE" --acc_steps "$ACC_STEPS"
-        --iterations "$ITERATIONS" --lr 1e-3 --warmup_percent 0.1 --log_freq "$LOG_FREQ" --eval_freq 100 --eval_batches 16
-        --remove_intermediary_checkpoints_at_end --results_base_folder "$RUN_DIR/exps" --exp_name quickstart)
+# common_flags: fill COMMON, what both trainings share
+common_flags() {
+    COMMON=(--dataset stdlib --data_dir "$DATA_DIR" --n_layer_begin 2 --n_layer 5 --n_layer_end 1 --n_repeat "$N_REPEAT"
+        --depth_embedding linear_learned --n_embd "$N_EMBD" --n_head 4 --sequence_length "$SEQUENCE_LENGTH"
+        --batch_size "$BATCH_SIZE" --acc_steps "$ACC_STEPS" --lr 1e-3 --warmup_percent 0.1 --log_freq "$LOG_FREQ" --eval_freq 100
+        --eval_batches 16 --remove_intermediary_checkpoints_at_end --results_base_folder "$RUN_DIR/exps")
+}
+
+# train_and_resume COMMAND...: send the signal that a job gets before its time limit half way, then run the command again
+train_and_resume() {
+    local training code=0
     : >"$RUN_DIR/train.out"
-    "${train[@]}" > >(tee -a "$RUN_DIR/train.out") 2>&1 &
+    "$@" > >(tee -a "$RUN_DIR/train.out") 2>&1 &
     training=$!
-    trap 'kill -TERM "$training" 2>/dev/null || true' EXIT
+    # shellcheck disable=SC2064  # this very process
+    trap "kill -TERM $training 2>/dev/null || true" EXIT
     trap 'exit 143' INT TERM
     until_logged "$HALF_WAY" "$training"
     printf '=== half way: sending the signal that a job sends itself before its time limit\n'
     kill -USR1 "$training" 2>/dev/null || true
-    code=0
     wait "$training" || code=$?
     [[ $code -eq $STOPPED ]] || die "the training ended with code $code instead of stopping cleanly; see $RUN_DIR/train.out"
-    printf '=== resuming with the same command\n'
     trap - EXIT INT TERM
-    "${train[@]}" 2>&1 | tee -a "$RUN_DIR/train.out"
+    printf '=== resuming with the same command\n'
+    "$@" 2>&1 | tee -a "$RUN_DIR/train.out"
+}
+
+# work: all of it, in the run folder
+work() {
+    local plain adaptive="$RUN_DIR/adaptive"
+    mkdir "$adaptive"
+    common_flags
+    train_and_resume python main.py --model lncot --iterations "$ITERATIONS" --exp_name quickstart "${COMMON[@]}"
+    printf '=== the adaptive model\n'
+    python main.py --model adm --iterations "$ADAPTIVE_ITERATIONS" --exp_name adaptive "${COMMON[@]}" 2>&1 | tee -a "$RUN_DIR/train.out"
 
     printf '=== evaluating\n'
-    experiment="$(dirname "$(find "$RUN_DIR/exps" -name summary.json)")"
-    python eval.py --checkpoint "$experiment" --output_dir "$RUN_DIR" | tee "$RUN_DIR/eval.out"
-    python -m iridis.quickstart.table "$experiment" "$RUN_DIR"
+    plain="$(echo "$RUN_DIR"/exps/stdlib/*/quickstart)"
+    python eval.py --checkpoint "$plain" --output_dir "$RUN_DIR" | tee "$RUN_DIR/eval.out"
+    set -- --checkpoint "$RUN_DIR"/exps/stdlib/*/adaptive --output_dir "$adaptive"
+    python eval.py "$@" | tee "$adaptive/eval.out"
+    printf '=== perplexity at every compute budget, and what the routers think of each token\n'
+    python get_ppl_per_mac.py "$@" --eval_sample_size "$SWEEP_TOKENS" --router_sample_size "$SWEEP_TOKENS"
+    python get_router_weights.py "$@" --eval_sample_size "$SWEEP_TOKENS" --cascade raw position token
+    python plot_fig4.py "$adaptive/ppl_per_mac.json" --output_dir "$RUN_DIR"
+    python plot_fig5.py "$adaptive"/router_weights_*.npz --output_dir "$RUN_DIR"
+    python -m report "$RUN_DIR" --output "$RUN_DIR" >"$RUN_DIR/report.out"
+    python -m iridis.quickstart.table "$plain" "$RUN_DIR"
 }
 
 run_job "$@"

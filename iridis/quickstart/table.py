@@ -35,6 +35,8 @@ def main(experiment: Path, run_dir: Path) -> None:
         "validation_perplexity": evaluation["val_perplexity"],
         "unigram_perplexity": math.exp(unigram),
     }
+    adaptive = json.loads((run_dir / "adaptive" / "eval_summary_ckpt.json").read_text())
+    result |= {"adaptive_perplexity": adaptive["val_perplexity"], "adaptive_steps": adaptive["itr"]}
     write_json(run_dir / "quickstart.json", result)
     table = [
         ("model", result["model"]),
@@ -43,7 +45,9 @@ def main(experiment: Path, run_dir: Path) -> None:
         ("training speed", f"{result['training_tokens_per_second']:,.0f} tokens/s"),
         ("validation perplexity", f"{result['validation_perplexity']:.2f}  on {result['validation_tokens']:,} tokens"),
         ("unigram perplexity", f"{result['unigram_perplexity']:.2f}  on the same tokens"),
-        ("results", str(run_dir)),
+        ("adaptive model", f"perplexity {result['adaptive_perplexity']:.2f} after {result['adaptive_steps']:,} steps, all passes for every token"),
+        ("pictures", "fig4.png, fig5.png: perplexity at every compute budget; the routers' scores"),
+        ("results", f"{run_dir}, report.md sets them beside the paper's"),
     ]
     width = max(len(name) for name, _ in table)
     line = "-" * (width + 2 + max(len(value) for _, value in table))

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from processes import die_with
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 NODES = ("n1", "n2")
 REQUEUE_WAIT_SECONDS = 5  # how long a requeued job waits; SLURM's default is 120
@@ -146,9 +148,11 @@ class Cluster:
         key.write_bytes(secrets.token_bytes(128))
 
     def _start(self, name: str, *command: str) -> None:
-        # setsid: a Ctrl-C in the terminal must reach the tests, not the daemons
+        # a Ctrl-C in the terminal must reach the tests, not the daemons; and they must not outlive the tests
+        tests = os.getpid()
         with open(self.folder / f"{name}.out", "ab") as out:
-            self.daemons[name] = subprocess.Popen(command, env=self._environment(), stdout=out, stderr=out, start_new_session=True)
+            self.daemons[name] = subprocess.Popen(command, env=self._environment(), stdout=out, stderr=out, start_new_session=True,
+                                                   preexec_fn=lambda: die_with(tests))
 
     def _environment(self, **more: str) -> dict[str, str]:
         return {**os.environ, "PATH": search_path(), **self.env, **more}

@@ -1,0 +1,139 @@
+"""What a call of a job script puts into the queue and into its run folder."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import wait_until
+from tests.slurm.jobs import Outcome, Site, logs, tiny
+
+SHORT = tiny(model=None, iterations=6, log_freq=2, save_checkpoint_freq=2)
+AWKWARD = "it's \"50%\" of $HOME; `ls` \\n & é *"
+
+
+def test_a_job_finishes_and_leaves_its_logs_command_and_revision_in_its_run_folder(site: Site) -> None:
+    outcome = site.submit("lncot-train", "--name", "run", "--", *SHORT)
+    site.wait(outcome)
+    assert site.ledger()[-1]["chain"] == "finished", logs(outcome.run_dir)
+    left = {f"slurm_{outcome.job}.out", f"slurm_{outcome.job}.err", "command.txt", "revision.txt"}
+    assert left <= {path.name for path in outcome.run_dir.iterdir()}
+    assert shlex.split((outcome.run_dir / "command.txt").read_text()) == ["bash", site.script("lncot-train"), "--name", "run", "--", *SHORT]
+
+
+def test_a_finished_experiment_is_not_queued_again(site: Site) -> None:
+    words = ("lncot-train", "--name", "run", "--", *SHORT)
+    site.wait(first := site.submit(*words))
+    outcome = site.call(*words)
+    assert (outcome.code, outcome.job) == (0, "")
+    assert "finished already" in outcome.out
+    assert int(outcome.run_dir.name.removeprefix("run_")) == int(first.run_dir.name.removeprefix("run_")) + 1
+
+
+def test_twenty_submissions_at_once_are_twenty_jobs_in_twenty_run_folders(site: Site) -> None:
+    def submit(n: int) -> Outcome:
+        return site.submit("lncot-train", "--name", f"run {n}", "--", *SHORT, SBATCH_OPTIONS="--hold")
+
+    with ThreadPoolExecutor(20) as pool:
+        outcomes = list(pool.map(submit, range(20)))
+    try:
+        assert len({outcome.run_dir for outcome in outcomes}) == 20
+        assert {outcome.job for outcome in outcomes} <= set(site.queue())
+        assert len({outcome.job for outcome in outcomes}) == 20
+        assert {(outcome.run_dir / "first_job.txt").read_text().strip() for outcome in outcomes} == {outcome.job for outcome in outcomes}
+    finally:
+        site.scancel(*(outcome.job for outcome in outcomes))
+
+
+def test_names_and_flags_with_spaces_quotes_dollars_and_percents_reach_the_training_as_they_are(site: Site, tmp_path: Path) -> None:
+    overlay = tmp_path / f"flags {AWKWARD}.json".replace("/", "")
+    overlay.write_text(json.dumps({"weight_decay": 0.125}))
+    outcome = site.submit("lncot-train", "--name", AWKWARD, "--", *SHORT, "--config", str(overlay))
+    site.wait(outcome)
+    (experiment,) = site.results.glob("*/*/*")
+    assert experiment.name == AWKWARD, logs(outcome.run_dir)
+    assert json.loads((experiment / "summary.json").read_text())["args"]["weight_decay"] == 0.125
+
+
+def test_dry_run_queues_nothing_and_makes_nothing(site: Site) -> None:
+    queued, folders = site.queue(), site.run_folders("lncot-train")
+    outcome = site.call("lncot-train", "--dry-run", "--name", "run", "--", *SHORT)
+    assert outcome.code == 0 and "would submit: sbatch" in outcome.out
+    assert set(site.queue()) <= set(queued)
+    assert site.run_folders("lncot-train") == folders and not site.results.exists()
+
+
+def test_after_makes_the_job_wait_for_that_job_to_succeed(site: Site) -> None:
+    first = site.submit("lncot-train", "--name", "first", "--", *SHORT, SBATCH_OPTIONS="--hold")
+    second = site.submit("lncot-train", "--name", "second", "--after", first.job, "--", *SHORT)
+    try:
+        assert f"afterok:{first.job}(" in site.show(second.job, "Dependency")
+    finally:
+        site.scancel(first.job, second.job)
+
+
+def test_a_job_after_a_chain_moves_to_its_next_job_and_starts_only_when_the_chain_is_finished(site: Site) -> None:
+    chain = site.submit("lncot-train", "--name", "run", "--", *tiny(model=None, iterations=100, save_checkpoint_freq=50))
+    evaluation = site.submit("eval-lncot", "--name", "run", "--after", chain.job, "--", "--device", "cpu", N_GPUS="0")
+    site.wait_for_step(9)
+    site.cluster.run("scancel", "--batch", "--signal=USR1", chain.job)  # as before a time limit
+    wait_until(lambda: chain.job not in site.queue(), 60, "the first job's end")
+    (successor,) = site.queue("%i", f"--name={chain.job_name}")
+    assert f"afterok:{successor}(" in site.show(evaluation.job, "Dependency")
+    site.wait(evaluation)
+    (summary,) = evaluation.run_dir.glob("eval_summary_*.json")
+    assert json.loads(summary.read_text())["itr"] == 100, logs(evaluation.run_dir)
+
+
+# what is refused is told in one line, and leaves nothing behind
+
+REFUSED = {
+    "a flag that is unknown": (["--n_layers", "4"], {}, "unknown flag --n_layers"),
+    "a flag out of range": (["--dropout", "2"], {}, "--dropout must be at most"),
+    "a partition that does not exist": ([], {"PARTITION": "l40"}, "there is no partition 'l40'"),
+    "a time limit above the partition's": ([], {"TIME_LIMIT": "2-00:00:00"}, "more than partition amd_student allows"),
+    "more GPUs than a node has": ([], {"N_GPUS": "4"}, "N_GPUS 4 is more than a node"),
+    "more nodes than there are": ([], {"N_NODES": "4"}, "N_NODES 4 is more than partition amd_student has"),
+    "data that are not prepared": (["--data_dir", "/nowhere"], {},
+                                   "download-dataset/job.sh --full, then bash iridis/extract-tokenize-dataset/job.sh"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refused_in_one_line_with_nothing_queued_and_no_run_folder(site: Site, what: str) -> None:
+    flags, env, reason = REFUSED[what]
+    queued, folders = site.queue("%i", "--state=PENDING"), site.run_folders("lncot-train")
+    outcome = site.call("lncot-train", "--name", "run", "--", *SHORT, *flags, **env)
+    errors = [line for line in outcome.err.splitlines() if "error: " in line]
+    assert outcome.code == 2 and len(errors) == 1, outcome.err
+    assert reason in errors[0]
+    assert outcome.job == "" and site.queue("%i", "--state=PENDING") == queued
+    assert site.run_folders("lncot-train") == folders and not site.results.exists()
+
+
+def test_an_experiment_in_training_is_refused_naming_the_job_and_goes_on_undisturbed(site: Site) -> None:
+    words = ("lncot-train", "--name", "run", "--", *tiny(model=None, iterations=60))
+    first = site.submit(*words)
+    site.wait_for_step(6)
+    second = site.call(*words)
+    assert second.code == 2 and f"in the queue already: job {first.job}" in second.err
+    assert {path.name for path in second.run_dir.iterdir()} == {"command.txt", "revision.txt", "experiment.txt", "not_submitted.txt"}
+    site.wait(first)
+    assert [(row["start_step"], row["end_step"], row["chain"]) for row in site.ledger()] == [(0, 60, "finished")]
+
+
+def test_an_experiment_in_training_without_a_job_is_refused_naming_its_process(site: Site) -> None:
+    words = ("--name", "run", "--", *tiny(model=None, iterations=600))
+    training = site.start("lncot-train", "--local", *words)
+    try:
+        site.wait_for_step(3)
+        second = site.call("lncot-train", *words)
+        holder = json.loads((site.experiment() / "lock").read_text())
+        assert second.code == 2 and f"is being trained by {holder['job']}" in second.err and second.job == ""
+    finally:
+        training.terminate()
+        training.communicate(timeout=60)

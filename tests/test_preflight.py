@@ -1,0 +1,119 @@
+"""What the preflight makes of SLURM's and Lustre's words, and of what earlier jobs left."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from errors import UserError
+from iridis import preflight
+
+
+@pytest.fixture
+def lfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A program `lfs` that prints a line: what a Lustre client's would."""
+    def install(line: str, code: int = 0) -> None:
+        program = tmp_path / "bin" / "lfs"
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\necho '{line}'\nexit {code}\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+
+    return install
+
+
+def ledger(folder: Path, *rows: dict[str, object]) -> Path:
+    (folder / "segments.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.mark.parametrize(("text", "seconds"), [
+    ("5", 300), ("90:30", 5430), ("1:02:03", 3723), ("2-00:00:00", 172800), ("1-12", 129600), ("1-12:30", 131400), ("0-0:0:1", 1),
+    ("UNLIMITED", None), ("infinite", None), ("n/a", None)])
+def test_time_limits_are_read_as_slurm_reads_them(text: str, seconds: int | None) -> None:
+    assert preflight.seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "1:2:3:4", "-5", "1-", "1.5", "1-1:1:1:1", "²"])
+def test_what_is_no_time_limit_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="is no time limit"):
+        preflight.seconds_of(text)
+
+
+@pytest.mark.parametrize(("gres", "count"), [
+    ("gpu:2", 2), ("gpu:l4:2", 2), ("gpu:l4:2(S:0-1),shard:8", 2), ("shard:8,gpu:a100:4(S:0,2)", 4), ("gpu:l4:2,gpu:a100:4", 6),
+    ("(null)", 0), ("shard:8", 0), ("", 0)])
+def test_gpus_of_a_node_are_counted(gres: str, count: int) -> None:
+    assert preflight.gpus_in(gres) == count
+
+
+def test_forecast_tells_speed_steps_left_time_and_jobs(tmp_path: Path) -> None:
+    ledger(tmp_path, {"start_step": 0, "end_step": 100, "seconds": 1800.0}, {"start_step": 100, "end_step": 100, "seconds": 900.0},
+           {"start_step": 100, "end_step": 300, "seconds": 5400.0})
+    assert preflight.forecast(tmp_path, 1000, "2:00:00") == ("forecast: 150 steps/h, 700 of 1,000 steps left: 4.7 h = 0.2 days of running, "
+                                                             "3 more job(s) of 2:00:00")
+
+
+def test_there_is_no_forecast_before_a_job_has_advanced(tmp_path: Path) -> None:
+    assert preflight.forecast(tmp_path, 1000, "1") is None
+    assert preflight.forecast(ledger(tmp_path, {"start_step": 5, "end_step": 5, "seconds": 60.0}), 1000, "1") is None
+
+
+def test_forecast_without_limit_names_no_jobs(tmp_path: Path) -> None:
+    ledger(tmp_path, {"start_step": 0, "end_step": 100, "seconds": 3600.0})
+    assert "job" not in str(preflight.forecast(tmp_path, 200, None)) and "job" not in str(preflight.forecast(tmp_path, 200, "UNLIMITED"))
+
+
+def status(folder: Path, **values: object) -> Path:
+    (folder / "status.json").write_text(json.dumps(values))
+    return folder
+
+
+def test_lead_is_the_slowest_step_and_save_and_a_minute(tmp_path: Path) -> None:
+    assert preflight.lead_seconds(status(tmp_path, slowest_step_seconds=12.5, slowest_save_seconds=30.0), "1:00:00") == 102
+
+
+def test_lead_is_never_more_than_a_quarter_of_the_limit(tmp_path: Path) -> None:
+    assert preflight.lead_seconds(status(tmp_path, slowest_step_seconds=200.0, slowest_save_seconds=300.0), "10") == 150
+
+
+@pytest.mark.parametrize("values", [{}, {"slowest_step_seconds": 3.0}, {"slowest_step_seconds": 0.0, "slowest_save_seconds": 0.0},
+                                    {"slowest_step_seconds": "3", "slowest_save_seconds": None}])
+def test_lead_is_cautious_where_nothing_was_timed(tmp_path: Path, values: dict[str, object]) -> None:
+    assert preflight.lead_seconds(status(tmp_path, **values), "1-00:00:00") == preflight.LEAD_SECONDS
+
+
+def test_lead_survives_a_damaged_status_file(tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text('{"slowest')
+    assert preflight.lead_seconds(tmp_path, None) == preflight.LEAD_SECONDS
+
+
+QUOTA = "      {place} {used} 0 {limit} - 12 0 0 -"
+
+
+def test_free_space_is_what_a_lustre_quota_leaves(tmp_path: Path, lfs) -> None:
+    lfs(QUOTA.format(place=tmp_path, used=1000, limit=1500))
+    assert preflight.free_bytes(tmp_path) == 500 * 1024
+
+
+def test_free_space_of_a_quota_that_is_exceeded_is_none(tmp_path: Path, lfs) -> None:
+    lfs(QUOTA.format(place=tmp_path, used="2000*", limit=1500))
+    assert preflight.free_bytes(tmp_path) == 0
+
+
+@pytest.mark.parametrize("line", [QUOTA.format(place="/x", used=1000, limit=0), "", "quota: no filesystem", "/x [0] 0 [0] - 0 0 0 -"])
+def test_without_a_quota_free_space_is_that_of_the_disk(tmp_path: Path, lfs, line: str) -> None:
+    lfs(line)
+    assert preflight.free_bytes(tmp_path) == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.01)
+
+
+def test_free_space_is_that_of_the_disk_where_lfs_fails(tmp_path: Path, lfs) -> None:
+    lfs(QUOTA.format(place=tmp_path, used=1, limit=2), code=1)
+    assert preflight.free_bytes(tmp_path) > 2048
+
+
+def test_free_space_of_a_folder_to_come_is_that_of_its_nearest_parent(tmp_path: Path) -> None:
+    assert preflight.free_bytes(tmp_path / "a" / "b") == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.01)
