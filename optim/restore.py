@@ -10,6 +10,7 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import config
@@ -106,10 +107,11 @@ def resolve(prog: str, path: Path, state: dict[str, Any], given: dict[str, Any])
 
 
 def with_checkpoint(prog: str, description: str, own: Mapping[str, Sequence[Flag]], argv: Sequence[str] | None,
-                    run: Callable[[Restored, dict[str, Any]], None]) -> int:
+                    run: Callable[[Restored, dict[str, Any]], None], preset: Mapping[str, Any] = MappingProxyType({})) -> int:
     """Parse, open the checkpoint, join the other processes, run, and leave; returns the exit code.
 
     own: the program's flags beside those of main.py; `run` gets them converted, with their defaults.
+    preset: values that stand above the training's and below those given now.
     """
     given, problems = config.parse(argv, prog=prog, description=description, extra=own)
     if problems:
@@ -122,7 +124,7 @@ def with_checkpoint(prog: str, description: str, own: Mapping[str, Sequence[Flag
 
         path = find_checkpoint(given.get("checkpoint"))
         state = load_checkpoint(path)
-        args = resolve(prog, path, state, given)
+        args = resolve(prog, path, state, {**preset, **given})
         world = distributed.start(args.distributed_backend, args.device)
         try:
             set_precision(args.deterministic)

@@ -1,0 +1,177 @@
+"""A checkpoint as a folder that transformers loads, without this repository.
+
+    python -m models.export exps/stdlib/cotformer_full_depth_lnmid_depthemb/NAME exported/
+    python -m models.export exps/.../ckpt_40000.pt exported/ --dtype bfloat16
+
+    AutoModelForCausalLM.from_pretrained("exported/", trust_remote_code=True)
+
+The folder holds the weights (safetensors), config.json, a model card, and the files of the model itself, copied from here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+INTERFACE = Path("models/hugging_face.py")
+PREFIX = "model."  # the name of the Transformer in the interface
+DTYPES = ("float32", "bfloat16")
+END_OF_TEXT = 50256  # of GPT-2's BPE; a smaller vocabulary is another tokenizer's
+
+
+def local_imports(source: str) -> dict[str, Path]:
+    """Modules of this repository that a source file imports, and their files. They must be imported by `from X import Y`."""
+    found = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            path = Path(*node.module.split(".")).with_suffix(".py")
+            if (ROOT / path).is_file():
+                found[node.module] = path
+    return found
+
+
+def model_code() -> dict[str, str]:
+    """Name -> text of the interface and of everything it needs, side by side, importing each other relatively."""
+    waiting, code = [INTERFACE], dict[str, str]()
+    taken = dict[str, Path]()
+    while waiting:
+        path = waiting.pop()
+        assert taken.setdefault(path.name, path) == path, f"two files named {path.name} cannot stand side by side"
+        if path.name in code:
+            continue
+        text = (ROOT / path).read_text(encoding="utf-8")
+        modules = local_imports(text)
+        for module, target in modules.items():
+            text = re.sub(rf"^(\s*)from {re.escape(module)} import", rf"\1from .{target.stem} import", text, flags=re.MULTILINE)
+        assert not local_imports(text), f"{path} imports its neighbours in a way that cannot be rewritten"
+        code[path.name] = text
+        waiting += modules.values()
+    return code
+
+
+def config_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of a model with these settings (the fields of ModelSettings).
+
+    The stated dtype is that of computation, float32, however the weights are stored: half precision throughout is not
+    what these models were trained in (autocast), and stays a choice of who loads them.
+    """
+    stem = INTERFACE.stem
+    return {"architectures": ["CoTFormerForCausalLM"], "model_type": "cotformer",
+            "auto_map": {"AutoConfig": f"{stem}.CoTFormerConfig", "AutoModelForCausalLM": f"{stem}.CoTFormerForCausalLM"},
+            "dtype": "float32", "tie_word_embeddings": True, "use_cache": False, **settings}
+
+
+def generation_config(vocab_size: int) -> dict[str, Any]:
+    """Greedy, without a cache, until the end of the document where there is a token for it."""
+    end = {"eos_token_id": END_OF_TEXT, "pad_token_id": END_OF_TEXT} if vocab_size > END_OF_TEXT else {}
+    return {"do_sample": False, "use_cache": False, **end}
+
+
+def stored_weights(settings: Any, weights: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """Tensors by their names in the file: each tied one once, buffers (angles) always in float32. Raises UserError."""
+    import torch
+
+    from models.transformer import Transformer
+    from models.weights import load_weights
+
+    model = Transformer(settings)
+    load_weights(model, weights)
+    with torch.no_grad():
+        stored = {name: value.to(getattr(torch, dtype)) for name, value in model.named_parameters()}
+        stored |= dict(model.named_buffers())
+    return {PREFIX + name: value.detach().contiguous() for name, value in stored.items()}
+
+
+def check_target(folder: Path) -> None:
+    """Raises UserError where the folder holds something, or cannot be one."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is not a folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; give a new folder")
+
+
+def export(settings: Any, weights: Mapping[str, Any], folder: Path, dtype: str = "float32", card: str = "") -> None:
+    """Write a model to a folder that is new or empty: all of it or nothing.
+
+    settings: ModelSettings. weights: state dict of a Transformer, ours or the authors'. card: README.md of the folder.
+    Raises UserError for weights of another model.
+    """
+    from dataclasses import asdict
+
+    from files import sync_folder, write_atomically, write_json
+
+    check_target(folder)
+    stored = stored_weights(settings, weights, dtype)
+    folder = folder.absolute()
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        for name, text in model_code().items():
+            write_atomically(temporary / name, text)
+        write_json(temporary / "config.json", config_of(asdict(settings)))
+        _save(stored, temporary / "model.safetensors")
+        shutil.copymode(temporary / "config.json", temporary / "model.safetensors")  # safetensors lets only the owner read
+        write_json(temporary / "generation_config.json", generation_config(settings.vocab_size))
+        write_atomically(temporary / "README.md", card)
+        os.replace(temporary, folder)
+        sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _save(stored: dict[str, Any], path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(stored, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # its writer reports a full disk this way
+        raise UserError(f"writing {path.name} failed: {error}") from None
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def main(argv: list[str] | None = None) -> int:
+    import config  # the rooms know nothing of each other; as a program, this file stands above them
+
+    prog = "models.export"
+    parser = argparse.ArgumentParser(prog=prog, usage=argparse.SUPPRESS,  # so that an error is one line
+                                     description="python -m models.export CHECKPOINT FOLDER: write a folder that transformers loads.")
+    parser.add_argument("checkpoint", help="experiment folder (its newest valid checkpoint is taken) or checkpoint file, ours or the authors'")
+    parser.add_argument("folder", type=Path, help="where to write; must be new or empty")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the stored weights [float32]")
+    given = parser.parse_args(argv)
+
+    def work() -> int:
+        from models.settings import ModelSettings
+        from optim.card import facts_of, model_card
+        from optim.checkpoint import load_checkpoint
+        from optim.restore import find_checkpoint, trained_settings
+
+        check_target(given.folder)
+        path = find_checkpoint(given.checkpoint)
+        state = load_checkpoint(path)
+        args = config.add_defaults(trained_settings(path, state))
+        problems = config.check(args)
+        if problems:
+            raise UserError("\n".join(f"the settings of {path} cannot be used: {problem}" for problem in problems))
+        settings = ModelSettings.from_args(args)
+        export(settings, state["model"], given.folder, given.dtype, model_card(settings, given.dtype, facts_of(path, state, args)))
+        print(f"{settings.model} of {path} is in {given.folder}: transformers loads it with trust_remote_code=True")
+        return 0
+
+    return config.guarded(prog, work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""The model card of an exported checkpoint: what it is, how it was made, how to load it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.bpe import END_OF_TEXT
+from files import read_json
+from models.settings import ModelSettings
+from models.transformer import Transformer
+from models.variants import ROUTED_POLICIES
+from optim.experiment import FINAL, SUMMARY
+
+CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+---
+# {model}
+
+A recurrent-depth language model of the CoTFormer family (Mohtashami et al., ICLR 2025), exported from its training checkpoint.
+
+{facts}
+
+```python
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("PATH/TO/THIS/FOLDER", trust_remote_code=True)
+```
+
+{notes}
+"""
+
+
+def model_card(settings: ModelSettings, dtype: str, facts: Mapping[str, str]) -> str:
+    """The text for a model with these settings and weights stored in `dtype`; `facts` are more of its lines."""
+    with torch.device("meta"):  # to count, not to compute
+        parameters = sum(parameter.numel() for parameter in Transformer(settings).parameters())
+    begin, middle, end = settings.stack_sizes
+    stack = f"{begin} -> {middle} x {settings.n_repeat} -> {end} layers" if settings.row.loop else f"{begin} layers"
+    rows = {"stack": f"{stack}, width {settings.n_embd}, {settings.n_head} heads", "context": f"{settings.sequence_length} tokens",
+            "vocabulary": f"{settings.vocab_size}", "parameters": f"{parameters:,}, stored as {dtype}", **facts}
+    notes = ["The code in this folder runs on your machine: read it before you trust it. It keeps no keys between tokens, so "
+             "generation takes the whole sequence for each new one."]
+    if settings.vocab_size > END_OF_TEXT:
+        notes.append('Tokens are those of GPT-2\'s byte-pair encoding: `AutoTokenizer.from_pretrained("gpt2")`. Documents end with token 50256.')
+    if settings.row.policy in ROUTED_POLICIES:
+        notes.append("Tokens are routed. All of them take all passes unless `eval_length_factor` in config.json (or as an argument of "
+                     f"`from_pretrained`) gives the {settings.n_repeat - 1} shares that go on; the choice then compares scores over the whole "
+                     "row, so batches must not be padded, and the model is not causal.")
+    if settings.row.policy == "ponder":
+        notes.append("Evaluation draws the pass at which each token leaves: outputs vary from call to call unless `torch.manual_seed` is set.")
+    notes.append("No licence is stated here: who publishes this folder chooses one.")
+    return CARD.format(model=settings.model, facts="\n".join(f"- {name}: {value}" for name, value in rows.items()), notes="\n\n".join(notes))
+
+
+def facts_of(path: Path, state: Mapping[str, Any], args: Any) -> dict[str, str]:
+    """What is known of a checkpoint beside its weights: steps, data, and the perplexity that a summary beside it states."""
+    facts = {"checkpoint": path.name, "training data": args.dataset}
+    steps = state.get("itr")
+    if isinstance(steps, int):
+        facts["steps"] = f"{steps:,} of {args.batch_size * args.acc_steps} sequences"
+    sources = [(f"eval_summary_{path.stem}.json", "val_perplexity")] + ([(SUMMARY, "final_val_pp")] if path.name == FINAL else [])
+    for name, key in sources:
+        perplexity = (read_json(path.parent / name) or {}).get(key)
+        if isinstance(perplexity, float):
+            return facts | {"validation perplexity": f"{perplexity:.2f} ({name})"}
+    return facts

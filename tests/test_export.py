@@ -1,0 +1,250 @@
+"""models/export.py: what the folder holds, and that transformers makes the same model of it without this repository."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+import models.export as exporting
+from errors import UserError
+from models.export import export, model_code
+from models.variants import VARIANTS
+from tests.helpers import PEER, tiny_model, tokens
+from tests.programs import ROOT, run
+
+FACTORS = ("--eval_length_factor", "0.6", "0.3")
+ADM = "adaptive_cotformer_mod_efficient_sigmoid_crw_lnmid_de_random_factor_single_final"
+# model and flags: the nine, the two routed ones at a reduced budget, and settings that change what is stored or computed
+CASES: dict[str, tuple[str, ...]] = {
+    **{name: (name, "--depth_embedding", "linear_learned") for name in VARIANTS},
+    "adm_budget": ("adm", "--depth_embedding", "linear_learned", *FACTORS), "but_mod_budget": ("but_mod", *FACTORS),
+    "with_bias": ("lncot", "--bias", "--depth_embedding", "learned"), "without_positions": ("cot", "--positional_encoder", "none"),
+    "window": ("cot", "--attention_window_length", "5"), "ponder_gate": ("pondernet", "--depth_random_method", "sb_act"),
+}
+
+
+def make(case: str) -> Any:
+    return tiny_model(*CASES[case])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_weight_is_stored_once(tmp_path: Path, case: str) -> None:
+    model = make(case)
+    export(model.settings, model.state_dict(), tmp_path / "out")
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    tied = {"lm_head.weight", "to_logits.1.weight"}
+    assert {name.removeprefix("model.") for name in stored} == set(model.state_dict()) - tied
+    for name, value in stored.items():
+        assert torch.equal(value, model.state_dict()[name.removeprefix("model.")]), name
+
+
+def test_config_states_every_setting(tmp_path: Path) -> None:
+    model = make("adm_budget")
+    export(model.settings, model.state_dict(), tmp_path / "out")
+    stated = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert json.loads(json.dumps(asdict(model.settings))).items() <= stated.items()
+    assert stated["tie_word_embeddings"] is True and stated["architectures"] == ["CoTFormerForCausalLM"]
+    assert {value.split(".")[0] for value in stated["auto_map"].values()} == {"hugging_face"}
+
+
+def test_bfloat16_is_of_the_weights_and_not_of_the_angles(tmp_path: Path) -> None:
+    model = make("with_bias")
+    export(model.settings, model.state_dict(), tmp_path / "out", "bfloat16")
+    for name, value in load_file(tmp_path / "out" / "model.safetensors").items():
+        assert value.dtype == (torch.float32 if name.endswith("freqs") else torch.bfloat16), name
+
+
+def test_the_copied_code_needs_nothing_of_the_repository() -> None:
+    code = model_code()
+    assert {"hugging_face.py", "transformer.py", "settings.py", "errors.py"} <= code.keys()
+    for name, text in code.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                assert f"{node.module}.py" in code, name
+            elif isinstance(node, (ast.Import, ast.ImportFrom)):
+                tops = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+                assert not {top.split(".")[0] for top in tops} & {"models", "errors", "config", "optim", "data", "files"}, name
+
+
+@pytest.mark.parametrize("what", ["a folder with a file", "a file"])
+def test_nothing_is_overwritten(tmp_path: Path, what: str) -> None:
+    target = tmp_path / "out"
+    if what == "a file":
+        target.write_text("mine")
+    else:
+        target.mkdir()
+        (target / "mine").write_text("mine")
+    model = make("base")
+    with pytest.raises(UserError, match="is not"):
+        export(model.settings, model.state_dict(), target)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["out" if what == "a file" else "mine"]
+
+
+def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
+    model = make("base")
+    export(model.settings, model.state_dict(), tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "config.json").stat().st_mode
+
+
+def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: Any) -> None:
+        raise OSError("disk full")
+
+    model = make("base")
+    with pytest.raises(UserError, match="another model"):
+        export(model.settings, make("cotformer_full_depth").state_dict(), tmp_path / "out")
+    monkeypatch.setattr(exporting, "_save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        export(model.settings, model.state_dict(), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+# the program
+
+@pytest.mark.slow
+def test_program_exports_an_authors_checkpoint(tmp_path: Path) -> None:
+    source = tmp_path / "run"
+    source.mkdir()
+    for path in next(PEER.glob("exps/*/*/official_adm")).iterdir():
+        (source / path.name).write_bytes(path.read_bytes())
+    (source / "eval_summary_ckpt.json").write_text('{"val_perplexity": 15.27}')
+    outcome = run([sys.executable, "-m", "models.export", str(source), str(tmp_path / "out")])
+    assert outcome.returncode == 0, outcome.stderr
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ADM in card and "steps: 150" in card and "15.27" in card and "1 -> 2 x 3 -> 1 layers" in card
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("words", "said"), [
+    (["nowhere", "out"], "no such file or folder"), ([str(PEER), "out"], "no ckpt.pt"), ([str(PEER)], "required: folder"),
+    ([str(PEER), str(PEER)], "is not empty"), ([str(PEER), "out", "--dtype", "int8"], "invalid choice: 'int8'"),
+    ([str(PEER / "datasets/openwebtext2/val.bin"), "out"], "not a valid checkpoint"),
+])
+def test_program_refuses_bad_input_in_a_line(words: list[str], said: str) -> None:
+    outcome = run([sys.executable, "-m", "models.export", *words])
+    assert outcome.returncode == 2 and said in outcome.stderr and len(outcome.stderr.splitlines()) == 1, outcome.stderr
+    assert not (ROOT / "out").exists()
+
+
+# with transformers
+
+ELSEWHERE = """
+import sys
+from pathlib import Path
+import torch
+from transformers import AutoModelForCausalLM
+
+idx = torch.load("idx.pt")
+found = {}
+for folder in sorted(Path("exported").iterdir()):
+    model, info = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+    assert not any(info.values()), (folder, info)
+    torch.manual_seed(3)
+    out = model(idx, attention_mask=torch.ones_like(idx), labels=idx)
+    torch.manual_seed(3)
+    said = model.generate(idx[:, :5], max_new_tokens=14)
+    found[folder.name] = {"logits": out.logits.detach(), "loss": out.loss.detach(), "said": said}
+model.save_pretrained("again")
+again = AutoModelForCausalLM.from_pretrained("again", trust_remote_code=True)
+assert torch.equal(again(idx).logits, model(idx).logits)
+half = AutoModelForCausalLM.from_pretrained(Path("exported/with_bias"), trust_remote_code=True, dtype=torch.bfloat16)
+assert half.model.transformer["wpe"].freqs.dtype == torch.float32 and half(idx).logits.dtype == torch.bfloat16
+assert not [name for name in sys.modules if name.split(".")[0] in ("models", "optim", "config")]
+torch.save(found, "found.pt")
+"""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What transformers makes of all exports, in a process that cannot see this repository."""
+    pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("elsewhere")
+    torch.save(tokens(2, 16), folder / "idx.pt")
+    for case in CASES:
+        model = make(case)
+        export(model.settings, model.state_dict(), folder / "exported" / case)
+    (folder / "look.py").write_text(ELSEWHERE)
+    environment = {**os.environ, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+    outcome = subprocess.run([sys.executable, "-I", "look.py"], cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert outcome.returncode == 0, outcome.stderr
+    return torch.load(folder / "found.pt")
+
+
+def greedy(model: Any, idx: torch.Tensor, new: int) -> torch.Tensor:
+    for _ in range(new):
+        logits = model(idx[:, -model.settings.sequence_length:], get_logits=True)["logits"]
+        idx = torch.cat((idx, logits[:, -1:].argmax(-1)), dim=1)
+    return idx
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_transformers_loads_the_same_model(found: dict[str, Any], case: str) -> None:
+    model, idx = make(case), tokens(2, 16)
+    torch.manual_seed(3)  # pondernet draws
+    logits = model(idx, get_logits=True)["logits"]
+    assert (found[case]["logits"] - logits).abs().max() <= 1e-6
+    assert found[case]["loss"].item() == pytest.approx(F.cross_entropy(logits[:, :-1].flatten(0, 1), idx[:, 1:].flatten()).item(), abs=1e-6)
+    torch.manual_seed(3)
+    assert torch.equal(found[case]["said"], greedy(model, idx[:, :5], 14))  # past the longest sequence, 16
+
+
+def wrapped(case: str) -> Any:
+    pytest.importorskip("transformers")
+    from models.hugging_face import CoTFormerConfig, CoTFormerForCausalLM
+
+    model = make(case)
+    whole = CoTFormerForCausalLM(CoTFormerConfig(**exporting.config_of(asdict(model.settings))))
+    whole.model.load_state_dict(model.state_dict())
+    return whole.eval()
+
+
+@pytest.mark.parametrize("case", ["base", "but_halting_freeze_input_on_stop", ADM])
+def test_padding_on_the_right_changes_nothing(case: str) -> None:
+    model, idx = wrapped(case), tokens(2, 12)
+    mask = torch.ones_like(idx)
+    mask[1, 7:] = 0
+    padded = idx.where(mask.bool(), 0)
+    with torch.no_grad():
+        assert (model(padded, attention_mask=mask).logits[1, :7] - model(idx[1:, :7]).logits[0]).abs().max() < 1e-5
+        assert model(idx, return_dict=False)[0].shape == (2, 12, 64)
+
+
+def test_unlabelled_tokens_do_not_count_and_the_loss_trains() -> None:
+    model, idx = wrapped("cotformer_full_depth"), tokens(2, 12)
+    labels = idx.clone()
+    labels[1, 6:] = -100
+    out = model.train()(idx, labels=labels)
+    wanted = F.cross_entropy(out.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())  # ignores -100 by itself
+    assert out.loss.item() == pytest.approx(wanted.item(), abs=1e-6)
+    mine, theirs = (torch.autograd.grad(loss, model.get_input_embeddings().weight, retain_graph=True)[0] for loss in (out.loss, wanted))
+    assert torch.allclose(mine, theirs, atol=1e-6)
+
+
+def test_what_would_be_wrong_is_refused() -> None:
+    model, idx = wrapped("base"), tokens(2, 12)
+    left, right = torch.ones_like(idx), torch.ones_like(idx)
+    left[0, 0] = right[0, -1] = 0
+    with pytest.raises(ValueError, match="padding on the right"):
+        model(idx, attention_mask=left)
+    with pytest.raises(ValueError, match="17 tokens are more than the 16"):
+        model(tokens(1, 17))
+    for mask in (left, right):
+        with pytest.raises(ValueError, match="prompts of one length"):
+            model.generate(idx, attention_mask=mask, max_new_tokens=1)
+    with pytest.raises(ValueError, match="without padding"):
+        wrapped("adm_budget")(idx, attention_mask=right)
+    with pytest.raises(ValueError, match="without padding"):
+        wrapped(ADM).train()(idx, attention_mask=right)  # in training everyone's budget is drawn
