@@ -64,7 +64,7 @@ PartitionName=ecsstudents_l4 MaxTime=1-00:00:00 PriorityTier=10 PreemptMode=OFF 
 PartitionName=a100 MaxTime=2-12:00:00 PriorityTier=10 PreemptMode=OFF
 PartitionName=amd_student MaxTime=1-00:00:00 PriorityTier=10 PreemptMode=OFF
 PartitionName=scavenger_l4 MaxTime=12:00:00 PriorityTier=1 GraceTime=0
-PartitionName=scavenger_4a100 MaxTime=12:00:00 PriorityTier=1 GraceTime=20
+PartitionName=scavenger_4a100 MaxTime=12:00:00 PriorityTier=1 GraceTime=5
 """
 
 

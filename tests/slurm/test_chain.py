@@ -111,7 +111,7 @@ def test_a_job_preempted_three_times_finishes_with_the_weights_of_an_unbroken_ru
 
 
 def test_a_job_preempted_with_grace_goes_on_with_no_step_lost(site: Site) -> None:
-    steps = 200
+    steps = 400
     flags = tiny(iterations=steps, save_checkpoint_freq=50)
     outcome = site.submit("adm-train", "--name", "run", "--", *flags, **{**PREEMPTIBLE, "PARTITION": "scavenger_4a100"})
     wait_until(lambda: len(site.ledger()) == 1, PATIENCE, "the start")

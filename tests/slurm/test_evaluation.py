@@ -1,21 +1,56 @@
-"""Evaluation packages find the training by its name."""
+"""Evaluation packages find the training by its name, and draw what they measured."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
-from tests.slurm.jobs import Site, logs, tiny
+import pytest
+
+from tests.slurm.cluster import Cluster
+from tests.slurm.jobs import Outcome, Site, logs, tiny
 
 LIMITED = ("--", "--device", "cpu", "--eval_sample_size", "20")
 
 
-def test_lncot_exp4_gives_a_summary_for_each_depth_with_average_depth_rising(site: Site) -> None:
+@pytest.fixture(scope="module")
+def evaluated(cluster: Cluster, repo: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, dict[str, Outcome]]:
+    """Both packages of the adaptive model, queued behind its training."""
+    site = Site(cluster, repo, tmp_path_factory.mktemp("evaluated") / "results")
     training = site.submit("adm-train", "--name", "run", "--", *tiny(model=None, iterations=6))
-    outcome = site.submit("lncot-exp4", "--name", "run", "--after", training.job, *LIMITED)
-    site.wait(outcome)
-    paths = [outcome.run_dir / f"depth_{depth}" / "eval_summary_ckpt.json" for depth in (1, 2, "full")]
-    depths = [json.loads(path.read_text())["average_depth"] for path in paths if path.exists()]
-    assert len(depths) == 3 and depths[0] < depths[1] < depths[2], logs(outcome.run_dir)
+    outcomes = {package: site.submit(package, "--name", "run", "--after", training.job, *LIMITED) for package in ("lncot-exp4", "eval-adm")}
+    for outcome in outcomes.values():
+        site.wait(outcome)
+    return site, outcomes
+
+
+def test_lncot_exp4_measures_every_depth_and_draws_figure_4(evaluated: tuple[Site, dict[str, Outcome]]) -> None:
+    run_dir = evaluated[1]["lncot-exp4"].run_dir
+    points = json.loads((run_dir / "ppl_per_mac.json").read_text())["fixed_depth"]
+    depths = [point["average_depth"] for point in points]
+    assert depths == sorted(set(depths)) and len(depths) == 3
+    assert (run_dir / "fig4.png").stat().st_size > 10_000, logs(run_dir)
+
+
+def test_eval_adm_leaves_summary_figure_5_and_report_in_the_run_folder(evaluated: tuple[Site, dict[str, Outcome]]) -> None:
+    run_dir = evaluated[1]["eval-adm"].run_dir
+    missing = [name for name in ("eval_summary_ckpt.json", "eval.txt", "fig5.png", "report.md", "done") if not (run_dir / name).exists()]
+    assert missing == [], logs(run_dir)
+
+
+def test_large_files_go_to_the_scratch(evaluated: tuple[Site, dict[str, Outcome]]) -> None:
+    site, outcomes = evaluated
+    assert list(outcomes["eval-adm"].run_dir.rglob("*.npz")) == []
+    assert len(list((site.results.parent / "analysis_workspace").rglob("*.npz"))) == 3
+
+
+def test_replot_draws_again_from_the_data_of_the_last_run(evaluated: tuple[Site, dict[str, Outcome]]) -> None:
+    site, outcomes = evaluated
+    picture = outcomes["eval-adm"].run_dir / "fig5.png"
+    before = picture.read_bytes()
+    picture.unlink()
+    assert site.call("eval-adm", "--replot").code == 0
+    assert picture.read_bytes() == before
 
 
 def test_an_evaluation_of_a_name_that_was_not_trained_is_refused(site: Site) -> None:
