@@ -28,6 +28,7 @@ def bpe_cache(ranks_folder, monkeypatch):
     return ranks_folder
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Tests of a file stay on one worker, which makes their shared fixtures once; the cluster has all of its own on one."""
     for item in items:
