@@ -14,7 +14,7 @@ _IN_STEM = ("lr", "batch_size", "acc_steps", "seed")
 
 def bad_name(name: str) -> str | None:
     """Why a name cannot be a folder below another one, or None."""
-    if not name or name.startswith("/") or any(part in ("", ".", "..") for part in name.split("/")):
+    if name != name.strip() or not name or name.startswith("/") or any(part in ("", ".", "..") for part in name.split("/")):
         return f"{name!r} must be a plain folder name"
     return None
 

@@ -31,6 +31,9 @@ LARGEST_CONFIG_BYTES = 1 << 20
 STORAGE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG)
 
 
+PASSING_FAULTS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN)  # of a network's storage: worth another try, so no bad input
+
+
 class _Usage(Exception):
     """argparse met something it cannot go on from."""
 
@@ -171,12 +174,12 @@ def parse(argv: Sequence[str] | None, *, prog: str, description: str,
     return given, problems
 
 
-def stop(prog: str, problems: Sequence[str]) -> NoReturn:
-    """Print one line a problem (on the first process only) and exit 2."""
+def stop(prog: str, problems: Sequence[str], code: int = 2) -> NoReturn:
+    """Print one line a problem (on the first process only) and exit."""
     if os.environ.get("RANK", "0") == "0":
         for problem in problems:
             print(f"{prog}: error: {problem}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(code)
 
 
 def guarded(prog: str, work: Callable[[], int]) -> int:
@@ -188,7 +191,7 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
     except OSError as error:
         if error.filename is None and error.errno not in STORAGE_FAULTS:
             raise
-        stop(prog, [f"{error.filename or 'writing'}: {error.strerror}"])
+        stop(prog, [f"{error.filename or 'writing'}: {error.strerror}"], 1 if error.errno in PASSING_FAULTS else 2)
     except KeyboardInterrupt:
         return 130
 

@@ -25,6 +25,8 @@ from optim.lock import TAKEN_OVER, job_name, restart_count
 
 FINISHED, AGAIN, STOP, REPLACED = "finished", "again", "stop", "replaced"
 BAD_INPUT = 2
+CANCELLED = "cancelled"
+NOT_ITS_FAULT = ("requeued", "preempted")  # causes for which a job that had not begun to train is not blamed
 FRUITLESS = 3  # jobs in a row that advanced no checkpoint
 LONGEST_LINE = 300
 
@@ -40,13 +42,13 @@ def advanced(row: dict[str, Any]) -> bool:
     return bool(row.get("end_step", 0) > row.get("start_step", 0))
 
 
-def last_line(log: Path | None) -> str:
-    """The last thing that the training said, which is where errors are told."""
+def last_line(log: Path | None, since: int = 0) -> str:
+    """The last thing that the training said, which is where errors are told. `since`: bytes that earlier starts of the job wrote."""
     try:
-        lines = [line.strip() for line in (log.read_text(errors="replace") if log else "").splitlines()]
+        lines = [line.strip() for line in (log.read_bytes()[since:].decode(errors="replace") if log else "").splitlines()]
     except OSError:
         return ""
-    errors = [line for line in lines if ": error: " in line and not line.startswith("srun: ")]
+    errors = [line for line in lines if ": error: " in line and not line.startswith(("srun: ", "slurmstepd: "))]
     lines = errors or [line for line in lines if line]
     return lines[-1][:LONGEST_LINE] if lines else ""
 
@@ -60,8 +62,10 @@ def verdict(folder: Path, rows: list[dict[str, Any]], code: int, cause: str, sai
         return STOP, said or row["reason"]
     if (folder / "stop").exists():
         return STOP, f"stopped by the file {folder / 'stop'}"
-    if row["reason"] == "SIGINT" or cause == "cancelled":
-        return STOP, "cancelled"
+    if row["reason"] == "SIGINT" or cause == CANCELLED:
+        return STOP, CANCELLED
+    ends = [number for number, each in enumerate(rows[:-1], 1) if str(each.get("chain", "")).startswith(STOP)]
+    rows = rows[ends[-1] if ends else 0:]  # what ended an earlier chain has been mended since
     tail = rows[-FRUITLESS:]
     if len(tail) == FRUITLESS and not any(map(advanced, tail)):
         return STOP, f"no progress in {FRUITLESS} jobs: {row['reason']}"
@@ -79,7 +83,9 @@ def judge(folder: Path, code: int, cause: str, said: str) -> tuple[str, str]:
     if own_row(rows) is None:
         if code == 0 and (folder / SUMMARY).exists():
             return FINISHED, "finished by an earlier job"
-        if cause:  # told to stop while it was starting: nothing can be blamed on it
+        if cause == CANCELLED:
+            return STOP, cause
+        if cause in NOT_ITS_FAULT:
             return AGAIN, cause
         if code == BAD_INPUT:
             return STOP, said
@@ -90,7 +96,7 @@ def judge(folder: Path, code: int, cause: str, said: str) -> tuple[str, str]:
         if row is None:
             at = max((step_of(path) or 0 for path in numbered(folder)), default=0)
             experiment.begin_segment(at)
-            experiment.record("failed", at, at, f"exit code {code} at the start: {said}")
+            experiment.record("stopped" if cause else "failed", at, at, cause or f"exit code {code} at the start: {said}")
         elif row.get("state") == "running":
             how = f"signal {code - 128}" if code > 128 else f"exit code {code}"
             experiment.record("failed", row["reached"], row["end_step"], f"killed, {how}: {said}")
@@ -124,17 +130,18 @@ def main(argv: Sequence[str]) -> int:
     what.add_argument("--ended")
     parser.add_argument("--cause", default="")
     parser.add_argument("--log", type=Path)
+    parser.add_argument("--log-since", type=int, default=0)
     args = parser.parse_args(argv)
     if args.ended:
         with suppress(UserError, OSError):  # another has the experiment, or the disk is full: the job has said it too
             note_end(args.folder, args.ended)
         return 0
     try:
-        outcome, reason = judge(args.folder, args.code, args.cause, last_line(args.log))
+        outcome, reason = judge(args.folder, args.code, args.cause, last_line(args.log, args.log_since))
     except UserError as error:
         outcome, reason = STOP, str(error).splitlines()[0]
     except OSError as error:  # a full disk: the ledger cannot be written either, but the job must know
-        outcome, reason = STOP, "; ".join(filter(None, [last_line(args.log), f"{error.filename or args.folder}: {error.strerror}"]))
+        outcome, reason = STOP, "; ".join(filter(None, [last_line(args.log, args.log_since), f"{error.filename or args.folder}: {error.strerror}"]))
     print(f"{outcome}: {reason}")
     return 0
 

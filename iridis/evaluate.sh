@@ -12,6 +12,7 @@ find_checkpoints() {
         experiment="$(bash "$REPO_DIR/iridis/$TRAINED_BY/job.sh" --where "${WORDS[@]}" ${NAME:+--name "$NAME"})" || exit $?
         CHECKPOINTS=("$experiment")
     fi
+    [[ -z $RUN_DIR ]] || printf '%s\n' "${CHECKPOINTS[@]}" >"$RUN_DIR/checkpoints.txt"
 }
 
 identify() {
@@ -25,7 +26,7 @@ is_done() {
     [[ ! -d $newest ]] || newest="$newest/summary.json"
     [[ -e $newest ]] || return 1
     for run in "$PACKAGE_DIR"/run_*; do
-        if [[ "$run/done" -nt $newest ]] && grep -rqF --include='*.json' "\"checkpoint\": \"${CHECKPOINTS[0]}" "$run"; then
+        if [[ "$run/done" -nt $newest ]] && grep -qxF -- "${CHECKPOINTS[0]}" "$run/checkpoints.txt" 2>/dev/null; then
             return 0
         fi
     done

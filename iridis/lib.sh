@@ -13,7 +13,9 @@ JOB_SCRIPT="$(cd "$(dirname "$0")" && pwd)/$(basename "$0")"
 PACKAGE_DIR="$(dirname "$JOB_SCRIPT")"
 JOB_NAME="$(basename "$PACKAGE_DIR")" # a training adds its experiment
 LEAD=120                              # seconds before the time limit at which the batch shell gets SIGUSR1
+NAME_PREFIX="$JOB_NAME"
 SINGLETON=0                           # 1: never two jobs of this name at once
+LINKS_DIR="$SCRATCH_DIR/.chains"      # for each job that another has taken the place of, a file with the id of that one
 
 # die MESSAGE: one line, exit code 2
 die() {
@@ -45,7 +47,7 @@ parse_options() {
             --chain) MAX_JOBS="$2" ;;
             --after) AFTER="$2" ;;
             --name) NAME="$2" ;;
-            --checkpoint) CHECKPOINTS+=("$2") ;;
+            --checkpoint) CHECKPOINTS+=("$(realpath -ms -- "$2")") ;;
             --segment) HOW=segment RUN_DIR="$2" ;;
             esac
             shift
@@ -102,12 +104,12 @@ install() {
         flock 9
         [[ ! -f $3 ]] || return 0 # another job has just done it
     fi
-    if [[ ! -x "$1/bin/python" ]]; then
+    if ! "$1/bin/python" -m pip --version >/dev/null 2>&1; then # none, or one that a Ctrl-C left half made
         printf 'making %s\n' "$1"
         if has_conda; then
             conda create --quiet --yes --prefix "$1" python=3.11 || die "conda cannot make $1"
         else
-            "$(find_python)" -m venv "$1" || die "cannot make $1; on Debian, apt install python3-venv"
+            "$(find_python)" -m venv --clear "$1" || die "cannot make $1; on Debian, apt install python3-venv"
         fi
     fi
     printf 'installing %s\n' "$(basename "$2")"
@@ -199,6 +201,7 @@ hand_to_slurm() (
 # submit_job: check, make the run folder, submit, and say how to watch and stop the job
 submit_job() {
     local id
+    AFTER="$(latest_jobs "$AFTER")" || exit $?
     before_submit
     if [[ $HOW == dry-run ]]; then
         RUN_DIR="$PACKAGE_DIR/run_N"
@@ -216,12 +219,23 @@ submit_job() {
     printf '%s\n' "$id" >"$RUN_DIR/first_job.txt"
     printf 'job:          %s (%s)\n' "$id" "$JOB_NAME"
     printf 'watch:        squeue -j %s; tail -F %q\n' "$id" "$RUN_DIR/slurm_$id.out"
-    printf 'stop:         scancel %s\n' "$id"
+    printf 'stop:         scancel --me --name=%s\n' "$JOB_NAME"
+}
+
+# latest_jobs IDS: the same jobs, each as the newest link of its chain. Raises where SLURM does not know one: it would not wait.
+latest_jobs() {
+    local id latest=()
+    for id in ${1//:/ }; do
+        while [[ -s "$LINKS_DIR/$id" ]]; do id="$(<"$LINKS_DIR/$id")"; done
+        scontrol show job "$id" >/dev/null 2>&1 || die "--after $id: SLURM knows no such job"
+        latest+=("$id")
+    done
+    (IFS=: && printf '%s\n' "${latest[*]}")
 }
 
 # name_job THING: a name of its own for what this job works on, by which squeue and --dependency=singleton know it
 name_job() {
-    JOB_NAME="$(basename "$PACKAGE_DIR")-$(basename "$1" | tr -c 'A-Za-z0-9._=\n-' _ | cut -c1-60)-$(sha256sum <<<"$1" | cut -c1-8)"
+    JOB_NAME="$NAME_PREFIX-$(basename "$1" | tr -c 'A-Za-z0-9._=\n-' _ | cut -c1-60)-$(sha256sum <<<"$1" | cut -c1-8)"
 }
 
 # queued_job: id and state of a job of this name; nothing where there is none
@@ -249,12 +263,14 @@ state() {
 }
 
 # Hooks that a kind of job may define anew: identify finds out what it works on, and names the job; is_done says whether
-# that is there already; before_submit and before_local check and may exit; with_run_dir writes into the run folder.
+# that is there already; before_submit and before_local check and may exit; with_run_dir writes into the run folder;
+# segment_begins comes before anything else of a job on its node.
 identify() { :; }
 is_done() { false; }
 before_local() { :; }
+segment_begins() { :; }
 before_submit() {
-    [[ $HOW == dry-run ]] || ensure_environment
+    ensure_environment
     (cd "$REPO_DIR" && python -m iridis.preflight --partition "$PARTITION" --time "$TIME_LIMIT" --nodes "$N_NODES" --gpus "$N_GPUS" >/dev/null)
 }
 with_run_dir() { :; }
@@ -309,6 +325,7 @@ run_job() {
     submit | dry-run) submit_job ;;
     where | state | replot) "$HOW" ;;
     segment)
+        segment_begins
         ensure_environment
         on_node
         work

@@ -11,13 +11,14 @@ parse_options "$@"
 
 : "${DATASET:=owt2}"
 export DATASET DOWNLOAD_PARTITION
+WITH=(env)        # what a stage's job.sh is started with
 declare -A JOB=() # of a stage: its id, or "done", or a line that says why there is none
 
 # stage NAME "EARLIER STAGES" PACKAGE ARGUMENTS...: queue a stage behind those it waits for, unless that is not needed
 stage() {
     local name="$1" earlier ids="" answer said
     local script="$REPO_DIR/iridis/$3/job.sh"
-    answer="$(bash "$script" --state "${@:4}")" || die "stage $name: see above"
+    answer="$("${WITH[@]}" bash "$script" --state "${@:4}")" || die "stage $name: see above"
     if [[ $answer != todo ]]; then
         JOB[$name]="${answer#queued }"
     else
@@ -28,7 +29,7 @@ stage() {
         if [[ $HOW == dry-run ]]; then
             JOB[$name]="new"
         else
-            said="$(bash "$script" ${ids:+--after "$ids"} "${@:4}")" || die "stage $name: see above"
+            said="$("${WITH[@]}" bash "$script" ${ids:+--after "$ids"} "${@:4}")" || die "stage $name: see above"
             JOB[$name]="$(sed -nE 's/^job: +([0-9]+) .*/\1/p' <<<"$said")"
             [[ -n ${JOB[$name]} ]] || JOB[$name]="done" # it ran here, or turned out to be finished
         fi
@@ -59,8 +60,10 @@ cd "$REPO_DIR"
 printf '%-14s %-10s\n' stage job
 DATA=""
 if [[ $DATASET == owt2 || $DATASET == openwebtext2 ]]; then
+    WITH=(env -u PARTITION -u N_GPUS -u CPUS -u MEMORY -u TIME_LIMIT) # those given are for the trainings
     stage download "" download-dataset --full ${DOWNLOAD_SOURCE:+--source "$DOWNLOAD_SOURCE"}
     stage tokenise download extract-tokenize-dataset
+    WITH=(env)
     DATA=tokenise
 fi
 training cot-res cot-res-train

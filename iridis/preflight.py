@@ -66,8 +66,9 @@ def slurm(*command: str) -> list[str]:
 def partition_problems(partition: str, limit: str, nodes: int, gpus: int) -> list[str]:
     """Why a partition cannot take the job."""
     known = sorted({line.rstrip("*") for line in slurm("sinfo", "-h", "-o", "%P")})
-    if partition not in known:
-        return [f"there is no partition {partition!r} here; set PARTITION to one of: {', '.join(known)}"]
+    wrong = [name for name in partition.split(",") if name not in known]
+    if wrong:
+        return [f"there is no partition {name!r} here; set PARTITION to one of: {', '.join(known)}" for name in wrong]
     problems, rows = [], [line.split("|") for line in slurm("sinfo", "-h", "-p", partition, "-o", "%l|%D|%G")]
     wanted, allowed = seconds_of(limit), seconds_of(rows[0][0])
     if allowed is not None and (wanted is None or wanted > allowed):
@@ -126,6 +127,8 @@ def space_problems(args: Namespace, folder: Path) -> list[str]:
     there = sum(path.stat().st_size for path in folder.glob("*.pt")) if folder.is_dir() else 0
     needed, free = count * size - there, free_bytes(folder)
     say(f"checkpoints: {size / 2**20:,.0f} MiB each, up to {count} at a time; {free / 2**30:,.1f} GiB free in {existing_parent(folder)}")
+    if not os.access(existing_parent(folder), os.W_OK):
+        return [f"{existing_parent(folder)} cannot be written to; set RESULTS_DIR"]
     if needed > free:
         return [f"{folder} needs {needed / 2**30:.1f} GiB more for checkpoints, but {free / 2**30:.1f} GiB are free; make room, "
                 "or lower --keep_checkpoints, or set RESULTS_DIR"]
@@ -199,13 +202,15 @@ def main(argv: Sequence[str]) -> int:
             data = dataset_folder(args.dataset, args.data_dir)
             if args.dataset != "stdlib" and not wanted.no_data and not is_prepared(data):
                 problems.append(f"dataset {args.dataset!r} is not prepared: {data} lacks train.bin or val.bin; {how_to_prepare(args.dataset)}")
+            if (folder / "stop").exists():
+                problems.append(f"{folder / 'stop'} keeps this experiment stopped; remove it first")
             problems += space_problems(args, folder)
             line = forecast(folder, args.iterations, wanted.time)
             if line:
                 say(line)
     if problems:
         raise UserError("\n".join(problems))
-    print(folder.absolute(), "finished" if done else "unfinished", lead, holder(folder / "lock") or "", device, sep="\n")
+    print(folder.resolve(), "finished" if done else "unfinished", lead, holder(folder / "lock") or "", device, sep="\n")
     return 0
 
 

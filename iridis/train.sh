@@ -1,4 +1,5 @@
 # shellcheck shell=bash
+# shellcheck disable=SC2034  # DECIDED is read by a trap
 # What every training package shares: the paper's setting, and a chain of jobs that goes on until the training is done.
 # A package sources this, sets its configuration and MODEL_FLAGS, and calls `run_training "$@"`.
 
@@ -6,6 +7,8 @@
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 SINGLETON=1
+NAME_PREFIX=train # whichever package: two of them may work on one experiment
+DECIDED=0         # 1: this job has said what becomes of its chain
 SIGNALLED="" # why this job was told to stop
 TRAINING_ENDED=83
 
@@ -26,7 +29,7 @@ paper_flags() {
 look() {
     local answer
     answer="$(python -m iridis.preflight "$@" --time "$TIME_LIMIT" --processes "$((PROCESSES * N_NODES))" -- "${TRAIN_FLAGS[@]}")" || exit $?
-    { read -r EXPERIMENT && read -r STATE && read -r LEAD && read -r HOLDER && read -r DEVICE; } <<<"$answer"
+    { IFS= read -r EXPERIMENT && read -r STATE && read -r LEAD && read -r HOLDER && read -r DEVICE; } <<<"$answer"
     name_job "$EXPERIMENT"
 }
 
@@ -72,8 +75,7 @@ refuse() {
 # ask_to_stop REASON: for traps; the training finishes its step and saves
 ask_to_stop() {
     SIGNALLED="$1" WOKEN=1
-    printf '%s\n' "$1" >"$STOP_FILE.tmp"
-    mv "$STOP_FILE.tmp" "$STOP_FILE"
+    { printf '%s\n' "$1" >"$STOP_FILE.tmp" && mv "$STOP_FILE.tmp" "$STOP_FILE"; } || true # main.py knows the job's end as well
 }
 
 # why_terminated: what SLURM means by a SIGTERM, from the restarts it has counted and from its line in this job's log
@@ -101,7 +103,7 @@ fit_to_train() {
     run_and_wait launch -m distributed.health --report "$report" --gpus "$N_GPUS" --device "$DEVICE" || true
     [[ -z $SIGNALLED ]] || return 0
     for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
-        (($(grep -cxF "$node" "$report") >= PROCESSES)) || sick+=("$node")
+        (($({ grep -cxF "$node" "$report" || true; }) >= PROCESSES)) || sick+=("$node")
     done
     if ((${#sick[@]} == 0)); then
         rm -f "$RUN_DIR/was_sick"
@@ -114,26 +116,32 @@ fit_to_train() {
 
 # continue_chain REASON: another job takes this one's place
 continue_chain() {
-    local try id
-    printf '%s\n' "$1" >>"$RUN_DIR/links.txt" # SLURM's own restarts are none
+    local try id pause
+    printf '%s\n' "$1" >>"$RUN_DIR/links.txt" || true # SLURM's own restarts are none
+    trap 'end_chain "$1, and sbatch refused the next job until the time limit"' TERM
     if [[ -n $MAX_JOBS && $(wc -l <"$RUN_DIR/links.txt") -ge $MAX_JOBS ]]; then
         end_chain "the limit of --chain $MAX_JOBS jobs is reached ($1)"
     fi
     printf '=== %s: going on in another job\n' "$1"
     # a requeued job keeps the nodes that it may run on; leaving a sick one out takes a new job
     if [[ $CHAIN_BY == requeue && -z ${SICK:-} ]] && scontrol requeue "$SLURM_JOB_ID"; then
+        DECIDED=1
         exit 0
     fi
     AFTER=""
     for try in 1 2 3 4 5; do
         if id="$(hand_to_slurm)"; then
+            DECIDED=1
+            { mkdir -p "$LINKS_DIR" && printf '%s\n' "$id" >"$LINKS_DIR/$SLURM_JOB_ID"; } || true
             hand_on "$SLURM_JOB_ID" "$id"
             printf '=== job %s goes on\n' "$id"
             exit 0
         fi
-        sleep "$((try * 20))"
+        sleep "$((try * 10))" &
+        pause=$!
+        wait "$pause"
     done
-    end_chain "sbatch refused the next job"
+    end_chain "$1, and sbatch refused the next job"
 }
 
 # hand_on OLD NEW: jobs that wait for OLD wait for NEW instead
@@ -151,6 +159,7 @@ hand_on() {
 
 # end_chain REASON: no further job; what waits for this one is cancelled by SLURM
 end_chain() {
+    DECIDED=1
     printf 'error: the chain stops: %s\n' "$1" >&2
     scancel --me --name="$JOB_NAME" --state=PENDING || true
     python -m iridis.chain "$EXPERIMENT" --ended "$1" || true
@@ -158,13 +167,19 @@ end_chain() {
     exit 1
 }
 
+# segment_begins: from here on signals are kept, and no way out of the job leaves the chain's end untold
+segment_begins() {
+    ERR_FILE="$RUN_DIR/slurm_$SLURM_JOB_ID.err" STOP_FILE="$RUN_DIR/stop_$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"
+    ERR_BEFORE="$(stat -c %s "$ERR_FILE" 2>/dev/null || echo 0)"
+    EXPERIMENT="$(<"$RUN_DIR/experiment.txt")"
+    trap 'ask_to_stop "time limit"' USR1
+    trap 'ask_to_stop SIGTERM' TERM
+    trap '((DECIDED)) || end_chain "the job failed outside its training, see above"' EXIT
+}
+
 # train_segment: one job of a chain
 train_segment() {
     local code=0 cause="" verdict
-    ERR_FILE="$RUN_DIR/slurm_$SLURM_JOB_ID.err" STOP_FILE="$RUN_DIR/stop_$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"
-    ERR_BEFORE="$(stat -c %s "$ERR_FILE" 2>/dev/null || echo 0)"
-    trap 'ask_to_stop "time limit"' USR1
-    trap 'ask_to_stop SIGTERM' TERM
     look --where
     if [[ $STATE == unfinished && $HEALTH_CHECK != 0 ]] && ! fit_to_train; then
         [[ ! -e "$RUN_DIR/was_sick" ]] || end_chain "the health check failed again, on $SICK"
@@ -177,15 +192,23 @@ train_segment() {
     rm -f "$STOP_FILE"
     cause="$SIGNALLED"
     [[ $cause != SIGTERM ]] || cause="$(why_terminated)"
-    verdict="$(python -m iridis.chain "$EXPERIMENT" --code "$code" --cause "$cause" --log "$ERR_FILE")"
+    verdict="$(python -m iridis.chain "$EXPERIMENT" --code "$code" --cause "$cause" --log "$ERR_FILE" --log-since "$ERR_BEFORE")"
     printf '=== training ended with code %s%s; %s\n' "$code" "${cause:+ ($cause)}" "$verdict"
-    [[ $cause != requeued ]] || exit 0 # SLURM starts this very job again
+    if [[ $cause == requeued ]]; then # SLURM starts this very job again
+        [[ $verdict != stop:* ]] || scancel "$SLURM_JOB_ID"
+        DECIDED=1
+        exit 0
+    fi
     case "$verdict" in
     finished:*)
+        DECIDED=1
         notify "$JOB_NAME: finished" "experiment: $EXPERIMENT"
         exit 0
         ;;
-    replaced:*) exit 0 ;;
+    replaced:*)
+        DECIDED=1
+        exit 0
+        ;;
     again:*) continue_chain "${verdict#*: }" ;;
     *) end_chain "${verdict#*: }" ;;
     esac

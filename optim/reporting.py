@@ -7,6 +7,7 @@ import resource
 import secrets
 import sys
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,9 @@ class _Console(logging.Handler):
     """Lines above a progress bar, if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        with suppress(OSError):  # a full disk under the job's log must not end the training, whose own disk may have room
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
 
 
 def start_logging(is_main: bool) -> None:

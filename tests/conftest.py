@@ -26,11 +26,3 @@ def ranks_folder(tmp_path_factory):
 def bpe_cache(ranks_folder, monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(ranks_folder))
     return ranks_folder
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """Tests of a file stay on one worker, which makes their shared fixtures once; the cluster has all of its own on one."""
-    for item in items:
-        folder = item.path.parent
-        item.add_marker(pytest.mark.xdist_group("cluster" if folder.name == "slurm" else item.path.stem))

