@@ -103,7 +103,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     (low, high), bits = summary["val_perplexity_ci95"], summary["bits_per_byte"]
     print(f"checkpoint         {path}\nvalidation loss    {loss:.7f} nats a token\n"
           f"perplexity         {summary['val_perplexity']:.4f}  (95% interval over windows {low:.4f} to {high:.4f})\n"
-          f"bits per byte      {'unknown: the dataset does not name its tokenizer' if bits is None else f'{bits:.4f}'}\n"
+          f"bits per byte      {'unknown: the dataset names no tokenizer that is here' if bits is None else f'{bits:.4f}'}\n"
           f"accuracy           {summary['val_acc']:.7f}\naverage depth      {summary['average_depth']:.4f} layers\n"
           f"tokens             {summary['n_tokens']:,} in {summary['n_batches']} batches, {summary['tokens_per_second']:,.0f} tokens/s\n"
           + (f"routing            {ROUTING[routing]}\n" if routing else "")

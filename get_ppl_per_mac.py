@@ -28,17 +28,20 @@ OWN_FLAGS = {"sweep": (
     Flag("router_sample_size", int, 262144, "training tokens from which the capacities are measured, spread evenly over the split", low=1),
 )}
 # what makes two sweeps the same, so that one may go on where the other stopped
-SAME = ("checkpoint", "itr", "sequence_length", "n_tokens", "router_sample_size", "batch_size", "dtype", "device")
+SAME = ("checkpoint", "modified", "itr", "data", "sequence_length", "n_tokens", "router_sample_size", "batch_size", "dtype", "device")
 
 
 def earlier(target: Path, begun: dict[str, Any]) -> dict[str, Any]:
-    """The points of an unfinished sweep of the same kind, or none."""
+    """The points of an earlier sweep of the same kind, or none. Raises UserError where there is one of another kind."""
     from files import read_json
 
-    there = read_json(target) or {}
-    if all(there.get(name) == begun[name] for name in SAME):
-        return {**begun, **{name: there.get(name, []) for name in ("router", "fixed_depth")}, "measured": there.get("measured", {})}
-    return begun
+    there = read_json(target)
+    if there is None:
+        return begun
+    other = [name for name in SAME if there.get(name) != begun[name]]
+    if other:
+        raise UserError(f"{target} is a sweep with another {', '.join(other)}; give another --output_dir, or move it away")
+    return {**begun, **{name: there.get(name, []) for name in ("router", "fixed_depth")}, "measured": there.get("measured", {})}
 
 
 def save(target: Path, content: dict[str, Any]) -> None:
@@ -94,7 +97,8 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     n_val = splits.val.n_windows if args.eval_sample_size is None else math.ceil(args.eval_sample_size / args.sequence_length)
     n_val = min(math.ceil(n_val / args.batch_size) * args.batch_size, splits.val.n_windows)
     target = Path(own["output_dir"] or path.parent) / "ppl_per_mac.json"
-    begun = {"checkpoint": str(path), "itr": restored.state.get("itr"), "model": args.model, "n_repeat": args.n_repeat,
+    begun = {"checkpoint": str(path), "modified": path.stat().st_mtime, "data": str(splits.folder.resolve()),
+             "itr": restored.state.get("itr"), "model": args.model, "n_repeat": args.n_repeat,
              "sequence_length": args.sequence_length, "vocab_size": args.vocab_size, "n_tokens": n_val * args.sequence_length,
              "router_sample_size": own["router_sample_size"], "batch_size": args.batch_size, "dtype": args.dtype, "device": str(world.device),
              "measured": {}, "router": [], "fixed_depth": [], "args": vars(args)}

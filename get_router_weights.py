@@ -73,6 +73,8 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     output_dir, kinds = Path(own["output_dir"] or path.parent), list(dict.fromkeys(own["cascade"]))
     output_dir.mkdir(parents=True, exist_ok=True)
     stems = {kind: "router_weights" + (f"_{kind}" if len(kinds) > 1 else "") for kind in kinds}
+    for stem in stems.values():  # of an earlier call: scores must never stand beside another one's description
+        (output_dir / f"{stem}_meta.json").unlink(missing_ok=True)
     batches = router_scores(model, windows, np.arange(n), args.batch_size, autocaster(args.dtype, world.device), world.device)
     with ExitStack() as files:
         arrays = {kind: files.enter_context(growing_npz(output_dir / f"{stem}.npz", "weights", n * windows.length, args.n_repeat - 1))

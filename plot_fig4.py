@@ -92,7 +92,8 @@ def draw(data: dict[str, Any]) -> Figure:
     is_timed = all(point["seconds"] for one in data["curves"] for point in one["points"])
     width, letters = (TWO_COLUMNS, 105) if is_timed else (ONE_COLUMN, 52)
     heading = [f"Perplexity against compute, bars: 95% over windows{' of one model' if is_timed else ''}",
-               *(line for model in data["models"] for line in textwrap.wrap(model, letters))]
+               *(line for model in data["models"] for line in textwrap.wrap(model, letters)),
+               *textwrap.wrap("Router: by capacity, which looks at later tokens (not a causal model's perplexity)", letters)]
     labels = [one["label"] for one in (*data["curves"], *data["paper"])]
     columns = 2 if is_timed else 1
     height = 2.3 + 0.16 * (len(heading) + math.ceil(len(labels) / columns))

@@ -54,8 +54,9 @@ def read_meta(path: Path) -> tuple[dict[str, Any], str]:
     if meta is None:
         raise UserError(f"{path}: there is no {' or '.join(place.name for place in places)} beside it")
     cascade = named or meta.get("cascade")
-    if cascade not in CASCADES or not isinstance(meta.get("checkpoint"), str) or not isinstance(meta.get("itr"), int | None):
-        raise UserError(f"{path}: its _meta.json must name the checkpoint, the step (itr) and the cascade ({', '.join(CASCADES)})")
+    itr, texts = meta.get("itr"), [meta.get("checkpoint"), meta.get("model"), cascade]
+    if not all(isinstance(text, str) for text in texts) or cascade not in CASCADES or not (itr is None or type(itr) is int):
+        raise UserError(f"{path}: its _meta.json must name the checkpoint, the model, the step (itr) and the cascade ({', '.join(CASCADES)})")
     return meta, cascade
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shutil
 import signal
@@ -113,18 +112,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> int:
         args = parse(sys.argv[1:] if argv is None else argv)
         bases = args.folders or [default_folder()]
-        try:
-            if args.watch:
-                with suppress(KeyboardInterrupt):
-                    watch(bases, args.watch)
-            elif args.html:
-                write_page(args.html, bases)
-            elif args.json:
-                print(json.dumps([asdict(row) for row in survey(bases)[0].values()], indent=2))
-            else:
-                print(*report(bases), sep="\n", flush=True)
-        except BrokenPipeError:  # `| head` has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if args.watch:
+            with suppress(KeyboardInterrupt):
+                watch(bases, args.watch)
+        elif args.html:
+            write_page(args.html, bases)
+        elif args.json:
+            print(json.dumps([asdict(row) for row in survey(bases)[0].values()], indent=2), flush=True)
+        else:
+            print(*report(bases), sep="\n", flush=True)
         return 0
 
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # names in any alphabet, on any terminal

@@ -53,8 +53,10 @@ def convert(flag: Flag, value: Any) -> Any:
     """Value of a flag from text (command line) or JSON (config file). Raises ValueError with what is wrong."""
     if flag.many and value is not None and not (isinstance(value, str) and value.lower() == "none"):
         parts = value if isinstance(value, list) else [value]
+        if not parts:
+            raise ValueError("needs a value")
         if len(parts) == 1 and str(parts[0]).lower() == "none":
-            return None
+            return _scalar(flag, None)
         return [_scalar(flag, part) for part in parts]
     return _scalar(flag, value)
 
@@ -186,6 +188,9 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
     """Exit code of `work`; what the user can mend is told in a line each and ends in exit code 2."""
     try:
         return work()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except UserError as error:
         stop(prog, str(error).splitlines())
     except OSError as error:

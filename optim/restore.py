@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -101,6 +102,13 @@ def resolve(prog: str, path: Path, state: dict[str, Any], given: dict[str, Any])
     problems = config.check(args)
     if problems:
         config.stop(prog, problems)
+    said = {name: value for name, value in given.items() if name in FLAGS}
+    notes = config.unused_settings(config.add_defaults({"model": args.model, **said}))
+    if args.eval_seq_length is not None and args.eval_seq_length > args.sequence_length:
+        notes.append(f"the model was trained on {args.sequence_length} tokens; positions beyond them are new to it")
+    if os.environ.get("RANK", "0") == "0":
+        for note in notes:
+            print(f"note: {note}")
     if args.eval_seq_length is not None:
         args.sequence_length = args.eval_seq_length
     return args

@@ -17,7 +17,7 @@ import config
 from config.flags import FLAGS
 from errors import UserError
 from files import read_json
-from models.variants import VARIANTS
+from models.variants import ROUTED_POLICIES, VARIANTS
 
 T = TypeVar("T")
 # what an evaluation sets for itself, so that the training's value says nothing about it; `iterations` grows when a run is extended
@@ -46,7 +46,10 @@ class Evaluation:
     @property
     def is_full_compute(self) -> bool:
         """Whether every token made all passes that the model was trained with."""
-        factors = self.args.eval_length_factor if VARIANTS[self.args.model].policy in ("compact", "masked") else None
+        is_routed = VARIANTS[self.args.model].policy in ROUTED_POLICIES
+        if is_routed and self.args.routing != "capacity":
+            return False
+        factors = self.args.eval_length_factor if is_routed else None
         return all(factor == 1 for factor in factors or ()) and self.args.n_repeat >= self.trained.n_repeat
 
     @property
@@ -113,7 +116,8 @@ class _Object:
         return self._get(name, "a text", lambda value: isinstance(value, str))
 
     def pair(self, name: str) -> tuple[float, float]:
-        low, high = self._get(name, "two numbers", lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)))
+        low, high = self._get(name, "two numbers in order", lambda value: isinstance(value, list) and len(value) == 2
+                              and all(map(_is_number, value)) and value[0] <= value[1])
         return low, high
 
     def rows(self, name: str) -> list[_Object]:

@@ -117,6 +117,23 @@ def test_a_signal_during_the_start_is_no_crash(tmp_path: Path, job: None) -> Non
     assert not (tmp_path / "segments.jsonl").exists()
 
 
+def test_a_person_who_cancels_during_the_start_stops_the_chain(tmp_path: Path, job: None) -> None:
+    assert chain.judge(tmp_path, 143, "cancelled", "") == (chain.STOP, "cancelled")
+
+
+def test_three_starts_that_outlast_their_time_limit_stop_the_chain(tmp_path: Path, job: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = []
+    for number in ("7", "8", "9"):
+        monkeypatch.setenv("SLURM_JOB_ID", number)
+        outcomes.append(chain.judge(tmp_path, 143, "time limit", "")[0])
+    assert outcomes == [chain.AGAIN, chain.AGAIN, chain.STOP]
+
+
+def test_what_ended_an_earlier_chain_is_not_held_against_a_new_one(tmp_path: Path) -> None:
+    ended = row(5, 5, chain="stop: no progress in 3 jobs")
+    assert verdict(tmp_path, row(5, 5), row(5, 5), ended, row(5, 5))[0] == chain.AGAIN
+
+
 def test_the_cause_that_slurm_gave_replaces_the_name_of_the_signal(tmp_path: Path, job: None) -> None:
     write_ledger(tmp_path, row(0, 5, reason="SIGTERM"))
     assert chain.judge(tmp_path, 83, "preempted", "") == (chain.AGAIN, "preempted")

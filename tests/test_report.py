@@ -112,6 +112,11 @@ def test_reduced_compute_fills_no_row(tmp_path: Path) -> None:
     assert filled(tmp_path)["Section 5", "Adaptive, full compute, 60k steps"].group.perplexity == 24.0  # type: ignore[union-attr]
 
 
+def test_threshold_routing_is_no_full_compute(tmp_path: Path) -> None:
+    evaluation(tmp_path / "less", 24.0, model="adm", iterations=60000, routing="threshold", **DEEP)
+    assert ("Section 5", "Adaptive, full compute, 60k steps") not in filled(tmp_path)
+
+
 def test_an_evaluation_with_fewer_repeats_is_no_row_of_the_smaller_model(tmp_path: Path) -> None:
     checkpoint = tmp_path / "owt2" / "cot" / "run" / "ckpt.pt"
     training(checkpoint.parent, model="cot", n_layer=12, n_repeat=5)

@@ -90,6 +90,14 @@ def test_files_hold_every_token_in_order_and_load_without_pickle(tmp_path):
     assert np.array_equal(token, np.minimum.accumulate(raw, axis=1))
 
 
+@pytest.mark.parametrize("flag", ["--cascade", "--thresholds"])
+@pytest.mark.parametrize("value", [[], ["none"]])
+def test_list_without_a_value_is_refused(flag, value):
+    name = "get_router_weights.py" if flag == "--cascade" else "get_ppl_per_mac.py"
+    outcome = run([sys.executable, name, "--checkpoint", str(ADAPTIVE), flag, *value])
+    assert (outcome.returncode, outcome.stderr) == (2, f"{name}: error: {flag} needs a value\n")
+
+
 @pytest.mark.slow
 def test_one_cascade_is_written_under_the_plain_name_with_its_description(tmp_path):
     program("get_router_weights.py", tmp_path, "--eval_sample_size", "480")
@@ -165,11 +173,13 @@ def test_interrupted_sweep_goes_on_with_the_missing_points(swept, tmp_path):
 
 
 @pytest.mark.slow
-def test_sweep_of_another_setting_begins_anew(swept, tmp_path):
-    sweep = json.loads((swept / "ppl_per_mac.json").read_text())
-    (tmp_path / "ppl_per_mac.json").write_text(json.dumps(sweep))
-    program("get_ppl_per_mac.py", tmp_path, "--thresholds", "0", "--eval_sample_size", "480")
-    assert json.loads((tmp_path / "ppl_per_mac.json").read_text())["n_tokens"] == 768  # whole batches
+def test_sweep_of_another_setting_is_refused_and_left_as_it_is(swept, tmp_path):
+    before = (swept / "ppl_per_mac.json").read_text()
+    (tmp_path / "ppl_per_mac.json").write_text(before)
+    outcome = run([sys.executable, "get_ppl_per_mac.py", "--checkpoint", str(ADAPTIVE), "--output_dir", str(tmp_path), *PLACES,
+                   "--eval_sample_size", "480"])
+    assert outcome.returncode == 2 and "is a sweep with another n_tokens" in outcome.stderr
+    assert (tmp_path / "ppl_per_mac.json").read_text() == before
 
 
 # evaluation on several processes

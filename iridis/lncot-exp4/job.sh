@@ -13,6 +13,7 @@ TRAINED_BY=adm-train # whose experiment is evaluated unless --checkpoint names o
 # work: goes on with the missing points when it is run again on the same run folder
 work() {
     find_checkpoints
+    ((${#CHECKPOINTS[@]} == 1)) || die "Figure 4 is of one checkpoint, not ${#CHECKPOINTS[@]}"
     python get_ppl_per_mac.py --checkpoint "${CHECKPOINTS[0]}" --output_dir "$RUN_DIR" "${FLAGS[@]}"
     draw
 }

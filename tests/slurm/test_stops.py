@@ -128,3 +128,21 @@ def test_a_cancelled_job_saves_and_has_no_successor(site: Site) -> None:
     site.wait(outcome)
     (row,) = site.ledger()
     assert row["end_step"] == row["reached"] >= 9 and row["chain"] == "stop: cancelled", logs(outcome.run_dir)
+
+
+def test_a_job_cancelled_before_its_training_began_has_no_successor(site: Site) -> None:
+    outcome = site.submit("lncot-train", "--name", "run", "--", *tiny(model=None, iterations=60), HEALTH_CHECK="1")
+    wait_until(lambda: site.show(outcome.job, "JobState") == "RUNNING", 60, "the start")
+    site.scancel(outcome.job)
+    site.wait(outcome)
+    assert "the chain stops: cancelled" in logs(outcome.run_dir)
+
+
+def test_a_job_that_cannot_find_its_flags_says_that_the_chain_stops(site: Site, tmp_path: Path) -> None:
+    config = tmp_path / "flags.json"
+    config.write_text("{}")
+    outcome = site.submit("lncot-train", "--name", "run", "--", *tiny(model=None, iterations=6), "--config", str(config), SBATCH_OPTIONS="--hold")
+    config.unlink()
+    site.cluster.run("scontrol", "release", outcome.job)
+    site.wait(outcome)
+    assert any("the chain stops" in line for line in error_lines(outcome.run_dir)), logs(outcome.run_dir)

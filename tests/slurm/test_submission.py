@@ -137,3 +137,8 @@ def test_an_experiment_in_training_without_a_job_is_refused_naming_its_process(s
     finally:
         training.terminate()
         training.communicate(timeout=60)
+
+
+def test_after_a_job_that_slurm_does_not_know_is_refused(site: Site) -> None:
+    outcome = site.call("lncot-train", "--name", "run", "--after", "999999", "--", *SHORT)
+    assert (outcome.code, outcome.err) == (2, "error: --after 999999: SLURM knows no such job\n")
