@@ -118,16 +118,18 @@ fit_to_train() {
 continue_chain() {
     local try id pause
     printf '%s\n' "$1" >>"$RUN_DIR/links.txt" || true # SLURM's own restarts are none
-    trap 'end_chain "$1, and sbatch refused the next job until the time limit"' TERM
     if [[ -n $MAX_JOBS && $(wc -l <"$RUN_DIR/links.txt") -ge $MAX_JOBS ]]; then
         end_chain "the limit of --chain $MAX_JOBS jobs is reached ($1)"
     fi
     printf '=== %s: going on in another job\n' "$1"
     # a requeued job keeps the nodes that it may run on; leaving a sick one out takes a new job
+    trap '' TERM # which SLURM sends to a job that it requeues
     if [[ $CHAIN_BY == requeue && -z ${SICK:-} ]] && scontrol requeue "$SLURM_JOB_ID"; then
         DECIDED=1
         exit 0
     fi
+    # shellcheck disable=SC2064  # this very reason
+    trap "end_chain $(printf '%q' "$1, and sbatch refused the next job until the time limit")" TERM
     AFTER=""
     for try in 1 2 3 4 5; do
         if id="$(hand_to_slurm)"; then
