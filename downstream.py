@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from config.flags import Flag
-from config.parse import nearest
+from config.parse import guarded, nearest
 from errors import UserError
 from optim.restore import CHECKPOINT, Restored, with_checkpoint
 
@@ -186,7 +186,6 @@ def paper_table(ours: Sequence[float | None], paper: Mapping[str, Any]) -> str:
 
 def run(restored: Restored, own: dict[str, Any]) -> None:
     """Evaluate, write the results and print them."""
-    check_installed()
     import lm_eval
     import torch
     from lm_eval.evaluator import evaluate
@@ -220,15 +219,18 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     print(f"\nresults  {target}")
 
 
-def check_installed() -> None:
-    """Raises UserError where the harness is missing."""
+def check_installed() -> int:
+    """0; raises UserError where the harness is missing, before a large checkpoint is read."""
     try:
         import lm_eval  # noqa: F401
     except ImportError as error:
         raise UserError(f"the evaluation harness is missing ({error}): pip install -r requirements-downstream.txt") from None
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
+    if not {"-h", "--help"} & set(sys.argv[1:] if argv is None else argv):
+        guarded(PROG, check_installed)
     # choices can lie closer together than bfloat16 tells apart, so full precision unless told otherwise
     return with_checkpoint(PROG, "Downstream tasks of a checkpoint.", OWN_FLAGS, argv, run, {"dtype": "float32"})
 
