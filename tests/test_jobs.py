@@ -23,8 +23,8 @@ def bash(script: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_quickstart_trains_stops_resumes_evaluates_and_prints_its_table(tmp_path: Path) -> None:
-    outcome = bash("bash iridis/quickstart/job.sh", SCRATCH_DIR=str(tmp_path), VENV_DIR=sys.prefix, ITERATIONS="40", N_EMBD="32",
-                   BATCH_SIZE="2", SEQUENCE_LENGTH="64")
+    outcome = bash("bash iridis/quickstart/job.sh", SCRATCH_DIR=str(tmp_path), VENV_DIR=sys.prefix, ITERATIONS="40", ADAPTIVE_ITERATIONS="10",
+                   SWEEP_TOKENS="1024", N_EMBD="32", BATCH_SIZE="2", SEQUENCE_LENGTH="64")
     run_dir = Path(outcome.stdout.splitlines()[0].removeprefix("run folder: "))
     try:
         assert outcome.returncode == 0, outcome.stdout + outcome.stderr
@@ -59,7 +59,8 @@ def test_an_interpreter_that_is_too_old_is_refused(tmp_path: Path) -> None:
     old = tmp_path / "python3"
     old.write_text("#!/bin/sh\nexit 1\n")
     old.chmod(0o755)
-    (tmp_path / "dirname").symlink_to(str(shutil.which("dirname")))
+    for tool in ("dirname", "basename"):
+        (tmp_path / tool).symlink_to(str(shutil.which(tool)))
     outcome = bash("source iridis/lib.sh; find_python", PYTHON=str(old), PATH=str(tmp_path))
     assert outcome.returncode == 2
     assert "no Python 3.11 or newer found" in outcome.stderr
