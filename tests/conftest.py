@@ -1,5 +1,6 @@
 """What all tests share: the repository on the import path, fixed examples for hypothesis, BPE ranks in a folder of the tests' own."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+for name in ("DATA_DIR", "RESULTS_DIR", "TEAM_DIR", "WANDB_DIR", "WANDB_MODE"):  # the caller's own site; iridis/env.sh exports some
+    os.environ.pop(name, None)
 torch.set_num_threads(1)  # as the reference values were made; tiny models are slower on more
 settings.register_profile("suite", deadline=None, derandomize=True, database=None)
 settings.load_profile("suite")

@@ -177,7 +177,8 @@ def test_an_evaluation_far_from_the_end_of_the_metrics_is_found(tmp_path, capsys
 
 def test_age_of_the_newest_checkpoint(tmp_path, capsys):
     place = experiment(tmp_path)
-    os.utime(place / "ckpt_50.pt", (NOW - 500, NOW - 500))
+    written = time.time() - 500
+    os.utime(place / "ckpt_50.pt", (written, written))
     assert seen(tmp_path, capsys)["checkpoint_age_seconds"] == pytest.approx(500, abs=60)
 
 
