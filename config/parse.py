@@ -29,8 +29,6 @@ MISSING = object()  # flag not given
 NO_VALUE = object()  # flag given without its value
 LARGEST_CONFIG_BYTES = 1 << 20
 STORAGE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG)
-
-
 PASSING_FAULTS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN)  # of a network's storage: worth another try, so no bad input
 
 
@@ -199,6 +197,18 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
         stop(prog, [f"{error.filename or 'writing'}: {error.strerror}"], 1 if error.errno in PASSING_FAULTS else 2)
     except KeyboardInterrupt:
         return 130
+
+
+def recorded(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags out of those that a training recorded, which may be of another version. Raises ValueError with name and fault."""
+    known = {}
+    for name, value in values.items():
+        if name in FLAGS and not (value is None and FLAGS[name].default is not None):
+            try:
+                known[name] = convert(FLAGS[name], value)
+            except ValueError as error:
+                raise ValueError(f"{name} {error}") from None
+    return known
 
 
 def add_defaults(given: Mapping[str, Any]) -> Namespace:

@@ -28,10 +28,10 @@ usage() {
     sed -n '2,/^[^#]/{/^# shellcheck/d;s/^# \{0,1\}//p;}' "$JOB_SCRIPT"
 }
 
-# parse_options ARGUMENTS...: sets HOW, MAX_JOBS, AFTER, NAME, CHECKPOINTS, RUN_DIR, WORDS and FLAGS (what follows --).
+# parse_options ARGUMENTS...: sets HOW, DRY_RUN, MAX_JOBS, AFTER, NAME, CHECKPOINTS, RUN_DIR, WORDS and FLAGS (what follows --).
 # With PASS_THROUGH=1, options that are not the job library's belong to FLAGS.
 parse_options() {
-    HOW=submit MAX_JOBS="" AFTER="" NAME="" RUN_DIR="" CHECKPOINTS=() WORDS=() FLAGS=()
+    HOW=submit DRY_RUN=0 MAX_JOBS="" AFTER="" NAME="" RUN_DIR="" CHECKPOINTS=() WORDS=() FLAGS=()
     local pass="${PASS_THROUGH:-0}"
     while (($#)); do
         if [[ $pass == 1 && ! $1 =~ ^--(dry-run|local|state|after|segment|help|)$ ]]; then
@@ -40,7 +40,8 @@ parse_options() {
             continue
         fi
         case "$1" in
-        --dry-run | --local | --where | --state | --replot) HOW="${1#--}" ;;
+        --dry-run) DRY_RUN=1 ;;
+        --local | --where | --state | --replot) HOW="${1#--}" ;;
         --chain | --after | --name | --segment | --checkpoint)
             [[ $# -ge 2 && -n $2 ]] || die "$1 needs a value"
             case "$1" in
@@ -203,7 +204,7 @@ submit_job() {
     local id
     AFTER="$(latest_jobs "$AFTER")" || exit $?
     before_submit
-    if [[ $HOW == dry-run ]]; then
+    if ((DRY_RUN)); then
         RUN_DIR="$PACKAGE_DIR/run_N"
         sbatch_words
         segment_words
@@ -222,7 +223,7 @@ submit_job() {
     printf 'stop:         scancel --me --name=%s\n' "$JOB_NAME"
 }
 
-# latest_jobs IDS: the same jobs, each as the newest link of its chain. Raises where SLURM does not know one: it would not wait.
+# latest_jobs IDS: the same jobs, each as the newest link of its chain. Dies where SLURM does not know one: nothing would wait.
 latest_jobs() {
     local id latest=()
     for id in ${1//:/ }; do
@@ -257,8 +258,10 @@ state() {
     queued="$(queued_job)"
     if is_done; then
         printf 'done\n'
+    elif [[ -n $queued ]]; then
+        printf 'queued %s\n' "${queued%% *}"
     else
-        printf '%s\n' "${queued:+queued ${queued%% *}}" | sed 's/^$/todo/'
+        printf 'todo\n'
     fi
 }
 
@@ -317,12 +320,12 @@ run_job() {
     : "${CPUS:=$((N_GPUS ? 8 * N_GPUS : 8))}" "${PARTITION:=$( ((N_GPUS)) && echo "$GPU_PARTITION" || echo "$CPU_PARTITION")}"
     PROCESSES=$((N_GPUS ? N_GPUS : 1))
     if [[ $HOW == submit ]] && ! has_slurm; then
-        printf 'no SLURM here: running in the foreground\n' >&2
+        printf 'no SLURM here: this runs in the foreground\n' >&2
         HOW=local
     fi
     cd "$REPO_DIR"
     case "$HOW" in
-    submit | dry-run) submit_job ;;
+    submit) submit_job ;;
     where | state | replot) "$HOW" ;;
     segment)
         segment_begins
@@ -339,6 +342,10 @@ run_job() {
         ((PROCESSES)) || PROCESSES=1
         ensure_environment
         before_local
+        if ((DRY_RUN)); then
+            printf 'would run here, in processes: %s\n' "$PROCESSES"
+            return
+        fi
         RUN_DIR="$(new_run_dir "$PACKAGE_DIR")"
         printf 'run folder: %s\n' "$RUN_DIR"
         record_run "$RUN_DIR" bash "$JOB_SCRIPT" "${ARGUMENTS[@]}"

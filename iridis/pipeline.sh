@@ -26,7 +26,7 @@ stage() {
             [[ ${JOB[$earlier]} != "done" ]] || continue
             ids="${ids:+$ids:}${JOB[$earlier]}"
         done
-        if [[ $HOW == dry-run ]]; then
+        if ((DRY_RUN)); then
             JOB[$name]="new"
         else
             said="$("${WITH[@]}" bash "$script" ${ids:+--after "$ids"} "${@:4}")" || die "stage $name: see above"

@@ -117,8 +117,8 @@ fit_to_train() {
 # continue_chain REASON: another job takes this one's place
 continue_chain() {
     local try id pause
-    printf '%s\n' "$1" >>"$RUN_DIR/links.txt" || true # SLURM's own restarts are none
-    if [[ -n $MAX_JOBS && $(wc -l <"$RUN_DIR/links.txt") -ge $MAX_JOBS ]]; then
+    printf '%s\n' "$1" >>"$RUN_DIR/jobs_of_chain.txt" || true # SLURM's own restarts are none
+    if [[ -n $MAX_JOBS && $(wc -l <"$RUN_DIR/jobs_of_chain.txt") -ge $MAX_JOBS ]]; then
         end_chain "the limit of --chain $MAX_JOBS jobs is reached ($1)"
     fi
     printf '=== %s: going on in another job\n' "$1"

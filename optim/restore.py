@@ -80,14 +80,10 @@ def trained_settings(path: Path, state: dict[str, Any]) -> dict[str, Any]:
     args = state.get("args") or (read_json(path.parent / SUMMARY) or {}).get("args")
     if not isinstance(args, dict):
         raise UserError(f"{path} holds no settings and there is no {SUMMARY} with them beside it; give the model's flags by --config")
-    settings = {}
-    for name, value in args.items():
-        if name in FLAGS and not (value is None and FLAGS[name].default is not None):
-            try:
-                settings[name] = config.convert(FLAGS[name], value)
-            except ValueError as error:
-                raise UserError(f"the settings of {path} cannot be used: {name} {error}") from None
-    return settings
+    try:
+        return config.recorded(args)
+    except ValueError as error:
+        raise UserError(f"the settings of {path} cannot be used: {error}") from None
 
 
 def resolve(prog: str, path: Path, state: dict[str, Any], given: dict[str, Any]) -> Namespace:

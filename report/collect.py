@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import config
-from config.flags import FLAGS
 from errors import UserError
 from files import read_json
 from models.variants import ROUTED_POLICIES, VARIANTS
@@ -134,14 +133,10 @@ def _is_number(value: Any) -> bool:
 
 def flags(path: Path, values: dict[str, Any]) -> Namespace:
     """All flags, from those that a file recorded. Raises UserError."""
-    known = {}
-    for name, value in values.items():
-        if name in FLAGS and not (value is None and FLAGS[name].default is not None):
-            try:
-                known[name] = config.convert(FLAGS[name], value)
-            except ValueError as error:
-                raise UserError(f"{path}: args.{name} {error}") from None
-    args = config.add_defaults(known)
+    try:
+        args = config.add_defaults(config.recorded(values))
+    except ValueError as error:
+        raise UserError(f"{path}: args.{error}") from None
     for problem in config.check(args):
         raise UserError(f"{path}: args: {problem}")
     return args

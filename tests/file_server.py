@@ -7,12 +7,14 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TypeVar
 
 PIECE = 1 << 16
+Site = TypeVar("Site")
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,10 @@ class QuietServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving() -> Iterator[FileServer]:
-    server = QuietServer(("127.0.0.1", 0), Handler)
-    site = server.site = FileServer(f"http://127.0.0.1:{server.server_address[1]}")  # type: ignore[attr-defined]
+def serving(handler: type[BaseHTTPRequestHandler], make_site: Callable[[str], Site]) -> Iterator[Site]:
+    """A server on a free port, and the site at its address that the handler finds as `self.server.site`."""
+    server = QuietServer(("127.0.0.1", 0), handler)
+    site = server.site = make_site(f"http://127.0.0.1:{server.server_address[1]}")  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:

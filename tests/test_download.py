@@ -20,7 +20,7 @@ import pytest
 from data import download
 from data.bpe import RANKS
 from data.tokenize import RAW_OWT2
-from tests.file_server import Fault, FileServer, serving
+from tests.file_server import Fault, FileServer, Handler, serving
 from tests.programs import ROOT, environment, run, start
 
 MIB = 1 << 20
@@ -39,7 +39,7 @@ def local(monkeypatch, bpe_cache):
 
 @pytest.fixture
 def site():
-    with serving() as server:
+    with serving(Handler, FileServer) as server:
         yield server
 
 
@@ -313,7 +313,7 @@ def test_server_that_never_gives_a_byte_is_given_up(site, tmp_path, monkeypatch,
 
 def test_no_server_at_all_is_given_up_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(download, "ATTEMPTS", 2)
-    with serving() as gone:
+    with serving(Handler, FileServer) as gone:
         address = gone.address
     assert call(tmp_path, "--full", "--source", f"{address}{TAR}") == 2
     one_error(capsys)

@@ -37,6 +37,13 @@ def test_quickstart_trains_stops_resumes_evaluates_and_prints_its_table(tmp_path
         shutil.rmtree(run_dir)
 
 
+def test_a_dry_run_without_slurm_makes_nothing(tmp_path: Path) -> None:
+    before = sorted((ROOT / "iridis" / "quickstart").iterdir())
+    outcome = bash("bash iridis/quickstart/job.sh --dry-run", SCRATCH_DIR=str(tmp_path / "scratch"), VENV_DIR=sys.prefix)
+    assert (outcome.returncode, outcome.stdout) == (0, "would run here, in processes: 1\n"), outcome.stderr
+    assert sorted((ROOT / "iridis" / "quickstart").iterdir()) == before and not (tmp_path / "scratch").exists()
+
+
 def test_twenty_run_folders_at_once_are_twenty_folders(tmp_path: Path) -> None:
     with ThreadPoolExecutor(20) as pool:
         made = list(pool.map(lambda _: bash(f"source iridis/lib.sh; new_run_dir '{tmp_path}'").stdout.strip(), range(20)))

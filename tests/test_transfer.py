@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
+from tests.file_server import serving
 from tests.programs import ROOT, command, folder, metrics, start
 from tests.test_training import wait_for_step
-from tests.wandb_server import KEY, Run, WandbServer, serving
+from tests.wandb_server import KEY, Handler, Run, WandbServer
 
 pytestmark = pytest.mark.slow
 
@@ -90,7 +91,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def site(chain: Path, tmp_path: Path) -> Iterator[Site]:
     shutil.copytree(chain / "wandb", tmp_path / "wandb dir", symlinks=True)
-    with serving() as server:
+    with serving(Handler, WandbServer) as server:
         yield Site(tmp_path / "wandb dir", chain / "exps", server)
 
 

@@ -5,14 +5,9 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from typing import Any
-
-from tests.file_server import QuietServer
 
 KEY = "0123456789" * 4
 AUTHORIZATION = "Basic " + base64.b64encode(f"api:{KEY}".encode()).decode()
@@ -123,17 +118,3 @@ class Handler(BaseHTTPRequestHandler):
         for name, chunk in (message.get("files") or {}).items():
             site.runs[self.path.split("/")[-2]].store(name, chunk["offset"], chunk["content"])
         return self.answer(200, {})
-
-
-@contextmanager
-def serving() -> Iterator[WandbServer]:
-    server = QuietServer(("127.0.0.1", 0), Handler)
-    site = server.site = WandbServer(f"http://127.0.0.1:{server.server_address[1]}")  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield site
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -20,7 +20,7 @@ work() {
 
 is_done() { is_prepared owt2; }
 
-if [[ -z $PARTITION && $HOW == dry-run ]]; then
+if [[ -z $PARTITION && $DRY_RUN == 1 ]]; then
     printf 'would run here: %s\n' "$(quoted python -m data.download --data_dir "$DATA_DIR" "${FLAGS[@]}")"
     exit 0
 elif [[ -z $PARTITION && $HOW != state ]]; then

@@ -38,7 +38,7 @@ def test_without_slurm_every_training_package_trains_until_ctrl_c_saves_and_goes
         os.killpg(training.pid, signal.SIGINT)  # what Ctrl-C in a terminal does
         out, err = training.communicate(timeout=PATIENCE)
         assert training.returncode == STOPPED, out + err
-        assert "no SLURM here: running in the foreground" in err
+        assert "no SLURM here: this runs in the foreground" in err
     second = {package: sites[package].start(package, *words) for package, words in calls.items()}
     for package, training in second.items():
         out, err = training.communicate(timeout=PATIENCE)
