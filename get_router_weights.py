@@ -19,7 +19,7 @@ from typing import Any
 
 from config.flags import Flag
 from errors import UserError
-from models.cascade import CASCADES
+from optim.cascade import CASCADES
 from optim.restore import CHECKPOINT, Restored, with_checkpoint
 
 OWN_FLAGS = {"router scores": (
@@ -59,7 +59,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     from tqdm import tqdm
 
     from files import write_json
-    from models.cascade import cascade
+    from optim.cascade import cascade
     from optim.routers import need_routers, router_scores
     from optim.setup import autocaster
 

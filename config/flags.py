@@ -48,6 +48,7 @@ def switch(name: str, help: str, in_name: bool = True) -> Flag:
 
 BACKENDS = ("nccl", "gloo")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+ATTENTION = ("fast", "reference")
 SCHEDULERS = ("cos", "linear", "wsd", "none")
 OPTIMIZERS = ("adamw", "sgd", "adafactor")
 
@@ -100,7 +101,11 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
              choices=DTYPES),
         switch("bias", "bias in Linear layers and norms"),
         Flag("dropout", float, 0.0, "after embedding, attention and MLP; 0 = off", low=0, high=1),
-        switch("compile", "compile the blocks with torch.compile", in_name=False),
+        switch("compile", "compile what blocks do around attention (torch.compile; needs a C++ compiler)", in_name=False),
+        Flag("activation_checkpointing", str, "none", "save memory: keep only the inputs of a pass, or of a block, and compute the rest anew for the "
+             "gradients", choices=("none", "pass", "block"), in_name=False),
+        Flag("attention", str, "fast", "fast, or reference: all passes' keys under one dense mask, as published; the same numbers, for checking",
+             choices=ATTENTION, in_name=False),
         Flag("rmsnorm_eps", float, 1e-5, "unused by these models; accepted for old command lines", low=0, in_name=False),
         Flag("multiple_of", int, 256, "unused by these models; accepted for old command lines", low=1, in_name=False),
         Flag("positional_encoder", str, "rotary", "rotary, or none", choices=positional_encoders),

@@ -88,7 +88,7 @@ def _scalar(flag: Flag, value: Any) -> Any:
             raise ValueError(f"must be at least {flag.low:g}, not {text}")
         if flag.high is not None and result > flag.high:
             raise ValueError(f"must be at most {flag.high:g}, not {text}")
-    if isinstance(result, str) and any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in result):
+    if flag.type is str and any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in result):
         raise ValueError("must be plain UTF-8 text without control characters")
     return result
 

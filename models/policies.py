@@ -1,9 +1,10 @@
 """Who goes round the middle layers again: one function for each policy of the table in models/variants.py.
 
-Each takes the model, x (B, T, D) after the first layers, the tokens' positions (1, T), the plain causal view of one
-pass, and the targets; and returns a dict:
+Each takes the model, x (B, T, D) after the first layers, the memory through which blocks run, and the targets; and
+returns a dict:
   hidden          (B, T, D) to be normed and projected to logits
   passes          middle passes per token, on average (scalar)
+  active          of routed models, tokens of a sequence that take part in each pass, on average
   penalty         to be added to the loss, where the policy has one
   loss, cross_entropy_loss   where the policy weighs the loss itself
   router_weights  positions and scores (B, T_r) of each routed pass
@@ -20,39 +21,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.attention import KeyValue, Positions
 from models.loss import linear_cross_entropy
+from models.memory import Memory
 
 if TYPE_CHECKING:
     from models.transformer import Transformer
 
 
-class PassCache:
-    """Keys and values that the middle layers made in earlier passes, and the positions they stand for."""
-
-    def __init__(self, layers: int) -> None:
-        self.layers: list[list[KeyValue]] = [[] for _ in range(layers)]
-        self.positions: list[Tensor] = []
-
-    def run(self, model: Transformer, x: Tensor, positions: Tensor) -> Tensor:
-        """One pass over x (B, T, D) at positions (B or 1, T), seeing earlier passes and leaving its own keys."""
-        self.positions.append(positions)
-        at = model.positions(positions, self.positions)
-        for block, past in zip(model.blocks("h_mid"), self.layers, strict=True):
-            x, own = block(x, None, past, at)
-            past.append(own)
-        return x
-
-
-def fixed(model: Transformer, x: Tensor, everyone: Tensor, here: Positions, targets: Tensor | None) -> dict[str, Any]:
+def fixed(model: Transformer, x: Tensor, memory: Memory, targets: Tensor | None) -> dict[str, Any]:
     """All tokens take all passes (section 3)."""
     repeats = model.settings.n_repeat
-    cache = PassCache(len(model.blocks("h_mid"))) if model.settings.row.attends == "all" else None
     for number in range(1, repeats + 1):
-        x = model.add_depth(x, number)
-        x = model.run("h_mid", x, here) if cache is None else cache.run(model, x, everyone)
-        x = model.norm_mid(x)
-    return {"hidden": model.run("h_end", x, here), "passes": torch.tensor(float(repeats), device=x.device)}
+        x = model.norm_mid(memory.run("h_mid", number, model.add_depth(x, number), memory.everyone))
+    return {"hidden": memory.run("h_end", 1, x, memory.everyone), "passes": torch.tensor(float(repeats), device=x.device)}
 
 
 def tokens_kept(policy: str, share: float, active: int) -> int:
@@ -73,63 +54,63 @@ def passing(logits: Tensor, thresholds: list[float] | None, number: int, active:
     return None if thresholds is None else (logits.sigmoid() > thresholds[number - 1]) & active
 
 
-def compact(model: Transformer, x: Tensor, everyone: Tensor, here: Positions, targets: Tensor | None) -> dict[str, Any]:
+def compact(model: Transformer, x: Tensor, memory: Memory, targets: Tensor | None) -> dict[str, Any]:
     """Mixture of Repeats (section 4.1): only the tokens that go on are gathered for the next pass.
 
     By capacity those with the best scores do: the choice compares scores over the whole sequence, so it looks at later
-    tokens and is not causal. By threshold sequences keep different numbers; they are filled up with tokens that stand at
-    position T, which no query sees.
+    tokens and is not causal. By threshold sequences keep different numbers; they are filled up with tokens that stand
+    nowhere, which no query sees.
     """
     batch, length, width = x.shape
-    shares, thresholds = capacities(model.length_factors()), model.thresholds()
-    cache = PassCache(len(model.blocks("h_mid")))
-    at, scores, routed, active = everyone, None, [], 0.0
-    positions = everyone.expand(batch, -1)
-    final = F.pad(x, (0, 0, 0, 1))  # column T takes what is filled up
+    shares, thresholds, nowhere = capacities(model.length_factors()), model.thresholds(), model.settings.sequence_length
+    places = F.pad(memory.everyone.expand(batch, -1), (0, 1), value=nowhere)  # column T is what fills up
+    columns = torch.arange(length, device=x.device).expand(batch, -1)
+    at, scores, routed, active = memory.everyone, None, [], []
+    final = F.pad(x, (0, 0, 0, 1))
     for number in range(1, model.settings.n_repeat + 1):
-        real = positions < length
-        active += positions.shape[1] if thresholds is None else float(real.sum()) / batch
+        real = at < nowhere
+        active.append(columns.shape[1] if thresholds is None else float(real.sum()) / real.shape[0])
         x_in = x
-        x = cache.run(model, model.add_depth(x, number), at)
+        x = memory.run("h_mid", number, model.add_depth(x, number), at)
         x = _mix(x_in, model.norm_mid(x), scores)
-        final = final.scatter(1, positions.unsqueeze(-1).expand(-1, -1, width), x.type_as(final))
+        final = final.scatter(1, columns.unsqueeze(-1).expand(-1, -1, width), x.type_as(final))
         if number == model.settings.n_repeat:
             break
         logits = model.route(x, number)
-        routed.append((positions, logits.sigmoid()))
+        routed.append((columns, logits.sigmoid()))
         going = passing(logits, thresholds, number, real)
-        kept = tokens_kept("compact", shares[number - 1], positions.shape[1]) if going is None else int(going.sum(1).max())
+        kept = tokens_kept("compact", shares[number - 1], columns.shape[1]) if going is None else int(going.sum(1).max())
         if kept == 0:
             break
         if going is None:
             chosen = logits.topk(kept, dim=1, sorted=False).indices.sort(dim=1).values
-            positions = positions.gather(1, chosen)
+            columns = columns.gather(1, chosen)
         else:
             chosen = (~going).byte().sort(dim=1, stable=True).indices[:, :kept]
-            positions = positions.gather(1, chosen).masked_fill(~going.gather(1, chosen), length)
-        at = positions
+            columns = columns.gather(1, chosen).masked_fill(~going.gather(1, chosen), length)
+        at = places.gather(1, columns)
         scores = logits.gather(1, chosen).sigmoid()
         x = x.gather(1, chosen.unsqueeze(-1).expand(-1, -1, width))
-    return {"hidden": model.run("h_end", final[:, :length], here), "router_weights": routed,
-            "passes": torch.tensor(active / length, device=x.device)}
+    return {"hidden": memory.run("h_end", 1, final[:, :length], memory.everyone), "router_weights": routed, "active": active,
+            "passes": torch.tensor(sum(active) / length, device=x.device)}
 
 
-def masked(model: Transformer, x: Tensor, everyone: Tensor, here: Positions, targets: Tensor | None) -> dict[str, Any]:
+def masked(model: Transformer, x: Tensor, memory: Memory, targets: Tensor | None) -> dict[str, Any]:
     """The same choices over a block universal transformer: tokens that stopped keep their state, and serve as keys."""
     shares, thresholds = capacities(model.length_factors()), model.thresholds()
     active = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    scores, routed, total, kept = None, [], 0.0, x.shape[1]
+    scores, routed, counts, kept = None, [], [], x.shape[1]
     for number in range(1, model.settings.n_repeat + 1):
-        total += kept if thresholds is None else float(active.sum()) / x.shape[0]
+        counts.append(kept if thresholds is None else float(active.sum()) / x.shape[0])
         x_in = x
         x = model.add_depth(x, number)
-        for block in model.blocks("h_mid"):
-            x = torch.where(active.unsqueeze(-1), block(x, None, [], here)[0], x_in)
+        for layer in range(len(model.blocks("h_mid"))):
+            x = torch.where(active.unsqueeze(-1), memory.run_block(layer, number, x, None), x_in)
         x = _mix(x_in, model.norm_mid(x), scores)
         if number == model.settings.n_repeat:
             break
         logits = model.route(x, number)
-        routed.append((everyone.expand_as(logits), logits.sigmoid()))
+        routed.append((torch.arange(x.shape[1], device=x.device).expand_as(logits), logits.sigmoid()))
         going = passing(logits, thresholds, number, active)
         if going is None:
             kept = tokens_kept("masked", shares[number - 1], kept)
@@ -137,8 +118,8 @@ def masked(model: Transformer, x: Tensor, everyone: Tensor, here: Positions, tar
             going = torch.zeros_like(active).scatter(1, chosen, True)
         active = going
         scores = logits.sigmoid() * active
-    return {"hidden": model.run("h_end", x, here), "router_weights": routed,
-            "passes": torch.tensor(total / x.shape[1], device=x.device)}
+    return {"hidden": memory.run("h_end", 1, x, memory.everyone), "router_weights": routed, "active": counts,
+            "passes": torch.tensor(sum(counts) / x.shape[1], device=x.device)}
 
 
 def _mix(x_in: Tensor, x_out: Tensor, scores: Tensor | None) -> Tensor:
@@ -148,7 +129,7 @@ def _mix(x_in: Tensor, x_out: Tensor, scores: Tensor | None) -> Tensor:
     return x_in * (1 - scores.unsqueeze(-1)) + x_out * scores.unsqueeze(-1)
 
 
-def sticks(model: Transformer, x: Tensor, everyone: Tensor, here: Positions, targets: Tensor | None) -> dict[str, Any]:
+def sticks(model: Transformer, x: Tensor, memory: Memory, targets: Tensor | None) -> dict[str, Any]:
     """Stick breaking (Tan et al. 2023): keys are a mix, by halting mass, of the states at which tokens halted.
 
     The depth penalty is a sum over tokens, as the authors have it, not a mean.
@@ -161,8 +142,8 @@ def sticks(model: Transformer, x: Tensor, everyone: Tensor, here: Positions, tar
     for number in range(1, settings.n_repeat + 1):
         x_in = x
         x = model.add_depth(x, number)
-        for block in model.blocks("h_mid"):
-            x, _ = block(x, frozen + going_on.unsqueeze(-1) * x, [], here)
+        for layer in range(len(model.blocks("h_mid"))):
+            x = memory.run_block(layer, number, x, frozen + going_on.unsqueeze(-1) * x)
         x = torch.where(active.unsqueeze(-1), x, x_in)
         total = total + active.sum()
         log_on, log_halt = (log_going_on.unsqueeze(-1) + model.depth_predictor(x)).unbind(-1)
@@ -173,16 +154,16 @@ def sticks(model: Transformer, x: Tensor, everyone: Tensor, here: Positions, tar
         frozen = frozen + (going_on - left).unsqueeze(-1) * x
         going_on, open_mass, active = left, ~stops, active & ~stops
     depth = depth + (log_going_on.exp() * (settings.n_repeat + 1)).sum()
-    done = {"hidden": model.run("h_end", x, here), "passes": total / active.numel()}
+    done = {"hidden": memory.run("h_end", 1, x, memory.everyone), "passes": total / active.numel()}
     return done | {"penalty": settings.act_penalty * depth} if model.training else done
 
 
-def ponder(model: Transformer, x: Tensor, everyone: Tensor, here: Positions, targets: Tensor | None) -> dict[str, Any]:
+def ponder(model: Transformer, x: Tensor, memory: Memory, targets: Tensor | None) -> dict[str, Any]:
     """PonderNet (Banino et al. 2021): every pass has an exit; training weighs all exits, evaluation draws one a token."""
     exits, halts = [], []
     for number in range(1, model.settings.n_repeat + 1):
-        x = model.run("h_mid", model.add_depth(x, number), here)
-        exits.append(model.run("h_end", x, here))
+        x = memory.run("h_mid", number, model.add_depth(x, number), memory.everyone)
+        exits.append(memory.run("h_end", number, x, memory.everyone))
         halts.append(torch.sigmoid(model.to_halt_logits[number - 1](exits[-1]).squeeze(-1)))
     hidden, halt = torch.stack(exits, dim=1), torch.stack(halts, dim=1)  # (B, R, T, D), (B, R, T)
     stopped = (torch.rand_like(halt) <= halt).cumsum(1) > 0

@@ -28,6 +28,8 @@ class ModelSettings:
     bias: bool
     positional_encoder: str
     attention_window_length: int | None
+    attention: str
+    activation_checkpointing: str
     depth_embedding: str | None
     disable_ln_mid: bool
     depth_random_method: str

@@ -11,14 +11,17 @@ Parameters and how they start (the authors' scheme; GPT-2's residual scaling)
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from models.attention import KeyValue, Positions, Rotary, SelfAttention, visible
+from models.attention import KeyValue, Positions, Rotary, SelfAttention, causal_tiles, flash_works, visible
 from models.loss import IGNORE, linear_cross_entropy
+from models.memory import Memory
 from models.policies import POLICIES
 from models.settings import ModelSettings
 from models.variants import ROUTED_POLICIES
@@ -48,11 +51,22 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(width, bias=bias)
         self.mlp = MLP(width, bias, settings.dropout)
 
+    def project(self, x: Tensor, x_keys: Tensor | None, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """What comes before attention: queries, keys and values, each (B, H, T, Dh)."""
+        return self.attn.project(self.ln_1(x), None if x_keys is None else self.ln_1(x_keys), rope)
+
+    def finish(self, x: Tensor, y: Tensor) -> Tensor:
+        """What comes after it, of the block's input x (B, T, D) and the attended values y (B, H, T, Dh)."""
+        x = x + self.attn.output(y)
+        return x + self.mlp(self.ln_2(x))
+
     def forward(self, x: Tensor, x_keys: Tensor | None, past: list[KeyValue], at: Positions) -> tuple[Tensor, KeyValue]:
-        """As SelfAttention.forward, whose arguments these are."""
-        mixed, own = self.attn(self.ln_1(x), None if x_keys is None else self.ln_1(x_keys), past, at)
-        x = x + mixed
-        return x + self.mlp(self.ln_2(x)), own
+        """x (B, T, D) -> output (B, T, D), and this pass's keys and values.
+
+        x_keys: what keys and values are made of, if not x itself. past: keys and values of earlier passes.
+        """
+        q, k, v = self.project(x, x_keys, at.rope)
+        return self.finish(x, self.attn.attend(q, [*past, (k, v)], at)), (k, v)
 
 
 class DepthEmbedding(nn.Module):
@@ -140,28 +154,64 @@ class Transformer(nn.Module):
 
     # pieces that the policies put together
 
+    def rope(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Angles of positions (B or 1, T); None where positions are not encoded."""
+        return self.transformer["wpe"](positions) if self.settings.positional_encoder == "rotary" else None
+
+    def computes_in(self, device: torch.device) -> torch.dtype:
+        """The dtype of attention: the autocast's, or that of the weights."""
+        return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else next(self.parameters()).dtype
+
+    def is_fast(self, device: torch.device, alike: bool) -> bool:
+        """Whether attention may go pass by pass. alike: all passes are of the same tokens; GPUs' kernels take no mask."""
+        if self.settings.attention == "reference" or (self.training and self.settings.dropout > 0) or (device.type != "cpu" and not alike):
+            return False
+        return flash_works(device, self.computes_in(device), self.settings.head_width)
+
     def positions(self, query_positions: Tensor, key_positions: list[Tensor]) -> Positions:
         """What queries at (B or 1, T) positions see of keys at the passes' (B or 1, K_r) positions."""
-        rope = self.transformer["wpe"](query_positions) if self.settings.positional_encoder == "rotary" else None
-        window = self.settings.attention_window_length
+        rope, window = self.rope(query_positions), self.settings.attention_window_length
         if len(key_positions) == 1 and key_positions[0] is query_positions and window is None:
             return Positions(rope)
+        alike = window is None and all(positions is query_positions for positions in key_positions)
+        if self.is_fast(query_positions.device, alike):
+            return Positions(rope, causal_tiles(query_positions, key_positions, window), query_positions, tuple(key_positions), window)
         rows = max(keys.shape[0] for keys in key_positions)
         all_keys = torch.cat([keys.expand(rows, -1) for keys in key_positions], dim=-1)
-        return Positions(rope, visible(query_positions, all_keys, window))
+        return Positions(rope, mask=visible(query_positions, all_keys, window))
 
     def blocks(self, stack: str) -> nn.ModuleList:
-        return cast(nn.ModuleList, self.transformer[stack])
+        """Blocks of h (models without a loop), h_begin, h_mid or h_end; none where the model has no such stack."""
+        return cast(nn.ModuleList, self.transformer[stack]) if stack in self.transformer else nn.ModuleList()
 
     def route(self, x: Tensor, pass_number: int) -> Tensor:
         """Logits (B, T) of the router after a pass (1-based)."""
         return cast(nn.ModuleList, self.transformer["mod"])[pass_number - 1](x)
 
-    def run(self, stack: str, x: Tensor, at: Positions) -> Tensor:
-        """A stack of blocks over x (B, T, D), each seeing only the keys of this call."""
-        for block in self.blocks(stack):
-            x, _ = block(x, None, [], at)
-        return x
+    def compile_blocks(self) -> None:
+        """Compile what a block does before and after attention, once: all layers and passes share the two programs."""
+        varies = True if self.settings.row.policy == "compact" else None  # the number of tokens, from pass to pass
+        for block in self.modules():
+            if isinstance(block, Block):
+                for name in ("project", "finish"):
+                    setattr(block, name, torch.compile(getattr(block, name), dynamic=varies))
+
+    def remade(self, work: Callable[..., Any], *given: Any, unit: str) -> Any:
+        """work(*given). With --activation_checkpointing, what a unit needs for its gradients is computed again when they are due."""
+        if not torch.is_grad_enabled() or self.settings.activation_checkpointing != unit:
+            return work(*given)
+        return checkpoint(work, *given, use_reentrant=False, preserve_rng_state=self.settings.dropout > 0)
+
+    def one_pass(self, stack: str, x: Tensor, past: list[list[KeyValue]], at: Positions) -> tuple[Tensor, list[KeyValue]]:
+        """A stack of blocks over x (B, T, D), each seeing its own keys of earlier passes; returns those of this one too."""
+        def work(x: Tensor) -> tuple[Tensor, list[KeyValue]]:
+            made = []
+            for block, earlier in zip(self.blocks(stack), past, strict=True):
+                x, own = self.remade(block, x, None, earlier, at, unit="block")
+                made.append(own)
+            return x, made
+
+        return cast(tuple[Tensor, list[KeyValue]], self.remade(work, x, unit="pass"))
 
     def add_depth(self, x: Tensor, pass_number: int) -> Tensor:
         """The depth embedding of a pass (1-based), where there is one."""
@@ -195,27 +245,30 @@ class Transformer(nn.Module):
         return list(given) * (self.settings.n_repeat - 1) if len(given) == 1 else list(given)
 
     def forward(self, idx: Tensor, targets: Tensor | None = None, get_logits: bool = False,
-                get_router_weights: bool = False) -> dict[str, Any]:
+                get_router_weights: bool = False, memory: Memory | None = None) -> dict[str, Any]:
         """Run the model.
 
-        idx (B, T) int64; targets (B, T) int64, -1 where there is none. Returns a dict:
+        idx (B, T) int64; targets (B, T) int64, -1 where there is none; memory: of the tokens before, and of where these
+        stand (None: these are whole sequences). Returns a dict:
+          hidden              (B, T, D) before the last norm
           logits              (B, T, V) where get_logits, else None
           loss                what training minimises, in nats per token; None without targets
           cross_entropy_loss  the part of it that is mean cross-entropy
           token_losses, hits  (B, T) cross-entropies in nats and, where no gradient is taken, correct guesses
           average_depth       layers that a token passes through, on average (scalar)
+          active              of routed models, tokens of a sequence that took part in each pass, on average
           router_weights      where get_router_weights: per routed pass, positions and scores of its tokens, (B, T_r)
         """
         assert idx.shape[1] <= self.settings.sequence_length, "longer than the model's sequence_length"
         x = self.transformer["drop"](self.transformer["wte"](idx))
-        everyone = torch.arange(idx.shape[1], device=idx.device).unsqueeze(0)
-        here = self.positions(everyone, [everyone])
-        x = self.run("h_begin" if self.settings.row.loop else "h", x, here)
+        if memory is None:
+            memory = Memory(self, torch.arange(idx.shape[1], device=idx.device).unsqueeze(0))
+        x = memory.run("h_begin" if self.settings.row.loop else "h", 1, x, memory.everyone)
         if self.settings.row.loop:
-            done = POLICIES[self.settings.row.policy](self, x, everyone, here, targets)
+            done = POLICIES[self.settings.row.policy](self, x, memory, targets)
         else:
             done = {"hidden": x, "passes": torch.ones((), device=x.device)}
-        out: dict[str, Any] = {"logits": None, "loss": None, "cross_entropy_loss": None}
+        out: dict[str, Any] = {"logits": None, "loss": None, "cross_entropy_loss": None, "hidden": done["hidden"], "active": done.get("active")}
         norm, weight = self.head
         if "loss" in done:
             out |= {name: done[name] for name in ("loss", "cross_entropy_loss")}

@@ -24,7 +24,7 @@ from distributed.world import World
 from errors import UserError
 from files import write_json
 from models.macs import training_flops_per_token
-from models.transformer import Block, Transformer
+from models.transformer import Transformer
 from models.weights import load_weights
 from optim import checkpoint
 from optim.evaluate import evaluate
@@ -71,8 +71,7 @@ class Trainer:
         self.raw_model = model.to(world.device)
         self.model = world.wrap(self.raw_model)
         if args.compile:
-            for block in (module for module in model.modules() if isinstance(module, Block)):
-                block.compile(dynamic=True)
+            self.raw_model.compile_blocks()
         self.optimizer = make_optimizer(model, args)
         self.schedule = make_scheduler(self.optimizer, args)
         self.autocast = autocaster(args.dtype, world.device)

@@ -14,9 +14,13 @@ from torch import Tensor
 from data import TokenWindows
 from distributed.world import World
 from errors import UserError
-from models.cascade import cascade
+from models.macs import count_macs
+from models.settings import ModelSettings
 from models.transformer import Transformer
 from models.variants import ROUTED_POLICIES
+from optim.cascade import cascade
+
+BISECTIONS = 40
 
 
 def need_routers(model: Transformer) -> None:
@@ -56,3 +60,26 @@ def factors_at(model: Transformer, windows: TokenWindows, chosen: np.ndarray, ba
             counts[row] += (least > threshold).sum((0, 1))
     shares = world.sum(counts) / (len(chosen) * windows.length)
     return shares.tolist()
+
+
+def threshold_for(budget: float, settings: ModelSettings, scores: Tensor) -> float:
+    """The score that tokens must exceed so that a sequence costs this share of the multiply-accumulates of full depth.
+
+    scores (N, R - 1): of a sample of tokens, the least so far after each pass. Raises UserError where one pass costs more.
+    """
+    def cost(threshold: float) -> float:
+        return share_of_macs(settings, (scores > threshold).double().mean(0).tolist())
+
+    if cost(1.0) > budget:
+        raise UserError(f"--budget {budget:g}: one pass alone costs {cost(1.0):.2f} of full depth; ask for more")
+    low, high = 0.0, 1.0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if cost(middle) > budget else (low, middle)
+    return high
+
+
+def share_of_macs(settings: ModelSettings, shares: list[float]) -> float:
+    """Multiply-accumulates of a sequence of which these shares of the tokens go on after each pass, over those of full depth."""
+    length = settings.sequence_length
+    return count_macs(settings, length, shares) / count_macs(settings, length, [1.0] * len(shares))

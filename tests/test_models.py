@@ -375,19 +375,20 @@ def naive_attention(attention, rotary, window, x, x_positions, key_inputs, key_p
 def test_attention_sees_keys_at_or_before_the_query_in_passes_so_far(model, encoder, window):
     flags = ["--bias", "--n_repeat", "4", "--n_head", "2", "--positional_encoder", encoder]
     instance = tiny_model(model, *flags, attention_window_length=window, eval_length_factor=[0.8, 0.5, 0.3] if model == ADM else None)
-    attention, calls = instance.transformer["h_mid"][0].attn, []
-    attention.register_forward_hook(lambda module, inputs, output: calls.append((inputs[0], output[0])))
+    attention, sources, outputs = instance.transformer["h_mid"][0].attn, [], []
+    attention.c_attn.register_forward_hook(lambda module, inputs, output: sources.append(inputs[0]))
+    attention.c_proj.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     with torch.no_grad():
         routed = instance(tokens(2, 13), get_router_weights=True)["router_weights"]
     everyone = torch.arange(13).expand(2, -1)
     places = [everyone] * 4 if model != ADM else [positions for positions, _ in routed]  # those of the last pass are not told
     worst = 0.0
     for number, positions in enumerate(places, start=1):
-        x, y = calls[number - 1]
+        x, y = sources[number - 1], outputs[number - 1]
         earlier = 0 if VARIANTS[model].attends == "all" else number - 1
         with torch.no_grad():
             expected = naive_attention(attention, encoder == "rotary", window, x, positions,
-                                       [call[0] for call in calls[earlier:number]], places[earlier:number])
+                                       sources[earlier:number], places[earlier:number])
         worst = max(worst, (y - expected).abs().max().item())
     assert worst < 1e-5
 

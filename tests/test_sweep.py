@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.cascade import cascade
 from models.macs import count_macs
+from optim.cascade import cascade
 from optim.routers import router_scores
 from tests.helpers import tiny_args, tiny_model
 from tests.programs import PEER, run

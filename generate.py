@@ -1,0 +1,168 @@
+"""Text from a checkpoint, token by token, at a chosen compute budget.
+
+    python generate.py --checkpoint exps/.../NAME --prompt "import os" [--max_new_tokens 100] [--temperature 0.8 --top_k 50 --top_p 0.9]
+    python generate.py --checkpoint ADAPTIVE --prompt "def " "class " --budget 0.5          # about half the multiply-accumulates
+
+Keys and values of earlier tokens are kept in every pass, so that a new token costs one token; the logits are those of the
+whole forward pass. Several prompts run as one batch. Adaptive models route by threshold here, which is causal: without
+--budget or --depth_threshold every token makes all passes. Text goes to stdout, all else to stderr.
+"""
+
+from __future__ import annotations
+
+import codecs
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from config.flags import Flag
+from errors import UserError
+from optim.restore import CHECKPOINT, Restored, with_checkpoint
+
+
+def prose(text: str) -> str:
+    """Any text, with line breaks too. Raises ValueError where it is no UTF-8."""
+    text.encode()
+    return text
+
+
+OWN_FLAGS = {"generation": (
+    CHECKPOINT,
+    Flag("prompt", prose, None, "texts to go on from (None: --eval_seq_prefix)", many=True),
+    Flag("max_new_tokens", int, 256, "most tokens to add to each prompt", low=1),
+    Flag("temperature", float, 1.0, "divides the logits; 0 takes the likeliest token each time", low=0),
+    Flag("top_k", int, None, "choose among the likeliest K tokens only (None: all)", low=1),
+    Flag("top_p", float, None, "choose among the fewest tokens that hold this probability (None: all)", low=0, high=1),
+    Flag("stop", prose, None, "texts at which a continuation ends, beside the end of the document", many=True),
+    Flag("budget", float, None, "adaptive models: share of the multiply-accumulates of full depth to spend; its threshold is measured on training "
+         "data", low=0, high=1),
+    Flag("depth_threshold", float, None, "adaptive models: router score that a token must exceed to go round again", low=0, high=1),
+    Flag("calibration_tokens", int, 16384, "training tokens from which --budget measures its threshold", low=1),
+)}
+
+
+def say(line: str) -> None:
+    """To stderr: stdout is for text alone."""
+    print(line, file=sys.stderr)
+
+
+@dataclasses.dataclass(frozen=True)
+class Codec:
+    """Text to tokens and back; `end` ends a document, and tokens that may be said are below `size`."""
+
+    encode: Callable[[str], list[int]]
+    to_bytes: Callable[[int], bytes]
+    size: int
+    end: int | None
+
+
+def codec(args: Any) -> Codec:
+    """That of the checkpoint's dataset, or GPT-2's where the dataset is not here. Raises UserError."""
+    from data.bins import dataset_folder, read_meta
+    from data.bpe import END_OF_TEXT, gpt2
+
+    folder = dataset_folder(args.dataset, args.data_dir)
+    meta = read_meta(folder) if folder.is_dir() else {}
+    if meta.get("tokenizer") == "char":
+        numbers = {character: number for number, character in enumerate(meta["characters"])}
+
+        def encode(text: str) -> list[int]:
+            strange = sorted(set(text) - set(numbers))
+            if strange:
+                raise UserError(f"--prompt: {folder} has no {strange[0]!r}")
+            return [numbers[character] for character in text]
+
+        return Codec(encode, lambda token: meta["characters"][token].encode(errors="replace"), len(numbers), None)
+    if args.vocab_size <= END_OF_TEXT:
+        raise UserError(f"a vocabulary of {args.vocab_size} is not GPT-2's, and {folder} does not say whose it is; give --data_dir")
+    encoding = gpt2()
+    return Codec(encoding.encode_ordinary, encoding.decode_single_token_bytes, END_OF_TEXT + 1, END_OF_TEXT)
+
+
+def route(restored: Restored, model: Any, own: dict[str, Any]) -> None:
+    """Set an adaptive model's threshold. Raises UserError."""
+    import numpy as np
+    import torch
+
+    from optim.cascade import cascade
+    from optim.routers import need_routers, router_scores, threshold_for
+    from optim.setup import autocaster
+
+    args, world = restored.args, restored.world
+    if own["budget"] is None and own["depth_threshold"] is None:
+        if model.settings.router_threshold is None:
+            own["depth_threshold"] = 0.0
+    else:
+        need_routers(model)
+    if own["budget"] is not None:
+        windows = restored.splits().train
+        n = min(windows.n_windows, max(1, own["calibration_tokens"] // args.sequence_length))
+        chosen = np.linspace(0, windows.n_windows - 1, n).astype(np.int64)
+        scores = [cascade(part, "token").flatten(0, 1)
+                  for part in router_scores(model, windows, chosen, args.batch_size, autocaster(args.dtype, world.device), world.device)]
+        own["depth_threshold"] = threshold_for(own["budget"], model.settings, torch.cat(scores))
+        say(f"budget {own['budget']:g}: tokens go on where their score exceeds {own['depth_threshold']:.4f}, measured on {n} sequences")
+    threshold = model.settings.router_threshold if own["depth_threshold"] is None else (own["depth_threshold"],)
+    model.settings = dataclasses.replace(model.settings, routing="threshold", router_threshold=threshold)
+
+
+def run(restored: Restored, own: dict[str, Any]) -> None:
+    """Print each prompt with its continuation; a single one as it grows."""
+    from models.variants import ROUTED_POLICIES
+    from optim.generation import Sampling, Session, generate
+    from optim.routers import share_of_macs
+    from optim.setup import autocaster
+
+    args, world = restored.args, restored.world
+    if world.size > 1:
+        raise UserError("generate.py runs as one process: start it without torchrun")
+    if own["budget"] is not None and own["depth_threshold"] is not None:
+        raise UserError("--budget and --depth_threshold say the same thing: give one of them")
+    text = codec(args)
+    texts = own["prompt"] or [args.eval_seq_prefix]
+    prompts = [text.encode(prompt) for prompt in texts]
+    if not all(prompts):
+        raise UserError("--prompt must not be empty")
+    if any(len(prompt) > args.sequence_length for prompt in prompts):
+        say(f"note: a prompt has more tokens than the model's {args.sequence_length}; its last {args.sequence_length // 2 + 1} are taken")
+    model = restored.model()
+    if model.settings.row.policy in ROUTED_POLICIES or own["budget"] is not None or own["depth_threshold"] is not None:
+        route(restored, model, own)
+    session = Session(model, len(prompts), world.device, autocaster(args.dtype, world.device))
+    outputs, said = [codecs.getincrementaldecoder("utf-8")("replace") for _ in prompts], list(texts)
+    alone = len(prompts) == 1
+    stops = tuple(own["stop"] or ())
+
+    def ends(row: int, new: list[int]) -> bool:
+        return new[-1] == text.end or any(stop in said[row][len(texts[row]):] for stop in stops)
+
+    if alone:
+        print(texts[0], end="", flush=True)
+    begin, count = time.monotonic(), 0
+    for row, token in generate(session, prompts, own["max_new_tokens"], Sampling(own["temperature"], own["top_k"], own["top_p"]), args.seed,
+                               min(text.size, args.vocab_size), ends):
+        count += 1
+        more = "" if token == text.end else outputs[row].decode(text.to_bytes(token))
+        said[row] += more
+        if alone:
+            print(more, end="", flush=True)
+    seconds = time.monotonic() - begin
+    if alone:
+        print()
+    for number, whole in enumerate([] if alone else said, start=1):
+        print(f"=== {number}\n{whole}")
+    say(f"{count} tokens in {seconds:.1f} s: {count / seconds:.1f} tokens/s")
+    if model.settings.row.policy in ROUTED_POLICIES:
+        shares = session.shares()
+        say(f"went on after each pass: {', '.join(f'{share:.2f}' for share in shares)}; "
+            f"{share_of_macs(model.settings, shares):.2f} of the multiply-accumulates of full depth")
+
+
+def main(argv: list[str] | None = None) -> int:
+    return with_checkpoint("generate.py", "Text from a checkpoint, at a chosen compute budget.", OWN_FLAGS, argv, run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
