@@ -16,35 +16,13 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not this folder, wh
 import argparse
 import json
 import statistics
-import threading
 import time
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
+from bench.common import peak_growth
 from models.loss import linear_cross_entropy
-
-
-def resident_mib() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
-
-
-def peak_growth(work: Callable[[], None]) -> float:
-    """Largest growth of resident memory while `work` runs, sampled each millisecond, in MiB."""
-    before, peak, done = resident_mib(), 0.0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.001):
-            peak = max(peak, resident_mib() - before)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    work()
-    done.set()
-    watcher.join()
-    return peak
 
 
 def main() -> None:

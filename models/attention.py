@@ -166,24 +166,27 @@ class _PassAttention(torch.autograd.Function):
                                         part.how == "causal", _pairs(at, tile, part)) for part in tile.seen]))
         out, lse = parts[0] if len(parts) == 1 else (torch.cat(column, dim=2) for column in zip(*parts, strict=True))
         ctx.at = at
-        ctx.save_for_backward(q, out, lse, *passes)
+        ctx.save_for_backward(out, lse, q, *passes)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        q, out, lse, *passes = ctx.saved_tensors
-        at = ctx.at
-        grad_q, grads = torch.zeros_like(q), [torch.zeros_like(x) for x in passes]
+        out, lse, *inputs = ctx.saved_tensors
+        at, q = ctx.at, inputs[0]
+        grads: list[Any] = [None] * len(inputs)
         for tile in at.tiles:
             rows = tile.queries
             for part in tile.seen:
-                k, v, cut = 2 * part.number, 2 * part.number + 1, part.keys
-                shares = _flash_backward(grad_out[:, :, rows], q[:, :, rows], passes[k][:, :, cut], passes[v][:, :, cut],
+                k, v = 2 * part.number + 1, 2 * part.number + 2
+                shares = _flash_backward(grad_out[:, :, rows], q[:, :, rows], inputs[k][:, :, part.keys], inputs[v][:, :, part.keys],
                                          out[:, :, rows], lse[:, :, rows], part.how == "causal", _pairs(at, tile, part))
-                grad_q[:, :, rows] += shares[0]
-                grads[k][:, :, cut] += shares[1]
-                grads[v][:, :, cut] += shares[2]
-        return grad_q, None, *grads
+                for place, where, share in ((0, rows, shares[0]), (k, part.keys, shares[1]), (v, part.keys, shares[2])):
+                    if grads[place] is None and where == slice(None):
+                        grads[place] = share
+                    else:
+                        grads[place] = torch.zeros_like(inputs[place]) if grads[place] is None else grads[place]
+                        grads[place][:, :, where] += share
+        return grads[0], None, *grads[1:]
 
 
 def _merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -40,11 +40,11 @@ class Slots(Memory):
         if (stack, number) in self.views:
             return self.views[stack, number]
         model, attends_all = self.model, stack == "h_mid" and self.model.settings.row.attends == "all"
-        if (stack, number) not in self.places:
-            self.places[stack, number] = positions.new_full((self.batch, self.nowhere + 1), self.nowhere)
         sources = [(earlier, self.used) for earlier in range(1, number)] if attends_all else []
-        if self.before:
+        if (stack, number) in self.places:
             sources.append((number, self.before))
+        else:
+            self.places[stack, number] = positions.new_full((self.batch, self.nowhere + 1), self.nowhere)
         keys = [self.places[stack, earlier][:, :end].clone() for earlier, end in sources] + [positions]
         rope = model.rope(positions)
         if not flash_works(positions.device, model.computes_in(positions.device), model.settings.head_width) or positions.device.type != "cpu":

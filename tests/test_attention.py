@@ -113,9 +113,10 @@ def test_compiled_blocks_give_the_same_numbers_and_are_compiled_once(name):
         return out["loss"].detach(), out["logits"].detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
     assert_same(step(), expected)
-    for _ in range(3):  # models that draw their passes meet other numbers of tokens
+    torch.manual_seed(1)
+    for _ in range(12):  # models that draw their passes meet other numbers of tokens; one token alone is a case of its own
         model(tokens(2, 16), targets=tokens(2, 16, seed=1))["loss"].backward()
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    for _ in range(5):
+    for _ in range(12):
         model(tokens(2, 16), targets=tokens(2, 16, seed=1))["loss"].backward()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs <= 8

@@ -1,0 +1,50 @@
+"""Generation with kept keys against running the whole prefix for each token, as published.
+
+    python bench/generate.py [--n_embd 768] [--tokens 256] [--dtype float32]
+
+The plain way is timed at eight lengths of the prefix, spread evenly, that take turns with a stretch of the kept one.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not this folder, where a module would hide the standard library's tokenize
+
+# ruff: noqa: E402
+import torch
+
+from bench.common import arguments, autocast, flags, report, seconds
+from models import make_model_from_args
+from optim.generation import Sampling, Session, generate
+
+LENGTHS = 8
+
+
+def main() -> None:
+    args = arguments(__doc__, n_embd=768, n_layer=6, tokens=256, model="lncot")
+    torch.manual_seed(0)
+    settings = flags(n_embd=args.n_embd, n_head=max(1, args.n_embd // 64), n_layer=args.n_layer, sequence_length=args.tokens + 1, model=args.model)
+    model = make_model_from_args(settings).to(args.device).eval()
+    device = torch.device(args.device)
+    said = generate(Session(model, 1, device, lambda: autocast(args.device, args.dtype)), [[0]], args.tokens, Sampling(), 0, settings.vocab_size,
+                    lambda row, new: False)
+
+    @torch.no_grad()
+    def whole(length: int) -> None:
+        with autocast(args.device, args.dtype):
+            model(torch.zeros(1, length, dtype=torch.int64, device=device), get_logits=True)
+
+    whole(args.tokens)
+    kept = plain = 0.0
+    stretch = args.tokens // LENGTHS
+    for number in range(LENGTHS):
+        kept += seconds(lambda: [next(said) for _ in range(stretch)], args.device)
+        plain += stretch * seconds(lambda: whole(stretch * number + stretch // 2), args.device)  # noqa: B023
+    report("generate", args.device, dtype=args.dtype, model=args.model, n_embd=args.n_embd, tokens=args.tokens,
+           seconds={"plain": plain, "kept": kept}, tokens_per_second=args.tokens / kept, speedup=plain / kept)
+
+
+if __name__ == "__main__":
+    main()
