@@ -5,7 +5,7 @@
 
 Keys and values of earlier tokens are kept in every pass, so that a new token costs one token; the logits are those of the
 whole forward pass. Several prompts run as one batch. Adaptive models route by threshold here, which is causal: without
---budget or --depth_threshold every token makes all passes. Text goes to stdout, all else to stderr.
+--budget or --router_threshold every token makes all passes. Text goes to stdout, all else to stderr.
 """
 
 from __future__ import annotations
@@ -17,16 +17,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from config.flags import Flag
+from config.flags import Flag, prose
 from errors import UserError
 from optim.restore import CHECKPOINT, Restored, with_checkpoint
-
-
-def prose(text: str) -> str:
-    """Any text, with line breaks too. Raises ValueError where it is no UTF-8."""
-    text.encode()
-    return text
-
 
 OWN_FLAGS = {"generation": (
     CHECKPOINT,
@@ -35,10 +28,9 @@ OWN_FLAGS = {"generation": (
     Flag("temperature", float, 1.0, "divides the logits; 0 takes the likeliest token each time", low=0),
     Flag("top_k", int, None, "choose among the likeliest K tokens only (None: all)", low=1),
     Flag("top_p", float, None, "choose among the fewest tokens that hold this probability (None: all)", low=0, high=1),
-    Flag("stop", prose, None, "texts at which a continuation ends, beside the end of the document", many=True),
+    Flag("stop", prose, None, "texts with which a continuation ends, beside the end of the document", many=True),
     Flag("budget", float, None, "adaptive models: share of the multiply-accumulates of full depth to spend; its threshold is measured on training "
          "data", low=0, high=1),
-    Flag("depth_threshold", float, None, "adaptive models: router score that a token must exceed to go round again", low=0, high=1),
     Flag("calibration_tokens", int, 16384, "training tokens from which --budget measures its threshold", low=1),
 )}
 
@@ -71,7 +63,7 @@ def codec(args: Any) -> Codec:
         def encode(text: str) -> list[int]:
             strange = sorted(set(text) - set(numbers))
             if strange:
-                raise UserError(f"--prompt: {folder} has no {strange[0]!r}")
+                raise UserError(f"--prompt {text!r}: {folder} has no {strange[0]!r}; give another --prompt")
             return [numbers[character] for character in text]
 
         return Codec(encode, lambda token: meta["characters"][token].encode(errors="replace"), len(numbers), None)
@@ -91,25 +83,25 @@ def route(restored: Restored, model: Any, own: dict[str, Any]) -> None:
     from optim.setup import autocaster
 
     args, world = restored.args, restored.world
-    if own["budget"] is None and own["depth_threshold"] is None:
-        if model.settings.router_threshold is None:
-            own["depth_threshold"] = 0.0
-    else:
-        need_routers(model)
+    thresholds = args.router_threshold or [0.0]
     if own["budget"] is not None:
+        if args.router_threshold is not None:
+            raise UserError("--budget and --router_threshold say the same thing: give one of them")
+        need_routers(model)
         windows = restored.splits().train
         n = min(windows.n_windows, max(1, own["calibration_tokens"] // args.sequence_length))
         chosen = np.linspace(0, windows.n_windows - 1, n).astype(np.int64)
         scores = [cascade(part, "token").flatten(0, 1)
                   for part in router_scores(model, windows, chosen, args.batch_size, autocaster(args.dtype, world.device), world.device)]
-        own["depth_threshold"] = threshold_for(own["budget"], model.settings, torch.cat(scores))
-        say(f"budget {own['budget']:g}: tokens go on where their score exceeds {own['depth_threshold']:.4f}, measured on {n} sequences")
-    threshold = model.settings.router_threshold if own["depth_threshold"] is None else (own["depth_threshold"],)
-    model.settings = dataclasses.replace(model.settings, routing="threshold", router_threshold=threshold)
+        thresholds = [threshold_for(own["budget"], model.settings, torch.cat(scores))]
+        say(f"budget {own['budget']:g}: tokens go on where their score exceeds {thresholds[0]:.4f}, measured on {n} sequences")
+    model.settings = dataclasses.replace(model.settings, routing="threshold", router_threshold=tuple(thresholds))
 
 
 def run(restored: Restored, own: dict[str, Any]) -> None:
     """Print each prompt with its continuation; a single one as it grows."""
+    import torch
+
     from models.variants import ROUTED_POLICIES
     from optim.generation import Sampling, Session, generate
     from optim.routers import share_of_macs
@@ -118,8 +110,8 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     args, world = restored.args, restored.world
     if world.size > 1:
         raise UserError("generate.py runs as one process: start it without torchrun")
-    if own["budget"] is not None and own["depth_threshold"] is not None:
-        raise UserError("--budget and --depth_threshold say the same thing: give one of them")
+    if "" in (own["stop"] or ()):
+        raise UserError("--stop must not be empty")
     text = codec(args)
     texts = own["prompt"] or [args.eval_seq_prefix]
     prompts = [text.encode(prompt) for prompt in texts]
@@ -128,27 +120,37 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     if any(len(prompt) > args.sequence_length for prompt in prompts):
         say(f"note: a prompt has more tokens than the model's {args.sequence_length}; its last {args.sequence_length // 2 + 1} are taken")
     model = restored.model()
-    if model.settings.row.policy in ROUTED_POLICIES or own["budget"] is not None or own["depth_threshold"] is not None:
+    if model.settings.row.policy in ROUTED_POLICIES or own["budget"] is not None:
         route(restored, model, own)
     session = Session(model, len(prompts), world.device, autocaster(args.dtype, world.device))
     outputs, said = [codecs.getincrementaldecoder("utf-8")("replace") for _ in prompts], list(texts)
-    alone = len(prompts) == 1
-    stops = tuple(own["stop"] or ())
+    alone, stops = len(prompts) == 1, own["stop"] or ()
+    torch.manual_seed(args.seed)  # pondernet draws its exits
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal may know fewer characters than the model
+
+    def add(row: int, more: str) -> bool:
+        """Put text behind a row and show it; True where a stop text ends it there."""
+        begin, stopped = len(said[row]), False
+        said[row] += more
+        for stop in stops:
+            place = said[row].find(stop, len(texts[row]))
+            if place >= 0:
+                said[row], stopped = said[row][:place + len(stop)], True
+        if alone:
+            print(said[row][begin:], end="", flush=True)
+        return stopped
 
     def ends(row: int, new: list[int]) -> bool:
-        return new[-1] == text.end or any(stop in said[row][len(texts[row]):] for stop in stops)
+        return new[-1] == text.end or add(row, outputs[row].decode(text.to_bytes(new[-1])))
 
     if alone:
         print(texts[0], end="", flush=True)
-    begin, count = time.monotonic(), 0
-    for row, token in generate(session, prompts, own["max_new_tokens"], Sampling(own["temperature"], own["top_k"], own["top_p"]), args.seed,
-                               min(text.size, args.vocab_size), ends):
-        count += 1
-        more = "" if token == text.end else outputs[row].decode(text.to_bytes(token))
-        said[row] += more
-        if alone:
-            print(more, end="", flush=True)
+    begin = time.monotonic()
+    count = sum(1 for _ in generate(session, prompts, own["max_new_tokens"], Sampling(own["temperature"], own["top_k"], own["top_p"]), args.seed,
+                                    min(text.size, args.vocab_size), ends))
     seconds = time.monotonic() - begin
+    for row, output in enumerate(outputs):
+        add(row, output.decode(b"", True))
     if alone:
         print()
     for number, whole in enumerate([] if alone else said, start=1):

@@ -38,12 +38,12 @@ def main() -> None:
 
     whole(args.tokens)
     kept = plain = 0.0
-    stretch = args.tokens // LENGTHS
+    stretch = max(1, args.tokens // LENGTHS)
     for number in range(LENGTHS):
         kept += seconds(lambda: [next(said) for _ in range(stretch)], args.device)
         plain += stretch * seconds(lambda: whole(stretch * number + stretch // 2), args.device)  # noqa: B023
     report("generate", args.device, dtype=args.dtype, model=args.model, n_embd=args.n_embd, tokens=args.tokens,
-           seconds={"plain": plain, "kept": kept}, tokens_per_second=args.tokens / kept, speedup=plain / kept)
+           seconds={"plain": plain, "kept": kept}, tokens_per_second=stretch * LENGTHS / kept, speedup=plain / kept)
 
 
 if __name__ == "__main__":

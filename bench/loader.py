@@ -1,6 +1,6 @@
 """Share of a training step that is spent on its data: finding the samples, reading the windows, handing them to the device.
 
-    python bench/loader.py [--n_embd 128] [--batch_size 8] [--rounds 50]
+    python bench/loader.py [--n_embd 128] [--batch_size 8] [--rounds 15]
 
 A small model is the hard case: its steps are short.
 """

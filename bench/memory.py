@@ -2,8 +2,9 @@
 
     python bench/memory.py [--n_embd 768] [--dtype float32] [--batch_size 8] [--gpu_gib 22.0]
 
-Each way runs in a process of its own, so that none finds another's memory. The estimate for the GPU counts what a step
-under bfloat16 autocast keeps for its gradients, tensor by tensor, which does not depend on the device.
+Each way runs in a process of its own, so that none finds another's memory. The estimate is what a sequence more leaves in memory
+after a forward pass of the paper's 24 layers under bfloat16 autocast, from two batch sizes on this machine, and how many
+of that fit beside weights, gradients and moments; the GPU's own kernels may want less or more.
 """
 
 from __future__ import annotations
@@ -15,60 +16,61 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not this folder, wh
 
 # ruff: noqa: E402
 import multiprocessing
-from argparse import Namespace
+import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from bench.common import arguments, autocast, flags, peak_growth, report, training_step
+from bench.common import arguments, autocast, flags, peak_growth, report, resident_mib, training_step
+from models import make_model_from_args
 
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {"attention": "reference"}, "fast": {}, "pass": {"activation_checkpointing": "pass"}, "block": {"activation_checkpointing": "block"}}
 
 
-def shape(args: Namespace) -> dict[str, Any]:
-    return {"n_embd": args.n_embd, "n_head": max(1, args.n_embd // 64), "n_layer": args.n_layer, "sequence_length": args.sequence_length}
+def peak(way: str, device: str, dtype: str, compiled: bool, shape: dict[str, Any]) -> float:
+    """Growth in MiB while one step runs, gradients included."""
+    _, step = training_step(flags(**shape, compile=compiled and way != "plain", **WAYS[way]), device, dtype, plain=way == "plain")
+    step()  # makes the optimiser's state
+    return peak_growth(step, device)
 
 
-def peak_mib(args: Namespace, way: str) -> float:
-    """Growth while one step runs. A step on one short sequence beforehand makes the optimiser's state."""
-    settings = flags(**shape(args), batch_size=args.batch_size, compile=bool(args.compile and way != "plain"), **WAYS[way])
-    _, step = training_step(settings, args.device, args.dtype, plain=way == "plain")
-    return peak_growth(step, args.device)
-
-
-def kept_bytes(args: Namespace, way: str, batch_size: int) -> tuple[int, int]:
-    """What a bfloat16 forward pass keeps for its gradients, and bytes of the weights."""
-    settings = flags(**shape(args), batch_size=batch_size, **WAYS[way])
-    model, _ = training_step(settings, "cpu", "bfloat16", plain=False)
-    idx = torch.randint(0, settings.vocab_size, (batch_size, settings.sequence_length))
-    weights, seen = {p.untyped_storage().data_ptr() for p in model.parameters()}, dict[int, int]()
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() not in weights:
-            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast("cpu", "bfloat16"):
+def kept(device: str, dtype: str, shape: dict[str, Any]) -> float:
+    """MiB that a forward pass leaves for the backward one."""
+    settings = flags(**shape)
+    model = make_model_from_args(settings).to(device)
+    idx = torch.zeros(settings.batch_size, settings.sequence_length, dtype=torch.int64, device=device)
+    begin = resident_mib() if device == "cpu" else torch.cuda.memory_allocated() / 2**20
+    with autocast(device, dtype):
         loss = model(idx, targets=idx)["loss"]
-    assert loss.isfinite()
-    return sum(seen.values()), sum(p.numel() for p in model.parameters()) * 4
+    end = resident_mib() if device == "cpu" else torch.cuda.memory_allocated() / 2**20
+    assert loss.requires_grad
+    return end - begin
 
 
 def main() -> None:
-    args = arguments(__doc__, n_embd=768, n_layer=6, batch_size=8, sequence_length=256, compile=0, gpu_gib=22.0)
+    args = arguments(__doc__, n_embd=768, n_layer=6, batch_size=8, sequence_length=256, compile=0, gpu_gib=22.0, gpu_layers=24)
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"  # freed tensors leave the process at once, so that resident memory is live memory
     processes = multiprocessing.get_context("spawn")
-    peaks = {}
-    for way in WAYS:
+
+    def alone(work: Callable[..., float], *given: Any) -> float:
         with processes.Pool(1) as pool:
-            peaks[way] = pool.apply(peak_mib, (args, way))
-    fits = {}
-    for way in WAYS:
-        (one, weights), (two, _) = kept_bytes(args, way, 1), kept_bytes(args, way, 2)
-        room = args.gpu_gib * 2**30 - 4 * weights - (one - (two - one))  # weights, gradients and two moments; what does not grow
-        fits[way] = int(room / (two - one))
-    report("memory", args.device, dtype=args.dtype, **shape(args), batch_size=args.batch_size, peak_mib=peaks,
-           ratio={way: peaks[way] / peaks["plain"] for way in WAYS}, gpu_gib=args.gpu_gib, estimated_micro_batch=fits)
+            return pool.apply(work, given)
+
+    shape = {"n_embd": args.n_embd, "n_head": max(1, args.n_embd // 64), "sequence_length": args.sequence_length}
+    peaks = {way: alone(peak, way, args.device, args.dtype, bool(args.compile), {**shape, "n_layer": args.n_layer, "batch_size": args.batch_size})
+             for way in WAYS}
+    large = {**shape, "n_layer": args.gpu_layers}
+    weights = sum(p.numel() for p in make_model_from_args(flags(**large)).parameters()) * 4 / 2**20
+    grown = {way: (alone(kept, args.device, "bfloat16", {**large, **WAYS[way], "batch_size": 8})
+                   - alone(kept, args.device, "bfloat16", {**large, **WAYS[way], "batch_size": 4})) / 4 for way in ("fast", "pass")}
+    grown["pass"] += grown["fast"] / flags().n_repeat  # a pass that is computed again
+    # beside weights, gradients, two moments, and half as much again for bfloat16 copies, embedding gradients and slices of logits
+    fits = {way: int((args.gpu_gib * 2**10 - 6 * weights) / mib) for way, mib in grown.items()}
+    report("memory", args.device, dtype=args.dtype, **shape, n_layer=args.n_layer, batch_size=args.batch_size, peak_mib=peaks,
+           ratio={way: peaks[way] / peaks["plain"] for way in WAYS}, gpu_gib=args.gpu_gib, gpu_layers=args.gpu_layers,
+           mib_a_sequence=grown, estimated_micro_batch=fits)
 
 
 if __name__ == "__main__":

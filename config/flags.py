@@ -42,6 +42,12 @@ def dtype_name(text: str) -> str:
     return text.removeprefix("torch.")
 
 
+def prose(text: str) -> str:
+    """Any text, with line breaks too, and "none" is a text. Raises ValueError where it is no UTF-8."""
+    text.encode()
+    return text
+
+
 def switch(name: str, help: str, in_name: bool = True) -> Flag:
     return Flag(name, boolean, False, help, in_name=in_name)
 
@@ -101,7 +107,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
              choices=DTYPES),
         switch("bias", "bias in Linear layers and norms"),
         Flag("dropout", float, 0.0, "after embedding, attention and MLP; 0 = off", low=0, high=1),
-        switch("compile", "compile what blocks do around attention (torch.compile; needs a C++ compiler)", in_name=False),
+        switch("compile", "compile what blocks do around attention (torch.compile; needs a compiler)", in_name=False),
         Flag("activation_checkpointing", str, "none", "save memory: keep only the inputs of a pass, or of a block, and compute the rest anew for the "
              "gradients", choices=("none", "pass", "block"), in_name=False),
         Flag("attention", str, "fast", "fast, or reference: all passes' keys under one dense mask, as published; the same numbers, for checking",

@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-from config.flags import FLAGS, GROUPS, Flag, boolean
+from config.flags import FLAGS, GROUPS, Flag, boolean, prose
 from config.naming import MAX_COMPONENT, bad_name
 from errors import UserError
 from models.variants import ALIASES, ROUTED_POLICIES, VARIANTS
@@ -49,10 +49,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def convert(flag: Flag, value: Any) -> Any:
     """Value of a flag from text (command line) or JSON (config file). Raises ValueError with what is wrong."""
-    if flag.many and value is not None and not (isinstance(value, str) and value.lower() == "none"):
+    if flag.many and value is not None and (flag.type is prose or not (isinstance(value, str) and value.lower() == "none")):
         parts = value if isinstance(value, list) else [value]
         if not parts:
             raise ValueError("needs a value")
+        if flag.type is prose:
+            return [prose(str(part)) for part in parts]
         if len(parts) == 1 and str(parts[0]).lower() == "none":
             return _scalar(flag, None)
         return [_scalar(flag, part) for part in parts]

@@ -1,8 +1,8 @@
 """Causal self-attention over the keys of one or several passes, and rotary positions.
 
 Two ways give the same numbers. "reference" joins the keys of all passes under one dense mask, as published. "fast" attends
-to each pass by itself, in causal tiles, and weighs the results by their log-sum-exp: nothing is copied, and neither a mask nor
-scores of all queries x keys ever exist. The backward pass works tile by tile too: given the output and the log-sum-exp of all
+to each pass by itself, in causal tiles, and weighs the results by their log-sum-exp: nothing is copied, and scores of all
+queries x keys never exist. The backward pass works tile by tile too: given the output and the log-sum-exp of all
 passes together, the usual flash backward of one tile yields that tile's share of the gradients (Dao et al. 2022, section 3).
 
 Legend: B batch, T positions, K keys, H heads, D model width, Dh head width.
@@ -194,7 +194,6 @@ def _merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     if len(parts) == 1:
         return parts[0]
     lse = torch.stack([part[1] for part in parts]).logsumexp(0)
-    lse = lse.masked_fill(lse == -torch.inf, 0.0)  # of what fills up a batch and sees nothing: it attends to nothing
     total = torch.zeros_like(parts[0][0], dtype=lse.dtype)
     for out, own in parts:
         total.addcmul_(out, (own - lse).exp_().unsqueeze(-1))
@@ -217,7 +216,7 @@ def flash_works(device: torch.device, dtype: torch.dtype, head_width: int) -> bo
     if device.type != "cuda" or dtype not in HALF or head_width % 8:
         return False
     length = 2 * TILE
-    with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         shape = (2, 2, length, head_width)
         inputs = [torch.arange(math.prod(shape), device=device).mul(0.37 + 0.11 * i).sin().view(shape).to(dtype).requires_grad_() for i in range(5)]
         everyone = torch.arange(length, device=device).unsqueeze(0)
@@ -228,6 +227,8 @@ def flash_works(device: torch.device, dtype: torch.dtype, head_width: int) -> bo
             for at in (fast, dense):
                 out = _attend(inputs[0], [(inputs[1], inputs[2]), (inputs[3], inputs[4])], at, 0.0)
                 ways.append([out.detach(), *torch.autograd.grad(out.float().square().sum(), inputs)])
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError:
             return False
     return all(torch.allclose(mine, theirs, rtol=0.05, atol=0.05) for mine, theirs in zip(*ways, strict=True))

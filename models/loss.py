@@ -63,7 +63,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_total: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight, losses = ctx.saved_tensors
         token_weights_grad = losses * grad_total if ctx.needs_input_grad[3] else None
-        return grad_hidden * grad_total, grad_weight * grad_total, None, token_weights_grad, None, None
+        # in place, for a copy would stand in memory beside all activations; torch refuses a second backward pass of itself
+        return grad_hidden.mul_(grad_total), grad_weight.mul_(grad_total), None, token_weights_grad, None, None
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, token_weights: Tensor | None = None,

@@ -21,11 +21,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.attention import KeyValue
 from models.loss import linear_cross_entropy
-from models.memory import Memory
 
 if TYPE_CHECKING:
     from models.transformer import Transformer
+
+
+class Memory:
+    """Keys and values of one forward pass over whole sequences: the middle layers see earlier passes, if they do in this model, all else itself."""
+
+    def __init__(self, model: Transformer, everyone: Tensor) -> None:
+        """everyone: positions (1, T) of all tokens."""
+        self.model, self.everyone = model, everyone
+        self.here = model.positions(everyone, [everyone])
+        self.past: list[list[KeyValue]] = [[] for _ in model.blocks("h_mid")] if model.settings.row.attends == "all" else []
+        self.positions: list[Tensor] = []
+
+    def run(self, stack: str, number: int, x: Tensor, positions: Tensor) -> Tensor:
+        """A stack's blocks over x (B, T_r, D) at positions (1 or B, T_r), in a pass (1-based)."""
+        if stack != "h_mid" or not self.past:
+            return self.model.one_pass(stack, x, [[] for _ in self.model.blocks(stack)], self.here)[0]
+        self.positions.append(positions)
+        x, made = self.model.one_pass(stack, x, self.past, self.model.positions(positions, self.positions))
+        self.past = [[*past, own] for past, own in zip(self.past, made, strict=True)]
+        return x
+
+    def run_block(self, layer: int, number: int, x: Tensor, x_keys: Tensor | None) -> Tensor:
+        """One middle block, the unit of activation checkpointing here, over all tokens x (B, T, D) in a pass.
+
+        x_keys: what keys and values are made of, if not x.
+        """
+        return self.model.remade(self.model.blocks("h_mid")[layer], x, x_keys, [], self.here, units=("block", "pass"))[0]
 
 
 def fixed(model: Transformer, x: Tensor, memory: Memory, targets: Tensor | None) -> dict[str, Any]:
@@ -82,6 +109,9 @@ def compact(model: Transformer, x: Tensor, memory: Memory, targets: Tensor | Non
         kept = tokens_kept("compact", shares[number - 1], columns.shape[1]) if going is None else int(going.sum(1).max())
         if kept == 0:
             break
+        if going is None and kept == columns.shape[1]:  # everyone: nothing to gather, and attention stays in plain causal order
+            scores = logits.sigmoid()
+            continue
         if going is None:
             chosen = logits.topk(kept, dim=1, sorted=False).indices.sort(dim=1).values
             columns = columns.gather(1, chosen)
@@ -98,7 +128,7 @@ def compact(model: Transformer, x: Tensor, memory: Memory, targets: Tensor | Non
 def masked(model: Transformer, x: Tensor, memory: Memory, targets: Tensor | None) -> dict[str, Any]:
     """The same choices over a block universal transformer: tokens that stopped keep their state, and serve as keys."""
     shares, thresholds = capacities(model.length_factors()), model.thresholds()
-    active = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+    active = (memory.everyone < model.settings.sequence_length).expand(x.shape[:2])  # what fills up a batch stands beyond
     scores, routed, counts, kept = None, [], [], x.shape[1]
     for number in range(1, model.settings.n_repeat + 1):
         counts.append(kept if thresholds is None else float(active.sum()) / x.shape[0])

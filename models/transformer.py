@@ -21,8 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models.attention import KeyValue, Positions, Rotary, SelfAttention, causal_tiles, flash_works, visible
 from models.loss import IGNORE, linear_cross_entropy
-from models.memory import Memory
-from models.policies import POLICIES
+from models.policies import POLICIES, Memory
 from models.settings import ModelSettings
 from models.variants import ROUTED_POLICIES
 
@@ -181,8 +180,8 @@ class Transformer(nn.Module):
         return Positions(rope, mask=visible(query_positions, all_keys, window))
 
     def blocks(self, stack: str) -> nn.ModuleList:
-        """Blocks of h (models without a loop), h_begin, h_mid or h_end; none where the model has no such stack."""
-        return cast(nn.ModuleList, self.transformer[stack]) if stack in self.transformer else nn.ModuleList()
+        """Blocks of h (models without a loop), h_begin, h_mid or h_end."""
+        return cast(nn.ModuleList, self.transformer[stack])
 
     def route(self, x: Tensor, pass_number: int) -> Tensor:
         """Logits (B, T) of the router after a pass (1-based)."""
@@ -196,9 +195,9 @@ class Transformer(nn.Module):
                 for name in ("project", "finish"):
                     setattr(block, name, torch.compile(getattr(block, name), dynamic=varies))
 
-    def remade(self, work: Callable[..., Any], *given: Any, unit: str) -> Any:
-        """work(*given). With --activation_checkpointing, what a unit needs for its gradients is computed again when they are due."""
-        if not torch.is_grad_enabled() or self.settings.activation_checkpointing != unit:
+    def remade(self, work: Callable[..., Any], *given: Any, units: tuple[str, ...]) -> Any:
+        """work(*given). Where --activation_checkpointing is one of the units, what its gradients need is computed again when they are due."""
+        if not torch.is_grad_enabled() or self.settings.activation_checkpointing not in units:
             return work(*given)
         return checkpoint(work, *given, use_reentrant=False, preserve_rng_state=self.settings.dropout > 0)
 
@@ -207,11 +206,11 @@ class Transformer(nn.Module):
         def work(x: Tensor) -> tuple[Tensor, list[KeyValue]]:
             made = []
             for block, earlier in zip(self.blocks(stack), past, strict=True):
-                x, own = self.remade(block, x, None, earlier, at, unit="block")
+                x, own = self.remade(block, x, None, earlier, at, units=("block",))
                 made.append(own)
             return x, made
 
-        return cast(tuple[Tensor, list[KeyValue]], self.remade(work, x, unit="pass"))
+        return cast(tuple[Tensor, list[KeyValue]], self.remade(work, x, units=("pass",)))
 
     def add_depth(self, x: Tensor, pass_number: int) -> Tensor:
         """The depth embedding of a pass (1-based), where there is one."""

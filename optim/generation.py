@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.transformer import Transformer
+from models.variants import ROUTED_POLICIES
 from optim.slots import Slots
 
 
@@ -30,23 +31,24 @@ class Sampling:
         """A token from logits (V,) on the CPU."""
         if self.temperature == 0:
             return int(logits.argmax())
-        values, tokens = (logits.float() / self.temperature).sort(descending=True, stable=True)
-        odds = values.softmax(0)
+        values, tokens = logits.double().sort(descending=True, stable=True)
+        odds = ((values - values[0]) / self.temperature).softmax(0)
         if self.top_k is not None:
             odds[self.top_k:] = 0
         if self.top_p is not None:
-            odds[odds.cumsum(0) - odds >= self.top_p] = 0  # the first always stays
+            odds[1:][(odds.cumsum(0) - odds)[1:] >= self.top_p] = 0
         return int(tokens[torch.multinomial(odds, 1, generator=generator)])
 
 
 class Session:
-    """Rows of tokens that grow. Where a row outgrows the model's sequence_length, all rows forget their older half.
+    """Rows of tokens that grow. A row that outgrows the model's sequence_length forgets its older half.
 
     Routed models must route by threshold: capacities would ask for tokens that are not there yet.
     """
 
     def __init__(self, model: Transformer, rows: int, device: torch.device,
                  autocast: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
+        assert model.settings.row.policy not in ROUTED_POLICIES or model.settings.routing == "threshold", "capacities look at later tokens"
         self.model, self.device, self.autocast = model.to(device).eval(), device, autocast
         self.rows: list[list[int]] = [[] for _ in range(rows)]
         self.taken = [0.0] * model.settings.n_repeat  # tokens that took part in each pass
@@ -62,7 +64,8 @@ class Session:
             row.extend(more)
         longest, fed = self.model.settings.sequence_length, new
         if max(length + len(more) for length, more in zip(self.lengths, new, strict=True)) > longest:
-            fed = [row[-(longest // 2 + 1):] if more else [] for row, more in zip(self.rows, new, strict=True)]
+            held = [length + len(more) for length, more in zip(self.lengths, new, strict=True)]
+            fed = [row[-(count if count <= longest else longest // 2 + 1):] for row, count in zip(self.rows, held, strict=True)]
             self._restart()
         width = max(map(len, fed))
         idx = torch.tensor([[*more, *[0] * (width - len(more))] for more in fed], device=self.device)
@@ -88,7 +91,7 @@ class Session:
 
 def generate(session: Session, prompts: Sequence[Sequence[int]], most: int, sampling: Sampling, seed: int, vocabulary: int,
              ends: Callable[[int, list[int]], bool]) -> Iterator[tuple[int, int]]:
-    """Yield (row, token) as they are found, until each row has `most` or `ends(row, its new tokens)`.
+    """Yield (row, token) as they are found, until each row has `most` or `ends(row, its new tokens)`, which is asked once a token.
 
     Each row has a generator of its own, so that what it says does not depend on the others. Tokens are below `vocabulary`.
     """
@@ -105,5 +108,5 @@ def generate(session: Session, prompts: Sequence[Sequence[int]], most: int, samp
             token = sampling.choose(logits[row, :vocabulary], generators[row])
             said[row].append(token)
             yield row, token
-            found.append([] if len(said[row]) >= most or ends(row, said[row]) else [token])
+            found.append([] if ends(row, said[row]) or len(said[row]) >= most else [token])
         new = found

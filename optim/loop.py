@@ -32,7 +32,7 @@ from optim.experiment import FINAL, SUMMARY, UNKNOWN, Experiment
 from optim.optimizers import load_optimizer_state, make_optimizer
 from optim.reporting import Reporter, log
 from optim.schedules import make_scheduler
-from optim.setup import autocast_dtype, autocaster, reopen, settings_that_differ
+from optim.setup import autocast_dtype, autocaster, need_compiler, reopen, settings_that_differ
 from optim.stopping import Stopper
 
 FORMAT = 1
@@ -71,6 +71,7 @@ class Trainer:
         self.raw_model = model.to(world.device)
         self.model = world.wrap(self.raw_model)
         if args.compile:
+            need_compiler(world.device)
             self.raw_model.compile_blocks()
         self.optimizer = make_optimizer(model, args)
         self.schedule = make_scheduler(self.optimizer, args)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ def find_checkpoint(name: str | None) -> Path:
     if path.is_dir():
         newest, notes = newest_valid(path)
         for note in notes:
-            print(f"warning: {note}")
+            print(f"warning: {note}", file=sys.stderr)
         if newest is None:
             raise UserError(f"--checkpoint {path}: no ckpt.pt or ckpt_N.pt in this folder")
         return newest
@@ -104,7 +105,7 @@ def resolve(prog: str, path: Path, state: dict[str, Any], given: dict[str, Any])
         notes.append(f"the model was trained on {args.sequence_length} tokens; positions beyond them are new to it")
     if os.environ.get("RANK", "0") == "0":
         for note in notes:
-            print(f"note: {note}")
+            print(f"note: {note}", file=sys.stderr)
     if args.eval_seq_length is not None:
         args.sequence_length = args.eval_seq_length
     return args

@@ -25,7 +25,7 @@ BISECTIONS = 40
 
 def need_routers(model: Transformer) -> None:
     """Raises UserError for a model that routes no tokens."""
-    if model.settings.row.policy not in ROUTED_POLICIES:
+    if model.settings.row.policy not in ROUTED_POLICIES or model.settings.n_repeat == 1:
         raise UserError(f"{model.settings.model} routes no tokens; this is for adaptive models (adm, but_mod)")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -47,6 +48,13 @@ def autocaster(name: str, device: torch.device) -> Callable[[], AbstractContextM
     if dtype == torch.float32:
         return nullcontext
     return lambda: torch.autocast(device.type, dtype=dtype)
+
+
+def need_compiler(device: torch.device) -> None:
+    """Raises UserError where torch.compile would find no compiler: of C++ for CPUs, of C for GPUs."""
+    variable, names = ("CXX", ("g++", "clang++", "c++")) if device.type == "cpu" else ("CC", ("gcc", "clang", "cc"))
+    if not os.environ.get(variable) and not any(map(shutil.which, names)):
+        raise UserError(f"--compile needs a compiler ({names[0]}), and there is none here: load its module, install it, or leave --compile out")
 
 
 def settings_that_differ(now: Any, then: dict[str, Any]) -> list[str]:
@@ -126,6 +134,8 @@ def describe(trainer: Trainer) -> list[str]:
     args, world, settings = trainer.args, trainer.world, trainer.raw_model.settings
     begin, middle, end = settings.stack_sizes
     stack = f"{begin} -> {middle} x {settings.n_repeat} -> {end} layers" if settings.row.loop else f"{begin} layers"
+    with trainer.autocast():
+        slow = settings.attention == "fast" and settings.dropout == 0 and not trainer.raw_model.is_fast(world.device, alike=True)
     where = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     return [
         f"experiment: {trainer.folder}",
@@ -136,4 +146,5 @@ def describe(trainer: Trainer) -> list[str]:
         f"({args.batch_size} x {args.acc_steps // world.size} on each of {world.size} processes); "
         f"{args.iterations * args.batch_size * args.acc_steps / trainer.order.n_windows:.2f} epochs in {args.iterations} steps",
         trainer.schedule.describe(),
+        *(["note: this device's flash attention cannot be used pass by pass; attention is the reference"] if slow else []),
     ]

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.attention import KeyValue, Positions, Seen, Tile, flash_works, visible
-from models.memory import Memory
+from models.attention import KeyValue, Positions, Seen, Tile, visible
+from models.policies import Memory
 from models.transformer import Transformer
 
 
@@ -47,7 +47,7 @@ class Slots(Memory):
             self.places[stack, number] = positions.new_full((self.batch, self.nowhere + 1), self.nowhere)
         keys = [self.places[stack, earlier][:, :end].clone() for earlier, end in sources] + [positions]
         rope = model.rope(positions)
-        if not flash_works(positions.device, model.computes_in(positions.device), model.settings.head_width) or positions.device.type != "cpu":
+        if positions.device.type != "cpu" or model.settings.attention == "reference":  # other devices' kernels take no mask
             mask = torch.cat([visible(positions, of_pass, model.settings.attention_window_length) for of_pass in keys], dim=-1)
             at = Positions(rope, mask=mask)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import zip_longest
 
 import pytest
 import torch
@@ -86,6 +87,14 @@ def test_after_the_models_length_the_older_half_is_forgotten():
     assert torch.allclose(session.feed([[7]])[0], whole(model, [*row, 7][-13:]), atol=1e-5)
 
 
+def test_a_row_that_outgrows_the_model_leaves_the_others_as_they_are():
+    model = threshold_model("lncot")
+    long, short = tokens(24).tolist(), tokens(19, seed=1).tolist()
+    session = Session(model, 2, CPU)
+    session.feed([long, short])
+    assert torch.allclose(session.feed([[7], [8]])[1], whole(model, [*short, 8]), atol=1e-5)
+
+
 def test_pondernet_generates():
     assert len(list(generate(Session(tiny_model("pondernet", sequence_length=24), 2, CPU), PROMPTS[:2], 30, Sampling(), 0, 64,
                              lambda row, new: False))) == 60
@@ -109,6 +118,11 @@ def test_top_k_leaves_the_likeliest_k():
 
 def test_top_p_leaves_the_fewest_that_hold_it():
     assert set(draws(Sampling(1.0, top_p=0.7))) == {1, 2}  # 0.66 and 0.24
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1.0, top_p=0.0), Sampling(1e-39), Sampling(1.0, top_k=1)])
+def test_the_narrowest_choice_is_the_likeliest(sampling):
+    assert set(draws(sampling, 20)) == {1}
 
 
 def test_draws_follow_the_odds():
@@ -137,15 +151,15 @@ def test_a_threshold_spends_the_budget_it_was_measured_for():
         assert share_of_macs(model.settings, shares) == pytest.approx(budget, abs=0.02)
 
 
-def test_shares_are_of_the_tokens_that_really_went_on():
-    model = threshold_model("adm")
-    row = tokens(20).tolist()
-    session = Session(model, 1, CPU)
-    for token in row:
-        session.feed([[token]])
+@pytest.mark.parametrize("name", ["adm", "but_mod"])
+def test_shares_are_of_the_tokens_that_really_went_on(name):
+    model, rows = threshold_model(name), [tokens(20).tolist(), tokens(4, seed=1).tolist()]
+    session = Session(model, 2, CPU)
+    for turn in range(17):
+        session.feed([rows[0][turn:turn + 1 if turn < 16 else 20], rows[1] if turn == 16 else []])
     with torch.no_grad():
-        active = model(torch.tensor([row]))["active"]
-    assert session.shares() == pytest.approx([count / 20 for count in active[1:]])
+        active = [model(torch.tensor([row]))["active"] for row in rows]
+    assert session.shares() == pytest.approx([sum(counts) / 24 for counts in zip_longest(*active, fillvalue=0.0)][1:])
 
 
 # the command
@@ -196,7 +210,8 @@ def test_a_budget_is_told_and_about_kept(trained):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("words", "fault"), [
-    (["--budget", "0.5", "--depth_threshold", "0.5"], "give one of them"),
+    (["--budget", "0.5", "--router_threshold", "0.5"], "give one of them"),
+    (["--stop", ""], "must not be empty"),
     (["--budget", "0.1"], "one pass alone costs"),
     (["--prompt", "XYZ"], "has no 'X'"),
     (["--prompt", ""], "must not be empty"),

@@ -54,7 +54,7 @@ def test_counted_tokens_are_those_that_the_model_runs(model, factors):
 
 def counted_by_torch(name, factors, length):
     """Multiply-accumulates of a forward pass of one sequence, all logits included, as torch's own counter sees them."""
-    model = tiny_model(name, eval_length_factor=factors)
+    model = tiny_model(name, eval_length_factor=factors, attention="reference")
     # the counter knows matrix products, not the CPU's fused attention
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         model(tokens(1, length), get_logits=True)

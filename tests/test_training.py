@@ -271,3 +271,20 @@ def test_setting_trains_and_the_loss_falls(tmp_path: Path, changes: dict[str, ob
     assert outcome.returncode == 0, outcome.stderr
     losses = [row["val_loss"] for row in metrics(tmp_path) if row["kind"] == "eval"]
     assert losses[-1] < losses[0]
+
+
+def test_a_compiled_run_that_was_stopped_ends_with_the_same_bits(tmp_path: Path) -> None:
+    changes = {"model": "lncot", "dropout": 0.0, "compile": True, "iterations": 24}
+    assert train(tmp_path / "unbroken", **changes).returncode == 0
+    process = start(command(tmp_path / "stopped", **changes))
+    wait_for_step(tmp_path / "stopped", 9, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == STOPPED
+    assert train(tmp_path / "stopped", **changes).returncode == 0
+    assert differing(final_state(tmp_path / "unbroken"), final_state(tmp_path / "stopped")) == []
+
+
+def test_compile_without_a_compiler_is_told_in_one_line(tmp_path: Path) -> None:
+    outcome = run(command(tmp_path, compile=True), PATH=str(tmp_path), CXX="")
+    assert outcome.returncode == 2 and "--compile needs a compiler" in outcome.stderr and "Traceback" not in outcome.stderr
