@@ -100,6 +100,7 @@ def test_activation_checkpointing_changes_no_bit(name, dropout, unit):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_compiled_blocks_give_the_same_numbers_and_are_compiled_once(name):
     torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
     settings = {"n_layer": 4, "n_repeat": 3}
     expected = outcome(name, 16, True, **settings)
     model = fill(tiny_model(name, sequence_length=16, **settings), 1).train()
