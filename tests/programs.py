@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
@@ -21,6 +23,7 @@ TINY = {
     "depth_embedding": "linear_learned", "device": "cpu", "lr": 2e-3,
 }
 STOPPED = 83
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here, which torch.compile needs")
 
 
 def flags(results: Path, **changes: Any) -> list[str]:

@@ -7,6 +7,7 @@ import torch
 
 from models.variants import ALIASES, VARIANTS
 from tests.helpers import fill, tiny_model, tokens
+from tests.programs import needs_compiler
 
 LONG = 300  # more than two tiles of queries
 ROUTED = (ALIASES["adm"], ALIASES["but_mod"])
@@ -96,6 +97,7 @@ def test_activation_checkpointing_changes_no_bit(name, dropout, unit):
     assert all(torch.equal(gradient, ways[1][2][name]) for name, gradient in ways[0][2].items())
 
 
+@needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_compiled_blocks_give_the_same_numbers_and_are_compiled_once(name):

@@ -22,6 +22,7 @@ from tests.programs import (
     final_state,
     folder,
     metrics,
+    needs_compiler,
     run,
     start,
     status,
@@ -273,6 +274,7 @@ def test_setting_trains_and_the_loss_falls(tmp_path: Path, changes: dict[str, ob
     assert losses[-1] < losses[0]
 
 
+@needs_compiler
 def test_a_compiled_run_that_was_stopped_ends_with_the_same_bits(tmp_path: Path) -> None:
     changes = {"model": "lncot", "dropout": 0.0, "compile": True, "iterations": 24}
     assert train(tmp_path / "unbroken", **changes).returncode == 0
