@@ -14,7 +14,7 @@ import codecs
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from config.flags import Flag, prose
@@ -48,6 +48,43 @@ class Codec:
     to_bytes: Callable[[int], bytes]
     size: int
     end: int | None
+
+
+class Transcript:
+    """What each row says. A single row is printed as it grows, several when they are done."""
+
+    def __init__(self, text: Codec, prompts: list[str], stops: Sequence[str]) -> None:
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal may know fewer characters than the model
+        self.text, self.prompts, self.stops, self.said = text, prompts, stops, list(prompts)
+        self.decoders = [codecs.getincrementaldecoder("utf-8")("replace") for _ in prompts]
+        self._show(prompts[0])
+
+    def _show(self, more: str) -> None:
+        if len(self.said) == 1:
+            print(more, end="", flush=True)
+
+    def _add(self, row: int, more: str) -> bool:
+        """Put text behind a row; True where a stop text ends it there."""
+        begin, stopped = len(self.said[row]), False
+        self.said[row] += more
+        for stop in self.stops:
+            place = self.said[row].find(stop, len(self.prompts[row]))
+            if place >= 0:
+                self.said[row], stopped = self.said[row][:place + len(stop)], True
+        self._show(self.said[row][begin:])
+        return stopped
+
+    def ends(self, row: int, new: list[int]) -> bool:
+        """Take up the last of a row's new tokens; True where the row ends with it."""
+        return new[-1] == self.text.end or self._add(row, self.decoders[row].decode(self.text.to_bytes(new[-1])))
+
+    def close(self) -> None:
+        """Show what is left: half a character at the end, the rows of a batch."""
+        for row, decoder in enumerate(self.decoders):
+            self._add(row, decoder.decode(b"", True))
+        self._show("\n")
+        for number, whole in enumerate(self.said if len(self.said) > 1 else [], start=1):
+            print(f"=== {number}\n{whole}")
 
 
 def codec(args: Any) -> Codec:
@@ -123,38 +160,13 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     if model.settings.row.policy in ROUTED_POLICIES or own["budget"] is not None:
         route(restored, model, own)
     session = Session(model, len(prompts), world.device, autocaster(args.dtype, world.device))
-    outputs, said = [codecs.getincrementaldecoder("utf-8")("replace") for _ in prompts], list(texts)
-    alone, stops = len(prompts) == 1, own["stop"] or ()
     torch.manual_seed(args.seed)  # pondernet draws its exits
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal may know fewer characters than the model
-
-    def add(row: int, more: str) -> bool:
-        """Put text behind a row and show it; True where a stop text ends it there."""
-        begin, stopped = len(said[row]), False
-        said[row] += more
-        for stop in stops:
-            place = said[row].find(stop, len(texts[row]))
-            if place >= 0:
-                said[row], stopped = said[row][:place + len(stop)], True
-        if alone:
-            print(said[row][begin:], end="", flush=True)
-        return stopped
-
-    def ends(row: int, new: list[int]) -> bool:
-        return new[-1] == text.end or add(row, outputs[row].decode(text.to_bytes(new[-1])))
-
-    if alone:
-        print(texts[0], end="", flush=True)
+    transcript = Transcript(text, texts, own["stop"] or ())
     begin = time.monotonic()
     count = sum(1 for _ in generate(session, prompts, own["max_new_tokens"], Sampling(own["temperature"], own["top_k"], own["top_p"]), args.seed,
-                                    min(text.size, args.vocab_size), ends))
+                                    min(text.size, args.vocab_size), transcript.ends))
     seconds = time.monotonic() - begin
-    for row, output in enumerate(outputs):
-        add(row, output.decode(b"", True))
-    if alone:
-        print()
-    for number, whole in enumerate([] if alone else said, start=1):
-        print(f"=== {number}\n{whole}")
+    transcript.close()
     say(f"{count} tokens in {seconds:.1f} s: {count / seconds:.1f} tokens/s")
     if model.settings.row.policy in ROUTED_POLICIES:
         shares = session.shares()

@@ -5,10 +5,9 @@ Legend: B batch, S tokens of one call, H heads, D model width, Dh head width.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from models.attention import KeyValue, Positions, Seen, Tile, visible
+from models.attention import KeyValue, Positions, Seen, Tile
 from models.policies import Memory
 from models.transformer import Transformer
 
@@ -46,10 +45,8 @@ class Slots(Memory):
         else:
             self.places[stack, number] = positions.new_full((self.batch, self.nowhere + 1), self.nowhere)
         keys = [self.places[stack, earlier][:, :end].clone() for earlier, end in sources] + [positions]
-        rope = model.rope(positions)
         if positions.device.type != "cpu" or model.settings.attention == "reference":  # other devices' kernels take no mask
-            mask = torch.cat([visible(positions, of_pass, model.settings.attention_window_length) for of_pass in keys], dim=-1)
-            at = Positions(rope, mask=mask)
+            at = model.positions(positions, keys)
         else:
             single = positions.shape[1] == 1
             seen = []
@@ -60,7 +57,7 @@ class Slots(Memory):
                 elif self.plain and of_pass.shape[1] == positions.shape[1] and not self.before:
                     how = "causal"
                 seen.append(Seen(turn, slice(None), how))
-            at = Positions(rope, (Tile(slice(None), tuple(seen)),), positions, tuple(keys), model.settings.attention_window_length)
+            at = Positions(model.rope(positions), (Tile(slice(None), tuple(seen)),), positions, tuple(keys), model.settings.attention_window_length)
         self.views[stack, number] = at, sources
         return self.views[stack, number]
 
