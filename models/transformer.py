@@ -29,14 +29,19 @@ from models.variants import ROUTED_POLICIES
 class MLP(nn.Module):
     """Four times as wide inside, GELU."""
 
-    def __init__(self, width: int, bias: bool, dropout: float) -> None:
+    def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(width, 4 * width, bias=bias)
-        self.c_proj = nn.Linear(4 * width, width, bias=bias)
-        self.dropout = nn.Dropout(dropout)
+        width, bias = settings.n_embd, settings.bias
+        self.c_fc, self.c_proj = nn.Linear(width, 4 * width, bias=bias), nn.Linear(4 * width, width, bias=bias)
+        self.dropout, self.lean = nn.Dropout(settings.dropout), settings.attention == "fast"
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.c_proj(F.gelu(self.c_fc(x))))
+        def narrow(inner: Tensor) -> Tensor:
+            return self.c_proj(F.gelu(inner))
+
+        lean = self.lean and torch.is_grad_enabled() and not torch.compiler.is_compiling()  # a compiler decides by itself
+        inner = self.c_fc(x)  # kept; the GELU's output is the widest activation of a block, and the cheapest to make again
+        return self.dropout(checkpoint(narrow, inner, use_reentrant=False, preserve_rng_state=False) if lean else narrow(inner))
 
 
 class Block(nn.Module):
@@ -48,7 +53,7 @@ class Block(nn.Module):
         self.ln_1 = nn.LayerNorm(width, bias=bias)
         self.attn = SelfAttention(width, settings.n_head, bias, settings.dropout, settings.row.split_qkv)
         self.ln_2 = nn.LayerNorm(width, bias=bias)
-        self.mlp = MLP(width, bias, settings.dropout)
+        self.mlp = MLP(settings)
 
     def project(self, x: Tensor, x_keys: Tensor | None, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """What comes before attention: queries, keys and values, each (B, H, T, Dh)."""
@@ -191,9 +196,8 @@ class Transformer(nn.Module):
         """Compile what a block does before and after attention, once: all layers and passes share the two programs."""
         varies = True if self.settings.row.policy == "compact" else None  # the number of tokens, from pass to pass
         for block in self.modules():
-            if isinstance(block, Block):
-                for name in ("project", "finish"):
-                    setattr(block, name, torch.compile(getattr(block, name), dynamic=varies))
+            for name in ("project", "finish") if isinstance(block, Block) else ():
+                setattr(block, name, torch.compile(getattr(block, name), dynamic=varies))
 
     def remade(self, work: Callable[..., Any], *given: Any, units: tuple[str, ...]) -> Any:
         """work(*given). Where --activation_checkpointing is one of the units, what its gradients need is computed again when they are due."""
