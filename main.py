@@ -3,6 +3,8 @@
     python main.py --model lncot --dataset stdlib --n_layer 5 --n_layer_begin 1 --n_layer_end 1 --n_repeat 3
     torchrun --nproc_per_node 2 main.py ...
 
+    python main.py --selftest_resume        # does a killed run end with the same bits on this machine?
+
 Exit codes: 0 finished (now or earlier), 2 bad input, 83 stopped cleanly with work left (0 under torchrun, which would
 report anything else as a failure: read status.json there).
 """
@@ -78,6 +80,10 @@ def main(argv: list[str] | None = None) -> int:
     args = config.parse_args(argv)
 
     def work() -> int:
+        if args.selftest_resume:
+            from optim.selftest import selftest
+
+            return selftest(args)
         config.check_world_size(args, distributed.launched_world_size())
         world = distributed.start(args.distributed_backend, args.device)
         try:

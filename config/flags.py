@@ -172,9 +172,25 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("use_pretrained", str, "auto", "auto: resume from the newest valid checkpoint of the experiment; a file; None: start afresh",
              in_name=False),
     ),
+    "when things go wrong": (
+        Flag("on_bad_step", str, "stop", "what to do where a step's loss or gradient is not finite, or its norm is above --grad_norm_limit: stop, "
+             "or skip the step (ten in a row stop the run)", choices=("stop", "skip"), in_name=False),
+        Flag("grad_norm_limit", float, None, "gradient norm that counts as an explosion (None: only one that is not finite)", low=0, in_name=False),
+        Flag("watchdog_minutes", float, 30.0, "a process that has not got past a step, an evaluation batch or a save in this time writes the "
+             "stacks of its threads and ends; 0 = never", low=0, in_name=False),
+        switch("selftest_resume", "train a small model here with and without kills, compare every bit, print the verdict; trains nothing else",
+               in_name=False),
+    ),
     "distributed": (
         Flag("distributed_backend", str, None, "nccl or gloo (None under torchrun: nccl with CUDA, else gloo)", choices=BACKENDS, in_name=False),
     ),
 }
 
 FLAGS: dict[str, Flag] = {flag.name: flag for group in GROUPS.values() for flag in group}
+
+# the small training of --selftest_resume, between the defaults and what is given
+SELFTEST: dict[str, Any] = {
+    "dataset": "selftest", "vocab_size": 256, "model": "adm", "n_layer": 4, "n_layer_begin": 1, "n_layer_end": 1, "n_repeat": 3, "n_embd": 64,
+    "n_head": 4, "sequence_length": 64, "batch_size": 4, "acc_steps": 4, "iterations": 60, "dropout": 0.1, "depth_embedding": "linear_learned",
+    "eval_freq": 10, "eval_batches": 4, "log_freq": 1, "save_checkpoint_freq": 7,
+}

@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-from config.flags import FLAGS, GROUPS, Flag, boolean, prose
+from config.flags import FLAGS, GROUPS, SELFTEST, Flag, boolean, prose
 from config.naming import MAX_COMPONENT, bad_name
 from errors import UserError
 from models.variants import ALIASES, ROUTED_POLICIES, VARIANTS
@@ -293,7 +293,7 @@ def unused_settings(args: Namespace) -> list[str]:
 def parse_args(argv: Sequence[str] | None = None, prog: str = "main.py") -> Namespace:
     """Every flag of main.py as a Namespace. On bad input: one line per problem on stderr, exit 2."""
     given, problems = parse(argv, prog=prog, description="Train a CoTFormer-family language model; run it again to resume.")
-    args = add_defaults(given)
+    args = add_defaults({**SELFTEST, **given} if given.get("selftest_resume") else given)
     faulty = {word.removeprefix("--") for line in problems for word in line.split() if word.startswith("--")}
     problems += [line for line in check(args) if not any(f"--{name} " in line for name in faulty)]
     if problems:

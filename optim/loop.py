@@ -34,15 +34,18 @@ from optim.reporting import Reporter, log
 from optim.schedules import make_scheduler
 from optim.setup import autocast_dtype, autocaster, need_compiler, reopen, settings_that_differ
 from optim.stopping import Stopper
+from optim.watchdog import Watchdog
 
 FORMAT = 1
 SPIKE = 5.0  # largest gradient norm over the mean since the last evaluation, from which on it is called a spike
+BAD_IN_A_ROW = 10  # skipped steps, after which a run stops
+SHOWN_WINDOWS = 8  # of a bad batch
 STATUS_SECONDS = 5.0  # least time between two updates of status.json for progress alone
 
 
 @dataclass
 class GradientMeter:
-    """Norms since the last evaluation, kept on the device so that no step waits for them."""
+    """Norms since the last evaluation."""
 
     last: Tensor
     largest: Tensor
@@ -81,8 +84,9 @@ class Trainer:
         self.order = SampleOrder(splits.train.n_windows, args.data_seed)
         self.meter = GradientMeter.on(world.device)
         self.writer = checkpoint.BackgroundWriter()
-        self.step = self.saved_step = 0
+        self.step = self.saved_step = self.skipped = 0
         self.being_saved: int | None = None
+        self.watchdog = Watchdog(args.watchdog_minutes, lambda: f"process {world.rank} of {world.size}, after step {self.step},")
         self.status_at = self.save_began = 0.0
 
     # state
@@ -134,7 +138,7 @@ class Trainer:
         Raises UserError where the weights are not finite: the last good checkpoint must not make way for such.
         """
         if not all(bool(torch.isfinite(p).all()) for p in self.raw_model.parameters()):
-            raise UserError(f"the weights of step {self.step} are not finite; the last good checkpoint is of step {self.saved_step}")
+            raise UserError(f"the weights of step {self.step} are not finite; {self._last_good()}")
         state = self._state()
         if state is None:
             return
@@ -152,21 +156,28 @@ class Trainer:
         """Wait for the checkpoint that is being written and count it. Raises UserError where it could not be written."""
         try:
             self.writer.wait()
+            self.watchdog.beat()
         except OSError as error:
             failed, self.being_saved = self.being_saved, None
             raise UserError(f"the checkpoint of step {failed} could not be written: {error.strerror or error}; "
-                            f"the last good one is of step {self.saved_step}") from None
+                            f"{self._last_good()}") from None
         if self.being_saved is not None:
             self.saved_step, self.being_saved = self.being_saved, None
             self.stopper.slowest_save = max(self.stopper.slowest_save, time.monotonic() - self.save_began)
 
+    def _last_good(self) -> str:
+        return f"the last good checkpoint is of step {self.saved_step}" if self.saved_step else "there is no checkpoint yet"
+
     # steps
 
     def _train_step(self) -> Tensor:
-        """One optimiser step; returns the mean loss of this process's micro-batches."""
+        """One optimiser step; returns the mean loss of this process's micro-batches.
+
+        Raises UserError where loss or gradient are such that the step must not be taken, unless it is to be skipped.
+        """
         args, world = self.args, self.world
         mine = args.acc_steps // world.size
-        mean_loss = torch.zeros((), device=world.device)
+        losses = []
         for turn in range(mine):
             micro = turn * world.size + world.rank
             first = (self.step * args.acc_steps + micro) * args.batch_size
@@ -176,19 +187,57 @@ class Trainer:
                 with self.autocast():
                     loss = self.model(idx, targets=targets)["loss"] / mine
                 self.scaler.scale(loss).backward()
-            mean_loss += loss.detach()
+            losses.append(loss.detach())
         self.scaler.unscale_(self.optimizer)
         parameters = [p for p in self.raw_model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if args.grad_clip > 0:
-            torch.nn.utils.clip_grads_with_norm_(parameters, args.grad_clip, norm)
-        self.meter.add(norm)
-        self.scaler.step(self.optimizer)
+        wrong = self._what_is_wrong(losses, norm)
+        if wrong is None:
+            if args.grad_clip > 0:
+                torch.nn.utils.clip_grads_with_norm_(parameters, args.grad_clip, norm)
+            self.meter.add(norm)
+            self.scaler.step(self.optimizer)
+        self.skipped = 0 if wrong is None else self.skipped + 1
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
         self.step += 1
-        return mean_loss
+        if wrong is not None:
+            self._note_bad_step(wrong)
+        return torch.stack(losses).sum()
+
+    def _what_is_wrong(self, losses: list[Tensor], norm: Tensor) -> str | None:
+        """Why the step that these micro-batches make must not be taken, in words; the same on every process."""
+        values, size = torch.stack(losses).double().cpu(), float(norm)
+        limit = self.args.grad_norm_limit
+        # in half precision an overflow of the gradient is the scaler's to skip
+        bad_norm = size > limit if math.isfinite(size) and limit is not None else not (math.isfinite(size) or self.scaler.is_enabled())
+        if not self.world.largest(int(bad_norm or not bool(values.isfinite().all()))):
+            return None
+        everyone = self.world.gather(values.tolist())
+        return self.world.tell(self._describe_bad_step(everyone, size) if self.world.is_main else None)
+
+    def _describe_bad_step(self, losses: list[list[float]], norm: float) -> str:
+        """losses: of each process's micro-batches, each divided by their number."""
+        args = self.args
+        each = {turn * len(losses) + rank: value * len(own) for rank, own in enumerate(losses) for turn, value in enumerate(own)}
+        bad = sorted(micro for micro, value in each.items() if not math.isfinite(value))
+        first, count = self.step * args.acc_steps * args.batch_size, args.acc_steps * args.batch_size
+        if bad:
+            first, count = first + bad[0] * args.batch_size, args.batch_size
+        windows = ", ".join(map(str, self.order.windows(first, min(count, SHOWN_WINDOWS)))) + (", ..." if count > SHOWN_WINDOWS else "")
+        what = f"the loss of micro-batch {bad[0]} is {each[bad[0]]}" if bad else f"the loss is {sum(each.values()) / len(each):.4g}"
+        return (f"step {self.step + 1}: {what}, the gradient norm {norm:.4g}; "
+                f"samples {first} to {first + count - 1} of the order, sequences {windows} of the training split")
+
+    def _note_bad_step(self, wrong: str) -> None:
+        """Tell that a step was not taken. Raises UserError where that ends the run."""
+        if self.args.on_bad_step == "stop" or self.skipped >= BAD_IN_A_ROW:
+            with suppress(UserError):  # it is told at the end
+                self._note_saved()
+            hint = f"{self.skipped} steps in a row were skipped" if self.args.on_bad_step == "skip" else "--on_bad_step skip passes over such steps"
+            raise UserError(f"{wrong}; {self._last_good()}; {hint}")
+        self.reporter.row({"kind": "skipped", "step": self.step, "reason": wrong}, [f"warning: skipped {wrong}"])
 
     def _to_device(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         if self.world.device.type != "cuda":
@@ -196,13 +245,16 @@ class Trainer:
         idx, targets = (t.pin_memory().to(self.world.device, non_blocking=True) for t in batch)
         return idx, targets
 
+    def _poll(self) -> bool:
+        """Whether to stop; every process comes by here between steps and between batches of an evaluation."""
+        self.watchdog.beat()
+        return self.stopper.poll()
+
     def _is_due(self, every: int | None) -> bool:
         return every is not None and every > 0 and self.step % every == 0
 
     def _report_step(self, loss: Tensor, rate: float) -> None:
         mean = float(self.world.sum(loss.double().cpu())) / self.world.size
-        if not math.isfinite(mean):
-            raise UserError(f"the loss of step {self.step} is {mean}; the last good checkpoint is of step {self.saved_step}")
         self.reporter.train_row(self.step, {"loss": mean, "lr": rate, "grad_norm": float(self.meter.last)})
         if self.experiment and time.monotonic() - self.status_at > STATUS_SECONDS:
             self.status_at = time.monotonic()
@@ -212,7 +264,7 @@ class Trainer:
         """Evaluate and report; False where a stop cut it short."""
         begin = time.monotonic()
         result = evaluate(self.raw_model, self.splits.val, self.args.batch_size, self.world, self.autocast,
-                          0 if whole else self.args.eval_batches, self.stopper.poll)
+                          0 if whole else self.args.eval_batches, self._poll)
         if result is None:
             return False
         gradients = self.meter.values()
@@ -242,7 +294,8 @@ class Trainer:
         reason = UNKNOWN
         try:
             self.reporter.begin(self.step)
-            outcome = self._run()
+            with self.watchdog:
+                outcome = self._run()
             reason = "all iterations done" if outcome == "finished" else stopper.reason
         except BaseException as error:
             reason = (str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")[:500]
@@ -277,7 +330,7 @@ class Trainer:
             else:  # a stop cut it short
                 self._evaluate(whole=False)
         while self.step < args.iterations:
-            if self.stopper.poll():
+            if self._poll():
                 return self._stop()
             begin = time.monotonic()
             rate = self.schedule.get_last_lr()[0]
@@ -285,7 +338,7 @@ class Trainer:
             seconds = time.monotonic() - begin
             self.stopper.slowest_step = max(self.stopper.slowest_step, seconds)
             self.reporter.stepped(seconds)
-            if self._is_due(args.log_freq) or self.step == args.iterations:
+            if not self.skipped and (self._is_due(args.log_freq) or self.step == args.iterations):
                 self._report_step(loss, rate)
             if self._is_due(args.eval_freq):
                 self._evaluate(whole=False)

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from optim.selftest import leaves
+
 ROOT = Path(__file__).parent.parent
 PEER = ROOT / "tests" / "data" / "peer"
 TINY = {
@@ -88,24 +90,8 @@ def metrics(results: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key != "time"} for row in rows]
 
 
-def leaves(value: Any, name: str = "") -> dict[str, Any]:
-    """Every tensor and number in nested containers, by path."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else None
-    if items is None:
-        return {name: value}
-    return {path: leaf for key, item in items for path, leaf in leaves(item, f"{name}/{key}").items()}
-
-
 def final_state(results: Path) -> dict[str, Any]:
     """All leaves of ckpt.pt but the paths and limits that a test itself changed."""
     state = torch.load(folder(results) / "ckpt.pt", weights_only=True)
     del state["args"]
     return leaves(state)
-
-
-def differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """Names under which two states do not hold the very same bits."""
-    def same(x: Any, y: Any) -> bool:
-        return torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
-
-    return [name for name in a.keys() | b.keys() if name not in a or name not in b or not same(a[name], b[name])]

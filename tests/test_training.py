@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from optim.selftest import differing
 from tests.programs import (
     STOPPED,
     command,
-    differing,
     final_state,
     folder,
     metrics,

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from optim.lock import TAKEN_OVER
-from tests.programs import differing, final_state
+from optim.selftest import differing
+from tests.programs import final_state
 from tests.slurm.cluster import NODES, Cluster, wait_until
 from tests.slurm.jobs import PATIENCE, Outcome, Site, is_contiguous, logs, tiny
 

@@ -1,0 +1,169 @@
+"""`main.py --selftest_resume`: a small training without disturbance and one that is killed and stopped; are all bits the same?
+
+The trainings are real ones: main.py as its users start it, below --results_base_folder, where checkpoints will lie. Two
+processes are tried beside one where there are two GPUs, or none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import config
+from config.flags import FLAGS
+from data.bins import TOKEN
+from distributed.launch import under_torchrun
+from distributed.world import pick_device
+from errors import UserError
+from optim.checkpoint import load_checkpoint
+from optim.experiment import FINAL
+
+MAIN = Path(__file__).resolve().parent.parent / "main.py"
+KILLS_AT = (0.2, 0.45, 0.7)  # shares of the steps
+STOP_AT = 0.85
+LOOK_SECONDS = 0.01
+TOKENS = 200_000  # of the text that is made up: each token is near the one before, so there is something to learn
+SHOWN = 5
+
+
+def leaves(value: Any, name: str = "") -> dict[str, Any]:
+    """Every tensor and number in nested containers, by path."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else None
+    if items is None:
+        return {name: value}
+    return {path: leaf for key, item in items for path, leaf in leaves(item, f"{name}/{key}").items()}
+
+
+def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Names under which two states do not hold the very same bits."""
+    def same(x: Any, y: Any) -> bool:
+        return torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+
+    return sorted(name for name in a.keys() | b.keys() if name not in a or name not in b or not same(a[name], b[name]))
+
+
+def metrics_rows(folder: Path) -> list[dict[str, Any]]:
+    """Whole rows of metrics.jsonl so far, without what depends on the clock."""
+    try:
+        lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [{key: value for key, value in row.items() if key != "time"} for row in rows]
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    """All that a training has computed, by name."""
+    state = load_checkpoint(folder / FINAL)
+    del state["args"]  # the paths that the two trainings were given differ
+    return {**leaves(state), **leaves(metrics_rows(folder), "metrics.jsonl")}
+
+
+class Training:
+    """One experiment that is started again and again."""
+
+    def __init__(self, args: Namespace, results: Path, processes: int) -> None:
+        given = Namespace(**{**vars(args), "results_base_folder": str(results), "exp_name": "selftest", "selftest_resume": False})
+        self.folder = config.experiment_folder(given)
+        launcher = ["-m", "distributed.torchrun", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+        self.words = [sys.executable, *launcher, str(MAIN)]
+        for name, flag in FLAGS.items():
+            value = getattr(given, name)
+            if value != flag.default:
+                self.words += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+        self.log = results / "console.log"
+
+    def step(self) -> int:
+        """The newest step that metrics.jsonl tells of."""
+        return max((row["step"] for row in metrics_rows(self.folder)), default=0)
+
+    def run(self, until: int | None = None, kill: bool = False) -> bool:
+        """Start it, and kill or stop it once it has got past a step; False where it ended before. Raises UserError where it fails."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.log, "ab") as log:
+            process = subprocess.Popen(self.words, stdout=log, stderr=log, cwd=MAIN.parent, start_new_session=True,
+                                       env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")})
+        try:
+            while process.poll() is None and (until is None or self.step() < until):
+                time.sleep(LOOK_SECONDS)
+            disturbed = process.poll() is None
+            if disturbed and kill:
+                os.killpg(process.pid, signal.SIGKILL)
+            elif disturbed:
+                (self.folder / "stop").touch()
+            code = process.wait()
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        (self.folder / "stop").unlink(missing_ok=True)
+        if not disturbed and code:
+            errors = [line for line in self.log.read_text(errors="replace").splitlines() if ": error: " in line]
+            raise UserError(f"a training of the self-test failed: {errors[-1].split(': error: ', 1)[1] if errors else f'exit code {code}'}; "
+                            f"see {self.log}")
+        return disturbed
+
+
+def compare(args: Namespace, work: Path, processes: int) -> list[str]:
+    """Train undisturbed and disturbed with so many processes; the names of what differs."""
+    where = f"{processes} process{'es' if processes > 1 else ''}"
+    calm, hunted = (Training(args, work / f"{name}_{processes}", processes) for name in ("calm", "hunted"))
+    begin = time.monotonic()
+    calm.run()
+    print(f"{where}: {args.iterations} steps undisturbed in {time.monotonic() - begin:.0f} s", flush=True)
+    draw, at = random.Random(args.seed), []
+    for share, kill in [*((share, True) for share in KILLS_AT), (STOP_AT, False)]:
+        if hunted.run(until=max(1, int(share * args.iterations)), kill=kill):
+            at.append(f"{'killed' if kill else 'stopped'} at step {hunted.step()}")
+            time.sleep(draw.random())  # the next start may meet leftovers of any age
+    if not any("killed" in what for what in at):
+        raise UserError(f"the self-test ended before it could be killed: give more --iterations than {args.iterations}")
+    hunted.run()
+    print(f"{where}: the same again, {', '.join(at)}, then to the end", flush=True)
+    undisturbed, disturbed = results_of(calm.folder), results_of(hunted.folder)
+    wrong = differing(undisturbed, disturbed)
+    tensors = sum(isinstance(value, torch.Tensor) for value in undisturbed.values())
+    print(f"{where}: compared {tensors} tensors and {len(undisturbed) - tensors} other values of weights, optimiser, generators and metrics: "
+          f"{f'{len(wrong)} differ' if wrong else 'the same bits'}", flush=True)
+    return wrong
+
+
+def selftest(args: Namespace) -> int:
+    """Print the verdict; 0 where every bit is the same, else 1. Raises UserError where it cannot be tried."""
+    if under_torchrun():
+        raise UserError("--selftest_resume starts torchrun itself: run it as python main.py --selftest_resume")
+    device = pick_device(args.device)
+    work = Path(args.results_base_folder) / f"selftest_resume.{os.getpid()}"
+    work.mkdir(parents=True)
+    if args.dataset == "selftest":
+        args.data_dir = str(work / "datasets")
+        folder = work / "datasets" / args.dataset
+        folder.mkdir(parents=True)
+        draw = np.random.default_rng(args.data_seed)
+        tokens = (draw.integers(-3, 4, TOKENS).cumsum() % args.vocab_size).astype(TOKEN)
+        for name, part in (("train.bin", tokens[TOKENS // 10:]), ("val.bin", tokens[:TOKENS // 10])):
+            part.tofile(folder / name)
+    args.deterministic = args.deterministic or device.type == "cuda"
+    two = args.acc_steps % 2 == 0 and (device.type == "cpu" or torch.cuda.device_count() > 1)
+    wrong = [name for processes in ((1, 2) if two else (1,)) for name in compare(args, work, processes)]
+    if wrong:
+        print(f"FAIL: a resumed training is not the undisturbed one here; {', '.join(wrong[:SHOWN])}{', ...' if len(wrong) > SHOWN else ''} "
+              f"differ. Both are kept in {work}")
+        return 1
+    shutil.rmtree(work)
+    print(f"PASS: on this machine ({torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU'}, torch {torch.__version__}) a training "
+          f"that is killed and stopped ends with the same bits as one that is not")
+    return 0

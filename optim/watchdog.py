@@ -1,0 +1,45 @@
+"""Ends a process that hangs: better a job that its chain starts again than one that waits for its time limit."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import threading
+import time
+from collections.abc import Callable
+
+HUNG = 1  # exit code: a crash, so that launcher and chain take it for one
+LOOKS = 20  # at the clock, within the time that is allowed
+
+
+class Watchdog:
+    """Use as a context manager: within it `beat` must be called at least every `minutes` (0: never mind).
+
+    where: tells in words what the process was about. Stacks of all threads go to stderr.
+    """
+
+    def __init__(self, minutes: float, where: Callable[[], str]) -> None:
+        self.seconds, self.where = 60 * minutes, where
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self.beat()
+
+    def beat(self) -> None:
+        """The process has got on."""
+        self._last = time.monotonic()
+
+    def __enter__(self) -> Watchdog:
+        if self.seconds:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._done.set()
+
+    def _watch(self) -> None:
+        while not self._done.wait(self.seconds / LOOKS):
+            if time.monotonic() - self._last > self.seconds:
+                # straight to the descriptor, and no cleaning up: whatever holds the process may hold those too
+                os.write(2, f"main.py: error: watchdog: {self.where()} has not got on for {self.seconds / 60:g} minutes; stacks follow\n".encode())
+                faulthandler.dump_traceback(2)
+                os._exit(HUNG)
