@@ -31,13 +31,19 @@ class Sampling:
         """A token from logits (V,) on the CPU."""
         if self.temperature == 0:
             return int(logits.argmax())
-        values, tokens = logits.double().sort(descending=True, stable=True)
-        odds = ((values - values[0]) / self.temperature).softmax(0)
+        # the whole vocabulary is sorted only where its order matters: that takes longer than all the rest of a choice
+        tokens = None
         if self.top_k is not None:
-            odds[self.top_k:] = 0
+            logits, tokens = logits.topk(min(self.top_k, len(logits)))
+        elif self.top_p is not None:
+            logits, tokens = logits.sort(descending=True, stable=True)
+        odds = ((logits.double() - logits.max()) / self.temperature).softmax(0)
         if self.top_p is not None:
             odds[1:][(odds.cumsum(0) - odds)[1:] >= self.top_p] = 0
-        return int(tokens[torch.multinomial(odds, 1, generator=generator)])
+        reached = odds.cumsum(0)
+        place = int(torch.searchsorted(reached, torch.rand((), dtype=torch.float64, generator=generator) * reached[-1], right=True))
+        place = min(place, len(odds) - 1)
+        return place if tokens is None else int(tokens[place])
 
 
 class Session:
