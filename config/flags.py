@@ -77,10 +77,10 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
     ),
     "optimiser": (
         Flag("opt", str, "adamw", "optimiser; adamw is fused where the device allows it", choices=OPTIMIZERS),
-        Flag("lr", float, 1e-3, "peak learning rate", low=0),
+        Flag("lr", float, 1e-3, "peak learning rate", low=0, high=1e30),
         Flag("beta1", float, 0.9, "decay of AdamW's first moment (momentum of sgd)", low=0, high=1),
         Flag("beta2", float, 0.95, "decay of AdamW's second moment", low=0, high=1),
-        Flag("weight_decay", float, 0.1, "on Linear weights only; norms, embeddings and biases have none", low=0),
+        Flag("weight_decay", float, 0.1, "on Linear weights only; norms, embeddings and biases have none", low=0, high=1e6),
         Flag("grad_clip", float, 0.0, "largest L2 norm of the gradient; 0 = no clipping (it is measured all the same)", low=0),
         Flag("scheduler", str, "cos", "cos and linear: warm-up, then down over the whole run; wsd: warm-up, stable, decay at the end "
              "(the one that can be extended); none: constant", choices=SCHEDULERS),

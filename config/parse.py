@@ -179,7 +179,7 @@ def parse(argv: Sequence[str] | None, *, prog: str, description: str,
 def stop(prog: str, problems: Sequence[str], code: int = 2) -> NoReturn:
     """Print one line a problem (on the first process only) and exit."""
     if os.environ.get("RANK", "0") == "0":
-        for problem in problems:
+        for problem in dict.fromkeys(problems):
             print(f"{prog}: error: {problem}", file=sys.stderr)
     raise SystemExit(code)
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import faulthandler
 import os
 import threading
-import time
 from collections.abc import Callable
 
 HUNG = 1  # exit code: a crash, so that launcher and chain take it for one
-LOOKS = 20  # at the clock, within the time that is allowed
+LOOKS = 20  # within the time that is allowed
 
 
 class Watchdog:
     """Use as a context manager: within it `beat` must be called at least every `minutes` (0: never mind).
 
-    where: tells in words what the process was about. Stacks of all threads go to stderr.
+    where: tells in words what the process was about. Stacks of all threads go to stderr. Looks are counted, not seconds:
+    a process that SLURM suspends looks at nothing, and goes on when it is resumed.
     """
 
     def __init__(self, minutes: float, where: Callable[[], str]) -> None:
@@ -26,7 +26,7 @@ class Watchdog:
 
     def beat(self) -> None:
         """The process has got on."""
-        self._last = time.monotonic()
+        self._looks = 0
 
     def __enter__(self) -> Watchdog:
         if self.seconds:
@@ -38,7 +38,8 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._done.wait(self.seconds / LOOKS):
-            if time.monotonic() - self._last > self.seconds:
+            self._looks += 1
+            if self._looks > LOOKS:
                 # straight to the descriptor, and no cleaning up: whatever holds the process may hold those too
                 os.write(2, f"main.py: error: watchdog: {self.where()} has not got on for {self.seconds / 60:g} minutes; stacks follow\n".encode())
                 faulthandler.dump_traceback(2)

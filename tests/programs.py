@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +63,14 @@ def train(results: Path, processes: int = 1, **changes: Any) -> subprocess.Compl
     return run(command(results, processes, **changes))
 
 
-def train_killed_after(results: Path, seconds: float, processes: int = 1, **changes: Any) -> bool:
-    """Start a training and kill all its processes with SIGKILL after a while; False if it was over by then."""
-    process = start(command(results, processes, **changes))
-    try:
-        process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        return True
-    return False
+def wait_for_step(results: Path, step: int, process: subprocess.Popen[str]) -> None:
+    """Until metrics.jsonl has a row of this step."""
+    while process.poll() is None:
+        found = list(results.glob("*/*/run/metrics.jsonl"))
+        if found and f'"step": {step},' in found[0].read_text():
+            return
+        time.sleep(0.02)
+    raise AssertionError(process.communicate())
 
 
 def folder(results: Path) -> Path:

@@ -5,30 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import random
 import signal
-import socket
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from optim.selftest import differing
-from tests.programs import (
-    STOPPED,
-    command,
-    final_state,
-    folder,
-    metrics,
-    needs_compiler,
-    run,
-    start,
-    status,
-    train,
-    train_killed_after,
-)
+from tests.programs import STOPPED, command, final_state, folder, metrics, needs_compiler, run, start, status, train, wait_for_step
 
 pytestmark = pytest.mark.slow
 
@@ -41,33 +24,6 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
         outcome = train(path, processes)
         assert outcome.returncode == 0, outcome.stderr
     return results
-
-
-def wait_for_step(results: Path, step: int, process: subprocess.Popen[str]) -> None:
-    """Until metrics.jsonl has a row of this step."""
-    while process.poll() is None:
-        found = list(results.glob("*/*/run/metrics.jsonl"))
-        if found and f'"step": {step},' in found[0].read_text():
-            return
-        time.sleep(0.02)
-    raise AssertionError(process.communicate())
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_killed_three_times_ends_with_the_same_bits(unbroken: dict[int, Path], tmp_path: Path, processes: int) -> None:
-    draw, kills, longest = random.Random(processes), 0, 14.0
-    while kills < 3:
-        if not train_killed_after(tmp_path, draw.uniform(3.0, longest), processes):
-            # it was over before the kill: begin anew, and kill sooner
-            os.rename(tmp_path, tmp_path.with_name(f"{tmp_path.name}-over-{kills}-{longest}"))
-            tmp_path.mkdir()
-            kills, longest = 0, longest * 0.8
-            continue
-        kills += 1
-    outcome = train(tmp_path, processes)
-    assert outcome.returncode == 0, outcome.stderr
-    assert differing(final_state(unbroken[processes]), final_state(tmp_path)) == []
-    assert metrics(unbroken[processes]) == metrics(tmp_path)
 
 
 def test_changing_the_number_of_processes_keeps_samples_and_batch(unbroken: dict[int, Path], tmp_path: Path) -> None:
@@ -216,25 +172,6 @@ def test_finished_run_with_other_settings_is_refused(short: Path) -> None:
 def test_refused_extension_leaves_the_experiment_finished(short: Path) -> None:
     assert train(short, iterations=40, eval_freq=0, extend="continue", lr=0.5).returncode == 2
     assert (folder(short) / "summary.json").is_file() and (folder(short) / "ckpt.pt").is_file()
-
-
-def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
-    outcome = train(tmp_path, opt="sgd", lr=1e30, warmup_percent=0, save_checkpoint_freq=1, log_freq=0, eval_freq=0)
-    assert outcome.returncode == 2
-    assert "are not finite" in outcome.stderr
-    for path in folder(tmp_path).glob("*.pt"):
-        assert all(value.isfinite().all() for value in torch.load(path, weights_only=True)["model"].values())
-
-
-def test_second_run_of_an_experiment_is_refused_by_the_name_of_the_first(tmp_path: Path) -> None:
-    first = start(command(tmp_path))
-    wait_for_step(tmp_path, 3, first)
-    second = train(tmp_path)
-    first.send_signal(signal.SIGTERM)
-    first.communicate(timeout=60)
-    assert second.returncode == 2
-    assert f"is being trained by {socket.gethostname()}:{first.pid}" in second.stderr
-    assert first.returncode == STOPPED
 
 
 def test_final_checkpoint_of_before_an_extension_is_never_pruned(short: Path) -> None:

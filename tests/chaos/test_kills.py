@@ -1,0 +1,136 @@
+"""SIGKILL at every moment of a training: each run still ends with the bits of one that nobody disturbed, and no start is refused."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+import config
+from optim.selftest import differing
+from tests.chaos import scale
+from tests.chaos.processes import IN_CLOSE_WRITE, IN_CREATE, IN_MOVED_TO, FolderWatch, wait_until_gone, workers
+from tests.programs import command, final_state, flags, folder, metrics, start, train
+
+pytestmark = pytest.mark.slow
+
+SETTINGS = {"iterations": 40, "log_freq": 1, "eval_freq": 10, "save_checkpoint_freq": 5}
+START_SECONDS = 5.0  # of a program on a busy machine
+ALONE = ("start-up", "step", "evaluation", "save", "rename", "renamed")
+TOGETHER = ("one rank", "step", "torchrun", "save", "start-up", "renamed", "evaluation")
+
+
+@dataclass
+class Hunt:
+    """Trainings that were killed again and again."""
+
+    finished: list[Path] = field(default_factory=list)
+    kills: list[str] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+
+
+def steps_told(target: Path) -> set[int]:
+    path = target / "metrics.jsonl"
+    return {int(line.split('"step": ')[1].split(",")[0]) for line in path.read_text().splitlines() if '"step": ' in line} if path.exists() else set()
+
+
+def wait_for_new_step(target: Path, process: subprocess.Popen[str], every: int = 1) -> None:
+    """Until metrics.jsonl tells of another step; of a multiple of `every`, after which something else is due."""
+    before = steps_told(target)
+    while process.poll() is None and not any(step % every == 0 for step in steps_told(target) - before):
+        time.sleep(0.005)
+
+
+def await_moment(moment: str, target: Path, process: subprocess.Popen[str], draw: random.Random) -> None:
+    """Return when the training is in the middle of it, or has ended."""
+    masks = {"save": IN_CREATE, "rename": IN_CLOSE_WRITE, "renamed": IN_MOVED_TO}
+    if moment == "start-up":
+        time.sleep(draw.uniform(0.05, START_SECONDS))
+    elif moment in masks:
+        with FolderWatch(target) as watch:
+            watch.wait(masks[moment], "ckpt", lambda: process.poll() is None)
+        time.sleep(draw.choice((0.0, draw.uniform(0, 0.02))))
+    else:
+        wait_for_new_step(target, process, every=SETTINGS["eval_freq"] if moment == "evaluation" else 1)
+        time.sleep(draw.uniform(0, 0.2))
+
+
+def kill(moment: str, process: subprocess.Popen[str], draw: random.Random, processes: int) -> None:
+    if processes == 1:
+        os.killpg(process.pid, signal.SIGKILL)
+    elif moment == "one rank":
+        os.kill(draw.choice(workers(process)), signal.SIGKILL)
+    else:  # the launcher's end must take the workers with it
+        ranks = workers(process) if moment != "start-up" else []
+        os.kill(process.pid, signal.SIGKILL)
+        wait_until_gone(ranks)
+
+
+def hunt(base: Path, processes: int, count: int) -> Hunt:
+    """Train one experiment after the other until so many kills have met them, the last one to its end."""
+    draw, done = random.Random(processes), Hunt()
+    moments = itertools.cycle(TOGETHER if processes > 1 else ALONE)
+    for number in itertools.count():
+        results = base / str(number)
+        target = config.experiment_folder(config.parse_args(flags(results, **SETTINGS)))
+        target.mkdir(parents=True)  # to be watched before the first start
+        while len(done.kills) < count:
+            moment = next(moments)
+            process = start(command(results, processes, **SETTINGS))
+            await_moment(moment, target, process, draw)
+            if process.poll() is None:
+                kill(moment, process, draw, processes)
+                done.kills.append(moment)
+            output = process.communicate()
+            if process.returncode == 0:
+                break
+            if process.returncode == 2 or ": error: " in output[1]:
+                done.refusals.append(f"after {done.kills}: {output[1][-500:]}")
+        else:
+            outcome = train(results, processes, **SETTINGS)
+            if outcome.returncode:
+                done.refusals.append(outcome.stderr[-500:])
+        done.finished.append(results)
+        if len(done.kills) >= count:
+            return done
+    raise AssertionError("not reached")
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two processes"])
+def trainings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Hunt]:
+    """An undisturbed training, and those that were killed."""
+    calm = tmp_path_factory.mktemp("calm")
+    outcome = train(calm, request.param, **SETTINGS)
+    assert outcome.returncode == 0, outcome.stderr
+    return calm, hunt(tmp_path_factory.mktemp("hunted"), request.param, {1: scale(6, 65), 2: scale(3, 35)}[request.param])
+
+
+def test_killed_trainings_end_with_the_same_bits(trainings: tuple[Path, Hunt]) -> None:
+    calm, hunted = trainings
+    assert {results: differing(final_state(calm), final_state(results)) for results in hunted.finished} == {
+        results: [] for results in hunted.finished}
+
+
+def test_killed_trainings_tell_the_same_metrics(trainings: tuple[Path, Hunt]) -> None:
+    calm, hunted = trainings
+    assert all(metrics(results) == metrics(calm) for results in hunted.finished)
+
+
+def test_no_kill_leaves_what_the_next_start_refuses(trainings: tuple[Path, Hunt]) -> None:
+    assert trainings[1].refusals == []
+
+
+def test_no_kill_leaves_files_behind_for_good(trainings: tuple[Path, Hunt]) -> None:
+    """Those of the last minutes may be another start's; older ones go with the next start."""
+    for results in trainings[1].finished:
+        for leftover in folder(results).glob(".*.tmp"):
+            os.utime(leftover, (0, 0))
+        assert train(results, **SETTINGS).returncode == 0
+        assert list(folder(results).glob(".*.tmp")) == []

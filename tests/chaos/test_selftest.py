@@ -1,0 +1,60 @@
+"""--selftest_resume: it passes where resuming is exact, and fails where it is not."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.chaos import FULL
+from tests.programs import ROOT, run
+
+pytestmark = pytest.mark.slow
+
+SMALL = ["--iterations", "20", "--device", "cpu", "--n_embd", "32"]
+ALONE = [*SMALL, "--acc_steps", "1"]  # which two processes cannot share
+
+
+def selftest(results: Path, *more: str, main: Path = ROOT / "main.py") -> tuple[int, str, str]:
+    outcome = run([sys.executable, str(main), "--selftest_resume", "--results_base_folder", str(results), *more], timeout=500)
+    return outcome.returncode, outcome.stdout, outcome.stderr
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
+    results = tmp_path_factory.mktemp("here")
+    code, said, errors = selftest(results, *(SMALL if FULL else ALONE))
+    return results, code, said + errors
+
+
+def test_passes_here(here: tuple[Path, int, str]) -> None:
+    assert here[1] == 0, here[2]
+    assert here[2].splitlines()[-1].startswith("PASS: ")
+
+
+def test_kills_three_times_and_leaves_nothing(here: tuple[Path, int, str]) -> None:
+    assert len(re.findall(r"1 process: .*killed at step \d+.*killed at step \d+.*killed at step \d+", here[2])) == 1
+    assert list(here[0].iterdir()) == []
+
+
+@pytest.mark.skipif(not FULL, reason="of the full run")
+def test_fails_where_the_optimiser_is_not_resumed(tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "scratch", "run_*", "tests", "__pycache__"))
+    loop = copy / "optim" / "loop.py"
+    whole = loop.read_text()
+    broken = whole.replace('load_optimizer_state(self.optimizer, state["optimizer"])', "pass")
+    assert broken != whole
+    loop.write_text(broken)
+    code, said, _ = selftest(tmp_path / "exps", *ALONE, main=copy / "main.py")
+    assert code == 1
+    assert said.splitlines()[-1].startswith("FAIL: ") and "optimizer" in said.splitlines()[-1]
+
+
+def test_settings_that_cannot_be_are_told_in_one_line(tmp_path: Path) -> None:
+    code, _, errors = selftest(tmp_path, *ALONE, "--dataset", "nowhere")
+    assert code == 2 and len(errors.strip().splitlines()) == 1
+    assert "dataset 'nowhere' is not prepared" in errors
