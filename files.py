@@ -10,6 +10,8 @@ from typing import Any
 
 from errors import UserError
 
+LARGEST_JSON_BYTES = 1 << 27  # a summary with a curve of a million points; a larger file would fill the memory before it is found to be none
+
 
 def sync_folder(folder: Path) -> None:
     """Make renames in a folder durable."""
@@ -47,13 +49,24 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=2, sort_keys=False) + "\n")
 
 
+def load_json(path: Path) -> Any:
+    """What a JSON file holds. Raises ValueError for one that is damaged or larger than any that this project writes."""
+    size = path.stat().st_size
+    if size > LARGEST_JSON_BYTES:
+        raise ValueError(f"{size:,} bytes are too many")
+    try:
+        return json.loads(path.read_text())
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None where there is no such file. Raises UserError for a damaged one."""
     try:
-        value = json.loads(path.read_text())
+        value = load_json(path)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} does not hold a JSON object")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errors import UserError
+from files import load_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,14 +38,19 @@ def is_prepared(folder: Path) -> bool:
 def read_meta(folder: Path) -> dict[str, Any]:
     """What tokenize.py wrote about the bins; empty where the folder came from elsewhere."""
     try:
-        meta = json.loads((folder / META).read_text())
+        meta = load_json(folder / META)
+        for name, kind in (("splits", dict), ("characters", str), ("end_of_text", int)):
+            if not isinstance(meta.get(name, kind()), kind):
+                raise ValueError(f"{name} is {meta[name]!r:.40}")
+        if meta.get("tokenizer") == "char" and not meta.get("characters"):
+            raise ValueError("characters are missing")
         for split in meta.get("splits", {}).values():
-            for name in ("tokens", "largest_token"):
+            for name in ("tokens", "largest_token", "documents"):
                 if not isinstance(split.get(name, 0), int):
                     raise ValueError(f"{name} is no whole number")
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{folder / META} cannot be read ({error}); prepare the dataset again, or delete that file") from None
     return meta
 
@@ -73,18 +78,26 @@ def largest_token(tokens: NDArray[np.uint16]) -> int:
 
 
 class TokenWindows:
-    """Windows of sequence_length tokens, one beginning where the last one ended; a short last one is left out."""
+    """Windows of sequence_length tokens, one beginning where the last one ended; a short last one is left out.
 
-    def __init__(self, tokens: NDArray[np.uint16], sequence_length: int) -> None:
-        self.tokens, self.length = tokens, sequence_length
+    Tokens beyond vocab_size are refused when they are met: meta.json is believed about the largest one, whatever became of
+    the file since, and a model would answer them with an error of the device. None: any token.
+    """
+
+    def __init__(self, tokens: NDArray[np.uint16], sequence_length: int, vocab_size: int | None = None) -> None:
+        self.tokens, self.length, self.vocab_size = tokens, sequence_length, vocab_size
         self.n_windows = (tokens.size - 1) // sequence_length
 
     def batch(self, windows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of some windows, each (len(windows), sequence_length) int64."""
+        """Inputs and targets of some windows, each (len(windows), sequence_length) int64. Raises UserError."""
         import torch  # late: preparing data starts processes that have no use for it
 
         places = windows[:, None] * self.length + np.arange(self.length + 1)
-        tokens = torch.from_numpy(self.tokens[places].astype(np.int64))
+        chosen = self.tokens[places]
+        if self.vocab_size is not None and chosen.max(initial=0) >= self.vocab_size:
+            raise UserError(f"the data holds token {chosen.max()}, beyond --vocab_size {self.vocab_size}: it is damaged "
+                            "(python -m data.inspect tells more); prepare the dataset again")
+        tokens = torch.from_numpy(chosen.astype(np.int64))
         return tokens[:, :-1], tokens[:, 1:]
 
 
@@ -129,5 +142,5 @@ def open_splits(dataset: str, data_dir: str | None, sequence_length: int, vocab_
             raise UserError(f"{path} holds {tokens.size} tokens, but {META} says {described.get('tokens')}: the file is damaged; "
                             "prepare the dataset again")
         check_tokens(path, tokens, vocab_size, sequence_length, described.get("largest_token"))
-        windows[name] = TokenWindows(tokens, sequence_length)
+        windows[name] = TokenWindows(tokens, sequence_length, vocab_size)
     return Splits(windows["train"], windows["val"], folder, meta)

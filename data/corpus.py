@@ -90,6 +90,8 @@ def tar_shards(path: Path) -> tuple[list[Shard], list[Bad]]:
         end = 0
         with tarfile.open(path, "r:") as tar:
             for member in tar:
+                if member.size < 0:  # tarfile would read the same entries for ever
+                    raise tarfile.ReadError(f"the entry {member.name!r} has a negative size")
                 end = member.offset_data + -(-(member.size if member.isreg() else 0) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                 pure = PurePosixPath(member.name)
                 if pure.is_absolute() or ".." in pure.parts:

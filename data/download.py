@@ -16,7 +16,6 @@ import argparse
 import errno
 import hashlib
 import http.client
-import json
 import os
 import re
 import shutil
@@ -36,7 +35,7 @@ from data.bins import DEFAULT_DATA_DIR, dataset_folder
 from data.bpe import cache_folder, gpt2
 from data.tokenize import RAW_OWT2, say_now
 from errors import UserError
-from files import sync_folder, write_json
+from files import load_json, sync_folder, write_json
 
 HUB_REPOSITORY = "segyges/OpenWebText2"
 READ_BYTES = 1 << 20
@@ -81,7 +80,7 @@ def source_origin(source: str, sha256: str | None) -> Origin:
     if not path.is_file():
         raise UserError(f"--source {source}: no {RAW_OWT2} there")
     beside = path.with_name(f"{path.name}.sha256")
-    return Origin(str(path), path.stat().st_size, sha256 or (as_sum(beside.read_text()) if beside.is_file() else None))
+    return Origin(str(path), path.stat().st_size, sha256 or (as_sum(beside.read_text(errors="replace")) if beside.is_file() else None))
 
 
 def as_sum(text: str) -> str | None:
@@ -225,7 +224,7 @@ def faults(target: Path) -> list[str]:
         part = target.with_name(f"{target.name}.part")
         return [f"{target} is not there" + (f"; {part.stat().st_size:,} bytes of it are" if part.exists() else "")]
     try:
-        stated = json.loads(described.read_text())
+        stated = load_json(described)
         size, sha256 = int(stated["size"]), str(stated["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         return [f"{described} is missing or damaged: it says what the size and SHA-256 of the tar must be"]

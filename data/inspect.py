@@ -39,13 +39,21 @@ def ends_of(tokens: NDArray[np.uint16], end_of_text: int) -> NDArray[np.int64]:
 
 
 def decoder(meta: dict[str, Any]) -> Any:
-    """A function from tokens to text."""
+    """A function from tokens to text. It raises UserError for tokens that the tokenizer does not know."""
     if meta.get("tokenizer") == "char":
         characters = meta["characters"]
-        return lambda tokens: "".join(characters[token] for token in tokens)
-    from data.bpe import gpt2
+    else:
+        from data.bpe import gpt2
 
-    return gpt2().decode
+        characters, encoding = None, gpt2()
+
+    def decode(tokens: list[int]) -> str:
+        try:
+            return encoding.decode(tokens) if characters is None else "".join(characters[token] for token in tokens)
+        except (KeyError, IndexError):
+            raise UserError("the bins hold tokens that their tokenizer does not know; prepare the dataset again") from None
+
+    return decode
 
 
 def faults(folder: Path, check_documents: int = 3) -> list[str]:
@@ -57,14 +65,14 @@ def faults(folder: Path, check_documents: int = 3) -> list[str]:
     for name, described in meta["splits"].items():
         path = folder / f"{name}.bin"
         tokens = map_tokens(path)
-        if tokens.size != described["tokens"]:
-            wrong.append(f"{path} holds {tokens.size} tokens, {META} says {described['tokens']}")
-        elif sha256(tokens) != described["sha256"]:
+        if tokens.size != described.get("tokens"):
+            wrong.append(f"{path} holds {tokens.size} tokens, {META} says {described.get('tokens')}")
+        elif sha256(tokens) != described.get("sha256"):
             wrong.append(f"{path} has another SHA-256 than {META} says")
         elif "end_of_text" in meta:
             ends = ends_of(tokens, meta["end_of_text"])
-            if ends.size != described["documents"] or ends[-1] != tokens.size - 1:
-                wrong.append(f"{path} holds {ends.size} documents, {META} says {described['documents']}")
+            if ends.size != described.get("documents") or not ends.size or ends[-1] != tokens.size - 1:
+                wrong.append(f"{path} holds {ends.size} documents, {META} says {described.get('documents')}")
             for number in np.linspace(0, ends.size - 1, min(check_documents, ends.size)).astype(int):
                 decode(tokens[ends[number - 1] + 1 if number else 0:ends[number]].tolist())
     return wrong
@@ -102,9 +110,10 @@ def show(folder: Path, seed: int, png: Path | None) -> int:
     print("checksums  " + ("right" if not wrong else "WRONG"))
     for line in wrong:
         print(f"           {line}")
-    if "end_of_text" in meta:
-        train, decode = map_tokens(folder / "train.bin"), decoder(meta)
-        ends = ends_of(train, meta["end_of_text"])
+    train = map_tokens(folder / "train.bin")
+    ends = ends_of(train, meta["end_of_text"]) if "end_of_text" in meta else np.array([], dtype=np.int64)
+    if ends.size:
+        decode = decoder(meta)
         lengths = np.diff(ends, prepend=-1) - 1
         for number in sorted(np.random.default_rng(seed).choice(ends.size, min(3, ends.size), replace=False)):
             begin = ends[number] - lengths[number]

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import fcntl
 import hashlib
-import json
 import multiprocessing
 import os
 import resource
@@ -44,7 +43,7 @@ from data.corpus import Bad, Shard, documents, find_shards, pack, stdlib_documen
 from data.encode import Checked, best_engine
 from data.order import mix, mix_array
 from errors import UserError
-from files import sync_folder, write_json
+from files import load_json, sync_folder, write_json
 from processes import die_with
 
 WORK = ".tokenize"
@@ -144,7 +143,7 @@ def finished_shards(work: Path, shards: list[Shard]) -> dict[int, dict[str, Any]
     done = {}
     for number, shard in enumerate(shards):
         try:
-            found = json.loads((work / f"{number:06d}.json").read_text())
+            found = load_json(work / f"{number:06d}.json")
             sizes = [(work / f"{number:06d}.{ending}").stat().st_size for ending in ("bin", "len")]
         except (OSError, ValueError):
             continue
@@ -168,7 +167,7 @@ def working_folder(folder: Path, plan: dict[str, Any]) -> Iterator[Path]:
         for leftover in folder.glob(".*.bin.*.tmp"):
             leftover.unlink()
         try:
-            same = json.loads((work / "plan.json").read_text()) == plan
+            same = load_json(work / "plan.json") == plan
         except (OSError, ValueError):
             same = False
         if not same:
@@ -453,6 +452,11 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         for line in str(error).splitlines():
             print(f"data.tokenize: error: {line}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"data.tokenize: error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("data.tokenize: interrupted; the same command goes on where it was", file=sys.stderr)

@@ -313,11 +313,21 @@ run_and_wait() {
     done
 }
 
+# whole_numbers SETTINGS...: refuse what is none before bash calculates with it, which would run a command in an index
+whole_numbers() {
+    local name
+    for name; do
+        [[ ${!name} =~ ^(0|[1-9][0-9]{0,8})$ ]] || die "$name must be a whole number, not $(printf '%q' "${!name}")"
+    done
+}
+
 # run_job ARGUMENTS...: do what the options ask for. N_GPUS of a node is the one number that says how many processes run.
 run_job() {
     ARGUMENTS=("$@")
     : "${N_NODES:=1}" "${N_GPUS:=0}" "${MEMORY:=16G}" "${TIME_LIMIT:=1:00:00}"
+    whole_numbers N_NODES N_GPUS
     : "${CPUS:=$((N_GPUS ? 8 * N_GPUS : 8))}" "${PARTITION:=$( ((N_GPUS)) && echo "$GPU_PARTITION" || echo "$CPU_PARTITION")}"
+    whole_numbers CPUS
     PROCESSES=$((N_GPUS ? N_GPUS : 1))
     if [[ $HOW == submit ]] && ! has_slurm; then
         printf 'no SLURM here: this runs in the foreground\n' >&2

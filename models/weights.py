@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from errors import UserError
@@ -27,8 +28,8 @@ def load_weights(model: Transformer, state: Mapping[str, Tensor]) -> None:
     mine = model.state_dict()
     state = {WRAPPERS.sub("", name): value for name, value in state.items()}
     for name, value in state.items():
-        if not isinstance(value, Tensor):
-            raise UserError(f"{name} is no tensor in the file")
+        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta or value.is_complex():
+            raise UserError(f"{name} is no tensor of stored real numbers in the file")
         if name in mine and mine[name].shape != value.shape:
             raise UserError(f"{name} is {tuple(value.shape)} in the file, {tuple(mine[name].shape)} in this model")
     odd = sorted(name for name in mine.keys() ^ state.keys() if not may_differ(name, model.settings))

@@ -24,6 +24,7 @@ from monitor.page import Progress, number, words
 SILENT_SECONDS = 600.0  # a run that says "running" and has changed nothing for so long
 SQUEUE_SECONDS = 10.0  # patience with the queue
 TAILS = (1 << 16, 1 << 19, 1 << 22)  # bytes of metrics.jsonl read for the table, until they hold a training row and an evaluation
+LARGEST_LOG = 1 << 26  # bytes of a file of rows that are read at most
 Row = dict[str, Any]
 
 
@@ -90,7 +91,9 @@ def tail_of(path: Path, size: int | None) -> bytes:
 def read_rows(path: Path, problems: list[str], size: int | None = None) -> list[Row]:
     """JSON objects, one a line. A last line without its end is still being written, or a kill cut it short."""
     try:
-        *lines, last = tail_of(path, size).split(b"\n")
+        if size is None and os.path.getsize(path) > LARGEST_LOG:
+            problems.append(f"{path.name}: only its last {LARGEST_LOG >> 20} MiB are read")
+        *lines, last = tail_of(path, size or LARGEST_LOG).split(b"\n")
     except OSError as error:
         if not isinstance(error, FileNotFoundError):
             problems.append(f"{path.name}: {error.strerror}")

@@ -9,10 +9,8 @@ The zip container carries a CRC-32 of every record, so a torn or flipped file is
 
 from __future__ import annotations
 
-import errno
 import os
 import random
-import shutil
 import threading
 import zipfile
 from collections.abc import Callable, Mapping
@@ -28,7 +26,7 @@ from files import replace_atomically
 from optim.experiment import FINAL, numbered, passing
 
 READ_BYTES = 1 << 22
-ALMOST_FULL = 1 << 20  # bytes left on a disk that a checkpoint did not find room on
+PROBE_BYTES = 1 << 20  # more than is left on a disk that a checkpoint did not find room on
 # numpy objects in the authors' checkpoints: their random states are arrays of integers
 NUMPY_TYPES: list[Any] = [
     (np.ndarray, "numpy.ndarray"), (np.dtype, "numpy.dtype"), type(np.dtype(np.uint32)),
@@ -42,9 +40,11 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     def write(temporary: Path) -> None:
         try:
             torch.save(dict(state), temporary)
-        except RuntimeError as error:  # torch's zip writer reports a full disk this way, in words of its own
-            is_full = shutil.disk_usage(path.parent).free < ALMOST_FULL
-            raise OSError(os.strerror(errno.ENOSPC) if is_full else f"writing {path.name} failed: {first_line(error)}") from error
+        except RuntimeError as error:  # torch's zip writer does not say what was wrong with the storage: a full disk, a quota, a stale handle
+            with open(temporary, "ab") as file:
+                file.write(bytes(PROBE_BYTES))  # raises the same fault by its name
+                os.fsync(file.fileno())
+            raise OSError(f"writing {path.name} failed: {first_line(error)}") from error
 
     replace_atomically(path, write)
 
@@ -98,7 +98,7 @@ def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
 
     Raises UserError where there are checkpoints and none is intact: training from scratch over them would be worse.
     """
-    candidates = ([folder / FINAL] if (folder / FINAL).exists() else []) + numbered(folder)
+    candidates = ([folder / FINAL] if os.path.lexists(folder / FINAL) else []) + numbered(folder)  # a link to nowhere is told, too
     notes: list[str] = []
     for path in candidates:
         wrong = fault(path)

@@ -19,9 +19,13 @@ from files import write_atomically, write_json
 from optim.lock import Lock, job_name, restart_count
 
 SUMMARY = "summary.json"
+STATUS = "status.json"
 FINAL = "ckpt.pt"
 NUMBERED = re.compile(r"ckpt_(\d+)\.pt")
 UNKNOWN = "unknown"
+SCORES = ("val_loss", "val_pp", "val_acc")
+ROW_KEYS = {"train": ("loss",), "eval": SCORES, "final": (*SCORES, "average_depth", "n_tokens")}  # that a summary is made of
+LARGEST_ROWS_BYTES = 1 << 29  # of a file of rows: more than a million of them
 ABANDONED_SECONDS = 3600.0  # age of a temporary file that a killed job must have left
 
 
@@ -42,6 +46,13 @@ def passing(folder: Path) -> list[Path]:
     return [path for path in numbered(folder) if not (folder / f"summary_{step_of(path)}.json").exists()]
 
 
+def refuse_large(path: Path) -> None:
+    """Raises UserError for a file that no training of ours has written."""
+    size = path.stat().st_size
+    if size > LARGEST_ROWS_BYTES:
+        raise UserError(f"{path} has {size:,} bytes, more than any training writes; move it away")
+
+
 class Metrics:
     """metrics.jsonl: rows are appended, never rewritten; steps that are replayed after a kill are not written twice.
 
@@ -53,6 +64,7 @@ class Metrics:
         self.extension = 0  # how often the run has been extended: a step trained again under another rate is another row
         if not path.exists():
             return
+        refuse_large(path)
         raw = path.read_bytes()
         whole = raw[:raw.rfind(b"\n") + 1]
         if len(whole) < len(raw):  # a line that a kill cut short
@@ -61,7 +73,9 @@ class Metrics:
             try:
                 row = json.loads(line)
                 self.seen.add((row["kind"], row["step"], row.get("extension", 0)))
-            except (ValueError, KeyError, TypeError):
+                if not row.keys() >= set(ROW_KEYS.get(row["kind"], ())):
+                    raise KeyError
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise UserError(f"{path} holds a line that is no metrics row: {line[:80].decode(errors='replace')!r}; move it away") from None
 
     def has(self, kind: str, step: int) -> bool:
@@ -88,10 +102,11 @@ def read_segments(folder: Path) -> list[dict[str, Any]]:
     """Rows of the ledger, none where there is no ledger. Raises UserError for a damaged one."""
     path = folder / "segments.jsonl"
     try:
+        refuse_large(path)
         return [json.loads(line) for line in path.read_text().splitlines() if line]
     except FileNotFoundError:
         return []
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path} holds a line that is not JSON; move the file away") from None
 
 
@@ -138,7 +153,7 @@ class Experiment:
         self.segments[-1] |= {"end_step": saved_step, "reached": step, "state": state, "reason": reason,
                               "seconds": round(now - self.began, 3)}
         self.write_segments()
-        write_json(self.folder / "status.json", {
+        write_json(self.folder / STATUS, {
             "state": state, "itr": step, "iterations": self.iterations, "reason": "" if state == "running" else reason,
             "updated": now, "checkpoint": saved_step, "segments": len(self.segments), "job_id": job_name(), **more})
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from errors import UserError
+from files import load_json
 
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0  # silence after which a holder on another host counts as dead
@@ -41,7 +42,7 @@ def restart_count() -> int:
 def read_holder(path: Path) -> dict[str, Any]:
     """Who stands in a lock file; empty where it was given up, or is not readable as such."""
     try:
-        value = json.loads(path.read_text())
+        value = load_json(path)
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from config.parse import PASSING_FAULTS
 from data import SampleOrder, Splits
 from data.order import mix
 from distributed.world import World
@@ -37,6 +38,7 @@ from optim.stopping import Stopper
 from optim.watchdog import Watchdog
 
 FORMAT = 1
+PARTS = {"itr", "args", "world_size", "optimizer", "scheduler", "scaler", "rng", "data", "gradient_meter"}  # of a state, beside format and model
 SPIKE = 5.0  # largest gradient norm over the mean since the last evaluation, from which on it is called a spike
 BAD_IN_A_ROW = 10  # skipped steps, after which a run stops
 SHOWN_WINDOWS = 8  # of a bad batch
@@ -110,13 +112,19 @@ class Trainer:
         state = checkpoint.load_checkpoint(path)
         if state.get("format") != FORMAT:
             raise UserError(f"{path} was not written by this training loop; eval.py can evaluate it, main.py cannot resume it")
+        lacking = sorted(PARTS - state.keys()) or (["generators of some processes"] if len(state["rng"]) != state["world_size"] else [])
+        if lacking:
+            raise UserError(f"cannot resume {path}: it lacks {', '.join(lacking)}; move it away to go on from an older one")
         wrong = settings_that_differ(self.args, state["args"])
         if state["data"]["train_tokens"] != self.splits.train.tokens.size:
             wrong.append(f"the training data had {state['data']['train_tokens']} tokens, now it has {self.splits.train.tokens.size}")
         if wrong:
             raise UserError("\n".join(f"cannot resume {path}: {line}; give that, or another --exp_name" for line in wrong))
-        load_weights(self.raw_model, state["model"])
-        load_optimizer_state(self.optimizer, state["optimizer"])
+        try:
+            load_weights(self.raw_model, state["model"])
+            load_optimizer_state(self.optimizer, state["optimizer"])
+        except UserError as error:
+            raise UserError(f"cannot resume {path}: {error}") from None
         extended = self.schedule.load_state_dict(state["scheduler"], self.args.extend)
         self.scaler.load_state_dict(state["scaler"])
         meter, device = state["gradient_meter"], self.world.device
@@ -153,14 +161,16 @@ class Trainer:
         self.writer.submit(write)
 
     def _note_saved(self) -> None:
-        """Wait for the checkpoint that is being written and count it. Raises UserError where it could not be written."""
+        """Wait for the checkpoint that is being written and count it. Raises UserError, or OSError, where it could not be written."""
         try:
             self.writer.wait()
             self.watchdog.beat()
         except OSError as error:
             failed, self.being_saved = self.being_saved, None
-            raise UserError(f"the checkpoint of step {failed} could not be written: {error.strerror or error}; "
-                            f"{self._last_good()}") from None
+            told = f"the checkpoint of step {failed} could not be written: {error.strerror or error}; {self._last_good()}"
+            if error.errno in PASSING_FAULTS:  # not the user's to mend: the chain tries again
+                raise OSError(error.errno, told, str(self.folder)) from None
+            raise UserError(told) from None
         if self.being_saved is not None:
             self.saved_step, self.being_saved = self.being_saved, None
             self.stopper.slowest_save = max(self.stopper.slowest_save, time.monotonic() - self.save_began)
@@ -233,7 +243,7 @@ class Trainer:
     def _note_bad_step(self, wrong: str) -> None:
         """Tell that a step was not taken. Raises UserError where that ends the run."""
         if self.args.on_bad_step == "stop" or self.skipped >= BAD_IN_A_ROW:
-            with suppress(UserError):  # it is told at the end
+            with suppress(UserError, OSError):  # it is told at the end
                 self._note_saved()
             hint = f"{self.skipped} steps in a row were skipped" if self.args.on_bad_step == "skip" else "--on_bad_step skip passes over such steps"
             raise UserError(f"{wrong}; {self._last_good()}; {hint}")
@@ -299,7 +309,7 @@ class Trainer:
             reason = "all iterations done" if outcome == "finished" else stopper.reason
         except BaseException as error:
             reason = (str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")[:500]
-            with suppress(UserError):
+            with suppress(UserError, OSError):
                 self._note_saved()
             raise
         finally:

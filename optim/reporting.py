@@ -61,9 +61,21 @@ def start_logging(is_main: bool) -> None:
         log.addHandler(handler)
 
 
+class _LogFile(logging.FileHandler):
+    """A line that finds no room, or its file gone stale, is left out: what matters more is written elsewhere and speaks up itself."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):  # the rest of a line that could not be written
+            super().close()
+
+
 def log_to_file(path: Path) -> None:
     """Append every line to a file too, with its time."""
-    handler = logging.FileHandler(path)
+    handler = _LogFile(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
 

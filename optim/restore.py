@@ -78,7 +78,11 @@ def trained_settings(path: Path, state: dict[str, Any]) -> dict[str, Any]:
     from files import read_json
     from optim.experiment import SUMMARY
 
-    args = state.get("args") or (read_json(path.parent / SUMMARY) or {}).get("args")
+    if not isinstance(state.get("itr"), int | None):
+        raise UserError(f"{path} is damaged: its step (itr) is no whole number")
+    args = state.get("args")
+    if args is None:
+        args = (read_json(path.parent / SUMMARY) or {}).get("args")
     if not isinstance(args, dict):
         raise UserError(f"{path} holds no settings and there is no {SUMMARY} with them beside it; give the model's flags by --config")
     try:

@@ -17,7 +17,7 @@ from config.flags import FLAGS
 from errors import UserError
 from files import read_json
 from optim import checkpoint
-from optim.experiment import FINAL, SUMMARY, numbered
+from optim.experiment import FINAL, STATUS, SUMMARY, numbered
 from optim.reporting import log
 
 if TYPE_CHECKING:
@@ -59,8 +59,9 @@ def need_compiler(device: torch.device) -> None:
 
 def settings_that_differ(now: Any, then: dict[str, Any]) -> list[str]:
     """A line for each setting that makes this run another one than the checkpoint's."""
-    def effective(args: dict[str, Any]) -> int:
-        return args["batch_size"] * args["acc_steps"]
+    def effective(args: dict[str, Any]) -> int | None:  # None: the file does not say, as a damaged one
+        size, steps = args.get("batch_size"), args.get("acc_steps")
+        return size * steps if isinstance(size, int) and isinstance(steps, int) else None
 
     here = vars(now)
     same_batch = effective(here) == effective(then)
@@ -126,6 +127,9 @@ def starting_point(folder: Path, use_pretrained: str | None) -> Path | None:
         log.info(f"warning: {note}")
     if use_pretrained is None and own is not None:
         raise UserError(f"--use_pretrained None would start afresh over {own}; give another --exp_name, or move the checkpoints away")
+    saved = (read_json(folder / STATUS) or {}).get("checkpoint") if use_pretrained == "auto" and own is None else None
+    if saved:
+        raise UserError(f"{folder} had a checkpoint of step {saved}, and now has none; put it back, or move the folder away to start afresh")
     return own
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ def paths_and_flags(argv: Sequence[str] | None, prog: str, description: str, fla
     if needed and not files:
         problems.append(f"give {paths.rstrip('.')}, at least one")
     problems += [f"--{name} needs a value" for name, value in given.items() if value in (None, "")]
-    problems += [f"{file}: no such file or folder" for file in files if not Path(file).exists()]
+    problems += [f"{file}: no such file or folder" for file in files if not os.path.exists(file)]  # False, no error, for names that no file can have
     if problems:
         stop(prog, problems)
     return [Path(file) for file in files], {**{flag.name: flag.default for flag in flags}, **given}

@@ -14,7 +14,8 @@ from optim.experiment import ABANDONED_SECONDS, Experiment, Metrics
 
 
 def row(step, kind="train", **more):
-    return {"kind": kind, "step": step, "loss": step / 10, **more}
+    scores = {} if kind == "train" else {"val_loss": 1.0, "val_pp": 3.0, "val_acc": 0.5, "average_depth": 3.0, "n_tokens": 9}
+    return {"kind": kind, "step": step, "loss": step / 10, **scores, **more}
 
 
 @pytest.fixture
@@ -51,6 +52,12 @@ def test_kinds_of_the_same_step_are_different_rows(path):
     assert len(Metrics(written(path, row(10), row(10, "eval"), row(10, "final"))).rows()) == 3
 
 
+def test_row_without_what_a_summary_is_made_of_is_refused(path):
+    path.write_text(json.dumps({"kind": "eval", "step": 10, "val_loss": 1.0}) + "\n")
+    with pytest.raises(UserError, match="no metrics row"):
+        Metrics(path)
+
+
 def test_append_tells_whether_the_row_was_new(path):
     metrics = Metrics(path)
     assert [metrics.append(row(10)), metrics.append(row(10))] == [True, False]
@@ -83,7 +90,7 @@ def test_file_of_one_torn_line_becomes_empty(path):
 
 
 def test_old_rows_stay_byte_for_byte(path):
-    old = b'{"step":10,   "kind":"train", "loss": 1.10, "own": "caf\xc3\xa9"}\n{"kind": "eval", "step": 10}\n'
+    old = b'{"step":10,   "kind":"train", "loss": 1.10, "own": "caf\xc3\xa9"}\n{"kind": "skipped", "step": 10}\n'
     path.write_bytes(old)
     assert written(path, row(10), row(20)).read_bytes() == old + json.dumps(row(20)).encode() + b"\n"
 

@@ -18,6 +18,7 @@ parse_options "$@"
 : "${N_REPEAT:=3}"
 
 LOG_FREQ=10
+whole_numbers ITERATIONS
 HALF_WAY=$((ITERATIONS / 2 / LOG_FREQ * LOG_FREQ))
 ((HALF_WAY > 0)) || die "ITERATIONS must be at least $((2 * LOG_FREQ))"
 STOPPED=83 # exit code of main.py after a clean stop

@@ -3,8 +3,8 @@
     python tests/chaos/soak.py --minutes 120 --out FOLDER
 
 Looks at the process every few seconds, and compares the last part with the first: a half each, an hour each of two hours.
-Time per step is the processor's, not the clock's, so that other work on the machine counts less. One line of JSON; exit
-code 1 where something has grown by more than the limit.
+Time per step is the processor's, not the clock's, in units of a piece of work that is timed at each look, so that other work on
+the machine counts less. One line of JSON; exit code 1 where something has grown by more than the limit.
 """
 
 from __future__ import annotations
@@ -22,12 +22,23 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 # ruff: noqa: E402
+import numpy as np
+
 from tests.programs import ROOT, STOPPED, command, environment, status
 
 LIMIT = 0.02
+GROWS = ("memory_kib", "handles", "threads", "yardsticks_per_step")
 LOOK_SECONDS = 5.0
 WARM_SECONDS = 60.0  # left out of the comparison, at most a tenth: allocators and caches fill
 TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def yardstick() -> float:
+    """Processor seconds of work that is always the same."""
+    a, begin = np.ones((256, 256), dtype=np.float32), time.thread_time()
+    for _ in range(20):
+        a = a @ a / 256
+    return time.thread_time() - begin
 
 
 def look(pid: int, step: int) -> dict[str, float]:
@@ -35,17 +46,19 @@ def look(pid: int, step: int) -> dict[str, float]:
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     memory = next(line for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() if line.startswith("Pss_Anon"))
     return {"time": time.time(), "step": step, "memory_kib": int(memory.split()[1]), "handles": len(os.listdir(f"/proc/{pid}/fd")),
-            "threads": int(fields[17]), "cpu_seconds": (int(fields[11]) + int(fields[12])) / TICKS}
+            "threads": int(fields[17]), "yardstick": yardstick(), "cpu_seconds": (int(fields[11]) + int(fields[12])) / TICKS}
 
 
 def compare(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     """Medians of the first and of the last half; of what goes up and down with each save, that is what lasts."""
     half = len(rows) // 2
     parts = {"first": rows[:half], "last": rows[half:]}
-    figures = {name: {key: statistics.median(row[key] for row in part) for key in ("memory_kib", "handles", "threads")}
+    figures = {name: {key: statistics.median(row[key] for row in part) for key in GROWS[:3]}
                for name, part in parts.items()}
     for name, part in parts.items():
-        figures[name]["cpu_ms_per_step"] = 1000 * (part[-1]["cpu_seconds"] - part[0]["cpu_seconds"]) / (part[-1]["step"] - part[0]["step"])
+        per_step = (part[-1]["cpu_seconds"] - part[0]["cpu_seconds"]) / (part[-1]["step"] - part[0]["step"])
+        figures[name]["cpu_ms_per_step"] = 1000 * per_step
+        figures[name]["yardsticks_per_step"] = per_step / statistics.median(row["yardstick"] for row in part)
         figures[name]["ms_per_step"] = 1000 * (part[-1]["time"] - part[0]["time"]) / (part[-1]["step"] - part[0]["step"])
     figures["growth"] = {key: figures["last"][key] / figures["first"][key] - 1 for key in figures["first"]}
     return figures
@@ -83,4 +96,4 @@ if __name__ == "__main__":
     given = parser.parse_args()
     found = soak(given.minutes, given.out)
     print(json.dumps(found))
-    sys.exit(any(found["growth"][key] > LIMIT for key in ("memory_kib", "handles", "threads", "cpu_ms_per_step")))
+    sys.exit(any(found["growth"][key] > LIMIT for key in GROWS))
