@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING
 
 import config
 import distributed
+from errors import STOPPED
 
 if TYPE_CHECKING:
     from distributed.world import World
-
-STOPPED = 83
 
 
 def build_and_run(args: Namespace, world: World, began: float) -> int:

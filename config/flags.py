@@ -177,7 +177,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
              "or skip the step (ten in a row stop the run)", choices=("stop", "skip"), in_name=False),
         Flag("grad_norm_limit", float, None, "gradient norm that counts as an explosion (None: only one that is not finite)", low=0, in_name=False),
         Flag("watchdog_minutes", float, 30.0, "a process that has not got past a step, an evaluation batch or a save in this time writes the "
-             "stacks of its threads and ends; 0 = never", low=0, in_name=False),
+             "stacks of its threads and ends; 0 = never", low=0, high=1e6, in_name=False),
         switch("selftest_resume", "train a small model here with and without kills, compare every bit, print the verdict; trains nothing else",
                in_name=False),
     ),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import errno
 import json
 import math
 import os
@@ -22,14 +21,13 @@ from typing import Any, NoReturn
 
 from config.flags import FLAGS, GROUPS, SELFTEST, Flag, boolean, prose
 from config.naming import MAX_COMPONENT, bad_name
-from errors import UserError
+from errors import OwnError, UserError
+from files import PASSING_FAULTS, STORAGE_FAULTS
 from models.variants import ALIASES, ROUTED_POLICIES, VARIANTS
 
 MISSING = object()  # flag not given
 NO_VALUE = object()  # flag given without its value
 LARGEST_CONFIG_BYTES = 1 << 20
-STORAGE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG)
-PASSING_FAULTS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN)  # of a network's storage: worth another try, so no bad input
 
 
 class _Usage(Exception):
@@ -176,9 +174,9 @@ def parse(argv: Sequence[str] | None, *, prog: str, description: str,
     return given, problems
 
 
-def stop(prog: str, problems: Sequence[str], code: int = 2) -> NoReturn:
-    """Print one line a problem (on the first process only) and exit."""
-    if os.environ.get("RANK", "0") == "0":
+def stop(prog: str, problems: Sequence[str], code: int = 2, alone: bool = False) -> NoReturn:
+    """Print one line a problem and exit; on the first process only, unless this one met the problem alone."""
+    if alone or os.environ.get("RANK", "0") == "0":
         for problem in dict.fromkeys(problems):
             print(f"{prog}: error: {problem}", file=sys.stderr)
     raise SystemExit(code)
@@ -192,7 +190,7 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except UserError as error:
-        stop(prog, str(error).splitlines())
+        stop(prog, str(error).splitlines(), alone=isinstance(error, OwnError))
     except OSError as error:
         if error.filename is None and error.errno not in STORAGE_FAULTS:
             raise

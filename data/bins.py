@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from errors import UserError
+from errors import OwnError, UserError
 from files import load_json
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class TokenWindows:
         places = windows[:, None] * self.length + np.arange(self.length + 1)
         chosen = self.tokens[places]
         if self.vocab_size is not None and chosen.max(initial=0) >= self.vocab_size:
-            raise UserError(f"the data holds token {chosen.max()}, beyond --vocab_size {self.vocab_size}: it is damaged "
+            raise OwnError(f"the data holds token {chosen.max()}, beyond --vocab_size {self.vocab_size}: it is damaged "
                             "(python -m data.inspect tells more); prepare the dataset again")
         tokens = torch.from_numpy(chosen.astype(np.int64))
         return tokens[:, :-1], tokens[:, 1:]

@@ -43,7 +43,7 @@ from data.corpus import Bad, Shard, documents, find_shards, pack, stdlib_documen
 from data.encode import Checked, best_engine
 from data.order import mix, mix_array
 from errors import UserError
-from files import load_json, sync_folder, write_json
+from files import STORAGE_FAULTS, load_json, sync_folder, write_json
 from processes import die_with
 
 WORK = ".tokenize"
@@ -454,9 +454,9 @@ def main(argv: list[str] | None = None) -> int:
             print(f"data.tokenize: error: {line}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in STORAGE_FAULTS:
             raise
-        print(f"data.tokenize: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"data.tokenize: error: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("data.tokenize: interrupted; the same command goes on where it was", file=sys.stderr)

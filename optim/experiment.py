@@ -135,11 +135,14 @@ class Experiment:
             self.close()
             raise
 
-    def begin_segment(self, step: int) -> None:
-        """Open this job's row, with a reason that stays if the job is killed, and set the status to running."""
+    def begin_segment(self, step: int, saved_step: int | None = None) -> None:
+        """Open this job's row, with a reason that stays if the job is killed, and set the status to running.
+
+        saved_step: that of the newest checkpoint in this folder, where it is not `step`.
+        """
         self.segments.append({"segment": len(self.segments), "job_id": job_name(), "restart": restart_count(), "start_step": step,
                               "end_step": step, "reached": step, "reason": UNKNOWN, "seconds": 0.0, "started": self.began})
-        self.record("running", step, step)
+        self.record("running", step, step if saved_step is None else saved_step)
 
     def record(self, state: str, step: int, saved_step: int, reason: str = UNKNOWN, **more: Any) -> None:
         """Write this job's row and the status: running, stopped, finished or failed.

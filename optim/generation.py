@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from errors import UserError
 from models.transformer import Transformer
 from models.variants import ROUTED_POLICIES
 from optim.slots import Slots
@@ -29,6 +30,8 @@ class Sampling:
 
     def choose(self, logits: Tensor, generator: torch.Generator) -> int:
         """A token from logits (V,) on the CPU."""
+        if not bool(logits.isfinite().all()):
+            raise UserError("the model's logits are not finite: its weights are ruined; take an older checkpoint")
         if self.temperature == 0:
             return int(logits.argmax())
         # the whole vocabulary is sorted only where its order matters: that takes longer than all the rest of a choice

@@ -18,12 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from config.parse import PASSING_FAULTS
 from data import SampleOrder, Splits
 from data.order import mix
 from distributed.world import World
 from errors import UserError
-from files import write_json
+from files import PASSING_FAULTS, write_json
 from models.macs import training_flops_per_token
 from models.transformer import Transformer
 from models.weights import load_weights
@@ -41,6 +40,7 @@ FORMAT = 1
 PARTS = {"itr", "args", "world_size", "optimizer", "scheduler", "scaler", "rng", "data", "gradient_meter"}  # of a state, beside format and model
 SPIKE = 5.0  # largest gradient norm over the mean since the last evaluation, from which on it is called a spike
 BAD_IN_A_ROW = 10  # skipped steps, after which a run stops
+OVERFLOWS_IN_A_ROW = 20  # of the gradient in float16: the loss scaler gives way by halves, from 65536
 SHOWN_WINDOWS = 8  # of a bad batch
 STATUS_SECONDS = 5.0  # least time between two updates of status.json for progress alone
 
@@ -86,7 +86,7 @@ class Trainer:
         self.order = SampleOrder(splits.train.n_windows, args.data_seed)
         self.meter = GradientMeter.on(world.device)
         self.writer = checkpoint.BackgroundWriter()
-        self.step = self.saved_step = self.skipped = 0
+        self.step = self.saved_step = self.skipped = self.overflows = 0
         self.being_saved: int | None = None
         self.watchdog = Watchdog(args.watchdog_minutes, lambda: f"process {world.rank} of {world.size}, after step {self.step},")
         self.status_at = self.save_began = 0.0
@@ -104,7 +104,7 @@ class Trainer:
             "scheduler": self.schedule.state_dict(), "scaler": self.scaler.state_dict(), "rng": ranks,
             "data": {"data_seed": self.args.data_seed, "next_sample": self.step * self.args.batch_size * self.args.acc_steps,
                      "train_tokens": int(self.splits.train.tokens.size)},
-            "gradient_meter": dict(vars(self.meter)),
+            "gradient_meter": dict(vars(self.meter)), "skipped": self.skipped, "overflows": self.overflows,
         }
 
     def load(self, path: Path) -> None:
@@ -129,7 +129,8 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         meter, device = state["gradient_meter"], self.world.device
         self.meter = GradientMeter(meter["last"].to(device), meter["largest"].to(device), meter["total"].to(device), meter["count"])
-        self.step = self.saved_step = state["itr"]
+        self.step, self.skipped, self.overflows = state["itr"], state.get("skipped", 0), state.get("overflows", 0)
+        self.saved_step = self.step if path.parent == self.folder else 0
         if self.world.rank < len(state["rng"]):
             checkpoint.restore_random_states(state["rng"][self.world.rank], self.world.device)
         if state["world_size"] != self.world.size:
@@ -146,10 +147,15 @@ class Trainer:
         Raises UserError where the weights are not finite: the last good checkpoint must not make way for such.
         """
         if not all(bool(torch.isfinite(p).all()) for p in self.raw_model.parameters()):
+            self._wait_for_last_save()
             raise UserError(f"the weights of step {self.step} are not finite; {self._last_good()}")
         state = self._state()
-        if state is None:
-            return
+        if state is not None:
+            self._write(name, state)
+        self.world.tell(None)  # all have waited for the checkpoint before this one
+        self.watchdog.beat()
+
+    def _write(self, name: str, state: dict[str, Any]) -> None:
         path, keep, state = self.folder / name, self.args.keep_checkpoints, checkpoint.to_cpu(state)
         self._note_saved()
 
@@ -159,6 +165,12 @@ class Trainer:
 
         self.being_saved, self.save_began = self.step, time.monotonic()
         self.writer.submit(write)
+
+    def _wait_for_last_save(self) -> None:
+        """Before an error that all processes raise: the first to end has its launcher kill the others."""
+        with suppress(UserError, OSError):  # the error that is about to be told matters more
+            self._note_saved()
+        self.world.tell(None)
 
     def _note_saved(self) -> None:
         """Wait for the checkpoint that is being written and count it. Raises UserError, or OSError, where it could not be written."""
@@ -220,8 +232,9 @@ class Trainer:
         """Why the step that these micro-batches make must not be taken, in words; the same on every process."""
         values, size = torch.stack(losses).double().cpu(), float(norm)
         limit = self.args.grad_norm_limit
-        # in half precision an overflow of the gradient is the scaler's to skip
-        bad_norm = size > limit if math.isfinite(size) and limit is not None else not (math.isfinite(size) or self.scaler.is_enabled())
+        self.overflows = self.overflows + 1 if self.scaler.is_enabled() and not math.isfinite(size) else 0  # which the scaler skips
+        finite = math.isfinite(size)
+        bad_norm = (finite and limit is not None and size > limit) or (not finite and not 0 < self.overflows < OVERFLOWS_IN_A_ROW)
         if not self.world.largest(int(bad_norm or not bool(values.isfinite().all()))):
             return None
         everyone = self.world.gather(values.tolist())
@@ -243,8 +256,7 @@ class Trainer:
     def _note_bad_step(self, wrong: str) -> None:
         """Tell that a step was not taken. Raises UserError where that ends the run."""
         if self.args.on_bad_step == "stop" or self.skipped >= BAD_IN_A_ROW:
-            with suppress(UserError, OSError):  # it is told at the end
-                self._note_saved()
+            self._wait_for_last_save()
             hint = f"{self.skipped} steps in a row were skipped" if self.args.on_bad_step == "skip" else "--on_bad_step skip passes over such steps"
             raise UserError(f"{wrong}; {self._last_good()}; {hint}")
         self.reporter.row({"kind": "skipped", "step": self.step, "reason": wrong}, [f"warning: skipped {wrong}"])
@@ -300,12 +312,15 @@ class Trainer:
         self.experiment, self.stopper = experiment, stopper
         self.reporter = Reporter(self.args, experiment, self.world.device, self.world.size, training_flops_per_token(self.raw_model.settings))
         self.world.from_main(lambda: self._open(experiment))
+        with self.watchdog:
+            return self._run_and_record(stopper)
+
+    def _run_and_record(self, stopper: Stopper) -> str:
         outcome = "failed"
         reason = UNKNOWN
         try:
             self.reporter.begin(self.step)
-            with self.watchdog:
-                outcome = self._run()
+            outcome = self._run()
             reason = "all iterations done" if outcome == "finished" else stopper.reason
         except BaseException as error:
             reason = (str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")[:500]
@@ -329,7 +344,7 @@ class Trainer:
         assert experiment is not None, "the main process has the experiment"
         experiment.metrics.extension = len(self.schedule.legs) - 1
         self.reporter.open()
-        experiment.begin_segment(self.step)
+        experiment.begin_segment(self.step, self.saved_step)
 
     def _run(self) -> str:
         args = self.args

@@ -28,9 +28,10 @@ from config.flags import FLAGS
 from data.bins import TOKEN
 from distributed.launch import under_torchrun
 from distributed.world import pick_device
-from errors import UserError
+from errors import STOPPED, UserError
 from optim.checkpoint import load_checkpoint
 from optim.experiment import FINAL
+from processes import die_with
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
 KILLS_AT = (0.2, 0.45, 0.7)  # shares of the steps
@@ -51,7 +52,9 @@ def leaves(value: Any, name: str = "") -> dict[str, Any]:
 def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Names under which two states do not hold the very same bits."""
     def same(x: Any, y: Any) -> bool:
-        return torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+        if not isinstance(x, torch.Tensor) or not isinstance(y, torch.Tensor):
+            return type(x) is type(y) and x == y
+        return (x.dtype, x.shape) == (y.dtype, y.shape) and torch.equal(x.reshape(-1).view(torch.uint8), y.reshape(-1).view(torch.uint8))
 
     return sorted(name for name in a.keys() | b.keys() if name not in a or name not in b or not same(a[name], b[name]))
 
@@ -77,7 +80,9 @@ class Training:
     """One experiment that is started again and again."""
 
     def __init__(self, args: Namespace, results: Path, processes: int) -> None:
-        given = Namespace(**{**vars(args), "results_base_folder": str(results), "exp_name": "selftest", "selftest_resume": False})
+        own = {"results_base_folder": str(results), "exp_name": "selftest", "run_prefix": None, "selftest_resume": False, "wandb": False,
+               "stop_file": None, "max_runtime_minutes": None, "log_freq": 1}
+        given = Namespace(**{**vars(args), **own, **({"distributed_backend": None} if processes == 1 else {})})
         self.folder = config.experiment_folder(given)
         launcher = ["-m", "distributed.torchrun", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
         self.words = [sys.executable, *launcher, str(MAIN)]
@@ -95,8 +100,9 @@ class Training:
         """Start it, and kill or stop it once it has got past a step; False where it ended before. Raises UserError where it fails."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab") as log:
-            process = subprocess.Popen(self.words, stdout=log, stderr=log, cwd=MAIN.parent, start_new_session=True,
-                                       env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")})
+            me = os.getpid()
+            process = subprocess.Popen(self.words, stdout=log, stderr=log, start_new_session=True, preexec_fn=lambda: die_with(me),
+                                       env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(MAIN.parent)})
         try:
             while process.poll() is None and (until is None or self.step() < until):
                 time.sleep(LOOK_SECONDS)
@@ -110,7 +116,7 @@ class Training:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         (self.folder / "stop").unlink(missing_ok=True)
-        if not disturbed and code:
+        if code not in (0, STOPPED) and not (disturbed and kill):
             errors = [line for line in self.log.read_text(errors="replace").splitlines() if ": error: " in line]
             raise UserError(f"a training of the self-test failed: {errors[-1].split(': error: ', 1)[1] if errors else f'exit code {code}'}; "
                             f"see {self.log}")

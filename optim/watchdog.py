@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import signal
 import threading
 from collections.abc import Callable
 
 HUNG = 1  # exit code: a crash, so that launcher and chain take it for one
 LOOKS = 20  # within the time that is allowed
+LAST_WORDS_SECONDS = 10
 
 
 class Watchdog:
@@ -40,7 +42,9 @@ class Watchdog:
         while not self._done.wait(self.seconds / LOOKS):
             self._looks += 1
             if self._looks > LOOKS:
-                # straight to the descriptor, and no cleaning up: whatever holds the process may hold those too
+                # straight to the descriptor, and no cleaning up: whatever holds the process may hold those too; and where stderr hangs,
+                # the alarm ends the process
+                signal.alarm(LAST_WORDS_SECONDS)
                 os.write(2, f"main.py: error: watchdog: {self.where()} has not got on for {self.seconds / 60:g} minutes; stacks follow\n".encode())
                 faulthandler.dump_traceback(2)
                 os._exit(HUNG)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from optim.selftest import leaves
+from processes import die_with
 
 ROOT = Path(__file__).parent.parent
 PEER = ROOT / "tests" / "data" / "peer"
@@ -52,7 +54,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def start(words: list[str], **env: str) -> subprocess.Popen[str]:
     return subprocess.Popen(words, cwd=ROOT, env=environment(**env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            start_new_session=True)
+                            start_new_session=True, preexec_fn=functools.partial(die_with, os.getpid()))
 
 
 def run(words: list[str], timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:

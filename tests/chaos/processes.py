@@ -25,14 +25,14 @@ def descendants(pid: int) -> list[int]:
 
 
 def workers(launcher: subprocess.Popen[str]) -> list[int]:
-    """Processes that torchrun has started, in order of rank; waits until each runs main.py."""
-    end = time.monotonic() + 60
+    """Processes that torchrun has started, in order of rank; waits until each runs main.py. Empty where it has ended, or is ending."""
+    end = time.monotonic() + 30
     while time.monotonic() < end and launcher.poll() is None:
         found = [pid for pid in descendants(launcher.pid) if is_training(pid)]
         if len(found) == 2:
             return sorted(found)
         time.sleep(0.02)
-    raise AssertionError(f"no workers: {launcher.poll()}")
+    return []
 
 
 def is_training(pid: int) -> bool:

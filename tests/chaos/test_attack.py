@@ -38,7 +38,7 @@ import report.__main__
 import status
 from config import guarded
 from iridis import chain, preflight
-from tests.chaos import scale
+from tests.chaos import FULL, scale
 from tests.programs import PEER, ROOT, environment, flags
 
 pytestmark = pytest.mark.slow
@@ -513,6 +513,7 @@ def within(seconds: float, mebibytes: int) -> Iterator[None]:
     assert more < mebibytes, "too much memory"
 
 
+@pytest.mark.skipif(not FULL, reason="takes gigabytes; of the full run")
 def test_a_huge_file_fills_the_memory_of_a_plain_reader(tmp_path: Path) -> None:
     write_huge(tmp_path / "x.json")
     with pytest.raises(AssertionError, match="too much memory"), within(120, 600), pytest.raises(ValueError, match="line 1"):

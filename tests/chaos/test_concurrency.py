@@ -26,11 +26,15 @@ LONG = {"iterations": 10**6, "log_freq": 1, "warmup_percent": 0, "eval_freq": 0}
 def crowd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[int], list[str]]:
     """Many starts at once: the experiment, their exit codes and errors; the winner was stopped by a file."""
     results = tmp_path_factory.mktemp("crowd")
-    begun = [start(command(results, **LONG)) for _ in range(STARTS)]
-    while sum(process.poll() is None for process in begun) > 1:
-        time.sleep(0.1)
-    (folder(results) / "stop").touch()
-    said = [process.communicate(timeout=60)[1] for process in begun]
+    begun, end = [start(command(results, **LONG)) for _ in range(STARTS)], time.monotonic() + 60 + 20 * STARTS
+    try:
+        while sum(process.poll() is None for process in begun) > 1 and time.monotonic() < end:
+            time.sleep(0.1)
+        (folder(results) / "stop").touch()
+        said = [process.communicate(timeout=60)[1] for process in begun]
+    finally:
+        for process in begun:
+            process.kill()
     return results, [process.returncode for process in begun], said
 
 

@@ -62,15 +62,17 @@ def await_moment(moment: str, target: Path, process: subprocess.Popen[str], draw
         time.sleep(draw.uniform(0, 0.2))
 
 
-def kill(moment: str, process: subprocess.Popen[str], draw: random.Random, processes: int) -> None:
-    if processes == 1:
-        os.killpg(process.pid, signal.SIGKILL)
-    elif moment == "one rank":
-        os.kill(draw.choice(workers(process)), signal.SIGKILL)
+def kill(moment: str, process: subprocess.Popen[str], draw: random.Random, processes: int) -> bool:
+    """Whether there was anything left to kill."""
+    ranks = workers(process) if processes > 1 and moment != "start-up" else []
+    if process.poll() is not None or (moment == "one rank" and not ranks):
+        return False
+    if moment == "one rank":
+        os.kill(draw.choice(ranks), signal.SIGKILL)
     else:  # the launcher's end must take the workers with it
-        ranks = workers(process) if moment != "start-up" else []
         os.kill(process.pid, signal.SIGKILL)
         wait_until_gone(ranks)
+    return True
 
 
 def hunt(base: Path, processes: int, count: int) -> Hunt:
@@ -85,13 +87,12 @@ def hunt(base: Path, processes: int, count: int) -> Hunt:
             moment = next(moments)
             process = start(command(results, processes, **SETTINGS))
             await_moment(moment, target, process, draw)
-            if process.poll() is None:
-                kill(moment, process, draw, processes)
-                done.kills.append(moment)
+            killed = kill(moment, process, draw, processes)
+            done.kills += [moment] if killed else []
             output = process.communicate()
             if process.returncode == 0:
                 break
-            if process.returncode == 2 or ": error: " in output[1]:
+            if not killed or ": error: " in output[1]:
                 done.refusals.append(f"after {done.kills}: {output[1][-500:]}")
         else:
             outcome = train(results, processes, **SETTINGS)

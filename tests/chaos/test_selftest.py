@@ -14,7 +14,7 @@ from tests.programs import ROOT, run
 
 pytestmark = pytest.mark.slow
 
-SMALL = ["--iterations", "20", "--device", "cpu", "--n_embd", "32"]
+SMALL = ["--iterations", "40", "--device", "cpu", "--n_embd", "32"]
 ALONE = [*SMALL, "--acc_steps", "1"]  # which two processes cannot share
 
 
