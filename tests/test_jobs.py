@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 def bash(script: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(shutil.which("bash")), "-c", script], cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True,
-                          check=False, timeout=600)
+                          check=False, timeout=1500)
 
 
 def test_quickstart_trains_stops_resumes_evaluates_and_prints_its_table(tmp_path: Path) -> None:

@@ -155,12 +155,16 @@ def test_extension_trains_on_and_prints_the_rates(short: Path, how: str) -> None
 
 def test_extended_run_goes_on_from_its_own_checkpoints(short: Path) -> None:
     (folder(short) / "summary.json").unlink()
-    changes = {"iterations": 100000, "eval_freq": 0, "extend": "continue", "max_runtime_minutes": 0.15}
+    changes = {"iterations": 100000, "eval_freq": 0, "extend": "continue"}
     steps = []
-    for _ in range(2):
-        assert train(short, **changes).returncode == STOPPED
+    for step in (27, 42):
+        process = start(command(short, **changes))
+        wait_for_step(short, step, process)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
         steps.append(status(short)["itr"])
-    assert 20 < steps[0] < steps[1]
+    segments = [json.loads(line) for line in (folder(short) / "segments.jsonl").read_text().splitlines()]
+    assert [segments[1]["start_step"], segments[2]["start_step"]] == [20, steps[0]]
 
 
 def test_finished_run_with_other_settings_is_refused(short: Path) -> None:

@@ -56,10 +56,11 @@ def compare(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     figures = {name: {key: statistics.median(row[key] for row in part) for key in GROWS[:3]}
                for name, part in parts.items()}
     for name, part in parts.items():
-        per_step = (part[-1]["cpu_seconds"] - part[0]["cpu_seconds"]) / (part[-1]["step"] - part[0]["step"])
+        steps = max(1, part[-1]["step"] - part[0]["step"])  # status.json is some seconds late: a part may be too short to see any
+        per_step = (part[-1]["cpu_seconds"] - part[0]["cpu_seconds"]) / steps
         figures[name]["cpu_ms_per_step"] = 1000 * per_step
         figures[name]["yardsticks_per_step"] = per_step / statistics.median(row["yardstick"] for row in part)
-        figures[name]["ms_per_step"] = 1000 * (part[-1]["time"] - part[0]["time"]) / (part[-1]["step"] - part[0]["step"])
+        figures[name]["ms_per_step"] = 1000 * (part[-1]["time"] - part[0]["time"]) / steps
     figures["growth"] = {key: figures["last"][key] / figures["first"][key] - 1 for key in figures["first"]}
     return figures
 
