@@ -96,7 +96,7 @@ class TokenWindows:
         chosen = self.tokens[places]
         if self.vocab_size is not None and chosen.max(initial=0) >= self.vocab_size:
             raise OwnError(f"the data holds token {chosen.max()}, beyond --vocab_size {self.vocab_size}: it is damaged "
-                            "(python -m data.inspect tells more); prepare the dataset again")
+                           "(python -m data.inspect tells more); prepare the dataset again")
         tokens = torch.from_numpy(chosen.astype(np.int64))
         return tokens[:, :-1], tokens[:, 1:]
 

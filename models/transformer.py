@@ -33,7 +33,7 @@ class MLP(nn.Module):
         super().__init__()
         width, bias = settings.n_embd, settings.bias
         self.c_fc, self.c_proj = nn.Linear(width, 4 * width, bias=bias), nn.Linear(4 * width, width, bias=bias)
-        self.dropout, self.lean = nn.Dropout(settings.dropout), settings.attention == "fast"
+        self.dropout, self.lean = nn.Dropout(settings.dropout), settings.attention == "fast"  # the reference stays as published
 
     def forward(self, x: Tensor) -> Tensor:
         def narrow(inner: Tensor) -> Tensor:
@@ -195,8 +195,8 @@ class Transformer(nn.Module):
     def compile_blocks(self) -> None:
         """Compile what a block does before and after attention, once: all layers and passes share the two programs."""
         varies = True if self.settings.row.policy == "compact" else None  # the number of tokens, from pass to pass
-        for block in self.modules():
-            for name in ("project", "finish") if isinstance(block, Block) else ():
+        for block in (module for module in self.modules() if isinstance(module, Block)):
+            for name in ("project", "finish"):
                 setattr(block, name, torch.compile(getattr(block, name), dynamic=varies))
 
     def remade(self, work: Callable[..., Any], *given: Any, units: tuple[str, ...]) -> Any:

@@ -79,10 +79,10 @@ def read_object(path: Path, problems: list[str]) -> Row:
         return {}
 
 
-def tail_of(path: Path, size: int | None) -> bytes:
-    """The last whole lines in at most `size` bytes; None reads the file from its beginning."""
+def tail_of(path: Path, size: int) -> bytes:
+    """The last whole lines in at most `size` bytes."""
     with open(path, "rb") as file:
-        start = max(0, file.seek(0, os.SEEK_END) - size) if size else 0
+        start = max(0, file.seek(0, os.SEEK_END) - size)
         file.seek(start)
         raw = file.read()
     return raw[raw.find(b"\n") + 1:] if start else raw

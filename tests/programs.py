@@ -30,6 +30,15 @@ STOPPED = 83
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here, which torch.compile needs")
 
 
+def copy_sources(target: Path) -> None:
+    """The repository as a user's clone would have it: what git tracks, and what it would not ignore."""
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+
+
 def flags(results: Path, **changes: Any) -> list[str]:
     """The tiny training's flags with some changed; None leaves one out."""
     settings = {**TINY, "results_base_folder": results, "exp_name": "run", **changes}
@@ -63,6 +72,13 @@ def run(words: list[str], timeout: float = 300, **env: str) -> subprocess.Comple
 
 def train(results: Path, processes: int = 1, **changes: Any) -> subprocess.CompletedProcess[str]:
     return run(command(results, processes, **changes))
+
+
+def trained(results: Path, processes: int = 1, **changes: Any) -> Path:
+    """The results folder of a training that nobody disturbed."""
+    outcome = train(results, processes, **changes)
+    assert outcome.returncode == 0, outcome.stderr
+    return results
 
 
 def wait_for_step(results: Path, step: int, process: subprocess.Popen[str]) -> None:

@@ -32,7 +32,7 @@ from tests.chaos import scale
 from tests.chaos.forks import Outcome, fork, start, wait_for
 from tests.chaos.mutations import ANY_JSON, changed_settings, changed_state, damaged, json_texts, line_texts
 from tests.corpora import compress, lines, write_tar
-from tests.programs import PEER, ROOT, TINY, flags
+from tests.programs import PEER, ROOT, TINY, copy_sources, flags
 
 pytestmark = pytest.mark.slow
 
@@ -412,12 +412,9 @@ def test_odd_archives(stock: Stock, number: int) -> None:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The code alone: a job script knows the repository by its own place, and makes its folders there."""
+    """A job script knows the repository by its own place, and makes its folders there."""
     target = tmp_path_factory.mktemp("clone") / "repository"
-    for name in ("iridis", "config", "data", "models", "optim", "distributed"):
-        shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("run_*", "__pycache__", "datasets", "*.pt", "site.sh"))
-    for file in [*ROOT.glob("*.py"), *ROOT.glob("requirements*.txt")]:
-        shutil.copy(file, target / file.name)
+    copy_sources(target)
     return target
 
 

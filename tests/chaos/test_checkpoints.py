@@ -30,7 +30,7 @@ from optim.reporting import log
 from optim.selftest import differing, leaves
 from optim.setup import seed_everything, starting_point
 from tests.chaos import scale
-from tests.programs import command, final_state, flags, folder, metrics, run, status, train
+from tests.programs import command, final_state, flags, folder, metrics, run, status, train, trained
 
 pytestmark = pytest.mark.slow
 
@@ -41,11 +41,7 @@ ONE_LINE = "main.py: error: "
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A training that nobody disturbed, with all its checkpoints."""
-    results = tmp_path_factory.mktemp("unbroken")
-    outcome = train(results, **SMALL)
-    assert outcome.returncode == 0, outcome.stderr
-    return results
+    return trained(tmp_path_factory.mktemp("unbroken"), **SMALL)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from iridis.chain import AGAIN, judge, last_line
 from optim.selftest import differing
 from tests.chaos.processes import workers
 from tests.chaos.test_kills import SETTINGS
-from tests.programs import command, final_state, folder, start, train, wait_for_step
+from tests.programs import command, final_state, folder, start, train, trained, wait_for_step
 
 pytestmark = pytest.mark.slow
 
@@ -23,9 +23,7 @@ TORCHRUN_SECONDS = 30  # that it gives a worker to end, before it kills it
 
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    results = tmp_path_factory.mktemp("calm")
-    assert train(results, processes=2, **SETTINGS).returncode == 0
-    return results
+    return trained(tmp_path_factory.mktemp("calm"), processes=2, **SETTINGS)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import torch
 from data import SampleOrder, open_splits
 from optim.checkpoint import load_checkpoint, save_checkpoint
 from optim.selftest import differing
-from tests.programs import TINY, command, final_state, folder, metrics, start, status, train, wait_for_step
+from tests.programs import TINY, command, final_state, folder, metrics, start, status, train, trained, wait_for_step
 
 pytestmark = pytest.mark.slow
 
@@ -30,18 +30,13 @@ def runaway(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.
 
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    results = tmp_path_factory.mktemp("calm")
-    assert train(results, **CALM).returncode == 0
-    return results
+    return trained(tmp_path_factory.mktemp("calm"), **CALM)
 
 
 @pytest.fixture(scope="module")
 def skipping(calm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same training, in which the largest norms count as explosions."""
-    results = tmp_path_factory.mktemp("skipping")
-    outcome = train(results, **CALM, grad_norm_limit=limit_of(calm), on_bad_step="skip")
-    assert outcome.returncode == 0, outcome.stderr
-    return results
+    return trained(tmp_path_factory.mktemp("skipping"), **CALM, grad_norm_limit=limit_of(calm), on_bad_step="skip")
 
 
 def limit_of(calm: Path) -> float:

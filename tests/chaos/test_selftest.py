@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.chaos import FULL
-from tests.programs import ROOT, run
+from tests.programs import ROOT, copy_sources, run
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +42,7 @@ def test_kills_three_times_and_leaves_nothing(here: tuple[Path, int, str]) -> No
 @pytest.mark.skipif(not FULL, reason="of the full run")
 def test_fails_where_the_optimiser_is_not_resumed(tmp_path: Path) -> None:
     copy = tmp_path / "copy"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "scratch", "run_*", "tests", "__pycache__"))
+    copy_sources(copy)
     loop = copy / "optim" / "loop.py"
     whole = loop.read_text()
     broken = whole.replace('load_optimizer_state(self.optimizer, state["optimizer"])', "pass")

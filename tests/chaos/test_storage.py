@@ -19,7 +19,7 @@ import pytest
 from optim.checkpoint import load_checkpoint, newest_valid
 from optim.selftest import differing
 from tests.chaos import FULL, scale
-from tests.programs import command, final_state, folder, metrics, run, status, train
+from tests.programs import command, final_state, folder, metrics, run, status, train, trained
 
 pytestmark = pytest.mark.slow
 
@@ -73,11 +73,7 @@ int rename(const char *from, const char *to)
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A training that nobody disturbed, with all its checkpoints."""
-    results = tmp_path_factory.mktemp("unbroken")
-    outcome = train(results, **SMALL)
-    assert outcome.returncode == 0, outcome.stderr
-    return results
+    return trained(tmp_path_factory.mktemp("unbroken"), **SMALL)
 
 
 @pytest.fixture(scope="module")

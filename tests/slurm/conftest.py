@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.programs import copy_sources
 from tests.slurm.cluster import Cluster, missing
-from tests.slurm.jobs import Site, copy_sources
+from tests.slurm.jobs import Site
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.programs import PEER, ROOT, flags
+from tests.programs import PEER, flags
 from tests.slurm.cluster import Cluster, wait_until
 
 PATIENCE = 240.0  # seconds for anything that a cluster with two busy cores does
@@ -26,15 +25,6 @@ def tiny(**changes: Any) -> list[str]:
     words = flags(Path(), **changes)
     at = words.index("--results_base_folder")
     return words[:at] + words[at + 2:]
-
-
-def copy_sources(target: Path) -> None:
-    """The repository as a user's clone would have it: what git tracks, and what it would not ignore."""
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, target / name)
 
 
 @dataclass

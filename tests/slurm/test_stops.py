@@ -16,12 +16,25 @@ from config.flags import FLAGS
 from data.order import SampleOrder
 from optim.checkpoint import fault
 from optim.experiment import numbered
-from tests.programs import PEER, TINY
+from tests.programs import PEER, TINY, copy_sources
 from tests.slurm.cluster import wait_until
 from tests.slurm.jobs import Outcome, Site, error_lines, logs, tiny
 
 SMALL = tiny(model=None, iterations=60)
 CRASH_AT = 20  # steps done when the crash comes; the newest checkpoint is then of step 14
+BUG = f"""
+
+_windows = SampleOrder.windows
+
+
+def _windows_with_a_bug(self, first, count):
+    if first >= {CRASH_AT * TINY["batch_size"] * TINY["acc_steps"]}:
+        raise IndexError("a bug")
+    return _windows(self, first, count)
+
+
+SampleOrder.windows = _windows_with_a_bug
+"""
 
 
 @pytest.fixture
@@ -75,9 +88,21 @@ def test_a_stopped_chain_sends_one_mail_with_the_reason(site: Site, dataset: Pat
     assert "is not prepared" in mail
 
 
-def test_a_crash_at_the_same_step_stops_the_chain_after_the_second_time(site: Site, dataset: Path) -> None:
+def test_damaged_data_stop_the_chain_in_one_line(site: Site, dataset: Path) -> None:
     spoil(dataset, CRASH_AT)
     outcome = site.submit("lncot-train", "--name", "run", "--", *SMALL, DATA_DIR=str(dataset.parent))
+    site.wait(outcome)
+    assert [(row["state"], row["reached"]) for row in site.ledger()] == [("failed", CRASH_AT)]
+    (line,) = error_lines(outcome.run_dir)
+    assert line.startswith("error: the chain stops: ") and "the data holds token 60000" in line
+
+
+def test_a_crash_at_the_same_step_stops_the_chain_after_the_second_time(site: Site, tmp_path: Path) -> None:
+    site.repo = tmp_path / "clone"
+    copy_sources(site.repo)
+    with open(site.repo / "data" / "order.py", "a") as file:
+        file.write(BUG)
+    outcome = site.submit("lncot-train", "--name", "run", "--", *SMALL)
     site.wait(outcome)
     ledger = site.ledger()
     assert [(row["state"], row["start_step"], row["reached"]) for row in ledger] == [("failed", 0, CRASH_AT), ("failed", 14, CRASH_AT)]
