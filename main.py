@@ -5,8 +5,8 @@
 
     python main.py --selftest_resume        # does a killed run end with the same bits on this machine?
 
-Exit codes: 0 finished (now or earlier), 2 bad input, 83 stopped cleanly with work left (0 under torchrun, which would
-report anything else as a failure: read status.json there).
+Exit codes: 0 finished (now or earlier), 2 something for the user to mend, 83 stopped cleanly with work left (0 under torchrun,
+which would report anything else as a failure: read status.json there).
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def build_and_run(args: Namespace, world: World, began: float) -> int:
             log.info(f"{folder} is finished already: nothing to do")
             return 0
         world.from_main(lambda: ensure_prepared(args.dataset, args.data_dir))
-        splits = open_splits(args.dataset, args.data_dir, args.sequence_length, args.vocab_size,
-                             populate=args.data_in_ram and world.local_rank == 0)
+        splits = world.from_each(lambda: open_splits(args.dataset, args.data_dir, args.sequence_length, args.vocab_size,
+                                                     populate=args.data_in_ram and world.local_rank == 0))
         seed_everything(args.seed, world.rank)
         trainer = Trainer(args, world, splits, make_model_from_args(args), folder)
         path = world.from_main(lambda: starting_point(folder, args.use_pretrained))
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
 
             return selftest(args)
         config.check_world_size(args, distributed.launched_world_size())
-        world = distributed.start(args.distributed_backend, args.device)
+        world = distributed.start(args.distributed_backend, args.device, args.watchdog_minutes)
         try:
             return build_and_run(args, world, began)
         finally:

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["launched_world_size", "start", "under_torchrun"]
 
 
-def start(backend: str | None, device: str) -> World:
-    """Join the processes that torchrun started, or be alone. Raises UserError for a backend that cannot work here."""
+def start(backend: str | None, device: str, watchdog_minutes: float = 0.0) -> World:
+    """Join the processes that torchrun started, or be alone: `world.join`."""
     die_with_launcher()
     from distributed.world import join  # torch is loaded here
 
-    return join(backend, device)
+    return join(backend, device, watchdog_minutes)

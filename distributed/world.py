@@ -17,10 +17,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from distributed.launch import launched_world_size
-from errors import UserError
+from errors import OwnError, UserError
+from files import PASSING_FAULTS
 
-GRADIENT_TIMEOUT = timedelta(minutes=30)
-CONTROL_TIMEOUT = timedelta(hours=4)  # one process may prepare data or check a checkpoint while the others wait
+GRADIENT_TIMEOUT = timedelta(minutes=30)  # at least
+CONTROL_TIMEOUT = timedelta(hours=4)  # at least: one process may prepare data or check a checkpoint while the others wait
 
 
 def pick_device(device: str, local_rank: int = 0) -> torch.device:
@@ -30,11 +31,23 @@ def pick_device(device: str, local_rank: int = 0) -> torch.device:
     if device == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise UserError(f"--device {device}: this machine has no CUDA device; use --device cpu")
+        raise (UserError if local_rank else OwnError)(f"--device {device}: this machine has no CUDA device; use --device cpu")
     index = local_rank if launched_world_size() > 1 or device == "cuda" else int(device.split(":")[1])
     if index >= torch.cuda.device_count():
-        raise UserError(f"--device cuda:{index}: there are only {torch.cuda.device_count()} CUDA devices")
+        raise OwnError(f"--device cuda:{index}: there are only {torch.cuda.device_count()} CUDA devices")
     return torch.device("cuda", index)
+
+
+def _tried(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    """What `work` returns, or the UserError or OSError that it ends with; only those that may pass stay OSErrors."""
+    try:
+        return work(), None
+    except UserError as error:
+        return None, error
+    except OSError as error:
+        if error.errno in PASSING_FAULTS:
+            return None, OSError(error.errno, error.strerror, error.filename or "storage")
+        return None, UserError(f"{error.filename}: {error.strerror}" if error.filename else str(error))
 
 
 @dataclass(frozen=True)
@@ -104,17 +117,20 @@ class World:
         return box[0]
 
     def from_main(self, work: Callable[[], Any]) -> Any:
-        """What `work` returns on the main process, on every process; a UserError there is raised everywhere."""
-        answer: tuple[Any, str | None] = None, None
-        if self.is_main:
-            try:
-                answer = work(), None
-            except (UserError, OSError) as error:
-                named = isinstance(error, OSError) and error.filename
-                answer = None, f"{error.filename}: {error.strerror}" if named else str(error)  # type: ignore[union-attr]
-        value, wrong = self.tell(answer)
+        """What `work` returns on the main process, on every process; a UserError or OSError there is raised everywhere."""
+        value, wrong = self.tell(_tried(work) if self.is_main else None)
         if wrong is not None:
-            raise UserError(wrong)
+            raise wrong
+        return value
+
+    def from_each(self, work: Callable[[], Any]) -> Any:
+        """What `work` returns on this process; the UserErrors and OSErrors of all are raised everywhere, so that the main one tells them."""
+        value, mine = _tried(work)
+        errors = {str(error): error for error in self.tell(self.gather(mine)) if error is not None}
+        if len(errors) > 1:
+            raise UserError("\n".join(errors))
+        for error in errors.values():
+            raise error
         return value
 
     def close(self) -> None:
@@ -122,8 +138,11 @@ class World:
             dist.destroy_process_group()
 
 
-def join(backend: str | None, device: str) -> World:
-    """Join the processes that torchrun started, or be alone. Raises UserError for a backend that cannot work here."""
+def join(backend: str | None, device: str, watchdog_minutes: float = 0.0) -> World:
+    """Join the processes that torchrun started, or be alone. Raises UserError for a backend that cannot work here.
+
+    watchdog_minutes: what ends a process that hangs; until it has, the others wait for it.
+    """
     size, local_rank = launched_world_size(), int(os.environ.get("LOCAL_RANK", "0"))
     if backend is not None and "WORLD_SIZE" not in os.environ:
         raise UserError(f"--distributed_backend {backend} needs torchrun: torchrun --nproc_per_node N main.py ...")
@@ -135,6 +154,7 @@ def join(backend: str | None, device: str) -> World:
     if size == 1:
         return World(where)
     backend = backend or ("nccl" if where.type == "cuda" else "gloo")
-    dist.init_process_group(backend, timeout=GRADIENT_TIMEOUT, device_id=where if backend == "nccl" else None)
-    control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
+    patience = timedelta(minutes=2 * watchdog_minutes)
+    dist.init_process_group(backend, timeout=max(GRADIENT_TIMEOUT, patience), device_id=where if backend == "nccl" else None)
+    control = dist.new_group(backend="gloo", timeout=max(CONTROL_TIMEOUT, patience))
     return World(where, dist.get_rank(), size, local_rank, control)

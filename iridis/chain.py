@@ -123,7 +123,7 @@ def note_end(folder: Path, reason: str) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="chain", description="Decide whether a training needs another job.")
+    parser = argparse.ArgumentParser(prog="iridis.chain", description="Decide whether a training needs another job.")
     parser.add_argument("folder", type=Path)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--code", type=int)
@@ -147,4 +147,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(config.guarded("chain", lambda: main(sys.argv[1:])))
+    sys.exit(config.guarded("iridis.chain", lambda: main(sys.argv[1:])))

@@ -14,6 +14,7 @@ import random
 import threading
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,8 @@ def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
 def prune(folder: Path, keep: int) -> None:
     """Delete all but the `keep` newest `ckpt_N.pt`; 0 keeps all. A final checkpoint of before an extension stays."""
     for path in passing(folder)[keep:] if keep else []:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # one too many does no harm
+            path.unlink()
 
 
 def random_states(device: torch.device) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError
-from files import write_atomically, write_json
+from files import PASSING_FAULTS, write_atomically, write_json
 from optim.lock import Lock, job_name, restart_count
 
 SUMMARY = "summary.json"
@@ -73,7 +73,7 @@ class Metrics:
             try:
                 row = json.loads(line)
                 self.seen.add((row["kind"], row["step"], row.get("extension", 0)))
-                if not row.keys() >= set(ROW_KEYS.get(row["kind"], ())):
+                if not isinstance(row["step"], int) or not row.keys() >= set(ROW_KEYS.get(row["kind"], ())):
                     raise KeyError
             except (ValueError, KeyError, TypeError, RecursionError):
                 raise UserError(f"{path} holds a line that is no metrics row: {line[:80].decode(errors='replace')!r}; move it away") from None
@@ -103,11 +103,14 @@ def read_segments(folder: Path) -> list[dict[str, Any]]:
     path = folder / "segments.jsonl"
     try:
         refuse_large(path)
-        return [json.loads(line) for line in path.read_text().splitlines() if line]
+        rows = [json.loads(line) for line in path.read_text().splitlines() if line]
     except FileNotFoundError:
         return []
     except (ValueError, RecursionError):
         raise UserError(f"{path} holds a line that is not JSON; move the file away") from None
+    if not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path} holds a line that is no JSON object; move the file away")
+    return rows
 
 
 class Experiment:
@@ -125,6 +128,8 @@ class Experiment:
                     if time.time() - leftover.stat().st_mtime > ABANDONED_SECONDS:
                         leftover.unlink()
         except OSError as error:
+            if error.errno in PASSING_FAULTS:
+                raise
             raise UserError(f"cannot write to {folder}: {error.strerror}") from None
         self.lock = Lock(folder / "lock")
         self.began = time.time()

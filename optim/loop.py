@@ -81,8 +81,7 @@ class Trainer:
         self.optimizer = make_optimizer(model, args)
         self.schedule = make_scheduler(self.optimizer, args)
         self.autocast = autocaster(args.dtype, world.device)
-        half = autocast_dtype(args.dtype, world.device) == torch.float16 and world.device.type == "cuda"
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=half)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=autocast_dtype(args.dtype, world.device) == torch.float16)
         self.order = SampleOrder(splits.train.n_windows, args.data_seed)
         self.meter = GradientMeter.on(world.device)
         self.writer = checkpoint.BackgroundWriter()
@@ -109,6 +108,14 @@ class Trainer:
 
     def load(self, path: Path) -> None:
         """Take up a checkpoint of this training loop. Raises UserError where it is of another run, or damaged."""
+        extended = self.world.from_each(lambda: self._take_up(path))
+        log.info(f"resumed from {path} at step {self.step}")
+        if extended:
+            log.info(extended)
+            self.world.from_main(lambda: reopen(self.folder, self.step))
+
+    def _take_up(self, path: Path) -> str | None:
+        """What `load` does on each process; returns what the schedule says of an extension."""
         state = checkpoint.load_checkpoint(path)
         if state.get("format") != FORMAT:
             raise UserError(f"{path} was not written by this training loop; eval.py can evaluate it, main.py cannot resume it")
@@ -130,19 +137,16 @@ class Trainer:
         meter, device = state["gradient_meter"], self.world.device
         self.meter = GradientMeter(meter["last"].to(device), meter["largest"].to(device), meter["total"].to(device), meter["count"])
         self.step, self.skipped, self.overflows = state["itr"], state.get("skipped", 0), state.get("overflows", 0)
-        self.saved_step = self.step if path.parent == self.folder else 0
+        self.saved_step = self.step if path.resolve().parent == self.folder.resolve() else 0
         if self.world.rank < len(state["rng"]):
             checkpoint.restore_random_states(state["rng"][self.world.rank], self.world.device)
         if state["world_size"] != self.world.size:
             log.info(f"the checkpoint was written by {state['world_size']} processes, now there are {self.world.size}: "
                      f"same samples and effective batch, sums in another order")
-        log.info(f"resumed from {path} at step {self.step}")
-        if extended:
-            log.info(extended)
-            self.world.from_main(lambda: reopen(self.folder, self.step))
+        return extended
 
     def _save(self, name: str) -> None:
-        """Start writing a checkpoint; every process must call this, and only the main one spends time on it.
+        """Start writing a checkpoint, once the one before it is written; every process must call this.
 
         Raises UserError where the weights are not finite: the last good checkpoint must not make way for such.
         """
@@ -219,21 +223,22 @@ class Trainer:
                 torch.nn.utils.clip_grads_with_norm_(parameters, args.grad_clip, norm)
             self.meter.add(norm)
             self.scaler.step(self.optimizer)
+        elif args.on_bad_step == "stop" or self.skipped + 1 == BAD_IN_A_ROW:
+            self._end_before(wrong)
         self.skipped = 0 if wrong is None else self.skipped + 1
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
         self.step += 1
         if wrong is not None:
-            self._note_bad_step(wrong)
+            self.reporter.row({"kind": "skipped", "step": self.step, "reason": wrong}, [f"warning: skipped {wrong}"])
         return torch.stack(losses).sum()
 
     def _what_is_wrong(self, losses: list[Tensor], norm: Tensor) -> str | None:
         """Why the step that these micro-batches make must not be taken, in words; the same on every process."""
         values, size = torch.stack(losses).double().cpu(), float(norm)
-        limit = self.args.grad_norm_limit
-        self.overflows = self.overflows + 1 if self.scaler.is_enabled() and not math.isfinite(size) else 0  # which the scaler skips
-        finite = math.isfinite(size)
+        finite, limit = math.isfinite(size), self.args.grad_norm_limit
+        self.overflows = self.overflows + 1 if self.scaler.is_enabled() and not finite else 0  # which the scaler skips
         bad_norm = (finite and limit is not None and size > limit) or (not finite and not 0 < self.overflows < OVERFLOWS_IN_A_ROW)
         if not self.world.largest(int(bad_norm or not bool(values.isfinite().all()))):
             return None
@@ -253,13 +258,14 @@ class Trainer:
         return (f"step {self.step + 1}: {what}, the gradient norm {norm:.4g}; "
                 f"samples {first} to {first + count - 1} of the order, sequences {windows} of the training split")
 
-    def _note_bad_step(self, wrong: str) -> None:
-        """Tell that a step was not taken. Raises UserError where that ends the run."""
-        if self.args.on_bad_step == "stop" or self.skipped >= BAD_IN_A_ROW:
-            self._wait_for_last_save()
-            hint = f"{self.skipped} steps in a row were skipped" if self.args.on_bad_step == "skip" else "--on_bad_step skip passes over such steps"
-            raise UserError(f"{wrong}; {self._last_good()}; {hint}")
-        self.reporter.row({"kind": "skipped", "step": self.step, "reason": wrong}, [f"warning: skipped {wrong}"])
+    def _end_before(self, wrong: str) -> None:
+        """Raise UserError for a step that must not be taken, with what came before it saved where that can be."""
+        with suppress(UserError, OSError):  # the error that is about to be told matters more
+            self._save_progress()
+        self._wait_for_last_save()
+        again = self.args.on_bad_step == "skip"
+        raise UserError(f"{wrong}; {self._last_good()}; "
+                        + (f"{self.skipped} steps before it were skipped" if again else "--on_bad_step skip passes over such steps"))
 
     def _to_device(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         if self.world.device.type != "cuda":
@@ -376,10 +382,13 @@ class Trainer:
             self._note_saved()
         return self._finish()
 
-    def _stop(self) -> str:
+    def _save_progress(self) -> None:
         """Save what is not saved."""
         if self.world.tell(self.step not in (self.saved_step, self.being_saved)):
             self._save(f"ckpt_{self.step}.pt")
+
+    def _stop(self) -> str:
+        self._save_progress()
         self._note_saved()
         first = "".join(f"remove {path} and " for path in self.stopper.stop_files[:1] if path.exists())
         log.info(f"stopped at step {self.step}/{self.args.iterations}: {self.stopper.reason}; {first}run the same command again to go on")

@@ -41,8 +41,8 @@ class Restored:
 
         args, world = self.args, self.world
         world.from_main(lambda: ensure_prepared(args.dataset, args.data_dir))
-        return open_splits(args.dataset, args.data_dir, args.sequence_length, args.vocab_size,
-                           populate=args.data_in_ram and world.local_rank == 0)
+        return world.from_each(lambda: open_splits(args.dataset, args.data_dir, args.sequence_length, args.vocab_size,
+                                                   populate=args.data_in_ram and world.local_rank == 0))
 
     def model(self) -> Any:
         """The network with the checkpoint's weights, on its device, in evaluation mode."""

@@ -81,7 +81,7 @@ class Training:
 
     def __init__(self, args: Namespace, results: Path, processes: int) -> None:
         own = {"results_base_folder": str(results), "exp_name": "selftest", "run_prefix": None, "selftest_resume": False, "wandb": False,
-               "stop_file": None, "max_runtime_minutes": None, "log_freq": 1}
+               "stop_file": None, "config": None, "max_runtime_minutes": None, "log_freq": 1}
         given = Namespace(**{**vars(args), **own, **({"distributed_backend": None} if processes == 1 else {})})
         self.folder = config.experiment_folder(given)
         launcher = ["-m", "distributed.torchrun", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []

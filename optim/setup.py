@@ -118,19 +118,17 @@ def starting_point(folder: Path, use_pretrained: str | None) -> Path | None:
             raise UserError(f"--use_pretrained {use_pretrained}: no file {wanted}")
         if wanted.resolve().parent == folder.resolve():
             return wanted
-        own, notes = checkpoint.newest_valid(folder)
-        for note in notes:
-            log.info(f"warning: {note}")
-        return own or wanted  # a chain that began from another run's checkpoint goes on from its own
     own, notes = checkpoint.newest_valid(folder)
     for note in notes:
         log.info(f"warning: {note}")
-    if use_pretrained is None and own is not None:
-        raise UserError(f"--use_pretrained None would start afresh over {own}; give another --exp_name, or move the checkpoints away")
-    saved = (read_json(folder / STATUS) or {}).get("checkpoint") if use_pretrained == "auto" and own is None else None
+    if use_pretrained is None:
+        if own is not None:
+            raise UserError(f"--use_pretrained None would start afresh over {own}; give another --exp_name, or move the checkpoints away")
+        return None
+    saved = (read_json(folder / STATUS) or {}).get("checkpoint") if own is None else None
     if saved:
         raise UserError(f"{folder} had a checkpoint of step {saved}, and now has none; put it back, or move the folder away to start afresh")
-    return own
+    return own or (None if use_pretrained == "auto" else wanted)  # a chain that began from another run's checkpoint goes on from its own
 
 
 def describe(trainer: Trainer) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.programs import PEER, command, flags, folder, run, train
+from tests.programs import PEER, ROOT, command, flags, folder, run, train
 
 pytestmark = pytest.mark.slow
 
@@ -62,6 +62,28 @@ def test_processes_that_do_not_divide_the_accumulation(tmp_path: Path) -> None:
     assert outcome.returncode != 0
     assert outcome.stderr.count("--acc_steps 3 is not divisible by 2 processes") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_what_one_process_alone_meets_is_told_by_the_main_one(tmp_path: Path) -> None:
+    """As where the disk of a second node lacks the data."""
+    program = tmp_path / "program.py"
+    program.write_text(f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import config, distributed
+from errors import UserError
+
+def work():
+    world = distributed.start("gloo", "cpu")
+    def own():
+        if world.rank == 1:
+            raise UserError("it is not here")
+    world.from_each(own)
+
+sys.exit(config.guarded("program", work))
+""")
+    outcome = run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(program)])
+    assert outcome.stderr.count("program: error: it is not here") == 1
 
 
 def test_bin_of_odd_size(tmp_path: Path) -> None:

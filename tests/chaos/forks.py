@@ -18,6 +18,7 @@ MODULES = {
     "get_router_weights.py": "get_router_weights", "downstream.py": "downstream", "plot_fig2.py": "plot_fig2", "plot_fig3.py": "plot_fig3",
     "plot_fig4.py": "plot_fig4", "plot_fig5.py": "plot_fig5", "status.py": "status", "python -m report": "report.__main__",
     "data.tokenize": "data.tokenize", "data.download": "data.download", "data.inspect": "data.inspect", "models.export": "models.export",
+    "iridis.chain": "iridis.chain",
 }  # by the name that a program gives itself in its errors
 IMPORTED_LATE = ["pytest", "torch", "matplotlib.pyplot", "safetensors.torch", "optim.loop", "optim.evaluate", "optim.generation", "optim.routers",
                  "optim.card", "report.figures", "report.collect", "report.compare", "report.render", "data.setup", "data.bpe"]

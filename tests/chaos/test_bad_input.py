@@ -32,7 +32,7 @@ from tests.chaos import scale
 from tests.chaos.forks import Outcome, fork, start, wait_for
 from tests.chaos.mutations import ANY_JSON, changed_settings, changed_state, damaged, json_texts, line_texts
 from tests.corpora import compress, lines, write_tar
-from tests.programs import PEER, ROOT, TINY, copy_sources, flags
+from tests.programs import PEER, ROOT, STOPPED, TINY, copy_sources, flags
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +46,6 @@ TRAIN = tuple(flags(Path("exps"), **SETTINGS))
 BINS = ("data/bytes/train.bin", "data/bytes/val.bin")
 CORPUS = ("corpus.tar", "corpus.jsonl", "corpus.jsonl.gz", "corpus.jsonl.zst")
 LARGE = frozenset(("n_layer", "n_embd", "n_repeat", "vocab_size", "sequence_length"))  # more of these asks for more memory, not for less sense
-STOPPED = 83
 
 
 @dataclass(frozen=True)
@@ -100,6 +99,9 @@ USES = {
                   tuple(f"{RUN}/{name}" for name in ("status.json", "segments.jsonl", "metrics.jsonl", "lock", "train.log")), (0, 2, STOPPED)),
     "finished": Use("main.py", TRAIN, ("exps", "data"), (f"{RUN}/summary.json", f"{RUN}/segments.jsonl", f"{RUN}/metrics.jsonl"),
                     tuple(f"{RUN}/{name}" for name in ("metrics.jsonl", "lock", "train.log")), (0, 2, STOPPED)),
+    "chain": Use("iridis.chain", (RUN, "--code", "1"), ("stopped",),
+                 tuple(f"{RUN}/{name}" for name in ("segments.jsonl", "status.json", "metrics.jsonl")),
+                 tuple(f"{RUN}/{name}" for name in ("segments.jsonl", "status.json", "metrics.jsonl", "lock")), (0,)),
 }
 FILES = [(name, file) for name, use in USES.items() for file in use.files]
 JSON_FILES = [(name, file) for name, file in FILES if file.endswith((".json", ".jsonl")) and "corpus" not in file]

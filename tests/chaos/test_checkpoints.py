@@ -265,13 +265,21 @@ def test_experiment_whose_checkpoints_are_all_damaged_is_not_trained_afresh(kill
     assert all(f"ckpt_{step}.pt" in line for step in (3, 6, 9)) and "to start afresh" in line
 
 
+@pytest.mark.parametrize("foreign", [False, True], ids=["auto", "begun from another run's"])
 @pytest.mark.parametrize("leave", [lambda path: path.unlink(), lambda path: path.rename(path.with_suffix(".bak"))], ids=["deleted", "renamed"])
-def test_experiment_whose_checkpoints_are_gone_is_not_trained_afresh(killed: Path, leave: Callable[[Path], object]) -> None:
-    """Clusters delete old files from their scratch; the ledger still knows that there were checkpoints."""
+def test_experiment_whose_checkpoints_are_gone_is_not_trained_afresh(unbroken: Path, killed: Path, leave: Callable[[Path], object],
+                                                                     foreign: bool) -> None:
+    """Clusters delete old files from their scratch; status.json still knows that there were checkpoints."""
     for path in folder(killed).glob("*.pt"):
         leave(path)
     with pytest.raises(UserError, match="step 9"):
-        starting_point(folder(killed), "auto")
+        starting_point(folder(killed), str(folder(unbroken) / "ckpt.pt") if foreign else "auto")
+
+
+def test_own_checkpoint_by_another_spelling_is_its_own(killed: Path) -> None:
+    (killed / "link").symlink_to(folder(killed))
+    outcome = train(killed, **SMALL, use_pretrained=killed / "link" / "ckpt_9.pt", grad_norm_limit=1e-9)
+    assert "step 10: " in only_one_line(outcome) and "the last good checkpoint is of step 9" in only_one_line(outcome)
 
 
 def test_final_checkpoint_that_points_nowhere_is_passed_over_by_name(killed: Path) -> None:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from config import parse_args
 from data import SampleOrder, open_splits
+from distributed.world import World
+from errors import UserError
+from models import make_model_from_args
 from optim.checkpoint import load_checkpoint, save_checkpoint
+from optim.experiment import Experiment
+from optim.loop import OVERFLOWS_IN_A_ROW, Trainer
 from optim.selftest import differing
-from tests.programs import TINY, command, final_state, folder, metrics, start, status, train, trained, wait_for_step
+from optim.stopping import Stopper
+from tests.programs import TINY, command, final_state, flags, folder, metrics, start, status, train, trained, wait_for_step
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +63,7 @@ def one_error(outcome: subprocess.CompletedProcess[str]) -> str:
 
 def test_loss_that_is_not_finite_stops_the_run_within_its_step(runaway: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     assert "step 2: the loss of micro-batch 0 is nan" in one_error(runaway[1])
-    assert (status(runaway[0])["state"], status(runaway[0])["itr"]) == ("failed", 2)
+    assert (status(runaway[0])["state"], status(runaway[0])["itr"]) == ("failed", 1)
 
 
 def test_sequences_of_the_bad_micro_batch_are_named(runaway: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
@@ -96,6 +105,43 @@ def test_explosion_stops_the_run_at_the_limit(calm: Path, tmp_path: Path) -> Non
     assert f"error: step {first}: the loss is " in one_error(train(tmp_path, **CALM, grad_norm_limit=limit))
 
 
+def test_stop_at_a_bad_step_costs_no_good_one(calm: Path, skipping: Path, tmp_path: Path) -> None:
+    limit = limit_of(calm)
+    assert train(tmp_path, **CALM, grad_norm_limit=limit, save_checkpoint_freq=30).returncode == 2
+    bad = next(row["step"] for row in metrics(calm) if row["kind"] == "train" and row["grad_norm"] > limit)
+    assert [path.name for path in folder(tmp_path).glob("*.pt")] == [f"ckpt_{bad - 1}.pt"]
+    trained(tmp_path, **CALM, grad_norm_limit=limit, on_bad_step="skip")
+    assert differing(final_state(skipping), final_state(tmp_path)) == []
+
+
+def test_two_processes_skip_the_same_steps(calm: Path, skipping: Path, tmp_path: Path) -> None:
+    trained(tmp_path, processes=2, **CALM, grad_norm_limit=limit_of(calm), on_bad_step="skip")
+    assert [(row["kind"], row["step"]) for row in metrics(tmp_path)] == [(row["kind"], row["step"]) for row in metrics(skipping)]
+
+
+def train_with_overflows(results: Path, **changes: str) -> tuple[str, list[str]]:
+    """Each step has a finite loss, and a gradient that is not: what the run ends with, and the weights that it has changed."""
+    args = parse_args(flags(results, **CALM, **changes))
+    world, splits = World(torch.device("cpu")), open_splits(args.dataset, args.data_dir, args.sequence_length, args.vocab_size)
+    trainer, experiment = Trainer(args, world, splits, make_model_from_args(args), results), Experiment(results, args.iterations)
+    before = copy.deepcopy(trainer.raw_model.state_dict())
+    next(trainer.raw_model.parameters()).register_hook(lambda gradient: gradient * torch.inf)
+    with Stopper(world, [], None, time.time()) as stopper, pytest.raises(UserError) as error:
+        trainer.run(experiment, stopper)
+    experiment.close()
+    return str(error.value), differing(before, trainer.raw_model.state_dict())
+
+
+def test_gradient_that_is_not_finite_stops_the_run_where_the_loss_is(tmp_path: Path) -> None:
+    said, changed = train_with_overflows(tmp_path)
+    assert re.match(r"step 1: the loss is \d+\.\d+, the gradient norm (inf|nan);", said) and changed == []
+
+
+def test_overflows_of_float16_are_the_scalers_to_skip_until_they_do_not_end(tmp_path: Path) -> None:
+    said, changed = train_with_overflows(tmp_path, dtype="float16")
+    assert said.startswith(f"step {OVERFLOWS_IN_A_ROW}: the loss is ") and changed == []
+
+
 def test_skipped_steps_are_told_and_the_run_goes_on(skipping: Path) -> None:
     rows = metrics(skipping)
     skipped = [row["step"] for row in rows if row["kind"] == "skipped"]
@@ -123,7 +169,7 @@ def test_killed_run_that_skips_steps_ends_with_the_same_bits(calm: Path, skippin
 
 def test_ten_bad_steps_in_a_row_stop_a_run_that_skips(tmp_path: Path) -> None:
     assert "step 11: " in one_error(train(tmp_path, **RUNAWAY, on_bad_step="skip"))
-    assert "10 steps in a row were skipped" in json.loads((folder(tmp_path) / "status.json").read_text())["reason"]
+    assert "9 steps before it were skipped" in json.loads((folder(tmp_path) / "status.json").read_text())["reason"]
 
 
 def test_settings_of_bad_steps_may_change_from_job_to_job(tmp_path: Path) -> None:

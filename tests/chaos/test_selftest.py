@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from config import parse_args
+from optim.selftest import Training
 from tests.chaos import FULL
 from tests.programs import ROOT, copy_sources, run
 
@@ -51,6 +53,14 @@ def test_fails_where_the_optimiser_is_not_resumed(tmp_path: Path) -> None:
     code, said, _ = selftest(tmp_path / "exps", *ALONE, main=copy / "main.py")
     assert code == 1
     assert re.match(r"FAIL: .*/model/", said.splitlines()[-1])
+
+
+def test_a_config_file_is_not_handed_on(tmp_path: Path) -> None:
+    """It would put back what the self-test has set otherwise: the trainings would be self-tests again."""
+    (tmp_path / "mine.json").write_text('{"selftest_resume": true, "max_runtime_minutes": 1, "n_embd": 32}')
+    words = Training(parse_args(["--config", str(tmp_path / "mine.json")]), tmp_path, 1).words
+    again = parse_args(words[words.index(str(ROOT / "main.py")) + 1:])
+    assert (again.config, again.selftest_resume, again.max_runtime_minutes, again.n_embd) == (None, False, None, 32)
 
 
 def test_settings_that_cannot_be_are_told_in_one_line(tmp_path: Path) -> None:

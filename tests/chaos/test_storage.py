@@ -19,12 +19,11 @@ import pytest
 from optim.checkpoint import load_checkpoint, newest_valid
 from optim.selftest import differing
 from tests.chaos import FULL, scale
+from tests.chaos.test_checkpoints import ONE_LINE, SMALL
 from tests.programs import command, final_state, folder, metrics, run, status, train, trained
 
 pytestmark = pytest.mark.slow
 
-SMALL = {"iterations": 12, "save_checkpoint_freq": 3, "keep_checkpoints": 0, "eval_freq": 6, "eval_batches": 2, "log_freq": 2, "acc_steps": 2}
-ONE_LINE = "main.py: error: "
 needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compiler here to make the faulty storage with")
 FAULTY_STORAGE = r"""
 #define _GNU_SOURCE
@@ -117,10 +116,10 @@ def begin(unbroken: Path, results: Path) -> Path:
     return results
 
 
-def stopped_by_the_fault(outcome: subprocess.CompletedProcess[str]) -> str:
-    """The one line of it; fails for a traceback, more lines or exit code 0."""
+def stopped_by_the_fault(outcome: subprocess.CompletedProcess[str], code: int = 2) -> str:
+    """The one line of it; fails for a traceback, more lines or another exit code."""
     lines = outcome.stderr.splitlines()
-    assert outcome.returncode in (1, 2) and len(lines) == 1 and lines[0].startswith(ONE_LINE), f"{outcome.returncode}\n{outcome.stderr}"
+    assert outcome.returncode == code and len(lines) == 1 and lines[0].startswith(ONE_LINE), f"{outcome.returncode}\n{outcome.stderr}"
     return lines[0]
 
 
@@ -183,15 +182,16 @@ def test_log_that_cannot_be_written_does_not_end_the_training(unbroken: Path, tm
 
 # stale
 
-LAST_CALL = 290  # of those that the rest of the training makes; later ones meet no fault
+CALLS = 200  # the rest of the training makes some more; it meets no fault in later ones
+PASSES = 1  # exit code: the chain tries again
 
 
 @needs_gcc
-@pytest.mark.parametrize("call", scale([70], sorted(random.Random(3).sample(range(LAST_CALL - 30), 8))))
+@pytest.mark.parametrize("call", scale([70], sorted(random.Random(3).sample(range(CALLS), 8))))
 def test_handle_that_goes_stale_stops_the_run_and_keeps_the_last_good_checkpoint(unbroken: Path, tmp_path: Path, faulty: str, call: int) -> None:
     begin(unbroken, tmp_path)
     fault = {"LD_PRELOAD": faulty, "STORAGE_PATH": str(tmp_path), "STORAGE_STALE_AFTER": str(call)}
-    assert "Stale file handle" in stopped_by_the_fault(run(command(tmp_path, **SMALL), **fault))
+    assert "Stale file handle" in stopped_by_the_fault(run(command(tmp_path, **SMALL), **fault), PASSES)
     checkpoints_are_whole(tmp_path)
     goes_on_to_the_same_bits(unbroken, tmp_path)
 
@@ -201,7 +201,7 @@ def test_handle_that_goes_stale_stops_the_run_and_keeps_the_last_good_checkpoint
 def test_one_file_that_goes_stale_stops_the_run_and_keeps_the_last_good_checkpoint(unbroken: Path, tmp_path: Path, faulty: str, file: str) -> None:
     begin(unbroken, tmp_path)
     fault = {"LD_PRELOAD": faulty, "STORAGE_PATH": f"/{file}", "STORAGE_STALE_AFTER": "0"}
-    assert "Stale file handle" in stopped_by_the_fault(run(command(tmp_path, **SMALL), **fault))
+    assert "Stale file handle" in stopped_by_the_fault(run(command(tmp_path, **SMALL), **fault), PASSES)
     checkpoints_are_whole(tmp_path)
     goes_on_to_the_same_bits(unbroken, tmp_path)
 
@@ -218,6 +218,15 @@ def test_slow_storage_changes_nothing_but_the_time(unbroken: Path, tmp_path: Pat
     assert status(tmp_path)["slowest_save_seconds"] >= 1  # or the library was not there
     assert differing(final_state(unbroken), final_state(tmp_path)) == []
     assert metrics(unbroken) == metrics(tmp_path)
+
+
+@needs_gcc
+def test_storage_that_hangs_ends_the_process_in_the_time_that_is_allowed(unbroken: Path, tmp_path: Path, faulty: str) -> None:
+    begin(unbroken, tmp_path)
+    hang = {"LD_PRELOAD": faulty, "STORAGE_PATH": "/.ckpt_", "STORAGE_SYNC_MS": "600000"}
+    outcome = run(command(tmp_path, **SMALL, watchdog_minutes=0.2), timeout=90, **hang)
+    assert outcome.returncode == 1 and "main.py: error: watchdog: process 0 of 1, after step 9, has not got on" in outcome.stderr
+    goes_on_to_the_same_bits(unbroken, tmp_path)
 
 
 @needs_gcc
