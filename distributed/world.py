@@ -39,11 +39,11 @@ def pick_device(device: str, local_rank: int = 0) -> torch.device:
 
 
 def _tried(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
-    """What `work` returns, or the UserError or OSError that it ends with; only those that may pass stay OSErrors."""
+    """What `work` returns, or the error that it ends with, for all processes to raise; only an OSError that may pass stays one."""
     try:
         return work(), None
     except UserError as error:
-        return None, error
+        return None, UserError(str(error))  # an OwnError no longer is one
     except OSError as error:
         if error.errno in PASSING_FAULTS:
             return None, OSError(error.errno, error.strerror, error.filename or "storage")
