@@ -12,7 +12,9 @@ import difflib
 import json
 import math
 import os
+import signal
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -28,6 +30,7 @@ from models.variants import ALIASES, ROUTED_POLICIES, VARIANTS
 MISSING = object()  # flag not given
 NO_VALUE = object()  # flag given without its value
 LARGEST_CONFIG_BYTES = 1 << 20
+SILENT_SECONDS = 10.0  # for the first process to tell what is wrong
 
 
 class _Usage(Exception):
@@ -175,10 +178,17 @@ def parse(argv: Sequence[str] | None, *, prog: str, description: str,
 
 
 def stop(prog: str, problems: Sequence[str], code: int = 2, alone: bool = False) -> NoReturn:
-    """Print one line a problem and exit; on the first process only, unless this one met the problem alone."""
+    """Print one line a problem and exit; on the first process only, unless this one met the problem alone.
+
+    The others end after it: at the first end torchrun terminates all that still run, and that one is to speak before.
+    """
     if alone or os.environ.get("RANK", "0") == "0":
         for problem in dict.fromkeys(problems):
             print(f"{prog}: error: {problem}", file=sys.stderr)
+    else:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        time.sleep(SILENT_SECONDS)
     raise SystemExit(code)
 
 

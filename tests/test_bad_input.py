@@ -64,6 +64,20 @@ def test_processes_that_do_not_divide_the_accumulation(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_the_first_process_is_heard_even_if_it_is_the_last_to_know(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(f"""
+import os, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+import config
+
+time.sleep(2 if os.environ["RANK"] == "0" else 0)
+config.stop("program", ["it is not here"])
+""")
+    outcome = run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(program)])
+    assert outcome.stderr.count("program: error: it is not here") == 1
+
+
 def test_what_one_process_alone_meets_is_told_by_the_main_one(tmp_path: Path) -> None:
     """As where the disk of a second node lacks the data."""
     program = tmp_path / "program.py"
