@@ -1,15 +1,48 @@
 """Keys and values of all tokens so far, for generation: a new token is all that is computed.
 
-Legend: B batch, S tokens of one call, H heads, D model width, Dh head width.
+Legend: B batch, S tokens of one call, R passes, H heads, D model width, Dh head width.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import cast
+
+import torch
 from torch import Tensor
 
-from models.attention import KeyValue, Positions, Seen, Tile
+from models.attention import Positions, Seen, Tile, visible
 from models.policies import Memory
-from models.transformer import Transformer
+from models.transformer import Block, Transformer
+
+
+@dataclass(frozen=True)
+class View:
+    """What the queries of one call see in the layers of a pass: slots up to `used` of `passes`.
+
+    at: of several queries; of a single one its angles alone. pairs: of a single one, True where it sees a key, (R * B, 1, 1, used);
+    None where it sees all.
+    """
+
+    passes: slice
+    at: Positions
+    pairs: Tensor | None = None
+
+
+def attend_from_one(q: Tensor, keys: Tensor, values: Tensor, pairs: Tensor | None) -> Tensor:
+    """The query of one token, (B, H, 1, Dh), over keys and values of R passes, each (R, B, H, K, Dh) -> (B, H, 1, Dh).
+
+    pairs: True where a key is seen, (R * B, 1, 1, K); None: everywhere. The kernels are made for many queries: for one,
+    two products over all passes at once take less time than a call a pass.
+    """
+    passes, batch = keys.shape[:2]
+    asked = (q * q.shape[-1] ** -0.5).expand(passes, -1, -1, -1, -1).flatten(0, 1)
+    scores = (asked @ keys.flatten(0, 1).transpose(-2, -1)).float()
+    if pairs is not None:  # finite: what fills up a batch may see nothing
+        scores.masked_fill_(~pairs, torch.finfo(torch.float32).min)
+    weights = scores.unflatten(0, (passes, batch)).movedim(0, -2).flatten(-2).softmax(-1)
+    weights = weights.unflatten(-1, (passes, -1)).movedim(-2, 0).flatten(0, 1)
+    return (weights.to(values.dtype) @ values.flatten(0, 1)).unflatten(0, (passes, batch)).sum(0)
 
 
 class Slots(Memory):
@@ -22,9 +55,9 @@ class Slots(Memory):
     def __init__(self, model: Transformer, batch: int) -> None:
         self.model, self.batch = model, batch
         self.nowhere = model.settings.sequence_length
-        self.kept: dict[tuple[str, int, int], KeyValue] = {}  # (stack, layer, pass) -> (B, H, slots, Dh) each
-        self.places: dict[tuple[str, int], Tensor] = {}  # (stack, pass) -> (B, slots), positions
-        self.views: dict[tuple[str, int], tuple[Positions, list[tuple[int, int]]]] = {}
+        self.kept: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}  # (stack, layer) -> keys and values, each (R, B, H, slots, Dh)
+        self.places: dict[str, Tensor] = {}  # stack -> positions (R, B, slots)
+        self.views: dict[tuple[str, int], View] = {}
         self.before = self.used = 0
 
     def begin(self, positions: Tensor, used: int, ragged: bool) -> None:
@@ -34,46 +67,50 @@ class Slots(Memory):
         self.plain = not ragged and settings.attention_window_length is None and settings.row.policy != "compact"
         self.views = {}
 
-    def _view(self, stack: str, number: int, positions: Tensor) -> tuple[Positions, list[tuple[int, int]]]:
-        """What queries at positions see: for each of the kept passes, and last for the call itself, how much of it."""
+    def _repeats(self, stack: str) -> int:
+        settings = self.model.settings
+        return settings.n_repeat if stack == "h_mid" or settings.row.policy == "ponder" else 1
+
+    def _view(self, stack: str, number: int, positions: Tensor) -> View:
+        """What queries at positions (B, S) see in a pass; puts them in their places first."""
         if (stack, number) in self.views:
             return self.views[stack, number]
-        model, attends_all = self.model, stack == "h_mid" and self.model.settings.row.attends == "all"
-        sources = [(earlier, self.used) for earlier in range(1, number)] if attends_all else []
-        if (stack, number) in self.places:
-            sources.append((number, self.before))
+        model, settings = self.model, self.model.settings
+        if stack not in self.places:
+            self.places[stack] = positions.new_full((self._repeats(stack), self.batch, self.nowhere + 1), self.nowhere)
+        self.places[stack][number - 1].scatter_(1, positions, positions)
+        passes = slice(0 if stack == "h_mid" and settings.row.attends == "all" else number - 1, number)
+        places, window = self.places[stack][passes, :, :self.used], settings.attention_window_length
+        keys = tuple(places)
+        fast = settings.attention == "fast"
+        if fast and positions.shape[1] == 1:
+            pairs = None if self.plain else visible(positions.expand(len(keys), -1, -1).flatten(0, 1), places.flatten(0, 1), window)
+            view = View(passes, Positions(model.rope(positions)), pairs)
+        elif fast and positions.device.type == "cpu":  # other devices' kernels take no mask
+            old, new = slice(self.before), slice(self.before, self.used)
+            parts = [(old, "all"), (new, "causal")][self.before == 0:] if self.plain else [(slice(None), "positions")]
+            seen = tuple(Seen(turn, part, how) for turn in range(len(keys)) for part, how in parts)
+            view = View(passes, Positions(model.rope(positions), (Tile(slice(None), seen),), positions, keys, window))
         else:
-            self.places[stack, number] = positions.new_full((self.batch, self.nowhere + 1), self.nowhere)
-        keys = [self.places[stack, earlier][:, :end].clone() for earlier, end in sources] + [positions]
-        if positions.device.type != "cpu" or model.settings.attention == "reference":  # other devices' kernels take no mask
-            at = model.positions(positions, keys)
-        else:
-            single = positions.shape[1] == 1
-            seen = []
-            for turn, of_pass in enumerate(keys):
-                how = "positions"
-                if self.plain and (single or (turn < len(sources) and sources[turn] == (number, self.before))):
-                    how = "all"
-                elif self.plain and of_pass.shape[1] == positions.shape[1] and not self.before:
-                    how = "causal"
-                seen.append(Seen(turn, slice(None), how))
-            at = Positions(model.rope(positions), (Tile(slice(None), tuple(seen)),), positions, tuple(keys), model.settings.attention_window_length)
-        self.views[stack, number] = at, sources
-        return self.views[stack, number]
+            view = View(passes, model.positions(positions, list(keys)))
+        self.views[stack, number] = view
+        return view
 
     def _block(self, stack: str, layer: int, number: int, x: Tensor, x_keys: Tensor | None, positions: Tensor) -> Tensor:
-        at, sources = self._view(stack, number, positions)
-        past = [tuple(kept[:, :, :end] for kept in self.kept[stack, layer, earlier]) for earlier, end in sources]
-        x, own = self.model.blocks(stack)[layer](x, x_keys, past, at)
-        if (stack, layer, number) not in self.kept:
-            shape = (self.batch, own[0].shape[1], self.nowhere + 1, own[0].shape[3])
-            self.kept[stack, layer, number] = own[0].new_zeros(shape), own[1].new_zeros(shape)
-        slots = positions.expand(self.batch, -1)
-        for kept, new in zip(self.kept[stack, layer, number], own, strict=True):
-            kept.scatter_(2, slots[:, None, :, None].expand_as(new), new)
-        if layer == len(self.model.blocks(stack)) - 1:
-            self.places[stack, number].scatter_(1, slots, slots)
-        return x
+        view, block = self._view(stack, number, positions), cast(Block, self.model.blocks(stack)[layer])
+        q, *made = block.project(x, x_keys, view.at.rope)
+        if (stack, layer) not in self.kept:
+            shape = (self._repeats(stack), self.batch, q.shape[1], self.nowhere + 1, q.shape[3])
+            self.kept[stack, layer] = made[0].new_zeros(shape), made[1].new_zeros(shape)
+        slots = positions[:, None, :, None].expand_as(made[0])
+        for kept, new in zip(self.kept[stack, layer], made, strict=True):
+            kept[number - 1].scatter_(2, slots, new)
+        keys, values = (kept[view.passes, :, :, :self.used] for kept in self.kept[stack, layer])
+        if view.at.tiles or view.at.mask is not None:
+            y = block.attn.attend(q, list(zip(keys, values, strict=True)), view.at)
+        else:
+            y = attend_from_one(q, keys, values, view.pairs)
+        return block.finish(x, y)
 
     def run(self, stack: str, number: int, x: Tensor, positions: Tensor) -> Tensor:
         """As Memory.run; positions (B, T_r)."""

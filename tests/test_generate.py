@@ -63,16 +63,18 @@ def test_several_tokens_at_once_after_the_first(name):
     assert torch.allclose(session.feed([row[4:15]])[0], whole(model, row), atol=1e-5)
 
 
+@pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("name", ["lncot", "adm"])
-def test_reference_attention_generates_the_same(name):
-    fast, plain = threshold_model(name), threshold_model(name, attention="reference")
+def test_reference_attention_generates_the_same(name, window):
+    fast, plain = (threshold_model(name, attention=way, attention_window_length=window) for way in ("fast", "reference"))
     said = [list(generate(Session(model, 3, CPU), PROMPTS, 10, Sampling(0), 0, 64, lambda row, new: False)) for model in (fast, plain)]
     assert said[0] == said[1]
 
 
+@pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("name", STEADY)
-def test_a_row_that_has_ended_leaves_the_others_as_they_are(name):
-    model = threshold_model(name)
+def test_a_row_that_has_ended_leaves_the_others_as_they_are(name, window):
+    model = threshold_model(name, attention_window_length=window)
     together = list(generate(Session(model, 3, CPU), PROMPTS, 9, Sampling(0), 0, 64, lambda row, new: row == 1 and len(new) == 3))
     for row, prompt in enumerate(PROMPTS):
         alone = [token for _, token in generate(Session(model, 1, CPU), [prompt], 3 if row == 1 else 9, Sampling(0), 0, 64, lambda row, new: False)]
