@@ -138,7 +138,7 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, causal: bool, pairs: Tensor | None) 
         return cast(tuple[Tensor, Tensor], aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal)[:2])
     out, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=_bias(pairs, q.dtype))
     if pairs is not None:  # the kernel says 0 where a query sees nothing
-        lse = lse.masked_fill(~pairs.any(-1), -torch.inf)
+        lse = lse.masked_fill(~pairs.any(-1), torch.finfo(lse.dtype).min)  # finite: it may see nothing in any pass
     return out, lse
 
 

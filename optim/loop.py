@@ -76,7 +76,7 @@ class Trainer:
         self.raw_model = model.to(world.device)
         self.model = world.wrap(self.raw_model)
         if args.compile:
-            need_compiler(world.device)
+            world.from_each(lambda: need_compiler(world.device))
             self.raw_model.compile_blocks()
         self.optimizer = make_optimizer(model, args)
         self.schedule = make_scheduler(self.optimizer, args)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.attention import Positions, Seen, Tile, visible
@@ -20,29 +21,32 @@ from models.transformer import Block, Transformer
 class View:
     """What the queries of one call see in the layers of a pass: slots up to `used` of `passes`.
 
-    at: of several queries; of a single one its angles alone. pairs: of a single one, True where it sees a key, (R * B, 1, 1, used);
-    None where it sees all.
+    lone: `attend_from_one` does it; then `at` has the angles alone, and pairs is True where a key is seen, (R * B, 1, 1, used), or
+    None for everywhere.
     """
 
     passes: slice
     at: Positions
+    lone: bool = False
     pairs: Tensor | None = None
 
 
 def attend_from_one(q: Tensor, keys: Tensor, values: Tensor, pairs: Tensor | None) -> Tensor:
     """The query of one token, (B, H, 1, Dh), over keys and values of R passes, each (R, B, H, K, Dh) -> (B, H, 1, Dh).
 
-    pairs: True where a key is seen, (R * B, 1, 1, K); None: everywhere. The kernels are made for many queries: for one,
-    two products over all passes at once take less time than a call a pass.
+    pairs: True where a key is seen, (R * B, 1, 1, K); None: everywhere. For several passes two products over all of them take less
+    time than a kernel call each. For float32: kernels keep the scores of half precision in float32, products would round them.
     """
     passes, batch = keys.shape[:2]
+    if passes == 1:
+        return F.scaled_dot_product_attention(q, keys[0], values[0], attn_mask=pairs)
     asked = (q * q.shape[-1] ** -0.5).expand(passes, -1, -1, -1, -1).flatten(0, 1)
-    scores = (asked @ keys.flatten(0, 1).transpose(-2, -1)).float()
+    scores = (asked @ keys.flatten(0, 1).transpose(-2, -1))
     if pairs is not None:  # finite: what fills up a batch may see nothing
-        scores.masked_fill_(~pairs, torch.finfo(torch.float32).min)
+        scores.masked_fill_(~pairs, torch.finfo(scores.dtype).min)
     weights = scores.unflatten(0, (passes, batch)).movedim(0, -2).flatten(-2).softmax(-1)
     weights = weights.unflatten(-1, (passes, -1)).movedim(-2, 0).flatten(0, 1)
-    return (weights.to(values.dtype) @ values.flatten(0, 1)).unflatten(0, (passes, batch)).sum(0)
+    return (weights @ values.flatten(0, 1)).unflatten(0, (passes, batch)).sum(0)
 
 
 class Slots(Memory):
@@ -69,7 +73,7 @@ class Slots(Memory):
 
     def _repeats(self, stack: str) -> int:
         settings = self.model.settings
-        return settings.n_repeat if stack == "h_mid" or settings.row.policy == "ponder" else 1
+        return settings.n_repeat if stack == "h_mid" or (stack == "h_end" and settings.row.policy == "ponder") else 1
 
     def _view(self, stack: str, number: int, positions: Tensor) -> View:
         """What queries at positions (B, S) see in a pass; puts them in their places first."""
@@ -82,13 +86,14 @@ class Slots(Memory):
         passes = slice(0 if stack == "h_mid" and settings.row.attends == "all" else number - 1, number)
         places, window = self.places[stack][passes, :, :self.used], settings.attention_window_length
         keys = tuple(places)
-        fast = settings.attention == "fast"
-        if fast and positions.shape[1] == 1:
+        single = positions.shape[1] == 1
+        if settings.attention == "fast" and single and model.computes_in(positions.device) == torch.float32:
             pairs = None if self.plain else visible(positions.expand(len(keys), -1, -1).flatten(0, 1), places.flatten(0, 1), window)
-            view = View(passes, Positions(model.rope(positions)), pairs)
-        elif fast and positions.device.type == "cpu":  # other devices' kernels take no mask
-            old, new = slice(self.before), slice(self.before, self.used)
-            parts = [(old, "all"), (new, "causal")][self.before == 0:] if self.plain else [(slice(None), "positions")]
+            view = View(passes, Positions(model.rope(positions)), lone=True, pairs=pairs)
+        elif model.is_fast(positions.device, alike=self.plain and not single):  # one query: a mask takes GPUs fewer launches
+            parts = [(slice(None), "all" if self.plain else "positions")]
+            if self.plain and not single:
+                parts = [(slice(self.before), "all"), (slice(self.before, self.used), "causal")][self.before == 0:]
             seen = tuple(Seen(turn, part, how) for turn in range(len(keys)) for part, how in parts)
             view = View(passes, Positions(model.rope(positions), (Tile(slice(None), seen),), positions, keys, window))
         else:
@@ -106,10 +111,7 @@ class Slots(Memory):
         for kept, new in zip(self.kept[stack, layer], made, strict=True):
             kept[number - 1].scatter_(2, slots, new)
         keys, values = (kept[view.passes, :, :, :self.used] for kept in self.kept[stack, layer])
-        if view.at.tiles or view.at.mask is not None:
-            y = block.attn.attend(q, list(zip(keys, values, strict=True)), view.at)
-        else:
-            y = attend_from_one(q, keys, values, view.pairs)
+        y = attend_from_one(q, keys, values, view.pairs) if view.lone else block.attn.attend(q, list(zip(keys, values, strict=True)), view.at)
         return block.finish(x, y)
 
     def run(self, stack: str, number: int, x: Tensor, positions: Tensor) -> Tensor:

@@ -55,12 +55,31 @@ def test_rows_of_a_batch_stand_at_their_own_positions(name, window):
         rows = [[*row, *more] for row, more in zip(rows, new, strict=True)]
 
 
+@pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("name", STEADY)
-def test_several_tokens_at_once_after_the_first(name):
-    model, row = threshold_model(name), tokens(15).tolist()
+def test_several_tokens_at_once_after_the_first(name, window):
+    model, row = threshold_model(name, attention_window_length=window), tokens(15).tolist()
     session = Session(model, 1, CPU)
     session.feed([row[:4]])
     assert torch.allclose(session.feed([row[4:15]])[0], whole(model, row), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", STEADY)
+def test_what_fills_up_a_batch_stays_finite(name):
+    model, row = threshold_model(name, attention_window_length=4), tokens(12).tolist()
+    session = Session(model, 2, CPU)
+    session.feed([row[:10], row])
+    assert session.feed([[1, 2], []]).isfinite().all()
+
+
+@pytest.mark.parametrize("name", STEADY)
+def test_half_precision_generates_as_the_whole_forward_pass_does(name):
+    model, row = threshold_model(name), tokens(12).tolist()
+    with torch.autocast("cpu", torch.bfloat16):
+        session = Session(model, 1, CPU)
+        session.feed([row[:6]])
+        for end in range(7, 13):
+            assert torch.allclose(session.feed([row[end - 1:end]])[0], whole(model, row[:end]).float(), atol=0.02)
 
 
 @pytest.mark.parametrize("window", [None, 4])
