@@ -186,7 +186,7 @@ def stop(prog: str, problems: Sequence[str], code: int = 2, alone: bool = False)
         for problem in dict.fromkeys(problems):
             print(f"{prog}: error: {problem}", file=sys.stderr)
     else:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT):  # which may be ignored until here
             signal.signal(number, signal.SIG_DFL)
         time.sleep(SILENT_SECONDS)
     raise SystemExit(code)

@@ -41,7 +41,7 @@ def attend_from_one(q: Tensor, keys: Tensor, values: Tensor, pairs: Tensor | Non
     if passes == 1:
         return F.scaled_dot_product_attention(q, keys[0], values[0], attn_mask=pairs)
     asked = (q * q.shape[-1] ** -0.5).expand(passes, -1, -1, -1, -1).flatten(0, 1)
-    scores = (asked @ keys.flatten(0, 1).transpose(-2, -1))
+    scores = asked @ keys.flatten(0, 1).transpose(-2, -1)
     if pairs is not None:  # finite: what fills up a batch may see nothing
         scores.masked_fill_(~pairs, torch.finfo(scores.dtype).min)
     weights = scores.unflatten(0, (passes, batch)).movedim(0, -2).flatten(-2).softmax(-1)

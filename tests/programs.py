@@ -49,11 +49,13 @@ def flags(results: Path, **changes: Any) -> list[str]:
     return words
 
 
+def python(processes: int = 1) -> list[str]:
+    """What runs a program, with torchrun if several processes are to."""
+    return [sys.executable, *(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else [])]
+
+
 def command(results: Path, processes: int = 1, **changes: Any) -> list[str]:
-    start = [sys.executable, "main.py"]
-    if processes > 1:
-        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "main.py"]
-    return start + flags(results, **changes)
+    return [*python(processes), "main.py", *flags(results, **changes)]
 
 
 def environment(**more: str) -> dict[str, str]:

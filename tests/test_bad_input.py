@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.programs import PEER, ROOT, command, flags, folder, run, train
+from tests.programs import PEER, ROOT, command, flags, folder, python, run, train
 
 pytestmark = pytest.mark.slow
 
@@ -64,27 +65,27 @@ def test_processes_that_do_not_divide_the_accumulation(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_first_process_is_heard_even_if_it_is_the_last_to_know(tmp_path: Path) -> None:
+def run_on_two(tmp_path: Path, source: str) -> subprocess.CompletedProcess[str]:
+    """A program of the project's modules on two processes."""
     program = tmp_path / "program.py"
-    program.write_text(f"""
-import os, sys, time
-sys.path.insert(0, {str(ROOT)!r})
-import config
+    program.write_text(source)
+    return run([*python(2), str(program)], PYTHONPATH=str(ROOT))
+
+
+def test_the_first_process_is_heard_even_if_it_is_the_last_to_know(tmp_path: Path) -> None:
+    outcome = run_on_two(tmp_path, """
+import os, time, config
 
 time.sleep(2 if os.environ["RANK"] == "0" else 0)
 config.stop("program", ["it is not here"])
 """)
-    outcome = run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(program)])
     assert outcome.stderr.count("program: error: it is not here") == 1
 
 
 def test_what_one_process_alone_meets_is_told_by_the_main_one(tmp_path: Path) -> None:
     """As where the disk of a second node lacks the data."""
-    program = tmp_path / "program.py"
-    program.write_text(f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-import config, distributed
+    outcome = run_on_two(tmp_path, """
+import sys, config, distributed
 from errors import UserError
 
 def work():
@@ -96,7 +97,6 @@ def work():
 
 sys.exit(config.guarded("program", work))
 """)
-    outcome = run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(program)])
     assert outcome.stderr.count("program: error: it is not here") == 1
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.programs import PEER, folder, metrics, run, train
+from tests.programs import PEER, folder, metrics, python, run, train
 
 pytestmark = pytest.mark.slow
 
@@ -27,9 +26,7 @@ PUBLISHED = [
 
 
 def evaluate(checkpoint: Path, output: Path, *words: str, processes: int = 1) -> dict[str, Any]:
-    start = [sys.executable] if processes == 1 else [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    outcome = run([*start, "eval.py", "--checkpoint", str(checkpoint), "--data_dir", str(PEER / "datasets"), "--device", "cpu",
+    outcome = run([*python(processes), "eval.py", "--checkpoint", str(checkpoint), "--data_dir", str(PEER / "datasets"), "--device", "cpu",
                    "--output_dir", str(output), *words])
     assert outcome.returncode == 0, outcome.stderr
     return json.loads(next(output.glob("eval_summary_*.json")).read_text())

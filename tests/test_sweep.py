@@ -13,7 +13,7 @@ from models.macs import count_macs
 from optim.cascade import cascade
 from optim.routers import router_scores
 from tests.helpers import tiny_args, tiny_model
-from tests.programs import PEER, run
+from tests.programs import PEER, python, run
 
 ADAPTIVE = next((PEER / "exps" / "owt2").glob("adaptive*")) / "official_adm"
 PLACES = ["--data_dir", str(PEER / "datasets"), "--device", "cpu"]
@@ -188,7 +188,7 @@ def test_sweep_of_another_setting_is_refused_and_left_as_it_is(swept, tmp_path):
 @pytest.mark.slow
 def test_evaluation_on_two_processes_equals_one(swept, tmp_path):
     words = ["eval.py", "--checkpoint", str(ADAPTIVE), "--output_dir", str(tmp_path), *PLACES]
-    outcome = run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *words])
+    outcome = run([*python(2), *words])
     assert outcome.returncode == 0, outcome.stderr
     one, two = (json.loads((folder / "eval_summary_ckpt.json").read_text()) for folder in (swept, tmp_path))
     assert two["val_loss"] == pytest.approx(one["val_loss"], abs=1e-6)
