@@ -6,7 +6,7 @@
     python main.py --selftest_resume        # does a killed run end with the same bits on this machine?
 
 Exit codes: 0 finished (now or earlier), 2 something for the user to mend, 83 stopped cleanly with work left (0 under torchrun,
-which would report anything else as a failure: read status.json there).
+which would report anything else as a failure). outcome.json in the experiment's folder tells more: kind, reason, step.
 """
 
 from __future__ import annotations
@@ -21,57 +21,59 @@ from typing import TYPE_CHECKING
 import config
 import distributed
 from errors import STOPPED
+from optim.names import STOP, SUMMARY
+from optim.outcome import Ending, Kind, Outcome, ended
 
 if TYPE_CHECKING:
     from distributed.world import World
 
 
-def build_and_run(args: Namespace, world: World, began: float) -> int:
-    """Everything between the command line and the exit code. Raises UserError."""
+def build_and_run(args: Namespace, world: World, ending: Ending, closing: ExitStack, began: float) -> Outcome:
+    """Everything between the command line and how the run ended; `closing` is left by the caller. Raises UserError."""
     from data import open_splits
     from data.setup import ensure_prepared
     from models import make_model_from_args
+    from optim.done import is_finished
     from optim.experiment import Experiment
     from optim.loop import Trainer
     from optim.reporting import log, log_to_file, start_logging
-    from optim.setup import describe, is_finished, seed_everything, set_precision, starting_point
+    from optim.setup import describe, is_own, named_file, seed_everything, set_precision, starting_point
     from optim.stopping import Stopper
 
     start_logging(world.is_main)
     for line in config.unused_settings(args):
         log.info(f"note: {line}")
-    folder = config.experiment_folder(args)
+    folder = ending.folder
     held: list[Experiment] = []  # on the main process
 
     def hold() -> None:
         held.append(Experiment(folder, args.iterations))
+        closing.callback(held[0].close)
         stopper.is_lost = lambda: held[0].lock.lost
+        ending.take(held[0].lock)
         log_to_file(folder / "train.log")
 
-    def give_up() -> None:
-        for experiment in held:
-            experiment.close()
-
-    stop_files = [folder / "stop", *([Path(args.stop_file)] if args.stop_file else [])]
-    with Stopper(world, stop_files, args.max_runtime_minutes, began) as stopper, ExitStack() as closing:
+    stop_files = [folder / STOP, *([Path(args.stop_file)] if args.stop_file else [])]
+    with Stopper(world, stop_files, args.max_runtime_minutes, began) as stopper:
         set_precision(args.deterministic)
         world.from_main(hold)
-        closing.callback(give_up)
+        ending.held = True
         if world.from_main(lambda: is_finished(folder, args)):
-            log.info(f"{folder} is finished already: nothing to do")
-            return 0
+            wanted = named_file(folder, args.use_pretrained)
+            again = f"; to go back to {wanted.name} all the same, move {SUMMARY} away" if wanted and is_own(folder, wanted) else ""
+            log.info(f"{folder} is finished already: nothing to do{again}")
+            return ended(Kind.FINISHED, "finished already", args.iterations)
         world.from_main(lambda: ensure_prepared(args.dataset, args.data_dir))
         splits = world.from_each(lambda: open_splits(args.dataset, args.data_dir, args.sequence_length, args.vocab_size,
                                                      populate=args.data_in_ram and world.local_rank == 0))
         seed_everything(args.seed, world.rank)
-        trainer = Trainer(args, world, splits, make_model_from_args(args), folder)
+        trainer = Trainer(args, world, splits, make_model_from_args(args), folder, ending)
         path = world.from_main(lambda: starting_point(folder, args.use_pretrained))
         if path is not None:
             trainer.load(path)
         for line in describe(trainer):
             log.info(line)
-        outcome = trainer.run(held[0] if held else None, stopper)
-    return 0 if outcome == "finished" or distributed.under_torchrun() else STOPPED
+        return trainer.run(held[0] if held else None, stopper)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -83,12 +85,16 @@ def main(argv: list[str] | None = None) -> int:
             from optim.selftest import selftest
 
             return selftest(args)
-        config.check_world_size(args, distributed.launched_world_size())
-        world = distributed.start(args.distributed_backend, args.device, args.watchdog_minutes)
-        try:
-            return build_and_run(args, world, began)
-        finally:
-            world.close()
+        ending = Ending(config.experiment_folder(args), Path(args.outcome_file) if args.outcome_file else None)
+        with ExitStack() as closing:  # the experiment is given up after its outcome has been written
+            def run() -> Outcome:
+                config.check_world_size(args, distributed.launched_world_size())
+                world = distributed.start(args.distributed_backend, args.device, args.watchdog_minutes)
+                closing.callback(world.close)
+                return build_and_run(args, world, ending, closing, began)
+
+            outcome = ending.recorded(run)
+        return 0 if outcome.code == STOPPED and distributed.under_torchrun() else outcome.code
 
     return config.guarded("main.py", work)
 

@@ -71,6 +71,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         switch("deterministic", "use only deterministic algorithms (exact resume on GPUs; slower)", in_name=False),
         Flag("stop_file", str, None, "stop cleanly when this file exists; its text, if any, is the reason. The file 'stop' in the experiment "
              "folder always does (None: only that one)", in_name=False),
+        Flag("outcome_file", str, None, "write a copy of outcome.json here, also where the experiment's folder cannot be written (None: no copy)",
+             in_name=False),
         Flag("max_runtime_minutes", float, None, "stop cleanly after this many minutes (None: no limit)", low=0, in_name=False),
         Flag("extend", str, None, "when --iterations was raised on an experiment: 'continue' takes the rate from where it is to its end value "
              "over the new steps; 'restart' warms it up again first", choices=("continue", "restart"), in_name=False),

@@ -28,3 +28,8 @@ def die_with_launcher() -> None:
     """
     if under_torchrun():
         die_with(os.getppid())
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that speaks for all of a run."""
+    return os.environ.get("RANK", "0") == "0"

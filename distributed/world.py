@@ -43,7 +43,9 @@ def _tried(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
     try:
         return work(), None
     except UserError as error:
-        return None, UserError(str(error))  # an OwnError no longer is one
+        shared = UserError(str(error))  # an OwnError no longer is one
+        shared.kind = error.kind
+        return None, shared
     except OSError as error:
         if error.errno in PASSING_FAULTS:
             return None, OSError(error.errno, error.strerror, error.filename or "storage")

@@ -1,11 +1,12 @@
 """After a job of a chain: is the training finished, is another job worth its while, or must a person look?
 
-    python -m iridis.chain EXPERIMENT_FOLDER --code EXIT_CODE [--cause "time limit"] [--log FILE]
+    python -m iridis.chain EXPERIMENT_FOLDER --code EXIT_CODE [--outcome FILE] [--cause time_limit]
     python -m iridis.chain EXPERIMENT_FOLDER --ended "why there is no further job"
 
-Prints one line, `finished`, `again`, `stop` or `replaced`, then a colon and the reason; the ledger's row of this job gets it too. Run by
-the job that did the training, after it. A chain goes on as long as its jobs advance the newest checkpoint; it stops
-when three in a row did not, when the same step crashed twice, on bad input, and where a person stopped the run.
+Prints two lines, VERDICT= (finished, again, stop or replaced) and REASON=; the ledger's row of this job gets them too. Run by
+the job that did the training, after it. FILE is the outcome that its main.py wrote for it; without one, what the exit code tells
+is written into the experiment's folder. A chain goes on as long as its jobs advance the newest checkpoint; it stops when three in a
+row did not, when the same step crashed twice, on bad input, and where a person or a hook stopped the run.
 """
 
 from __future__ import annotations
@@ -14,57 +15,56 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import config
 from errors import UserError
-from files import read_json
-from optim.experiment import SUMMARY, Experiment, numbered, read_segments, step_of
-from optim.lock import TAKEN_OVER, job_name, restart_count
+from files import write_json
+from optim.experiment import Experiment
+from optim.lock import job_name, restart_count
+from optim.names import STOP as STOP_FILE
+from optim.outcome import OUTCOME, Kind, Outcome, of_error, of_exit_code, read_outcome
+from optim.reader import Record, Row, advanced, printed
 
 FINISHED, AGAIN, STOP, REPLACED = "finished", "again", "stop", "replaced"
-BAD_INPUT = 2
-CANCELLED = "cancelled"
-NOT_ITS_FAULT = ("requeued", "preempted")  # causes for which a job that had not begun to train is not blamed
 FRUITLESS = 3  # jobs in a row that advanced no checkpoint
-LONGEST_LINE = 300
 
 
-def own_row(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+class Cause(StrEnum):
+    """Why SLURM, or the job itself, told the training to end."""
+
+    NONE = ""
+    TIME_LIMIT = "time limit"
+    REQUEUED = "requeued"
+    PREEMPTED = "preempted"
+    CANCELLED = "cancelled"
+    TERMINATED = "SIGTERM"  # SLURM does not say why
+
+
+NOT_ITS_FAULT = (Cause.REQUEUED, Cause.PREEMPTED)  # a job that had not begun to train is not blamed
+
+
+def own_row(rows: list[Row]) -> Row | None:
     """The row of this start of this job, if the training came as far as writing one."""
     if rows and (rows[-1].get("job_id"), rows[-1].get("restart", 0)) == (job_name(), restart_count()):
         return rows[-1]
     return None
 
 
-def advanced(row: dict[str, Any]) -> bool:
-    return bool(row.get("end_step", 0) > row.get("start_step", 0))
-
-
-def last_line(log: Path | None, since: int = 0) -> str:
-    """The last thing that the training said, which is where errors are told. `since`: bytes that earlier starts of the job wrote."""
-    try:
-        lines = [line.strip() for line in (log.read_bytes()[since:].decode(errors="replace") if log else "").splitlines()]
-    except OSError:
-        return ""
-    errors = [line for line in lines if ": error: " in line and not line.startswith(("srun: ", "slurmstepd: "))]
-    lines = errors or [line for line in lines if line]
-    return lines[-1][:LONGEST_LINE] if lines else ""
-
-
-def verdict(folder: Path, rows: list[dict[str, Any]], code: int, cause: str, said: str) -> tuple[str, str]:
+def verdict(folder: Path, rows: list[Row], outcome: Outcome, cause: Cause) -> tuple[str, str]:
     """What becomes of the chain, and why. `rows`: the ledger, its last row this job's."""
     row = rows[-1]
-    if (folder / SUMMARY).exists() and row["state"] == "finished":
-        return FINISHED, "all iterations done"
-    if code == BAD_INPUT:
-        return STOP, said or row["reason"]
-    if (folder / "stop").exists():
-        return STOP, f"stopped by the file {folder / 'stop'}"
-    if row["reason"] == "SIGINT" or cause == CANCELLED:
-        return STOP, CANCELLED
-    ends = [number for number, each in enumerate(rows[:-1], 1) if str(each.get("chain", "")).startswith(STOP)]
+    if outcome.is_done:
+        return FINISHED, outcome.reason
+    if outcome.kind in (Kind.REFUSED, Kind.BAD_NUMBERS, Kind.PAUSED):
+        return STOP, outcome.reason
+    if (folder / STOP_FILE).exists():
+        return STOP, f"stopped by the file {folder / STOP_FILE}"
+    if outcome.by_hand or cause == Cause.CANCELLED:
+        return STOP, Cause.CANCELLED
+    ends = [n for n, each in enumerate(rows[:-1], 1) if str(each.get("chain", "")).startswith(STOP)]
     rows = rows[ends[-1] if ends else 0:]  # what ended an earlier chain has been mended since
     tail = rows[-FRUITLESS:]
     if len(tail) == FRUITLESS and not any(map(advanced, tail)):
@@ -75,51 +75,83 @@ def verdict(folder: Path, rows: list[dict[str, Any]], code: int, cause: str, sai
     return AGAIN, row["reason"]
 
 
-def judge(folder: Path, code: int, cause: str, said: str) -> tuple[str, str]:
-    """Complete this job's row of the ledger, and decide. Raises UserError where another process has the experiment."""
-    rows = read_segments(folder)
-    if code == BAD_INPUT and TAKEN_OVER in said:  # with another code it is the line of an earlier start, which shares the log
-        return REPLACED, said
-    if own_row(rows) is None:
-        if code == 0 and (folder / SUMMARY).exists():
-            return FINISHED, "finished by an earlier job"
-        if cause == CANCELLED:
-            return STOP, cause
-        if cause in NOT_ITS_FAULT:
-            return AGAIN, cause
-        if code == BAD_INPUT:
-            return STOP, said
-    iterations = (read_json(folder / "status.json") or {}).get("iterations", 0)
-    experiment = Experiment(folder, iterations)
+def judge(folder: Path, code: int, cause: Cause, told: Outcome | None) -> tuple[str, str]:
+    """Complete this job's row of the ledger, and decide. Raises UserError where another process has the experiment.
+
+    told: how the training says that it ended.
+    """
+    if told is not None and told.kind == Kind.REPLACED:
+        return REPLACED, told.reason
+    record = Record(folder)
+    if own_row(record.segments) is None:
+        early = _before_its_row(code, cause, told)
+        if early is not None:
+            return early
+    experiment = Experiment(folder, record.iterations or 0)
     try:
-        row = own_row(experiment.segments)
-        if row is None:
-            at = max((step_of(path) or 0 for path in numbered(folder)), default=0)
-            experiment.begin_segment(at)
-            experiment.record("stopped" if cause else "failed", at, at, cause or f"exit code {code} at the start: {said}")
-        elif row.get("state") == "running":
-            how = f"signal {code - 128}" if code > 128 else f"exit code {code}"
-            experiment.record("failed", row["reached"], row["end_step"], f"killed, {how}: {said}")
-        elif row.get("state") == "stopped" and cause:
-            row["reason"] = cause
-        outcome, reason = verdict(folder, experiment.segments, code, cause, said)
-        experiment.segments[-1]["chain"] = outcome if outcome != STOP else f"{STOP}: {reason}"
+        outcome = told or of_exit_code(code, _reached(experiment.segments))
+        _complete_row(experiment, record, outcome, cause)
+        if told is None:
+            write_json(folder / OUTCOME, outcome.as_json())
+        decision, reason = verdict(folder, experiment.segments, outcome, cause)
+        experiment.segments[-1]["chain"] = decision if decision != STOP else f"{STOP}: {reason}"
         experiment.write_segments()
     finally:
         experiment.close()
-    return outcome, reason
+    return decision, reason
+
+
+def _before_its_row(code: int, cause: Cause, told: Outcome | None) -> tuple[str, str] | None:
+    """The decision on a job that ended before it had a row, where it needs none."""
+    outcome = told or of_exit_code(code)
+    if outcome.is_done:
+        return FINISHED, outcome.reason
+    if cause == Cause.CANCELLED:
+        return STOP, cause
+    if cause in NOT_ITS_FAULT:
+        return AGAIN, cause
+    return (STOP, outcome.reason) if outcome.kind == Kind.REFUSED else None
+
+
+def _reached(rows: list[Row]) -> int | None:
+    row = own_row(rows)
+    return row.get("reached") if row else None
+
+
+def _complete_row(experiment: Experiment, record: Record, outcome: Outcome, cause: Cause) -> None:
+    """Enter how the job ended, where its training could not."""
+    row = own_row(experiment.segments)
+    if row is None:
+        saved = record.saved_step
+        experiment.begin_segment(saved)
+        experiment.record("stopped" if cause else "failed", saved, saved, cause or f"at the start: {outcome.reason}")
+    elif row.get("state") == "running":
+        experiment.record("failed", row["reached"], row["end_step"], outcome.reason)
+    elif row.get("state") == "stopped" and cause:
+        row["reason"] = str(cause)
 
 
 def note_end(folder: Path, reason: str) -> None:
     """Put into the ledger why the chain ends, where there is a ledger and nobody else has the experiment."""
-    if not read_segments(folder):
+    record = Record(folder)
+    if not record.segments:
         return
-    experiment = Experiment(folder, (read_json(folder / "status.json") or {}).get("iterations", 0))
+    experiment = Experiment(folder, record.iterations or 0)
     try:
         experiment.segments[-1]["chain"] = f"{STOP}: {reason}"
         experiment.write_segments()
     finally:
         experiment.close()
+
+
+def decide(args: Any) -> tuple[str, str]:
+    """The verdict also where the experiment cannot be reached, for the job must know."""
+    told = read_outcome(args.outcome) if args.outcome else None
+    try:
+        return judge(args.folder, args.code, args.cause, told)
+    except (UserError, OSError) as error:  # another has the experiment, or the disk is full: the ledger cannot be written either
+        here = of_error(error).reason
+        return STOP, "; ".join(dict.fromkeys([told.reason, here] if told and told.state == "failed" else [here]))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -128,21 +160,15 @@ def main(argv: Sequence[str]) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--code", type=int)
     what.add_argument("--ended")
-    parser.add_argument("--cause", default="")
-    parser.add_argument("--log", type=Path)
-    parser.add_argument("--log-since", type=int, default=0)
+    parser.add_argument("--outcome", type=Path)
+    parser.add_argument("--cause", type=Cause, choices=list(Cause), default=Cause.NONE)
     args = parser.parse_args(argv)
     if args.ended:
         with suppress(UserError, OSError):  # another has the experiment, or the disk is full: the job has said it too
             note_end(args.folder, args.ended)
         return 0
-    try:
-        outcome, reason = judge(args.folder, args.code, args.cause, last_line(args.log, args.log_since))
-    except UserError as error:
-        outcome, reason = STOP, str(error).splitlines()[0]
-    except OSError as error:  # a full disk: the ledger cannot be written either, but the job must know
-        outcome, reason = STOP, "; ".join(filter(None, [last_line(args.log, args.log_since), f"{error.filename or args.folder}: {error.strerror}"]))
-    print(f"{outcome}: {reason}")
+    decision, reason = decide(args)
+    print(printed({"VERDICT": decision, "REASON": "; ".join(reason.splitlines())}))
     return 0
 
 

@@ -147,6 +147,16 @@ record_run() {
     } >"$run_dir/revision.txt"
 }
 
+# read_values NAMES...: set these variables from lines NAME=VALUE on stdin; other lines are passed over
+read_values() {
+    local line
+    while IFS= read -r line; do
+        if [[ $line == *=* && " $* " == *" ${line%%=*} "* ]]; then
+            printf -v "${line%%=*}" %s "${line#*=}"
+        fi
+    done
+}
+
 # notify SUBJECT BODY: a mail to NOTIFY_EMAIL, where there is one and the node can send it
 notify() {
     if [[ -n $NOTIFY_EMAIL ]] && command -v mail >/dev/null; then

@@ -2,9 +2,9 @@
 
     python -m iridis.preflight [--partition P --time T --nodes N --gpus N --processes N] [--no-data] [--where] -- FLAGS OF main.py
 
-stdout has five lines for the job library: the experiment's folder; "finished" or "unfinished"; how many seconds before its
-time limit the job should be told to stop; who trains the experiment now, if anyone; the device. What people should know
-goes to stderr. With --where nothing is checked. Exit code 2: one line for each problem.
+stdout has lines NAME=VALUE for the job library: EXPERIMENT, its folder; STATE, finished or unfinished; LEAD, how many seconds
+before its time limit the job should be told to stop; HOLDER, who trains the experiment now, if anyone; DEVICE; SAVED_STEP and
+ITERATIONS. What people should know goes to stderr. With --where nothing is checked. Exit code 2: one line for each problem.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from pathlib import Path
 import config
 from data.bins import dataset_folder, how_to_prepare, is_prepared
 from errors import UserError
-from files import read_json
-from optim.experiment import FINAL, SUMMARY, numbered, read_segments
+from optim.done import is_finished
 from optim.lock import holder
+from optim.names import FINAL, STOP, numbered
+from optim.reader import Record, printed
 
 SLURM_SECONDS = 20  # patience with SLURM's commands
 LEAD_SECONDS = 300  # before the time limit, where steps and saves have not been timed yet
@@ -120,10 +121,10 @@ def free_bytes(folder: Path) -> int:
 
 
 def space_problems(args: Namespace, folder: Path) -> list[str]:
-    """Whether the checkpoints to come find room: those that are kept, the final one, and one being written."""
+    """Whether the checkpoints to come find room: those that are kept, the one resumed from, the final one, and one being written."""
     size = checkpoint_bytes(args, folder)
     kept = args.keep_checkpoints or args.iterations // (args.save_checkpoint_freq or args.iterations)
-    count = min(kept, args.iterations // (args.save_checkpoint_freq or args.iterations)) + 2
+    count = min(kept, args.iterations // (args.save_checkpoint_freq or args.iterations)) + 3
     there = sum(path.stat().st_size for path in folder.glob("*.pt")) if folder.is_dir() else 0
     needed, free = count * size - there, free_bytes(folder)
     say(f"checkpoints: {size / 2**20:,.0f} MiB each, up to {count} at a time; {free / 2**30:,.1f} GiB free in {existing_parent(folder)}")
@@ -135,39 +136,33 @@ def space_problems(args: Namespace, folder: Path) -> list[str]:
     return []
 
 
-def forecast(folder: Path, iterations: int, limit: str | None) -> str | None:
+def forecast(record: Record, iterations: int, limit: str | None) -> str | None:
     """Steps an hour, jobs and days to the end, from what earlier jobs of the experiment did."""
-    worked = [row for row in read_segments(folder) if row.get("end_step", 0) > row.get("start_step", 0) and row.get("seconds")]
-    seconds = sum(row["seconds"] for row in worked)
-    if not seconds:
+    per_hour = record.steps_per_hour()
+    if not per_hour:
         return None
-    per_hour = 3600 * sum(row["end_step"] - row["start_step"] for row in worked) / seconds
-    left = max(iterations - worked[-1]["end_step"], 0)
+    left = max(iterations - record.saved_step, 0)
     hours = left / per_hour
     job = seconds_of(limit) if limit else None
     jobs = f", {max(1, math.ceil(hours * 3600 / job))} more job(s) of {limit}" if job and left else ""
     return f"forecast: {per_hour:,.0f} steps/h, {left:,} of {iterations:,} steps left: {hours:.1f} h = {hours / 24:.1f} days of running{jobs}"
 
 
-def lead_seconds(folder: Path, limit: str | None) -> int:
+def lead_seconds(record: Record, limit: str | None) -> int:
     """How long before the limit to stop: the slowest step and save that were seen and a minute; never a quarter of the limit."""
-    try:
-        status = read_json(folder / "status.json") or {}
-    except UserError:
-        status = {}
-    timed = [value for name in ("slowest_step_seconds", "slowest_save_seconds") if isinstance(value := status.get(name), float) and value > 0]
-    lead = sum(timed) + LEAD_MARGIN if len(timed) == 2 else LEAD_SECONDS
+    lead = sum(record.slowest) + LEAD_MARGIN if record.slowest else LEAD_SECONDS
     whole = seconds_of(limit) if limit else None
     return int(min(lead, whole / 4) if whole else lead)
 
 
-def is_done(folder: Path, iterations: int) -> bool:
-    """Whether all the steps that are asked for have been done."""
+def is_done(folder: Path, args: Namespace, where: bool, problems: list[str]) -> bool:
+    """Whether the experiment is finished as it is asked for. Why it cannot be goes to `problems`; with `where` main.py is to tell it."""
     try:
-        summary = read_json(folder / SUMMARY)
-    except UserError:
+        return is_finished(folder, args)
+    except UserError as error:
+        if not where:
+            problems += str(error).splitlines()
         return False
-    return summary is not None and isinstance(summary.get("args"), dict) and summary["args"].get("iterations", 0) >= iterations
 
 
 def options(argv: Sequence[str]) -> tuple[Namespace, list[str] | None]:
@@ -189,11 +184,14 @@ def options(argv: Sequence[str]) -> tuple[Namespace, list[str] | None]:
 def main(argv: Sequence[str]) -> int:
     wanted, flags = options(argv)
     problems = [] if wanted.partition is None else partition_problems(wanted.partition, wanted.time, wanted.nodes, wanted.gpus)
-    folder, done, lead, device = Path(), False, LEAD_SECONDS, "auto"
+    answer: dict[str, object] = {}
     if flags is not None:
         args = config.parse_args(flags)
-        folder, device = config.experiment_folder(args), args.device
-        done, lead = is_done(folder, args.iterations), lead_seconds(folder, wanted.time)
+        folder = config.experiment_folder(args)
+        record = Record(folder, problems=[])  # main.py tells of damage when it meets it
+        done = is_done(folder, args, wanted.where, problems)
+        answer = {"EXPERIMENT": folder.resolve(), "STATE": "finished" if done else "unfinished", "LEAD": lead_seconds(record, wanted.time),
+                  "HOLDER": holder(folder / "lock"), "DEVICE": args.device, "SAVED_STEP": record.saved_step, "ITERATIONS": args.iterations}
         if not wanted.where and not done:
             try:
                 config.check_world_size(args, wanted.processes)
@@ -202,15 +200,15 @@ def main(argv: Sequence[str]) -> int:
             data = dataset_folder(args.dataset, args.data_dir)
             if args.dataset != "stdlib" and not wanted.no_data and not is_prepared(data):
                 problems.append(f"dataset {args.dataset!r} is not prepared: {data} lacks train.bin or val.bin; {how_to_prepare(args.dataset)}")
-            if (folder / "stop").exists():
-                problems.append(f"{folder / 'stop'} keeps this experiment stopped; remove it first")
+            if (folder / STOP).exists():
+                problems.append(f"{folder / STOP} keeps this experiment stopped; remove it first")
             problems += space_problems(args, folder)
-            line = forecast(folder, args.iterations, wanted.time)
+            line = forecast(record, args.iterations, wanted.time)
             if line:
                 say(line)
     if problems:
         raise UserError("\n".join(problems))
-    print(folder.resolve(), "finished" if done else "unfinished", lead, holder(folder / "lock") or "", device, sep="\n")
+    print(printed(answer))
     return 0
 
 

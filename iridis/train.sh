@@ -10,7 +10,6 @@ SINGLETON=1
 NAME_PREFIX=train # whichever package: two of them may work on one experiment
 DECIDED=0         # 1: this job has said what becomes of its chain
 SIGNALLED="" # why this job was told to stop
-TRAINING_ENDED=83
 
 # paper_flags: fill TRAIN_FLAGS, the flags of main.py: the paper's setting, the package's model, then what the user gave
 paper_flags() {
@@ -29,7 +28,7 @@ paper_flags() {
 look() {
     local answer
     answer="$(python -m iridis.preflight "$@" --time "$TIME_LIMIT" --processes "$((PROCESSES * N_NODES))" -- "${TRAIN_FLAGS[@]}")" || exit $?
-    { IFS= read -r EXPERIMENT && read -r STATE && read -r LEAD && read -r HOLDER && read -r DEVICE; } <<<"$answer"
+    read_values EXPERIMENT STATE LEAD HOLDER DEVICE <<<"$answer"
     name_job "$EXPERIMENT"
 }
 
@@ -78,22 +77,28 @@ ask_to_stop() {
     { printf '%s\n' "$1" >"$STOP_FILE.tmp" && mv "$STOP_FILE.tmp" "$STOP_FILE"; } || true # main.py knows the job's end as well
 }
 
-# why_terminated: what SLURM means by a SIGTERM, from the restarts it has counted and from its line in this job's log
+# why_terminated: what SLURM means by a SIGTERM, as it describes the job meanwhile
 why_terminated() {
-    local restarts said
-    restarts="$(scontrol show job -o "$SLURM_JOB_ID" | grep -oE ' Restarts=[0-9]+' | cut -d= -f2)" || true
-    said="$(tail -c "+$((ERR_BEFORE + 1))" "$ERR_FILE" | grep 'CANCELLED AT')" || true
-    if ((${restarts:-0} > ${SLURM_RESTART_COUNT:-0})); then
+    local JobState="" Restarts="" PreemptTime="" RunTime="" TimeLimit=""
+    read_values JobState Restarts PreemptTime RunTime TimeLimit < <(scontrol show job -o "$SLURM_JOB_ID" | tr ' ' '\n')
+    if ((${Restarts:-0} > ${SLURM_RESTART_COUNT:-0})); then
         printf 'requeued\n' # by SLURM: after a preemption, or because it had lost the node
-    elif [[ $said == *PREEMPTION* ]]; then
-        printf 'preempted\n'
-    elif [[ $said == *"TIME LIMIT"* ]]; then
+    elif [[ $JobState == RUNNING && -n $PreemptTime && $PreemptTime != None ]]; then
+        printf 'preempted\n' # and given time to end
+    elif [[ $JobState != COMPLETING && $JobState != CANCELLED && $JobState != TIMEOUT ]]; then
+        printf 'SIGTERM\n' # SLURM did not send it, or does not answer
+    elif [[ $JobState == TIMEOUT || ! $(clock "$RunTime") < $(clock "$TimeLimit") ]]; then
         printf 'time limit\n'
-    elif [[ -n $said ]]; then
-        printf 'cancelled\n'
     else
-        printf 'SIGTERM\n'
+        printf 'cancelled\n'
     fi
+}
+
+# clock TIME: one of SLURM's, with leading zeros, so that two can be compared as texts
+clock() {
+    local days=0 rest="$1"
+    [[ $1 != *-* ]] || { days="${1%%-*}" rest="${1#*-}"; }
+    printf '%05d-%s\n' "$days" "$rest"
 }
 
 # fit_to_train: whether all nodes pass the health check. A node that does not is left out of the next job.
@@ -171,8 +176,8 @@ end_chain() {
 
 # segment_begins: from here on signals are kept, and no way out of the job leaves the chain's end untold
 segment_begins() {
-    ERR_FILE="$RUN_DIR/slurm_$SLURM_JOB_ID.err" STOP_FILE="$RUN_DIR/stop_$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"
-    ERR_BEFORE="$(stat -c %s "$ERR_FILE" 2>/dev/null || echo 0)"
+    local start="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"
+    STOP_FILE="$RUN_DIR/stop_$start" OUTCOME_FILE="$RUN_DIR/outcome_$start.json"
     EXPERIMENT="$(<"$RUN_DIR/experiment.txt")"
     trap 'ask_to_stop "time limit"' USR1
     trap 'ask_to_stop SIGTERM' TERM
@@ -181,7 +186,7 @@ segment_begins() {
 
 # train_segment: one job of a chain
 train_segment() {
-    local code=0 cause="" verdict
+    local code=0 cause="" answer VERDICT REASON
     look --where
     if [[ $STATE == unfinished && $HEALTH_CHECK != 0 ]] && ! fit_to_train; then
         [[ ! -e "$RUN_DIR/was_sick" ]] || end_chain "the health check failed again, on $SICK"
@@ -189,30 +194,31 @@ train_segment() {
         continue_chain "the health check failed on $SICK"
     fi
     if [[ -z $SIGNALLED ]]; then
-        run_and_wait launch main.py "${TRAIN_FLAGS[@]}" --stop_file "$STOP_FILE" || code=$?
+        run_and_wait launch main.py "${TRAIN_FLAGS[@]}" --stop_file "$STOP_FILE" --outcome_file "$OUTCOME_FILE" || code=$?
     fi
     rm -f "$STOP_FILE"
     cause="$SIGNALLED"
     [[ $cause != SIGTERM ]] || cause="$(why_terminated)"
-    verdict="$(python -m iridis.chain "$EXPERIMENT" --code "$code" --cause "$cause" --log "$ERR_FILE" --log-since "$ERR_BEFORE")"
-    printf '=== training ended with code %s%s; %s\n' "$code" "${cause:+ ($cause)}" "$verdict"
+    answer="$(python -m iridis.chain "$EXPERIMENT" --code "$code" --cause "$cause" --outcome "$OUTCOME_FILE")"
+    read_values VERDICT REASON <<<"$answer"
+    printf '=== training ended with code %s%s; %s: %s\n' "$code" "${cause:+ ($cause)}" "$VERDICT" "$REASON"
     if [[ $cause == requeued ]]; then # SLURM starts this very job again
-        [[ $verdict != stop:* ]] || scancel "$SLURM_JOB_ID"
+        [[ $VERDICT != stop ]] || scancel "$SLURM_JOB_ID"
         DECIDED=1
         exit 0
     fi
-    case "$verdict" in
-    finished:*)
+    case "$VERDICT" in
+    finished)
         DECIDED=1
         notify "$JOB_NAME: finished" "experiment: $EXPERIMENT"
         exit 0
         ;;
-    replaced:*)
+    replaced)
         DECIDED=1
         exit 0
         ;;
-    again:*) continue_chain "${verdict#*: }" ;;
-    *) end_chain "${verdict#*: }" ;;
+    again) continue_chain "$REASON" ;;
+    *) end_chain "$REASON" ;;
     esac
 }
 
@@ -225,13 +231,20 @@ keep() (
 # train_here: in the foreground; Ctrl-C finishes the step and saves
 train_here() {
     local code=0
-    STOP_FILE="$RUN_DIR/stop"
+    STOP_FILE="$RUN_DIR/stop" OUTCOME_FILE="$RUN_DIR/outcome.json"
     trap 'ask_to_stop interrupted' INT TERM
     printf '%s\n' "$EXPERIMENT" >"$RUN_DIR/experiment.txt"
-    run_and_wait launch main.py "${TRAIN_FLAGS[@]}" --stop_file "$STOP_FILE" > >(keep train.out) 2> >(keep train.err >&2) || code=$?
-    if ((code == 0)) && [[ -e $STOP_FILE ]]; then code=$TRAINING_ENDED; fi # torchrun cannot say so
+    run_and_wait launch main.py "${TRAIN_FLAGS[@]}" --stop_file "$STOP_FILE" --outcome_file "$OUTCOME_FILE" \
+        > >(keep train.out) 2> >(keep train.err >&2) || code=$?
     rm -f "$STOP_FILE"
+    ((code)) || code="$(outcome_code "$OUTCOME_FILE")" # torchrun ends a clean stop with 0
     exit "$code"
+}
+
+# outcome_code FILE: the exit code that a training has written down, 0 where it has not
+outcome_code() {
+    python -c 'import sys; from pathlib import Path; from optim.outcome import read_outcome; told = read_outcome(Path(sys.argv[1]))
+print(told.code if told else 0)' "$1"
 }
 
 work() {

@@ -9,11 +9,12 @@ The zip container carries a CRC-32 of every record, so a torn or flipped file is
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import threading
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from numpy._core.multiarray import _reconstruct
 
 from errors import UserError
 from files import replace_atomically
-from optim.experiment import FINAL, numbered, passing
+from optim.names import FINAL, intermediate, numbered, step_of
+from optim.peek import step_in
 
 READ_BYTES = 1 << 22
 PROBE_BYTES = 1 << 20  # more than is left on a disk that a checkpoint did not find room on
@@ -97,11 +99,12 @@ def load_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> dic
 def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that is intact, and a line about each newer one that is not.
 
-    Raises UserError where there are checkpoints and none is intact: training from scratch over them would be worse.
+    The newest is the one that holds the most steps; where a file does not tell, its name counts. Raises UserError where there
+    are checkpoints and none is intact: training from scratch over them would be worse.
     """
     candidates = ([folder / FINAL] if os.path.lexists(folder / FINAL) else []) + numbered(folder)  # a link to nowhere is told, too
     notes: list[str] = []
-    for path in candidates:
+    for path in sorted(candidates, key=_age, reverse=True):
         wrong = fault(path)
         if wrong is None:
             return path, notes
@@ -111,11 +114,20 @@ def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
     return None, notes
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Delete all but the `keep` newest `ckpt_N.pt`; 0 keeps all. A final checkpoint of before an extension stays."""
-    for path in passing(folder)[keep:] if keep else []:
-        with suppress(OSError):  # one too many does no harm
-            path.unlink()
+def _age(path: Path) -> tuple[float, float]:
+    """Steps that a checkpoint holds, then those that its name says; ckpt.pt goes before all that are alike."""
+    named = step_of(path)
+    by_name = math.inf if named is None else named
+    held = step_in(path)
+    return (by_name if held is None else held), by_name
+
+
+def prune(folder: Path, keep: int, protected: Collection[Path] = ()) -> None:
+    """Delete all but the `keep` newest `ckpt_N.pt`; 0 keeps all. Protected ones, and final ones of before an extension, stay."""
+    for path in intermediate(folder)[keep:] if keep else []:
+        if path not in protected:
+            with suppress(OSError):  # one too many does no harm
+                path.unlink()
 
 
 def random_states(device: torch.device) -> dict[str, Any]:

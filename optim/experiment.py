@@ -6,62 +6,39 @@ moment leaves something that can be read.
 
 from __future__ import annotations
 
+import bisect
+import hashlib
 import json
 import os
-import re
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from errors import UserError
 from files import PASSING_FAULTS, write_atomically, write_json
 from optim.lock import Lock, job_name, restart_count
+from optim.names import FINAL, METRICS, SEGMENTS, STATUS, SUMMARY, intermediate  # noqa: F401
+from optim.reader import read_segments, refuse_large
 
-SUMMARY = "summary.json"
-STATUS = "status.json"
-FINAL = "ckpt.pt"
-NUMBERED = re.compile(r"ckpt_(\d+)\.pt")
 UNKNOWN = "unknown"
 SCORES = ("val_loss", "val_pp", "val_acc")
 ROW_KEYS = {"train": ("loss",), "eval": SCORES, "final": (*SCORES, "average_depth", "n_tokens")}  # that a summary is made of
-LARGEST_ROWS_BYTES = 1 << 29  # of a file of rows: more than a million of them
 ABANDONED_SECONDS = 3600.0  # age of a temporary file that a killed job must have left
 
 
-def step_of(path: Path) -> int | None:
-    """N of `ckpt_N.pt`, None for any other name."""
-    match = NUMBERED.fullmatch(path.name)
-    return int(match.group(1)) if match else None
-
-
-def numbered(folder: Path) -> list[Path]:
-    """The folder's `ckpt_N.pt`, newest first."""
-    found = [path for path in folder.iterdir() if step_of(path) is not None] if folder.is_dir() else []
-    return sorted(found, key=lambda path: step_of(path) or 0, reverse=True)
-
-
-def passing(folder: Path) -> list[Path]:
-    """The numbered checkpoints, newest first, but for those that were final before an extension (`summary_N.json`)."""
-    return [path for path in numbered(folder) if not (folder / f"summary_{step_of(path)}.json").exists()]
-
-
-def refuse_large(path: Path) -> None:
-    """Raises UserError for a file that no training of ours has written."""
-    size = path.stat().st_size
-    if size > LARGEST_ROWS_BYTES:
-        raise UserError(f"{path} has {size:,} bytes, more than any training writes; move it away")
-
-
 class Metrics:
-    """metrics.jsonl: rows are appended, never rewritten; steps that are replayed after a kill are not written twice.
+    """metrics.jsonl: a row for each step that is told, appended; steps that are replayed after a kill are not written twice.
 
-    Rows are {"kind": "train" | "eval" | "final", "step": N, ...}; what depends on the clock is under "time".
+    Rows are {"kind": "train" | "eval" | "final" | "skipped", "step": N, ...}; what depends on the clock is under "time". Beyond the
+    first leg of the schedule a row also says which one it was trained in ("extension", counted) and as what ("legs", a hash).
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.seen = path, set[tuple[str, int, int]]()
-        self.extension = 0  # how often the run has been extended: a step trained again under another rate is another row
+        self.path, self.seen = path, set[tuple[str, int]]()
+        self.lineage: Lineage | None = None
         if not path.exists():
             return
         refuse_large(path)
@@ -72,45 +49,82 @@ class Metrics:
         for line in whole.splitlines():
             try:
                 row = json.loads(line)
-                self.seen.add((row["kind"], row["step"], row.get("extension", 0)))
+                self.seen.add((row["kind"], row["step"]))
                 if not isinstance(row["step"], int) or not row.keys() >= set(ROW_KEYS.get(row["kind"], ())):
                     raise KeyError
             except (ValueError, KeyError, TypeError, RecursionError):
                 raise UserError(f"{path} holds a line that is no metrics row: {line[:80].decode(errors='replace')!r}; move it away") from None
 
     def has(self, kind: str, step: int) -> bool:
-        return (kind, step, self.extension) in self.seen
+        return (kind, step) in self.seen
 
     def rows(self) -> list[dict[str, Any]]:
         """The newest row of each kind and step, in order of step."""
-        newest = {(row["kind"], row["step"]): row for row in map(json.loads, self.path.read_bytes().splitlines())}
+        newest = {(row["kind"], row["step"]): row for row in self._read()}
         return sorted(newest.values(), key=lambda row: row["step"])
+
+    def _read(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.path.read_bytes().splitlines()] if self.path.exists() else []
+
+    def go_on(self, lineage: Lineage, at_most: int | None = None) -> int:
+        """The training goes on under this schedule: set aside the rows of steps that were trained under another one.
+
+        at_most: a step to which the training has been rolled back, with all rows beyond it. Returns how many rows that were.
+        """
+        self.lineage = lineage
+        rows = self._read()
+        kept = [row for row in rows if lineage.holds(row) and (at_most is None or row["step"] <= at_most)]
+        if len(kept) < len(rows):
+            abandoned = [row for row in rows if row not in kept]
+            free = next(path for path in self._places() if not path.exists())
+            write_atomically(free, _lines(abandoned))
+            write_atomically(self.path, _lines(kept))
+            self.seen = {(row["kind"], row["step"]) for row in kept}
+        return len(rows) - len(kept)
+
+    def _places(self) -> Iterator[Path]:
+        """metrics.jsonl.abandoned, .abandoned.2, ..."""
+        yield self.path.with_name(f"{self.path.name}.abandoned")
+        for n in count(2):
+            yield self.path.with_name(f"{self.path.name}.abandoned.{n}")
 
     def append(self, row: dict[str, Any]) -> bool:
         """Write a row and return True, or return False where its step has one already."""
         if self.has(row["kind"], row["step"]):
             return False
+        marked = row | (self.lineage.mark(row["step"]) if self.lineage else {})
         with open(self.path, "ab") as file:
-            file.write(json.dumps(row | ({"extension": self.extension} if self.extension else {})).encode() + b"\n")
+            file.write(_lines([marked]).encode())
             file.flush()
             os.fsync(file.fileno())
-        self.seen.add((row["kind"], row["step"], self.extension))
+        self.seen.add((row["kind"], row["step"]))
         return True
 
 
-def read_segments(folder: Path) -> list[dict[str, Any]]:
-    """Rows of the ledger, none where there is no ledger. Raises UserError for a damaged one."""
-    path = folder / "segments.jsonl"
-    try:
-        refuse_large(path)
-        rows = [json.loads(line) for line in path.read_text().splitlines() if line]
-    except FileNotFoundError:
-        return []
-    except (ValueError, RecursionError):
-        raise UserError(f"{path} holds a line that is not JSON; move the file away") from None
-    if not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{path} holds a line that is no JSON object; move the file away")
-    return rows
+def _lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+class Lineage:
+    """Which schedule a step is trained under, as marks of its metrics rows.
+
+    begins: of each leg, the step after which it holds; contents: of each leg, the leg and all before it in words. A mark is of
+    what the legs are, not of how many: an extension that was given up is told from the one that took its place.
+    """
+
+    def __init__(self, begins: Sequence[int], contents: Sequence[str]) -> None:
+        self.begins = begins
+        self.hashes = [hashlib.sha256(content.encode()).hexdigest()[:8] for content in contents]
+
+    def mark(self, step: int) -> dict[str, Any]:
+        """Of the row of a step, which ends the training of step `step - 1`; nothing in the first leg."""
+        leg = bisect.bisect_right(self.begins, max(step - 1, 0)) - 1
+        return {"extension": leg, "legs": self.hashes[leg]} if leg > 0 else {}
+
+    def holds(self, row: dict[str, Any]) -> bool:
+        """Whether a row is of this training. Rows of before there were hashes have the count alone."""
+        mine = self.mark(row["step"])
+        return row.get("extension", 0) == mine.get("extension", 0) and row.get("legs", mine.get("legs")) == mine.get("legs")
 
 
 class Experiment:
@@ -134,19 +148,19 @@ class Experiment:
         self.lock = Lock(folder / "lock")
         self.began = time.time()
         try:
-            self.metrics = Metrics(folder / "metrics.jsonl")
+            self.metrics = Metrics(folder / METRICS)
             self.segments = read_segments(folder)
         except BaseException:
             self.close()
             raise
 
-    def begin_segment(self, step: int, saved_step: int | None = None) -> None:
+    def begin_segment(self, step: int, saved_step: int | None = None, **facts: Any) -> None:
         """Open this job's row, with a reason that stays if the job is killed, and set the status to running.
 
-        saved_step: that of the newest checkpoint in this folder, where it is not `step`.
+        saved_step: that of the newest checkpoint in this folder, where it is not `step`. facts: more of the row, which stays as it is.
         """
         self.segments.append({"segment": len(self.segments), "job_id": job_name(), "restart": restart_count(), "start_step": step,
-                              "end_step": step, "reached": step, "reason": UNKNOWN, "seconds": 0.0, "started": self.began})
+                              "end_step": step, "reached": step, "reason": UNKNOWN, "seconds": 0.0, "started": self.began, **facts})
         self.record("running", step, step if saved_step is None else saved_step)
 
     def record(self, state: str, step: int, saved_step: int, reason: str = UNKNOWN, **more: Any) -> None:
@@ -166,12 +180,12 @@ class Experiment:
             "updated": now, "checkpoint": saved_step, "segments": len(self.segments), "job_id": job_name(), **more})
 
     def write_segments(self) -> None:
-        write_atomically(self.folder / "segments.jsonl", "".join(json.dumps(row) + "\n" for row in self.segments))
+        write_atomically(self.folder / SEGMENTS, _lines(self.segments))
 
     def close(self) -> None:
         """Give the experiment up to others."""
         self.lock.release()
 
     def remove_numbered(self) -> None:
-        for path in passing(self.folder):
+        for path in intermediate(self.folder):
             path.unlink(missing_ok=True)

@@ -120,6 +120,10 @@ class Lock:
             time.sleep(1.0)
         raise refusal
 
+    def is_mine(self) -> bool:
+        """Whether the file names this process still."""
+        return not self.lost and read_holder(self.path) == self.me
+
     def _is_alive(self) -> bool:
         """Whether a holder elsewhere renews the file. Its changes are watched, so clocks need not agree."""
         first, end = self.path.stat().st_mtime_ns, time.monotonic() + STALE_SECONDS
@@ -155,7 +159,7 @@ class Lock:
         """Give the experiment up; a holder that has lost it leaves the file to its new one."""
         self._released.set()
         self._thread.join()
-        if not self.lost and read_holder(self.path) == self.me:
+        if self.is_mine():
             with suppress(OSError):
                 self._write(None)
         self._file.close()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +19,30 @@ import torch
 from torch import Tensor
 
 from data import SampleOrder, Splits
+from data.bins import data_differences, identity_of
 from data.order import mix
 from distributed.world import World
-from errors import UserError
+from errors import BadNumbers, UserError
 from files import PASSING_FAULTS, write_json
 from models.macs import training_flops_per_token
 from models.transformer import Transformer
 from models.weights import load_weights
-from optim import checkpoint
+from optim import checkpoint, history
 from optim.evaluate import evaluate
-from optim.experiment import FINAL, SUMMARY, UNKNOWN, Experiment
+from optim.experiment import UNKNOWN, Experiment
+from optim.names import FINAL, SUMMARY
 from optim.optimizers import load_optimizer_state, make_optimizer
+from optim.outcome import Ending, Kind, Outcome, ended, of_error
 from optim.reporting import Reporter, log
 from optim.schedules import make_scheduler
-from optim.setup import autocast_dtype, autocaster, need_compiler, reopen, settings_that_differ
+from optim.setup import autocast_dtype, autocaster, is_own, named_file, need_compiler, settings_that_differ
 from optim.stopping import Stopper
 from optim.watchdog import Watchdog
+from processes import revision
 
 FORMAT = 1
 PARTS = {"itr", "args", "world_size", "optimizer", "scheduler", "scaler", "rng", "data", "gradient_meter"}  # of a state, beside format and model
+# and, where they are missing, a checkpoint is of before they were kept: skipped, overflows, evaluation, rollbacks
 SPIKE = 5.0  # largest gradient norm over the mean since the last evaluation, from which on it is called a spike
 BAD_IN_A_ROW = 10  # skipped steps, after which a run stops
 OVERFLOWS_IN_A_ROW = 20  # of the gradient in float16: the loss scaler gives way by halves, from 65536
@@ -68,11 +73,23 @@ class GradientMeter:
                 "mean_grad_norm": float(self.total) / max(self.count, 1)}
 
 
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What evaluations during a training read: the same windows in the same batches all through the run, however training is cut.
+
+    batches: how many, 0 for the whole split.
+    """
+
+    batch_size: int
+    batches: int
+
+
 class Trainer:
     """A model, its optimiser and its place in the run."""
 
-    def __init__(self, args: Any, world: World, splits: Splits, model: Transformer, folder: Path) -> None:
+    def __init__(self, args: Any, world: World, splits: Splits, model: Transformer, folder: Path, ending: Ending | None = None) -> None:
         self.args, self.world, self.splits, self.folder = args, world, splits, folder
+        self.ending = ending or Ending(folder, None)
         self.raw_model = model.to(world.device)
         self.model = world.wrap(self.raw_model)
         if args.compile:
@@ -83,11 +100,16 @@ class Trainer:
         self.autocast = autocaster(args.dtype, world.device)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=autocast_dtype(args.dtype, world.device) == torch.float16)
         self.order = SampleOrder(splits.train.n_windows, args.data_seed)
+        self.data = identity_of(splits.folder) or {}
         self.meter = GradientMeter.on(world.device)
         self.writer = checkpoint.BackgroundWriter()
         self.step = self.saved_step = self.skipped = self.overflows = 0
         self.being_saved: int | None = None
-        self.watchdog = Watchdog(args.watchdog_minutes, lambda: f"process {world.rank} of {world.size}, after step {self.step},")
+        self.evaluation = EvaluationPlan(args.batch_size, args.eval_batches)
+        self.resumed_from: Path | None = None
+        self.rollbacks: list[int] = []  # steps to which a person has taken this training back
+        self.is_rollback = False  # whether this run does so
+        self.watchdog = Watchdog(args.watchdog_minutes, lambda: f"process {world.rank} of {world.size}, after step {self.step},", self.ending.hung)
         self.status_at = self.save_began = 0.0
 
     # state
@@ -102,17 +124,32 @@ class Trainer:
             "model": self.raw_model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "scheduler": self.schedule.state_dict(), "scaler": self.scaler.state_dict(), "rng": ranks,
             "data": {"data_seed": self.args.data_seed, "next_sample": self.step * self.args.batch_size * self.args.acc_steps,
-                     "train_tokens": int(self.splits.train.tokens.size)},
+                     "train_tokens": int(self.splits.train.tokens.size), **self.data},
             "gradient_meter": dict(vars(self.meter)), "skipped": self.skipped, "overflows": self.overflows,
+            "evaluation": asdict(self.evaluation), "rollbacks": list(self.rollbacks),
         }
 
     def load(self, path: Path) -> None:
         """Take up a checkpoint of this training loop. Raises UserError where it is of another run, or damaged."""
         extended = self.world.from_each(lambda: self._take_up(path))
         log.info(f"resumed from {path} at step {self.step}")
+        if is_own(self.folder, path):
+            self.saved_step, self.resumed_from = self.step, self.folder / path.name
+            wanted = named_file(self.folder, self.args.use_pretrained)
+            if wanted is not None and wanted.resolve() == path.resolve():
+                self._roll_back()
         if extended:
             log.info(extended)
-            self.world.from_main(lambda: reopen(self.folder, self.step))
+            self.world.from_main(lambda: history.keep_final(self.folder))
+
+    def _roll_back(self) -> None:
+        """A person takes the training back to the checkpoint that has been loaded: what came after it is set aside."""
+        self.is_rollback = True
+        if self.rollbacks[-1:] != [self.step]:
+            self.rollbacks.append(self.step)
+        gone = self.world.from_main(lambda: history.roll_back(self.folder, self.step))
+        if gone:
+            log.info(f"rolled back to step {self.step}: {', '.join(gone)} set aside under names that end in .{history.ABANDONED}")
 
     def _take_up(self, path: Path) -> str | None:
         """What `load` does on each process; returns what the schedule says of an extension."""
@@ -123,8 +160,7 @@ class Trainer:
         if lacking:
             raise UserError(f"cannot resume {path}: it lacks {', '.join(lacking)}; move it away to go on from an older one")
         wrong = settings_that_differ(self.args, state["args"])
-        if state["data"]["train_tokens"] != self.splits.train.tokens.size:
-            wrong.append(f"the training data had {state['data']['train_tokens']} tokens, now it has {self.splits.train.tokens.size}")
+        wrong += data_differences(self.data, state["data"])
         if wrong:
             raise UserError("\n".join(f"cannot resume {path}: {line}; give that, or another --exp_name" for line in wrong))
         try:
@@ -137,13 +173,22 @@ class Trainer:
         meter, device = state["gradient_meter"], self.world.device
         self.meter = GradientMeter(meter["last"].to(device), meter["largest"].to(device), meter["total"].to(device), meter["count"])
         self.step, self.skipped, self.overflows = state["itr"], state.get("skipped", 0), state.get("overflows", 0)
-        self.saved_step = self.step if path.resolve().parent == self.folder.resolve() else 0
+        self.rollbacks = list(state.get("rollbacks", []))
+        self._keep_evaluation(EvaluationPlan(**state["evaluation"]) if "evaluation" in state else
+                              EvaluationPlan(state["args"]["batch_size"], state["args"]["eval_batches"]))
         if self.world.rank < len(state["rng"]):
             checkpoint.restore_random_states(state["rng"][self.world.rank], self.world.device)
         if state["world_size"] != self.world.size:
             log.info(f"the checkpoint was written by {state['world_size']} processes, now there are {self.world.size}: "
                      f"same samples and effective batch, sums in another order")
         return extended
+
+    def _keep_evaluation(self, plan: EvaluationPlan) -> None:
+        """Go on evaluating as the run began to, so that its curve is of one and the same windows."""
+        if self.args.eval_batches != plan.batches:
+            log.info(f"note: --eval_batches {self.args.eval_batches} is not taken up: this run began to evaluate on {plan.batches} batches of "
+                     f"{plan.batch_size} sequences, and goes on with these")
+        self.evaluation = plan
 
     def _save(self, name: str) -> None:
         """Start writing a checkpoint, once the one before it is written; every process must call this.
@@ -152,7 +197,7 @@ class Trainer:
         """
         if not all(bool(torch.isfinite(p).all()) for p in self.raw_model.parameters()):
             self._wait_for_last_save()
-            raise UserError(f"the weights of step {self.step} are not finite; {self._last_good()}")
+            raise BadNumbers(f"the weights of step {self.step} are not finite; {self._last_good()}")
         state = self._state()
         if state is not None:
             self._write(name, state)
@@ -161,11 +206,13 @@ class Trainer:
 
     def _write(self, name: str, state: dict[str, Any]) -> None:
         path, keep, state = self.folder / name, self.args.keep_checkpoints, checkpoint.to_cpu(state)
+        protected = {path, *([self.resumed_from] if self.resumed_from else [])}
         self._note_saved()
 
         def write() -> None:
+            history.make_way(path, state["itr"])
             checkpoint.save_checkpoint(path, state)
-            checkpoint.prune(self.folder, keep)
+            checkpoint.prune(self.folder, keep, protected)
 
         self.being_saved, self.save_began = self.step, time.monotonic()
         self.writer.submit(write)
@@ -264,7 +311,7 @@ class Trainer:
             self._save_progress()
         self._wait_for_last_save()
         again = self.args.on_bad_step == "skip"
-        raise UserError(f"{wrong}; {self._last_good()}; "
+        raise BadNumbers(f"{wrong}; {self._last_good()}; "
                         + (f"{self.skipped} steps before it were skipped" if again else "--on_bad_step skip passes over such steps"))
 
     def _to_device(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -276,6 +323,7 @@ class Trainer:
     def _poll(self) -> bool:
         """Whether to stop; every process comes by here between steps and between batches of an evaluation."""
         self.watchdog.beat()
+        self.ending.step = self.step
         return self.stopper.poll()
 
     def _is_due(self, every: int | None) -> bool:
@@ -291,8 +339,8 @@ class Trainer:
     def _evaluate(self, whole: bool) -> bool:
         """Evaluate and report; False where a stop cut it short."""
         begin = time.monotonic()
-        result = evaluate(self.raw_model, self.splits.val, self.args.batch_size, self.world, self.autocast,
-                          0 if whole else self.args.eval_batches, self._poll)
+        result = evaluate(self.raw_model, self.splits.val, self.evaluation.batch_size, self.world, self.autocast,
+                          0 if whole else self.evaluation.batches, self._poll)
         if result is None:
             return False
         gradients = self.meter.values()
@@ -313,31 +361,29 @@ class Trainer:
 
     # the run
 
-    def run(self, experiment: Experiment | None, stopper: Stopper) -> str:
-        """Train to the end or to a stop. Returns "finished" or "stopped"; `experiment` is None off the main process."""
+    def run(self, experiment: Experiment | None, stopper: Stopper) -> Outcome:
+        """Train to the end or to a stop; `experiment` is None off the main process."""
         self.experiment, self.stopper = experiment, stopper
         self.reporter = Reporter(self.args, experiment, self.world.device, self.world.size, training_flops_per_token(self.raw_model.settings))
         self.world.from_main(lambda: self._open(experiment))
         with self.watchdog:
-            return self._run_and_record(stopper)
+            return self._run_and_record()
 
-    def _run_and_record(self, stopper: Stopper) -> str:
-        outcome = "failed"
-        reason = UNKNOWN
+    def _run_and_record(self) -> Outcome:
         try:
             self.reporter.begin(self.step)
             outcome = self._run()
-            reason = "all iterations done" if outcome == "finished" else stopper.reason
         except BaseException as error:
-            reason = (str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")[:500]
+            self.ending.step = self.step
+            outcome = of_error(error, self.step)
             with suppress(UserError, OSError):
                 self._note_saved()
             raise
         finally:
             if self.experiment:
                 with suppress(OSError):  # a full disk has been told already
-                    self._record(outcome, reason)
-            self.reporter.close(0 if outcome != "failed" else 1)
+                    self._record(outcome.state, outcome.reason)
+            self.reporter.close(1 if outcome.state == "failed" else 0)
         return outcome
 
     def _record(self, state: str, reason: str = UNKNOWN, **more: float) -> None:
@@ -348,11 +394,13 @@ class Trainer:
 
     def _open(self, experiment: Experiment | None) -> None:
         assert experiment is not None, "the main process has the experiment"
-        experiment.metrics.extension = len(self.schedule.legs) - 1
         self.reporter.open()
-        experiment.begin_segment(self.step, self.saved_step)
+        abandoned = experiment.metrics.go_on(self.schedule.lineage(), self.step if self.is_rollback else None)
+        if abandoned:
+            log.info(f"{abandoned} rows of metrics.jsonl are of steps that are trained anew: set aside in metrics.jsonl.{history.ABANDONED}")
+        experiment.begin_segment(self.step, self.saved_step, world_size=self.world.size, revision=revision())
 
-    def _run(self) -> str:
+    def _run(self) -> Outcome:
         args = self.args
         self.model.train()
         if self.step and self._is_due(args.eval_freq):
@@ -387,14 +435,14 @@ class Trainer:
         if self.world.tell(self.step not in (self.saved_step, self.being_saved)):
             self._save(f"ckpt_{self.step}.pt")
 
-    def _stop(self) -> str:
+    def _stop(self) -> Outcome:
         self._save_progress()
         self._note_saved()
         first = "".join(f"remove {path} and " for path in self.stopper.stop_files[:1] if path.exists())
         log.info(f"stopped at step {self.step}/{self.args.iterations}: {self.stopper.reason}; {first}run the same command again to go on")
-        return "stopped"
+        return ended(Kind.STOPPED, self.stopper.reason, self.step, self.stopper.by_hand)
 
-    def _finish(self) -> str:
+    def _finish(self) -> Outcome:
         """The last evaluation, on the whole split, and summary.json."""
         if not self._evaluate(whole=True):
             return self._stop()
@@ -402,7 +450,7 @@ class Trainer:
             write_json(self.folder / SUMMARY, self._summary(self.experiment))
             if self.args.remove_intermediary_checkpoints_at_end:
                 self.experiment.remove_numbered()
-        return "finished"
+        return ended(Kind.FINISHED, "all iterations done", self.step)
 
     def _summary(self, experiment: Experiment) -> dict[str, Any]:
         rows = experiment.metrics.rows()
@@ -414,4 +462,18 @@ class Trainer:
             "steps": {kind: [row["step"] for row in rows if row["kind"] == kind] for kind in ("train", "eval")},
             **{f"final_{key}": final[key] for key in ("val_loss", "val_pp", "val_acc", "average_depth", "n_tokens")},
             "parameters": sum(p.numel() for p in self.raw_model.parameters()), "world_size": self.world.size,
+            **self._what_happened(experiment),
+        }
+
+    def _what_happened(self, experiment: Experiment) -> dict[str, Any]:
+        """Of a summary: what the flags of the last command do not tell."""
+        facts = ("job_id", "restart", "start_step", "end_step", "reason", "world_size", "revision")
+        segments = [{name: row.get(name) for name in facts} for row in experiment.segments]
+        segments[-1] |= {"end_step": self.step, "reason": "all iterations done"}
+        n_windows, plan = self.splits.val.n_windows, self.evaluation
+        return {
+            "schedule": self.schedule.plan(), "skipped_steps": [row["step"] for row in experiment.metrics.rows() if row["kind"] == "skipped"],
+            "segments": segments, "rollbacks": self.rollbacks, "data": self.data,
+            "evaluation": {"batch_size": plan.batch_size, "final_windows": n_windows,
+                           "windows": min(n_windows, plan.batches * plan.batch_size) if plan.batches else n_windows},
         }

@@ -7,6 +7,7 @@ final decay; `none` stays at lr.
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from errors import UserError
+from optim.experiment import Lineage
 
 START_DIVISOR = 100.0
 
@@ -96,8 +98,17 @@ class Schedule:
         """Rate of each parameter group at the coming step."""
         return [group["lr"] for group in self.optimizer.param_groups]
 
+    def plan(self) -> dict[str, Any]:
+        """The whole course of the rate: shape and legs, as plain data."""
+        return {"shape": asdict(self.shape), "legs": [asdict(leg) for leg in self.legs]}
+
     def state_dict(self) -> dict[str, Any]:
-        return {"shape": asdict(self.shape), "legs": [asdict(leg) for leg in self.legs], "taken": self.taken}
+        return {**self.plan(), "taken": self.taken}
+
+    def lineage(self) -> Lineage:
+        """By which metrics rows are told from those of another course of the rate."""
+        legs = self.plan()["legs"]
+        return Lineage([leg.begin for leg in self.legs], [json.dumps([asdict(self.shape), legs[:n + 1]]) for n in range(len(legs))])
 
     def load_state_dict(self, state: dict[str, Any], extend: str | None = None) -> str | None:
         """Go on where a run stood. Returns a line about the rates before and after where this extends it.

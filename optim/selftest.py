@@ -30,7 +30,7 @@ from distributed.launch import under_torchrun
 from distributed.world import pick_device
 from errors import STOPPED, UserError
 from optim.checkpoint import load_checkpoint
-from optim.experiment import FINAL
+from optim.names import FINAL
 from processes import die_with
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"

@@ -15,9 +15,11 @@ import torch
 
 from config.flags import FLAGS
 from errors import UserError
-from files import read_json
 from optim import checkpoint
-from optim.experiment import FINAL, STATUS, SUMMARY, numbered
+from optim.history import rolled_back_to
+from optim.names import step_of
+from optim.peek import step_in
+from optim.reader import Record
 from optim.reporting import log
 
 if TYPE_CHECKING:
@@ -81,54 +83,44 @@ def seed_everything(seed: int, rank: int) -> None:
     random.seed(seed + rank)
 
 
-def is_finished(folder: Path, args: Any) -> bool:
-    """Whether all iterations of the experiment are done. Raises UserError where it is another one than was asked for."""
-    summary = read_json(folder / SUMMARY)
-    if summary is None:
-        return False
-    then = summary.get("args")
-    if not isinstance(then, dict) or not isinstance(then.get("iterations"), int):
-        raise UserError(f"{folder / SUMMARY} does not say how many iterations were done; move it away to train on")
-    wrong = settings_that_differ(args, then)
-    if wrong:
-        raise UserError("\n".join(f"{folder} is finished with other settings: {line}; give that, or another --exp_name" for line in wrong))
-    done = then["iterations"]
-    if args.iterations < done:
-        raise UserError(f"{folder} is finished with {done} iterations, --iterations asks for {args.iterations}; give another --exp_name")
-    if args.iterations > done and args.extend is None:
-        raise UserError(f"{folder} is finished with {done} iterations, --iterations asks for {args.iterations}; say what the learning rate "
-                        "should do: --extend continue (from where it is to its end value) or --extend restart (warm up again first)")
-    if args.iterations > done and not (folder / FINAL).exists() and not numbered(folder):
-        raise UserError(f"{folder} is finished, but holds no checkpoint to extend; give another --exp_name")
-    return args.iterations == done
+def named_file(folder: Path, use_pretrained: str | None) -> Path | None:
+    """The checkpoint file that --use_pretrained names, None where it names none."""
+    if use_pretrained in (None, "auto"):
+        return None
+    return Path(use_pretrained) if "/" in use_pretrained else folder / use_pretrained
 
 
-def reopen(folder: Path, done: int) -> None:
-    """Give the final files of an experiment that is being extended the number of their step: they stay beside the new ones."""
-    for name, new in ((FINAL, f"ckpt_{done}.pt"), (SUMMARY, f"summary_{done}.json")):
-        if (folder / name).exists():
-            os.replace(folder / name, folder / new)
+def is_own(folder: Path, path: Path) -> bool:
+    """Whether a checkpoint lies in an experiment's own folder."""
+    return path.resolve().parent == folder.resolve()
 
 
 def starting_point(folder: Path, use_pretrained: str | None) -> Path | None:
-    """The checkpoint to start from, or None for a fresh start. Raises UserError."""
-    if use_pretrained not in (None, "auto"):
-        wanted = Path(use_pretrained) if "/" in use_pretrained else folder / use_pretrained
-        if not wanted.is_file():
-            raise UserError(f"--use_pretrained {use_pretrained}: no file {wanted}")
-        if wanted.resolve().parent == folder.resolve():
-            return wanted
+    """The checkpoint to start from, or None for a fresh start. Raises UserError.
+
+    A chain repeats its command: one that began from a checkpoint of another run, or took its own back to an earlier one, goes on
+    from what it has saved since.
+    """
+    wanted = named_file(folder, use_pretrained)
     own, notes = checkpoint.newest_valid(folder)
+    if wanted is not None and is_own(folder, wanted):
+        step = step_in(wanted) if wanted.is_file() else step_of(wanted)
+        if own is not None and step is not None and rolled_back_to(own) == step:
+            return own
+    if wanted is not None and not wanted.is_file():
+        raise UserError(f"--use_pretrained {use_pretrained}: no file {wanted}")
+    if wanted is not None and is_own(folder, wanted):
+        return wanted
     for note in notes:
         log.info(f"warning: {note}")
     if use_pretrained is None:
         if own is not None:
             raise UserError(f"--use_pretrained None would start afresh over {own}; give another --exp_name, or move the checkpoints away")
         return None
-    saved = (read_json(folder / STATUS) or {}).get("checkpoint") if own is None else None
+    saved = Record(folder).saved_step if own is None else 0
     if saved:
         raise UserError(f"{folder} had a checkpoint of step {saved}, and now has none; put it back, or move the folder away to start afresh")
-    return own or (None if use_pretrained == "auto" else wanted)  # a chain that began from another run's checkpoint goes on from its own
+    return own or wanted
 
 
 def describe(trainer: Trainer) -> list[str]:

@@ -14,8 +14,9 @@ from pathlib import Path
 from types import FrameType
 
 from distributed.world import World
-from errors import UserError
+from errors import Replaced
 from optim.lock import TAKEN_OVER
+from optim.names import STOP
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 STOP_FILE, TIME, JOB_END, LOST = "stop file", "max_runtime_minutes", "end of the job", "lost"
@@ -28,8 +29,9 @@ LONGEST_REASON = 200
 class Stopper:
     """Use as a context manager: handlers are installed on entering and put back on leaving.
 
-    Any of `stop_files` stops the run when it exists; its content, if it has any, is the reason. `is_lost` is asked on the
-    main process: whether another process has taken the experiment over.
+    Any of `stop_files` stops the run when it exists; its content, if it has any, is the reason. The first is the experiment's own,
+    by which a person stops it; another is that of the job. `is_lost` is asked on the main process: whether another process has taken
+    the experiment over.
     """
 
     def __init__(self, world: World, stop_files: Sequence[Path], max_runtime_minutes: float | None, began: float) -> None:
@@ -41,6 +43,7 @@ class Stopper:
             self.deadlines[JOB_END] = (int(end), JOB_MARGIN_SECONDS)
         self.slowest_step = self.slowest_save = 0.0
         self.reason = ""
+        self.by_hand = False  # whether a person stopped the run, so that no chain takes it up again
         self._signal = 0
         self._old: dict[signal.Signals, object] = {}
 
@@ -65,7 +68,8 @@ class Stopper:
         flag = REASONS.index(self._cause()) if self.world.is_main else self._signal
         self.reason = REASONS[self.world.largest(flag)]
         if self.reason == LOST:
-            raise UserError(f"{TAKEN_OVER}; this run ends without saving")
+            raise Replaced(f"{TAKEN_OVER}; this run ends without saving")
+        self.by_hand = self.reason == signal.SIGINT.name or any(path.name == STOP and path.exists() for path in self.stop_files[:1])
         if self.reason == STOP_FILE and self.world.is_main:
             self.reason = self._words() or STOP_FILE
         return bool(self.reason)

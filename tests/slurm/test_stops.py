@@ -15,7 +15,7 @@ import pytest
 from config.flags import FLAGS
 from data.order import SampleOrder
 from optim.checkpoint import fault
-from optim.experiment import numbered
+from optim.names import numbered
 from tests.programs import PEER, TINY, copy_sources
 from tests.slurm.cluster import wait_until
 from tests.slurm.jobs import Outcome, Site, error_lines, logs, tiny

@@ -1,0 +1,92 @@
+"""Earlier results of an experiment, when a run goes on from a point before its end: what keeps a number of its own, what is set aside.
+
+A file's number is that of the step that it holds, whatever the run is at. Nothing is replaced by something else: what must make
+way is renamed (`ckpt_20.pt.abandoned`, `ckpt.pt.damaged`), and a reader of the folder no longer takes it for a result.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from errors import UserError
+from files import read_json, sync_folder
+from optim.names import BEST, FINAL, SUMMARY, numbered
+from optim.peek import peek, step_in
+
+ABANDONED, DAMAGED = "abandoned", "damaged"
+
+
+def set_aside(path: Path, why: str, name: str | None = None) -> Path:
+    """Rename a file to `name` (its own) with a suffix, `.2` and so on where that is taken; returns the new path."""
+    first = path.with_name(f"{name or path.name}.{why}")
+    target, n = first, 1
+    while os.path.lexists(target):
+        n += 1
+        target = first.with_name(f"{first.name}.{n}")
+    os.replace(path, target)
+    sync_folder(path.parent)
+    return target
+
+
+def make_way(path: Path, step: int) -> None:
+    """Before a checkpoint of a step is written: set aside what has its name and is of another step.
+
+    A damaged file whose name gives that very step makes way for the good one; a damaged ckpt.pt may have been of any step.
+    """
+    if not path.exists():
+        return
+    there = step_in(path)
+    if there is None and path.name == FINAL:
+        set_aside(path, DAMAGED)
+    elif there is not None and there != step:
+        set_aside(path, ABANDONED, f"ckpt_{there}.pt")
+
+
+def keep_final(folder: Path) -> None:
+    """Give the final files of an experiment that is being extended the number of their own step: they stay beside the new ones.
+
+    A damaged ckpt.pt keeps its name, for it has no number.
+    """
+    final, summary = folder / FINAL, folder / SUMMARY
+    for path, step, name in ((final, step_in(final), "ckpt_{}.pt"), (summary, summary_step(summary), "summary_{}.json")):
+        if step is None:
+            continue
+        target = folder / name.format(step)
+        if target.exists():
+            set_aside(path, ABANDONED, target.name)
+        else:
+            os.replace(path, target)
+    sync_folder(folder)
+
+
+def summary_step(path: Path) -> int | None:
+    """The step of a summary, None where there is none or it does not tell."""
+    try:
+        step = (read_json(path) or {}).get("itr")
+    except UserError:
+        return None
+    return step if isinstance(step, int) else None
+
+
+def roll_back(folder: Path, step: int) -> list[str]:
+    """Set aside every checkpoint and summary that lies beyond a step; returns the names that they had."""
+    names = []
+    for path in [*numbered(folder), folder / FINAL, folder / BEST]:
+        there = step_in(path) if path.exists() else None
+        if there is not None and there > step:
+            set_aside(path, ABANDONED, f"ckpt_{there}.pt" if path.name == FINAL else None)
+            names.append(path.name)
+    for path in folder.glob("summary*.json"):
+        there = summary_step(path)
+        if there is not None and there > step:
+            set_aside(path, ABANDONED, f"summary_{there}.json")
+            names.append(path.name)
+    return names
+
+
+def rolled_back_to(path: Path) -> int | None:
+    """The step to which the training in a checkpoint was last rolled back, None for one that never was."""
+    steps = (peek(path) or {}).get("rollbacks")
+    return steps[-1] if isinstance(steps, Sequence) and steps and isinstance(steps[-1], int) else None

@@ -1,0 +1,32 @@
+"""Names of the files in an experiment's folder, and which of them are checkpoints."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+SUMMARY = "summary.json"
+STATUS = "status.json"
+SEGMENTS = "segments.jsonl"
+METRICS = "metrics.jsonl"
+FINAL = "ckpt.pt"
+BEST = "best.pt"
+STOP = "stop"
+NUMBERED = re.compile(r"ckpt_(\d+)\.pt")
+
+
+def step_of(path: Path) -> int | None:
+    """N of `ckpt_N.pt`, None for any other name."""
+    match = NUMBERED.fullmatch(path.name)
+    return int(match.group(1)) if match else None
+
+
+def numbered(folder: Path) -> list[Path]:
+    """The folder's `ckpt_N.pt`, newest first."""
+    found = [path for path in folder.iterdir() if step_of(path) is not None] if folder.is_dir() else []
+    return sorted(found, key=lambda path: step_of(path) or 0, reverse=True)
+
+
+def intermediate(folder: Path) -> list[Path]:
+    """The numbered checkpoints, newest first, but for those that were final before an extension (`summary_N.json`)."""
+    return [path for path in numbered(folder) if not (folder / f"summary_{step_of(path)}.json").exists()]

@@ -1,0 +1,220 @@
+"""What the folder of an experiment tells: the only place that reads status.json, segments.jsonl and summary.json to decide something.
+
+    record = Record(folder)                     # raises UserError for a damaged file
+    record = Record(folder, problems=[])        # notes damage there, and goes on without the file
+    record.finished(40000), record.saved_step, record.steps_per_hour(), record.outcome
+
+    python -m optim.reader FOLDER               # the same in lines NAME=VALUE, for shell
+
+It only reads, and needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from errors import UserError
+from files import read_json
+from optim.names import FINAL, SEGMENTS, STATUS, SUMMARY, numbered, step_of
+from optim.outcome import OUTCOME, Outcome, read_outcome
+from optim.peek import step_in
+
+LARGEST_ROWS_BYTES = 1 << 29  # of a file of rows that is read whole: more than a million of them
+LARGEST_LOG = 1 << 26  # bytes of a file of rows that are read at most where damage is tolerated
+Row = dict[str, Any]
+
+
+# reading files
+
+
+def refuse_large(path: Path) -> None:
+    """Raises UserError for a file that no training of ours has written."""
+    size = path.stat().st_size
+    if size > LARGEST_ROWS_BYTES:
+        raise UserError(f"{path} has {size:,} bytes, more than any training writes; move it away")
+
+
+def read_segments(folder: Path) -> list[Row]:
+    """Rows of the ledger, none where there is no ledger. Raises UserError for a damaged one."""
+    path = folder / SEGMENTS
+    try:
+        refuse_large(path)
+        rows = [json.loads(line) for line in path.read_text().splitlines() if line]
+    except FileNotFoundError:
+        return []
+    except (ValueError, RecursionError):
+        raise UserError(f"{path} holds a line that is not JSON; move the file away") from None
+    if not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path} holds a line that is no JSON object; move the file away")
+    return rows
+
+
+def tail_of(path: Path, size: int) -> bytes:
+    """The last whole lines in at most `size` bytes."""
+    with open(path, "rb") as file:
+        start = max(0, file.seek(0, os.SEEK_END) - size)
+        file.seek(start)
+        raw = file.read()
+    return raw[raw.find(b"\n") + 1:] if start else raw
+
+
+def read_rows(path: Path, problems: list[str], size: int | None = None) -> list[Row]:
+    """JSON objects, one a line, at most the last `size` bytes; what is wrong with the file goes to `problems`.
+
+    A last line without its end is still being written, or a kill cut it short.
+    """
+    try:
+        if size is None and os.path.getsize(path) > LARGEST_LOG:
+            problems.append(f"{path.name}: only its last {LARGEST_LOG >> 20} MiB are read")
+        *lines, last = tail_of(path, size or LARGEST_LOG).split(b"\n")
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError):
+            problems.append(f"{path.name}: {error.strerror}")
+        return []
+    rows, damaged = [], 0
+    for line in filter(None, (*lines, last)):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            damaged += line is not last
+    if damaged:
+        problems.append(f"{path.name}: {damaged} of {len(lines)} lines are no JSON objects")
+    return rows
+
+
+def number(value: Any) -> float | None:
+    """A plausible number, else None: files may hold anything."""
+    is_usable = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15
+    return value if is_usable else None
+
+
+def advanced(row: Row) -> bool:
+    """Whether a job of the ledger has brought the newest checkpoint on."""
+    start, end = number(row.get("start_step")), number(row.get("end_step"))
+    return start is not None and end is not None and end > start
+
+
+class Record:
+    """An experiment's files, each read when it is first asked for."""
+
+    def __init__(self, folder: Path, problems: list[str] | None = None) -> None:
+        self.folder, self.problems = folder, problems
+
+    def _object(self, name: str) -> Row | None:
+        try:
+            return read_json(self.folder / name)
+        except UserError as error:
+            if self.problems is None:
+                raise
+            self.problems.append(str(error).replace(f"{self.folder / name} ", f"{name}: "))
+            return None
+
+    @cached_property
+    def status(self) -> Row:
+        """Empty where there is none."""
+        return self._object(STATUS) or {}
+
+    @cached_property
+    def summary(self) -> Row | None:
+        """Long: it holds all curves."""
+        return self._object(SUMMARY)
+
+    @cached_property
+    def segments(self) -> list[Row]:
+        if self.problems is None:
+            return read_segments(self.folder)
+        return read_rows(self.folder / SEGMENTS, self.problems)
+
+    @cached_property
+    def outcome(self) -> Outcome | None:
+        """How the last run ended; None while one goes on, and after one that was killed outright."""
+        return read_outcome(self.folder / OUTCOME)
+
+    # answers
+
+    @property
+    def done_iterations(self) -> int | None:
+        """For how many steps the finished training was planned; None where it is not finished."""
+        if self.summary is None:
+            return None
+        args = self.summary.get("args")
+        planned = args.get("iterations") if isinstance(args, dict) else None
+        return planned if isinstance(planned, int) and not isinstance(planned, bool) else None
+
+    def finished(self, iterations: int | None = None) -> bool:
+        """Whether all steps (that are asked for) are done."""
+        done = self.done_iterations
+        return done is not None and (iterations is None or done >= iterations)
+
+    @property
+    def saved_step(self) -> int:
+        """Step of the newest checkpoint that is here, or was when a run last told; 0 where there was none."""
+        steps = [step_of(path) or 0 for path in numbered(self.folder)]
+        final = self.folder / FINAL
+        if final.is_file():
+            steps.append(step_in(final) or 0)
+        steps.append(int(number(self.status.get("checkpoint")) or 0))
+        return max(steps)
+
+    @property
+    def iterations(self) -> int | None:
+        """Steps that are planned, as far as a run has told."""
+        told = number(self.status.get("iterations")) or number(self.done_iterations)
+        return int(told) if told else None
+
+    def steps_per_hour(self) -> float | None:
+        """Over the jobs that advanced, with all that they do: start, evaluate, save. What a kill lost does not count."""
+        steps = seconds = 0.0
+        for row in self.segments:
+            start, end, reached, took = (number(row.get(key)) for key in ("start_step", "end_step", "reached", "seconds"))
+            if row is self.segments[-1] and self.status.get("state") == "running":  # its steps since the last checkpoint are not lost yet
+                end = max(end or 0, reached or 0)
+            if start is not None and end is not None and took is not None and end > start and took > 0:
+                steps, seconds = steps + end - start, seconds + took
+        return number(3600 * steps / seconds) if seconds else None
+
+    @property
+    def slowest(self) -> tuple[float, float] | None:
+        """Seconds of the slowest step and of the slowest save that the last run has seen; None where it has not timed both."""
+        step, save = (number(self.status.get(f"slowest_{what}_seconds")) for what in ("step", "save"))
+        return (step, save) if step and save and step > 0 and save > 0 else None
+
+    @property
+    def finished_at(self) -> float | None:
+        """When the training finished, in seconds since 1970; None where it has not."""
+        return (self.folder / SUMMARY).stat().st_mtime if self.finished() else None
+
+
+def printed(values: dict[str, object]) -> str:
+    """Lines NAME=VALUE, as iridis/lib.sh reads them: by name, never by place. Raises UserError where a value is more than a line."""
+    for name, value in values.items():
+        if "\n" in str(value):
+            raise UserError(f"{name} holds a line break: {value!r}")
+    return "\n".join(f"{name}={'' if value is None else value}" for name, value in values.items())
+
+
+def main(argv: Sequence[str]) -> int:
+    record = Record(Path(argv[0]))
+    outcome = record.outcome
+    print(printed({"FINISHED": int(record.finished()), "FINISHED_AT": record.finished_at, "SAVED_STEP": record.saved_step,
+                   "ITERATIONS": record.iterations, "KIND": outcome.kind if outcome else None,
+                   "REASON": outcome.reason.replace("\n", "; ") if outcome else None}))
+    return 0
+
+
+if __name__ == "__main__":
+    import config
+
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m optim.reader FOLDER")
+    sys.exit(config.guarded("optim.reader", lambda: main(sys.argv[1:])))

@@ -1,0 +1,313 @@
+"""Extensions, rollbacks and what they leave: files are named by what they hold, and nothing is lost. On real runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from optim.selftest import differing, leaves
+from tests.programs import STOPPED, command, folder, metrics, start, status, train, wait_for_step
+
+pytestmark = pytest.mark.slow
+
+SMALL = {"model": "lncot", "n_repeat": 2, "n_embd": 16, "n_head": 2, "n_layer": 3, "sequence_length": 16, "batch_size": 2, "acc_steps": 2,
+         "eval_freq": 0, "log_freq": 5, "save_checkpoint_freq": 10, "iterations": 40, "dropout": 0.0}
+
+
+def small(results: Path, **changes: Any) -> Any:
+    return train(results, **{**SMALL, **changes})
+
+
+def stopped_after(results: Path, step: int, **changes: Any) -> int:
+    """Train until a step has been logged, then stop cleanly; the step at which that was."""
+    changes = {**SMALL, "log_freq": 1, "iterations": 100_000, **changes}
+    process = start(command(results, **changes))
+    wait_for_step(results, step, process)
+    process.send_signal(signal.SIGTERM)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == STOPPED, out + errors
+    return status(results)["itr"]
+
+
+def steps_in(results: Path) -> dict[str, int]:
+    """The step that each checkpoint holds, by file name; files that hold none are left out."""
+    found = {}
+    for path in folder(results).glob("*.pt*"):
+        try:
+            found[path.name] = torch.load(path, weights_only=True)["itr"]
+        except Exception:  # damaged on purpose
+            continue
+    return found
+
+
+def damage(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    for place in (len(raw) // 2, len(raw) // 2 + 1):
+        raw[place] ^= 255
+    path.write_bytes(raw)
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """40 steps, with ckpt_20.pt, ckpt_30.pt and ckpt.pt."""
+    assert small(tmp_path).returncode == 0
+    return tmp_path
+
+
+def names_lie(results: Path) -> list[str]:
+    """Numbered checkpoints that hold another step than their name says."""
+    return [name for name, step in steps_in(results).items() if name.endswith(".pt") and name not in ("ckpt.pt", f"ckpt_{step}.pt")]
+
+
+# extensions
+
+
+def test_an_extension_past_a_damaged_final_checkpoint_keeps_the_one_it_starts_from(finished: Path) -> None:
+    damage(folder(finished) / "ckpt.pt")
+    (folder(finished) / "stop").touch()
+    outcome = small(finished, iterations=60, extend="continue")
+    assert outcome.returncode == STOPPED and "resumed from" in outcome.stdout, outcome.stderr
+    assert steps_in(finished)["ckpt_30.pt"] == 30
+    (folder(finished) / "stop").unlink()
+    assert small(finished, iterations=60, extend="continue").returncode == 0
+
+
+def test_a_damaged_final_checkpoint_that_was_passed_over_is_not_overwritten(finished: Path) -> None:
+    damage(folder(finished) / "ckpt.pt")
+    raw = (folder(finished) / "ckpt.pt").read_bytes()
+    assert small(finished, iterations=60, extend="continue").returncode == 0
+    assert (folder(finished) / "ckpt.pt.damaged").read_bytes() == raw
+
+
+def test_an_extension_from_an_older_checkpoint_gives_the_final_files_their_own_number(finished: Path) -> None:
+    assert small(finished, iterations=60, extend="restart", use_pretrained="ckpt_20.pt").returncode == 0
+    assert names_lie(finished) == []
+    assert 40 in steps_in(finished).values()
+    summaries = {path.name: json.loads(path.read_text())["itr"] for path in folder(finished).glob("summary*")}
+    assert summaries == {"summary.json": 60, "summary_40.json.abandoned": 40}
+
+
+def test_an_extension_from_an_older_checkpoint_goes_on_from_its_own_saves(finished: Path) -> None:
+    changes = {"extend": "restart", "use_pretrained": "ckpt_20.pt"}
+    first = stopped_after(finished, 23, **changes)
+    second = stopped_after(finished, first + 2, **changes)
+    rows = [json.loads(line) for line in (folder(finished) / "segments.jsonl").read_text().splitlines()]
+    assert [row["start_step"] for row in rows] == [0, 20, first] and second > first
+
+
+def test_an_extension_that_was_given_up_leaves_no_rows(finished: Path) -> None:
+    process = start(command(finished, **{**SMALL, "iterations": 100_000, "extend": "restart", "save_checkpoint_freq": None}))
+    wait_for_step(finished, 50, process)
+    process.kill()
+    process.communicate()
+    assert small(finished, iterations=60, extend="continue").returncode == 0
+    direct = finished / "direct"
+    assert small(direct).returncode == 0
+    assert small(direct, iterations=60, extend="continue").returncode == 0
+    assert metrics(finished) == metrics(direct)
+
+
+def test_rows_of_an_extension_that_was_given_up_are_set_aside(finished: Path) -> None:
+    process = start(command(finished, **{**SMALL, "iterations": 100_000, "extend": "restart", "save_checkpoint_freq": None}))
+    wait_for_step(finished, 50, process)
+    process.kill()
+    process.communicate()
+    assert small(finished, iterations=60, extend="continue").returncode == 0
+    aside = [json.loads(line) for line in (folder(finished) / "metrics.jsonl.abandoned").read_text().splitlines()]
+    assert {45, 50} <= {row["step"] for row in aside} and min(row["step"] for row in aside) > 40
+
+
+# rollbacks
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
+    """Stopped a little beyond step 30, with all checkpoints kept."""
+    stopped_after(tmp_path, 32, keep_checkpoints=0)
+    return tmp_path
+
+
+ROLLBACK: dict[str, Any] = {"use_pretrained": "ckpt_10.pt", "keep_checkpoints": 2}
+
+
+def test_a_rollback_sets_the_abandoned_branch_aside(begun: Path) -> None:
+    before = {f"{name}.abandoned": step for name, step in steps_in(begun).items() if step > 10}
+    stopped_after(begun, 13, **ROLLBACK)
+    assert {name: step for name, step in steps_in(begun).items() if name.endswith(".abandoned")} == before
+
+
+def test_a_rollback_keeps_what_it_started_from_and_what_it_wrote(begun: Path) -> None:
+    step = stopped_after(begun, 13, **ROLLBACK)
+    kept = {name: held for name, held in steps_in(begun).items() if name.endswith(".pt")}
+    assert kept == {"ckpt_10.pt": 10, f"ckpt_{step}.pt": step}
+
+
+@pytest.mark.parametrize("keep", [0, 1, 2])
+def test_the_command_of_a_rollback_goes_on_from_its_own_saves(begun: Path, keep: int) -> None:
+    first = stopped_after(begun, 13, **{**ROLLBACK, "keep_checkpoints": keep})
+    second = stopped_after(begun, first + 2, **{**ROLLBACK, "keep_checkpoints": keep})
+    rows = [json.loads(line) for line in (folder(begun) / "segments.jsonl").read_text().splitlines()]
+    assert [row["start_step"] for row in rows[1:]] == [10, first] and second > first
+
+
+def test_a_rollback_goes_on_after_its_starting_point_has_been_pruned(begun: Path) -> None:
+    changes = {**ROLLBACK, "keep_checkpoints": 1}
+    step = stopped_after(begun, 13, **changes)
+    step = stopped_after(begun, step + 12, **changes)
+    (folder(begun) / "ckpt_10.pt").unlink(missing_ok=True)
+    assert stopped_after(begun, step + 2, **changes) > step
+
+
+def test_a_rollback_leaves_one_row_for_each_step_and_the_abandoned_ones_aside(begun: Path) -> None:
+    old = [row["step"] for row in metrics(begun)]
+    step = stopped_after(begun, 13, **ROLLBACK)
+    steps = [row["step"] for row in metrics(begun) if row["kind"] == "train"]
+    assert steps == list(range(1, step + 1))
+    aside = [json.loads(line)["step"] for line in (folder(begun) / "metrics.jsonl.abandoned").read_text().splitlines()]
+    assert aside == [each for each in old if each > 10]
+
+
+def test_a_rollback_that_was_killed_at_once_is_made_again(begun: Path) -> None:
+    """Files had been set aside, and nothing had been saved yet."""
+    process = start(command(begun, **{**SMALL, **ROLLBACK, "log_freq": 1, "iterations": 100_000, "save_checkpoint_freq": None}))
+    wait_for_step(begun, 11, process)
+    process.kill()
+    process.communicate()
+    first = stopped_after(begun, 13, **ROLLBACK)
+    second = stopped_after(begun, first + 2, **ROLLBACK)
+    assert second > first > 10
+
+
+def test_a_finished_training_is_not_rolled_back(finished: Path) -> None:
+    outcome = small(finished, use_pretrained="ckpt_20.pt")
+    assert outcome.returncode == 0 and "finished already" in outcome.stdout
+    assert sorted(steps_in(finished)) == ["ckpt.pt", "ckpt_20.pt", "ckpt_30.pt"]
+
+
+def test_a_rolled_back_training_ends_as_one_that_never_went_on(begun: Path, tmp_path: Path) -> None:
+    changes = {"iterations": 100_000, "keep_checkpoints": 0}
+    state = {}
+    for results, more in ((begun, ROLLBACK), (tmp_path / "straight", {})):
+        process = start(command(results, **{**SMALL, **changes, **more}))
+        wait_for_step(results, 25, process)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+        state[results] = torch.load(folder(results) / "ckpt_20.pt", weights_only=True)
+        for name in ("args", "rollbacks"):
+            del state[results][name]
+    assert differing(*map(leaves, state.values())) == []
+
+
+# pruning
+
+
+def test_what_a_run_was_resumed_from_outlives_it(tmp_path: Path) -> None:
+    first = stopped_after(tmp_path, 12, keep_checkpoints=1)
+    stopped_after(tmp_path, first + 25, keep_checkpoints=1)
+    assert f"ckpt_{first}.pt" in steps_in(tmp_path)
+
+
+# the data
+
+
+@pytest.fixture
+def two_datasets(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """Folders of one name with other tokens, and as many of them."""
+    folders = []
+    for seed in (1, 2):
+        place = tmp_path / f"data{seed}" / "toy"
+        place.mkdir(parents=True)
+        draw = np.random.default_rng(seed)
+        for split, count in (("train", 20_000), ("val", 500)):
+            draw.integers(0, 64, count).astype("<u2").tofile(place / f"{split}.bin")
+        folders.append(place)
+    yield folders[0], folders[1]
+
+
+def test_a_finished_training_is_not_taken_for_one_on_other_data(two_datasets: tuple[Path, Path], tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    assert small(results, dataset=two_datasets[0], iterations=10).returncode == 0
+    outcome = small(results, dataset=two_datasets[1], iterations=10)
+    assert outcome.returncode == 2 and "training data" in outcome.stderr
+
+
+def test_a_training_does_not_go_on_with_other_data_of_the_same_size(two_datasets: tuple[Path, Path], tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    assert small(results, dataset=two_datasets[0], iterations=10).returncode == 0
+    outcome = small(results, dataset=two_datasets[1], iterations=20, extend="continue")
+    assert outcome.returncode == 2 and "training data" in outcome.stderr
+
+
+def test_a_training_does_not_go_on_with_another_validation_split(two_datasets: tuple[Path, Path], tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    stopped_after(results, 5, dataset=two_datasets[0])
+    os.replace(two_datasets[1] / "val.bin", two_datasets[0] / "val.bin")
+    outcome = small(results, dataset=two_datasets[0], iterations=100_000)
+    assert outcome.returncode == 2 and "validation data" in outcome.stderr
+
+
+# evaluations during the training
+
+
+def test_evaluations_stay_on_their_windows_when_the_batch_is_cut_otherwise(tmp_path: Path) -> None:
+    changes = {"eval_freq": 5, "eval_batches": 3}
+    stopped_after(tmp_path, 7, **changes, batch_size=4, acc_steps=1)
+    stopped_after(tmp_path, 17, **changes, batch_size=1, acc_steps=4)
+    assert {row["n_tokens"] for row in metrics(tmp_path) if row["kind"] == "eval"} == {3 * 4 * SMALL["sequence_length"]}
+
+
+def test_evaluations_of_a_model_that_draws_do_not_depend_on_the_cut(tmp_path: Path) -> None:
+    losses = []
+    for name, batch, accumulated in (("same", 4, 1), ("cut", 1, 4)):
+        changes = {"model": "pondernet", "eval_freq": 0, "eval_batches": 3}
+        step = stopped_after(tmp_path / name, 3, **changes, batch_size=4, acc_steps=1)
+        changes |= {"iterations": 100_000, "batch_size": batch, "acc_steps": accumulated, "eval_freq": step, "max_runtime_minutes": 0}
+        assert small(tmp_path / name, **changes).returncode == STOPPED
+        losses.append((step, [row["val_loss"] for row in metrics(tmp_path / name) if row["kind"] == "eval"]))
+    (step, same), (other_step, cut) = losses
+    assert len(same) == len(cut) == 1
+    assert step != other_step or same == cut
+
+
+def test_a_model_whose_loss_depends_on_the_cut_is_not_resumed_with_another_one(tmp_path: Path) -> None:
+    changes = {"model": "but_halting", "n_repeat": 3}
+    stopped_after(tmp_path, 3, **changes, batch_size=4, acc_steps=1)
+    outcome = small(tmp_path, **changes, batch_size=1, acc_steps=4, iterations=100_000)
+    assert outcome.returncode == 2 and "--batch_size: the checkpoint has 4, this run 1" in outcome.stderr
+
+
+# the record
+
+
+def test_a_summary_tells_the_legs_of_the_schedule_whatever_the_last_command_said(finished: Path) -> None:
+    process = start(command(finished, **{**SMALL, "iterations": 60, "extend": "continue"}))
+    wait_for_step(finished, 45, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert small(finished, iterations=60).returncode == 0
+    summary = json.loads((folder(finished) / "summary.json").read_text())
+    assert [(leg["begin"], leg["end"]) for leg in summary["schedule"]["legs"]] == [(0, 40), (40, 60)]
+
+
+def test_a_summary_tells_worlds_and_revisions_of_the_segments(finished: Path) -> None:
+    summary = json.loads((folder(finished) / "summary.json").read_text())
+    assert [(row["start_step"], row["end_step"], row["world_size"]) for row in summary["segments"]] == [(0, 40, 1)]
+    assert "revision" in summary["segments"][0]
+
+
+def test_a_summary_tells_what_evaluations_read(finished: Path) -> None:
+    evaluation = json.loads((folder(finished) / "summary.json").read_text())["evaluation"]
+    assert (evaluation["windows"], evaluation["batch_size"]) == (8, 2) and evaluation["final_windows"] > 8
+
+
+def test_a_summary_tells_which_steps_were_skipped(tmp_path: Path) -> None:
+    assert small(tmp_path, iterations=5, grad_norm_limit=1e-9, on_bad_step="skip").returncode == 0
+    assert json.loads((folder(tmp_path) / "summary.json").read_text())["skipped_steps"] == [1, 2, 3, 4, 5]
