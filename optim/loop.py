@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from config.identity import differences
 from data import SampleOrder, Splits
 from data.order import mix
 from distributed.world import World
@@ -32,7 +33,7 @@ from optim.experiment import FINAL, SUMMARY, UNKNOWN, Experiment
 from optim.optimizers import load_optimizer_state, make_optimizer
 from optim.reporting import Reporter, log
 from optim.schedules import make_scheduler
-from optim.setup import autocast_dtype, autocaster, need_compiler, reopen, settings_that_differ
+from optim.setup import autocast_dtype, autocaster, need_compiler, reopen
 from optim.stopping import Stopper
 from optim.watchdog import Watchdog
 
@@ -122,7 +123,7 @@ class Trainer:
         lacking = sorted(PARTS - state.keys()) or (["generators of some processes"] if len(state["rng"]) != state["world_size"] else [])
         if lacking:
             raise UserError(f"cannot resume {path}: it lacks {', '.join(lacking)}; move it away to go on from an older one")
-        wrong = settings_that_differ(self.args, state["args"])
+        wrong = differences(vars(self.args), state["args"])
         if state["data"]["train_tokens"] != self.splits.train.tokens.size:
             wrong.append(f"the training data had {state['data']['train_tokens']} tokens, now it has {self.splits.train.tokens.size}")
         if wrong:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from config.flags import FLAGS
+from config.flags import FLAGS, IDENTITY
+from config.identity import BATCH, cut_matters, effective_batch, names_of
 from data.bins import FOLDERS
 from models.variants import ROUTED_POLICIES, VARIANTS
 from report.collect import Curve, Evaluation, Found
@@ -127,11 +128,11 @@ def not_final(one: Evaluation) -> str | None:
 
 
 def _identity(one: Evaluation) -> tuple[Any, ...]:
-    """Equal for models that differ in their seed only. How a batch is cut into micro-batches leaves no trace."""
+    """Equal for models that differ in their seed only."""
     trained = one.trained
-    shared = [repr(getattr(trained, name)) for name, flag in FLAGS.items() if flag.in_name and name not in (*SEEDS, "batch_size", "acc_steps")]
-    return (trained.model, dataset(one.args), one.args.sequence_length, trained.sequence_length, trained.batch_size * trained.acc_steps, one.steps,
-            trained.iterations, trained.extend, *shared)
+    free = (*SEEDS, "dataset", *(() if cut_matters(vars(trained)) else BATCH))
+    settings = [repr(getattr(trained, name)) for name in names_of(IDENTITY) if name not in free]
+    return (dataset(one.args), one.args.sequence_length, effective_batch(vars(trained)), one.steps, trained.iterations, trained.extend, *settings)
 
 
 def groups(evaluations: Sequence[Evaluation], identity: Callable[[Evaluation], Any] = _identity) -> list[Group]:
