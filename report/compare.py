@@ -16,7 +16,7 @@ from typing import Any
 
 from config.flags import FLAGS, IDENTITY
 from config.identity import BATCH, cut_matters, effective_batch, names_of
-from data.bins import FOLDERS
+from data.bins import label
 from models.variants import ROUTED_POLICIES, VARIANTS
 from report.collect import Curve, Evaluation, Found
 from report.paper import Rerun, Value, paper_value, rerun_value, setting
@@ -105,11 +105,6 @@ def verdict(value: float, interval: tuple[float, float]) -> str:
     return "inside the interval" if beyond <= 0 else f"outside by {beyond:.2f}"
 
 
-def dataset(args: Namespace) -> str:
-    name = Path(args.dataset).name
-    return FOLDERS.get(name, name)
-
-
 def warmup_steps(args: Namespace) -> int:
     return round(args.warmup_percent * args.iterations)
 
@@ -132,7 +127,8 @@ def _identity(one: Evaluation) -> tuple[Any, ...]:
     trained = one.trained
     free = (*SEEDS, "dataset", *(() if cut_matters(vars(trained)) else BATCH))
     settings = [repr(getattr(trained, name)) for name in names_of(IDENTITY) if name not in free]
-    return (dataset(one.args), one.args.sequence_length, effective_batch(vars(trained)), one.steps, trained.iterations, trained.extend, *settings)
+    return (label(one.args.dataset), one.args.sequence_length, effective_batch(vars(trained)), one.steps, trained.iterations,
+            trained.extend, *settings)
 
 
 def groups(evaluations: Sequence[Evaluation], identity: Callable[[Evaluation], Any] = _identity) -> list[Group]:
@@ -145,7 +141,7 @@ def groups(evaluations: Sequence[Evaluation], identity: Callable[[Evaluation], A
 
 def decisive_differences(row: Row, one: Evaluation) -> list[str]:
     """Those after which a perplexity is another quantity, or one of another training."""
-    pairs = (("steps", f"{one.steps:,}", f"{row.steps:,}"), ("data", dataset(one.args), DATASET),
+    pairs = (("steps", f"{one.steps:,}", f"{row.steps:,}"), ("data", label(one.args.dataset), DATASET),
              ("evaluated sequence length", one.args.sequence_length, setting("sequence_length")))
     return [f"{name} {ours} instead of {papers}" for name, ours, papers in pairs if ours != papers]
 
