@@ -11,7 +11,7 @@ from argparse import Namespace
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from config.flags import EVALUATION, FLAGS, IDENTITY
+from config.flags import EVALUATION, FLAGS, IDENTITY, SCHEDULE
 from models.variants import ROUTED_POLICIES, VARIANTS
 
 BATCH = ("batch_size", "acc_steps")  # most trainings depend on their product alone
@@ -21,6 +21,10 @@ OF_ONE_EVALUATION = ("eval_seq_length", "eval_sample_size")  # how much text is 
 def names_of(*scopes: str) -> tuple[str, ...]:
     """The flags of some scopes, in their order."""
     return tuple(name for name, flag in FLAGS.items() if flag.scope in scopes)
+
+
+# what a program that opens a checkpoint takes over; where the training ran is no business of an evaluation elsewhere
+INHERITED = tuple(name for name in names_of(IDENTITY, SCHEDULE, EVALUATION) if name not in OF_ONE_EVALUATION)
 
 
 def cut_matters(args: Mapping[str, Any]) -> bool:
