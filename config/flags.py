@@ -1,8 +1,13 @@
 """Every flag of main.py, once: name, type, default, help. Nothing heavy is imported here, so `--help` is instant.
 
-`in_name` says whether a flag changes the numbers of a run and so belongs in the experiment's name.
-`iterations` is left out on purpose: asking for more steps of the same experiment must meet the experiment
-that is there (and be refused without `--extend`), not open a second folder beside it.
+`scope` says what a flag is, once for all that compare settings (naming.py, identity.py, the resume check, evaluations,
+the sweep, the report):
+
+    IDENTITY    makes it another training: in the experiment's path, and refused on a resume with another value
+    SCHEDULE    may change within an experiment by extension only; asking for more steps must meet the experiment that is
+                there (and be refused without `--extend`), not open a second folder beside it
+    EVALUATION  changes what an evaluation measures, and nothing that is trained
+    PLACE       changes neither: where, how and how often
 """
 
 from __future__ import annotations
@@ -12,6 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.variants import ALIASES, VARIANTS, positional_encoders, random_depth_methods
+
+IDENTITY, SCHEDULE, EVALUATION, PLACE = "identity", "schedule", "evaluation", "place"
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,7 @@ class Flag:
     low: float | None = None  # inclusive bounds for numbers
     high: float | None = None
     many: bool = False  # takes a list of values
-    in_name: bool = True
+    scope: str = IDENTITY
 
 
 def boolean(text: str) -> bool:
@@ -48,8 +55,8 @@ def prose(text: str) -> str:
     return text
 
 
-def switch(name: str, help: str, in_name: bool = True) -> Flag:
-    return Flag(name, boolean, False, help, in_name=in_name)
+def switch(name: str, help: str, scope: str = IDENTITY) -> Flag:
+    return Flag(name, boolean, False, help, scope=scope)
 
 
 BACKENDS = ("nccl", "gloo")
@@ -60,22 +67,22 @@ OPTIMIZERS = ("adamw", "sgd", "adafactor")
 
 GROUPS: dict[str, tuple[Flag, ...]] = {
     "run": (
-        Flag("config", str, None, "JSON file of flag values, between the defaults and the command line", in_name=False),
-        Flag("config_format", str, "base", "accepted for old command lines; only 'base' exists", choices=("base",), in_name=False),
-        Flag("iterations", int, 25000, "optimiser steps in all (not epochs)", low=1, in_name=False),
+        Flag("config", str, None, "JSON file of flag values, between the defaults and the command line", scope=PLACE),
+        Flag("config_format", str, "base", "accepted for old command lines; only 'base' exists", choices=("base",), scope=PLACE),
+        Flag("iterations", int, 25000, "optimiser steps in all (not epochs)", low=1, scope=SCHEDULE),
         Flag("batch_size", int, 32, "sequences of one micro-batch on one process", low=1),
         Flag("acc_steps", int, 4, "micro-batches of one step, over all processes; effective batch = batch_size x acc_steps", low=1),
         Flag("seed", int, 2, "seed of the weights, dropout and depth draws", low=0),
         Flag("data_seed", int, None, "seed of the order of the samples (None: the value of --seed)", low=0),
-        Flag("device", str, "auto", "auto (cuda if there, else cpu), cpu, cuda or cuda:N", in_name=False),
-        switch("deterministic", "use only deterministic algorithms (exact resume on GPUs; slower)", in_name=False),
+        Flag("device", str, "auto", "auto (cuda if there, else cpu), cpu, cuda or cuda:N", scope=PLACE),
+        switch("deterministic", "use only deterministic algorithms (exact resume on GPUs; slower)", scope=PLACE),
         Flag("stop_file", str, None, "stop cleanly when this file exists; its text, if any, is the reason. The file 'stop' in the experiment "
-             "folder always does (None: only that one)", in_name=False),
+             "folder always does (None: only that one)", scope=PLACE),
         Flag("outcome_file", str, None, "write a copy of outcome.json here, also where the experiment's folder cannot be written (None: no copy)",
-             in_name=False),
-        Flag("max_runtime_minutes", float, None, "stop cleanly after this many minutes (None: no limit)", low=0, in_name=False),
+             scope=PLACE),
+        Flag("max_runtime_minutes", float, None, "stop cleanly after this many minutes (None: no limit)", low=0, scope=PLACE),
         Flag("extend", str, None, "when --iterations was raised on an experiment: 'continue' takes the rate from where it is to its end value "
-             "over the new steps; 'restart' warms it up again first", choices=("continue", "restart"), in_name=False),
+             "over the new steps; 'restart' warms it up again first", choices=("continue", "restart"), scope=SCHEDULE),
     ),
     "optimiser": (
         Flag("opt", str, "adamw", "optimiser; adamw is fused where the device allows it", choices=OPTIMIZERS),
@@ -91,31 +98,30 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("decay_percent", float, 0.2, "share of --iterations spent in the final decay of wsd", low=0, high=1),
     ),
     "data": (
-        Flag("dataset", str, "slimpajama", "prepared folder under --data_dir, or a path to one; 'stdlib' is built in; owt2 = openwebtext2",
-             in_name=False),
-        Flag("data_dir", str, None, "root of the datasets (None: data/datasets in the repository)", in_name=False),
-        switch("data_in_ram", "read the token files into memory before training (one copy for all processes of a node)", in_name=False),
+        Flag("dataset", str, "slimpajama", "prepared folder under --data_dir, or a path to one; 'stdlib' is built in; owt2 = openwebtext2"),
+        Flag("data_dir", str, None, "root of the datasets (None: data/datasets in the repository)", scope=PLACE),
+        switch("data_in_ram", "read the token files into memory before training (one copy for all processes of a node)", scope=PLACE),
         Flag("vocab_size", int, 50304, "GPT-2's 50257 rounded up to a multiple of 64; must cover every token of the data", low=1),
-        switch("add_additional_space", "unused; accepted for old command lines", in_name=False),
+        switch("add_additional_space", "unused; accepted for old command lines", scope=PLACE),
     ),
     "model": (
         Flag("model", str, "base", "architecture: " + ", ".join(VARIANTS) + " (short: " + ", ".join(ALIASES) + ")",
-             choices=(*VARIANTS, *ALIASES), in_name=False),
+             choices=(*VARIANTS, *ALIASES)),
         Flag("n_layer", int, 24, "transformer blocks in all: begin + middle + end", low=1),
         Flag("n_embd", int, 768, "model width", low=1),
         Flag("n_head", int, 12, "attention heads; divides n_embd", low=1),
-        Flag("sequence_length", int, 512, "tokens of a training sequence", low=1, in_name=False),
+        Flag("sequence_length", int, 512, "tokens of a training sequence", low=1),
         Flag("dtype", dtype_name, "auto", "of the autocast: auto (bfloat16 on CUDA, float32 on CPU) or one of the others; weights stay float32",
              choices=DTYPES),
         switch("bias", "bias in Linear layers and norms"),
         Flag("dropout", float, 0.0, "after embedding, attention and MLP; 0 = off", low=0, high=1),
-        switch("compile", "compile what blocks do around attention (torch.compile; needs a compiler)", in_name=False),
+        switch("compile", "compile what blocks do around attention (torch.compile; needs a compiler)", scope=PLACE),
         Flag("activation_checkpointing", str, "none", "save memory: keep only the inputs of a pass, or of a block, and compute the rest anew for the "
-             "gradients", choices=("none", "pass", "block"), in_name=False),
+             "gradients", choices=("none", "pass", "block"), scope=PLACE),
         Flag("attention", str, "fast", "fast, or reference: all passes' keys under one dense mask, as published; the same numbers, for checking",
-             choices=ATTENTION, in_name=False),
-        Flag("rmsnorm_eps", float, 1e-5, "unused by these models; accepted for old command lines", low=0, in_name=False),
-        Flag("multiple_of", int, 256, "unused by these models; accepted for old command lines", low=1, in_name=False),
+             choices=ATTENTION, scope=PLACE),
+        Flag("rmsnorm_eps", float, 1e-5, "unused by these models; accepted for old command lines", low=0, scope=PLACE),
+        Flag("multiple_of", int, 256, "unused by these models; accepted for old command lines", low=1, scope=PLACE),
         Flag("positional_encoder", str, "rotary", "rotary, or none", choices=positional_encoders),
         Flag("attention_window_length", int, None, "a query sees keys at most this many positions back (None: all)", low=0),
     ),
@@ -129,14 +135,14 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("depth_embedding", str, None, "added before each pass: linear_learned (one vector x passes left), learned (a table), None",
              choices=("linear_learned", "learned")),
         switch("disable_ln_mid", "no norm between passes"),
-        Flag("mod_capacity_factor", float, 0.6, "unused, factors are drawn or given; accepted for old command lines", low=0, high=1, in_name=False),
+        Flag("mod_capacity_factor", float, 0.6, "unused, factors are drawn or given; accepted for old command lines", low=0, high=1, scope=PLACE),
         Flag("eval_length_factor", float, None, "n_repeat - 1 shares of the tokens that go on after each pass, in evaluation (None: all go on)",
-             low=0, high=1, many=True, in_name=False),
+             low=0, high=1, many=True, scope=EVALUATION),
         Flag("routing", str, "capacity", "how routed models choose in evaluation: capacity (the paper's: the best scores of the whole "
              "sequence, so it looks at later tokens) or threshold (causal: each score against --router_threshold)",
-             choices=("capacity", "threshold"), in_name=False),
+             choices=("capacity", "threshold"), scope=EVALUATION),
         Flag("router_threshold", float, None, "with --routing threshold: the score above which a token goes on, one for all passes or "
-             "n_repeat - 1 of them (None: 0.5)", low=0, high=1, many=True, in_name=False),
+             "n_repeat - 1 of them (None: 0.5)", low=0, high=1, many=True, scope=EVALUATION),
         Flag("training_length_factor", float, None, "the same in training, instead of the random draw", low=0, high=1, many=True),
         Flag("halt_threshold", float, 0.999, "a stick-breaking token stops when its halting mass exceeds this", low=0, high=1),
         Flag("depth_predictor_loss_coef", float, None, "weight of the stick-breaking depth penalty, summed over tokens (None: 0.03)", low=0),
@@ -144,51 +150,55 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("ponder_kl_div_loss_weight", float, 0.01, "pondernet: weight of the divergence from the prior", low=0),
     ),
     "cache (unused)": (
-        Flag("lm_cache", str, "none", "only 'none' exists", choices=("none",), in_name=False),
-        Flag("mem_cache_size", int, None, "unused; accepted for old command lines", in_name=False),
-        Flag("cache_topk", int, 1, "unused; accepted for old command lines", in_name=False),
-        Flag("cache_selection_method", str, "per_token_and_head", "unused; accepted for old command lines", in_name=False),
-        Flag("cache_indexing_scheme", str, "by_total", "unused; accepted for old command lines", in_name=False),
-        switch("track_cache_attention", "unused; accepted for old command lines", in_name=False),
-        switch("allow_cache_during_training", "unused; accepted for old command lines", in_name=False),
+        Flag("lm_cache", str, "none", "only 'none' exists", choices=("none",), scope=PLACE),
+        Flag("mem_cache_size", int, None, "unused; accepted for old command lines", scope=PLACE),
+        Flag("cache_topk", int, 1, "unused; accepted for old command lines", scope=PLACE),
+        Flag("cache_selection_method", str, "per_token_and_head", "unused; accepted for old command lines", scope=PLACE),
+        Flag("cache_indexing_scheme", str, "by_total", "unused; accepted for old command lines", scope=PLACE),
+        switch("track_cache_attention", "unused; accepted for old command lines", scope=PLACE),
+        switch("allow_cache_during_training", "unused; accepted for old command lines", scope=PLACE),
     ),
     "evaluation": (
-        Flag("eval_freq", int, 200, "evaluate every N steps; 0 = only at the end", low=0, in_name=False),
+        Flag("eval_freq", int, 200, "evaluate every N steps; 0 = only at the end", low=0, scope=PLACE),
         Flag("eval_batches", int, 24, "batches of an evaluation during training, always the same ones; 0 = the whole split, as at the end",
-             low=0, in_name=False),
-        Flag("eval_seq_prefix", str, "Once upon a time", "prompt of text samples", in_name=False),
-        Flag("eval_seq_length", int, None, "eval.py: tokens of a sequence (None: --sequence_length)", low=1, in_name=False),
-        Flag("eval_sample_size", int, None, "eval.py: tokens to evaluate (None: the whole split)", low=1, in_name=False),
-        Flag("log_freq", int, 10, "write a log line and a metrics row every N steps; 0 = never", low=0, in_name=False),
-        switch("wandb", "log to Weights & Biases (WANDB_MODE=offline on nodes without internet)", in_name=False),
-        Flag("wandb_project", str, "my-project", "project in Weights & Biases", in_name=False),
-        Flag("wandb_entity", str, None, "team in Weights & Biases (None: personal account)", in_name=False),
+             low=0, scope=EVALUATION),
+        Flag("eval_seq_prefix", str, "Once upon a time", "prompt of text samples", scope=EVALUATION),
+        Flag("eval_seq_length", int, None, "eval.py: tokens of a sequence (None: --sequence_length)", low=1, scope=EVALUATION),
+        Flag("eval_sample_size", int, None, "eval.py: tokens to evaluate (None: the whole split)", low=1, scope=EVALUATION),
+        Flag("log_freq", int, 10, "write a log line and a metrics row every N steps; 0 = never", low=0, scope=PLACE),
+        switch("wandb", "log to Weights & Biases (WANDB_MODE=offline on nodes without internet)", scope=PLACE),
+        Flag("wandb_project", str, "my-project", "project in Weights & Biases", scope=PLACE),
+        Flag("wandb_entity", str, None, "team in Weights & Biases (None: personal account)", scope=PLACE),
     ),
     "checkpoints": (
-        Flag("results_base_folder", str, "./exps", "root of the experiment folders <dataset>/<model>/<name>", in_name=False),
-        Flag("exp_name", str, None, "name of the experiment folder (None: built from what differs from the defaults)", in_name=False),
-        Flag("run_prefix", str, None, "put before the name that is built", in_name=False),
-        Flag("save_checkpoint_freq", int, None, "write ckpt_N.pt every N steps (None: only the final ckpt.pt and on a stop)", low=1, in_name=False),
-        Flag("keep_checkpoints", int, 2, "newest ckpt_N.pt to keep; 0 = all", low=0, in_name=False),
-        switch("remove_intermediary_checkpoints_at_end", "delete every ckpt_N.pt once ckpt.pt is there", in_name=False),
+        Flag("results_base_folder", str, "./exps", "root of the experiment folders <dataset>/<model>/<name>", scope=PLACE),
+        Flag("exp_name", str, None, "name of the experiment folder (None: built from what differs from the defaults)", scope=PLACE),
+        Flag("run_prefix", str, None, "put before the name that is built", scope=PLACE),
+        Flag("save_checkpoint_freq", int, None, "write ckpt_N.pt every N steps (None: only the final ckpt.pt and on a stop)", low=1, scope=PLACE),
+        Flag("keep_checkpoints", int, 2, "newest ckpt_N.pt to keep; 0 = all", low=0, scope=PLACE),
+        switch("remove_intermediary_checkpoints_at_end", "delete every ckpt_N.pt once ckpt.pt is there", scope=PLACE),
         Flag("use_pretrained", str, "auto", "auto: resume from the newest valid checkpoint of the experiment; a file; None: start afresh",
-             in_name=False),
+             scope=PLACE),
     ),
     "when things go wrong": (
         Flag("on_bad_step", str, "stop", "what to do where a step's loss or gradient is not finite, or its norm is above --grad_norm_limit: stop, "
-             "or skip the step (ten in a row stop the run)", choices=("stop", "skip"), in_name=False),
-        Flag("grad_norm_limit", float, None, "gradient norm that counts as an explosion (None: only one that is not finite)", low=0, in_name=False),
+             "or skip the step (ten in a row stop the run)", choices=("stop", "skip"), scope=PLACE),
+        Flag("grad_norm_limit", float, None, "gradient norm that counts as an explosion (None: only one that is not finite)", low=0, scope=PLACE),
         Flag("watchdog_minutes", float, 30.0, "a process that has not got past a step, an evaluation batch or a save in this time writes the "
-             "stacks of its threads and ends; 0 = never", low=0, high=1e6, in_name=False),
+             "stacks of its threads and ends; 0 = never", low=0, high=1e6, scope=PLACE),
         switch("selftest_resume", "train a small model here with and without kills, compare every bit, print the verdict; trains nothing else",
-               in_name=False),
+               scope=PLACE),
     ),
     "distributed": (
-        Flag("distributed_backend", str, None, "nccl or gloo (None under torchrun: nccl with CUDA, else gloo)", choices=BACKENDS, in_name=False),
+        Flag("distributed_backend", str, None, "nccl or gloo (None under torchrun: nccl with CUDA, else gloo)", choices=BACKENDS, scope=PLACE),
     ),
 }
 
 FLAGS: dict[str, Flag] = {flag.name: flag for group in GROUPS.values() for flag in group}
+
+# accepted for old command lines, without effect. min_repeat stands in built names all the same, and so stays of identity
+OBSOLETE = frozenset({"config_format", "add_additional_space", "rmsnorm_eps", "multiple_of", "mod_capacity_factor", "min_repeat",
+                      *(flag.name for flag in GROUPS["cache (unused)"])})
 
 # the small training of --selftest_resume, between the defaults and what is given
 SELFTEST: dict[str, Any] = {

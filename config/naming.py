@@ -6,10 +6,11 @@ import hashlib
 from argparse import Namespace
 from pathlib import Path
 
-from config.flags import FLAGS
+from config.flags import FLAGS, IDENTITY
 
 MAX_COMPONENT = 199  # bytes of one path component; file systems allow 255, and files beside it carry suffixes
-_IN_STEM = ("lr", "batch_size", "acc_steps", "seed")
+_IN_PATH = ("dataset", "model")  # folders above the name
+_IN_STEM = ("lr", "batch_size", "acc_steps", "sequence_length", "seed")  # shown whatever their values
 
 
 def bad_name(name: str) -> str | None:
@@ -42,7 +43,7 @@ def experiment_name(args: Namespace) -> str:
     for name, flag in FLAGS.items():
         default = args.seed if name == "data_seed" else flag.default
         value = getattr(args, name)
-        if flag.in_name and name not in _IN_STEM and value != default:
+        if flag.scope == IDENTITY and name not in (*_IN_PATH, *_IN_STEM) and value != default:
             parts.append(f"{name}={_text(value)}".replace("/", "-"))
     parts.append(f"seed{args.seed}")
     if args.run_prefix:

@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-from config.flags import FLAGS, GROUPS, SELFTEST, Flag, boolean, prose
+from config.flags import FLAGS, GROUPS, OBSOLETE, SELFTEST, Flag, boolean, prose
 from config.naming import MAX_COMPONENT, bad_name
 from errors import OwnError, UserError
 from files import PASSING_FAULTS, STORAGE_FAULTS
@@ -31,6 +31,17 @@ MISSING = object()  # flag not given
 NO_VALUE = object()  # flag given without its value
 LARGEST_CONFIG_BYTES = 1 << 20
 SILENT_SECONDS = 10.0  # for the first process to tell what is wrong
+
+
+class Problem(str):
+    """A line about what is wrong, and the flags whose values it is about."""
+
+    flags: frozenset[str]
+
+    def __new__(cls, line: str, *flags: str) -> Problem:
+        problem = super().__new__(cls, line)
+        problem.flags = frozenset(flags)
+        return problem
 
 
 class _Usage(Exception):
@@ -110,67 +121,68 @@ def _build(prog: str, description: str, groups: Mapping[str, Sequence[Flag]]) ->
     return parser
 
 
-def _explicit(parser: _Parser, argv: Sequence[str], flags: Mapping[str, Flag], problems: list[str]) -> dict[str, Any]:
+def _explicit(parser: _Parser, argv: Sequence[str], flags: Mapping[str, Flag], problems: list[Problem]) -> dict[str, Any]:
     try:
         raw, extras = parser.parse_known_args(argv)
     except _Usage as error:
-        problems.append(str(error).removeprefix("argument "))
+        problems.append(Problem(str(error).removeprefix("argument ")))
         return {}
     after_unknown = False
     for word in extras:
         if word.startswith("--"):
             name = word[2:].split("=", 1)[0]
-            problems.append(f"unknown flag {word.split('=', 1)[0]}{nearest('--' + name, ['--' + known for known in flags])}")
+            meant = nearest("--" + name, ["--" + known for known in flags])
+            problems.append(Problem(f"unknown flag {word.split('=', 1)[0]}{meant}"))
             after_unknown = True
         elif not after_unknown:
-            problems.append(f"unexpected argument {word!r}")
+            problems.append(Problem(f"unexpected argument {word!r}"))
     given = {name: value for name, value in vars(raw).items() if value is not MISSING}
     return _converted(given, flags, problems, "--")
 
 
-def _converted(given: Mapping[str, Any], flags: Mapping[str, Flag], problems: list[str], prefix: str) -> dict[str, Any]:
+def _converted(given: Mapping[str, Any], flags: Mapping[str, Flag], problems: list[Problem], prefix: str) -> dict[str, Any]:
     values = {}
     for name, value in given.items():
         try:
             values[name] = convert(flags[name], value)
         except ValueError as error:
-            problems.append(f"{prefix}{name} {error}")
+            problems.append(Problem(f"{prefix}{name} {error}", name))
     return values
 
 
-def read_config_file(path: str, flags: Mapping[str, Flag], problems: list[str]) -> dict[str, Any]:
+def read_config_file(path: str, flags: Mapping[str, Flag], problems: list[Problem]) -> dict[str, Any]:
     """Flag values of a JSON object in a file; what is wrong with it goes to `problems`."""
     try:
         size = os.stat(path).st_size
         if size > LARGEST_CONFIG_BYTES:
-            problems.append(f"--config {path}: {size} bytes is too large for a file of flags")
+            problems.append(Problem(f"--config {path}: {size} bytes is too large for a file of flags", "config"))
             return {}
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        problems.append(f"--config {path}: {error.strerror}")
+        problems.append(Problem(f"--config {path}: {error.strerror}", "config"))
         return {}
     except (ValueError, RecursionError) as error:
-        problems.append(f"--config {path}: not valid JSON ({str(error)[:100]})")
+        problems.append(Problem(f"--config {path}: not valid JSON ({str(error)[:100]})", "config"))
         return {}
     if not isinstance(content, dict):
-        problems.append(f"--config {path}: must hold one JSON object of flags and values")
+        problems.append(Problem(f"--config {path}: must hold one JSON object of flags and values", "config"))
         return {}
     known = {}
     for key, value in content.items():
         if key in flags and key != "config":
             known[key] = value
         else:
-            problems.append(f"--config {path}: unknown key {key!r}{nearest(key, flags)}")
+            problems.append(Problem(f"--config {path}: unknown key {key!r}{nearest(key, flags)}", "config"))
     return _converted(known, flags, problems, f"--config {path}: ")
 
 
 def parse(argv: Sequence[str] | None, *, prog: str, description: str,
           extra: Mapping[str, Sequence[Flag]] | None = None, groups: Mapping[str, Sequence[Flag]] = GROUPS,
-          ) -> tuple[dict[str, Any], list[str]]:
+          ) -> tuple[dict[str, Any], list[Problem]]:
     """Values given in a config file and on the command line (no defaults), and a line for each problem."""
     groups = {**(extra or {}), **groups}
     flags = {flag.name: flag for group in groups.values() for flag in group}
-    problems: list[str] = []
+    problems: list[Problem] = []
     given = _explicit(_build(prog, description, groups), sys.argv[1:] if argv is None else argv, flags, problems)
     if given.get("config") is not None:
         given = {**read_config_file(given["config"], flags, problems), **given}
@@ -230,47 +242,53 @@ def add_defaults(given: Mapping[str, Any]) -> Namespace:
     return Namespace(**values)
 
 
-def check(args: Namespace) -> list[str]:
+def check(args: Namespace) -> list[Problem]:
     """A line for each combination of values that cannot work."""
-    problems = []
+    problems: list[Problem] = []
+
+    def wrong(line: str, *flags: str) -> None:
+        problems.append(Problem(line, *flags))
+
     row = VARIANTS[args.model]
     middle = args.n_layer - args.n_layer_begin - args.n_layer_end
     if middle < (1 if row.loop else 0):
-        problems.append(f"--n_layer_begin {args.n_layer_begin} + --n_layer_end {args.n_layer_end} leave no layer of --n_layer {args.n_layer} "
-                        "between them")
+        wrong(f"--n_layer_begin {args.n_layer_begin} + --n_layer_end {args.n_layer_end} leave no layer of --n_layer {args.n_layer} "
+              "between them", "n_layer_begin", "n_layer_end", "n_layer")
     if args.n_embd % args.n_head:
-        problems.append(f"--n_embd {args.n_embd} is not divisible by --n_head {args.n_head}")
+        wrong(f"--n_embd {args.n_embd} is not divisible by --n_head {args.n_head}", "n_embd", "n_head")
     elif args.positional_encoder == "rotary" and (args.n_embd // args.n_head) % 2:
-        problems.append(f"rotary positions need an even head width, but --n_embd {args.n_embd} / --n_head {args.n_head} = "
-                        f"{args.n_embd // args.n_head}")
+        wrong(f"rotary positions need an even head width, but --n_embd {args.n_embd} / --n_head {args.n_head} = "
+              f"{args.n_embd // args.n_head}", "n_embd", "n_head")
     if row.loop and args.min_repeat > args.n_repeat:
-        problems.append(f"--min_repeat {args.min_repeat} is more than --n_repeat {args.n_repeat}")
+        wrong(f"--min_repeat {args.min_repeat} is more than --n_repeat {args.n_repeat}", "min_repeat", "n_repeat")
     for name in ("eval_length_factor", "training_length_factor"):
         factors = getattr(args, name)
         if factors is None:
             continue
         if row.policy in ROUTED_POLICIES and len(factors) != args.n_repeat - 1:
-            problems.append(f"--{name} needs n_repeat - 1 = {args.n_repeat - 1} values, not {len(factors)}")
+            wrong(f"--{name} needs n_repeat - 1 = {args.n_repeat - 1} values, not {len(factors)}", name, "n_repeat")
         if any(later > earlier for earlier, later in pairwise(factors)):
-            problems.append(f"--{name} must not increase: a token that has stopped cannot go on again")
+            wrong(f"--{name} must not increase: a token that has stopped cannot go on again", name)
     if args.router_threshold is not None and len(args.router_threshold) not in (1, args.n_repeat - 1):
-        problems.append(f"--router_threshold needs one value or n_repeat - 1 = {args.n_repeat - 1}, not {len(args.router_threshold)}")
+        wrong(f"--router_threshold needs one value or n_repeat - 1 = {args.n_repeat - 1}, not {len(args.router_threshold)}",
+              "router_threshold", "n_repeat")
     if args.dropout >= 1:
-        problems.append("--dropout must be below 1")
+        wrong("--dropout must be below 1", "dropout")
     if args.opt == "adamw" and (args.beta1 >= 1 or args.beta2 >= 1):
-        problems.append("--beta1 and --beta2 must be below 1")
+        wrong("--beta1 and --beta2 must be below 1", "beta1", "beta2")
     if args.scheduler == "wsd" and args.warmup_percent + args.decay_percent > 1:
-        problems.append(f"--warmup_percent {args.warmup_percent} + --decay_percent {args.decay_percent} are more than the whole run")
+        wrong(f"--warmup_percent {args.warmup_percent} + --decay_percent {args.decay_percent} are more than the whole run",
+              "warmup_percent", "decay_percent")
     if args.device not in ("auto", "cpu", "cuda") and not (args.device.startswith("cuda:") and args.device[5:].isdigit()):
-        problems.append(f"--device must be auto, cpu, cuda or cuda:N, not {args.device!r}")
+        wrong(f"--device must be auto, cpu, cuda or cuda:N, not {args.device!r}", "device")
     for name in ("exp_name", "run_prefix"):
-        wrong = bad_name(getattr(args, name)) if getattr(args, name) is not None else None
-        if wrong:
-            problems.append(f"--{name} {wrong}")
+        reason = bad_name(getattr(args, name)) if getattr(args, name) is not None else None
+        if reason:
+            wrong(f"--{name} {reason}", name)
     if args.exp_name is not None and any(len(part.encode()) > MAX_COMPONENT for part in args.exp_name.split("/")):
-        problems.append(f"--exp_name must stay under {MAX_COMPONENT + 1} bytes")
+        wrong(f"--exp_name must stay under {MAX_COMPONENT + 1} bytes", "exp_name")
     if not args.dataset or bad_name(Path(args.dataset).name):
-        problems.append(f"--dataset {args.dataset!r} is not a folder name")
+        wrong(f"--dataset {args.dataset!r} is not a folder name", "dataset")
     return problems
 
 
@@ -288,8 +306,10 @@ def unused_settings(args: Namespace) -> list[str]:
     def changed(name: str) -> bool:
         return getattr(args, name) != FLAGS[name].default
 
-    lines = [f"--{name} has no effect: the flag is accepted for old command lines" for name, flag in FLAGS.items()
-             if "accepted for old command lines" in flag.help and name not in ("min_repeat", "config_format") and changed(name)]
+    said = [name for name in FLAGS if name in OBSOLETE and changed(name)]
+    if args.min_repeat == args.n_repeat:  # as the published commands have it
+        said = [name for name in said if name != "min_repeat"]
+    lines = [f"--{name} has no effect: the flag is accepted for old command lines" for name in said]
     if row.policy not in ROUTED_POLICIES:
         lines += [f"--{name} has no effect on {args.model}: it routes no tokens"
                   for name in ("eval_length_factor", "training_length_factor", "routing", "router_threshold") if changed(name)]
@@ -302,8 +322,8 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = "main.py") -> Name
     """Every flag of main.py as a Namespace. On bad input: one line per problem on stderr, exit 2."""
     given, problems = parse(argv, prog=prog, description="Train a CoTFormer-family language model; run it again to resume.")
     args = add_defaults({**SELFTEST, **given} if given.get("selftest_resume") else given)
-    faulty = {word.removeprefix("--") for line in problems for word in line.split() if word.startswith("--")}
-    problems += [line for line in check(args) if not any(f"--{name} " in line for name in faulty)]
+    faulty = frozenset[str]().union(*(problem.flags for problem in problems))  # their defaults were not meant
+    problems += [problem for problem in check(args) if not problem.flags & faulty]
     if problems:
         stop(prog, problems)
     return args

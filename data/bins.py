@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,8 @@ SCAN_TOKENS = 1 << 24
 DEFAULT_DATA_DIR = Path(__file__).parent / "datasets"
 FOLDERS = {"owt2": "openwebtext2"}  # names that share another's folder
 META = "meta.json"
+SPLITS = {"train": "training", "val": "validation"}
+PROBES, PROBE_BYTES = 32, 1 << 16  # what is read of a bin to know it again: 2 MiB, whatever its size
 
 
 def dataset_folder(dataset: str, data_dir: str | None) -> Path:
@@ -29,6 +33,12 @@ def dataset_folder(dataset: str, data_dir: str | None) -> Path:
     if "/" in dataset:
         return Path(dataset)
     return (Path(data_dir) if data_dir else DEFAULT_DATA_DIR) / FOLDERS.get(dataset, dataset)
+
+
+def label(dataset: str) -> str:
+    """What a dataset is called, under whichever of its names or paths it was given."""
+    name = Path(dataset).name
+    return FOLDERS.get(name, name)
 
 
 def is_prepared(folder: Path) -> bool:
@@ -53,6 +63,65 @@ def read_meta(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{folder / META} cannot be read ({error}); prepare the dataset again, or delete that file") from None
     return meta
+
+
+def _probe(path: Path) -> tuple[int, str]:
+    """Bytes of a file, and a SHA-256 over that number and some of its blocks, spread evenly. Raises UserError."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            digest = hashlib.sha256(str(size).encode())
+            last = max(size - PROBE_BYTES, 0)
+            for begin in sorted({last * number // (PROBES - 1) for number in range(PROBES)}):
+                file.seek(begin)
+                digest.update(file.read(PROBE_BYTES))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    return size, digest.hexdigest()
+
+
+def identity_of(folder: Path) -> dict[str, dict[str, Any]] | None:
+    """What tells a dataset from others, whatever it is called; None where it is not prepared.
+
+    For each split: `tokens`; `blocks`, a hash of the file's size and of some blocks of it; `sha256` of the whole file as
+    meta.json states it, or None. Takes the same few milliseconds for files of any size. Raises UserError.
+    """
+    if not is_prepared(folder):
+        return None
+    described, found = read_meta(folder).get("splits", {}), {}
+    for split in SPLITS:
+        size, blocks = _probe(folder / f"{split}.bin")
+        stated = described.get(split, {})
+        found[split] = {"tokens": stated.get("tokens", size // TOKEN.itemsize), "blocks": blocks, "sha256": stated.get("sha256")}
+    return found
+
+
+def _differs(now: Mapping[str, Any], then: Mapping[str, Any]) -> bool:
+    """Whether two descriptions of a split are of other data, by what both of them state."""
+    return any(now.get(key) != then.get(key) for key in ("tokens", "blocks", "sha256")
+               if now.get(key) is not None and then.get(key) is not None)
+
+
+def _described(split: Mapping[str, Any]) -> str:
+    hashes = [f"{key} {split[key]:.12}" for key in ("sha256", "blocks") if isinstance(split.get(key), str)]
+    return f"{split.get('tokens')} tokens" + (f" ({', '.join(hashes)})" if hashes else "")
+
+
+def data_differences(now: Mapping[str, Any] | None, then: Mapping[str, Any] | None) -> list[str]:
+    """A line for each split that is another one than the checkpoint's.
+
+    now: of `identity_of`. then: the same, as a checkpoint or a summary recorded it, or what older ones did: {"train_tokens": N}.
+    None, and whatever one of the two does not state, is no difference.
+    """
+    now, then = now or {}, then or {}
+    lines = []
+    for split, called in SPLITS.items():
+        mine, theirs = now.get(split), then.get(split)
+        if theirs is None and f"{split}_tokens" in then:
+            theirs = {"tokens": then[f"{split}_tokens"]}
+        if isinstance(mine, Mapping) and isinstance(theirs, Mapping) and _differs(mine, theirs):
+            lines.append(f"the {called} data differ: the checkpoint's have {_described(theirs)}, these {_described(mine)}")
+    return lines
 
 
 def map_tokens(path: Path, populate: bool = False) -> NDArray[np.uint16]:

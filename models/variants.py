@@ -10,6 +10,8 @@ Columns (paper: Mohtashami et al., ICLR 2025)
              computation ("compact", section 4.1) or masked ("masked"), halting drawn at random ("ponder",
              Banino et al. 2021) or by stick breaking ("sticks", Tan et al. 2023); table 5 compares them
   split_qkv  queries have a projection of their own (`q_attn`) beside `c_attn`
+  cut_matters  the training loss has a sum over the tokens of a micro-batch, so that how a batch is cut into
+             micro-batches changes what is trained
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ class Variant:
     depth_emb: bool = False
     policy: str = "fixed"
     split_qkv: bool = False
+    cut_matters: bool = False
 
 
 _MASKED = Variant(ln_mid=True, depth_emb=True, policy="masked")
@@ -39,7 +42,7 @@ VARIANTS: dict[str, Variant] = {
     "but_mod_efficient_sigmoid_lnmid_depthemb_random_factor": _MASKED,
     "but_mod_efficient_sigmoid_lnmid_depthemb_random_factor_for_mac_compute": _MASKED,
     "pondernet": Variant(depth_emb=True, policy="ponder", split_qkv=True),
-    "but_halting_freeze_input_on_stop": Variant(attends="frozen", depth_emb=True, policy="sticks", split_qkv=True),
+    "but_halting_freeze_input_on_stop": Variant(attends="frozen", depth_emb=True, policy="sticks", split_qkv=True, cut_matters=True),
 }
 
 ALIASES: dict[str, str] = {

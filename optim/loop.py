@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from config.identity import differences
 from data import SampleOrder, Splits
 from data.bins import data_differences, identity_of
 from data.order import mix
@@ -35,7 +36,7 @@ from optim.optimizers import load_optimizer_state, make_optimizer
 from optim.outcome import Ending, Kind, Outcome, ended, of_error
 from optim.reporting import Reporter, log
 from optim.schedules import make_scheduler
-from optim.setup import autocast_dtype, autocaster, is_own, named_file, need_compiler, settings_that_differ
+from optim.setup import autocast_dtype, autocaster, is_own, named_file, need_compiler
 from optim.stopping import Stopper
 from optim.watchdog import Watchdog
 from processes import revision
@@ -159,7 +160,7 @@ class Trainer:
         lacking = sorted(PARTS - state.keys()) or (["generators of some processes"] if len(state["rng"]) != state["world_size"] else [])
         if lacking:
             raise UserError(f"cannot resume {path}: it lacks {', '.join(lacking)}; move it away to go on from an older one")
-        wrong = settings_that_differ(self.args, state["args"])
+        wrong = differences(vars(self.args), state["args"])
         wrong += data_differences(self.data, state["data"])
         if wrong:
             raise UserError("\n".join(f"cannot resume {path}: {line}; give that, or another --exp_name" for line in wrong))

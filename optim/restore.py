@@ -18,11 +18,10 @@ from typing import Any
 import config
 import distributed
 from config.flags import FLAGS, Flag
+from config.identity import INHERITED
 from errors import UserError
 
 CHECKPOINT = Flag("checkpoint", str, None, "experiment folder (its newest valid checkpoint is taken) or a checkpoint file")
-# of the training run, and no business of an evaluation elsewhere
-NOT_INHERITED = {"config", "device", "distributed_backend", "data_dir", "data_in_ram", "dataset", "results_base_folder", "stop_file", "compile"}
 
 
 @dataclass(frozen=True)
@@ -94,11 +93,9 @@ def trained_settings(path: Path, state: dict[str, Any]) -> dict[str, Any]:
 def resolve(prog: str, path: Path, state: dict[str, Any], given: dict[str, Any]) -> Namespace:
     """All flags for this program: defaults, then the training run's, then those given here. Exits 2 on bad ones."""
     trained = trained_settings(path, state)
-    inherited = {name: value for name, value in trained.items() if name not in NOT_INHERITED}
-    if "dataset" in trained:
-        inherited["dataset"] = trained["dataset"]
-        if "data_dir" in trained and given.get("dataset") is None:
-            inherited["data_dir"] = trained["data_dir"]
+    inherited = {name: value for name, value in trained.items() if name in INHERITED}
+    if "dataset" in trained and "data_dir" in trained and given.get("dataset") is None:  # the two say together where the data are
+        inherited["data_dir"] = trained["data_dir"]
     args = config.add_defaults({**inherited, **{k: v for k, v in given.items() if k in FLAGS}})
     problems = config.check(args)
     if problems:

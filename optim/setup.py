@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from config.flags import FLAGS
 from errors import UserError
 from optim import checkpoint
 from optim.history import rolled_back_to
@@ -24,8 +23,6 @@ from optim.reporting import log
 
 if TYPE_CHECKING:
     from optim.loop import Trainer
-
-IDENTITY = ("model", "sequence_length")  # beside the flags in the experiment's name
 
 
 def set_precision(deterministic: bool) -> None:
@@ -57,23 +54,6 @@ def need_compiler(device: torch.device) -> None:
     variable, names = ("CXX", ("g++", "clang++", "c++")) if device.type == "cpu" else ("CC", ("gcc", "clang", "cc"))
     if not os.environ.get(variable) and not any(map(shutil.which, names)):
         raise UserError(f"--compile needs a compiler ({names[0]}), and there is none here: load its module, install it, or leave --compile out")
-
-
-def settings_that_differ(now: Any, then: dict[str, Any]) -> list[str]:
-    """A line for each setting that makes this run another one than the checkpoint's."""
-    def effective(args: dict[str, Any]) -> int | None:  # None: the file does not say, as a damaged one
-        size, steps = args.get("batch_size"), args.get("acc_steps")
-        return size * steps if isinstance(size, int) and isinstance(steps, int) else None
-
-    here = vars(now)
-    same_batch = effective(here) == effective(then)
-    lines = []
-    for name, flag in FLAGS.items():
-        if not (flag.in_name or name in IDENTITY) or name not in then or (name in ("batch_size", "acc_steps") and same_batch):
-            continue
-        if here[name] != then[name]:
-            lines.append(f"--{name}: the checkpoint has {then[name]}, this run {here[name]}")
-    return lines
 
 
 def seed_everything(seed: int, rank: int) -> None:

@@ -30,7 +30,8 @@ def paths_and_flags(argv: Sequence[str] | None, prog: str, description: str, fla
                     needed: bool = True) -> tuple[list[Path], dict[str, Any]]:
     """Paths and the value of every flag. `paths`: what they are, for the help. Exits 2 on bad ones."""
     files, words = _split(sys.argv[1:] if argv is None else argv)
-    given, problems = parse(words, prog=f"{prog} {paths}", description=description, groups={"output": flags})
+    given, wrong = parse(words, prog=f"{prog} {paths}", description=description, groups={"output": flags})
+    problems: list[str] = [*wrong]
     if needed and not files:
         problems.append(f"give {paths.rstrip('.')}, at least one")
     problems += [f"--{name} needs a value" for name, value in given.items() if value in (None, "")]

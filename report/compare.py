@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from config.flags import FLAGS
-from data.bins import FOLDERS
+from config.flags import FLAGS, IDENTITY
+from config.identity import BATCH, cut_matters, effective_batch, names_of
+from data.bins import label
 from models.variants import ROUTED_POLICIES, VARIANTS
 from report.collect import Curve, Evaluation, Found
 from report.paper import Rerun, Value, paper_value, rerun_value, setting
@@ -104,11 +105,6 @@ def verdict(value: float, interval: tuple[float, float]) -> str:
     return "inside the interval" if beyond <= 0 else f"outside by {beyond:.2f}"
 
 
-def dataset(args: Namespace) -> str:
-    name = Path(args.dataset).name
-    return FOLDERS.get(name, name)
-
-
 def warmup_steps(args: Namespace) -> int:
     return round(args.warmup_percent * args.iterations)
 
@@ -127,11 +123,12 @@ def not_final(one: Evaluation) -> str | None:
 
 
 def _identity(one: Evaluation) -> tuple[Any, ...]:
-    """Equal for models that differ in their seed only. How a batch is cut into micro-batches leaves no trace."""
+    """Equal for models that differ in their seed only."""
     trained = one.trained
-    shared = [repr(getattr(trained, name)) for name, flag in FLAGS.items() if flag.in_name and name not in (*SEEDS, "batch_size", "acc_steps")]
-    return (trained.model, dataset(one.args), one.args.sequence_length, trained.sequence_length, trained.batch_size * trained.acc_steps, one.steps,
-            trained.iterations, trained.extend, *shared)
+    free = (*SEEDS, "dataset", *(() if cut_matters(vars(trained)) else BATCH))
+    settings = [repr(getattr(trained, name)) for name in names_of(IDENTITY) if name not in free]
+    return (label(one.args.dataset), one.args.sequence_length, effective_batch(vars(trained)), one.steps, trained.iterations,
+            trained.extend, *settings)
 
 
 def groups(evaluations: Sequence[Evaluation], identity: Callable[[Evaluation], Any] = _identity) -> list[Group]:
@@ -144,7 +141,7 @@ def groups(evaluations: Sequence[Evaluation], identity: Callable[[Evaluation], A
 
 def decisive_differences(row: Row, one: Evaluation) -> list[str]:
     """Those after which a perplexity is another quantity, or one of another training."""
-    pairs = (("steps", f"{one.steps:,}", f"{row.steps:,}"), ("data", dataset(one.args), DATASET),
+    pairs = (("steps", f"{one.steps:,}", f"{row.steps:,}"), ("data", label(one.args.dataset), DATASET),
              ("evaluated sequence length", one.args.sequence_length, setting("sequence_length")))
     return [f"{name} {ours} instead of {papers}" for name, ours, papers in pairs if ours != papers]
 

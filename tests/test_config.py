@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import config
-from config.flags import FLAGS
+from config.flags import FLAGS, OBSOLETE
 from errors import UserError
 
 ROOT = Path(config.__file__).resolve().parent.parent
@@ -229,6 +229,12 @@ def test_bad_values_and_impossible_combinations_are_reported_together(capsys):
     assert len(refused(capsys, "--lr", "fast", "--n_embd", "100")) == 2
 
 
+def test_faulty_value_of_a_config_file_is_reported_once(tmp_path, capsys):
+    """Its default stands in for it, which is not to be compared with anything."""
+    path = config_file(tmp_path, {"n_embd": "wide", "n_head": 5})
+    assert refused(capsys, "--config", path) == [f"main.py: error: --config {path}: n_embd must be a whole number, not 'wide'"]
+
+
 def test_missing_value_hides_no_other_problem(capsys):
     assert len(refused(capsys, "--n_layers", "4", "--lr")) == 2
 
@@ -251,6 +257,17 @@ def test_uneven_share_of_micro_batches_is_refused_with_the_numbers(processes):
 def test_setting_without_effect_is_named():
     assert config.unused_settings(config.parse_args(["--multiple_of", "128"])) == [
         "--multiple_of has no effect: the flag is accepted for old command lines"]
+
+
+@pytest.mark.parametrize("name", sorted(OBSOLETE - {"config_format", "lm_cache"}))  # these two have one value only
+def test_every_obsolete_flag_is_called_without_effect(name):
+    args = config.parse_args([])
+    vars(args)[name] = "other"
+    assert f"--{name} has no effect: the flag is accepted for old command lines" in config.unused_settings(args)
+
+
+def test_min_repeat_of_the_published_commands_is_not_called_without_effect():
+    assert config.unused_settings(config.parse_args(["--model", "cot", "--n_repeat", "5", "--min_repeat", "5"])) == []
 
 
 def test_default_settings_are_not_called_without_effect():

@@ -1,0 +1,69 @@
+"""What two sets of flags have in common: the same training, the same evaluation. All of it follows from the flags' scopes.
+
+    differences(now, then)      # a line for each setting that makes `now` another training than `then`
+
+The data are left out here: a name says little about them; data.bins compares what they hold.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from config.flags import EVALUATION, FLAGS, IDENTITY, SCHEDULE
+from models.variants import ROUTED_POLICIES, VARIANTS
+
+BATCH = ("batch_size", "acc_steps")  # most trainings depend on their product alone
+OF_ONE_EVALUATION = ("eval_seq_length", "eval_sample_size")  # how much text is read: no setting of the model, so none inherits it
+
+
+def names_of(*scopes: str) -> tuple[str, ...]:
+    """The flags of some scopes, in their order."""
+    return tuple(name for name, flag in FLAGS.items() if flag.scope in scopes)
+
+
+# what a program that opens a checkpoint takes over; where the training ran is no business of an evaluation elsewhere
+INHERITED = tuple(name for name in names_of(IDENTITY, SCHEDULE, EVALUATION) if name not in OF_ONE_EVALUATION)
+
+
+def cut_matters(args: Mapping[str, Any]) -> bool:
+    """Whether the model's training depends on how a batch is cut into micro-batches."""
+    return VARIANTS[args["model"]].cut_matters
+
+
+def effective_batch(args: Mapping[str, Any]) -> int | None:
+    """Sequences of a step; None where the flags do not say, as those of a damaged file."""
+    size, steps = args.get("batch_size"), args.get("acc_steps")
+    return size * steps if isinstance(size, int) and isinstance(steps, int) else None
+
+
+def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+    """A line for each setting that makes `now` another training than `then`, which may lack some."""
+    same_batch = not cut_matters(now) and effective_batch(now) == effective_batch(then)
+    passed = {"dataset", *(BATCH if same_batch else ())}
+    return [f"--{name}: the checkpoint has {then[name]}, this run {now[name]}" for name in names_of(IDENTITY)
+            if name not in passed and name in then and now[name] != then[name]]
+
+
+def evaluation_of(args: Mapping[str, Any], without: Collection[str] = ()) -> dict[str, Any]:
+    """Every setting that changes an evaluation's numbers, except the data and those that a program itself varies (`without`)."""
+    return {name: args[name] for name in names_of(IDENTITY, EVALUATION) if name in args and name != "dataset" and name not in without}
+
+
+def changed_for_evaluation(args: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, str]:
+    """Settings of the training that an evaluation had otherwise, each with a text "--X A instead of B".
+
+    Batches are no such settings: no network's outputs depend on what it is evaluated together with.
+    """
+    return {name: f"--{name} {args[name]} instead of {trained[name]}" for name in names_of(IDENTITY)
+            if name not in ("dataset", *BATCH) and args[name] != trained[name]}
+
+
+def is_full_compute(args: Namespace, trained: Namespace) -> bool:
+    """Whether every token made all passes that the model was trained with."""
+    is_routed = VARIANTS[args.model].policy in ROUTED_POLICIES
+    if is_routed and args.routing != "capacity":
+        return False
+    factors = args.eval_length_factor if is_routed else None
+    return all(factor == 1 for factor in factors or ()) and args.n_repeat >= trained.n_repeat
