@@ -12,7 +12,8 @@ from pathlib import Path
 
 from errors import UserError
 from files import read_json, sync_folder
-from optim.names import BEST, FINAL, SUMMARY, numbered
+from optim.checkpoint import fault
+from optim.names import BEST, FINAL, SUMMARY, numbered, step_of
 from optim.peek import peek, step_in
 
 ABANDONED, DAMAGED = "abandoned", "damaged"
@@ -35,22 +36,23 @@ def make_way(path: Path, step: int) -> None:
 
     A damaged file whose name gives that very step makes way for the good one; a damaged ckpt.pt may have been of any step.
     """
-    if not path.exists():
+    if not path.exists() or step in (step_in(path), step_of(path)):
         return
-    there = step_in(path)
-    if there is None and path.name == FINAL:
+    if fault(path) is not None:
         set_aside(path, DAMAGED)
-    elif there is not None and there != step:
-        set_aside(path, ABANDONED, f"ckpt_{there}.pt")
+    else:
+        set_aside(path, ABANDONED, f"ckpt_{step_in(path)}.pt")
 
 
-def keep_final(folder: Path) -> None:
+def keep_final(folder: Path, loaded: Path) -> None:
     """Give the final files of an experiment that is being extended the number of their own step: they stay beside the new ones.
 
-    A damaged ckpt.pt keeps its name, for it has no number.
+    loaded: the checkpoint that the extension starts from. A ckpt.pt that was passed over keeps its name.
     """
-    final, summary = folder / FINAL, folder / SUMMARY
-    for path, step, name in ((final, step_in(final), "ckpt_{}.pt"), (summary, summary_step(summary), "summary_{}.json")):
+    moves = [(folder / SUMMARY, summary_step(folder / SUMMARY), "summary_{}.json")]
+    if loaded.name == FINAL:
+        moves.append((loaded, step_in(loaded), "ckpt_{}.pt"))
+    for path, step, name in moves:
         if step is None:
             continue
         target = folder / name.format(step)

@@ -141,7 +141,7 @@ class Trainer:
                 self._roll_back()
         if extended:
             log.info(extended)
-            self.world.from_main(lambda: history.keep_final(self.folder))
+            self.world.from_main(lambda: history.keep_final(self.folder, path))
 
     def _roll_back(self) -> None:
         """A person takes the training back to the checkpoint that has been loaded: what came after it is set aside."""

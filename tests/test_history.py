@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from optim.selftest import differing, leaves
-from tests.programs import STOPPED, command, folder, metrics, start, status, train, wait_for_step
+from tests.programs import STOPPED, command, folder, metrics, start, status, train
 
 pytestmark = pytest.mark.slow
 
@@ -26,15 +27,26 @@ def small(results: Path, **changes: Any) -> Any:
     return train(results, **{**SMALL, **changes})
 
 
+def disturbed(results: Path, step: int, number: signal.Signals, said: str = "step {}/", **changes: Any) -> int:
+    """Train until a step is said to be done in this very run, then send a signal; the exit code."""
+    process = start(command(results, **{**SMALL, "log_freq": 1, "iterations": 100_000, **changes}))
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(said.format(step)):
+            process.send_signal(number)
+            break
+    process.communicate(timeout=120)
+    return process.returncode
+
+
 def stopped_after(results: Path, step: int, **changes: Any) -> int:
-    """Train until a step has been logged, then stop cleanly; the step at which that was."""
-    changes = {**SMALL, "log_freq": 1, "iterations": 100_000, **changes}
-    process = start(command(results, **changes))
-    wait_for_step(results, step, process)
-    process.send_signal(signal.SIGTERM)
-    out, errors = process.communicate(timeout=60)
-    assert process.returncode == STOPPED, out + errors
+    """Train until a step is done, then stop cleanly; the step at which that was."""
+    assert disturbed(results, step, signal.SIGTERM, **changes) == STOPPED
     return status(results)["itr"]
+
+
+def killed_after(results: Path, step: int, **changes: Any) -> None:
+    assert disturbed(results, step, signal.SIGKILL, **changes) == -signal.SIGKILL
 
 
 def steps_in(results: Path) -> dict[str, int]:
@@ -55,11 +67,17 @@ def damage(path: Path) -> None:
     path.write_bytes(raw)
 
 
+@pytest.fixture(scope="module")
+def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    results = tmp_path_factory.mktemp("finished")
+    assert small(results).returncode == 0
+    return results
+
+
 @pytest.fixture
-def finished(tmp_path: Path) -> Path:
+def finished(finished_once: Path, tmp_path: Path) -> Path:
     """40 steps, with ckpt_20.pt, ckpt_30.pt and ckpt.pt."""
-    assert small(tmp_path).returncode == 0
-    return tmp_path
+    return shutil.copytree(finished_once, tmp_path / "finished")
 
 
 def names_lie(results: Path) -> list[str]:
@@ -103,23 +121,16 @@ def test_an_extension_from_an_older_checkpoint_goes_on_from_its_own_saves(finish
     assert [row["start_step"] for row in rows] == [0, 20, first] and second > first
 
 
-def test_an_extension_that_was_given_up_leaves_no_rows(finished: Path) -> None:
-    process = start(command(finished, **{**SMALL, "iterations": 100_000, "extend": "restart", "save_checkpoint_freq": None}))
-    wait_for_step(finished, 50, process)
-    process.kill()
-    process.communicate()
+def test_an_extension_that_was_given_up_leaves_no_rows(finished: Path, finished_once: Path, tmp_path: Path) -> None:
+    killed_after(finished, 50, extend="restart", save_checkpoint_freq=None, log_freq=5)
     assert small(finished, iterations=60, extend="continue").returncode == 0
-    direct = finished / "direct"
-    assert small(direct).returncode == 0
+    direct = shutil.copytree(finished_once, tmp_path / "direct")
     assert small(direct, iterations=60, extend="continue").returncode == 0
     assert metrics(finished) == metrics(direct)
 
 
 def test_rows_of_an_extension_that_was_given_up_are_set_aside(finished: Path) -> None:
-    process = start(command(finished, **{**SMALL, "iterations": 100_000, "extend": "restart", "save_checkpoint_freq": None}))
-    wait_for_step(finished, 50, process)
-    process.kill()
-    process.communicate()
+    killed_after(finished, 50, extend="restart", save_checkpoint_freq=None, log_freq=5)
     assert small(finished, iterations=60, extend="continue").returncode == 0
     aside = [json.loads(line) for line in (folder(finished) / "metrics.jsonl.abandoned").read_text().splitlines()]
     assert {45, 50} <= {row["step"] for row in aside} and min(row["step"] for row in aside) > 40
@@ -128,11 +139,17 @@ def test_rows_of_an_extension_that_was_given_up_are_set_aside(finished: Path) ->
 # rollbacks
 
 
+@pytest.fixture(scope="module")
+def begun_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    results = tmp_path_factory.mktemp("begun")
+    stopped_after(results, 32, keep_checkpoints=0)
+    return results
+
+
 @pytest.fixture
-def begun(tmp_path: Path) -> Path:
+def begun(begun_once: Path, tmp_path: Path) -> Path:
     """Stopped a little beyond step 30, with all checkpoints kept."""
-    stopped_after(tmp_path, 32, keep_checkpoints=0)
-    return tmp_path
+    return shutil.copytree(begun_once, tmp_path / "begun")
 
 
 ROLLBACK: dict[str, Any] = {"use_pretrained": "ckpt_10.pt", "keep_checkpoints": 2}
@@ -177,10 +194,7 @@ def test_a_rollback_leaves_one_row_for_each_step_and_the_abandoned_ones_aside(be
 
 def test_a_rollback_that_was_killed_at_once_is_made_again(begun: Path) -> None:
     """Files had been set aside, and nothing had been saved yet."""
-    process = start(command(begun, **{**SMALL, **ROLLBACK, "log_freq": 1, "iterations": 100_000, "save_checkpoint_freq": None}))
-    wait_for_step(begun, 11, process)
-    process.kill()
-    process.communicate()
+    killed_after(begun, 11, **ROLLBACK, save_checkpoint_freq=None)
     first = stopped_after(begun, 13, **ROLLBACK)
     second = stopped_after(begun, first + 2, **ROLLBACK)
     assert second > first > 10
@@ -192,18 +206,13 @@ def test_a_finished_training_is_not_rolled_back(finished: Path) -> None:
     assert sorted(steps_in(finished)) == ["ckpt.pt", "ckpt_20.pt", "ckpt_30.pt"]
 
 
-def test_a_rolled_back_training_ends_as_one_that_never_went_on(begun: Path, tmp_path: Path) -> None:
-    changes = {"iterations": 100_000, "keep_checkpoints": 0}
-    state = {}
-    for results, more in ((begun, ROLLBACK), (tmp_path / "straight", {})):
-        process = start(command(results, **{**SMALL, **changes, **more}))
-        wait_for_step(results, 25, process)
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
-        state[results] = torch.load(folder(results) / "ckpt_20.pt", weights_only=True)
-        for name in ("args", "rollbacks"):
-            del state[results][name]
-    assert differing(*map(leaves, state.values())) == []
+def test_a_rolled_back_training_computes_what_it_did_before(begun: Path) -> None:
+    states = [torch.load(folder(begun) / "ckpt_20.pt", weights_only=True)]
+    stopped_after(begun, 22, **{**ROLLBACK, "keep_checkpoints": 0})
+    states.append(torch.load(folder(begun) / "ckpt_20.pt", weights_only=True))
+    for state in states:
+        del state["args"], state["rollbacks"]
+    assert differing(*map(leaves, states)) == []
 
 
 # pruning
@@ -265,16 +274,13 @@ def test_evaluations_stay_on_their_windows_when_the_batch_is_cut_otherwise(tmp_p
 
 
 def test_evaluations_of_a_model_that_draws_do_not_depend_on_the_cut(tmp_path: Path) -> None:
-    losses = []
+    changes = {"model": "pondernet", "eval_batches": 3}
+    step, losses = stopped_after(tmp_path / "first", 3, **changes, batch_size=4, acc_steps=1), []
     for name, batch, accumulated in (("same", 4, 1), ("cut", 1, 4)):
-        changes = {"model": "pondernet", "eval_freq": 0, "eval_batches": 3}
-        step = stopped_after(tmp_path / name, 3, **changes, batch_size=4, acc_steps=1)
-        changes |= {"iterations": 100_000, "batch_size": batch, "acc_steps": accumulated, "eval_freq": step, "max_runtime_minutes": 0}
-        assert small(tmp_path / name, **changes).returncode == STOPPED
-        losses.append((step, [row["val_loss"] for row in metrics(tmp_path / name) if row["kind"] == "eval"]))
-    (step, same), (other_step, cut) = losses
-    assert len(same) == len(cut) == 1
-    assert step != other_step or same == cut
+        results = shutil.copytree(tmp_path / "first", tmp_path / name)
+        disturbed(results, step, signal.SIGTERM, said="evaluation at step {}", **changes, batch_size=batch, acc_steps=accumulated, eval_freq=step)
+        losses.append([row["val_loss"] for row in metrics(results) if row["kind"] == "eval"])
+    assert len(losses[0]) > 0 and losses[0][0] == losses[1][0]
 
 
 def test_a_model_whose_loss_depends_on_the_cut_is_not_resumed_with_another_one(tmp_path: Path) -> None:
@@ -288,10 +294,7 @@ def test_a_model_whose_loss_depends_on_the_cut_is_not_resumed_with_another_one(t
 
 
 def test_a_summary_tells_the_legs_of_the_schedule_whatever_the_last_command_said(finished: Path) -> None:
-    process = start(command(finished, **{**SMALL, "iterations": 60, "extend": "continue"}))
-    wait_for_step(finished, 45, process)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    assert disturbed(finished, 45, signal.SIGTERM, iterations=60, extend="continue") == STOPPED
     assert small(finished, iterations=60).returncode == 0
     summary = json.loads((folder(finished) / "summary.json").read_text())
     assert [(leg["begin"], leg["end"]) for leg in summary["schedule"]["legs"]] == [(0, 40), (40, 60)]
