@@ -46,6 +46,12 @@ def test_each_table_of_the_project_is_right(name: str) -> None:
     assert graph.load(name)
 
 
+def test_the_table_in_the_documentation_is_right(table: Callable[..., str]) -> None:
+    blocks = (ROOT / "docs" / "cluster.md").read_text().split("```")
+    (example,) = [block for block in blocks if block.startswith("\n# stage\t")]
+    assert [stage.name for stage in graph.load(table(example))] == ["small", "score"]
+
+
 def test_reproduce_has_the_stages_of_the_paper_in_the_order_in_which_they_are_queued() -> None:
     assert [stage.name for stage in graph.in_order(graph.load("reproduce"))] == PAPER
 
@@ -209,6 +215,17 @@ def test_what_waits_for_a_stage_that_could_not_be_queued_is_not_queued(packages:
         "stage a is not queued: bad/job.sh ended with code 2, see above", "stage b is not queued: it waits for a",
         "stage c is not queued: it waits for b"]
     assert states == {"a": "failed", "b": "blocked", "c": "blocked", "d": "done", "e": "12"}
+
+
+def test_folders_of_trainings_are_those_that_they_say_themselves(packages: Path) -> None:
+    (packages / "train").mkdir()
+    (packages / "train" / "job.sh").write_text('echo "/exps/$ITERATIONS/$*" # run_training\n')
+    wide = Stage("wide", ("narrow",), "train", (), ("--", "--init_from", "@narrow", "@flags"), "")
+    narrow = Stage("narrow", (), "train", (("ITERATIONS", "5"),), ("--name", "n"), "")
+    use = Stage("use", ("wide",), "good", (), ("--checkpoint", "@wide"), "")
+    folders = {"narrow": "/exps/5/--where --name n"}
+    assert graph.experiment_folders([use, wide, narrow], ["--lr", "1"]) == {
+        **folders, "wide": f"/exps//--where -- --init_from {folders['narrow']} --lr 1"}
 
 
 # the door, on a machine without SLURM
