@@ -12,21 +12,64 @@ find_checkpoints() {
         experiment="$(bash "$REPO_DIR/iridis/$TRAINED_BY/job.sh" --where "${WORDS[@]}" ${NAME:+--name "$NAME"})" || exit $?
         CHECKPOINTS=("$experiment")
     fi
-    [[ -z $RUN_DIR ]] || printf '%s\n' "${CHECKPOINTS[@]}" >"$RUN_DIR/checkpoints.txt"
+    [[ -n $RUN_DIR ]] || return 0
+    printf '%s\n' "${CHECKPOINTS[@]}" >"$RUN_DIR/checkpoints.txt"
+    stage_words >"$RUN_DIR/stage.txt"
+}
+
+# stage_words: what makes an evaluation this one and no other, quoted alike in every locale
+stage_words() {
+    local LC_ALL=C checkpoint words=()
+    for checkpoint in "${CHECKPOINTS[@]}"; do words+=(--checkpoint "$checkpoint"); done
+    quoted "${words[@]}" "${WORDS[@]}" -- "${FLAGS[@]}"
 }
 
 identify() {
     find_checkpoints
     name_job "${CHECKPOINTS[*]}"
+    if ((${#WORDS[@]} + ${#FLAGS[@]})); then
+        JOB_NAME+="-$(stage_words | sha256sum | cut -c1-8)"
+    fi
 }
 
-# is_done: whether a run evaluated the (first) checkpoint to its end, and the checkpoint is not newer
+# written_at FILE: in nanoseconds since 1970; fails where there is no such file
+written_at() {
+    local seconds
+    seconds="$(LC_ALL=C stat -c %.9Y -- "$1" 2>/dev/null)" && printf '%s\n' "${seconds/./}"
+}
+
+# finished_at CHECKPOINT: when an experiment's training finished, or a file was written; fails where neither is so
+finished_at() {
+    if [[ -d $1 ]]; then written_at "$1/summary.json"; else written_at "$1"; fi
+}
+
+# recorded_stage RUN: the stage words of a run; of one that is older than stage.txt, from its command. Fails where they cannot
+# be told. Call it in a subshell: it takes the options of the run for its own.
+recorded_stage() {
+    if [[ -e "$1/stage.txt" ]]; then
+        cat "$1/stage.txt"
+        return
+    fi
+    local command words
+    command="$(cat "$1/command.txt")" || return
+    [[ $command != *"''"* && $command != *"\$'"* ]] || return # quotes that `read` leaves as they are
+    # shellcheck disable=SC2162  # without -r, read undoes the backslashes that `quoted` made, and runs nothing
+    read -a words <<<"$command" || return
+    parse_options "${words[@]:2}"
+    mapfile -t CHECKPOINTS <"$1/checkpoints.txt" || return
+    stage_words
+}
+
+# is_done: whether a run did this very evaluation to its end, after the newest of its checkpoints
 is_done() {
-    local newest="${CHECKPOINTS[0]}" run
-    [[ ! -d $newest ]] || newest="$newest/summary.json"
-    [[ -e $newest ]] || return 1
+    local checkpoint finished newest=0 run ended wanted
+    for checkpoint in "${CHECKPOINTS[@]}"; do
+        finished="$(finished_at "$checkpoint")" || return 1
+        ((finished <= newest)) || newest="$finished"
+    done
+    wanted="$(stage_words)"
     for run in "$PACKAGE_DIR"/run_*; do
-        if [[ "$run/done" -nt $newest ]] && grep -qxF -- "${CHECKPOINTS[0]}" "$run/checkpoints.txt" 2>/dev/null; then
+        if ended="$(written_at "$run/done")" && ((ended > newest)) && [[ "$(recorded_stage "$run" 2>/dev/null)" == "$wanted" ]]; then
             return 0
         fi
     done

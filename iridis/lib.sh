@@ -260,7 +260,12 @@ is_prepared() {
         "$1" "$DATA_DIR"
 }
 
-# state: for iridis/pipeline.sh: print done, "queued ID", or todo
+# is_owt2 DATASET: whether that is a name of OpenWebText2
+is_owt2() {
+    [[ $1 == owt2 || $1 == openwebtext2 ]]
+}
+
+# state: for iridis/graph.py: print done, "queued ID", or todo
 state() {
     local queued
     ensure_environment >&2

@@ -7,12 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.programs import ROOT
+from tests.programs import ROOT, copy_sources
 
 pytestmark = pytest.mark.slow
 
@@ -71,3 +72,98 @@ def test_an_interpreter_that_is_too_old_is_refused(tmp_path: Path) -> None:
     outcome = bash("source iridis/lib.sh; find_python", PYTHON=str(old), PATH=str(tmp_path))
     assert outcome.returncode == 2
     assert "no Python 3.11 or newer found" in outcome.stderr
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A clone whose run folders are this test's own."""
+    copy_sources(tmp_path / "clone")
+    return tmp_path / "clone"
+
+
+@pytest.fixture
+def experiments(tmp_path: Path) -> list[Path]:
+    """Two trainings that finished an hour ago."""
+    folders = [tmp_path / "exps" / name for name in ("first one", "second")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "summary.json").write_text("{}")
+        os.utime(folder / "summary.json", (time.time() - 3600,) * 2)
+    return folders
+
+
+def job(clone: Path, *words: str | Path, package: str = "eval-lncot") -> subprocess.CompletedProcess[str]:
+    """`bash iridis/PACKAGE/job.sh WORDS...` in a clone, with an eval.py that only says its arguments."""
+    (clone / "eval.py").write_text("import sys\nprint(sys.argv[1:])\n")
+    return subprocess.run(["bash", str(clone / "iridis" / package / "job.sh"), *map(str, words)], capture_output=True, text=True, check=False,
+                          env={**os.environ, "VENV_DIR": sys.prefix, "USE_CONDA": "no", "SCRATCH_DIR": str(clone / "scratch")}, timeout=100)
+
+
+def state(clone: Path, *words: str | Path) -> str:
+    answer = job(clone, "--state", *words)
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout.strip()
+
+
+def evaluated(clone: Path, *words: str | Path) -> Path:
+    """The run folder of an evaluation that ran to its end."""
+    done = job(clone, "--local", *words)
+    run_dir = Path(done.stdout.splitlines()[0].removeprefix("run folder: "))
+    assert (run_dir / "checkpoints.txt").is_file(), done.stderr
+    (run_dir / "done").touch()  # the report found nothing to draw
+    return run_dir
+
+
+def old_run(clone: Path, checkpoints: list[Path], *words: str | Path) -> None:
+    """A run folder as it was before there was a stage.txt."""
+    run_dir = clone / "iridis" / "eval-lncot" / "run_0"
+    run_dir.mkdir()
+    script = 'printf "%q " "$@"'
+    command = subprocess.run(["bash", "-c", script, "bash", "bash", "/old/it's here/job.sh", *map(str, words)], capture_output=True, text=True)
+    (run_dir / "command.txt").write_text(command.stdout + "\n")
+    (run_dir / "checkpoints.txt").write_text("".join(f"{path}\n" for path in checkpoints))
+    (run_dir / "done").touch()
+
+
+def test_an_evaluation_is_done_once_its_command_has_run(clone: Path, experiments: list[Path]) -> None:
+    words = ("--checkpoint", experiments[0], "--", "--eval_sample_size", "16", "--note", "it's a \"note\"\n*")
+    assert state(clone, *words) == "todo"
+    evaluated(clone, *words)
+    assert state(clone, *words) == "done"
+
+
+@pytest.mark.parametrize("flags", [[], ["--eval_sample_size", "32"], ["--eval_sample_size", "16", "--routing", "threshold"],
+                                   ["--eval_sample_size 16"]])
+def test_an_evaluation_with_other_flags_is_not_done(clone: Path, experiments: list[Path], flags: list[str]) -> None:
+    evaluated(clone, "--checkpoint", experiments[0], "--", "--eval_sample_size", "16")
+    assert state(clone, "--checkpoint", experiments[0], "--", *flags) == "todo"
+
+
+def test_all_checkpoints_of_an_evaluation_are_compared(clone: Path, experiments: list[Path]) -> None:
+    first, second = experiments
+    evaluated(clone, "--checkpoint", first, "--checkpoint", second)
+    assert state(clone, "--checkpoint", first, "--checkpoint", second) == "done"
+    assert state(clone, "--checkpoint", first) == "todo"
+    assert state(clone, "--checkpoint", first, "--checkpoint", first) == "todo"
+
+
+def test_an_evaluation_is_done_anew_after_any_of_its_checkpoints(clone: Path, experiments: list[Path]) -> None:
+    words = ("--checkpoint", experiments[0], "--checkpoint", experiments[1])
+    evaluated(clone, *words)
+    later = time.time() + 5
+    os.utime(experiments[1] / "summary.json", (later, later))
+    assert state(clone, *words) == "todo"
+
+
+@pytest.mark.parametrize(("flags", "expected"), [
+    (["--eval_sample_size", "16"], "done"), (["--eval_sample_size", "8"], "todo"), ([], "todo")])
+def test_a_run_from_before_stages_were_recorded_is_judged_by_its_command(clone: Path, experiments: list[Path], flags: list[str],
+                                                                         expected: str) -> None:
+    old_run(clone, experiments[:1], "--after", "17", "--name", "any", "--", "--eval_sample_size", "16")
+    assert state(clone, "--checkpoint", experiments[0], "--", *flags) == expected
+
+
+def test_an_old_run_whose_command_cannot_be_compared_is_not_done(clone: Path, experiments: list[Path]) -> None:
+    words = ("--checkpoint", str(experiments[0]), "--", "--note", "$(touch here)\n")
+    old_run(clone, experiments[:1], *words)
+    assert state(clone, *words) == "todo"

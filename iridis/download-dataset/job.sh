@@ -5,6 +5,7 @@
 #   bash iridis/download-dataset/job.sh --full          # both, without asking; goes on after an interruption
 #   bash iridis/download-dataset/job.sh --bpe | --check | --reset
 #   bash iridis/download-dataset/job.sh --full --source DIR_OR_URL [--sha256 HEX]
+# DOWNLOAD_SOURCE may name the source as well.
 # shellcheck source=iridis/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 PASS_THROUGH=1 parse_options "$@"
@@ -13,15 +14,16 @@ PASS_THROUGH=1 parse_options "$@"
 : "${PARTITION:=$DOWNLOAD_PARTITION}" "${N_GPUS:=0}" "${CPUS:=2}" "${MEMORY:=4G}" "${TIME_LIMIT:=12:00:00}"
 SINGLETON=1
 
-# work: what is there already is kept
-work() {
-    exec python -m data.download --data_dir "$DATA_DIR" "${FLAGS[@]}"
-}
+DOWNLOAD=(python -m data.download --data_dir "$DATA_DIR" ${DOWNLOAD_SOURCE:+--source "$DOWNLOAD_SOURCE"} "${FLAGS[@]}")
 
-is_done() { is_prepared owt2; }
+# work: what is there already is kept
+work() { exec "${DOWNLOAD[@]}"; }
+
+# is_done: for a pipeline; trainings on another dataset need no download
+is_done() { ! is_owt2 "${DATASET:-owt2}" || is_prepared owt2; }
 
 if [[ -z $PARTITION && $DRY_RUN == 1 ]]; then
-    printf 'would run here: %s\n' "$(quoted python -m data.download --data_dir "$DATA_DIR" "${FLAGS[@]}")"
+    printf 'would run here: %s\n' "$(quoted "${DOWNLOAD[@]}")"
     exit 0
 elif [[ -z $PARTITION && $HOW != state ]]; then
     ensure_environment

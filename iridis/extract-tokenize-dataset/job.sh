@@ -16,6 +16,30 @@ work() {
     exec python -m data.tokenize --data_dir "$DATA_DIR" "${FLAGS[@]}"
 }
 
-is_done() { is_prepared owt2; }
+# prepares: print the dataset that --name names, if any
+prepares() {
+    local n name=""
+    for n in "${!FLAGS[@]}"; do
+        case "${FLAGS[n]}" in
+        --name) name="${FLAGS[n + 1]:-}" ;;
+        --name=*) name="${FLAGS[n]#--name=}" ;;
+        esac
+    done
+    printf '%s\n' "$name"
+}
+
+# is_done: for a pipeline; trainings on another dataset need no OpenWebText2
+is_done() {
+    if [[ -n $NAMED ]]; then
+        is_prepared "$NAMED"
+    else
+        ! is_owt2 "${DATASET:-owt2}" || is_prepared owt2
+    fi
+}
+
+NAMED="$(prepares)"
+if [[ -n $NAMED ]] && ! is_owt2 "$NAMED"; then
+    name_job "$NAMED" # other datasets may be tokenised at the same time
+fi
 
 run_job "$@"
