@@ -30,7 +30,9 @@ from config import guarded
 from errors import UserError
 from files import write_atomically
 from monitor.page import Chapter, notes, page, shortened, table
-from monitor.read import default_folder, read_rows, survey
+from monitor.read import default_folder, survey
+from optim.names import METRICS
+from optim.reader import Record, read_rows
 
 WATCH_SECONDS = "10"
 NUMBER = r"-?\d*\.?\d+"
@@ -81,7 +83,7 @@ def write_page(path: Path, bases: Sequence[Path]) -> None:
     if path.is_dir() or not path.parent.is_dir():
         raise UserError(f"--html {path}: must be a file in a folder that is there")
     rows, queue = survey(bases)
-    chapters = (Chapter(row, read_rows(folder / "metrics.jsonl", []), read_rows(folder / "segments.jsonl", [])) for folder, row in rows.items())
+    chapters = (Chapter(row, read_rows(folder / METRICS, []), Record(folder, []).segments) for folder, row in rows.items())
     write_atomically(path, page(list(rows.values()), chapters, queue.note))
 
 

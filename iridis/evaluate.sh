@@ -40,7 +40,13 @@ written_at() {
 
 # finished_at CHECKPOINT: when an experiment's training finished, or a file was written; fails where neither is so
 finished_at() {
-    if [[ -d $1 ]]; then written_at "$1/summary.json"; else written_at "$1"; fi
+    local FINISHED_AT=""
+    if [[ -d $1 ]]; then
+        read_values FINISHED_AT < <(python -m optim.reader "$1")
+        [[ -n $FINISHED_AT ]] && printf '%s\n' "$FINISHED_AT"
+    else
+        written_at "$1"
+    fi
 }
 
 # recorded_stage RUN: the stage words of a run; of one that is older than stage.txt, from its command. Fails where they cannot

@@ -16,6 +16,7 @@ from html import escape
 from typing import Any
 
 from errors import UserError
+from optim.reader import number
 
 HEADERS = ("experiment", "state", "step", "%", "loss", "val ppl", "steps/h", "ETA", "seg", "ckpt age", "job", "queue", "disk")
 LEFT = {"experiment", "state", "job", "queue"}  # columns of words; numbers stand on the right
@@ -74,12 +75,6 @@ class Chapter:
     progress: Progress
     metrics: list[dict[str, Any]]
     segments: list[dict[str, Any]]
-
-
-def number(value: Any) -> float | None:
-    """A plausible number, else None: files may hold anything."""
-    is_usable = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15
-    return value if is_usable else None
 
 
 def words(value: Any) -> str:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -15,17 +14,16 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from errors import UserError
-from files import read_json
-from monitor.page import Progress, number, words
+from monitor.page import Progress, words
+from optim.names import METRICS, SEGMENTS, STATUS, SUMMARY
+from optim.outcome import OUTCOME
+from optim.reader import Record, Row, number, read_rows
 
 SILENT_SECONDS = 600.0  # a run that says "running" and has changed nothing for so long
 SQUEUE_SECONDS = 10.0  # patience with the queue
 TAILS = (1 << 16, 1 << 19, 1 << 22)  # bytes of metrics.jsonl read for the table, until they hold a training row and an evaluation
-LARGEST_LOG = 1 << 26  # bytes of a file of rows that are read at most
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -71,48 +69,6 @@ def read_queue() -> Queue:
 # reading a folder
 
 
-def read_object(path: Path, problems: list[str]) -> Row:
-    try:
-        return read_json(path) or {}
-    except UserError as error:
-        problems.append(f"{path.name}: {words(str(error).replace(f'{path} ', ''))}")
-        return {}
-
-
-def tail_of(path: Path, size: int) -> bytes:
-    """The last whole lines in at most `size` bytes."""
-    with open(path, "rb") as file:
-        start = max(0, file.seek(0, os.SEEK_END) - size)
-        file.seek(start)
-        raw = file.read()
-    return raw[raw.find(b"\n") + 1:] if start else raw
-
-
-def read_rows(path: Path, problems: list[str], size: int | None = None) -> list[Row]:
-    """JSON objects, one a line. A last line without its end is still being written, or a kill cut it short."""
-    try:
-        if size is None and os.path.getsize(path) > LARGEST_LOG:
-            problems.append(f"{path.name}: only its last {LARGEST_LOG >> 20} MiB are read")
-        *lines, last = tail_of(path, size or LARGEST_LOG).split(b"\n")
-    except OSError as error:
-        if not isinstance(error, FileNotFoundError):
-            problems.append(f"{path.name}: {error.strerror}")
-        return []
-    rows, damaged = [], 0
-    for line in filter(None, (*lines, last)):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
-            damaged += line is not last
-    if damaged:
-        problems.append(f"{path.name}: {damaged} of {len(lines)} lines are no JSON objects")
-    return rows
-
-
 def newest_rows(path: Path, problems: list[str]) -> tuple[Row, Row]:
     """The last training row and the last evaluation, from the end of metrics.jsonl."""
     for size in TAILS:
@@ -154,23 +110,25 @@ def updated_at(folder: Path, status: Row, *rows: Row) -> float | None:
     return max((moment for moment in times if moment is not None), default=None)
 
 
-def state_of(status: Row, summary: Row, problems: list[str], age: float | None, job: Job | None) -> str:
-    if not status:
-        return "finished" if summary else "unreadable" if problems else "unknown"
-    is_silent = age is not None and age > SILENT_SECONDS and (job is None or job.state != "RUNNING")
-    return "silent" if status.get("state") == "running" and is_silent else words(status.get("state", "unknown"))[:20]
+def state_of(record: Record, summary: Row, problems: list[str], age: float | None, job: Job | None) -> str:
+    """The state that the run told, `silent` where it says running and nobody hears of it."""
+    if record.status:
+        is_silent = age is not None and age > SILENT_SECONDS and (job is None or job.state != "RUNNING")
+        told = record.status.get("state", "unknown")
+        return "silent" if told == "running" and is_silent else words(told)[:20]
+    if summary:
+        return "finished"
+    if problems:
+        return "unreadable"
+    return record.outcome.state if record.outcome else "unknown"
 
 
-def steps_per_hour(segments: list[Row], state: str) -> float | None:
-    """Over the jobs that advanced, with all they do: start, evaluate, save. What a kill lost does not count."""
-    steps = seconds = 0.0
-    for row in segments:
-        start, end, reached, took = (number(row.get(key)) for key in ("start_step", "end_step", "reached", "seconds"))
-        if row is segments[-1] and state == "running":  # its steps since the last checkpoint are not lost yet
-            end = max(end or 0, reached or 0)
-        if start is not None and end is not None and took is not None and end > start and took > 0:
-            steps, seconds = steps + end - start, seconds + took
-    return number(3600 * steps / seconds) if seconds else None
+def reason_of(record: Record) -> str:
+    """Why the last run ended: as it said itself, or, where it did not come as far as a status, as its outcome says."""
+    status = record.status
+    if status.get("state") == "running" or not record.outcome or record.outcome.is_done:
+        return words(status.get("reason") or "")
+    return words(record.outcome.reason)
 
 
 def look(folder: Path, name: str, queue: Queue, now: float) -> Progress:
@@ -178,21 +136,21 @@ def look(folder: Path, name: str, queue: Queue, now: float) -> Progress:
     problems: list[str] = []
     disk_bytes, saved = weigh(folder, problems)
     closed = problems[:]  # of a folder that may not be read the files need no words of their own
-    status = read_object(folder / "status.json", problems)
-    summary = {} if status or problems else read_object(folder / "summary.json", problems)  # long: it holds all curves
-    segments = read_rows(folder / "segments.jsonl", problems)
-    train, evaluation = newest_rows(folder / "metrics.jsonl", problems)
+    record = Record(folder, problems)
+    status = record.status
+    summary = {} if status or problems else record.summary or {}
+    segments = record.segments
+    train, evaluation = newest_rows(folder / METRICS, problems)
     last = segments[-1] if segments else {}
     job_id = words(status.get("job_id") or last.get("job_id") or "")
     job, queued = queue.tell(job_id)
     updated = updated_at(folder, status, train, evaluation)
     age = None if updated is None else max(0.0, now - updated)
-    state = state_of(status, summary, problems, age, job)
-    args = summary.get("args")
-    total = number(status.get("iterations")) or number(args.get("iterations") if isinstance(args, dict) else None)
+    state = state_of(record, summary, problems, age, job)
+    total = number(status.get("iterations")) or (number(record.done_iterations) if summary else None)
     steps = (number(row.get(key)) for row, key in ((status, "itr"), (summary, "itr"), (train, "step"), (last, "end_step")))
     step = next((found for found in steps if found is not None), None)
-    rate = steps_per_hour(segments, state)
+    rate = record.steps_per_hour()
     left = number(max(0.0, total - step) / rate * 3600) if rate and total and step is not None and state != "finished" else None
     return Progress(
         name=words(name), folder=words(folder), state=state, step=None if step is None else int(step), iterations=int(total) if total else None,
@@ -201,7 +159,7 @@ def look(folder: Path, name: str, queue: Queue, now: float) -> Progress:
         steps_per_hour=rate, eta_seconds=left,
         segments=len(segments) or int(number(status.get("segments")) or 0), checkpoint_age_seconds=None if saved is None else max(0.0, now - saved),
         updated_age_seconds=age, job_id=job_id or None, queue=queued, queue_reason=job.reason if job else None,
-        queue_start=job.start if job else None, disk_bytes=disk_bytes, reason=words(status.get("reason") or ""),
+        queue_start=job.start if job else None, disk_bytes=disk_bytes, reason=reason_of(record),
         segment_reason=words(last.get("reason") or ""), problems=closed or problems)
 
 
@@ -213,7 +171,7 @@ def is_checkpoint(name: str) -> bool:
 
 
 def is_experiment(names: Iterable[str]) -> bool:
-    return any(name in ("status.json", "segments.jsonl", "summary.json") or is_checkpoint(name) for name in names)
+    return any(name in (STATUS, SEGMENTS, SUMMARY, OUTCOME) or is_checkpoint(name) for name in names)
 
 
 def find(bases: Sequence[Path]) -> dict[Path, str]:

@@ -36,12 +36,13 @@ def make_way(path: Path, step: int) -> None:
 
     A damaged file whose name gives that very step makes way for the good one; a damaged ckpt.pt may have been of any step.
     """
-    if not path.exists() or step in (step_in(path), step_of(path)):
+    there = step_in(path) if path.exists() else step
+    if there == step or (there is None and step_of(path) == step):
         return
     if fault(path) is not None:
         set_aside(path, DAMAGED)
     else:
-        set_aside(path, ABANDONED, f"ckpt_{step_in(path)}.pt")
+        set_aside(path, ABANDONED, f"ckpt_{there}.pt")
 
 
 def keep_final(folder: Path, loaded: Path) -> None:

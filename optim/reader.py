@@ -116,7 +116,7 @@ class Record:
         except UserError as error:
             if self.problems is None:
                 raise
-            self.problems.append(str(error).replace(f"{self.folder / name} ", f"{name}: "))
+            self.problems.append(f"{name}: {str(error).replace(f'{self.folder / name} ', '')}")
             return None
 
     @cached_property
@@ -163,8 +163,9 @@ class Record:
         final = self.folder / FINAL
         if final.is_file():
             steps.append(step_in(final) or 0)
-        steps.append(int(number(self.status.get("checkpoint")) or 0))
-        return max(steps)
+        last = self.segments[-1] if self.segments else {}
+        told = (number(self.status.get("checkpoint")), number(last.get("end_step")))
+        return max(*steps, *(int(step or 0) for step in told), 0)
 
     @property
     def iterations(self) -> int | None:
@@ -190,9 +191,9 @@ class Record:
         return (step, save) if step and save and step > 0 and save > 0 else None
 
     @property
-    def finished_at(self) -> float | None:
-        """When the training finished, in seconds since 1970; None where it has not."""
-        return (self.folder / SUMMARY).stat().st_mtime if self.finished() else None
+    def finished_at(self) -> int | None:
+        """When the training finished, in nanoseconds since 1970; None where it has not."""
+        return (self.folder / SUMMARY).stat().st_mtime_ns if self.finished() else None
 
 
 def printed(values: dict[str, object]) -> str:

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from iridis import chain
+from iridis.chain import Cause
+from optim.checkpoint import save_checkpoint
 from optim.lock import TAKEN_OVER
+from optim.outcome import Kind, Outcome, ended, read_outcome
+
+STOPPED = ended(Kind.STOPPED, "SIGUSR1")
+CRASH = ended(Kind.CRASHED, "IndexError: x")
+LOST = ended(Kind.REPLACED, f"{TAKEN_OVER}; this run ends without saving")
 
 
 def row(start: int, end: int, state: str = "stopped", reached: int | None = None, reason: str = "time limit", **more: Any) -> dict[str, Any]:
@@ -17,13 +24,13 @@ def row(start: int, end: int, state: str = "stopped", reached: int | None = None
             "reason": reason, "seconds": 1.0, **more}
 
 
-def verdict(folder: Path, *rows: dict[str, Any], code: int = 83, cause: str = "", said: str = "") -> tuple[str, str]:
-    return chain.verdict(folder, list(rows), code, cause, said)
+def verdict(folder: Path, *rows: dict[str, Any], outcome: Outcome = STOPPED, cause: Cause = Cause.NONE) -> tuple[str, str]:
+    return chain.verdict(folder, list(rows), outcome, cause)
 
 
-def test_a_finished_training_ends_the_chain(tmp_path: Path) -> None:
-    (tmp_path / "summary.json").touch()
-    assert verdict(tmp_path, row(0, 9, "finished"), code=0)[0] == chain.FINISHED
+@pytest.mark.parametrize("kind", [Kind.FINISHED, Kind.COMPLETE])
+def test_a_training_with_no_work_left_ends_the_chain(tmp_path: Path, kind: Kind) -> None:
+    assert verdict(tmp_path, row(0, 9, "finished"), outcome=ended(kind, "done")) == (chain.FINISHED, "done")
 
 
 def test_a_summary_of_before_an_extension_does_not_end_the_chain(tmp_path: Path) -> None:
@@ -31,12 +38,13 @@ def test_a_summary_of_before_an_extension_does_not_end_the_chain(tmp_path: Path)
     assert verdict(tmp_path, row(0, 9)) == (chain.AGAIN, "time limit")
 
 
+@pytest.mark.parametrize("kind", [Kind.REFUSED, Kind.BAD_NUMBERS, Kind.PAUSED])
+def test_what_a_person_must_look_at_stops_the_chain_with_its_reason(tmp_path: Path, kind: Kind) -> None:
+    assert verdict(tmp_path, row(0, 9, "failed"), outcome=ended(kind, "no room")) == (chain.STOP, "no room")
+
+
 def test_a_stop_with_progress_goes_on_for_its_reason(tmp_path: Path) -> None:
     assert verdict(tmp_path, row(0, 9, reason="preempted")) == (chain.AGAIN, "preempted")
-
-
-def test_bad_input_stops_the_chain_with_what_was_said(tmp_path: Path) -> None:
-    assert verdict(tmp_path, row(0, 9, "failed"), code=2, said="main.py: error: no room") == (chain.STOP, "main.py: error: no room")
 
 
 def test_a_stop_file_in_the_experiment_stops_the_chain(tmp_path: Path) -> None:
@@ -44,9 +52,12 @@ def test_a_stop_file_in_the_experiment_stops_the_chain(tmp_path: Path) -> None:
     assert verdict(tmp_path, row(0, 9, reason="stop file")) == (chain.STOP, f"stopped by the file {tmp_path / 'stop'}")
 
 
-@pytest.mark.parametrize(("reason", "cause"), [("SIGINT", ""), ("cancelled", "cancelled")])
-def test_a_person_who_cancels_stops_the_chain(tmp_path: Path, reason: str, cause: str) -> None:
-    assert verdict(tmp_path, row(0, 9, reason=reason), cause=cause) == (chain.STOP, "cancelled")
+def test_a_person_who_stops_the_training_stops_the_chain(tmp_path: Path) -> None:
+    assert verdict(tmp_path, row(0, 9), outcome=ended(Kind.STOPPED, "SIGINT", by_hand=True)) == (chain.STOP, "cancelled")
+
+
+def test_a_person_who_cancels_the_job_stops_the_chain(tmp_path: Path) -> None:
+    assert verdict(tmp_path, row(0, 9), cause=Cause.CANCELLED) == (chain.STOP, "cancelled")
 
 
 def test_three_jobs_in_a_row_without_progress_stop_the_chain(tmp_path: Path) -> None:
@@ -60,20 +71,20 @@ def test_progress_between_jobs_without_it_keeps_the_chain_going(tmp_path: Path) 
 
 
 def test_the_first_crash_is_tried_again(tmp_path: Path) -> None:
-    assert verdict(tmp_path, row(0, 7, "failed", 9, "IndexError: x"), code=1) == (chain.AGAIN, "IndexError: x")
+    assert verdict(tmp_path, row(0, 7, "failed", 9, "IndexError: x"), outcome=CRASH) == (chain.AGAIN, "IndexError: x")
 
 
 def test_a_second_crash_at_the_same_step_stops_the_chain(tmp_path: Path) -> None:
     crashes = row(0, 7, "failed", 9), row(7, 7, "failed", 9, "IndexError: x")
-    assert verdict(tmp_path, *crashes, code=1) == (chain.STOP, "crashed at step 9 twice: IndexError: x")
+    assert verdict(tmp_path, *crashes, outcome=CRASH) == (chain.STOP, "crashed at step 9 twice: IndexError: x")
 
 
 def test_crashes_at_different_steps_are_tried_again(tmp_path: Path) -> None:
-    assert verdict(tmp_path, row(0, 7, "failed", 9), row(7, 14, "failed", 15), code=1)[0] == chain.AGAIN
+    assert verdict(tmp_path, row(0, 7, "failed", 9), row(7, 14, "failed", 15), outcome=CRASH)[0] == chain.AGAIN
 
 
 def test_crashes_at_one_step_with_a_stop_between_are_not_in_a_row(tmp_path: Path) -> None:
-    assert verdict(tmp_path, row(0, 7, "failed", 9), row(7, 8), row(8, 8, "failed", 9), code=1)[0] == chain.AGAIN
+    assert verdict(tmp_path, row(0, 7, "failed", 9), row(7, 8), row(8, 8, "failed", 9), outcome=CRASH)[0] == chain.AGAIN
 
 
 # judge: the same with the ledger on disk, and this job's own row completed
@@ -94,84 +105,98 @@ def last_row(folder: Path) -> dict[str, Any]:
 
 def test_a_killed_training_is_entered_as_failed_with_its_signal(tmp_path: Path, job: None) -> None:
     write_ledger(tmp_path, row(0, 5, "running", 8, "unknown"))
-    assert chain.judge(tmp_path, 137, "", "out of memory") == (chain.AGAIN, "killed, signal 9: out of memory")
+    assert chain.judge(tmp_path, 137, Cause.NONE, None) == (chain.AGAIN, "killed, signal 9")
     assert {key: last_row(tmp_path)[key] for key in ("state", "end_step", "reached", "chain")} == {
         "state": "failed", "end_step": 5, "reached": 8, "chain": "again"}
 
 
+def test_the_outcome_of_a_killed_training_is_written_for_it(tmp_path: Path, job: None) -> None:
+    write_ledger(tmp_path, row(0, 5, "running", 8, "unknown"))
+    chain.judge(tmp_path, 137, Cause.NONE, None)
+    assert read_outcome(tmp_path / "outcome.json") == ended(Kind.CRASHED, "killed, signal 9", 8)
+
+
 def test_a_crash_before_the_first_row_is_entered_at_the_newest_checkpoint(tmp_path: Path, job: None) -> None:
     (tmp_path / "ckpt_30.pt").touch()
-    assert chain.judge(tmp_path, 1, "", "ImportError: x")[0] == chain.AGAIN
+    assert chain.judge(tmp_path, 1, Cause.NONE, CRASH)[0] == chain.AGAIN
     assert (last_row(tmp_path)["start_step"], last_row(tmp_path)["state"]) == (30, "failed")
 
 
+@pytest.mark.parametrize("others", [[], ["ckpt_10.pt"]])
+def test_a_final_checkpoint_counts_as_the_newest(tmp_path: Path, job: None, others: list[str]) -> None:
+    save_checkpoint(tmp_path / "ckpt.pt", {"itr": 20, "model": {}})
+    for name in others:
+        (tmp_path / name).touch()
+    chain.judge(tmp_path, 1, Cause.NONE, None)
+    assert last_row(tmp_path)["start_step"] == 20
+    assert json.loads((tmp_path / "status.json").read_text())["checkpoint"] == 20
+
+
 def test_two_crashes_before_the_first_row_stop_the_chain(tmp_path: Path, job: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert chain.judge(tmp_path, 1, "", "ImportError: x")[0] == chain.AGAIN
+    assert chain.judge(tmp_path, 1, Cause.NONE, CRASH)[0] == chain.AGAIN
     monkeypatch.setenv("SLURM_JOB_ID", "8")
-    assert chain.judge(tmp_path, 1, "", "ImportError: x")[0] == chain.STOP
+    assert chain.judge(tmp_path, 1, Cause.NONE, CRASH)[0] == chain.STOP
     assert last_row(tmp_path)["chain"].startswith("stop: crashed at step 0 twice")
 
 
 def test_a_signal_during_the_start_is_no_crash(tmp_path: Path, job: None) -> None:
-    assert chain.judge(tmp_path, 143, "preempted", "") == (chain.AGAIN, "preempted")
+    assert chain.judge(tmp_path, 143, Cause.PREEMPTED, None) == (chain.AGAIN, "preempted")
     assert not (tmp_path / "segments.jsonl").exists()
 
 
 def test_a_person_who_cancels_during_the_start_stops_the_chain(tmp_path: Path, job: None) -> None:
-    assert chain.judge(tmp_path, 143, "cancelled", "") == (chain.STOP, "cancelled")
+    assert chain.judge(tmp_path, 143, Cause.CANCELLED, None) == (chain.STOP, "cancelled")
+
+
+def test_bad_input_before_the_first_row_stops_the_chain_with_its_reason(tmp_path: Path, job: None) -> None:
+    assert chain.judge(tmp_path, 2, Cause.NONE, ended(Kind.REFUSED, "no such data")) == (chain.STOP, "no such data")
+
+
+def test_a_training_that_an_earlier_job_finished_ends_the_chain(tmp_path: Path, job: None) -> None:
+    assert chain.judge(tmp_path, 0, Cause.NONE, ended(Kind.FINISHED, "finished already"))[0] == chain.FINISHED
 
 
 def test_three_starts_that_outlast_their_time_limit_stop_the_chain(tmp_path: Path, job: None, monkeypatch: pytest.MonkeyPatch) -> None:
     outcomes = []
     for number in ("7", "8", "9"):
         monkeypatch.setenv("SLURM_JOB_ID", number)
-        outcomes.append(chain.judge(tmp_path, 143, "time limit", "")[0])
+        outcomes.append(chain.judge(tmp_path, 143, Cause.TIME_LIMIT, None)[0])
     assert outcomes == [chain.AGAIN, chain.AGAIN, chain.STOP]
 
 
 def test_what_ended_an_earlier_chain_is_not_held_against_a_new_one(tmp_path: Path) -> None:
-    ended = row(5, 5, chain="stop: no progress in 3 jobs")
-    assert verdict(tmp_path, row(5, 5), row(5, 5), ended, row(5, 5))[0] == chain.AGAIN
+    over = row(5, 5, chain="stop: no progress in 3 jobs")
+    assert verdict(tmp_path, row(5, 5), row(5, 5), over, row(5, 5))[0] == chain.AGAIN
 
 
 def test_the_cause_that_slurm_gave_replaces_the_name_of_the_signal(tmp_path: Path, job: None) -> None:
     write_ledger(tmp_path, row(0, 5, reason="SIGTERM"))
-    assert chain.judge(tmp_path, 83, "preempted", "") == (chain.AGAIN, "preempted")
+    assert chain.judge(tmp_path, 83, Cause.PREEMPTED, STOPPED) == (chain.AGAIN, "preempted")
     assert last_row(tmp_path)["reason"] == "preempted"
 
 
 def test_a_start_that_lost_its_experiment_leaves_ledger_and_chain_to_the_other(tmp_path: Path, job: None) -> None:
     write_ledger(tmp_path, row(0, 5, "running"), row(5, 5, "running", restart=1))
     before = (tmp_path / "segments.jsonl").read_bytes()
-    assert chain.judge(tmp_path, 2, "", f"main.py: error: {TAKEN_OVER}; this run ends without saving")[0] == chain.REPLACED
+    assert chain.judge(tmp_path, 2, Cause.NONE, LOST)[0] == chain.REPLACED
     assert (tmp_path / "segments.jsonl").read_bytes() == before
 
 
-def test_what_an_orphan_said_in_the_common_log_does_not_end_the_chain_of_its_successor(tmp_path: Path, job: None) -> None:
-    write_ledger(tmp_path, row(0, 5))
-    assert chain.judge(tmp_path, 83, "time limit", f"main.py: error: {TAKEN_OVER}; this run ends without saving") == (chain.AGAIN, "time limit")
+def test_a_training_that_a_hook_found_complete_ends_the_chain(tmp_path: Path, job: None) -> None:
+    write_ledger(tmp_path, row(0, 5, "finished"))
+    assert chain.judge(tmp_path, 0, Cause.NONE, ended(Kind.COMPLETE, "no better for ten evaluations")) == (
+        chain.FINISHED, "no better for ten evaluations")
 
 
-def test_the_last_error_line_of_a_log_is_what_was_said(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    log.write_text("main.py: error: first\nmain.py: error: second\nTraceback noise\nsrun: error: n1: task 0: Exited\n")
-    assert chain.last_line(log) == "main.py: error: second"
+def test_verdict_and_reason_are_told_by_name_in_a_line_each(tmp_path: Path, job: None, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "outcome").write_text(json.dumps(ended(Kind.REFUSED, "one\ntwo").as_json()))
+    assert chain.main([str(tmp_path / "experiment"), "--code", "2", "--outcome", str(tmp_path / "outcome")]) == 0
+    assert capsys.readouterr().out == "VERDICT=stop\nREASON=one; two\n"
 
 
-def test_without_an_error_line_the_last_line_was_said(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    log.write_text("warning\nIndexError: index out of range\n\n")
-    assert chain.last_line(log) == "IndexError: index out of range"
-
-
-def test_a_log_that_is_not_there_said_nothing(tmp_path: Path) -> None:
-    assert chain.last_line(tmp_path / "none") == chain.last_line(None) == ""
-
-
-def test_a_ledger_that_cannot_be_reached_stops_the_chain_with_what_was_said(tmp_path: Path, job: None,
+def test_a_ledger_that_cannot_be_reached_stops_the_chain_with_what_was_told(tmp_path: Path, job: None,
                                                                            capsys: pytest.CaptureFixture[str]) -> None:
-    log = tmp_path / "log"
-    log.write_text("main.py: error: writing: No space left on device\n")
+    (tmp_path / "outcome").write_text(json.dumps(ended(Kind.REFUSED, "writing: No space left on device").as_json()))
     (tmp_path / "folder").touch()  # a file, where a folder should be
-    assert chain.main([str(tmp_path / "folder" / "experiment"), "--code", "1", "--log", str(log)]) == 0
-    assert capsys.readouterr().out.startswith("stop: main.py: error: writing: No space left on device; ")
+    assert chain.main([str(tmp_path / "folder" / "experiment"), "--code", "1", "--outcome", str(tmp_path / "outcome")]) == 0
+    assert capsys.readouterr().out.startswith("VERDICT=stop\nREASON=writing: No space left on device; ")

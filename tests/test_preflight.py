@@ -10,6 +10,7 @@ import pytest
 
 from errors import UserError
 from iridis import preflight
+from optim.reader import Record
 
 
 @pytest.fixture
@@ -53,42 +54,43 @@ def test_gpus_of_a_node_are_counted(gres: str, count: int) -> None:
 def test_forecast_tells_speed_steps_left_time_and_jobs(tmp_path: Path) -> None:
     ledger(tmp_path, {"start_step": 0, "end_step": 100, "seconds": 1800.0}, {"start_step": 100, "end_step": 100, "seconds": 900.0},
            {"start_step": 100, "end_step": 300, "seconds": 5400.0})
-    assert preflight.forecast(tmp_path, 1000, "2:00:00") == ("forecast: 150 steps/h, 700 of 1,000 steps left: 4.7 h = 0.2 days of running, "
+    assert preflight.forecast(Record(tmp_path), 1000, "2:00:00") == ("forecast: 150 steps/h, 700 of 1,000 steps left: 4.7 h = 0.2 days of running, "
                                                              "3 more job(s) of 2:00:00")
 
 
 def test_there_is_no_forecast_before_a_job_has_advanced(tmp_path: Path) -> None:
-    assert preflight.forecast(tmp_path, 1000, "1") is None
-    assert preflight.forecast(ledger(tmp_path, {"start_step": 5, "end_step": 5, "seconds": 60.0}), 1000, "1") is None
+    assert preflight.forecast(Record(tmp_path), 1000, "1") is None
+    assert preflight.forecast(Record(ledger(tmp_path, {"start_step": 5, "end_step": 5, "seconds": 60.0})), 1000, "1") is None
 
 
 def test_forecast_without_limit_names_no_jobs(tmp_path: Path) -> None:
     ledger(tmp_path, {"start_step": 0, "end_step": 100, "seconds": 3600.0})
-    assert "job" not in str(preflight.forecast(tmp_path, 200, None)) and "job" not in str(preflight.forecast(tmp_path, 200, "UNLIMITED"))
+    record = Record(tmp_path)
+    assert "job" not in str(preflight.forecast(record, 200, None)) and "job" not in str(preflight.forecast(record, 200, "UNLIMITED"))
 
 
-def status(folder: Path, **values: object) -> Path:
+def looked(folder: Path, **values: object) -> Record:
     (folder / "status.json").write_text(json.dumps(values))
-    return folder
+    return Record(folder)
 
 
 def test_lead_is_the_slowest_step_and_save_and_a_minute(tmp_path: Path) -> None:
-    assert preflight.lead_seconds(status(tmp_path, slowest_step_seconds=12.5, slowest_save_seconds=30.0), "1:00:00") == 102
+    assert preflight.lead_seconds(looked(tmp_path, slowest_step_seconds=12.5, slowest_save_seconds=30.0), "1:00:00") == 102
 
 
 def test_lead_is_never_more_than_a_quarter_of_the_limit(tmp_path: Path) -> None:
-    assert preflight.lead_seconds(status(tmp_path, slowest_step_seconds=200.0, slowest_save_seconds=300.0), "10") == 150
+    assert preflight.lead_seconds(looked(tmp_path, slowest_step_seconds=200.0, slowest_save_seconds=300.0), "10") == 150
 
 
 @pytest.mark.parametrize("values", [{}, {"slowest_step_seconds": 3.0}, {"slowest_step_seconds": 0.0, "slowest_save_seconds": 0.0},
                                     {"slowest_step_seconds": "3", "slowest_save_seconds": None}])
 def test_lead_is_cautious_where_nothing_was_timed(tmp_path: Path, values: dict[str, object]) -> None:
-    assert preflight.lead_seconds(status(tmp_path, **values), "1-00:00:00") == preflight.LEAD_SECONDS
+    assert preflight.lead_seconds(looked(tmp_path, **values), "1-00:00:00") == preflight.LEAD_SECONDS
 
 
 def test_lead_survives_a_damaged_status_file(tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text('{"slowest')
-    assert preflight.lead_seconds(tmp_path, None) == preflight.LEAD_SECONDS
+    assert preflight.lead_seconds(Record(tmp_path, problems=[]), None) == preflight.LEAD_SECONDS
 
 
 QUOTA = "      {place} {used} 0 {limit} - 12 0 0 -"

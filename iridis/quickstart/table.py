@@ -14,11 +14,12 @@ from pathlib import Path
 from data import open_splits
 from data.unigram import unigram_loss
 from files import write_json
+from optim.reader import Record
 
 
 def main(experiment: Path, run_dir: Path) -> None:
     evaluation = json.loads((run_dir / "eval_summary_ckpt.json").read_text())
-    segments = [json.loads(line) for line in (experiment / "segments.jsonl").read_text().splitlines()]
+    segments = Record(experiment).segments
     rows = [json.loads(line) for line in (experiment / "metrics.jsonl").read_text().splitlines()]
     args = evaluation["args"]
     splits = open_splits(args["dataset"], args["data_dir"], args["sequence_length"], args["vocab_size"])

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from iridis.chain import AGAIN, judge, last_line
+from iridis.chain import AGAIN, Cause, judge
+from optim.reader import Record
 from optim.selftest import differing
 from tests.chaos.processes import workers
 from tests.chaos.test_kills import SETTINGS
@@ -52,11 +53,9 @@ def test_process_that_waits_says_where_and_shows_its_stacks(hung: tuple[Path, in
     assert 'loop.py", line' in errors.split("stacks follow")[1]
 
 
-def test_chain_goes_on_for_the_watchdogs_reason(hung: tuple[Path, int, str, float], tmp_path: Path) -> None:
-    results, code, errors, _ = hung
-    log = tmp_path / "slurm.err"
-    log.write_text(errors)
-    outcome, reason = judge(folder(results), code, "", last_line(log, 0))
+def test_chain_goes_on_for_the_watchdogs_reason(hung: tuple[Path, int, str, float]) -> None:
+    results, code, _, _ = hung
+    outcome, reason = judge(folder(results), code, Cause.NONE, Record(folder(results)).outcome)
     assert outcome == AGAIN and "watchdog: process 0 of 2" in reason
 
 
