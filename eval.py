@@ -68,6 +68,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     import torch
     from tqdm import tqdm
 
+    from data.bins import identity_of
     from files import write_json
     from optim.evaluate import evaluate, perplexity
     from optim.setup import autocaster
@@ -84,7 +85,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     seconds = time.monotonic() - begin
     if not world.is_main:
         return
-    loss, routing = result["val_loss"], routing_of(args)
+    loss, routing, data = result["val_loss"], routing_of(args), identity_of(splits.folder)
     summary = {
         "val_loss": loss, "val_perplexity": perplexity(loss), "val_acc": result["val_acc"], "average_depth": result["average_depth"],
         "n_batches": result["n_batches"], "n_tokens": result["n_tokens"], **intervals(result["window_losses"], loss),
@@ -92,6 +93,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
         "bits_per_byte": bits_per_byte(splits, loss, result["n_tokens"], args.vocab_size), "routing": routing,
         "tokens_per_second": result["n_tokens"] / seconds, "itr": restored.state.get("itr"), "checkpoint": str(path), "args": vars(args),
         "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__,
+        "data": data and data["val"],
     }
     output_dir = Path(own["output_dir"] or path.parent)
     target = output_dir / f"eval_summary_{path.stem}.json"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from config.flags import Flag
+from config.identity import OF_ONE_EVALUATION, evaluation_of
 from errors import UserError
 from optim.restore import CHECKPOINT, Restored, with_checkpoint
 
@@ -27,8 +28,31 @@ OWN_FLAGS = {"sweep": (
     Flag("thresholds", float, THRESHOLDS, "router scores that a token must exceed to go on", low=0, high=1, many=True),
     Flag("router_sample_size", int, 262144, "training tokens from which the capacities are measured, spread evenly over the split", low=1),
 )}
-# what makes two sweeps the same, so that one may go on where the other stopped
-SAME = ("checkpoint", "modified", "itr", "data", "sequence_length", "n_tokens", "router_sample_size", "batch_size", "dtype", "device")
+# beside the settings and the data, what makes two sweeps the same, so that one may go on where the other stopped
+SAME = ("checkpoint", "modified", "itr", "sequence_length", "n_tokens", "router_sample_size", "device")
+# varied by the sweep itself, told by sequence_length and n_tokens, or of other programs
+NOT_OF_A_SWEEP = ("eval_length_factor", "routing", "router_threshold", "sequence_length", *OF_ONE_EVALUATION, "eval_batches", "eval_seq_prefix")
+
+
+def same_data(there: dict[str, Any], begun: dict[str, Any]) -> bool:
+    """Whether two sweeps read the same data; a file of before these were known by what they hold names their folder."""
+    from data.bins import data_differences
+
+    if "splits" in there:
+        return isinstance(there["splits"], dict) and not data_differences(begun["splits"], there["splits"])
+    return there.get("data") == begun["data"]
+
+
+def others(there: dict[str, Any], begun: dict[str, Any]) -> list[str]:
+    """What makes a sweep that is there another one than that which is begun."""
+    names = [name for name in SAME if there.get(name) != begun[name]]
+    if not same_data(there, begun):
+        names.append("data")
+    args = there.get("args")
+    if not isinstance(args, dict):
+        return [*names, "args"]
+    settings = evaluation_of(begun["args"], without=NOT_OF_A_SWEEP).items()
+    return names + [f"{name} ({args[name]} there, {value} now)" for name, value in settings if name in args and args[name] != value]
 
 
 def earlier(target: Path, begun: dict[str, Any]) -> dict[str, Any]:
@@ -38,7 +62,7 @@ def earlier(target: Path, begun: dict[str, Any]) -> dict[str, Any]:
     there = read_json(target)
     if there is None:
         return begun
-    other = [name for name in SAME if there.get(name) != begun[name]]
+    other = others(there, begun)
     if other:
         raise UserError(f"{target} is a sweep with another {', '.join(other)}; give another --output_dir, or move it away")
     return {**begun, **{name: there.get(name, []) for name in ("router", "fixed_depth")}, "measured": there.get("measured", {})}
@@ -88,6 +112,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     """Both sweeps, point by point."""
     import numpy as np
 
+    from data.bins import identity_of
     from optim.routers import factors_at, need_routers
     from optim.setup import autocaster
 
@@ -98,6 +123,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     n_val = min(math.ceil(n_val / args.batch_size) * args.batch_size, splits.val.n_windows)
     target = Path(own["output_dir"] or path.parent) / "ppl_per_mac.json"
     begun = {"checkpoint": str(path), "modified": path.stat().st_mtime, "data": str(splits.folder.resolve()),
+             "splits": world.from_main(lambda: identity_of(splits.folder)),
              "itr": restored.state.get("itr"), "model": args.model, "n_repeat": args.n_repeat,
              "sequence_length": args.sequence_length, "vocab_size": args.vocab_size, "n_tokens": n_val * args.sequence_length,
              "router_sample_size": own["router_sample_size"], "batch_size": args.batch_size, "dtype": args.dtype, "device": str(world.device),

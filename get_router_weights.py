@@ -58,6 +58,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     import numpy as np
     from tqdm import tqdm
 
+    from data.bins import identity_of
     from files import write_json
     from optim.cascade import cascade
     from optim.routers import need_routers, router_scores
@@ -66,9 +67,9 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     args, path, world = restored.args, restored.path, restored.world
     if world.size > 1:
         raise UserError("get_router_weights.py runs as one process, without torchrun")
-    model = restored.model()
+    model, splits = restored.model(), restored.splits()
     need_routers(model)
-    windows = getattr(restored.splits(), own["split"])
+    windows, data = getattr(splits, own["split"]), identity_of(splits.folder)
     n = windows.n_windows if args.eval_sample_size is None else min(windows.n_windows, math.ceil(args.eval_sample_size / windows.length))
     output_dir, kinds = Path(own["output_dir"] or path.parent), list(dict.fromkeys(own["cascade"]))
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -88,6 +89,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     for kind, stem in stems.items():
         write_json(output_dir / f"{stem}_meta.json", {
             "checkpoint": str(path), "itr": restored.state.get("itr"), "model": args.model, "cascade": kind, "split": own["split"],
+            "data": data and data[own["split"]],
             "n_tokens": at, "n_repeat": args.n_repeat, "sequence_length": windows.length, "mean_by_pass": means[kind], "args": vars(args)})
         print(f"{output_dir / stem}.npz: {at:,} tokens, {kind} cascade, mean score after passes 1 to {args.n_repeat - 1}: "
               + ", ".join(f"{mean:.3f}" for mean in means[kind]))

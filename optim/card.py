@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import config
+from config.identity import changed_for_evaluation, is_full_compute
+from data.bins import label
 from data.bpe import END_OF_TEXT
 from files import read_json
 from models.settings import ModelSettings
 from models.transformer import Transformer
 from models.variants import ROUTED_POLICIES
-from optim.experiment import FINAL, SUMMARY
+from optim.experiment import SUMMARY
 
 CARD = """---
 library_name: transformers
@@ -57,15 +61,38 @@ def model_card(settings: ModelSettings, dtype: str, facts: Mapping[str, str]) ->
     return CARD.format(model=settings.model, facts="\n".join(f"- {name}: {value}" for name, value in rows.items()), notes="\n\n".join(notes))
 
 
-def facts_of(path: Path, state: Mapping[str, Any], args: Any) -> dict[str, str]:
+def is_of_the_model(evaluation: Mapping[str, Any], trained: Namespace) -> bool:
+    """Whether an evaluation speaks of the model as it was trained: the whole split of its own data, all compute, no setting changed."""
+    said = evaluation.get("args", {})
+    try:
+        args = Namespace(**{**vars(trained), **config.recorded(said if isinstance(said, dict) else {"model": said})})
+    except ValueError:
+        return False
+    if args.eval_sample_size is not None or label(args.dataset) != label(trained.dataset):
+        return False
+    return is_full_compute(args, trained) and not changed_for_evaluation(vars(args), vars(trained))
+
+
+def perplexity_of(path: Path, steps: Any, trained: Namespace) -> tuple[float, str] | None:
+    """The validation perplexity of a checkpoint as a file beside it states it, and the file's name; None where none does.
+
+    A file of another step is passed over: what was evaluated before an extension stays beside the new ckpt.pt.
+    """
+    evaluated = f"eval_summary_{path.stem}.json"
+    for name, key in ((evaluated, "val_perplexity"), (SUMMARY, "final_val_pp")):
+        found = read_json(path.parent / name) or {}
+        if found.get("itr", steps) != steps or not isinstance(found.get(key), float):
+            continue
+        if name == SUMMARY or is_of_the_model(found, trained):
+            return found[key], name
+    return None
+
+
+def facts_of(path: Path, state: Mapping[str, Any], args: Namespace) -> dict[str, str]:
     """What is known of a checkpoint beside its weights: steps, data, and the perplexity that a summary beside it states."""
     facts = {"checkpoint": path.name, "training data": args.dataset}
     steps = state.get("itr")
     if isinstance(steps, int):
         facts["steps"] = f"{steps:,} of {args.batch_size * args.acc_steps} sequences"
-    sources = [(f"eval_summary_{path.stem}.json", "val_perplexity")] + ([(SUMMARY, "final_val_pp")] if path.name == FINAL else [])
-    for name, key in sources:
-        perplexity = (read_json(path.parent / name) or {}).get(key)
-        if isinstance(perplexity, float):
-            return facts | {"validation perplexity": f"{perplexity:.2f} ({name})"}
-    return facts
+    stated = perplexity_of(path, steps, args)
+    return facts if stated is None else facts | {"validation perplexity": f"{stated[0]:.2f} ({stated[1]})"}

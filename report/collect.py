@@ -11,16 +11,25 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import config
+from config.flags import EVALUATION, SCHEDULE
+from config.identity import names_of
 from errors import UserError
 from files import read_json
-from models.variants import ROUTED_POLICIES, VARIANTS
 
 T = TypeVar("T")
-# what an evaluation sets for itself, so that the training's value says nothing about it; `iterations` grows when a run is extended
-OF_THE_EVALUATION = ("eval_length_factor", "eval_sample_size", "eval_seq_length", "iterations", "extend")
+
+
+class Leg(NamedTuple):
+    """Part of a training's schedule, from step `begin` to before `end`; an extension adds one. As optim.schedules has it."""
+
+    begin: int
+    end: int
+    start_rate: float
+    top_rate: float
+    rise: float
 
 
 @dataclass(frozen=True)
@@ -41,15 +50,8 @@ class Evaluation:
     args: Namespace  # as evaluated
     trained: Namespace  # as trained
     processes: int | None  # of the training; None: its summary.json was not found
-
-    @property
-    def is_full_compute(self) -> bool:
-        """Whether every token made all passes that the model was trained with."""
-        is_routed = VARIANTS[self.args.model].policy in ROUTED_POLICIES
-        if is_routed and self.args.routing != "capacity":
-            return False
-        factors = self.args.eval_length_factor if is_routed else None
-        return all(factor == 1 for factor in factors or ()) and self.args.n_repeat >= self.trained.n_repeat
+    legs: tuple[Leg, ...] = ()  # of the training; empty: its summary.json tells none
+    skipped: tuple[int, ...] = ()  # steps of the training that were passed over
 
     @property
     def seed(self) -> tuple[int, int]:
@@ -111,6 +113,13 @@ class _Object:
     def whole_or_none(self, name: str) -> int | None:
         return None if self.values.get(name) is None else self.whole(name)
 
+    def wholes(self, name: str) -> tuple[int, ...]:
+        """A list of whole numbers; one that is missing is empty."""
+        if self.values.get(name) is None:
+            return ()
+        return tuple(map(int, self._get(name, "a list of whole numbers",
+                                        lambda value: isinstance(value, list) and all(map(_is_number, value)))))
+
     def text(self, name: str) -> str:
         return self._get(name, "a text", lambda value: isinstance(value, str))
 
@@ -121,7 +130,7 @@ class _Object:
 
     def rows(self, name: str) -> list[_Object]:
         rows = self._get(name, "a list", lambda value: isinstance(value, list))
-        return [_Object(self.path, row, f"{name}[{number}].") for number, row in enumerate(rows)]
+        return [_Object(self.path, row, f"{self.where}{name}[{number}].") for number, row in enumerate(rows)]
 
     def flags(self) -> Namespace:
         return flags(self.path, self._get("args", "an object of flags", lambda value: isinstance(value, dict)))
@@ -176,9 +185,18 @@ def _trained(args: Namespace, path: Path, summary: dict[str, Any]) -> Namespace:
     if not isinstance(summary.get("args"), dict):
         return args
     trained = flags(path, {**vars(args), **summary["args"]})
-    for name in OF_THE_EVALUATION:
+    for name in names_of(EVALUATION, SCHEDULE):
         setattr(trained, name, getattr(args, name))
     return trained
+
+
+def _legs(summary: _Object) -> tuple[Leg, ...]:
+    """Those that the training's summary tells."""
+    if summary.values.get("schedule") is None:
+        return ()
+    schedule = _Object(summary.path, summary.values["schedule"], f"{summary.where}schedule.")
+    return tuple(Leg(leg.whole("begin"), leg.whole("end"), leg.number("start_rate"), leg.number("top_rate"), leg.number("rise"))
+                 for leg in schedule.rows("legs"))
 
 
 def read_evaluation(path: Path, trainings: Trainings) -> Evaluation:
@@ -186,12 +204,13 @@ def read_evaluation(path: Path, trainings: Trainings) -> Evaluation:
     file = _read(path)
     args, checkpoint = file.flags(), file.text("checkpoint")
     summary = trainings.summary(checkpoint) or {}
+    training = _Object(path, summary, "its training's ")
     steps, processes = file.whole_or_none("itr"), summary.get("world_size")
     return Evaluation(
         path, path.stat().st_mtime, checkpoint, args.iterations if steps is None else steps, file.number("val_perplexity", 1),
         file.pair("val_perplexity_ci95"), file.number("val_loss", 0), file.number("val_acc", 0), file.number("average_depth", 0),
         file.whole("n_tokens"), file.whole_or_none("parameters"), args, _trained(args, path, summary),
-        processes if isinstance(processes, int) else None)
+        processes if isinstance(processes, int) else None, _legs(training), training.wholes("skipped_steps"))
 
 
 def _point(row: _Object, label: str) -> Point:

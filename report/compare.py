@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from config.flags import FLAGS, IDENTITY
-from config.identity import BATCH, cut_matters, effective_batch, names_of
+from config.identity import BATCH, changed_for_evaluation, cut_matters, effective_batch, is_full_compute, names_of
 from data.bins import label
 from models.variants import ROUTED_POLICIES, VARIANTS
 from report.collect import Curve, Evaluation, Found
@@ -24,6 +23,7 @@ from report.rows import ANY, PAPER_SEEDS, ROWS, Row, architecture, is_architectu
 
 DATASET = "openwebtext2"
 SEEDS = ("seed", "data_seed")
+TOLD_BESIDE = ("dtype",)  # an evaluation in another precision is the model's own, with a remark
 # of the authors' code; a change of one is told beside the row
 DEFAULTS = ("weight_decay", "beta1", "beta2", "grad_clip", "scheduler", "final_div_factor", "dropout", "bias", "positional_encoder",
             "attention_window_length", "disable_ln_mid", "training_length_factor")
@@ -105,15 +105,37 @@ def verdict(value: float, interval: tuple[float, float]) -> str:
     return "inside the interval" if beyond <= 0 else f"outside by {beyond:.2f}"
 
 
-def warmup_steps(args: Namespace) -> int:
-    return round(args.warmup_percent * args.iterations)
+def warmup_steps(one: Evaluation) -> int:
+    """Of the training as it began: an extension is no reason to count anew."""
+    if one.legs:
+        return round(one.legs[0].rise + 1)
+    return round(one.trained.warmup_percent * one.trained.iterations)
+
+
+def extension(one: Evaluation) -> str | None:
+    """How the schedule was extended; None where it was not. A training of before summaries told the legs says it by its flag."""
+    if not one.legs:
+        return one.trained.extend
+    begins = [f"{leg.begin:,}" for leg in one.legs[1:]]
+    return f"at step{'s' if len(begins) > 1 else ''} {' and '.join(begins)}" if begins else None
+
+
+def changed_settings(one: Evaluation) -> dict[str, str]:
+    """Settings of the training that the evaluation had otherwise, but for the length, which is compared with the paper's."""
+    changed = changed_for_evaluation(vars(one.args), vars(one.trained))
+    if label(one.args.dataset) != label(one.trained.dataset):
+        changed["dataset"] = f"--dataset {one.args.dataset} instead of {one.trained.dataset}"
+    return {name: line for name, line in changed.items() if name != "sequence_length"}
 
 
 def not_final(one: Evaluation) -> str | None:
     """Why an evaluation says nothing about its model as the paper's tables do, None where it does."""
     if architecture(one.args) != architecture(one.trained):
         return f"evaluated as {shape(one.args)}, trained as {shape(one.trained)}"
-    if not one.is_full_compute:
+    changed = [line for name, line in changed_settings(one).items() if name not in TOLD_BESIDE]
+    if changed:
+        return f"evaluated with {', '.join(changed)}"
+    if not is_full_compute(one.args, one.trained):
         return "at reduced compute"
     if one.args.eval_sample_size is not None:
         return "on a part of the validation split"
@@ -123,12 +145,14 @@ def not_final(one: Evaluation) -> str | None:
 
 
 def _identity(one: Evaluation) -> tuple[Any, ...]:
-    """Equal for models that differ in their seed only."""
+    """Equal for models that differ in their seed only. A training that passed over steps of its own is like no other one."""
     trained = one.trained
+    schedule = one.legs if len(one.legs) > 1 else extension(one)
+    alone = (*one.seed, *one.skipped) if one.skipped else ()
     free = (*SEEDS, "dataset", *(() if cut_matters(vars(trained)) else BATCH))
     settings = [repr(getattr(trained, name)) for name in names_of(IDENTITY) if name not in free]
     return (label(one.args.dataset), one.args.sequence_length, effective_batch(vars(trained)), one.steps, trained.iterations,
-            trained.extend, *settings)
+            schedule, alone, *settings)
 
 
 def groups(evaluations: Sequence[Evaluation], identity: Callable[[Evaluation], Any] = _identity) -> list[Group]:
@@ -157,14 +181,18 @@ def differences(row: Row, group: Group) -> list[str]:
         ("seeds", len(group.members), PAPER_SEEDS),
     ]
     if row.steps == setting("steps"):
-        pairs.append(("warm-up steps", warmup_steps(trained), setting("warmup_steps")))
+        pairs.append(("warm-up steps", warmup_steps(group.first), setting("warmup_steps")))
     if row.depth_embedding != ANY:
         pairs.append(("depth embedding", trained.depth_embedding or "none", row.depth_embedding or "none"))
     lines = [f"{name} {ours} instead of {papers}" for name, ours, papers in pairs if ours != papers]
     lines += [f"{name} {getattr(trained, name)} instead of the default {FLAGS[name].default}"
               for name in DEFAULTS if getattr(trained, name) != FLAGS[name].default]
-    if trained.extend is not None:
-        lines.append(f"the schedule was extended ({trained.extend}) from a shorter training")
+    extended = extension(group.first)
+    if extended is not None:
+        lines.append(f"the schedule was extended ({extended}) from a shorter training")
+    skipped = len(group.first.skipped)
+    if skipped:
+        lines.append(f"{skipped} step{'s' if skipped > 1 else ''} passed over (--on_bad_step skip)")
     return lines
 
 
@@ -174,8 +202,10 @@ def remarks(row: Row, group: Group) -> list[str]:
     lines = [f"{one.n_tokens:,} validation tokens; the paper's split is not recorded",
              f"dtype {trained.dtype}" + (" (bfloat16 on CUDA, float32 on a CPU)" if trained.dtype == "auto" else "")
              + f", device {trained.device}" + (f", {one.processes} processes" if one.processes else "") + "; the paper's are not recorded"]
+    lines += [f"seed {each.trained.seed} was evaluated with {line}" for each in group.members for name, line in changed_settings(each).items()
+              if name in TOLD_BESIDE]
     if row.steps != setting("steps"):
-        lines.append(f"warm-up {warmup_steps(trained):,} steps; the paper's for {row.steps:,} steps is not recorded")
+        lines.append(f"warm-up {warmup_steps(one):,} steps; the paper's for {row.steps:,} steps is not recorded")
     if row.paper == ("table2", "layer_norm_2_21x5_1"):
         lines.append("the paper's value is that of the model without depth embedding; Table 4 has both")
     if VARIANTS[trained.model].policy in ROUTED_POLICIES:

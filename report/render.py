@@ -137,7 +137,8 @@ def latex(report: Report) -> str:
 def _evaluation(one: Evaluation) -> dict[str, Any]:
     return {"file": str(one.path), "checkpoint": one.checkpoint, "steps": one.steps, "seed": one.trained.seed, "data_seed": one.trained.data_seed,
             "perplexity": one.perplexity, "interval_over_windows": list(one.interval), "loss": one.loss, "accuracy": one.accuracy,
-            "average_depth": one.depth, "tokens": one.n_tokens, "parameters": one.parameters, "warmup_steps": warmup_steps(one.trained),
+            "average_depth": one.depth, "tokens": one.n_tokens, "parameters": one.parameters, "warmup_steps": warmup_steps(one),
+            "legs": [leg._asdict() for leg in one.legs], "skipped_steps": list(one.skipped),
             "args": vars(one.args), "trained_args": vars(one.trained)}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,15 @@ def evaluation(folder: Path, perplexity: float, half: float = 0.4, *, itr: int |
     return path
 
 
-def training(folder: Path, **args: Any) -> Path:
-    """The summary.json that a training leaves."""
-    return write(folder / "summary.json", {"args": flags(**args), "world_size": 2})
+def training(folder: Path, *, recorded: dict[str, Any] | None = None, **args: Any) -> Path:
+    """The summary.json that a training leaves; `recorded` is more of it."""
+    return write(folder / "summary.json", {"args": flags(**args), "world_size": 2, **(recorded or {})})
+
+
+def schedule(*steps: int, warmup: float = 8000) -> dict[str, Any]:
+    """That of a training in legs from each of the steps to the next; each one rises anew."""
+    legs = [{"begin": begin, "end": end, "start_rate": 1e-5, "top_rate": 1e-3, "rise": warmup - 1.0} for begin, end in pairwise(steps)]
+    return {"shape": {"scheduler": "cos", "lr": 1e-3}, "legs": legs}
 
 
 def point(macs: int, perplexity: float, seconds: float | None = None, **label: float) -> dict[str, Any]:

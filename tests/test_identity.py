@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 import config
 from config.flags import EVALUATION, FLAGS, IDENTITY, PLACE, SCHEDULE
 from config.identity import changed_for_evaluation, differences, evaluation_of, is_full_compute, names_of
+from tests.programs import train, trained
 
 
 def flags(**changes: Any) -> dict[str, Any]:
@@ -71,6 +73,15 @@ def test_a_damaged_batch_is_told() -> None:
     assert differences(flags(), {**flags(), "batch_size": None}) == ["--batch_size: the checkpoint has None, this run 32"]
 
 
+@pytest.mark.slow
+def test_finished_training_whose_loss_depends_on_the_cut_is_not_taken_for_another_cut(tmp_path: Path) -> None:
+    asked = {"model": "but_halting", "iterations": 2, "depth_embedding": None}
+    trained(tmp_path, batch_size=4, acc_steps=1, **asked)
+    outcome = train(tmp_path, batch_size=1, acc_steps=4, **asked)
+    assert outcome.returncode == 2
+    assert "is finished with other settings: --batch_size: the checkpoint has 4, this run 1; give that, or another --exp_name" in outcome.stderr
+
+
 # evaluations
 
 
@@ -101,5 +112,5 @@ def test_an_evaluation_may_have_its_own_batches() -> None:
     ("adm", {}, True), ("adm", {"eval_length_factor": [1.0, 1.0]}, True), ("adm", {"eval_length_factor": [1.0, 0.5]}, False),
     ("adm", {"routing": "threshold"}, False), ("cot", {"routing": "threshold"}, True), ("cot", {"n_repeat": 2}, False)])
 def test_full_compute_is_all_passes_for_every_token(model: str, changes: dict[str, Any], full: bool) -> None:
-    trained = config.add_defaults({"model": model, "n_repeat": 3})
-    assert is_full_compute(config.add_defaults({"model": model, "n_repeat": 3, **changes}), trained) is full
+    settings = config.add_defaults({"model": model, "n_repeat": 3})
+    assert is_full_compute(config.add_defaults({"model": model, "n_repeat": 3, **changes}), settings) is full

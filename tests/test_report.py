@@ -19,7 +19,7 @@ from report.compare import Report, Result, compare, verdict
 from report.paper import paper_value, rerun_value
 from tests import summaries
 from tests.programs import PEER, ROOT, run
-from tests.summaries import DEEP, evaluation, point, training, write
+from tests.summaries import DEEP, evaluation, point, schedule, training, write
 
 ALL_ROWS = [pytest.param(row, id=f"{row.table}: {row.label}") for row in rows.ROWS]
 
@@ -36,6 +36,15 @@ def filled(folder: Path) -> dict[tuple[str, str], Result]:
 def cot(folder: Path, perplexity: float = 27.0, **changes: Any) -> Path:
     """An evaluation of the paper's CoTFormer 12x3."""
     return evaluation(folder, perplexity, **{"model": "cot", "n_layer": 12, "n_repeat": 3, **changes})
+
+
+def trained_cot(folder: Path, perplexity: float = 27.0, *, recorded: dict[str, Any] | None = None, age: float = 0.0,
+                evaluated: dict[str, Any] | None = None, **changes: Any) -> Path:
+    """A training of it, and its evaluation beside it, which may have settings of its own."""
+    run = folder / "owt2" / "cot" / "run"
+    trained = {"model": "cot", "n_layer": 12, "n_repeat": 3, **changes}
+    training(run, recorded=recorded, **trained)
+    return evaluation(folder / f"evaluated_{perplexity}", perplexity, age=age, checkpoint=str(run / "ckpt.pt"), **{**trained, **(evaluated or {})})
 
 
 def row_of(folder: Path) -> Result:
@@ -125,6 +134,29 @@ def test_an_evaluation_with_fewer_repeats_is_no_row_of_the_smaller_model(tmp_pat
     assert report_on(tmp_path).others[0].reason == "evaluated as 12x3 layers, trained as 12x5 layers"
 
 
+@pytest.mark.parametrize(("changes", "told"), [
+    ({"attention_window_length": 8}, "--attention_window_length 8 instead of None"), ({"bias": True}, "--bias True instead of False"),
+    ({"positional_encoder": "none"}, "--positional_encoder none instead of rotary"),
+    ({"halt_threshold": 0.5}, "--halt_threshold 0.5 instead of 0.999"),
+    ({"dataset": "stdlib"}, "--dataset stdlib instead of owt2")])
+def test_an_evaluation_under_changed_settings_is_not_the_models_own(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    trained_cot(tmp_path, 25.0, age=100)
+    trained_cot(tmp_path, 31.0, evaluated=changes)
+    assert row_of(tmp_path).group.perplexity == 25.0  # type: ignore[union-attr]
+    assert [other.reason for other in report_on(tmp_path).others] == [f"evaluated with {told}"]
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 64}, {"acc_steps": 1}, {"device": "cuda"}, {"dataset": "/copy/openwebtext2"}])
+def test_how_and_where_it_was_evaluated_plays_no_part(tmp_path: Path, changes: dict[str, Any]) -> None:
+    trained_cot(tmp_path, evaluated=changes)
+    assert row_of(tmp_path).differs == ("seeds 1 instead of 3",)
+
+
+def test_another_precision_of_an_evaluation_is_a_remark(tmp_path: Path) -> None:
+    trained_cot(tmp_path, evaluated={"dtype": "float32"})
+    assert "seed 2 was evaluated with --dtype float32 instead of auto" in row_of(tmp_path).remarks
+
+
 # several evaluations
 
 def test_the_newest_evaluation_of_a_checkpoint_counts(tmp_path: Path) -> None:
@@ -175,6 +207,79 @@ def test_another_cut_into_micro_batches_is_the_same_training(tmp_path: Path) -> 
     cot(tmp_path / "a", seed=1, data_seed=1)
     cot(tmp_path / "b", seed=2, data_seed=2, batch_size=32, acc_steps=4)
     assert len(row_of(tmp_path).group.members) == 2  # type: ignore[union-attr]
+
+
+def test_another_cut_is_another_training_where_the_loss_depends_on_it(tmp_path: Path) -> None:
+    for seed, cut in ((1, (8, 16)), (2, (32, 4)), (3, (8, 16))):
+        evaluation(tmp_path / str(seed), 30.0, model="but_halting", n_layer=12, n_repeat=3, seed=seed, data_seed=seed, batch_size=cut[0],
+                   acc_steps=cut[1])
+    assert sorted(len(other.group.members) for other in report_on(tmp_path).others) == [1, 2]
+
+
+def seeds(folder: Path, *recorded: dict[str, Any], **changes: Any) -> list[int]:
+    """Sizes of the groups of as many trainings, each with its seed and with what its summary tells."""
+    for seed, more in enumerate(recorded, 1):
+        trained_cot(folder / str(seed), recorded=more, seed=seed, data_seed=seed, **changes)
+    report = report_on(folder)
+    found = [result.group for result in report.results if result.group] + [other.group for other in report.others]
+    return sorted(len(group.members) for group in found)
+
+
+def test_extended_trainings_are_not_averaged_with_unbroken_ones(tmp_path: Path) -> None:
+    assert seeds(tmp_path, {"schedule": schedule(0, 40000)}, {"schedule": schedule(0, 30000, 40000)}) == [1, 1]
+
+
+def test_trainings_that_were_extended_alike_are_averaged(tmp_path: Path) -> None:
+    assert seeds(tmp_path, *[{"schedule": schedule(0, 30000, 40000)}] * 2) == [2]
+
+
+def test_trainings_that_were_extended_at_other_steps_are_not_averaged(tmp_path: Path) -> None:
+    assert seeds(tmp_path, {"schedule": schedule(0, 30000, 40000)}, {"schedule": schedule(0, 20000, 40000)}) == [1, 1]
+
+
+def test_summaries_with_and_without_a_schedule_are_averaged(tmp_path: Path) -> None:
+    assert seeds(tmp_path, {}, {"schedule": schedule(0, 40000), "skipped_steps": []}) == [2]
+
+
+def test_trainings_that_passed_over_steps_are_not_averaged(tmp_path: Path) -> None:
+    assert seeds(tmp_path, {"skipped_steps": []}, {"skipped_steps": [7]}, {"skipped_steps": [7]}) == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("steps", "told"), [([7], "1 step passed over (--on_bad_step skip)"),
+                                             ([7, 8], "2 steps passed over (--on_bad_step skip)")])
+def test_steps_that_were_passed_over_are_told(tmp_path: Path, steps: list[int], told: str) -> None:
+    trained_cot(tmp_path, recorded={"skipped_steps": steps})
+    assert told in row_of(tmp_path).differs
+
+
+@pytest.mark.parametrize(("steps", "told"), [((0, 30000, 40000), "at step 30,000"), ((0, 20000, 30000, 40000), "at steps 20,000 and 30,000")])
+def test_an_extension_is_told_by_the_legs_of_the_schedule(tmp_path: Path, steps: tuple[int, ...], told: str) -> None:
+    """The last part of the training needs no --extend on its command line."""
+    trained_cot(tmp_path, recorded={"schedule": schedule(*steps)})
+    assert f"the schedule was extended ({told}) from a shorter training" in row_of(tmp_path).differs
+
+
+def test_extend_on_a_fresh_training_is_no_extension(tmp_path: Path) -> None:
+    trained_cot(tmp_path, recorded={"schedule": schedule(0, 40000)}, extend="continue")
+    assert row_of(tmp_path).differs == ("seeds 1 instead of 3",)
+
+
+def test_warm_up_is_that_of_the_training_as_it_began(tmp_path: Path) -> None:
+    """20% of 40,000, not of the 60,000 to which it was extended."""
+    run = tmp_path / "owt2" / "lncot" / "run"
+    training(run, model="lncot", iterations=60000, recorded={"schedule": schedule(0, 40000, 60000)}, **DEEP)
+    evaluation(tmp_path, 24.0, model="lncot", iterations=60000, checkpoint=str(run / "ckpt.pt"), **DEEP)
+    remarks = filled(tmp_path)["Section 5", "LN-CoTFormer, 60k steps"].remarks
+    assert "warm-up 8,000 steps; the paper's for 60,000 steps is not recorded" in remarks
+
+
+@pytest.mark.parametrize(("recorded", "said"), [
+    ({"schedule": []}, "its training's schedule. is no JSON object"), ({"schedule": {}}, "its training's schedule.legs is missing"),
+    ({"schedule": {"legs": [{"begin": 0}]}}, "legs[0].end is missing"), ({"skipped_steps": ["x"]}, "its training's skipped_steps is ['x']")])
+def test_a_damaged_schedule_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], recorded: dict[str, Any], said: str) -> None:
+    trained_cot(tmp_path, recorded=recorded)
+    (line,) = refused([str(tmp_path)], capsys)
+    assert said in line
 
 
 # verdicts and differences

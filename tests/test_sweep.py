@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from data.bins import identity_of
+from get_ppl_per_mac import others
 from models.macs import count_macs
 from optim.cascade import cascade
 from optim.routers import router_scores
@@ -180,6 +182,70 @@ def test_sweep_of_another_setting_is_refused_and_left_as_it_is(swept, tmp_path):
                    "--eval_sample_size", "480"])
     assert outcome.returncode == 2 and "is a sweep with another n_tokens" in outcome.stderr
     assert (tmp_path / "ppl_per_mac.json").read_text() == before
+
+
+@pytest.mark.slow
+def test_sweep_under_another_model_setting_is_refused(swept, tmp_path):
+    (tmp_path / "ppl_per_mac.json").write_text((swept / "ppl_per_mac.json").read_text())
+    outcome = run([sys.executable, "get_ppl_per_mac.py", "--checkpoint", str(ADAPTIVE), "--output_dir", str(tmp_path), *PLACES,
+                   "--thresholds", "0", "--attention_window_length", "0"])
+    assert outcome.returncode == 2
+    assert "is a sweep with another attention_window_length (None there, 0 now); give another --output_dir" in outcome.stderr
+
+
+@pytest.mark.slow
+def test_evaluation_says_which_data_it_read(swept):
+    summary = json.loads((swept / "eval_summary_ckpt.json").read_text())
+    assert summary["data"] == identity_of(PEER / "datasets" / "openwebtext2")["val"]
+
+
+# which sweeps are the same
+
+
+def sweep_of(**changes):
+    """The head of a ppl_per_mac.json; other names than those of a head are flags."""
+    head = {"checkpoint": "a/ckpt.pt", "modified": 1.0, "itr": 60, "data": "/data/owt2", "splits": SPLITS, "sequence_length": 16, "n_tokens": 160,
+            "router_sample_size": 48, "device": "cpu", "args": vars(tiny_args("adm"))}
+    return {**head, **{name: value for name, value in changes.items() if name in head},
+            "args": {**head["args"], **{name: value for name, value in changes.items() if name not in head}}}
+
+
+SPLITS = {name: {"tokens": 300, "blocks": "ab", "sha256": None} for name in ("train", "val")}
+OTHER_SPLITS = SPLITS | {"val": SPLITS["val"] | {"blocks": "cd"}}
+
+
+def before(sweep):
+    """As it was written before data were known by what they hold."""
+    return {name: value for name, value in sweep.items() if name != "splits"}
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"checkpoint": "b/ckpt.pt"}, ["checkpoint"]), ({"n_tokens": 80}, ["n_tokens"]), ({"device": "cuda:0"}, ["device"]),
+    ({"splits": OTHER_SPLITS}, ["data"]), ({"batch_size": 3}, ["batch_size (32 there, 3 now)"]),
+    ({"dtype": "bfloat16"}, ["dtype (auto there, bfloat16 now)"]), ({"halt_threshold": 0.5}, ["halt_threshold (0.999 there, 0.5 now)"]),
+    ({"disable_ln_mid": True}, ["disable_ln_mid (False there, True now)"])])
+def test_what_makes_another_sweep_is_named(changes, said):
+    assert others(sweep_of(), sweep_of(**changes)) == said
+
+
+@pytest.mark.parametrize("changes", [{"data": "/copy/of/owt2", "dataset": "copy"}, {"routing": "threshold"}, {"eval_sample_size": 160},
+                                     {"wandb": True}, {"data_dir": "/elsewhere"}])
+def test_sweep_goes_on_where_its_numbers_would_be_the_same(changes):
+    assert others(sweep_of(), sweep_of(**changes)) == []
+
+
+def test_older_sweep_of_the_same_folder_goes_on():
+    assert others(before(sweep_of()), sweep_of()) == []
+
+
+@pytest.mark.parametrize(("changes", "said"), [({"data": "/other"}, ["data"]), ({"lr": 0.5}, ["lr (0.001 there, 0.5 now)"])])
+def test_older_sweep_of_another_kind_is_refused(changes, said):
+    assert others(before(sweep_of()), sweep_of(**changes)) == said
+
+
+@pytest.mark.parametrize("damage", [{"args": None}, {"args": []}, {"splits": None}, {"splits": 5}])
+def test_damaged_sweep_is_another_one(damage):
+    assert others({**sweep_of(), **damage}, sweep_of())
 
 
 # evaluation on several processes
