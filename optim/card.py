@@ -13,11 +13,11 @@ import config
 from config.identity import changed_for_evaluation, is_full_compute
 from data.bins import label
 from data.bpe import END_OF_TEXT
-from files import read_json
 from models.settings import ModelSettings
 from models.transformer import Transformer
 from models.variants import ROUTED_POLICIES
-from optim.experiment import SUMMARY
+from optim.names import SUMMARY
+from optim.reader import Record
 
 CARD = """---
 library_name: transformers
@@ -80,7 +80,7 @@ def perplexity_of(path: Path, steps: Any, trained: Namespace) -> tuple[float, st
     """
     evaluated = f"eval_summary_{path.stem}.json"
     for name, key in ((evaluated, "val_perplexity"), (SUMMARY, "final_val_pp")):
-        found = read_json(path.parent / name) or {}
+        found = Record(path.parent).object(name) or {}
         if found.get("itr", steps) != steps or not isinstance(found.get(key), float):
             continue
         if name == SUMMARY or is_of_the_model(found, trained):

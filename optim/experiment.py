@@ -20,7 +20,7 @@ from typing import Any
 from errors import UserError
 from files import PASSING_FAULTS, write_atomically, write_json
 from optim.lock import Lock, job_name, restart_count
-from optim.names import FINAL, METRICS, SEGMENTS, STATUS, SUMMARY, intermediate  # noqa: F401
+from optim.names import METRICS, SEGMENTS, STATUS, intermediate
 from optim.reader import read_segments, refuse_large
 
 UNKNOWN = "unknown"

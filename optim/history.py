@@ -10,11 +10,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from errors import UserError
-from files import read_json, sync_folder
+from files import sync_folder
 from optim.checkpoint import fault
 from optim.names import BEST, FINAL, SUMMARY, numbered, step_of
 from optim.peek import peek, step_in
+from optim.reader import Record
 
 ABANDONED, DAMAGED = "abandoned", "damaged"
 
@@ -66,10 +66,7 @@ def keep_final(folder: Path, loaded: Path) -> None:
 
 def summary_step(path: Path) -> int | None:
     """The step of a summary, None where there is none or it does not tell."""
-    try:
-        step = (read_json(path) or {}).get("itr")
-    except UserError:
-        return None
+    step = (Record(path.parent, problems=[]).object(path.name) or {}).get("itr")
     return step if isinstance(step, int) else None
 
 

@@ -110,7 +110,8 @@ class Record:
     def __init__(self, folder: Path, problems: list[str] | None = None) -> None:
         self.folder, self.problems = folder, problems
 
-    def _object(self, name: str) -> Row | None:
+    def object(self, name: str) -> Row | None:
+        """What a JSON file of the folder holds, None where there is none."""
         try:
             return read_json(self.folder / name)
         except UserError as error:
@@ -122,12 +123,12 @@ class Record:
     @cached_property
     def status(self) -> Row:
         """Empty where there is none."""
-        return self._object(STATUS) or {}
+        return self.object(STATUS) or {}
 
     @cached_property
     def summary(self) -> Row | None:
         """Long: it holds all curves."""
-        return self._object(SUMMARY)
+        return self.object(SUMMARY)
 
     @cached_property
     def segments(self) -> list[Row]:
@@ -139,6 +140,12 @@ class Record:
     def outcome(self) -> Outcome | None:
         """How the last run ended; None while one goes on, and after one that was killed outright."""
         return read_outcome(self.folder / OUTCOME)
+
+    def summary_of(self, checkpoint: str) -> Row | None:
+        """The summary that a checkpoint file had: of `ckpt_N.pt` that of its step, where it was final before an extension."""
+        step = step_of(Path(checkpoint))
+        own = None if step is None else self.object(f"summary_{step}.json")
+        return self.summary if own is None else own
 
     # answers
 

@@ -74,14 +74,14 @@ def find_checkpoint(name: str | None) -> Path:
 
 def trained_settings(path: Path, state: dict[str, Any]) -> dict[str, Any]:
     """Flags of the training run: from the checkpoint, else from summary.json beside it (the authors' checkpoints)."""
-    from files import read_json
-    from optim.experiment import SUMMARY
+    from optim.names import SUMMARY
+    from optim.reader import Record
 
     if not isinstance(state.get("itr"), int | None):
         raise UserError(f"{path} is damaged: its step (itr) is no whole number")
     args = state.get("args")
     if args is None:
-        args = (read_json(path.parent / SUMMARY) or {}).get("args")
+        args = (Record(path.parent).summary or {}).get("args")
     if not isinstance(args, dict):
         raise UserError(f"{path} holds no settings and there is no {SUMMARY} with them beside it; give the model's flags by --config")
     try:

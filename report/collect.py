@@ -18,6 +18,8 @@ from config.flags import EVALUATION, SCHEDULE
 from config.identity import names_of
 from errors import UserError
 from files import read_json
+from optim.names import SUMMARY
+from optim.reader import Record
 
 T = TypeVar("T")
 
@@ -161,22 +163,20 @@ class Trainings:
     def __init__(self, folders: Sequence[Path], problems: list[str]) -> None:
         self.problems = problems
         self.copies: dict[tuple[str, ...], Path] = {}
-        for path in _below(folders, "summary.json"):
+        for path in _below(folders, SUMMARY):
             self.copies.setdefault(path.resolve().parts[-4:-1], path.parent)
 
     def summary(self, checkpoint: str) -> dict[str, Any] | None:
         """summary.json beside the checkpoint; of a run that was extended later, the one that its step had then."""
         at = Path(checkpoint)
-        folders = [at.parent, self.copies.get(at.resolve().parts[-4:-1], at.parent)]
-        for folder in folders:
-            for name in (f"summary{at.stem.removeprefix('ckpt')}.json", "summary.json"):
-                try:
-                    found = read_json(folder / name)
-                except UserError as error:
-                    self.problems.append(str(error))
-                    return None
-                if found is not None:
-                    return found
+        for folder in (at.parent, self.copies.get(at.resolve().parts[-4:-1], at.parent)):
+            try:
+                found = Record(folder).summary_of(at.name)
+            except UserError as error:
+                self.problems.append(str(error))
+                return None
+            if found is not None:
+                return found
         return None
 
 
