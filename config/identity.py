@@ -7,6 +7,8 @@ The data are left out here: a name says little about them; data.bins compares wh
 
 from __future__ import annotations
 
+import hashlib
+import json
 from argparse import Namespace
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -44,6 +46,14 @@ def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
     passed = {"dataset", *(BATCH if same_batch else ())}
     return [f"--{name}: the checkpoint has {then[name]}, this run {now[name]}" for name in names_of(IDENTITY)
             if name not in passed and name in then and now[name] != then[name]]
+
+
+def fingerprint(args: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    """A short hash of what makes a training this one: its identity, its number of steps and what its data hold."""
+    values = {name: args[name] for name in names_of(IDENTITY) if name not in ("dataset", *BATCH)}
+    batch = [args[name] for name in BATCH] if cut_matters(args) else effective_batch(args)
+    told = json.dumps([values, batch, args["iterations"], data], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:12]
 
 
 def evaluation_of(args: Mapping[str, Any], without: Collection[str] = ()) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from config.identity import differences
+from config.identity import differences, fingerprint
 from data import SampleOrder, Splits
 from data.bins import data_differences, identity_of
 from data.order import mix
@@ -396,10 +396,14 @@ class Trainer:
     def _open(self, experiment: Experiment | None) -> None:
         assert experiment is not None, "the main process has the experiment"
         self.reporter.open()
-        abandoned = experiment.metrics.go_on(self.schedule.lineage(), self.step if self.is_rollback else None)
+        settings = fingerprint(vars(self.args), self.data)
+        last = experiment.segments[-1] if experiment.segments else {}
+        # rows of a run that left no checkpoint may be of other settings, which nothing else would tell
+        is_another = self.resumed_from is None and last.get("settings", settings) != settings
+        abandoned = experiment.metrics.go_on(self.schedule.lineage(), self.step if self.is_rollback or is_another else None)
         if abandoned:
             log.info(f"{abandoned} rows of metrics.jsonl are of steps that are trained anew: set aside in metrics.jsonl.{history.ABANDONED}")
-        experiment.begin_segment(self.step, self.saved_step, world_size=self.world.size, revision=revision())
+        experiment.begin_segment(self.step, self.saved_step, world_size=self.world.size, revision=revision(), settings=settings)
 
     def _run(self) -> Outcome:
         args = self.args

@@ -316,3 +316,11 @@ def test_a_summary_tells_what_evaluations_read(finished: Path) -> None:
 def test_a_summary_tells_which_steps_were_skipped(tmp_path: Path) -> None:
     assert small(tmp_path, iterations=5, grad_norm_limit=1e-9, on_bad_step="skip").returncode == 0
     assert json.loads((folder(tmp_path) / "summary.json").read_text())["skipped_steps"] == [1, 2, 3, 4, 5]
+
+
+def test_rows_of_a_run_that_saved_nothing_are_not_taken_for_those_of_other_settings(tmp_path: Path) -> None:
+    killed_after(tmp_path, 6, save_checkpoint_freq=None, iterations=1000, lr=5e-3)
+    assert small(tmp_path, iterations=10, log_freq=1, save_checkpoint_freq=None).returncode == 0
+    straight = tmp_path / "straight"
+    assert small(straight, iterations=10, log_freq=1, save_checkpoint_freq=None).returncode == 0
+    assert metrics(tmp_path) == metrics(straight)
