@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import config
-from errors import UserError
+from errors import STOPPED, UserError
 from files import write_json
 from optim.experiment import Experiment
 from optim.lock import job_name, restart_count
 from optim.names import STOP as STOP_FILE
-from optim.outcome import OUTCOME, Kind, Outcome, of_error, of_exit_code, read_outcome
+from optim.outcome import OUTCOME, Kind, Outcome, ended, of_error, of_exit_code, read_outcome
 from optim.reader import Record, Row, advanced, printed
 
 FINISHED, AGAIN, STOP, REPLACED = "finished", "again", "stop", "replaced"
@@ -89,7 +89,7 @@ def judge(folder: Path, code: int, cause: Cause, told: Outcome | None) -> tuple[
             return early
     experiment = Experiment(folder, record.iterations or 0)
     try:
-        outcome = told or of_exit_code(code, _reached(experiment.segments))
+        outcome = told or _untold(code, own_row(experiment.segments))
         _complete_row(experiment, record, outcome, cause)
         if told is None:
             write_json(folder / OUTCOME, outcome.as_json())
@@ -113,9 +113,12 @@ def _before_its_row(code: int, cause: Cause, told: Outcome | None) -> tuple[str,
     return (STOP, outcome.reason) if outcome.kind == Kind.REFUSED else None
 
 
-def _reached(rows: list[Row]) -> int | None:
-    row = own_row(rows)
-    return row.get("reached") if row else None
+def _untold(code: int, row: Row | None) -> Outcome:
+    """What is known of a training that left no outcome: its exit code, and the row of the ledger that it may have completed."""
+    row = row or {}
+    if code in (0, STOPPED) and row.get("state") in (Kind.FINISHED, Kind.STOPPED):
+        return ended(Kind(row["state"]), str(row.get("reason")), row.get("reached"))
+    return of_exit_code(code, row.get("reached"))
 
 
 def _complete_row(experiment: Experiment, record: Record, outcome: Outcome, cause: Cause) -> None:

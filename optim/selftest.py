@@ -30,7 +30,9 @@ from distributed.launch import under_torchrun
 from distributed.world import pick_device
 from errors import STOPPED, UserError
 from optim.checkpoint import load_checkpoint
-from optim.names import FINAL
+from optim.names import FINAL, METRICS, STOP
+from optim.outcome import of_exit_code
+from optim.reader import Record
 from processes import die_with
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
@@ -62,7 +64,7 @@ def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 def metrics_rows(folder: Path) -> list[dict[str, Any]]:
     """Whole rows of metrics.jsonl so far, without what depends on the clock."""
     try:
-        lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+        lines = (folder / METRICS).read_text().splitlines(keepends=True)
     except FileNotFoundError:
         return []
     rows = [json.loads(line) for line in lines if line.endswith("\n")]
@@ -110,16 +112,15 @@ class Training:
             if disturbed and kill:
                 os.killpg(process.pid, signal.SIGKILL)
             elif disturbed:
-                (self.folder / "stop").touch()
+                (self.folder / STOP).touch()
             code = process.wait()
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-        (self.folder / "stop").unlink(missing_ok=True)
+        (self.folder / STOP).unlink(missing_ok=True)
         if code not in (0, STOPPED) and not (disturbed and kill):
-            errors = [line for line in self.log.read_text(errors="replace").splitlines() if ": error: " in line]
-            raise UserError(f"a training of the self-test failed: {errors[-1].split(': error: ', 1)[1] if errors else f'exit code {code}'}; "
-                            f"see {self.log}")
+            told = Record(self.folder).outcome or of_exit_code(code)
+            raise UserError(f"a training of the self-test failed: {told.reason}; see {self.log}")
         return disturbed
 
 

@@ -200,3 +200,9 @@ def test_a_ledger_that_cannot_be_reached_stops_the_chain_with_what_was_told(tmp_
     (tmp_path / "folder").touch()  # a file, where a folder should be
     assert chain.main([str(tmp_path / "folder" / "experiment"), "--code", "1", "--outcome", str(tmp_path / "outcome")]) == 0
     assert capsys.readouterr().out.startswith("VERDICT=stop\nREASON=writing: No space left on device; ")
+
+
+@pytest.mark.parametrize(("state", "code", "expected"), [("finished", 0, chain.FINISHED), ("stopped", 0, chain.AGAIN), ("stopped", 83, chain.AGAIN)])
+def test_where_the_outcome_is_lost_the_ledger_counts(tmp_path: Path, job: None, state: str, code: int, expected: str) -> None:
+    write_ledger(tmp_path, row(0, 5, state))
+    assert chain.judge(tmp_path, code, Cause.NONE, None)[0] == expected
