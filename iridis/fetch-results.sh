@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Copies results from the cluster to this machine: experiment folders and run folders. Run at home; calling it again goes on.
 #   bash iridis/fetch-results.sh HOST                        # without checkpoints
-#   bash iridis/fetch-results.sh HOST --checkpoints          # *.pt too
+#   bash iridis/fetch-results.sh HOST --checkpoints          # *.pt too, and those set aside
 #   bash iridis/fetch-results.sh HOST --dry-run [--to DIR] [--from REMOTE_REPO]
 # HOST is what ssh takes. REMOTE_REPO is the clone there, from the home folder there; default: this clone's name.
 # DIR defaults to $SCRATCH_DIR/fetched/HOST. Nothing is ever deleted here.
@@ -52,7 +52,7 @@ done <<<"$folders"
 
 # a part of a file waits under .rsync-partial, so that it never bears the file's name; of iridis/ only run folders
 options=(-rltzsvR --partial --partial-dir=.rsync-partial "--exclude=.*.tmp")
-[[ -n "$checkpoints" ]] || options+=("--exclude=*.pt")
+[[ -n "$checkpoints" ]] || options+=("--exclude=*.pt" "--exclude=*.pt.abandoned*" "--exclude=*.pt.damaged*")
 [[ -z "$dry_run" ]] || options+=(--dry-run)
 options+=(--include=/iridis/ "--include=/iridis/*/" "--include=/iridis/*/run_*/" "--include=/iridis/*/run_*/**" "--exclude=/iridis/**")
 mkdir -p "$to"
