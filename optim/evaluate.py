@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,17 @@ from data import TokenWindows
 from distributed.world import World
 
 EVAL_SEED = 20259  # of models that draw in evaluation; one draw a batch, whoever runs it
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What evaluations during a training read: the same windows in the same batches all through the run, however training is cut.
+
+    batches: how many, 0 for the whole split.
+    """
+
+    batch_size: int
+    batches: int
 
 
 def perplexity(loss: float) -> float:

@@ -29,7 +29,7 @@ from models.macs import training_flops_per_token
 from models.transformer import Transformer
 from models.weights import load_weights
 from optim import checkpoint, history
-from optim.evaluate import evaluate
+from optim.evaluate import EvaluationPlan, evaluate
 from optim.experiment import UNKNOWN, Experiment
 from optim.names import FINAL, SUMMARY
 from optim.optimizers import load_optimizer_state, make_optimizer
@@ -72,17 +72,6 @@ class GradientMeter:
     def values(self) -> dict[str, float]:
         return {"grad_norm": float(self.last), "max_grad_norm": float(self.largest),
                 "mean_grad_norm": float(self.total) / max(self.count, 1)}
-
-
-@dataclass(frozen=True)
-class EvaluationPlan:
-    """What evaluations during a training read: the same windows in the same batches all through the run, however training is cut.
-
-    batches: how many, 0 for the whole split.
-    """
-
-    batch_size: int
-    batches: int
 
 
 class Trainer:

@@ -83,24 +83,27 @@ def starting_point(folder: Path, use_pretrained: str | None) -> Path | None:
     """
     wanted = named_file(folder, use_pretrained)
     own, notes = checkpoint.newest_valid(folder)
-    if wanted is not None and is_own(folder, wanted):
-        step = step_in(wanted) if wanted.is_file() else step_of(wanted)
-        if own is not None and step is not None and rolled_back_to(own) == step:
-            return own
-    if wanted is not None and not wanted.is_file():
-        raise UserError(f"--use_pretrained {use_pretrained}: no file {wanted}")
-    if wanted is not None and is_own(folder, wanted):
-        return wanted
+    has_begun = own is not None and (wanted is None or not is_own(folder, wanted) or was_rolled_back(own, wanted))
+    if wanted is not None and not has_begun:
+        if not wanted.is_file():
+            raise UserError(f"--use_pretrained {use_pretrained}: no file {wanted}")
+        if is_own(folder, wanted):
+            return wanted
     for note in notes:
         log.info(f"warning: {note}")
-    if use_pretrained is None:
-        if own is not None:
-            raise UserError(f"--use_pretrained None would start afresh over {own}; give another --exp_name, or move the checkpoints away")
-        return None
-    saved = Record(folder).saved_step if own is None else 0
+    if use_pretrained is None and own is not None:
+        raise UserError(f"--use_pretrained None would start afresh over {own}; give another --exp_name, or move the checkpoints away")
+    saved = Record(folder).saved_step if own is None and use_pretrained is not None else 0
     if saved:
         raise UserError(f"{folder} had a checkpoint of step {saved}, and now has none; put it back, or move the folder away to start afresh")
     return own or wanted
+
+
+def was_rolled_back(own: Path, wanted: Path) -> bool:
+    """Whether the training in a checkpoint has been taken back to a wanted one before, which may have been pruned since."""
+    done = rolled_back_to(own)
+    step = step_in(wanted) if wanted.is_file() else step_of(wanted)
+    return done is not None and (done == step or (step is None and not wanted.is_file()))
 
 
 def describe(trainer: Trainer) -> list[str]:
