@@ -25,7 +25,7 @@ from errors import UserError
 from optim.done import is_finished
 from optim.lock import holder
 from optim.names import FINAL, STOP, numbered
-from optim.reader import Record, printed
+from optim.reader import Record, printed, read_segments
 
 SLURM_SECONDS = 20  # patience with SLURM's commands
 LEAD_SECONDS = 300  # before the time limit, where steps and saves have not been timed yet
@@ -155,10 +155,13 @@ def lead_seconds(record: Record, limit: str | None) -> int:
     return int(min(lead, whole / 4) if whole else lead)
 
 
-def is_done(folder: Path, args: Namespace, where: bool, problems: list[str]) -> bool:
-    """Whether the experiment is finished as it is asked for. Why it cannot be goes to `problems`; with `where` main.py is to tell it."""
+def is_done(record: Record, args: Namespace, where: bool, problems: list[str]) -> bool:
+    """Whether the experiment is finished as it is asked for. Why it cannot be goes to `problems`; with `where` main.py is to tell it.
+
+    So is damage, which may be mended until the job begins.
+    """
     try:
-        return is_finished(folder, args)
+        return record.finished() and is_finished(record.folder, args)
     except UserError as error:
         if not where:
             problems += str(error).splitlines()
@@ -189,7 +192,7 @@ def main(argv: Sequence[str]) -> int:
         args = config.parse_args(flags)
         folder = config.experiment_folder(args)
         record = Record(folder, problems=[])  # main.py tells of damage when it meets it
-        done = is_done(folder, args, wanted.where, problems)
+        done = is_done(record, args, wanted.where, problems)
         answer = {"EXPERIMENT": folder.resolve(), "STATE": "finished" if done else "unfinished", "LEAD": lead_seconds(record, wanted.time),
                   "HOLDER": holder(folder / "lock"), "DEVICE": args.device, "SAVED_STEP": record.saved_step, "ITERATIONS": args.iterations}
         if not wanted.where and not done:
@@ -203,6 +206,7 @@ def main(argv: Sequence[str]) -> int:
             if (folder / STOP).exists():
                 problems.append(f"{folder / STOP} keeps this experiment stopped; remove it first")
             problems += space_problems(args, folder)
+            read_segments(folder)  # a damaged ledger would end the job in its first minute
             line = forecast(record, args.iterations, wanted.time)
             if line:
                 say(line)

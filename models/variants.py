@@ -10,8 +10,6 @@ Columns (paper: Mohtashami et al., ICLR 2025)
              computation ("compact", section 4.1) or masked ("masked"), halting drawn at random ("ponder",
              Banino et al. 2021) or by stick breaking ("sticks", Tan et al. 2023); table 5 compares them
   split_qkv  queries have a projection of their own (`q_attn`) beside `c_attn`
-  cut_matters  the training loss has a sum over the tokens of a micro-batch, so that how a batch is cut into
-             micro-batches changes what is trained
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ class Variant:
     depth_emb: bool = False
     policy: str = "fixed"
     split_qkv: bool = False
-    cut_matters: bool = False
+    cut_matters: bool = False  # the loss has a sum over the tokens of a micro-batch, so the cut of a batch changes what is trained
 
 
 _MASKED = Variant(ln_mid=True, depth_emb=True, policy="masked")
@@ -59,7 +57,6 @@ ROUTED_POLICIES = ("compact", "masked")
 positional_encoders = ("rotary", "none")
 
 random_depth_methods = (
-    "uniform", "uniform_random_range", "more_chance_for_zero_too", "exponential_decay", "pick_mid_and_recurse",
-    "at_least_10percent", "pick_mid_and_recurse_more_chance_for_one",
-    "pick_mid_and_recurse_more_chance_for_one_even_more", "sb_act",
+    "uniform", "uniform_random_range", "more_chance_for_zero_too", "exponential_decay", "pick_mid_and_recurse", "at_least_10percent",
+    "pick_mid_and_recurse_more_chance_for_one", "pick_mid_and_recurse_more_chance_for_one_even_more", "sb_act",
 )

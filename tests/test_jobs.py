@@ -87,7 +87,7 @@ def experiments(tmp_path: Path) -> list[Path]:
     folders = [tmp_path / "exps" / name for name in ("first one", "second")]
     for folder in folders:
         folder.mkdir(parents=True)
-        (folder / "summary.json").write_text("{}")
+        (folder / "summary.json").write_text('{"args": {"iterations": 9}}')
         os.utime(folder / "summary.json", (time.time() - 3600,) * 2)
     return folders
 

@@ -96,12 +96,13 @@ USES = {
     "resume": Use("main.py", TRAIN, ("stopped", "data"),
                   (f"{RUN}/ckpt_2.pt", f"{RUN}/status.json", f"{RUN}/segments.jsonl", f"{RUN}/metrics.jsonl", f"{RUN}/lock", *BINS,
                    "data/bytes/meta.json"),
-                  tuple(f"{RUN}/{name}" for name in ("status.json", "segments.jsonl", "metrics.jsonl", "lock", "train.log")), (0, 2, STOPPED)),
+                  tuple(f"{RUN}/{name}" for name in ("status.json", "segments.jsonl", "metrics.jsonl", "lock", "train.log", "outcome.json")),
+                  (0, 2, STOPPED)),
     "finished": Use("main.py", TRAIN, ("exps", "data"), (f"{RUN}/summary.json", f"{RUN}/segments.jsonl", f"{RUN}/metrics.jsonl"),
-                    tuple(f"{RUN}/{name}" for name in ("metrics.jsonl", "lock", "train.log")), (0, 2, STOPPED)),
+                    tuple(f"{RUN}/{name}" for name in ("metrics.jsonl", "lock", "train.log", "outcome.json")), (0, 2, STOPPED)),
     "chain": Use("iridis.chain", (RUN, "--code", "1"), ("stopped",),
                  tuple(f"{RUN}/{name}" for name in ("segments.jsonl", "status.json", "metrics.jsonl")),
-                 tuple(f"{RUN}/{name}" for name in ("segments.jsonl", "status.json", "metrics.jsonl", "lock")), (0,)),
+                 tuple(f"{RUN}/{name}" for name in ("segments.jsonl", "status.json", "metrics.jsonl", "lock", "outcome.json")), (0,)),
 }
 TYPED = [name for name in USES if name != "chain"]  # by users, not by jobs alone
 FILES = [(name, file) for name, use in USES.items() for file in use.files]
