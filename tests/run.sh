@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Sets up everything that the tests need and runs all checks and tests. Options go to pytest.
-#   bash tests/run.sh
-#   bash tests/run.sh -m 'not slow'
+#   bash tests/run.sh             all of it
+#   bash tests/run.sh --fast      what tells in three minutes on two cores whether a change is sound: all checks, all quick tests, and one
+#                                 of each slow kind
 # shellcheck source=iridis/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../iridis/lib.sh"
 
@@ -14,26 +15,59 @@ install_slurm() {
     fi
 }
 
-PATH="$PATH:/usr/sbin"
-install_slurm
-ensure_environment requirements-dev.txt
-cd "$REPO_DIR"
+# check_sources: lint and types
+check_sources() {
+    local scripts
+    printf '=== ruff\n'
+    ruff check . || return
+    printf '=== mypy\n'
+    mypy || return
+    printf '=== shellcheck\n'
+    mapfile -t scripts < <(find . -path ./.venv -prune -o -path ./scratch -prune -o -name '*.sh' -print -o -name '*.example' -print -o -path './.ci/run' -print)
+    shellcheck -x "${scripts[@]}"
+}
 
-printf '=== ruff\n'
-ruff check .
-printf '=== mypy\n'
-mypy
-printf '=== shellcheck\n'
-mapfile -t scripts < <(find . -path ./.venv -prune -o -path ./scratch -prune -o -name '*.sh' -print -o -name '*.example' -print -o -path './.ci/run' -print)
-shellcheck -x "${scripts[@]}"
-printf '=== pytest\n'
 code=0
 # run_tests ARGUMENTS...: pytest; options that select none of these tests are no failure
 run_tests() {
     local none_selected=5
     python -m pytest "$@" || [[ $? == "$none_selected" ]] || code=1
 }
-run_tests -n 2 --dist loadfile --ignore tests/slurm "$@"
-printf '=== pytest, on a cluster\n'
-run_tests tests/slurm "$@"
+
+# fast ARGUMENTS...: sources are checked while the tests run, as that leaves no core idle
+fast() {
+    local checking checked
+    checked="$(mktemp)"
+    check_sources >"$checked" 2>&1 &
+    checking=$!
+    printf '=== pytest\n'
+    run_tests -n 2 --dist loadfile --ignore tests/slurm --ignore tests/chaos -m 'not slow or essential' "$@"
+    wait "$checking" || code=1
+    cat "$checked"
+    rm -f "$checked"
+}
+
+# everything ARGUMENTS...: the cluster's tests come last, by themselves, as they need the whole machine
+everything() {
+    check_sources
+    printf '=== pytest\n'
+    run_tests -n 2 --dist loadfile --ignore tests/slurm "$@"
+    printf '=== pytest, on a cluster\n'
+    run_tests tests/slurm "$@"
+}
+
+FAST=0
+if [[ ${1:-} == --fast ]]; then
+    FAST=1
+    shift
+else
+    PATH="$PATH:/usr/sbin"
+    install_slurm
+fi
+ensure_environment requirements-dev.txt
+cd "$REPO_DIR"
+begin=$SECONDS
+if ((FAST)); then fast "$@"; else everything "$@"; fi
+((code)) && verdict=failed || verdict=passed
+printf '=== %s in %d min %d s\n' "$verdict" $(((SECONDS - begin) / 60)) $(((SECONDS - begin) % 60))
 exit "$code"

@@ -168,6 +168,7 @@ def bits_of_entry(raw, record):
     return range(8 * (raw.rindex(name) - 46), 8 * raw.rindex(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("record", ["/data.pkl", "/data/0"])
 def test_no_flipped_bit_of_a_directory_entry_changes_what_is_loaded(tmp_path, record):
     path, wrong = saved(tmp_path / "ckpt.pt"), []
@@ -279,6 +280,7 @@ def test_passing_over_a_damaged_checkpoint_is_noted(tmp_path):
     assert [note.split(":")[0] for note in newest_valid(tmp_path)[1]] == ["passing over ckpt_100.pt"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("record", ["/data.pkl", "/data/0"])
 def test_checkpoint_that_is_taken_can_be_loaded(tmp_path, record):
     saved(tmp_path / "ckpt_1.pt", small_state(1))

@@ -51,6 +51,7 @@ def gone_on(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.essential
 def test_a_stopped_training_goes_on_under_its_name_to_the_same_weights(gone_on: Path) -> None:
     """To 1e-6, for another processor may round otherwise than the one of then; on that one the bits are the same."""
     then, now = (torch.load(folder / "ckpt.pt", weights_only=True) for folder in (THEN / "finished", gone_on))

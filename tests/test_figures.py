@@ -21,6 +21,8 @@ from report.paper import paper
 from tests.programs import ROOT
 from tests.summaries import curve, evaluation, point, weights, write
 
+pytestmark = pytest.mark.slow  # a second for each picture
+
 PROGRAMS = {2: plot_fig2, 3: plot_fig3, 4: plot_fig4, 5: plot_fig5}
 COUNTED = {row["name"]: row["macs"] for row in json.loads((ROOT / "tests" / "data" / "macs.json").read_text()) if row["T"] == 256}
 
@@ -53,6 +55,7 @@ def inputs(tmp_path: Path) -> dict[int, list[Path]]:
 
 # all figures
 
+@pytest.mark.essential
 @pytest.mark.parametrize("number", PROGRAMS)
 def test_picture_vector_and_data_are_saved(tmp_path: Path, inputs: dict[int, list[Path]], number: int) -> None:
     draw(PROGRAMS[number], inputs[number], tmp_path / "out")

@@ -41,6 +41,7 @@ def test_kept_keys_give_the_logits_of_the_whole_forward_pass(name, window):
         assert torch.allclose(logits[0], whole(model, row[:end]), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("name", STEADY)
 def test_rows_of_a_batch_stand_at_their_own_positions(name, window):
@@ -190,6 +191,7 @@ def generated(*words):
     return run([sys.executable, "generate.py", *map(str, words)])
 
 
+@pytest.mark.slow
 def test_the_command_wants_a_checkpoint():
     outcome = generated("--prompt", "x")
     assert outcome.returncode == 2 and "--checkpoint is needed" in outcome.stderr and outcome.stderr.count("\n") == 1

@@ -208,6 +208,7 @@ def test_a_finished_training_is_not_rolled_back(finished: Path) -> None:
     assert sorted(steps_in(finished)) == ["ckpt.pt", "ckpt_20.pt", "ckpt_30.pt"]
 
 
+@pytest.mark.essential
 def test_a_rolled_back_training_computes_what_it_did_before(begun: Path) -> None:
     states = [torch.load(folder(begun) / "ckpt_20.pt", weights_only=True)]
     stopped_after(begun, 22, **{**ROLLBACK, "keep_checkpoints": 0})

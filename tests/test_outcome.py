@@ -122,6 +122,7 @@ def test_a_signal_stops_a_run_and_says_whose_it_was(tmp_path: Path, number: sign
 
 
 @pytest.mark.slow
+@pytest.mark.essential
 def test_a_clean_stop_under_torchrun_has_the_code_that_torchrun_cannot_give(tmp_path: Path) -> None:
     outcome = train(tmp_path, 2, iterations=100_000, max_runtime_minutes=0)
     assert outcome.returncode == 0, outcome.stderr

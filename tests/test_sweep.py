@@ -92,6 +92,7 @@ def test_files_hold_every_token_in_order_and_load_without_pickle(tmp_path):
     assert np.array_equal(token, np.minimum.accumulate(raw, axis=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--cascade", "--thresholds"])
 @pytest.mark.parametrize("value", [[], ["none"]])
 def test_list_without_a_value_is_refused(flag, value):

@@ -27,6 +27,8 @@ from errors import UserError
 from tests.corpora import compress, decoded, edit_members, entry, lines, offsets, overwrite, split_documents, write_tar
 from tests.programs import run, start
 
+pytestmark = pytest.mark.slow  # each starts worker processes
+
 BINS = ("train.bin", "val.bin")
 DOCUMENTS = ["First.", "Hello world", "a literal <|endoftext|> in the text", "naïve ☃ 日本語 \U0001f600\n\ttabs", "", "x" * 5000, "last"]
 
@@ -92,6 +94,7 @@ def own(prepared, tmp_path, bpe_cache):
 # what is written
 
 
+@pytest.mark.essential
 def test_every_document_is_in_one_of_the_splits(prepared, bpe_cache):
     assert all_documents(prepared[0]) == sorted(DOCUMENTS)
 
@@ -176,7 +179,6 @@ def test_splits_of_two_corpora_are_never_taken_for_a_dataset(own, tmp_path):
     assert not is_prepared(own) or hashes(own) == before
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 16])
 def test_number_of_workers_does_not_change_a_byte(tmp_path, bpe_cache, count):
     generator = random.Random(5)
@@ -188,13 +190,11 @@ def test_number_of_workers_does_not_change_a_byte(tmp_path, bpe_cache, count):
     assert [decoded(tmp_path / "set" / name) for name in BINS] == expected
 
 
-@pytest.mark.slow
 def test_stdlib_is_prepared_when_first_asked_for(tmp_path, bpe_cache):
     ensure_prepared("stdlib", str(tmp_path))
     assert open_splits("stdlib", str(tmp_path), 256, 50257).train.n_windows > 1000
 
 
-@pytest.mark.slow
 def test_prepared_stdlib_decodes_to_its_documents(tmp_path, bpe_cache):
     prepare_stdlib(tmp_path)
     texts = [text for _, text in stdlib_documents()]
@@ -299,6 +299,7 @@ def test_several_inputs_are_taken_in_the_order_given(tmp_path, bpe_cache):
     assert decoded(tmp_path / "set" / "train.bin") == [text for text in ("z0", "z1", "z2", "a0", "a1", "a2") if text not in left_out]
 
 
+@pytest.mark.essential
 def test_text_may_stand_under_another_key(tmp_path, bpe_cache):
     (tmp_path / "a.jsonl").write_bytes(lines(DOCUMENTS, key="body"))
     prepare(tmp_path / "set", tmp_path / "a.jsonl", text_key="body")
@@ -355,7 +356,6 @@ def adversarial(count):
     return documents
 
 
-@pytest.mark.slow
 def test_adversarial_documents_get_the_tokens_of_tiktoken(tmp_path, bpe_cache):
     texts = adversarial(20_000)
     members = [(f"{place:05d}.jsonl.zst", compress(lines(texts[place:place + 4000]))) for place in range(0, len(texts), 4000)]
@@ -449,7 +449,6 @@ def refusal(capfd, folder, *inputs, **options):
     return said
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("line", BAD_LINES.values(), ids=BAD_LINES)
 def test_bad_line_is_named_with_file_and_member(tmp_path, bpe_cache, capfd, line):
     archive = write_tar(tmp_path / "a.tar", [("0.jsonl.zst", compress(GOOD)), ("1.jsonl.zst", compress(GOOD + line + b"\n" + GOOD))])
@@ -547,7 +546,6 @@ DAMAGES = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("make", "place"), DAMAGES.values(), ids=DAMAGES)
 def test_damage_is_named(tmp_path, bpe_cache, capfd, make, place):
     (tmp_path / "raw").mkdir()
@@ -720,7 +718,6 @@ def kill_at(folder, archive, shards, ranks_folder):
     return workers
 
 
-@pytest.mark.slow
 def test_kills_at_random_moments_do_not_change_a_byte(big, tmp_path, ranks_folder):
     for shards in sorted(random.Random(2357).sample(range(SHARDS - 5), 5)):
         kill_at(tmp_path / "set", big[0], shards, ranks_folder)
@@ -729,14 +726,12 @@ def test_kills_at_random_moments_do_not_change_a_byte(big, tmp_path, ranks_folde
     assert (outcome.returncode, hashes(tmp_path / "set")) == (0, big[1]), outcome.stderr
 
 
-@pytest.mark.slow
 def test_no_worker_survives_its_parent(big, tmp_path, ranks_folder):
     workers = kill_at(tmp_path / "set", big[0], 10, ranks_folder)
     assert len(workers) >= 2
     assert wait_until(lambda: not any(map(alive, workers)), 10)
 
 
-@pytest.mark.slow
 def test_loss_of_a_worker_does_not_hang_the_job(big, tmp_path, ranks_folder):
     process = start(program(tmp_path / "set", big[0], workers=2, val_share=0.05), TIKTOKEN_CACHE_DIR=str(ranks_folder))
     try:
