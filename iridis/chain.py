@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import config
-from errors import STOPPED, UserError
+from errors import UserError
 from files import write_json
 from optim.experiment import Experiment
 from optim.lock import job_name, restart_count
@@ -114,9 +114,9 @@ def _before_its_row(code: int, cause: Cause, told: Outcome | None) -> tuple[str,
 
 
 def _untold(code: int, row: Row | None) -> Outcome:
-    """What is known of a training that left no outcome: its exit code, and the row of the ledger that it may have completed."""
+    """What is known of a training that left no outcome: the row of the ledger that it may have completed, else its exit code."""
     row = row or {}
-    if code in (0, STOPPED) and row.get("state") in (Kind.FINISHED, Kind.STOPPED):
+    if row.get("state") in (Kind.FINISHED, Kind.STOPPED):
         return ended(Kind(row["state"]), str(row.get("reason")), row.get("reached"))
     return of_exit_code(code, row.get("reached"))
 

@@ -11,16 +11,15 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 from errors import UserError
 from files import PASSING_FAULTS, write_atomically, write_json
 from optim.lock import Lock, job_name, restart_count
-from optim.names import METRICS, SEGMENTS, STATUS, intermediate
+from optim.names import ABANDONED, METRICS, SEGMENTS, STATUS, free_name, intermediate
 from optim.reader import read_segments, refuse_large
 
 UNKNOWN = "unknown"
@@ -72,21 +71,16 @@ class Metrics:
         at_most: a step to which the training has been rolled back, with all rows beyond it. Returns how many rows that were.
         """
         self.lineage = lineage
-        rows = self._read()
-        kept = [row for row in rows if lineage.holds(row) and (at_most is None or row["step"] <= at_most)]
-        if len(kept) < len(rows):
-            abandoned = [row for row in rows if row not in kept]
-            free = next(path for path in self._places() if not path.exists())
-            write_atomically(free, _lines(abandoned))
+        kept: list[dict[str, Any]] = []
+        abandoned: list[dict[str, Any]] = []
+        for row in self._read():
+            is_mine = lineage.holds(row) and (at_most is None or row["step"] <= at_most)
+            (kept if is_mine else abandoned).append(row)
+        if abandoned:
+            write_atomically(free_name(self.path, ABANDONED), _lines(abandoned))
             write_atomically(self.path, _lines(kept))
             self.seen = {(row["kind"], row["step"]) for row in kept}
-        return len(rows) - len(kept)
-
-    def _places(self) -> Iterator[Path]:
-        """metrics.jsonl.abandoned, .abandoned.2, ..."""
-        yield self.path.with_name(f"{self.path.name}.abandoned")
-        for n in count(2):
-            yield self.path.with_name(f"{self.path.name}.abandoned.{n}")
+        return len(abandoned)
 
     def append(self, row: dict[str, Any]) -> bool:
         """Write a row and return True, or return False where its step has one already."""

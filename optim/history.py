@@ -12,20 +12,14 @@ from pathlib import Path
 
 from files import sync_folder
 from optim.checkpoint import fault
-from optim.names import BEST, FINAL, SUMMARY, numbered, step_of
+from optim.names import ABANDONED, BEST, DAMAGED, FINAL, SUMMARY, free_name, numbered, step_of
 from optim.peek import peek, step_in
 from optim.reader import Record
-
-ABANDONED, DAMAGED = "abandoned", "damaged"
 
 
 def set_aside(path: Path, why: str, name: str | None = None) -> Path:
     """Rename a file to `name` (its own) with a suffix, `.2` and so on where that is taken; returns the new path."""
-    first = path.with_name(f"{name or path.name}.{why}")
-    target, n = first, 1
-    while os.path.lexists(target):
-        n += 1
-        target = first.with_name(f"{first.name}.{n}")
+    target = free_name(path.with_name(name or path.name), why)
     os.replace(path, target)
     sync_folder(path.parent)
     return target

@@ -31,7 +31,7 @@ from models.weights import load_weights
 from optim import checkpoint, history
 from optim.evaluate import EvaluationPlan, evaluate
 from optim.experiment import UNKNOWN, Experiment
-from optim.names import FINAL, SUMMARY
+from optim.names import ABANDONED, FINAL, SUMMARY
 from optim.optimizers import load_optimizer_state, make_optimizer
 from optim.outcome import Ending, Kind, Outcome, ended, of_error
 from optim.reporting import Reporter, log
@@ -139,7 +139,7 @@ class Trainer:
             self.rollbacks.append(self.step)
         gone = self.world.from_main(lambda: history.roll_back(self.folder, self.step))
         if gone:
-            log.info(f"rolled back to step {self.step}: {', '.join(gone)} set aside under names that end in .{history.ABANDONED}")
+            log.info(f"rolled back to step {self.step}: {', '.join(gone)} set aside under names that end in .{ABANDONED}")
 
     def _take_up(self, path: Path) -> str | None:
         """What `load` does on each process; returns what the schedule says of an extension."""
@@ -391,7 +391,7 @@ class Trainer:
         is_another = self.resumed_from is None and last.get("settings", settings) != settings
         abandoned = experiment.metrics.go_on(self.schedule.lineage(), self.step if self.is_rollback or is_another else None)
         if abandoned:
-            log.info(f"{abandoned} rows of metrics.jsonl are of steps that are trained anew: set aside in metrics.jsonl.{history.ABANDONED}")
+            log.info(f"{abandoned} rows of metrics.jsonl are of steps that are trained anew: set aside in metrics.jsonl.{ABANDONED}")
         experiment.begin_segment(self.step, self.saved_step, world_size=self.world.size, revision=revision(), settings=settings)
 
     def _run(self) -> Outcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ METRICS = "metrics.jsonl"
 FINAL = "ckpt.pt"
 BEST = "best.pt"
 STOP = "stop"
+ABANDONED, DAMAGED = "abandoned", "damaged"  # suffixes of what has been set aside
 NUMBERED = re.compile(r"ckpt_(\d+)\.pt")
 
 
@@ -30,3 +32,13 @@ def numbered(folder: Path) -> list[Path]:
 def intermediate(folder: Path) -> list[Path]:
     """The numbered checkpoints, newest first, but for those that were final before an extension (`summary_N.json`)."""
     return [path for path in numbered(folder) if not (folder / f"summary_{step_of(path)}.json").exists()]
+
+
+def free_name(path: Path, suffix: str) -> Path:
+    """Where a file may be set aside: its name and a suffix, with .2, .3 and so on where that is taken."""
+    first = path.with_name(f"{path.name}.{suffix}")
+    target, n = first, 1
+    while os.path.lexists(target):
+        n += 1
+        target = first.with_name(f"{first.name}.{n}")
+    return target
