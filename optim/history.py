@@ -68,7 +68,10 @@ def roll_back(folder: Path, step: int) -> list[str]:
     """Set aside every checkpoint and summary that lies beyond a step; returns the names that they had."""
     names = []
     for path in [*numbered(folder), folder / FINAL, folder / BEST]:
-        there = step_in(path) if path.exists() else None
+        if not path.exists():
+            continue
+        held = step_in(path)
+        there = step_of(path) if held is None else held  # a damaged one is beyond the step if its name is
         if there is not None and there > step:
             set_aside(path, ABANDONED, f"ckpt_{there}.pt" if path.name == FINAL else None)
             names.append(path.name)

@@ -163,6 +163,12 @@ def test_a_rollback_sets_the_abandoned_branch_aside(begun: Path) -> None:
     assert {name: step for name, step in steps_in(begun).items() if name.endswith(".abandoned")} == before
 
 
+def test_a_damaged_checkpoint_goes_with_the_branch_that_its_name_says(begun: Path) -> None:
+    (folder(begun) / "ckpt_30.pt").write_bytes(b"no checkpoint")
+    stopped_after(begun, 13, **ROLLBACK)
+    assert (folder(begun) / "ckpt_30.pt.abandoned").read_bytes() == b"no checkpoint"
+
+
 def test_a_rollback_keeps_what_it_started_from_and_what_it_wrote(begun: Path) -> None:
     step = stopped_after(begun, 13, **ROLLBACK)
     kept = {name: held for name, held in steps_in(begun).items() if name.endswith(".pt")}
