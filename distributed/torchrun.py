@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-BAD_INPUT = 2
+from errors import BAD_INPUT
+
 LEFT_TO_WORKERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
