@@ -13,6 +13,7 @@ import math
 import os
 import random
 import threading
+import traceback
 import zipfile
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
@@ -165,6 +166,14 @@ def to_cpu(value: Any) -> Any:
     return value
 
 
+def release(error: BaseException) -> None:
+    """Let go of what the frames of an error hold: the removed file of a failed write, still open there, would keep the disk full."""
+    reason: BaseException | None = error
+    while reason is not None:
+        traceback.clear_frames(reason.__traceback__)
+        reason = reason.__cause__ or reason.__context__
+
+
 class BackgroundWriter:
     """Writes one checkpoint at a time in a thread; the training waits only for the copy of its tensors."""
 
@@ -180,6 +189,7 @@ class BackgroundWriter:
             try:
                 work()
             except BaseException as error:  # handed to the training loop by wait()
+                release(error)
                 self._error = error
 
         self._thread = threading.Thread(target=run, name="checkpoint-writer")

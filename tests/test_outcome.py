@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +147,20 @@ def test_what_is_refused_before_the_first_step_is_told(tmp_path: Path, changes: 
     written = json.loads(copy.read_text())
     assert (written["kind"], written["code"]) == ("refused", 2)
     assert f"main.py: error: {written['reason']}\n" in outcome.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_disk_that_a_checkpoint_fills_has_room_for_the_outcome_and_the_status(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)], check=True)
+    try:
+        assert train(disk, **SHORT, n_embd=64).returncode == 2
+        assert told(disk)["kind"] == "refused" and "No space left on device" in told(disk)["reason"]
+        assert status(disk)["state"] == "failed"
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 @pytest.mark.slow
