@@ -18,6 +18,7 @@ from typing import Any
 
 from config.flags import Flag
 from errors import UserError
+from optim.names import EVALUATION
 from optim.restore import CHECKPOINT, Restored, with_checkpoint
 
 OWN_FLAGS = {"evaluation of a checkpoint": (
@@ -96,7 +97,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
         "data": data and data["val"],
     }
     output_dir = Path(own["output_dir"] or path.parent)
-    target = output_dir / f"eval_summary_{path.stem}.json"
+    target = output_dir / EVALUATION.format(path.stem)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         write_json(target, summary)

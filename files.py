@@ -16,6 +16,11 @@ PASSING_FAULTS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN)  # o
 LARGEST_JSON_BYTES = 1 << 27  # a summary with a curve of a million points; a larger file would fill the memory before it is found to be none
 
 
+def is_of_a_place(error: OSError) -> bool:
+    """Whether an error is that of a file or a disk and not of the program: such is told in one line."""
+    return error.filename is not None or error.errno in STORAGE_FAULTS
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)

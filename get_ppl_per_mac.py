@@ -19,6 +19,7 @@ from typing import Any
 from config.flags import Flag
 from config.identity import OF_ONE_EVALUATION, evaluation_of
 from errors import UserError
+from optim.names import SWEEP
 from optim.restore import CHECKPOINT, Restored, with_checkpoint
 
 THRESHOLDS = [0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 0.85, 0.9, 0.95, 1.0]  # of Figure 4
@@ -121,7 +122,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     need_routers(model)
     n_val = splits.val.n_windows if args.eval_sample_size is None else math.ceil(args.eval_sample_size / args.sequence_length)
     n_val = min(math.ceil(n_val / args.batch_size) * args.batch_size, splits.val.n_windows)
-    target = Path(own["output_dir"] or path.parent) / "ppl_per_mac.json"
+    target = Path(own["output_dir"] or path.parent) / SWEEP
     begun = {"checkpoint": str(path), "modified": path.stat().st_mtime, "data": str(splits.folder.resolve()),
              "splits": world.from_main(lambda: identity_of(splits.folder)),
              "itr": restored.state.get("itr"), "model": args.model, "n_repeat": args.n_repeat,

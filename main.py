@@ -60,8 +60,9 @@ def build_and_run(args: Namespace, world: World, ending: Ending, closing: ExitSt
         ending.held = True
         if world.from_main(lambda: is_finished(folder, args)):
             wanted = named_file(folder, args.use_pretrained)
-            again = f"; to go back to {wanted.name} all the same, move {SUMMARY} away" if wanted and is_own(folder, wanted) else ""
-            log.info(f"{folder} is finished already: nothing to do{again}")
+            log.info(f"{folder} is finished already: nothing to do")
+            if wanted is not None and is_own(folder, wanted):
+                log.info(f"to go back to {wanted.name} all the same, move {SUMMARY} and the newer checkpoints away")
             return ended(Kind.FINISHED, "finished already", args.iterations)
         world.from_main(lambda: ensure_prepared(args.dataset, args.data_dir))
         splits = world.from_each(lambda: open_splits(args.dataset, args.data_dir, args.sequence_length, args.vocab_size,

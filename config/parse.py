@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 from config.flags import FLAGS, GROUPS, OBSOLETE, SELFTEST, Flag, boolean, prose
 from config.naming import MAX_COMPONENT, bad_name
 from errors import OwnError, UserError
-from files import PASSING_FAULTS, STORAGE_FAULTS
+from files import PASSING_FAULTS, is_of_a_place
 from models.variants import ALIASES, ROUTED_POLICIES, VARIANTS
 
 MISSING = object()  # flag not given
@@ -214,7 +214,7 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
     except UserError as error:
         stop(prog, str(error).splitlines(), alone=isinstance(error, OwnError))
     except OSError as error:
-        if error.filename is None and error.errno not in STORAGE_FAULTS:
+        if not is_of_a_place(error):
             raise
         stop(prog, [f"{error.filename or 'writing'}: {error.strerror}"], 1 if error.errno in PASSING_FAULTS else 2)
     except KeyboardInterrupt:

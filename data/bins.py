@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errors import OwnError, UserError
-from files import load_json
+from files import PASSING_FAULTS, load_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,6 +76,8 @@ def _probe(path: Path) -> tuple[int, str]:
                 file.seek(begin)
                 digest.update(file.read(PROBE_BYTES))
     except OSError as error:
+        if error.errno in PASSING_FAULTS:  # not the user's to mend: the chain tries again
+            raise
         raise UserError(f"{path}: {error.strerror}") from None
     return size, digest.hexdigest()
 

@@ -11,12 +11,12 @@ import torch
 
 import config
 from config.identity import changed_for_evaluation, is_full_compute
-from data.bins import label
+from data.bins import data_differences, label
 from data.bpe import END_OF_TEXT
 from models.settings import ModelSettings
 from models.transformer import Transformer
 from models.variants import ROUTED_POLICIES
-from optim.names import SUMMARY
+from optim.names import EVALUATION, FINAL, SUMMARY
 from optim.reader import Record
 
 CARD = """---
@@ -61,29 +61,40 @@ def model_card(settings: ModelSettings, dtype: str, facts: Mapping[str, str]) ->
     return CARD.format(model=settings.model, facts="\n".join(f"- {name}: {value}" for name, value in rows.items()), notes="\n\n".join(notes))
 
 
-def is_of_the_model(evaluation: Mapping[str, Any], trained: Namespace) -> bool:
-    """Whether an evaluation speaks of the model as it was trained: the whole split of its own data, all compute, no setting changed."""
+def is_of_the_model(evaluation: Mapping[str, Any], trained: Namespace, data: Mapping[str, Any]) -> bool:
+    """Whether an evaluation speaks of the model as it was trained: the whole split of its own data, all compute, no setting changed.
+
+    data: as the checkpoint recorded them; a name alone may stand for other data by now.
+    """
     said = evaluation.get("args", {})
     try:
         args = Namespace(**{**vars(trained), **config.recorded(said if isinstance(said, dict) else {"model": said})})
     except ValueError:
         return False
-    if args.eval_sample_size is not None or label(args.dataset) != label(trained.dataset):
+    if args.eval_sample_size is not None or label(args.dataset) != label(trained.dataset) or of_other_data(evaluation, data):
         return False
     return is_full_compute(args, trained) and not changed_for_evaluation(vars(args), vars(trained))
 
 
-def perplexity_of(path: Path, steps: Any, trained: Namespace) -> tuple[float, str] | None:
+def of_other_data(evaluation: Mapping[str, Any], trained: Mapping[str, Any]) -> bool:
+    """Whether an evaluation read another validation split than the training's, as far as both say what theirs holds."""
+    own = evaluation.get("data")
+    return isinstance(own, Mapping) and bool(data_differences({"val": own}, {"val": trained.get("val")}))
+
+
+def perplexity_of(path: Path, state: Mapping[str, Any], trained: Namespace) -> tuple[float, str] | None:
     """The validation perplexity of a checkpoint as a file beside it states it, and the file's name; None where none does.
 
-    A file of another step is passed over: what was evaluated before an extension stays beside the new ckpt.pt.
+    A file of another step is passed over: what was evaluated before an extension stays beside the new ckpt.pt. A summary that does
+    not tell its step is that of ckpt.pt.
     """
-    evaluated = f"eval_summary_{path.stem}.json"
-    for name, key in ((evaluated, "val_perplexity"), (SUMMARY, "final_val_pp")):
+    steps, data = state.get("itr"), state.get("data")
+    for name, key in ((EVALUATION.format(path.stem), "val_perplexity"), (SUMMARY, "final_val_pp")):
         found = Record(path.parent).object(name) or {}
-        if found.get("itr", steps) != steps or not isinstance(found.get(key), float):
+        is_of_it = found["itr"] == steps if "itr" in found else name != SUMMARY or path.name == FINAL
+        if not is_of_it or not isinstance(found.get(key), float):
             continue
-        if name == SUMMARY or is_of_the_model(found, trained):
+        if name == SUMMARY or is_of_the_model(found, trained, data if isinstance(data, Mapping) else {}):
             return found[key], name
     return None
 
@@ -94,5 +105,5 @@ def facts_of(path: Path, state: Mapping[str, Any], args: Namespace) -> dict[str,
     steps = state.get("itr")
     if isinstance(steps, int):
         facts["steps"] = f"{steps:,} of {args.batch_size * args.acc_steps} sequences"
-    stated = perplexity_of(path, steps, args)
+    stated = perplexity_of(path, state, args)
     return facts if stated is None else facts | {"validation perplexity": f"{stated[0]:.2f} ({stated[1]})"}

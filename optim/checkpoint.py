@@ -124,8 +124,11 @@ def _age(path: Path) -> tuple[float, float]:
 
 
 def prune(folder: Path, keep: int, protected: Collection[Path] = ()) -> None:
-    """Delete all but the `keep` newest `ckpt_N.pt`; 0 keeps all. Protected ones, and final ones of before an extension, stay."""
-    for path in intermediate(folder)[keep:] if keep else []:
+    """Delete all but the `keep` newest `ckpt_N.pt`, by the steps that they hold; 0 keeps all.
+
+    Protected ones, and final ones of before an extension, stay.
+    """
+    for path in sorted(intermediate(folder), key=_age, reverse=True)[keep:] if keep else []:
         if path not in protected:
             with suppress(OSError):  # one too many does no harm
                 path.unlink()

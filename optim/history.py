@@ -12,7 +12,7 @@ from pathlib import Path
 
 from files import sync_folder
 from optim.checkpoint import fault
-from optim.names import ABANDONED, BEST, DAMAGED, FINAL, SUMMARY, free_name, numbered, step_of
+from optim.names import ABANDONED, BEST, DAMAGED, EVALUATIONS, FINAL, SUMMARY, free_name, numbered, step_of
 from optim.peek import peek, step_in
 from optim.reader import Record
 
@@ -26,7 +26,7 @@ def set_aside(path: Path, why: str, name: str | None = None) -> Path:
 
 
 def make_way(path: Path, step: int) -> None:
-    """Before a checkpoint of a step is written: set aside what has its name and is of another step.
+    """Before a checkpoint of a step is written: what has its name and is of another step gets its own name, or is set aside.
 
     A damaged file whose name gives that very step makes way for the good one; a damaged ckpt.pt may have been of any step.
     """
@@ -35,37 +35,46 @@ def make_way(path: Path, step: int) -> None:
         return
     if fault(path) is not None:
         set_aside(path, DAMAGED)
+        return
+    own = path.with_name(f"ckpt_{there}.pt")
+    if path.name != FINAL and there is not None and there < step and not own.exists():
+        _rename(path, own)
     else:
-        set_aside(path, ABANDONED, f"ckpt_{there}.pt")
+        set_aside(path, ABANDONED, own.name)
 
 
-def keep_final(folder: Path, loaded: Path) -> None:
+def _rename(path: Path, target: Path) -> Path:
+    """Give a file a name, and set aside what has it; returns the new path."""
+    if target.exists():
+        set_aside(target, DAMAGED if target.suffix == ".pt" and fault(target) is not None else ABANDONED)
+    os.replace(path, target)
+    sync_folder(path.parent)
+    return target
+
+
+def keep_final(loaded: Path) -> Path:
     """Give the final files of an experiment that is being extended the number of their own step: they stay beside the new ones.
 
-    loaded: the checkpoint that the extension starts from. A ckpt.pt that was passed over keeps its name.
+    loaded: its own checkpoint, from which the extension starts; returns where that is afterwards. A ckpt.pt that was passed over
+    keeps its name; a summary whose checkpoint was passed over is set aside, as another checkpoint may take that number.
     """
-    moves = [(folder / SUMMARY, summary_step(folder / SUMMARY), "summary_{}.json")]
-    if loaded.name == FINAL:
-        moves.append((loaded, step_in(loaded), "ckpt_{}.pt"))
-    for path, step, name in moves:
-        if step is None:
-            continue
-        target = folder / name.format(step)
-        if target.exists():
-            set_aside(path, ABANDONED, target.name)
-        else:
-            os.replace(path, target)
-    sync_folder(folder)
+    summary, step = loaded.with_name(SUMMARY), step_in(loaded)
+    of = summary_step(summary)
+    if of is not None and of == step:
+        _rename(summary, summary.with_name(f"summary_{of}.json"))
+    elif of is not None:
+        set_aside(summary, ABANDONED, f"summary_{of}.json")
+    return _rename(loaded, loaded.with_name(f"ckpt_{step}.pt")) if loaded.name == FINAL and step is not None else loaded
 
 
 def summary_step(path: Path) -> int | None:
-    """The step of a summary, None where there is none or it does not tell."""
+    """The step of a summary or an evaluation, None where there is none or it does not tell."""
     step = (Record(path.parent, problems=[]).object(path.name) or {}).get("itr")
     return step if isinstance(step, int) else None
 
 
 def roll_back(folder: Path, step: int) -> list[str]:
-    """Set aside every checkpoint and summary that lies beyond a step; returns the names that they had."""
+    """Set aside every checkpoint, summary and evaluation of beyond a step; returns the names that they had."""
     names = []
     for path in [*numbered(folder), folder / FINAL, folder / BEST]:
         if not path.exists():
@@ -75,11 +84,12 @@ def roll_back(folder: Path, step: int) -> list[str]:
         if there is not None and there > step:
             set_aside(path, ABANDONED, f"ckpt_{there}.pt" if path.name == FINAL else None)
             names.append(path.name)
-    for path in folder.glob("summary*.json"):
-        there = summary_step(path)
-        if there is not None and there > step:
-            set_aside(path, ABANDONED, f"summary_{there}.json")
-            names.append(path.name)
+    for pattern in ("summary*.json", *EVALUATIONS):
+        for path in sorted(folder.glob(pattern)):
+            there = summary_step(path)
+            if there is not None and there > step:
+                set_aside(path, ABANDONED, f"summary_{there}.json" if path.name == SUMMARY else None)
+                names.append(path.name)
     return names
 
 

@@ -90,7 +90,7 @@ class Trainer:
         self.autocast = autocaster(args.dtype, world.device)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=autocast_dtype(args.dtype, world.device) == torch.float16)
         self.order = SampleOrder(splits.train.n_windows, args.data_seed)
-        self.data = identity_of(splits.folder) or {}
+        self.data = world.from_main(lambda: identity_of(splits.folder)) or {}
         self.meter = GradientMeter.on(world.device)
         self.writer = checkpoint.BackgroundWriter()
         self.step = self.saved_step = self.skipped = self.overflows = 0
@@ -130,7 +130,9 @@ class Trainer:
                 self._roll_back()
         if extended:
             log.info(extended)
-            self.world.from_main(lambda: history.keep_final(self.folder, path))
+            if self.resumed_from is not None:  # another experiment's files are not ours to rename
+                own = self.resumed_from
+                self.resumed_from = self.world.from_main(lambda: history.keep_final(own))
 
     def _roll_back(self) -> None:
         """A person takes the training back to the checkpoint that has been loaded: what came after it is set aside."""
@@ -365,9 +367,9 @@ class Trainer:
             outcome = self._run()
         except BaseException as error:
             self.ending.step = self.step
-            outcome = of_error(error, self.step)
             with suppress(UserError, OSError):
                 self._note_saved()
+            outcome = self.ending.told() or of_error(error, self.step)
             raise
         finally:
             if self.experiment:
@@ -386,9 +388,9 @@ class Trainer:
         assert experiment is not None, "the main process has the experiment"
         self.reporter.open()
         settings = fingerprint(vars(self.args), self.data)
-        last = experiment.segments[-1] if experiment.segments else {}
+        before = next((row["settings"] for row in reversed(experiment.segments) if "settings" in row), settings)
         # rows of a run that left no checkpoint may be of other settings, which nothing else would tell
-        is_another = self.resumed_from is None and last.get("settings", settings) != settings
+        is_another = self.resumed_from is None and before != settings
         abandoned = experiment.metrics.go_on(self.schedule.lineage(), self.step if self.is_rollback or is_another else None)
         if abandoned:
             log.info(f"{abandoned} rows of metrics.jsonl are of steps that are trained anew: set aside in metrics.jsonl.{ABANDONED}")

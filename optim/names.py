@@ -13,6 +13,8 @@ METRICS = "metrics.jsonl"
 FINAL = "ckpt.pt"
 BEST = "best.pt"
 STOP = "stop"
+EVALUATION, SWEEP = "eval_summary_{}.json", "ppl_per_mac.json"  # of a checkpoint's name; of all compute budgets
+EVALUATIONS = (EVALUATION.format("*"), "ppl_per_mac*.json")
 ABANDONED, DAMAGED = "abandoned", "damaged"  # suffixes of what has been set aside
 NUMBERED = re.compile(r"ckpt_(\d+)\.pt")
 

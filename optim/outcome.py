@@ -18,7 +18,7 @@ from typing import Any
 
 from distributed.launch import is_main_process
 from errors import BAD_INPUT, STOPPED, OwnError, UserError
-from files import PASSING_FAULTS, STORAGE_FAULTS, load_json, write_json
+from files import PASSING_FAULTS, is_of_a_place, load_json, write_json
 from optim.lock import Lock, holder
 
 OUTCOME = "outcome.json"
@@ -88,7 +88,7 @@ def of_error(error: BaseException, step: int | None = None) -> Outcome:
     if isinstance(error, KeyboardInterrupt):
         return Outcome(Kind.STOPPED, "interrupted before it could save", step, INTERRUPTED, by_hand=True)
     words = f"{type(error).__name__}: {error}"
-    if isinstance(error, OSError) and (error.filename is not None or error.errno in STORAGE_FAULTS):
+    if isinstance(error, OSError) and is_of_a_place(error):
         kind = Kind.CRASHED if error.errno in PASSING_FAULTS else Kind.REFUSED
         return ended(kind, f"{error.filename or 'writing'}: {error.strerror}", step)
     # torch.OutOfMemoryError on a GPU; the allocator of CPUs raises a RuntimeError with its name
@@ -130,12 +130,17 @@ class Ending:
         self.held = False  # whether this run has the experiment
         self.lock: Lock | None = None  # with which the main process holds it
         if copy is not None and is_main_process():
+            copy.parent.mkdir(parents=True, exist_ok=True)
             copy.unlink(missing_ok=True)
 
     def take(self, lock: Lock) -> None:
         """The main process has the experiment: the outcome of an earlier run no longer holds."""
         self.lock = lock
         (self.folder / OUTCOME).unlink(missing_ok=True)
+
+    def told(self) -> Outcome | None:
+        """What a process of this run has written down already."""
+        return read_outcome(self.folder / OUTCOME) if self.held else None
 
     def record(self, outcome: Outcome) -> None:
         """Write it where it belongs. A full disk has been told already, so here it is passed over."""

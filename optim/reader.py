@@ -212,7 +212,12 @@ def printed(values: dict[str, object]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    record = Record(Path(argv[0]))
+    if len(argv) != 1:
+        raise UserError("one folder, please: python -m optim.reader FOLDER")
+    folder = Path(argv[0])
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder")
+    record = Record(folder)
     outcome = record.outcome
     print(printed({"FINISHED": int(record.finished()), "FINISHED_AT": record.finished_at, "SAVED_STEP": record.saved_step,
                    "ITERATIONS": record.iterations, "KIND": outcome.kind if outcome else None,
@@ -223,6 +228,4 @@ def main(argv: Sequence[str]) -> int:
 if __name__ == "__main__":
     import config
 
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m optim.reader FOLDER")
     sys.exit(config.guarded("optim.reader", lambda: main(sys.argv[1:])))

@@ -16,7 +16,7 @@ import torch
 from errors import UserError
 from optim import checkpoint
 from optim.history import rolled_back_to
-from optim.names import step_of
+from optim.names import FINAL, step_of
 from optim.peek import step_in
 from optim.reader import Record
 from optim.reporting import log
@@ -78,12 +78,21 @@ def is_own(folder: Path, path: Path) -> bool:
 def starting_point(folder: Path, use_pretrained: str | None) -> Path | None:
     """The checkpoint to start from, or None for a fresh start. Raises UserError.
 
-    A chain repeats its command: one that began from a checkpoint of another run, or took its own back to an earlier one, goes on
-    from what it has saved since.
+    A chain repeats its command: one that began from a checkpoint of another run, took its own back to an earlier one, or extended its
+    final one (which has its number since), goes on from what it has saved since.
     """
     wanted = named_file(folder, use_pretrained)
     own, notes = checkpoint.newest_valid(folder)
-    has_begun = own is not None and (wanted is None or not is_own(folder, wanted) or was_rolled_back(own, wanted))
+    is_ours = wanted is not None and is_own(folder, wanted)
+    if own is None or wanted is None or not is_ours:
+        has_begun = own is not None
+    elif was_rolled_back(own, wanted):
+        has_begun = True
+        notes = [*notes, f"--use_pretrained {use_pretrained}: this training has been taken back to step {rolled_back_to(own)} before, "
+                         f"and goes on from {own.name} (to take it back once more, move the newer checkpoints away)"]
+    else:
+        has_begun = wanted.name == FINAL and not wanted.is_file()
+        notes = [*notes, *([f"--use_pretrained {use_pretrained}: there is no {FINAL} (any more), going on from {own.name}"] if has_begun else [])]
     if wanted is not None and not has_begun:
         if not wanted.is_file():
             raise UserError(f"--use_pretrained {use_pretrained}: no file {wanted}")

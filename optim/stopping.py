@@ -16,7 +16,6 @@ from types import FrameType
 from distributed.world import World
 from errors import Replaced
 from optim.lock import TAKEN_OVER
-from optim.names import STOP
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 STOP_FILE, TIME, JOB_END, LOST = "stop file", "max_runtime_minutes", "end of the job", "lost"
@@ -69,7 +68,7 @@ class Stopper:
         self.reason = REASONS[self.world.largest(flag)]
         if self.reason == LOST:
             raise Replaced(f"{TAKEN_OVER}; this run ends without saving")
-        self.by_hand = self.reason == signal.SIGINT.name or any(path.name == STOP and path.exists() for path in self.stop_files[:1])
+        self.by_hand = self.reason == signal.SIGINT.name or any(path.exists() for path in self.stop_files[:1])
         if self.reason == STOP_FILE and self.world.is_main:
             self.reason = self._words() or STOP_FILE
         return bool(self.reason)

@@ -18,7 +18,7 @@ from config.flags import EVALUATION, SCHEDULE
 from config.identity import names_of
 from errors import UserError
 from files import read_json
-from optim.names import SUMMARY
+from optim.names import EVALUATIONS, SUMMARY
 from optim.reader import Record
 
 T = TypeVar("T")
@@ -255,8 +255,9 @@ def collect(folders: Sequence[Path]) -> Found:
             raise UserError(f"{folder} is no folder")
     found = Found()
     trainings = Trainings(folders, found.problems)
-    found.evaluations = _read_all(_below(folders, "eval_summary_*.json"), lambda path: read_evaluation(path, trainings), found.problems)
-    found.curves = _read_all(_below(folders, "ppl_per_mac*.json"), read_curve, found.problems)
+    evaluations, sweeps = EVALUATIONS
+    found.evaluations = _read_all(_below(folders, evaluations), lambda path: read_evaluation(path, trainings), found.problems)
+    found.curves = _read_all(_below(folders, sweeps), read_curve, found.problems)
     found.problems = list(dict.fromkeys(found.problems))
     if not found.evaluations and not found.curves:
         nothing = f"no eval_summary_*.json and no ppl_per_mac.json below {', '.join(map(str, folders))}"

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ import numpy as np
 import pytest
 import torch
 
+from optim.checkpoint import prune, save_checkpoint
 from optim.selftest import differing, leaves
-from tests.programs import STOPPED, command, folder, metrics, start, status, train
+from tests.programs import STOPPED, command, folder, metrics, run, start, status, train
 
 pytestmark = pytest.mark.slow
 
@@ -167,6 +169,12 @@ def test_a_damaged_checkpoint_goes_with_the_branch_that_its_name_says(begun: Pat
     (folder(begun) / "ckpt_30.pt").write_bytes(b"no checkpoint")
     stopped_after(begun, 13, **ROLLBACK)
     assert (folder(begun) / "ckpt_30.pt.abandoned").read_bytes() == b"no checkpoint"
+
+
+def test_the_best_checkpoint_of_an_abandoned_branch_goes_with_it(begun: Path) -> None:
+    shutil.copy(folder(begun) / "ckpt_30.pt", folder(begun) / "best.pt")
+    stopped_after(begun, 13, **ROLLBACK)
+    assert {name: step for name, step in steps_in(begun).items() if name.startswith("best")} == {"best.pt.abandoned": 30}
 
 
 def test_a_rollback_keeps_what_it_started_from_and_what_it_wrote(begun: Path) -> None:
@@ -331,3 +339,90 @@ def test_rows_of_a_run_that_saved_nothing_are_not_taken_for_those_of_other_setti
     straight = tmp_path / "straight"
     assert small(straight, iterations=10, log_freq=1, save_checkpoint_freq=None).returncode == 0
     assert metrics(tmp_path) == metrics(straight)
+
+
+# other experiments, kills and repeated commands
+
+
+def test_an_extension_from_another_experiments_checkpoint_leaves_that_experiment_as_it_is(finished: Path, tmp_path: Path) -> None:
+    before = {path.name: path.read_bytes() for path in folder(finished).glob("*.pt")}
+    foreign = folder(finished) / "ckpt.pt"
+    assert small(tmp_path / "other", iterations=60, extend="continue", use_pretrained=foreign).returncode == 0
+    assert {path.name: path.read_bytes() for path in folder(finished).glob("*.pt")} == before
+
+
+def test_a_damaged_file_of_its_number_makes_way_for_the_good_final_checkpoint(finished: Path) -> None:
+    shutil.copy(folder(finished) / "ckpt.pt", folder(finished) / "ckpt_40.pt")
+    damage(folder(finished) / "ckpt_40.pt")
+    for name in ("ckpt_20.pt", "ckpt_30.pt"):
+        (folder(finished) / name).unlink()
+    killed_after(finished, 42, extend="continue", save_checkpoint_freq=None)
+    assert stopped_after(finished, 43, extend="continue") > 42
+
+
+def test_an_extension_of_the_named_final_checkpoint_goes_on_after_a_kill(finished: Path) -> None:
+    changes = {"extend": "continue", "use_pretrained": "ckpt.pt"}
+    killed_after(finished, 42, **changes, save_checkpoint_freq=None)
+    assert stopped_after(finished, 43, **changes) > 42
+
+
+def test_a_final_checkpoint_that_was_extended_outlives_the_run_under_its_number(finished: Path) -> None:
+    (folder(finished) / "summary.json").unlink()
+    stopped_after(finished, 62, extend="restart", keep_checkpoints=1)
+    assert steps_in(finished)["ckpt_40.pt"] == 40
+
+
+def test_evaluations_of_an_abandoned_branch_go_with_it(begun: Path) -> None:
+    for name, step in (("eval_summary_ckpt_30.json", 30), ("eval_summary_ckpt_10.json", 10), ("ppl_per_mac.json", 30)):
+        (folder(begun) / name).write_text(json.dumps({"itr": step}))
+    stopped_after(begun, 13, **ROLLBACK)
+    left = {path.name for pattern in ("eval_summary*", "ppl_per_mac*") for path in folder(begun).glob(pattern)}
+    assert left == {"eval_summary_ckpt_30.json.abandoned", "eval_summary_ckpt_10.json", "ppl_per_mac.json.abandoned"}
+
+
+def test_a_summary_takes_the_number_of_its_step_only_with_its_own_checkpoint(finished: Path) -> None:
+    damage(folder(finished) / "ckpt.pt")
+    assert small(finished, iterations=60, extend="restart", keep_checkpoints=1).returncode == 0
+    assert not (folder(finished) / "summary_40.json").exists() and (folder(finished) / "summary_40.json.abandoned").exists()
+
+
+def test_a_second_way_back_to_one_step_is_told_how_it_is_asked_for(begun: Path) -> None:
+    stopped_after(begun, 13, **ROLLBACK)
+    outcome = small(begun, **ROLLBACK, iterations=100_000, max_runtime_minutes=0)
+    assert "has been taken back to step 10 before" in outcome.stdout and "move the newer checkpoints away" in outcome.stdout
+
+
+def test_the_way_back_from_a_finished_training_is_as_it_is_told(begun: Path) -> None:
+    changes = {**ROLLBACK, "iterations": 40}
+    for path in folder(begun).glob("*"):
+        if path.name not in ("ckpt_10.pt", "metrics.jsonl"):
+            path.unlink()
+    first = folder(begun) / "ckpt_10.pt"
+    state = torch.load(first, weights_only=True)
+    state["args"]["iterations"] = 40
+    state["scheduler"]["legs"][0] |= {"end": 40, "rise": 1.0}
+    torch.save(state, first)
+    kept = first.read_bytes()
+    assert small(begun, **changes).returncode == 0
+    assert "move summary.json and the newer checkpoints away" in small(begun, **changes).stdout
+    for path in [folder(begun) / "summary.json", *folder(begun).glob("ckpt*.pt")]:
+        path.unlink()
+    first.write_bytes(kept)
+    assert "at step 10" in small(begun, **changes).stdout
+
+
+def test_rows_of_other_settings_are_told_also_past_a_row_that_the_chain_wrote(tmp_path: Path) -> None:
+    killed_after(tmp_path, 6, save_checkpoint_freq=None, iterations=1000, lr=5e-3)
+    outcome = run([sys.executable, "-m", "iridis.chain", str(folder(tmp_path)), "--code", "1"], SLURM_JOB_ID="77")
+    assert outcome.returncode == 0, outcome.stderr
+    assert small(tmp_path, iterations=10, log_freq=1, save_checkpoint_freq=None).returncode == 0
+    straight = tmp_path / "straight"
+    assert small(straight, iterations=10, log_freq=1, save_checkpoint_freq=None).returncode == 0
+    assert metrics(tmp_path) == metrics(straight)
+
+
+def test_a_checkpoint_is_pruned_by_the_step_that_it_holds(tmp_path: Path) -> None:
+    for name, step in (("ckpt_99.pt", 20), ("ckpt_36.pt", 36), ("ckpt_33.pt", 33)):
+        save_checkpoint(tmp_path / name, {"itr": step, "model": {}})
+    prune(tmp_path, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["ckpt_36.pt"]

@@ -140,8 +140,8 @@ def test_numbers_that_are_not_finite_are_told_as_such(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"vocab_size": 100}, {"dataset": "missing"}, {"device": "cuda:7"}, {"use_pretrained": "ckpt_5.pt"}], ids=str)
 def test_what_is_refused_before_the_first_step_is_told(tmp_path: Path, changes: dict[str, Any]) -> None:
-    """The folder is there from an earlier try, as without it there is no place to tell it but the copy."""
-    copy = tmp_path / "copy.json"
+    """In the copy, whose folder is made: the experiment may have none yet."""
+    copy = tmp_path / "jobs" / "copy.json"
     outcome = train(tmp_path, outcome_file=copy, **changes)
     assert outcome.returncode == 2
     written = json.loads(copy.read_text())
@@ -187,6 +187,7 @@ def test_what_one_process_alone_met_is_told_and_not_the_loss_of_its_connection(t
     (bin_file.parent / "meta.json").write_text(json.dumps({"splits": sizes}))
     assert train(tmp_path / "results", 2, data_dir=data, **SHORT).returncode != 0
     assert told(tmp_path / "results")["kind"] == "refused" and "token 60000" in told(tmp_path / "results")["reason"]
+    assert "token 60000" in status(tmp_path / "results")["reason"]
 
 
 @pytest.mark.slow

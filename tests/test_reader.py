@@ -156,12 +156,19 @@ def test_the_reader_answers_a_shell_without_torch(tmp_path: Path) -> None:
     assert done.returncode == 0 and "FINISHED=1\n" in done.stdout, done.stderr
 
 
+@pytest.mark.parametrize("words", [[], ["missing"]])
+def test_the_reader_of_no_folder_says_so_to_a_shell(tmp_path: Path, words: list[str]) -> None:
+    done = run([sys.executable, "-m", "optim.reader", *(str(tmp_path / word) for word in words)])
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+
+
 # the one home
 
 
 def test_no_other_module_opens_the_files_that_decide() -> None:
     """A path to one of them is made in three modules; docstrings, comments and messages name them freely."""
-    python = r"""/ (?:["'](?:summary|status)\.json["']|["']segments\.jsonl["']|STATUS\b|SEGMENTS\b)"""
+    python = r"""/ (?:["'](?:summary|status)\.json["']|["']segments\.jsonl["']|STATUS\b|SEGMENTS\b)""" \
+             r"""|(?:read_json|load_json|read_text|open)\(.*\b(?:SUMMARY|STATUS|SEGMENTS)\b"""
     shell = r"""\$\w+"?/(?:summary\.json|status\.json|segments\.jsonl)|\}"?/(?:summary\.json|status\.json|segments\.jsonl)"""
     tracked = run(["git", "ls-files", "-co", "--exclude-standard", "*.py", "*.sh"]).stdout.split()
     ours = [name for name in tracked if not name.startswith(("tests/", "bench/"))]
