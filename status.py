@@ -12,7 +12,6 @@ folder is wrong or there is no experiment.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shutil
 import signal
@@ -28,7 +27,7 @@ from typing import NoReturn
 
 from config import guarded
 from errors import UserError
-from files import write_atomically
+from files import json_text, write_atomically
 from monitor.page import Chapter, notes, page, shortened, table
 from monitor.read import default_folder, survey
 from optim.names import METRICS
@@ -120,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif args.html:
             write_page(args.html, bases)
         elif args.json:
-            print(json.dumps([asdict(row) for row in survey(bases)[0].values()], indent=2), flush=True)
+            print(json_text([asdict(row) for row in survey(bases)[0].values()], indent=2), flush=True)
         else:
             print(*report(bases), sep="\n", flush=True)
         return 0
