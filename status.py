@@ -28,7 +28,7 @@ from typing import NoReturn
 from config import guarded
 from errors import UserError
 from files import json_text, write_atomically
-from monitor.page import Chapter, notes, page, shortened, table
+from monitor.page import Chapter, is_live, notes, page, short_models, shortened, size, table
 from monitor.read import default_folder, survey
 from optim.names import METRICS
 from optim.reader import Record, read_rows
@@ -39,12 +39,13 @@ OPEN_SCREEN, HOME, CLEAR_LINE, CLEAR_BELOW, CLOSE_SCREEN = "\x1b[?1049h\x1b[?25l
 
 
 def report(bases: Sequence[Path]) -> list[str]:
-    """Lines of the table and of the remarks below it."""
-    rows, queue = survey(bases)
+    """Lines of the table, what lives first, and of the remarks below it."""
+    found, queue = survey(bases)
+    rows = sorted(found.values(), key=lambda row: not is_live(row))
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    lines = table(list(rows.values()), columns)
-    names = {row.name: shortened(row.name, columns // 3) if columns else row.name for row in rows.values()}
-    remarks = [f"{names[row.name]}: {note}" for row in rows.values() for note in notes(row)] + ([queue.note] if queue.note else [])
+    lines = table(rows, columns)
+    names = {row.name: shortened(short_models(row.name), columns // 3) if columns else row.name for row in rows}
+    remarks = [f"{names[row.name]}: {note}" for row in rows for note in notes(row)] + ([queue.note] if queue.note else [])
     if columns:
         remarks = [part for remark in remarks for part in textwrap.wrap(remark, columns, subsequent_indent="  ")]
     return lines + [""] * bool(remarks) + remarks
@@ -84,6 +85,7 @@ def write_page(path: Path, bases: Sequence[Path]) -> None:
     rows, queue = survey(bases)
     chapters = (Chapter(row, read_rows(folder / METRICS, []), Record(folder, []).segments) for folder, row in rows.items())
     write_atomically(path, page(list(rows.values()), chapters, queue.note))
+    print(f"wrote {path}: {len(rows)} experiment{'s' * (len(rows) != 1)}, {size(path.stat().st_size)}", flush=True)
 
 
 class Parser(argparse.ArgumentParser):

@@ -16,12 +16,17 @@ from html import escape
 from typing import Any
 
 from errors import UserError
+from models.variants import ALIASES
 from optim.reader import number
 
 HEADERS = ("experiment", "state", "step", "%", "loss", "val ppl", "steps/h", "ETA", "seg", "ckpt age", "job", "queue", "disk")
 LEFT = {"experiment", "state", "job", "queue"}  # columns of words; numbers stand on the right
 UNREADABLE = "unreadable: "
-NARROWEST_NAME = 12  # characters
+GAP = "  "
+LEFT_OUT = ("disk", "seg", "ckpt age", "loss", "steps/h", "%", "ETA", "val ppl", "queue", "step")  # in this order, where there is no room
+ENOUGH_OF_A_NAME = 20  # characters, for which cells are left out
+NARROWEST_NAME = 8  # where all that may be left out is
+SHORT = {name: short for short, name in ALIASES.items()}
 POINTS = 2000  # at most so many of a curve are drawn
 CROWDED = 60  # points from which they are no longer marked one by one
 LOG_RANGE = 30.0  # largest over smallest gradient norm from which their axis is logarithmic
@@ -62,9 +67,11 @@ class Progress:
     queue: str | None
     queue_reason: str | None
     queue_start: str | None
+    waiting: list[str]  # what its jobs wait for
     disk_bytes: int
     reason: str
     segment_reason: str
+    chain_end: str | None  # why no job works on it or waits for it, empty where that was not said; None where one does, or it is not known
     problems: list[str]
 
 
@@ -113,25 +120,63 @@ def cells(row: Progress) -> list[str]:
             duration(row.checkpoint_age_seconds), row.job_id or "-", row.queue or "-", size(row.disk_bytes)]
 
 
+def is_live(row: Progress) -> bool:
+    """Whether something works on it, or a job of it is in the queue."""
+    return row.state == "running" or row.queue not in (None, "?", "no job")
+
+
 def table(rows: Sequence[Progress], columns: int | None) -> list[str]:
-    """Lines of text, the names shortened in the middle where `columns` are too few for them; None shortens nothing."""
+    """Lines of text for so many columns: short names of models, and where that is not enough fewer cells, then names without their middle.
+
+    None leaves nothing out and shortens nothing.
+    """
     grid = [list(HEADERS), *map(cells, rows)]
-    widths = [max(len(cell) for cell in column if not cell.startswith(UNREADABLE)) for column in zip(*grid, strict=True)]
-    longest = max((len(line[1]) for line in grid if line[1].startswith(UNREADABLE)), default=0)
-    widths[1] = max(widths[1], longest - sum(widths[2:4]) - 4)
     if columns is not None:
-        widths[0] = min(widths[0], max(NARROWEST_NAME, columns - sum(widths[1:]) - 2 * len(widths[1:])))
+        for line in grid[1:]:
+            line[0] = short_models(line[0])
+    shown = list(range(len(HEADERS)))
+    widths = _widths(grid, shown)
+    if columns is not None:
+        for name in LEFT_OUT:
+            if _whole(widths) - widths[0] + min(widths[0], ENOUGH_OF_A_NAME) <= columns:
+                break
+            shown.remove(HEADERS.index(name))
+            widths = _widths(grid, shown)
+        widths[0] = min(widths[0], max(NARROWEST_NAME, columns - _whole(widths) + widths[0]))
     for line in grid:
         line[0] = shortened(line[0], widths[0])
-    return [_line(line, widths) for line in grid]
+    return [_line(line, shown, widths) for line in grid]
 
 
-def _line(line: Sequence[str], widths: Sequence[int]) -> str:
-    """The cell that says "unreadable" has the room of the two columns behind it as well: it would make the table too wide."""
-    places = [cell.ljust(width) if name in LEFT else cell.rjust(width) for name, cell, width in zip(HEADERS, line, widths, strict=True)]
+def _widths(grid: Sequence[Sequence[str]], shown: Sequence[int]) -> list[int]:
+    """Of the columns that are shown. A cell that says "unreadable" has the room of step and percent as well: it would make the table too wide."""
+    widths = [max(len(line[place]) for line in grid if not line[place].startswith(UNREADABLE)) for place in shown]
+    longest = max((len(line[1]) for line in grid if line[1].startswith(UNREADABLE)), default=0)
+    room = widths[2:_end_of_state(shown)]
+    widths[1] = max(widths[1], longest - sum(room) - len(GAP) * len(room))
+    return widths
+
+
+def _end_of_state(shown: Sequence[int]) -> int:
+    """How many of the columns that are shown come before those that a cell that says "unreadable" leaves alone."""
+    return sum(HEADERS[place] in ("experiment", "state", "step", "%") for place in shown)
+
+
+def _whole(widths: Sequence[int]) -> int:
+    return sum(widths) + len(GAP) * (len(widths) - 1)
+
+
+def _line(line: Sequence[str], shown: Sequence[int], widths: Sequence[int]) -> str:
+    places = [line[place].ljust(width) if HEADERS[place] in LEFT else line[place].rjust(width) for place, width in zip(shown, widths, strict=True)]
     if line[1].startswith(UNREADABLE):
-        places[1:4] = [line[1].ljust(sum(widths[1:4]) + 4)]
-    return "  ".join(places)
+        end = _end_of_state(shown)
+        places[1:end] = [line[1].ljust(_whole(widths[1:end]))]
+    return GAP.join(places)
+
+
+def short_models(name: str) -> str:
+    """A name with the short ones of the models that are parts of it."""
+    return "/".join(SHORT.get(part, part) for part in name.split("/"))
 
 
 def shortened(name: str, width: int) -> str:
@@ -142,15 +187,16 @@ def shortened(name: str, width: int) -> str:
 
 def notes(row: Progress) -> list[str]:
     """What the table has no room for: why a run ended, what it waits for, what cannot be read."""
+    chain = "" if row.chain_end is None else "; the chain is dead" + (f": {row.chain_end}" if row.chain_end not in ("", row.reason) else "")
     said = []
     if row.state in ("failed", "stopped"):
         other = f"; last segment: {row.segment_reason}" if row.segment_reason not in ("", row.reason) else ""
-        said.append(f"{row.state}: {row.reason or 'no reason given'}{other}")
-    if row.state == "silent":
-        said.append(f"silent: says running, but changed nothing for {duration(row.updated_age_seconds)}, and its job is not known to run")
-    if row.queue == "PENDING":
-        said.append(f"job {row.job_id} waits ({row.queue_reason}), expected start {row.queue_start or 'unknown'}")
-    return said + [f"unreadable: {problem}" for problem in row.problems]
+        said.append(f"{row.state}: {row.reason or 'no reason given'}{other}{chain}")
+    elif row.state == "silent":
+        said.append(f"silent: says running, but changed nothing for {duration(row.updated_age_seconds)}, and its job is not known to run{chain}")
+    elif chain:
+        said.append(f"{row.state}{chain}")
+    return said + row.waiting + [f"unreadable: {problem}" for problem in row.problems]
 
 
 # the page
