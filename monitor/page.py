@@ -86,7 +86,8 @@ class Chapter:
 
 def words(value: Any) -> str:
     """One line of text that does nothing to a terminal."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(str(value).split()))[:600]
+    text = " ".join(str(value).split())[:600]
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def duration(seconds: float | None) -> str:

@@ -24,15 +24,15 @@ from monitor.page import Progress, words
 from optim.lock import STALE_SECONDS
 from optim.names import METRICS, SEGMENTS, STATUS, SUMMARY
 from optim.outcome import OUTCOME
-from optim.reader import Record, Row, number, read_rows
+from optim.reader import Record, Row, newest_rows, number
 
 SILENT_SECONDS = 600.0  # a run that says "running" and has changed nothing for so long
 SQUEUE_SECONDS = 10.0  # patience with the queue
 NO_CLUSTER = "configuration source"  # in what SLURM's programs say where they are installed and there is no cluster; so does iridis/lib.sh
+CHECKPOINT = re.compile(r"ckpt(_.*)?\.pt")
 UNDER_WAY = ("RUNNING", "CONFIGURING", "COMPLETING")
 TRAINING = re.compile(r"train-(?P<experiment>.+)-(?P<mark>[0-9a-f]{8})")  # the name of a job, as iridis/train.sh and name_job make it
 PACKAGES = Path(__file__).resolve().parents[1] / "iridis"
-TAILS = (1 << 16, 1 << 19, 1 << 22)  # bytes of metrics.jsonl read for the table, until they hold a training row and an evaluation
 
 
 @dataclass(frozen=True)
@@ -122,34 +122,26 @@ def read_queue() -> Queue:
 # reading a folder
 
 
-def newest_rows(path: Path, problems: list[str]) -> tuple[Row, Row]:
-    """The last training row and the last evaluation, from the end of metrics.jsonl."""
-    for size in TAILS:
-        found: list[str] = []
-        rows = read_rows(path, found, size)[::-1]
-        train: Row = next((row for row in rows if row.get("kind") == "train"), {})
-        evaluation: Row = next((row for row in rows if row.get("kind") in ("eval", "final")), {})
-        with suppress(OSError):
-            if (train and evaluation) or os.path.getsize(path) <= size:
-                break
-    problems += found
-    return train, evaluation
-
-
 def weigh(folder: Path, problems: list[str]) -> tuple[int, float | None]:
     """Bytes of all files, and when the newest checkpoint was written."""
-    def refused(error: OSError) -> None:
-        if Path(error.filename) == folder and not isinstance(error, FileNotFoundError):
-            problems.append(f"folder: {error.strerror}")
-
-    total, saved = 0, None
-    for parent, _, names in os.walk(folder, onerror=refused):
-        for name in names:
-            with suppress(OSError):  # pruned meanwhile
-                entry = os.lstat(os.path.join(parent, name))
-                total += entry.st_size
-                if is_checkpoint(name) and Path(parent) == folder:
-                    saved = max(saved or 0.0, entry.st_mtime)
+    total, saved, top = 0, None, str(folder)
+    waiting = [top]
+    while waiting:
+        parent = waiting.pop()
+        try:
+            with os.scandir(parent) as entries:
+                for entry in entries:
+                    with suppress(OSError):  # pruned meanwhile
+                        if entry.is_dir(follow_symlinks=False):
+                            waiting.append(entry.path)
+                            continue
+                        facts = entry.stat(follow_symlinks=False)
+                        total += facts.st_size
+                        if parent == top and is_checkpoint(entry.name):
+                            saved = max(saved or 0.0, facts.st_mtime)
+        except OSError as error:
+            if parent == top and not isinstance(error, FileNotFoundError):
+                problems.append(f"folder: {error.strerror}")
     return total, saved
 
 
@@ -211,7 +203,7 @@ def look(folder: Path, name: str, queue: Queue, now: float) -> Progress:
     status = record.status
     summary = {} if status or problems else record.summary or {}
     segments = record.segments
-    train, evaluation = newest_rows(folder / METRICS, problems)
+    train, evaluation = newest_rows(folder / METRICS, problems, ("train",), ("eval", "final"))
     last = segments[-1] if segments else {}
     told = words(status.get("job_id") or last.get("job_id") or "")
     jobs = queue.jobs_of(folder, told)
@@ -283,7 +275,7 @@ def _unbegun(queue: Queue, jobs: Sequence[Job], name: str, folder: Path | None) 
 
 
 def is_checkpoint(name: str) -> bool:
-    return bool(re.fullmatch(r"ckpt(_.*)?\.pt", name))
+    return CHECKPOINT.fullmatch(name) is not None
 
 
 def is_experiment(names: Iterable[str]) -> bool:
@@ -293,20 +285,16 @@ def is_experiment(names: Iterable[str]) -> bool:
 def find(bases: Sequence[Path]) -> dict[Path, str]:
     """Name of each experiment's folder, and of each that may not be read; a name tells its base only where two are alike."""
     found: dict[Path, tuple[Path, str]] = {}
-
-    def add(base: Path, folder: Path) -> None:
-        found.setdefault(folder.resolve(), (base, base.resolve().name if folder == base else str(folder.relative_to(base))))
-
     for base in bases:
         refusals: list[OSError] = []
         if not base.is_dir():
             raise UserError(f"{base}: no such folder; name another, or set RESULTS_DIR")
-        for folder, _, names in os.walk(base, onerror=refusals.append):
-            if is_experiment(names):
-                add(base, Path(folder))
-        for error in refusals:
-            if not isinstance(error, FileNotFoundError):  # one that vanished meanwhile
-                add(base, Path(error.filename))
+        root = base.resolve()  # what is below it needs no resolving: links are not followed
+        places = [folder for folder, _, names in os.walk(root, onerror=refusals.append) if is_experiment(names)]
+        # one that vanished meanwhile is left out
+        places += [error.filename for error in refusals if not isinstance(error, FileNotFoundError)]
+        for place in map(Path, places):
+            found.setdefault(place, (base, root.name if place == root else str(place.relative_to(root))))
     alike = Counter(name for _, name in found.values())
     return {folder: name if alike[name] == 1 else str(base / name) for folder, (base, name) in found.items()}
 
