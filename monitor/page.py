@@ -5,18 +5,14 @@
 
 from __future__ import annotations
 
-import io
-import math
-import textwrap
 import time
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from errors import UserError
 from models.variants import ALIASES
+from monitor.draw import STYLE, figure
 from optim.reader import number
 
 HEADERS = ("experiment", "state", "step", "%", "loss", "val ppl", "steps/h", "ETA", "seg", "ckpt age", "job", "queue", "disk")
@@ -25,23 +21,21 @@ UNREADABLE = "unreadable: "
 GAP = "  "
 LEFT_OUT = ("disk", "seg", "ckpt age", "loss", "steps/h", "%", "ETA", "val ppl", "queue", "step")  # in this order, where there is no room
 ENOUGH_OF_A_NAME = 20  # characters, for which cells are left out
+LONGEST_TITLE = 150  # characters of a figure's
 NARROWEST_NAME = 8  # where all that may be left out is
 SHORT = {name: short for short, name in ALIASES.items()}
-POINTS = 2000  # at most so many of a curve are drawn
-CROWDED = 60  # points from which they are no longer marked one by one
-LOG_RANGE = 30.0  # largest over smallest gradient norm from which their axis is logarithmic
-BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#555555"  # Okabe and Ito: for every kind of colour vision
-PANELS = (("loss", "nats per token"), ("learning rate", "learning rate"), ("gradient norm", "norm before clipping"), ("throughput", "tokens/s"))
 
 CSS = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; background: #fff; max-width: 1240px; margin: 1.5rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2.5rem 0 .3rem; overflow-wrap: anywhere; }
 h2 span { font-size: .9rem; font-weight: 400; margin-left: .6rem; }
 p { margin: .3rem 0; } .note, .path { color: #555; font-size: .85rem; overflow-wrap: anywhere; }
-.wide { overflow-x: auto; margin: 1rem 0; } table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
+table { display: block; overflow-x: auto; margin: 1rem 0; border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd; } th { color: #555; font-weight: 600; }
-td.l, th.l { text-align: left; } td.name { white-space: normal; overflow-wrap: anywhere; min-width: 11rem; }
-td.reason { white-space: normal; overflow-wrap: anywhere; min-width: 12rem; } a { color: #005a8c; } svg { width: 100%; height: auto; }
+.all :is(th, td):is(:nth-child(1), :nth-child(2), :nth-child(11), :nth-child(12)), .jobs :is(th, td):is(:nth-child(2), :nth-child(4), :nth-child(9)) {
+  text-align: left; }
+.all td:first-child, .jobs td:nth-child(9) { white-space: normal; overflow-wrap: anywhere; min-width: 12rem; }
+b { font-weight: inherit; } a { color: #005a8c; }
 .finished { color: #00694b; } .running { color: #005a8c; } .failed, .silent, .unreadable { color: #a33b00; font-weight: 600; }
 """
 
@@ -77,10 +71,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Chapter:
-    """What the page draws of one experiment: rows of metrics.jsonl and segments.jsonl."""
+    """What the page shows of one experiment: the drawing of its curves, empty where it has none, and rows of segments.jsonl."""
 
     progress: Progress
-    metrics: list[dict[str, Any]]
+    drawing: str
     segments: list[dict[str, Any]]
 
 
@@ -203,94 +197,17 @@ def notes(row: Progress) -> list[str]:
 # the page
 
 
-def thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most POINTS of them: lowest and highest of equal stretches, so that no spike is lost."""
-    if len(points) <= POINTS:
-        return points
-    stretch = math.ceil(2 * len(points) / POINTS)
-    kept: list[tuple[float, float]] = []
-    for first in range(0, len(points), stretch):
-        part = points[first:first + stretch]
-        kept += sorted({min(part, key=lambda point: point[1]), max(part, key=lambda point: point[1])})
-    return kept
-
-
-def curve(rows: Iterable[dict[str, Any]], kind: str, key: str) -> list[tuple[float, float]]:
-    """(step, value) in order of step; of a step that was trained again the newest row."""
-    found = {}
-    for row in rows:
-        if row.get("kind") == kind:
-            clock = row.get("time")
-            step, value = number(row.get("step")), number(clock.get(key) if key not in row and isinstance(clock, dict) else row.get(key))
-            if step is not None and value is not None:
-                found[step] = value
-    return thin(sorted(found.items()))
-
-
-def figure(chapter: Chapter) -> str:
-    """The curves of an experiment as inline SVG. Raises UserError where there is no matplotlib."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("--html draws with matplotlib, which is not installed; pip install matplotlib") from None
-    out = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "font.size": 9, "axes.titlesize": 10}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # the browser has the fonts that matplotlib lacks
-        drawing = Figure(figsize=(12, 6.6), layout="constrained")
-        title = drawing.suptitle(textwrap.fill(chapter.progress.name.replace("/", "/ "), 130).replace("/ ", "/"), fontsize=11)
-        title.set_parse_math(False)
-        _draw(drawing.subplots(2, 2, sharex=True), chapter)
-        drawing.savefig(out, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    text = out.getvalue()
-    return text[text.index("<svg"):]
-
-
-def _draw(panels: Any, chapter: Chapter) -> None:
-    rows = chapter.metrics
-    lines = [
-        [("train", "loss", BLUE, "-", "training"), ("eval", "val_loss", ORANGE, ".-", "validation"),
-         ("final", "val_loss", "black", "D", "validation, whole split")],
-        [("train", "lr", GREEN, "-", "learning rate")],
-        [("train", "grad_norm", PINK, "-", "gradient norm")],
-        [("train", "tokens_per_second", BLUE, "-", "throughput")]]
-    starts = sorted({start for row in chapter.segments[1:] if (start := number(row.get("start_step"))) is not None})
-    for axes, (title, unit), wanted in zip(panels.flat, PANELS, lines, strict=True):
-        for kind, key, colour, mark, label in wanted:
-            points = curve(rows, kind, key)
-            if points:
-                dots = mark if len(points) < CROWDED else "-"
-                axes.plot(*zip(*points, strict=True), dots, color=colour, label=label, linewidth=1.2 if kind == "eval" else 0.9, markersize=5)
-        if starts:
-            axes.vlines(starts, 0, 1, transform=axes.get_xaxis_transform(), color=GREY, linewidth=0.8, linestyle="--", zorder=3, label="next segment")
-        axes.set(title=title, ylabel=unit)
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        if axes.has_data():
-            axes.legend(fontsize=8, framealpha=0.9, edgecolor="none")
-    norms = [value for _, value in curve(rows, "train", "grad_norm")]
-    if norms and 0 < min(norms) * LOG_RANGE < max(norms):
-        panels[1, 0].set_yscale("log")
-    panels[0, 1].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-    panels[1, 1].yaxis.set_major_formatter("{x:,.0f}")
-    panels[1, 1].set_ylim(bottom=0)
-    for axes in panels[1]:
-        axes.set_xlabel("optimiser step")
-
-
-def _row(tag: str, texts: Iterable[str], left: Iterable[int], classes: dict[int, str] | None = None) -> str:
-    marks = {**dict.fromkeys(left, "l"), **{place: f"l {name}" for place, name in (classes or {}).items()}}
-    return "<tr>" + "".join(f'<{tag} class="{marks.get(place, "")}">{text}</{tag}>' for place, text in enumerate(texts)) + "</tr>\n"
+def _row(tag: str, texts: Iterable[str]) -> str:
+    """Without the end tags that HTML does not ask for: of many experiments they would be a tenth of the page."""
+    return "<tr>" + "".join(f"<{tag}>{text}" for text in texts) + "\n"
 
 
 def _overview(rows: Sequence[Progress]) -> str:
-    left = [place for place, name in enumerate(HEADERS) if name in LEFT]
     body = ""
     for index, row in enumerate(rows):
-        name, *rest = map(escape, cells(row))
-        body += _row("td", [f'<a href="#e{index}">{name}</a>', *rest], left, {0: "name", 1: escape(row.state)})
-    return f'<div class="wide"><table>\n{_row("th", HEADERS, left)}{body}</table></div>\n'
+        name, state, *rest = map(escape, cells(row))
+        body += _row("td", [f'<a href="#e{index}">{short_models(name)}</a>', f'<b class="{escape(row.state)}">{state}</b>', *rest])
+    return f'<table class="all">\n{_row("th", HEADERS)}{body}</table>\n'
 
 
 def _segments(chapter: Chapter) -> str:
@@ -301,17 +218,26 @@ def _segments(chapter: Chapter) -> str:
         span = ["-" if value is None else f"{value:.0f}" for value in (start, end, None if start is None or end is None else end - start)]
         texts = [words(row.get("segment", index)), words(row.get("job_id", "-")), words(row.get("restart", "-")), began_text, *span, duration(took),
                  "still running" if chapter.progress.state == "running" and row is chapter.segments[-1] else words(row.get("reason", "-"))]
-        body += _row("td", map(escape, texts), (1, 3), {8: "reason"})
-    head = _row("th", ("segment", "job", "restart", "started", "from step", "to step", "steps", "duration", "why it ended"), (1, 3, 8))
-    return f'<div class="wide"><table>\n{head}{body}</table></div>\n' if body else '<p class="note">no segments.jsonl</p>\n'
+        body += _row("td", map(escape, texts))
+    head = _row("th", ("segment", "job", "restart", "started", "from step", "to step", "steps", "duration", "why it ended"))
+    return f'<table class="jobs">\n{head}{body}</table>\n' if body else '<p class="note">no segments.jsonl</p>\n'
 
 
-def _chapter(index: int, chapter: Chapter) -> str:
+def _chapter(index: int, chapter: Chapter, has_frame: bool) -> str:
     row = chapter.progress
+    name = short_models(row.name)
     said = "".join(f'<p class="note">{escape(note)}</p>\n' for note in notes(row))
-    drawn = figure(chapter) if chapter.metrics else '<p class="note">no metrics.jsonl to draw</p>'
-    return (f'<section id="e{index}">\n<h2>{escape(row.name)} <span class="{escape(row.state)}">{escape(row.state)}</span></h2>\n'
+    drawn = figure(shortened(name, LONGEST_TITLE), chapter.drawing, has_frame) if chapter.drawing else '<p class="note">no metrics.jsonl to draw</p>'
+    return (f'<section id="e{index}">\n<h2>{escape(name)} <span class="{escape(row.state)}">{escape(row.state)}</span></h2>\n'
             f'<p class="path">{escape(row.folder)}</p>\n{said}{drawn}\n{_segments(chapter)}</section>\n')
+
+
+def _chapters(chapters: Iterable[Chapter]) -> Iterator[str]:
+    """Of each experiment one; the first figure has what all of them share."""
+    has_frame = False
+    for index, chapter in enumerate(chapters):
+        yield _chapter(index, chapter, not has_frame)
+        has_frame = has_frame or chapter.drawing != ""
 
 
 def page(rows: Sequence[Progress], chapters: Iterable[Chapter], remark: str) -> str:
@@ -319,6 +245,6 @@ def page(rows: Sequence[Progress], chapters: Iterable[Chapter], remark: str) -> 
     made = time.strftime("%Y-%m-%d %H:%M:%S %Z")
     return ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
             "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-            f'<meta name="viewport" content="width=device-width"><title>Experiments</title><style>{CSS}</style></head><body>\n'
+            f'<meta name="viewport" content="width=device-width"><title>Experiments</title><style>{CSS}{STYLE}</style></head><body>\n'
             f'<h1>Experiments</h1>\n<p class="note">{len(rows)} experiment{"s" * (len(rows) != 1)}, as of {made}. {escape(remark)}</p>\n'
-            + _overview(rows) + "".join(_chapter(index, chapter) for index, chapter in enumerate(chapters)) + "</body></html>\n")
+            + _overview(rows) + "".join(_chapters(chapters)) + "</body></html>\n")

@@ -25,6 +25,11 @@ from optim.names import FINAL, SEGMENTS, STATUS, SUMMARY, numbered, step_of
 from optim.outcome import OUTCOME, Outcome, read_outcome
 from optim.peek import step_in
 
+try:
+    from orjson import loads as parse
+except ImportError:  # the status board needs nothing that is not in Python
+    from json import loads as parse  # type: ignore[assignment]
+
 LARGEST_ROWS_BYTES = 1 << 29  # of a file of rows that is read whole: more than a million of them
 LARGEST_LOG = 1 << 26  # bytes of a file of rows that are read at most where damage is tolerated
 TAILS = (1 << 13, 1 << 16, 1 << 19, 1 << 22)  # bytes of a file of rows that are read, until they hold what is looked for
@@ -78,6 +83,8 @@ def read_rows(path: Path, problems: list[str], size: int | None = None) -> list[
         if not isinstance(error, FileNotFoundError):
             problems.append(f"{path.name}: {error.strerror}")
         return []
+    if not last and (whole := _rows_at_once(lines)) is not None:
+        return whole
     rows, damaged = [], 0
     for line in filter(None, (*lines, last)):
         try:
@@ -91,6 +98,15 @@ def read_rows(path: Path, problems: list[str], size: int | None = None) -> list[
     if damaged:
         problems.append(f"{path.name}: {damaged} of {len(lines)} lines are no JSON objects")
     return rows
+
+
+def _rows_at_once(lines: Sequence[bytes]) -> list[Row] | None:
+    """The objects on these lines, several times as fast as line by line; None where a line is none."""
+    try:
+        rows = parse(b"[" + b",".join(lines) + b"]")
+    except (ValueError, RecursionError):
+        return None
+    return rows if len(rows) == len(lines) and {*map(type, rows)} <= {dict} else None
 
 
 def newest_rows(path: Path, problems: list[str], *groups: Sequence[str]) -> list[Row]:

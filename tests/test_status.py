@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import status
-from monitor import page, read
+from monitor import draw, page, read
 from tests import programs
 from tests.programs import ROOT, command, folder, train
 
@@ -508,7 +508,7 @@ def test_any_values_can_be_shown(tmp_path, capsys, state, one_segment, one_metri
     (place / "status.json").write_text(json.dumps(state))
     said([str(tmp_path)], capsys)
     json.loads(said(["--json", str(tmp_path)], capsys), parse_constant=pytest.fail)
-    page._segments(page.Chapter(read.look(place, "run", read.Queue(None), NOW), [one_metric], [one_segment]))
+    page._segments(page.Chapter(read.look(place, "run", read.Queue(None), NOW), draw.drawing([one_metric], []), [one_segment]))
 
 
 def test_a_folder_that_vanishes_is_left_out(tmp_path, capsys, monkeypatch):
@@ -563,10 +563,12 @@ def test_results_dir_is_the_default(tmp_path, capsys, monkeypatch):
     assert "here/run" in said([], capsys)
 
 
-def test_torch_is_not_needed(tmp_path):
+def test_nothing_is_needed_that_python_lacks(tmp_path):
     experiment(tmp_path)
-    code = "import sys; sys.modules['torch'] = None; import status; status.main(sys.argv[1:]); assert 'matplotlib' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    code = "import sys; sys.modules |= dict.fromkeys(('torch', 'numpy', 'matplotlib', 'orjson')); import status; " \
+           "status.main(sys.argv[3:]); status.main(sys.argv[1:])"
+    subprocess.run([sys.executable, "-c", code, "--html", str(tmp_path / "page.html"), str(tmp_path)], cwd=ROOT, check=True,
+                   stdout=subprocess.DEVNULL)
 
 
 def test_nothing_in_the_experiments_changes(tmp_path, capsys):
@@ -700,19 +702,18 @@ def test_an_experiment_without_metrics_has_a_chapter(tmp_path, capsys):
 
 def test_the_newest_row_of_a_step_wins():
     rows = [metric(1, loss=5.0), metric(2, loss=4.0), metric(3, loss=3.0), metric(2, loss=2.0, extension=1)]
-    assert page.curve(rows, "train", "loss") == [(1, 5.0), (2, 2.0), (3, 3.0)]
+    assert draw.curves(rows, ["loss"])["loss"] == draw.Curve([1, 2, 3], [5.0, 2.0, 3.0])
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=20_000), st.integers(0, 19_999))
 @settings(max_examples=20, suppress_health_check=[HealthCheck.large_base_example, HealthCheck.data_too_large, HealthCheck.too_slow])
 def test_a_long_curve_is_thinned_and_keeps_its_spikes(values, spike):
-    points = [(float(step), 0.0) for step in range(20_000)]
-    points[:len(values)] = [(float(step), value) for step, value in enumerate(values)]
-    points[spike] = (float(spike), 1e6)
-    thinned = page.thin(points)
-    assert len(thinned) <= page.POINTS
-    assert (float(spike), 1e6) in thinned
-    assert thinned == sorted(thinned)
+    values += [0.0] * (20_000 - len(values))
+    values[spike] = 1e6
+    thinned = draw.thin(draw.Curve([*range(20_000)], values))
+    assert len(thinned) <= draw.POINTS
+    assert (spike, 1e6) in zip(thinned.steps, thinned.values, strict=True)
+    assert thinned.steps == sorted(thinned.steps)
 
 
 def test_a_page_must_be_a_file_in_a_folder(tmp_path, capsys):
