@@ -26,7 +26,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import status
+from files import write_json
 from monitor import draw, page, read
+from optim.outcome import Kind, ended
 from tests import programs
 from tests.programs import ROOT, command, folder, train
 
@@ -355,6 +357,40 @@ def test_why_a_chain_stopped_is_told(tmp_path, capsys):
     reason = "crashed at step 50 twice: killed, signal 9"
     experiment(tmp_path, state="failed", reason="killed, signal 9", segments=[segment(0, 0, 50, reason="killed, signal 9", chain=f"stop: {reason}")])
     assert said([str(tmp_path)], capsys).splitlines()[-1] == f"run: failed: killed, signal 9; the chain is dead: {reason}"
+
+
+def end(place: Path, kind: Kind, reason: str, seconds_after_status: float = 1) -> None:
+    write_json(place / "outcome.json", ended(kind, reason).as_json())
+    moment = (place / "status.json").stat().st_mtime + seconds_after_status
+    os.utime(place / "outcome.json", (moment, moment))
+
+
+@pytest.mark.parametrize(("kind", "state"), [(Kind.CRASHED, "failed"), (Kind.STOPPED, "stopped"), (Kind.FINISHED, "finished")])
+def test_a_run_that_ended_without_another_status_is_over(tmp_path, capsys, kind, state):
+    end(experiment(tmp_path), kind, "disk full")
+    row = seen(tmp_path, capsys)
+    assert (row["state"], row["reason"]) == (state, "disk full")
+
+
+def test_why_it_ended_without_another_status_is_told(tmp_path, capsys):
+    end(experiment(tmp_path, segments=[segment(0, 0, 50, reason="disk full")]), Kind.OUT_OF_MEMORY, "disk full")
+    assert said([str(tmp_path)], capsys).splitlines()[-1] == "run: failed: disk full"
+
+
+def test_the_outcome_of_an_earlier_run_does_not_end_a_running_one(tmp_path, capsys):
+    end(experiment(tmp_path), Kind.CRASHED, "disk full", seconds_after_status=-1)
+    row = seen(tmp_path, capsys)
+    assert (row["state"], row["reason"]) == ("running", "")
+
+
+def test_a_start_that_was_refused_after_a_stop_is_told(tmp_path, capsys):
+    end(experiment(tmp_path, state="stopped", reason="time limit", segments=[]), Kind.REFUSED, "no such data")
+    assert said([str(tmp_path)], capsys).splitlines()[-1] == "run: failed: no such data"
+
+
+def test_a_start_that_was_refused_after_the_end_leaves_it_finished(tmp_path, capsys):
+    end(experiment(tmp_path, state="finished"), Kind.REFUSED, "no such data")
+    assert seen(tmp_path, capsys)["state"] == "finished"
 
 
 def test_a_reason_that_the_chain_shares_with_the_run_is_told_once(tmp_path, capsys):
