@@ -66,6 +66,12 @@ class GradientMeter:
         zero = torch.zeros((), device=device)
         return cls(zero, zero, zero, 0)
 
+    @classmethod
+    def restored(cls, state: dict[str, Any], device: torch.device) -> GradientMeter:
+        """That of a checkpoint, or a new one where earlier code has let an overflow into it, which would stay."""
+        norms = [state[name].to(device) for name in ("last", "largest", "total")]
+        return cls(*norms, state["count"], state.get("overflows", 0)) if torch.stack(norms).isfinite().all() else cls.on(device)
+
     def add(self, norm: Tensor) -> None:
         self.last, self.largest, self.total = norm, torch.maximum(self.largest, norm), self.total + norm
         self.count += 1
@@ -161,9 +167,7 @@ class Trainer:
             raise UserError(f"cannot resume {path}: {error}") from None
         extended = self.schedule.load_state_dict(state["scheduler"], self.args.extend)
         self.scaler.load_state_dict(state["scaler"])
-        meter, device = state["gradient_meter"], self.world.device
-        self.meter = GradientMeter(meter["last"].to(device), meter["largest"].to(device), meter["total"].to(device), meter["count"],
-                                   meter.get("overflows", 0))
+        self.meter = GradientMeter.restored(state["gradient_meter"], self.world.device)
         self.step, self.skipped, self.overflows = state["itr"], state.get("skipped", 0), state.get("overflows", 0)
         self.rollbacks = list(state.get("rollbacks", []))
         self._keep_evaluation(EvaluationPlan(**state["evaluation"]) if "evaluation" in state else

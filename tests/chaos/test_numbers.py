@@ -157,6 +157,17 @@ def overflowing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return results
 
 
+def test_a_meter_that_earlier_code_let_overflow_begins_anew(overflowing: Path, tmp_path: Path) -> None:
+    args = parse_args(flags(overflowing, dtype="float16", iterations=8, log_freq=1, eval_freq=8))
+    state = load_checkpoint(overflowing / "ckpt.pt")
+    state["gradient_meter"] |= {"largest": torch.tensor(torch.inf), "total": torch.tensor(torch.inf), "count": 5}
+    save_checkpoint(tmp_path / "ckpt.pt", state)
+    splits = open_splits(args.dataset, args.data_dir, args.sequence_length, args.vocab_size)
+    trainer = Trainer(args, World(torch.device("cpu")), splits, make_model_from_args(args), tmp_path)
+    trainer.load(tmp_path / "ckpt.pt")
+    assert trainer.meter.values() == {"grad_norm": 0.0, "max_grad_norm": 0.0, "mean_grad_norm": 0.0}
+
+
 def rows_of(results: Path, kind: str) -> list[dict[str, Any]]:
     lines = (results / "metrics.jsonl").read_text().splitlines()
     return [row for row in (json.loads(line, parse_constant=pytest.fail) for line in lines) if row["kind"] == kind]
