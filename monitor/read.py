@@ -30,6 +30,7 @@ SILENT_SECONDS = 600.0  # a run that says "running" and has changed nothing for 
 SQUEUE_SECONDS = 10.0  # patience with the queue
 NO_CLUSTER = "configuration source"  # in what SLURM's programs say where they are installed and there is no cluster; so does iridis/lib.sh
 CHECKPOINT = re.compile(r"ckpt(_.*)?\.pt")
+OF_A_PROFILE = ("SQUEUE_", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")  # by which a user changes what squeue shows when it is typed by hand
 UNDER_WAY = ("RUNNING", "CONFIGURING", "COMPLETING")
 TRAINING = re.compile(r"train-(?P<experiment>.+)-(?P<mark>[0-9a-f]{8})")  # the name of a job, as iridis/train.sh and name_job make it
 PACKAGES = Path(__file__).resolve().parents[1] / "iridis"
@@ -101,9 +102,10 @@ def mark_of(folder: Path) -> str:
 
 def read_queue() -> Queue:
     """The user's jobs, from squeue where there is one."""
-    command = ["squeue", "--me", "-h", "-o", "%i|%T|%r|%A|%S|%j"]
+    command = ["squeue", "--me", "-a", "-h", "-o", "%i|%T|%r|%A|%S|%j"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith(OF_A_PROFILE)}
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SQUEUE_SECONDS, stdin=subprocess.DEVNULL)
+        answer = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SQUEUE_SECONDS, stdin=subprocess.DEVNULL, env=env)
     except FileNotFoundError:
         return Queue(None)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -411,6 +411,16 @@ def test_a_job_that_neither_runs_nor_waits_is_told(tmp_path, capsys, monkeypatch
     assert f"run: job 98 is {state} (launch failed)" in said([str(tmp_path / "exps")], capsys)
 
 
+@pytest.mark.parametrize("name", ["SQUEUE_STATES", "SQUEUE_PARTITION", "SQUEUE_NAMES", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT"])
+def test_a_profile_that_narrows_the_queue_leaves_no_chain_for_dead(tmp_path, capsys, monkeypatch, name):
+    """What a user has set for squeue by hand would hide jobs from the board."""
+    place = experiment(tmp_path / "exps", state="stopped", reason="time limit", segments=[segment(0, 0, 50, reason="time limit", chain="again")])
+    line = shlex.quote(pending(job_of(place)))
+    write_squeue(tmp_path / "bin", f'[ -n "${name}" ] || printf %s {line}', monkeypatch)
+    monkeypatch.setenv(name, "other")
+    assert seen(tmp_path / "exps", capsys)["queue"] == "PENDING"
+
+
 def test_slurm_programs_without_a_cluster_are_no_queue(tmp_path, capsys, monkeypatch):
     experiment(tmp_path / "exps")
     write_squeue(tmp_path / "bin", "echo 'squeue: fatal: Could not establish a configuration source' >&2; exit 1", monkeypatch)
