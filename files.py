@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -52,9 +53,25 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     replace_atomically(path, lambda temporary: temporary.write_bytes(raw))
 
 
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Strict JSON, as every reader takes it: infinities and what is no number become null. Raises TypeError."""
+    try:
+        return json.dumps(value, indent=indent, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Replace a file by readable JSON."""
-    write_atomically(path, json.dumps(value, indent=2, sort_keys=False) + "\n")
+    """Replace a file by readable, strict JSON."""
+    write_atomically(path, json_text(value, indent=2) + "\n")
 
 
 def load_json(path: Path) -> Any:

@@ -1,18 +1,18 @@
-"""Where every experiment stands: a table, JSON, or one HTML page with curves. It only reads, and needs neither torch nor SLURM.
+"""Where every experiment stands: a table, JSON, or one HTML page with curves. It needs neither torch nor SLURM.
 
     python status.py [FOLDER ...]                   # default: $RESULTS_DIR, /scratch/$USER/exps, scratch/exps of the clone, ./exps
     python status.py --watch 30                     # redrawn every 30 s until Ctrl-C
     python status.py --html page.html FOLDER        # one file that opens without a server or a network
     python status.py --json FOLDER                  # for scripts; null is what is not known
 
-Folders are searched at any depth; they may be mounted by sshfs or copied by rsync. Exit codes: 0, or 2 with one line where a flag or
+Folders are searched at any depth and only read; they may be mounted by sshfs or copied by rsync. What the page draws is kept in
+$XDG_CACHE_HOME, or ~/.cache, under cotformer-status/; that may be deleted. Exit codes: 0, or 2 with one line where a flag or
 folder is wrong or there is no experiment.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shutil
 import signal
@@ -28,11 +28,11 @@ from typing import NoReturn
 
 from config import guarded
 from errors import UserError
-from files import write_atomically
-from monitor.page import Chapter, notes, page, shortened, table
+from files import json_text, write_atomically
+from monitor.drawings import drawings_of
+from monitor.page import Chapter, is_live, notes, page, short_models, shortened, size, table
 from monitor.read import default_folder, survey
-from optim.names import METRICS
-from optim.reader import Record, read_rows
+from optim.reader import Record
 
 WATCH_SECONDS = "10"
 NUMBER = r"-?\d*\.?\d+"
@@ -40,12 +40,13 @@ OPEN_SCREEN, HOME, CLEAR_LINE, CLEAR_BELOW, CLOSE_SCREEN = "\x1b[?1049h\x1b[?25l
 
 
 def report(bases: Sequence[Path]) -> list[str]:
-    """Lines of the table and of the remarks below it."""
-    rows, queue = survey(bases)
+    """Lines of the table, what lives first, and of the remarks below it."""
+    found, queue = survey(bases)
+    rows = sorted(found.values(), key=lambda row: not is_live(row))
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    lines = table(list(rows.values()), columns)
-    names = {row.name: shortened(row.name, columns // 3) if columns else row.name for row in rows.values()}
-    remarks = [f"{names[row.name]}: {note}" for row in rows.values() for note in notes(row)] + ([queue.note] if queue.note else [])
+    lines = table(rows, columns)
+    names = {row.name: shortened(short_models(row.name), columns // 3) if columns else row.name for row in rows}
+    remarks = [f"{names[row.name]}: {note}" for row in rows for note in notes(row)] + ([queue.note] if queue.note else [])
     if columns:
         remarks = [part for remark in remarks for part in textwrap.wrap(remark, columns, subsequent_indent="  ")]
     return lines + [""] * bool(remarks) + remarks
@@ -83,8 +84,11 @@ def write_page(path: Path, bases: Sequence[Path]) -> None:
     if path.is_dir() or not path.parent.is_dir():
         raise UserError(f"--html {path}: must be a file in a folder that is there")
     rows, queue = survey(bases)
-    chapters = (Chapter(row, read_rows(folder / METRICS, []), Record(folder, []).segments) for folder, row in rows.items())
+    ledgers = {folder: Record(folder, []).segments for folder in rows}
+    drawings = drawings_of(ledgers)
+    chapters = (Chapter(row, drawings[folder], ledgers[folder]) for folder, row in rows.items())
     write_atomically(path, page(list(rows.values()), chapters, queue.note))
+    print(f"wrote {path}: {len(rows)} experiment{'s' * (len(rows) != 1)}, {size(path.stat().st_size)}", flush=True)
 
 
 class Parser(argparse.ArgumentParser):
@@ -120,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif args.html:
             write_page(args.html, bases)
         elif args.json:
-            print(json.dumps([asdict(row) for row in survey(bases)[0].values()], indent=2), flush=True)
+            print(json_text([asdict(row) for row in survey(bases)[0].values()], indent=2), flush=True)
         else:
             print(*report(bases), sep="\n", flush=True)
         return 0

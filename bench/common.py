@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import statistics
 import threading
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import config
+from files import json_text
 from models import make_model_from_args
 from models.transformer import Transformer
 from optim.optimizers import make_optimizer
@@ -137,4 +137,4 @@ def peak_growth(work: Callable[[], object], device: str = "cpu") -> float:
 def report(bench: str, device: str, **figures: Any) -> None:
     """Print the one line of JSON."""
     machine = torch.cuda.get_device_name() if device.startswith("cuda") else f"{platform.machine()}, {torch.get_num_threads()} threads"
-    print(json.dumps({"bench": bench, "machine": machine, "torch": torch.__version__, **figures}))
+    print(json_text({"bench": bench, "machine": machine, "torch": torch.__version__, **figures}))

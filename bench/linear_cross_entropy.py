@@ -14,7 +14,6 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not this folder, wh
 
 # ruff: noqa: E402
 import argparse
-import json
 import statistics
 import time
 
@@ -22,6 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from bench.common import peak_growth
+from files import json_text
 from models.loss import linear_cross_entropy
 
 
@@ -55,7 +55,7 @@ def main() -> None:
             work()
             times[name].append(time.perf_counter() - begin)
     seconds = {name: statistics.median(values) for name, values in times.items()}
-    print(json.dumps({
+    print(json_text({
         "bench": "linear_cross_entropy", "tokens": args.tokens, "width": args.width, "vocabulary": args.vocabulary,
         "threads": torch.get_num_threads(), "torch": torch.__version__, "seconds": seconds,
         "time_ratio": seconds["sliced"] / seconds["plain"], "peak_mib": memory, "memory_ratio": memory["sliced"] / memory["plain"]}))

@@ -33,6 +33,8 @@ from typing import Any
 import numpy as np
 import zstandard
 
+from files import json_text
+
 MEMBERS = 32
 LONGEST = 20_000  # characters of a document
 SUFFIXES = {".py", ".txt", ".md", ".rst", ".html", ".js", ".ts", ".c", ".h", ".hpp", ".tcl", ".pl", ".pm", ".json", ".css", ".xml", ".el"}
@@ -170,7 +172,7 @@ def main() -> None:
             reference = measure([sys.executable, __file__, "--as-plain", str(archive), str(folder / "plain")])
             result |= {"plain_mb_per_second": size / 1e6 / reference["seconds"], "plain_peak_mb": reference["peak_mb"],
                        "ratio": reference["seconds"] / ours["seconds"], "tokens_identical": sums(folder / "ours") == sums(folder / "plain")}
-        print(json.dumps(result))
+        print(json_text(result))
     finally:
         shutil.rmtree(folder)
 

@@ -5,38 +5,37 @@
 
 from __future__ import annotations
 
-import io
-import math
-import textwrap
 import time
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from errors import UserError
+from models.variants import ALIASES
+from monitor.draw import STYLE, figure
 from optim.reader import number
 
 HEADERS = ("experiment", "state", "step", "%", "loss", "val ppl", "steps/h", "ETA", "seg", "ckpt age", "job", "queue", "disk")
 LEFT = {"experiment", "state", "job", "queue"}  # columns of words; numbers stand on the right
 UNREADABLE = "unreadable: "
-NARROWEST_NAME = 12  # characters
-POINTS = 2000  # at most so many of a curve are drawn
-CROWDED = 60  # points from which they are no longer marked one by one
-LOG_RANGE = 30.0  # largest over smallest gradient norm from which their axis is logarithmic
-BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#555555"  # Okabe and Ito: for every kind of colour vision
-PANELS = (("loss", "nats per token"), ("learning rate", "learning rate"), ("gradient norm", "norm before clipping"), ("throughput", "tokens/s"))
+GAP = "  "
+LEFT_OUT = ("disk", "seg", "ckpt age", "loss", "steps/h", "%", "ETA", "val ppl", "queue", "step")  # in this order, where there is no room
+ENOUGH_OF_A_NAME = 20  # characters, for which cells are left out
+LONGEST_TITLE = 150  # characters of a figure's
+NARROWEST_NAME = 8  # where all that may be left out is
+SHORT = {name: short for short, name in ALIASES.items()}
 
 CSS = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; background: #fff; max-width: 1240px; margin: 1.5rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2.5rem 0 .3rem; overflow-wrap: anywhere; }
 h2 span { font-size: .9rem; font-weight: 400; margin-left: .6rem; }
 p { margin: .3rem 0; } .note, .path { color: #555; font-size: .85rem; overflow-wrap: anywhere; }
-.wide { overflow-x: auto; margin: 1rem 0; } table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
+table { display: block; overflow-x: auto; margin: 1rem 0; border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd; } th { color: #555; font-weight: 600; }
-td.l, th.l { text-align: left; } td.name { white-space: normal; overflow-wrap: anywhere; min-width: 11rem; }
-td.reason { white-space: normal; overflow-wrap: anywhere; min-width: 12rem; } a { color: #005a8c; } svg { width: 100%; height: auto; }
+.all :is(th, td):is(:nth-child(1), :nth-child(2), :nth-child(11), :nth-child(12)), .jobs :is(th, td):is(:nth-child(2), :nth-child(4), :nth-child(9)) {
+  text-align: left; }
+.all td:first-child, .jobs td:nth-child(9) { white-space: normal; overflow-wrap: anywhere; min-width: 12rem; }
+b { font-weight: inherit; } a { color: #005a8c; }
 .finished { color: #00694b; } .running { color: #005a8c; } .failed, .silent, .unreadable { color: #a33b00; font-weight: 600; }
 """
 
@@ -62,24 +61,27 @@ class Progress:
     queue: str | None
     queue_reason: str | None
     queue_start: str | None
+    waiting: list[str]  # what its jobs wait for
     disk_bytes: int
     reason: str
     segment_reason: str
+    chain_end: str | None  # why no job works on it or waits for it, empty where that was not said; None where one does, or it is not known
     problems: list[str]
 
 
 @dataclass(frozen=True)
 class Chapter:
-    """What the page draws of one experiment: rows of metrics.jsonl and segments.jsonl."""
+    """What the page shows of one experiment: the drawing of its curves, empty where it has none, and rows of segments.jsonl."""
 
     progress: Progress
-    metrics: list[dict[str, Any]]
+    drawing: str
     segments: list[dict[str, Any]]
 
 
 def words(value: Any) -> str:
     """One line of text that does nothing to a terminal."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(str(value).split()))[:600]
+    text = " ".join(str(value).split())[:600]
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def duration(seconds: float | None) -> str:
@@ -113,25 +115,63 @@ def cells(row: Progress) -> list[str]:
             duration(row.checkpoint_age_seconds), row.job_id or "-", row.queue or "-", size(row.disk_bytes)]
 
 
+def is_live(row: Progress) -> bool:
+    """Whether something works on it, or a job of it is in the queue."""
+    return row.state == "running" or row.queue not in (None, "?", "no job")
+
+
 def table(rows: Sequence[Progress], columns: int | None) -> list[str]:
-    """Lines of text, the names shortened in the middle where `columns` are too few for them; None shortens nothing."""
+    """Lines of text for so many columns: short names of models, and where that is not enough fewer cells, then names without their middle.
+
+    None leaves nothing out and shortens nothing.
+    """
     grid = [list(HEADERS), *map(cells, rows)]
-    widths = [max(len(cell) for cell in column if not cell.startswith(UNREADABLE)) for column in zip(*grid, strict=True)]
-    longest = max((len(line[1]) for line in grid if line[1].startswith(UNREADABLE)), default=0)
-    widths[1] = max(widths[1], longest - sum(widths[2:4]) - 4)
     if columns is not None:
-        widths[0] = min(widths[0], max(NARROWEST_NAME, columns - sum(widths[1:]) - 2 * len(widths[1:])))
+        for line in grid[1:]:
+            line[0] = short_models(line[0])
+    shown = list(range(len(HEADERS)))
+    widths = _widths(grid, shown)
+    if columns is not None:
+        for name in LEFT_OUT:
+            if _whole(widths) - widths[0] + min(widths[0], ENOUGH_OF_A_NAME) <= columns:
+                break
+            shown.remove(HEADERS.index(name))
+            widths = _widths(grid, shown)
+        widths[0] = min(widths[0], max(NARROWEST_NAME, columns - _whole(widths) + widths[0]))
     for line in grid:
         line[0] = shortened(line[0], widths[0])
-    return [_line(line, widths) for line in grid]
+    return [_line(line, shown, widths) for line in grid]
 
 
-def _line(line: Sequence[str], widths: Sequence[int]) -> str:
-    """The cell that says "unreadable" has the room of the two columns behind it as well: it would make the table too wide."""
-    places = [cell.ljust(width) if name in LEFT else cell.rjust(width) for name, cell, width in zip(HEADERS, line, widths, strict=True)]
+def _widths(grid: Sequence[Sequence[str]], shown: Sequence[int]) -> list[int]:
+    """Of the columns that are shown. A cell that says "unreadable" has the room of step and percent as well: it would make the table too wide."""
+    widths = [max(len(line[place]) for line in grid if not line[place].startswith(UNREADABLE)) for place in shown]
+    longest = max((len(line[1]) for line in grid if line[1].startswith(UNREADABLE)), default=0)
+    room = widths[2:_end_of_state(shown)]
+    widths[1] = max(widths[1], longest - sum(room) - len(GAP) * len(room))
+    return widths
+
+
+def _end_of_state(shown: Sequence[int]) -> int:
+    """How many of the columns that are shown come before those that a cell that says "unreadable" leaves alone."""
+    return sum(HEADERS[place] in ("experiment", "state", "step", "%") for place in shown)
+
+
+def _whole(widths: Sequence[int]) -> int:
+    return sum(widths) + len(GAP) * (len(widths) - 1)
+
+
+def _line(line: Sequence[str], shown: Sequence[int], widths: Sequence[int]) -> str:
+    places = [line[place].ljust(width) if HEADERS[place] in LEFT else line[place].rjust(width) for place, width in zip(shown, widths, strict=True)]
     if line[1].startswith(UNREADABLE):
-        places[1:4] = [line[1].ljust(sum(widths[1:4]) + 4)]
-    return "  ".join(places)
+        end = _end_of_state(shown)
+        places[1:end] = [line[1].ljust(_whole(widths[1:end]))]
+    return GAP.join(places)
+
+
+def short_models(name: str) -> str:
+    """A name with the short ones of the models that are parts of it."""
+    return "/".join(SHORT.get(part, part) for part in name.split("/"))
 
 
 def shortened(name: str, width: int) -> str:
@@ -142,108 +182,32 @@ def shortened(name: str, width: int) -> str:
 
 def notes(row: Progress) -> list[str]:
     """What the table has no room for: why a run ended, what it waits for, what cannot be read."""
+    chain = "" if row.chain_end is None else "; the chain is dead" + (f": {row.chain_end}" if row.chain_end not in ("", row.reason) else "")
     said = []
     if row.state in ("failed", "stopped"):
         other = f"; last segment: {row.segment_reason}" if row.segment_reason not in ("", row.reason) else ""
-        said.append(f"{row.state}: {row.reason or 'no reason given'}{other}")
-    if row.state == "silent":
-        said.append(f"silent: says running, but changed nothing for {duration(row.updated_age_seconds)}, and its job is not known to run")
-    if row.queue == "PENDING":
-        said.append(f"job {row.job_id} waits ({row.queue_reason}), expected start {row.queue_start or 'unknown'}")
-    return said + [f"unreadable: {problem}" for problem in row.problems]
+        said.append(f"{row.state}: {row.reason or 'no reason given'}{other}{chain}")
+    elif row.state == "silent":
+        said.append(f"silent: says running, but changed nothing for {duration(row.updated_age_seconds)}, and its job is not known to run{chain}")
+    elif chain:
+        said.append(f"{row.state}{chain}")
+    return said + row.waiting + [f"unreadable: {problem}" for problem in row.problems]
 
 
 # the page
 
 
-def thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most POINTS of them: lowest and highest of equal stretches, so that no spike is lost."""
-    if len(points) <= POINTS:
-        return points
-    stretch = math.ceil(2 * len(points) / POINTS)
-    kept: list[tuple[float, float]] = []
-    for first in range(0, len(points), stretch):
-        part = points[first:first + stretch]
-        kept += sorted({min(part, key=lambda point: point[1]), max(part, key=lambda point: point[1])})
-    return kept
-
-
-def curve(rows: Iterable[dict[str, Any]], kind: str, key: str) -> list[tuple[float, float]]:
-    """(step, value) in order of step; of a step that was trained again the newest row."""
-    found = {}
-    for row in rows:
-        if row.get("kind") == kind:
-            clock = row.get("time")
-            step, value = number(row.get("step")), number(clock.get(key) if key not in row and isinstance(clock, dict) else row.get(key))
-            if step is not None and value is not None:
-                found[step] = value
-    return thin(sorted(found.items()))
-
-
-def figure(chapter: Chapter) -> str:
-    """The curves of an experiment as inline SVG. Raises UserError where there is no matplotlib."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("--html draws with matplotlib, which is not installed; pip install matplotlib") from None
-    out = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "font.size": 9, "axes.titlesize": 10}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # the browser has the fonts that matplotlib lacks
-        drawing = Figure(figsize=(12, 6.6), layout="constrained")
-        title = drawing.suptitle(textwrap.fill(chapter.progress.name.replace("/", "/ "), 130).replace("/ ", "/"), fontsize=11)
-        title.set_parse_math(False)
-        _draw(drawing.subplots(2, 2, sharex=True), chapter)
-        drawing.savefig(out, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    text = out.getvalue()
-    return text[text.index("<svg"):]
-
-
-def _draw(panels: Any, chapter: Chapter) -> None:
-    rows = chapter.metrics
-    lines = [
-        [("train", "loss", BLUE, "-", "training"), ("eval", "val_loss", ORANGE, ".-", "validation"),
-         ("final", "val_loss", "black", "D", "validation, whole split")],
-        [("train", "lr", GREEN, "-", "learning rate")],
-        [("train", "grad_norm", PINK, "-", "gradient norm")],
-        [("train", "tokens_per_second", BLUE, "-", "throughput")]]
-    starts = sorted({start for row in chapter.segments[1:] if (start := number(row.get("start_step"))) is not None})
-    for axes, (title, unit), wanted in zip(panels.flat, PANELS, lines, strict=True):
-        for kind, key, colour, mark, label in wanted:
-            points = curve(rows, kind, key)
-            if points:
-                dots = mark if len(points) < CROWDED else "-"
-                axes.plot(*zip(*points, strict=True), dots, color=colour, label=label, linewidth=1.2 if kind == "eval" else 0.9, markersize=5)
-        if starts:
-            axes.vlines(starts, 0, 1, transform=axes.get_xaxis_transform(), color=GREY, linewidth=0.8, linestyle="--", zorder=3, label="next segment")
-        axes.set(title=title, ylabel=unit)
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        if axes.has_data():
-            axes.legend(fontsize=8, framealpha=0.9, edgecolor="none")
-    norms = [value for _, value in curve(rows, "train", "grad_norm")]
-    if norms and 0 < min(norms) * LOG_RANGE < max(norms):
-        panels[1, 0].set_yscale("log")
-    panels[0, 1].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-    panels[1, 1].yaxis.set_major_formatter("{x:,.0f}")
-    panels[1, 1].set_ylim(bottom=0)
-    for axes in panels[1]:
-        axes.set_xlabel("optimiser step")
-
-
-def _row(tag: str, texts: Iterable[str], left: Iterable[int], classes: dict[int, str] | None = None) -> str:
-    marks = {**dict.fromkeys(left, "l"), **{place: f"l {name}" for place, name in (classes or {}).items()}}
-    return "<tr>" + "".join(f'<{tag} class="{marks.get(place, "")}">{text}</{tag}>' for place, text in enumerate(texts)) + "</tr>\n"
+def _row(tag: str, texts: Iterable[str]) -> str:
+    """Without the end tags that HTML does not ask for: of many experiments they would be a tenth of the page."""
+    return "<tr>" + "".join(f"<{tag}>{text}" for text in texts) + "\n"
 
 
 def _overview(rows: Sequence[Progress]) -> str:
-    left = [place for place, name in enumerate(HEADERS) if name in LEFT]
     body = ""
     for index, row in enumerate(rows):
-        name, *rest = map(escape, cells(row))
-        body += _row("td", [f'<a href="#e{index}">{name}</a>', *rest], left, {0: "name", 1: escape(row.state)})
-    return f'<div class="wide"><table>\n{_row("th", HEADERS, left)}{body}</table></div>\n'
+        name, state, *rest = map(escape, cells(row))
+        body += _row("td", [f'<a href="#e{index}">{short_models(name)}</a>', f'<b class="{escape(row.state)}">{state}</b>', *rest])
+    return f'<table class="all">\n{_row("th", HEADERS)}{body}</table>\n'
 
 
 def _segments(chapter: Chapter) -> str:
@@ -254,17 +218,26 @@ def _segments(chapter: Chapter) -> str:
         span = ["-" if value is None else f"{value:.0f}" for value in (start, end, None if start is None or end is None else end - start)]
         texts = [words(row.get("segment", index)), words(row.get("job_id", "-")), words(row.get("restart", "-")), began_text, *span, duration(took),
                  "still running" if chapter.progress.state == "running" and row is chapter.segments[-1] else words(row.get("reason", "-"))]
-        body += _row("td", map(escape, texts), (1, 3), {8: "reason"})
-    head = _row("th", ("segment", "job", "restart", "started", "from step", "to step", "steps", "duration", "why it ended"), (1, 3, 8))
-    return f'<div class="wide"><table>\n{head}{body}</table></div>\n' if body else '<p class="note">no segments.jsonl</p>\n'
+        body += _row("td", map(escape, texts))
+    head = _row("th", ("segment", "job", "restart", "started", "from step", "to step", "steps", "duration", "why it ended"))
+    return f'<table class="jobs">\n{head}{body}</table>\n' if body else '<p class="note">no segments.jsonl</p>\n'
 
 
-def _chapter(index: int, chapter: Chapter) -> str:
+def _chapter(index: int, chapter: Chapter, has_frame: bool) -> str:
     row = chapter.progress
+    name = short_models(row.name)
     said = "".join(f'<p class="note">{escape(note)}</p>\n' for note in notes(row))
-    drawn = figure(chapter) if chapter.metrics else '<p class="note">no metrics.jsonl to draw</p>'
-    return (f'<section id="e{index}">\n<h2>{escape(row.name)} <span class="{escape(row.state)}">{escape(row.state)}</span></h2>\n'
+    drawn = figure(shortened(name, LONGEST_TITLE), chapter.drawing, has_frame) if chapter.drawing else '<p class="note">no metrics.jsonl to draw</p>'
+    return (f'<section id="e{index}">\n<h2>{escape(name)} <span class="{escape(row.state)}">{escape(row.state)}</span></h2>\n'
             f'<p class="path">{escape(row.folder)}</p>\n{said}{drawn}\n{_segments(chapter)}</section>\n')
+
+
+def _chapters(chapters: Iterable[Chapter]) -> Iterator[str]:
+    """Of each experiment one; the first figure has what all of them share."""
+    has_frame = False
+    for index, chapter in enumerate(chapters):
+        yield _chapter(index, chapter, not has_frame)
+        has_frame = has_frame or chapter.drawing != ""
 
 
 def page(rows: Sequence[Progress], chapters: Iterable[Chapter], remark: str) -> str:
@@ -272,6 +245,6 @@ def page(rows: Sequence[Progress], chapters: Iterable[Chapter], remark: str) -> 
     made = time.strftime("%Y-%m-%d %H:%M:%S %Z")
     return ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
             "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-            f'<meta name="viewport" content="width=device-width"><title>Experiments</title><style>{CSS}</style></head><body>\n'
+            f'<meta name="viewport" content="width=device-width"><title>Experiments</title><style>{CSS}{STYLE}</style></head><body>\n'
             f'<h1>Experiments</h1>\n<p class="note">{len(rows)} experiment{"s" * (len(rows) != 1)}, as of {made}. {escape(remark)}</p>\n'
-            + _overview(rows) + "".join(_chapter(index, chapter) for index, chapter in enumerate(chapters)) + "</body></html>\n")
+            + _overview(rows) + "".join(_chapters(chapters)) + "</body></html>\n")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import subprocess
@@ -12,25 +13,46 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from errors import UserError
+from iridis.chain import AGAIN, STOP
 from monitor.page import Progress, words
+from optim.lock import STALE_SECONDS
 from optim.names import METRICS, SEGMENTS, STATUS, SUMMARY
-from optim.outcome import OUTCOME
-from optim.reader import Record, Row, number, read_rows
+from optim.outcome import OUTCOME, Outcome
+from optim.reader import Record, Row, newest_rows, number
 
 SILENT_SECONDS = 600.0  # a run that says "running" and has changed nothing for so long
 SQUEUE_SECONDS = 10.0  # patience with the queue
-TAILS = (1 << 16, 1 << 19, 1 << 22)  # bytes of metrics.jsonl read for the table, until they hold a training row and an evaluation
+NO_CLUSTER = "configuration source"  # in what SLURM's programs say where they are installed and there is no cluster; so does iridis/lib.sh
+CHECKPOINT = re.compile(r"ckpt(_.*)?\.pt")
+OF_A_PROFILE = ("SQUEUE_", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")  # by which a user changes what squeue shows when it is typed by hand
+UNDER_WAY = ("RUNNING", "CONFIGURING", "COMPLETING")
+TRAINING = re.compile(r"train-(?P<experiment>.+)-(?P<mark>[0-9a-f]{8})")  # the name of a job, as iridis/train.sh and name_job make it
+PACKAGES = Path(__file__).resolve().parents[1] / "iridis"
 
 
 @dataclass(frozen=True)
 class Job:
+    id: str
     state: str
     reason: str
     start: str
+    name: str
+
+    @property
+    def is_running(self) -> bool:
+        return self.state == "RUNNING"
+
+    def note(self) -> str:
+        """What it waits for, empty where it is under way."""
+        if self.state == "PENDING":
+            return f"job {self.id} waits ({self.reason}), expected start {self.start if self.start not in ('', 'N/A') else 'unknown'}"
+        return "" if self.state in UNDER_WAY else f"job {self.id} is {self.state} ({self.reason})"
 
 
 @dataclass(frozen=True)
@@ -40,63 +62,88 @@ class Queue:
     jobs: dict[str, Job] | None
     note: str = ""
 
-    def tell(self, job_id: str) -> tuple[Job | None, str | None]:
-        """The job, and the queue's word on it; None for what is no SLURM job but a host and process."""
-        if self.jobs is None or not re.fullmatch(r"\d+(_\d+)?", job_id):
-            return None, None
-        job = self.jobs.get(job_id)
-        return job, "?" if self.note else job.state if job else "no job"
+    @cached_property
+    def trainings(self) -> dict[str, list[Job]]:
+        """Jobs of the training of an experiment, by the mark of its folder, those that run first."""
+        found: dict[str, list[Job]] = {}
+        for job in sorted(dict.fromkeys((self.jobs or {}).values()), key=lambda job: not job.is_running):
+            match = TRAINING.fullmatch(job.name)
+            if match:
+                found.setdefault(match["mark"], []).append(job)
+        return found
+
+    def jobs_of(self, folder: Path, told: str) -> list[Job]:
+        """Jobs of an experiment, those that run first: the one that its files tell, and all that are named for it."""
+        own = [self.jobs[told]] if self.jobs and told in self.jobs else []
+        named = self.trainings.get(mark_of(folder), []) if self.trainings else []
+        return sorted(dict.fromkeys([*own, *named]), key=lambda job: not job.is_running)
+
+    def has_lost(self, told: str) -> bool:
+        """Whether what the files tell is a SLURM job that the queue, which did answer, does not have."""
+        return self.jobs is not None and not self.note and is_slurm_job(told) and told not in self.jobs
+
+    def word(self, jobs: Sequence[Job], told: str) -> str | None:
+        """For the table; None where there is no SLURM, or a host and process that is no job of it."""
+        if jobs:
+            return jobs[0].state
+        if self.jobs is None or not is_slurm_job(told):
+            return None
+        return "?" if self.note else "no job"
+
+
+def is_slurm_job(told: str) -> bool:
+    return re.fullmatch(r"\d+(_\d+)?", told) is not None
+
+
+def mark_of(folder: Path) -> str:
+    """What ends the names of an experiment's jobs: name_job of iridis/lib.sh takes it from the folder's path."""
+    return hashlib.sha256(os.fsencode(f"{folder}\n")).hexdigest()[:8]
 
 
 def read_queue() -> Queue:
     """The user's jobs, from squeue where there is one."""
-    command = ["squeue", "--me", "-h", "-o", "%i|%T|%r|%A|%S|%j"]
+    command = ["squeue", "--me", "-a", "-h", "-o", "%i|%T|%r|%A|%S|%j"]
+    env = {name: value for name, value in os.environ.items() if not name.startswith(OF_A_PROFILE)}
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SQUEUE_SECONDS, stdin=subprocess.DEVNULL)
+        answer = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SQUEUE_SECONDS, stdin=subprocess.DEVNULL, env=env)
     except FileNotFoundError:
         return Queue(None)
     except (OSError, subprocess.TimeoutExpired) as error:
         return Queue({}, f"squeue did not answer: {error}")
     if answer.returncode:
+        if NO_CLUSTER in answer.stderr:
+            return Queue(None)
         return Queue({}, f"squeue failed: {words(answer.stderr) or answer.returncode}")
     jobs = {}
     for line in answer.stdout.splitlines():
-        shown, state, reason, plain, start, *_ = [*map(words, line.split("|")), *[""] * 5]
-        jobs[shown] = jobs[plain] = Job(state, reason, start)  # of an array: 12_3, and the number that its jobs know
+        shown, state, reason, plain, start, name, *_ = [*map(words, line.split("|", 5)), *[""] * 6]
+        jobs[shown] = jobs[plain] = Job(shown, state, reason, start, name)  # of an array: 12_3, and the number that its jobs know
     return Queue(jobs)
 
 
 # reading a folder
 
 
-def newest_rows(path: Path, problems: list[str]) -> tuple[Row, Row]:
-    """The last training row and the last evaluation, from the end of metrics.jsonl."""
-    for size in TAILS:
-        found: list[str] = []
-        rows = read_rows(path, found, size)[::-1]
-        train: Row = next((row for row in rows if row.get("kind") == "train"), {})
-        evaluation: Row = next((row for row in rows if row.get("kind") in ("eval", "final")), {})
-        with suppress(OSError):
-            if (train and evaluation) or os.path.getsize(path) <= size:
-                break
-    problems += found
-    return train, evaluation
-
-
 def weigh(folder: Path, problems: list[str]) -> tuple[int, float | None]:
     """Bytes of all files, and when the newest checkpoint was written."""
-    def refused(error: OSError) -> None:
-        if Path(error.filename) == folder and not isinstance(error, FileNotFoundError):
-            problems.append(f"folder: {error.strerror}")
-
-    total, saved = 0, None
-    for parent, _, names in os.walk(folder, onerror=refused):
-        for name in names:
-            with suppress(OSError):  # pruned meanwhile
-                entry = os.lstat(os.path.join(parent, name))
-                total += entry.st_size
-                if is_checkpoint(name) and Path(parent) == folder:
-                    saved = max(saved or 0.0, entry.st_mtime)
+    total, saved, top = 0, None, str(folder)
+    waiting = [top]
+    while waiting:
+        parent = waiting.pop()
+        try:
+            with os.scandir(parent) as entries:
+                for entry in entries:
+                    with suppress(OSError):  # pruned meanwhile
+                        if entry.is_dir(follow_symlinks=False):
+                            waiting.append(entry.path)
+                            continue
+                        facts = entry.stat(follow_symlinks=False)
+                        total += facts.st_size
+                        if parent == top and is_checkpoint(entry.name):
+                            saved = max(saved or 0.0, facts.st_mtime)
+        except OSError as error:
+            if parent == top and not isinstance(error, FileNotFoundError):
+                problems.append(f"folder: {error.strerror}")
     return total, saved
 
 
@@ -110,11 +157,22 @@ def updated_at(folder: Path, status: Row, *rows: Row) -> float | None:
     return max((moment for moment in times if moment is not None), default=None)
 
 
+def ending_of(record: Record) -> Outcome | None:
+    """How the last run ended that left no status at its end: the outcome, where it is no older than the status."""
+    with suppress(OSError):
+        if (record.folder / OUTCOME).stat().st_mtime_ns >= (record.folder / STATUS).stat().st_mtime_ns:
+            return record.outcome
+    return None
+
+
 def state_of(record: Record, summary: Row, problems: list[str], age: float | None, job: Job | None) -> str:
-    """The state that the run told, `silent` where it says running and nobody hears of it."""
+    """The state that the run told, by its status or a later outcome; `silent` where it says running and nobody hears of it."""
     if record.status:
-        is_silent = age is not None and age > SILENT_SECONDS and (job is None or job.state != "RUNNING")
+        is_silent = age is not None and age > SILENT_SECONDS and (job is None or not job.is_running)
         told = record.status.get("state", "unknown")
+        ending = None if told == "finished" else ending_of(record)
+        if ending is not None:
+            return ending.state
         return "silent" if told == "running" and is_silent else words(told)[:20]
     if summary:
         return "finished"
@@ -124,11 +182,27 @@ def state_of(record: Record, summary: Row, problems: list[str], age: float | Non
 
 
 def reason_of(record: Record) -> str:
-    """Why the last run ended: as it said itself, or, where it did not come as far as a status, as its outcome says."""
-    status = record.status
-    if status.get("state") == "running" or not record.outcome or record.outcome.is_done:
-        return words(status.get("reason") or "")
-    return words(record.outcome.reason)
+    """Why the last run ended: as its outcome says, where it did not come as far as a status, else as it said itself."""
+    ending = ending_of(record) if record.status else record.outcome
+    return words(ending.reason if ending is not None else record.status.get("reason") or "")
+
+
+def dead_chain(record: Record, queue: Queue, told: str, age: float | None) -> str | None:
+    """Why an unfinished experiment that no job works on or waits for has no further one; empty where no reason was given.
+
+    None where nothing is known of a chain, or of what became of it. told: the job that the files name.
+    """
+    last = record.segments[-1] if record.segments else {}
+    chain = words(last.get("chain") or "")
+    if chain.startswith(STOP):
+        return chain.removeprefix(STOP).lstrip(": ")
+    with suppress(OSError):
+        if not queue.has_lost(told) or record.folder.stat().st_uid != os.getuid():  # the queue shows nobody else's jobs
+            return None
+    if chain == AGAIN:
+        return "another job was promised, none is queued"
+    is_over = record.status.get("state") == "running" and age is not None and age > STALE_SECONDS
+    return f"job {told} is gone, none is queued" if is_over else None
 
 
 def look(folder: Path, name: str, queue: Queue, now: float) -> Progress:
@@ -140,13 +214,13 @@ def look(folder: Path, name: str, queue: Queue, now: float) -> Progress:
     status = record.status
     summary = {} if status or problems else record.summary or {}
     segments = record.segments
-    train, evaluation = newest_rows(folder / METRICS, problems)
+    train, evaluation = newest_rows(folder / METRICS, problems, ("train",), ("eval", "final"))
     last = segments[-1] if segments else {}
-    job_id = words(status.get("job_id") or last.get("job_id") or "")
-    job, queued = queue.tell(job_id)
+    told = words(status.get("job_id") or last.get("job_id") or "")
+    jobs = queue.jobs_of(folder, told)
     updated = updated_at(folder, status, train, evaluation)
     age = None if updated is None else max(0.0, now - updated)
-    state = state_of(record, summary, problems, age, job)
+    state = state_of(record, summary, problems, age, jobs[0] if jobs else None)
     total = number(status.get("iterations")) or (number(record.done_iterations) if summary else None)
     steps = (number(row.get(key)) for row, key in ((status, "itr"), (summary, "itr"), (train, "step"), (last, "end_step")))
     step = next((found for found in steps if found is not None), None)
@@ -158,16 +232,61 @@ def look(folder: Path, name: str, queue: Queue, now: float) -> Progress:
         loss=number(train.get("loss", status.get("loss"))), val_perplexity=number(evaluation.get("val_pp", summary.get("final_val_pp"))),
         steps_per_hour=rate, eta_seconds=left,
         segments=len(segments) or int(number(status.get("segments")) or 0), checkpoint_age_seconds=None if saved is None else max(0.0, now - saved),
-        updated_age_seconds=age, job_id=job_id or None, queue=queued, queue_reason=job.reason if job else None,
-        queue_start=job.start if job else None, disk_bytes=disk_bytes, reason=reason_of(record),
-        segment_reason=words(last.get("reason") or ""), problems=closed or problems)
+        updated_age_seconds=age, disk_bytes=disk_bytes, reason=reason_of(record), segment_reason=words(last.get("reason") or ""),
+        chain_end=None if jobs or state == "finished" else dead_chain(record, queue, told, age), problems=closed or problems,
+        **in_queue(queue, jobs, told))
+
+
+def in_queue(queue: Queue, jobs: Sequence[Job], told: str) -> dict[str, Any]:
+    """What a Progress says of the queue. told: the job that the files name."""
+    job = jobs[0] if jobs else None
+    # of a job of an array the files know another number than the queue shows
+    name = told if job is None or (queue.jobs or {}).get(told) is job else job.id
+    waiting = [replace(each, id=name if each is job else each.id).note() for each in jobs]
+    return {"job_id": name or None, "queue": queue.word(jobs, told), "queue_reason": job.reason if job else None,
+            "queue_start": job.start if job else None, "waiting": list(filter(None, waiting))}
+
+
+# experiments without a folder
+
+
+def first_jobs(queue: Queue, known: Iterable[Path], bases: Sequence[Path]) -> dict[Path, Progress]:
+    """Experiments whose first job has yet to make their folder, but for those that belong elsewhere than below `bases`."""
+    marks = set(map(mark_of, known)) if queue.trainings else set()
+    unknown = {mark: jobs for mark, jobs in queue.trainings.items() if mark not in marks}
+    folders = submitted() if unknown else {}
+    found = {}
+    for mark, jobs in unknown.items():
+        match, folder = TRAINING.fullmatch(jobs[0].name), folders.get(mark)
+        base = next((base.resolve() for base in bases if folder is not None and folder.is_relative_to(base.resolve())), None)
+        if match is not None and (folder is None or base is not None):
+            name = match["experiment"] if folder is None or base is None else str(folder.relative_to(base))
+            found[folder or Path(jobs[0].name)] = _unbegun(queue, jobs, name, folder)
+    return found
+
+
+def submitted() -> dict[str, Path]:
+    """Folders of the experiments for which jobs were submitted from this clone, by their mark."""
+    found = {}
+    for path in PACKAGES.glob("*/run_*/experiment.txt"):
+        with suppress(OSError, UnicodeDecodeError):
+            folder = Path(path.read_text().removesuffix("\n"))
+            found[mark_of(folder)] = folder
+    return found
+
+
+def _unbegun(queue: Queue, jobs: Sequence[Job], name: str, folder: Path | None) -> Progress:
+    return Progress(
+        name=words(name), folder=words(folder or ""), state="queued" if jobs[0].state == "PENDING" else "starting", step=None, iterations=None,
+        percent=None, loss=None, val_perplexity=None, steps_per_hour=None, eta_seconds=None, segments=0, checkpoint_age_seconds=None,
+        updated_age_seconds=None, disk_bytes=0, reason="", segment_reason="", chain_end=None, problems=[], **in_queue(queue, jobs, jobs[0].id))
 
 
 # finding folders
 
 
 def is_checkpoint(name: str) -> bool:
-    return bool(re.fullmatch(r"ckpt(_.*)?\.pt", name))
+    return CHECKPOINT.fullmatch(name) is not None
 
 
 def is_experiment(names: Iterable[str]) -> bool:
@@ -177,20 +296,16 @@ def is_experiment(names: Iterable[str]) -> bool:
 def find(bases: Sequence[Path]) -> dict[Path, str]:
     """Name of each experiment's folder, and of each that may not be read; a name tells its base only where two are alike."""
     found: dict[Path, tuple[Path, str]] = {}
-
-    def add(base: Path, folder: Path) -> None:
-        found.setdefault(folder.resolve(), (base, base.resolve().name if folder == base else str(folder.relative_to(base))))
-
     for base in bases:
         refusals: list[OSError] = []
         if not base.is_dir():
             raise UserError(f"{base}: no such folder; name another, or set RESULTS_DIR")
-        for folder, _, names in os.walk(base, onerror=refusals.append):
-            if is_experiment(names):
-                add(base, Path(folder))
-        for error in refusals:
-            if not isinstance(error, FileNotFoundError):  # one that vanished meanwhile
-                add(base, Path(error.filename))
+        root = base.resolve()  # what is below it needs no resolving: links are not followed
+        places = [folder for folder, _, names in os.walk(root, onerror=refusals.append) if is_experiment(names)]
+        # one that vanished meanwhile is left out
+        places += [error.filename for error in refusals if not isinstance(error, FileNotFoundError)]
+        for place in map(Path, places):
+            found.setdefault(place, (base, root.name if place == root else str(place.relative_to(root))))
     alike = Counter(name for _, name in found.values())
     return {folder: name if alike[name] == 1 else str(base / name) for folder, (base, name) in found.items()}
 
@@ -215,6 +330,7 @@ def survey(bases: Sequence[Path]) -> tuple[dict[Path, Progress], Queue]:
         except OSError:
             pass
         rows[folder] = row
+    rows |= first_jobs(queue, rows, bases)
     if not rows:
         raise UserError(f"no experiment in {', '.join(map(str, bases))}")
-    return rows, queue
+    return dict(sorted(rows.items(), key=lambda item: item[1].name)), queue

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError
-from files import PASSING_FAULTS, write_atomically, write_json
+from files import PASSING_FAULTS, json_text, write_atomically, write_json
 from optim.lock import Lock, job_name, restart_count
 from optim.names import ABANDONED, METRICS, SEGMENTS, STATUS, free_name, intermediate
 from optim.reader import read_segments, refuse_large
@@ -96,7 +96,7 @@ class Metrics:
 
 
 def _lines(rows: list[dict[str, Any]]) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
+    return "".join(json_text(row) + "\n" for row in rows)
 
 
 class Lineage:

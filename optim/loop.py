@@ -53,17 +53,24 @@ STATUS_SECONDS = 5.0  # least time between two updates of status.json for progre
 
 @dataclass
 class GradientMeter:
-    """Norms since the last evaluation."""
+    """Norms since the last evaluation, and how many steps had none: those that the scaler of float16 skipped for an overflow."""
 
     last: Tensor
     largest: Tensor
     total: Tensor
     count: int
+    overflows: int = 0
 
     @classmethod
     def on(cls, device: torch.device) -> GradientMeter:
         zero = torch.zeros((), device=device)
         return cls(zero, zero, zero, 0)
+
+    @classmethod
+    def restored(cls, state: dict[str, Any], device: torch.device) -> GradientMeter:
+        """That of a checkpoint, or a new one where earlier code has let an overflow into it, which would stay."""
+        norms = [state[name].to(device) for name in ("last", "largest", "total")]
+        return cls(*norms, state["count"], state.get("overflows", 0)) if torch.stack(norms).isfinite().all() else cls.on(device)
 
     def add(self, norm: Tensor) -> None:
         self.last, self.largest, self.total = norm, torch.maximum(self.largest, norm), self.total + norm
@@ -162,8 +169,7 @@ class Trainer:
             raise UserError(f"cannot resume {path}: {error}") from None
         extended = self.schedule.load_state_dict(state["scheduler"], self.args.extend)
         self.scaler.load_state_dict(state["scaler"])
-        meter, device = state["gradient_meter"], self.world.device
-        self.meter = GradientMeter(meter["last"].to(device), meter["largest"].to(device), meter["total"].to(device), meter["count"])
+        self.meter = GradientMeter.restored(state["gradient_meter"], self.world.device)
         self.step, self.skipped, self.overflows = state["itr"], state.get("skipped", 0), state.get("overflows", 0)
         self.rollbacks = list(state.get("rollbacks", []))
         self._keep_evaluation(EvaluationPlan(**state["evaluation"]) if "evaluation" in state else
@@ -260,7 +266,10 @@ class Trainer:
         if wrong is None:
             if args.grad_clip > 0:
                 torch.nn.utils.clip_grads_with_norm_(parameters, args.grad_clip, norm)
-            self.meter.add(norm)
+            if self.overflows:
+                self.meter.overflows += 1
+            else:
+                self.meter.add(norm)
             self.scaler.step(self.optimizer)
         elif args.on_bad_step == "stop" or self.skipped + 1 == BAD_IN_A_ROW:
             self._end_before(wrong)
@@ -323,7 +332,8 @@ class Trainer:
 
     def _report_step(self, loss: Tensor, rate: float) -> None:
         mean = float(self.world.sum(loss.double().cpu())) / self.world.size
-        self.reporter.train_row(self.step, {"loss": mean, "lr": rate, "grad_norm": float(self.meter.last)})
+        norm = None if self.overflows else float(self.meter.last)
+        self.reporter.train_row(self.step, {"loss": mean, "lr": rate, "grad_norm": norm})
         if self.experiment and time.monotonic() - self.status_at > STATUS_SECONDS:
             self.status_at = time.monotonic()
             self._record("running", loss=mean)
@@ -336,14 +346,16 @@ class Trainer:
         if result is None:
             return False
         gradients = self.meter.values()
+        overflows = {"overflows": self.meter.overflows} if self.scaler.is_enabled() else {}
         for name in ("window_losses", "val_loss_batch_mean", "val_acc_batch_mean"):
             del result[name]
-        row = {"kind": "final" if whole else "eval", "step": self.step, **result, **({} if whole else gradients),
+        row = {"kind": "final" if whole else "eval", "step": self.step, **result, **({} if whole else gradients | overflows),
                "time": {"seconds": time.monotonic() - begin}}
         lines = [f"{'final evaluation on the whole split' if whole else 'evaluation'} at step {self.step}: loss {result['val_loss']:.4f}  "
                  f"perplexity {result['val_pp']:.2f}  accuracy {result['val_acc']:.4f}  average depth {result['average_depth']:.2f}"]
         if not whole:
-            lines.append("gradient norm: now {grad_norm:.3g}, largest {max_grad_norm:.3g}, mean {mean_grad_norm:.3g}".format(**gradients))
+            lines.append("gradient norm: now {grad_norm:.3g}, largest {max_grad_norm:.3g}, mean {mean_grad_norm:.3g}".format(**gradients)
+                         + (f"; {self.meter.overflows} steps overflowed, and were skipped" if self.meter.overflows else ""))
             if gradients["max_grad_norm"] > SPIKE * gradients["mean_grad_norm"] > 0:
                 lines.append(f"warning: gradient spike: the largest norm since the last evaluation is "
                              f"{gradients['max_grad_norm'] / gradients['mean_grad_norm']:.1f} times the mean")

@@ -137,16 +137,17 @@ class Reporter:
         for line in lines:
             log.info(line)
 
-    def train_row(self, step: int, values: dict[str, float]) -> None:
-        """The row and line of a step; rates are over the steps since the last such line."""
+    def train_row(self, step: int, values: dict[str, float | None]) -> None:
+        """The row and line of a step; rates are over the steps since the last such line. No gradient norm: it overflowed."""
         per_step = self.seconds / max(self.steps, 1)
         rate = self.tokens_per_step / per_step if per_step else 0.0
         left = timedelta(seconds=round((self.args.iterations - step) * per_step))
         share = None if self.peak is None else rate * self.flops_per_token / self.peak
         memory = peak_memory_mib(self.device)
         self.steps, self.seconds = 0, 0.0
+        norm = values["grad_norm"]
         words = [f"step {step}/{self.args.iterations}", f"loss {values['loss']:.4f}", f"lr {values['lr']:.3g}",
-                 f"grad norm {values['grad_norm']:.3g}", f"{rate:,.0f} tokens/s", f"{memory:,.0f} MiB", f"ETA {left}"]
+                 "gradient overflow" if norm is None else f"grad norm {norm:.3g}", f"{rate:,.0f} tokens/s", f"{memory:,.0f} MiB", f"ETA {left}"]
         if share is not None:
             words.insert(5, f"{share:.1%} of peak")
         if self.bar is not None:

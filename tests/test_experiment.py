@@ -1,6 +1,7 @@
 """The files of an experiment: metrics without doubles, rows of segments, the status, and files that are never half written."""
 
 import json
+import math
 import os
 import time
 
@@ -283,6 +284,15 @@ def test_value_that_is_no_json_leaves_the_old_content(tmp_path):
     with pytest.raises(TypeError):
         write_json(tmp_path / "file", {"new": object()})
     assert json.loads((tmp_path / "file").read_text()) == {"old": 1}
+
+
+@pytest.mark.parametrize("write", [
+    lambda path, value: write_json(path, value),
+    lambda path, value: Metrics(path).append({"kind": "eval", "step": 1, "val_loss": value, "val_pp": value, "val_acc": 0.5})])
+def test_what_is_no_number_is_null_in_every_file(tmp_path, write):
+    write(tmp_path / "file", {"a": [math.inf, -math.inf, 2.5], "b": (math.nan, "NaN", None, True)})
+    row = json.loads((tmp_path / "file").read_text(), parse_constant=pytest.fail)
+    assert row.get("val_loss", row) == {"a": [None, None, 2.5], "b": [None, "NaN", None, True]}
 
 
 def test_reader_never_sees_a_half_written_file(tmp_path):

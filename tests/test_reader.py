@@ -14,7 +14,7 @@ from errors import UserError
 from iridis import preflight
 from optim.checkpoint import save_checkpoint
 from optim.peek import peek, step_in
-from optim.reader import Record, advanced, printed
+from optim.reader import TAILS, Record, advanced, newest_rows, printed
 from tests.programs import ROOT, run
 
 # read to show or to plot what stands there, or written; whoever decides something asks optim/reader.py
@@ -179,3 +179,38 @@ def test_no_other_module_opens_the_files_that_decide() -> None:
             if re.search(f"{python}|{shell}", line) and "printf" not in line:
                 found.add(name)
     assert found <= MAY_NAME_THEM
+
+
+# the newest rows of metrics.jsonl
+
+
+def newest(path: Path, *lines: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """The newest training row and the newest evaluation in these lines, and the problems."""
+    problems: list[str] = []
+    path.write_text("".join(lines))
+    return newest_rows(path, problems, ("train",), ("eval", "final")), problems
+
+
+def line_of(kind: str, step: int, **more: Any) -> str:
+    return json.dumps({"kind": kind, "step": step, **more}) + "\n"
+
+
+@pytest.mark.parametrize("size", [0, *TAILS[:3]])
+def test_the_newest_rows_are_found_behind_any_number_of_others(tmp_path: Path, size: int) -> None:
+    found, problems = newest(tmp_path / "m", line_of("eval", 1), line_of("train", 2), *[line_of("skipped", 3, reason='an "eval"')] * (size // 50))
+    assert ([row["step"] for row in found], problems) == ([2, 1], [])
+
+
+def test_kinds_that_are_not_there_are_empty(tmp_path: Path) -> None:
+    assert newest(tmp_path / "m", line_of("train", 1)) == ([{"kind": "train", "step": 1}, {}], [])
+
+
+def test_a_line_that_is_cut_short_at_the_end_is_passed_over(tmp_path: Path) -> None:
+    found, problems = newest(tmp_path / "m", line_of("train", 1), line_of("train", 2)[:-4])
+    assert (found[0]["step"], problems) == (1, [])
+
+
+@pytest.mark.parametrize("damage", ["{]\n", "train\n", '["train"]\n', '{"kind": "train", "step"}\n'])
+def test_damage_before_the_end_is_told_and_passed_over(tmp_path: Path, damage: str) -> None:
+    found, problems = newest(tmp_path / "m", line_of("train", 1), damage, line_of("eval", 2))
+    assert (found[0]["step"], problems) == (1, ["m: 1 of 3 lines are no JSON objects"])

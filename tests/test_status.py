@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import shutil
 import signal
 import struct
@@ -25,7 +26,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import status
-from monitor import page, read
+from files import write_json
+from monitor import draw, page, read
+from optim.outcome import Kind, ended
 from tests import programs
 from tests.programs import ROOT, command, folder, train
 
@@ -66,6 +69,7 @@ def no_slurm(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     """Whatever this machine has: a test that wants a queue writes one."""
     monkeypatch.setenv("PATH", str(tmp_path_factory.mktemp("empty")))
     monkeypatch.delenv("RESULTS_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
 def write_squeue(place: Path, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +276,200 @@ def test_a_queue_that_does_not_answer_is_told(tmp_path, capsys, monkeypatch, bod
     assert text.splitlines()[-1].startswith("squeue ")
 
 
+def job_of(place: Path, prefix: str = "train") -> str:
+    """The name that iridis/lib.sh gives a job that works on this folder."""
+    script = f"source iridis/lib.sh; NAME_PREFIX={prefix}; name_job {shlex.quote(str(place.resolve()))}; printf %s \"$JOB_NAME\""
+    return subprocess.run(["/bin/bash", "-c", script, "iridis/lib.sh"], cwd=ROOT, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True,
+                          check=True).stdout
+
+
+def pending(name: str, number: str = "99", reason: str = "Resources") -> str:
+    return f"{number}|PENDING|{reason}|{number}|N/A|{name}\n"
+
+
+def test_a_successor_is_known_by_its_name_before_it_has_a_row(tmp_path, capsys, monkeypatch):
+    place = experiment(tmp_path / "exps", state="stopped", reason="time limit", job_id="98", segments=[segment(0, 0, 50, chain="again")])
+    write_queue(tmp_path / "bin", monkeypatch, pending(job_of(place)))
+    row = seen(tmp_path / "exps", capsys)
+    assert (row["job_id"], row["queue"], row["queue_reason"]) == ("99", "PENDING", "Resources")
+    assert "job 99 waits (Resources)" in said([str(tmp_path / "exps")], capsys)
+
+
+def test_a_job_that_runs_goes_before_its_successor_which_is_told(tmp_path, capsys, monkeypatch):
+    place = experiment(tmp_path / "exps", job_id="98")
+    write_queue(tmp_path / "bin", monkeypatch, pending(job_of(place), reason="Dependency") + f"98|RUNNING|None|98|N/A|{job_of(place)}\n")
+    assert seen(tmp_path / "exps", capsys)["job_id"] == "98"
+    assert "run: job 99 waits (Dependency)" in said([str(tmp_path / "exps")], capsys)
+
+
+def test_an_evaluation_of_an_experiment_is_no_job_of_its_chain(tmp_path, capsys, monkeypatch):
+    place = experiment(tmp_path / "exps", job_id="98")
+    write_queue(tmp_path / "bin", monkeypatch, pending(job_of(place, "eval-lncot")))
+    assert seen(tmp_path / "exps", capsys)["queue"] == "no job"
+
+
+def test_a_first_job_that_waits_is_an_experiment_without_a_folder(tmp_path, capsys, monkeypatch):
+    (tmp_path / "exps").mkdir()
+    write_queue(tmp_path / "bin", monkeypatch, pending(job_of(tmp_path / "exps" / "owt2" / "base" / "new"), reason="QOSMaxJobsPerUserLimit"))
+    row = seen(tmp_path / "exps", capsys)
+    assert (row["name"], row["state"], row["job_id"], row["queue"]) == ("new", "queued", "99", "PENDING")
+    assert "new: job 99 waits (QOSMaxJobsPerUserLimit)" in said([str(tmp_path / "exps")], capsys)
+    said(["--html", str(tmp_path / "page.html"), str(tmp_path / "exps")], capsys)
+
+
+@pytest.fixture
+def run_folder(tmp_path, monkeypatch):
+    """That of a job which was submitted from this clone for exps/owt2/base/new."""
+    monkeypatch.setattr(read, "PACKAGES", tmp_path / "iridis")
+    place = tmp_path / "iridis" / "base-train" / "run_0"
+    place.mkdir(parents=True)
+    (place / "experiment.txt").write_text(f"{tmp_path.resolve() / 'exps' / 'owt2' / 'base' / 'new'}\n")
+    return place
+
+
+def test_the_run_folder_tells_the_whole_name_of_a_first_job(tmp_path, capsys, monkeypatch, run_folder):
+    (tmp_path / "exps").mkdir()
+    write_queue(tmp_path / "bin", monkeypatch, pending(job_of(tmp_path / "exps" / "owt2" / "base" / "new")))
+    assert seen(tmp_path / "exps", capsys)["name"] == "owt2/base/new"
+
+
+def test_a_first_job_of_another_folder_than_was_asked_for_is_left_out(tmp_path, capsys, monkeypatch, run_folder):
+    experiment(tmp_path / "others")
+    write_queue(tmp_path / "bin", monkeypatch, pending(job_of(tmp_path / "exps" / "owt2" / "base" / "new")))
+    assert seen(tmp_path / "others", capsys)["name"] == "run"
+
+
+def test_a_promised_job_that_is_not_queued_is_told(tmp_path, capsys, monkeypatch):
+    experiment(tmp_path / "exps", state="stopped", reason="time limit", segments=[segment(0, 0, 50, reason="time limit", chain="again")])
+    write_queue(tmp_path / "bin", monkeypatch, "")
+    assert said([str(tmp_path / "exps")], capsys).splitlines()[-1] == \
+        "run: stopped: time limit; the chain is dead: another job was promised, none is queued"
+
+
+def test_no_chain_is_called_dead_where_the_queue_is_not_known(tmp_path, capsys, monkeypatch):
+    experiment(tmp_path / "exps", state="stopped", reason="time limit", segments=[segment(0, 0, 50, reason="time limit", chain="again")])
+    assert "dead" not in said([str(tmp_path / "exps")], capsys)
+    write_squeue(tmp_path / "bin", "exit 1", monkeypatch)
+    assert "dead" not in said([str(tmp_path / "exps")], capsys)
+
+
+def test_why_a_chain_stopped_is_told(tmp_path, capsys):
+    reason = "crashed at step 50 twice: killed, signal 9"
+    experiment(tmp_path, state="failed", reason="killed, signal 9", segments=[segment(0, 0, 50, reason="killed, signal 9", chain=f"stop: {reason}")])
+    assert said([str(tmp_path)], capsys).splitlines()[-1] == f"run: failed: killed, signal 9; the chain is dead: {reason}"
+
+
+def end(place: Path, kind: Kind, reason: str, seconds_after_status: float = 1) -> None:
+    write_json(place / "outcome.json", ended(kind, reason).as_json())
+    moment = (place / "status.json").stat().st_mtime + seconds_after_status
+    os.utime(place / "outcome.json", (moment, moment))
+
+
+@pytest.mark.parametrize(("kind", "state"), [(Kind.CRASHED, "failed"), (Kind.STOPPED, "stopped"), (Kind.FINISHED, "finished")])
+def test_a_run_that_ended_without_another_status_is_over(tmp_path, capsys, kind, state):
+    end(experiment(tmp_path), kind, "disk full")
+    row = seen(tmp_path, capsys)
+    assert (row["state"], row["reason"]) == (state, "disk full")
+
+
+def test_why_it_ended_without_another_status_is_told(tmp_path, capsys):
+    end(experiment(tmp_path, segments=[segment(0, 0, 50, reason="disk full")]), Kind.OUT_OF_MEMORY, "disk full")
+    assert said([str(tmp_path)], capsys).splitlines()[-1] == "run: failed: disk full"
+
+
+def test_the_outcome_of_an_earlier_run_does_not_end_a_running_one(tmp_path, capsys):
+    end(experiment(tmp_path), Kind.CRASHED, "disk full", seconds_after_status=-1)
+    row = seen(tmp_path, capsys)
+    assert (row["state"], row["reason"]) == ("running", "")
+
+
+def test_a_start_that_was_refused_after_a_stop_is_told(tmp_path, capsys):
+    end(experiment(tmp_path, state="stopped", reason="time limit", segments=[]), Kind.REFUSED, "no such data")
+    assert said([str(tmp_path)], capsys).splitlines()[-1] == "run: failed: no such data"
+
+
+def test_a_start_that_was_refused_after_the_end_leaves_it_finished(tmp_path, capsys):
+    end(experiment(tmp_path, state="finished"), Kind.REFUSED, "no such data")
+    assert seen(tmp_path, capsys)["state"] == "finished"
+
+
+def test_a_reason_that_the_chain_shares_with_the_run_is_told_once(tmp_path, capsys):
+    experiment(tmp_path, state="failed", reason="disk full", segments=[segment(0, 0, 50, reason="disk full", chain="stop: disk full")])
+    assert said([str(tmp_path)], capsys).splitlines()[-1] == "run: failed: disk full; the chain is dead"
+
+
+def test_a_job_that_vanished_from_the_queue_leaves_a_dead_chain(tmp_path, capsys, monkeypatch):
+    experiment(tmp_path / "exps", updated=NOW - 700, metrics=[], job_id="98")
+    write_queue(tmp_path / "bin", monkeypatch, "")
+    assert said([str(tmp_path / "exps")], capsys).splitlines()[-1].endswith("the chain is dead: job 98 is gone, none is queued")
+
+
+@pytest.mark.parametrize("state", ["REQUEUE_HOLD", "SUSPENDED"])
+def test_a_job_that_neither_runs_nor_waits_is_told(tmp_path, capsys, monkeypatch, state):
+    experiment(tmp_path / "exps", job_id="98")
+    write_queue(tmp_path / "bin", monkeypatch, f"98|{state}|launch failed|98|N/A|x\n")
+    assert f"run: job 98 is {state} (launch failed)" in said([str(tmp_path / "exps")], capsys)
+
+
+@pytest.mark.parametrize("name", ["SQUEUE_STATES", "SQUEUE_PARTITION", "SQUEUE_NAMES", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT"])
+def test_a_profile_that_narrows_the_queue_leaves_no_chain_for_dead(tmp_path, capsys, monkeypatch, name):
+    """What a user has set for squeue by hand would hide jobs from the board."""
+    place = experiment(tmp_path / "exps", state="stopped", reason="time limit", segments=[segment(0, 0, 50, reason="time limit", chain="again")])
+    line = shlex.quote(pending(job_of(place)))
+    write_squeue(tmp_path / "bin", f'[ -n "${name}" ] || printf %s {line}', monkeypatch)
+    monkeypatch.setenv(name, "other")
+    assert seen(tmp_path / "exps", capsys)["queue"] == "PENDING"
+
+
+def test_slurm_programs_without_a_cluster_are_no_queue(tmp_path, capsys, monkeypatch):
+    experiment(tmp_path / "exps")
+    write_squeue(tmp_path / "bin", "echo 'squeue: fatal: Could not establish a configuration source' >&2; exit 1", monkeypatch)
+    assert seen(tmp_path / "exps", capsys)["queue"] is None
+
+
 # the table
+
+
+def on_terminal(base: Path, columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a terminal of so many columns shows."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    return said([str(base)], capsys).splitlines()
+
+
+LONG_JOB = "login-node-04.cluster:1234567"
+
+
+def test_eighty_columns_hold_name_state_and_job(tmp_path, capsys, monkeypatch):
+    experiment(tmp_path, "owt2/lncot/" + "x" * 60, itr=39000, iterations=40000, job_id=LONG_JOB, metrics=[metric(9, "eval", val_pp=50257.25)])
+    lines = on_terminal(tmp_path, 80, capsys, monkeypatch)
+    assert max(map(len, lines)) <= 80
+    assert "running" in lines[1] and LONG_JOB in lines[1]
+
+
+def test_a_wide_terminal_has_all_columns(tmp_path, capsys, monkeypatch):
+    experiment(tmp_path)
+    assert on_terminal(tmp_path, 150, capsys, monkeypatch)[0].split()[-1] == "disk"
+
+
+def test_an_unreadable_cell_fits_eighty_columns(tmp_path, capsys, monkeypatch):
+    (experiment(tmp_path, "y" * 60) / "status.json").write_text("{")
+    lines = on_terminal(tmp_path, 80, capsys, monkeypatch)
+    assert "unreadable: status.json" in lines[1] and len(lines[1]) <= 80
+
+
+def test_a_terminal_shows_models_by_their_short_names(tmp_path, capsys, monkeypatch):
+    name = "adaptive_cotformer_mod_efficient_sigmoid_crw_lnmid_de_random_factor_single_final"
+    experiment(tmp_path, f"owt2/{name}/a")
+    assert on_terminal(tmp_path, 100, capsys, monkeypatch)[1].startswith("owt2/adm/a ")
+
+
+def test_what_lives_stands_first(tmp_path, capsys, monkeypatch):
+    for name, state in (("a", "finished"), ("b", "running"), ("c", "stopped"), ("d", "failed")):
+        experiment(tmp_path / "exps", name, state=state, job_id=name)
+    write_queue(tmp_path / "bin", monkeypatch, pending(job_of(tmp_path / "exps" / "c")))
+    names = [line[0] for line in said([str(tmp_path / "exps")], capsys).splitlines()[1:5]]
+    assert names == ["b", "c", "a", "d"]
 
 
 def test_columns_fit_120_where_names_are_short(tmp_path, capsys):
@@ -357,7 +554,7 @@ def test_any_values_can_be_shown(tmp_path, capsys, state, one_segment, one_metri
     (place / "status.json").write_text(json.dumps(state))
     said([str(tmp_path)], capsys)
     json.loads(said(["--json", str(tmp_path)], capsys), parse_constant=pytest.fail)
-    page._segments(page.Chapter(read.look(place, "run", read.Queue(None), NOW), [one_metric], [one_segment]))
+    page._segments(page.Chapter(read.look(place, "run", read.Queue(None), NOW), draw.drawing([one_metric], []), [one_segment]))
 
 
 def test_a_folder_that_vanishes_is_left_out(tmp_path, capsys, monkeypatch):
@@ -412,10 +609,12 @@ def test_results_dir_is_the_default(tmp_path, capsys, monkeypatch):
     assert "here/run" in said([], capsys)
 
 
-def test_torch_is_not_needed(tmp_path):
+def test_nothing_is_needed_that_python_lacks(tmp_path):
     experiment(tmp_path)
-    code = "import sys; sys.modules['torch'] = None; import status; status.main(sys.argv[1:]); assert 'matplotlib' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    code = "import sys; sys.modules |= dict.fromkeys(('torch', 'numpy', 'matplotlib', 'orjson')); import status; " \
+           "status.main(sys.argv[3:]); status.main(sys.argv[1:])"
+    subprocess.run([sys.executable, "-c", code, "--html", str(tmp_path / "page.html"), str(tmp_path)], cwd=ROOT, check=True,
+                   stdout=subprocess.DEVNULL)
 
 
 def test_nothing_in_the_experiments_changes(tmp_path, capsys):
@@ -504,6 +703,12 @@ def test_a_word_after_watch_that_is_no_number_is_a_folder():
 # the page
 
 
+def test_html_says_what_it_wrote(tmp_path, capsys):
+    experiment(tmp_path)
+    text = said(["--html", str(tmp_path / "page.html"), str(tmp_path)], capsys)
+    assert re.fullmatch(rf"wrote {re.escape(str(tmp_path / 'page.html'))}: 1 experiment, [\d.]+ kB\n", text)
+
+
 def page_of(base: Path, capsys: pytest.CaptureFixture[str]) -> str:
     said(["--html", str(base / "page.html"), str(base)], capsys)
     return (base / "page.html").read_text()
@@ -543,19 +748,18 @@ def test_an_experiment_without_metrics_has_a_chapter(tmp_path, capsys):
 
 def test_the_newest_row_of_a_step_wins():
     rows = [metric(1, loss=5.0), metric(2, loss=4.0), metric(3, loss=3.0), metric(2, loss=2.0, extension=1)]
-    assert page.curve(rows, "train", "loss") == [(1, 5.0), (2, 2.0), (3, 3.0)]
+    assert draw.curves(rows, ["loss"])["loss"] == draw.Curve([1, 2, 3], [5.0, 2.0, 3.0])
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=20_000), st.integers(0, 19_999))
 @settings(max_examples=20, suppress_health_check=[HealthCheck.large_base_example, HealthCheck.data_too_large, HealthCheck.too_slow])
 def test_a_long_curve_is_thinned_and_keeps_its_spikes(values, spike):
-    points = [(float(step), 0.0) for step in range(20_000)]
-    points[:len(values)] = [(float(step), value) for step, value in enumerate(values)]
-    points[spike] = (float(spike), 1e6)
-    thinned = page.thin(points)
-    assert len(thinned) <= page.POINTS
-    assert (float(spike), 1e6) in thinned
-    assert thinned == sorted(thinned)
+    values += [0.0] * (20_000 - len(values))
+    values[spike] = 1e6
+    thinned = draw.thin(draw.Curve([*range(20_000)], values))
+    assert len(thinned) <= draw.POINTS
+    assert (spike, 1e6) in zip(thinned.steps, thinned.values, strict=True)
+    assert thinned.steps == sorted(thinned.steps)
 
 
 def test_a_page_must_be_a_file_in_a_folder(tmp_path, capsys):

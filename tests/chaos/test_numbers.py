@@ -8,6 +8,7 @@ import re
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -140,6 +141,49 @@ def test_gradient_that_is_not_finite_stops_the_run_where_the_loss_is(tmp_path: P
 def test_overflows_of_float16_are_the_scalers_to_skip_until_they_do_not_end(tmp_path: Path) -> None:
     said, changed = train_with_overflows(tmp_path, dtype="float16")
     assert said.startswith(f"step {OVERFLOWS_IN_A_ROW}: the loss is ") and changed == []
+
+
+@pytest.fixture(scope="module")
+def overflowing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training in float16 whose steps 3 and 4 of 8 overflow."""
+    results = tmp_path_factory.mktemp("overflowing")
+    args = parse_args(flags(results, dtype="float16", iterations=8, log_freq=1, eval_freq=8))
+    world, splits = World(torch.device("cpu")), open_splits(args.dataset, args.data_dir, args.sequence_length, args.vocab_size)
+    trainer, experiment = Trainer(args, world, splits, make_model_from_args(args), results), Experiment(results, args.iterations)
+    next(trainer.raw_model.parameters()).register_hook(lambda gradient: gradient * (torch.inf if trainer.step in (2, 3) else 1))
+    with Stopper(world, [], None, time.time()) as stopper:
+        trainer.run(experiment, stopper)
+    experiment.close()
+    return results
+
+
+def test_a_meter_that_earlier_code_let_overflow_begins_anew(overflowing: Path, tmp_path: Path) -> None:
+    args = parse_args(flags(overflowing, dtype="float16", iterations=8, log_freq=1, eval_freq=8))
+    state = load_checkpoint(overflowing / "ckpt.pt")
+    state["gradient_meter"] |= {"largest": torch.tensor(torch.inf), "total": torch.tensor(torch.inf), "count": 5}
+    save_checkpoint(tmp_path / "ckpt.pt", state)
+    splits = open_splits(args.dataset, args.data_dir, args.sequence_length, args.vocab_size)
+    trainer = Trainer(args, World(torch.device("cpu")), splits, make_model_from_args(args), tmp_path)
+    trainer.load(tmp_path / "ckpt.pt")
+    assert trainer.meter.values() == {"grad_norm": 0.0, "max_grad_norm": 0.0, "mean_grad_norm": 0.0}
+
+
+def rows_of(results: Path, kind: str) -> list[dict[str, Any]]:
+    lines = (results / "metrics.jsonl").read_text().splitlines()
+    return [row for row in (json.loads(line, parse_constant=pytest.fail) for line in lines) if row["kind"] == kind]
+
+
+def test_a_step_that_overflowed_has_a_loss_and_no_norm(overflowing: Path) -> None:
+    norms = {row["step"]: row["grad_norm"] for row in rows_of(overflowing, "train")}
+    assert [step for step, norm in norms.items() if norm is None] == [3, 4]
+
+
+def test_overflows_are_counted_and_leave_the_meters_alone(overflowing: Path) -> None:
+    norms = [row["grad_norm"] for row in rows_of(overflowing, "train") if row["grad_norm"] is not None]
+    (row,) = rows_of(overflowing, "eval")
+    assert row["overflows"] == 2
+    assert (row["grad_norm"], row["max_grad_norm"]) == (norms[-1], max(norms))
+    assert row["mean_grad_norm"] == pytest.approx(sum(norms) / len(norms))
 
 
 def test_skipped_steps_are_told_and_the_run_goes_on(skipping: Path) -> None:
