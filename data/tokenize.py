@@ -17,7 +17,6 @@ import fcntl
 import hashlib
 import multiprocessing
 import os
-import resource
 import shutil
 import signal
 import sys
@@ -44,7 +43,7 @@ from data.encode import Checked, best_engine
 from data.order import mix, mix_array
 from errors import UserError
 from files import STORAGE_FAULTS, load_json, sync_folder, write_json
-from processes import die_with
+from processes import die_with, peak_kib
 
 WORK = ".tokenize"
 SPLIT_SEED = 2357
@@ -123,7 +122,7 @@ def encode_shard(job: tuple[int, Shard, str, Path, int]) -> dict[str, Any]:
             file.flush()
             os.fsync(file.fileno())
     result = {"number": number, "shard": asdict(shard), "bad": len(bad), "shown": [asdict(b) for b in bad[:SHOWN_BAD]], **total,
-              "peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+              "peak_kib": peak_kib()}
     if len(bad) > max_bad:
         for part in parts:
             part.unlink()
@@ -371,7 +370,7 @@ def need_space(folder: Path, raw_bytes: int) -> None:
 def report(meta: dict[str, Any], results: list[dict[str, Any]], seconds: float, say: Callable[[str], None]) -> None:
     """The table at the end."""
     tokens = sum(split["tokens"] for split in meta["splits"].values())
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    own = peak_kib()
     rows = [("documents", f"{sum(s['documents'] for s in meta['splits'].values()):,}  ({meta['splits']['val']['documents']:,} for validation)"),
             ("tokens", f"{tokens:,}  ({meta['splits']['val']['tokens']:,} for validation)"),
             ("bytes per token", f"{meta['bytes'] / max(1, tokens):.3f}"), ("left out", f"{meta['bad_lines']:,} lines"),

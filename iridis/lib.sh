@@ -2,6 +2,14 @@
 # What every job.sh needs: options, the environment, the run folder, submission, and the start of programs on nodes.
 # A job.sh sources this (or train.sh, evaluate.sh), sets its configuration, defines `work`, and calls `run_job`.
 
+# bash before 4.4 takes an empty array for an unset variable; macOS has such a bash, and other tools under the names of GNU's
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)) ||
+    ! { realpath -ms -- / && stat -c %.9Y / && date -d @0 && sha256sum </dev/null; } >/dev/null 2>&1; then
+    printf 'error: the job scripts are for Linux: they need bash 4.4 or newer (this is %s) and the realpath, stat, date and sha256sum of %s\n' \
+        "$BASH_VERSION" "GNU coreutils. macOS: brew install bash coreutils, and put coreutils' libexec/gnubin first into PATH" >&2
+    exit 2
+fi
+
 set -Eeuo pipefail
 # nothing ends in silence; bad input (2) has been told by whoever met it
 TOLD=0 # 1: why this script ends has been said

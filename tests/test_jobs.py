@@ -67,11 +67,21 @@ def test_an_interpreter_that_is_too_old_is_refused(tmp_path: Path) -> None:
     old = tmp_path / "python3"
     old.write_text("#!/bin/sh\nexit 1\n")
     old.chmod(0o755)
-    for tool in ("dirname", "basename"):
+    for tool in ("dirname", "basename", "realpath", "stat", "date", "sha256sum"):
         (tmp_path / tool).symlink_to(str(shutil.which(tool)))
     outcome = bash("source iridis/lib.sh; find_python", PYTHON=str(old), PATH=str(tmp_path))
     assert outcome.returncode == 2
     assert "no Python 3.11 or newer found" in outcome.stderr
+
+
+@pytest.mark.parametrize("tool", ["realpath", "stat", "date", "sha256sum"])
+def test_tools_that_are_not_those_of_linux_are_refused_in_one_line(tool: str, tmp_path: Path) -> None:
+    other = tmp_path / tool
+    other.write_text("#!/bin/sh\necho illegal option >&2; exit 1\n")
+    other.chmod(0o755)
+    outcome = bash("bash iridis/quickstart/job.sh --local --dry-run", PATH=f"{tmp_path}:{os.environ['PATH']}", VENV_DIR=sys.prefix)
+    assert (outcome.returncode, outcome.stdout, len(outcome.stderr.splitlines())) == (2, "", 1)
+    assert "the job scripts are for Linux" in outcome.stderr and "brew install bash coreutils" in outcome.stderr
 
 
 # code of the site and of the user, in the job's own shell
