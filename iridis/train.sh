@@ -229,7 +229,7 @@ train_segment() {
 
 # keep NAME: copy stdin into a file of the run folder and on. A Ctrl-C reaches this too, and the training has yet to speak.
 keep() (
-    trap '' INT TERM
+    trap '' INT TERM HUP
     exec tee -a "$RUN_DIR/$1"
 )
 
@@ -237,7 +237,7 @@ keep() (
 train_here() {
     local code=0
     STOP_FILE="$RUN_DIR/stop" OUTCOME_FILE="$RUN_DIR/outcome.json"
-    trap 'ask_to_stop interrupted' INT TERM
+    trap 'ask_to_stop interrupted' INT TERM HUP
     printf '%s\n' "$EXPERIMENT" >"$RUN_DIR/experiment.txt"
     run_and_wait launch main.py "${TRAIN_FLAGS[@]}" --stop_file "$STOP_FILE" --outcome_file "$OUTCOME_FILE" \
         > >(keep train.out) 2> >(keep train.err >&2) || code=$?
