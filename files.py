@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from errors import UserError
 
 STORAGE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG)
 PASSING_FAULTS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN)  # of a network's storage: worth another try, so no bad input
+NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # of a mount that knows no fsync
 LARGEST_JSON_BYTES = 1 << 27  # a summary with a curve of a million points; a larger file would fill the memory before it is found to be none
 
 
@@ -22,13 +24,44 @@ def is_of_a_place(error: OSError) -> bool:
     return error.filename is not None or error.errno in STORAGE_FAULTS
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(descriptor: int) -> None:
+    """fsync, where the file system has it: some mounts have none for folders, or none at all."""
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
+
+
+def sync_path(path: Path) -> None:
+    """Make the content of a file, or the names in a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    sync_path(folder)
+
+
+def is_kept_open(path: Path) -> bool:
+    """Whether a name is that of a removed file which NFS or FUSE keeps until whoever has it open closes it."""
+    return path.name.startswith((".nfs", ".fuse_hidden"))
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder with all that is in it. Where the mount keeps removed files that are open, it stays, with those alone."""
+    faults: list[OSError] = []
+
+    def note(function: object, name: str, error: Any) -> None:
+        faults.append(error[1])
+
+    shutil.rmtree(folder, onerror=note)
+    if faults and not all(path.is_dir() or is_kept_open(path) for path in folder.rglob("*")):
+        raise faults[0]
 
 
 def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -36,11 +69,7 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
-        descriptor = os.open(temporary, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_path(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -54,7 +54,7 @@ def build_and_run(args: Namespace, world: World, ending: Ending, closing: ExitSt
         log_to_file(folder / "train.log")
 
     stop_files = [folder / STOP, *([Path(args.stop_file)] if args.stop_file else [])]
-    with Stopper(world, stop_files, args.max_runtime_minutes, began) as stopper:
+    with Stopper(world, stop_files, args.max_runtime_minutes, began, args.stop_signals) as stopper:
         set_precision(args.deterministic)
         world.from_main(hold)
         ending.held = True

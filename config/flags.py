@@ -65,6 +65,9 @@ ATTENTION = ("fast", "reference")
 SCHEDULERS = ("cos", "linear", "wsd", "none")
 OPTIMIZERS = ("adamw", "sgd", "adafactor")
 
+STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # that can stop a training
+DEFAULT_STOP_SIGNALS = STOP_SIGNALS[:5]
+
 GROUPS: dict[str, tuple[Flag, ...]] = {
     "run": (
         Flag("config", str, None, "JSON file of flag values, between the defaults and the command line", scope=PLACE),
@@ -78,6 +81,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         switch("deterministic", "use only deterministic algorithms (exact resume on GPUs; slower)", scope=PLACE),
         Flag("stop_file", str, None, "stop cleanly when this file exists; its text, if any, is the reason. The file 'stop' in the experiment "
              "folder always does (None: only that one)", scope=PLACE),
+        Flag("stop_signals", str, DEFAULT_STOP_SIGNALS, "signals at which to finish the step, save and end; a SIGHUP that nohup has ignored stays "
+             "ignored", choices=STOP_SIGNALS, many=True, scope=PLACE),
         Flag("outcome_file", str, None, "write a copy of outcome.json here, also where the experiment's folder cannot be written (None: no copy)",
              scope=PLACE),
         Flag("max_runtime_minutes", float, None, "stop cleanly after this many minutes (None: no limit)", low=0, scope=PLACE),

@@ -35,7 +35,7 @@ from data.bins import DEFAULT_DATA_DIR, dataset_folder
 from data.bpe import cache_folder, gpt2
 from data.tokenize import RAW_OWT2, say_now
 from errors import UserError
-from files import load_json, sync_folder, write_json
+from files import load_json, sync, sync_folder, write_json
 
 HUB_REPOSITORY = "segyges/OpenWebText2"
 READ_BYTES = 1 << 20
@@ -193,7 +193,7 @@ def receive(origin: Origin, target: Path, part: Path) -> int:
                 file.flush()
                 time.sleep(min(5.0, 0.05 * 2**idle))
         file.flush()
-        os.fsync(file.fileno())
+        sync(file.fileno())
     return size
 
 

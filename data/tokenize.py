@@ -17,7 +17,6 @@ import fcntl
 import hashlib
 import multiprocessing
 import os
-import resource
 import shutil
 import signal
 import sys
@@ -26,7 +25,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -43,8 +42,8 @@ from data.corpus import Bad, Shard, documents, find_shards, pack, stdlib_documen
 from data.encode import Checked, best_engine
 from data.order import mix, mix_array
 from errors import UserError
-from files import STORAGE_FAULTS, load_json, sync_folder, write_json
-from processes import die_with
+from files import STORAGE_FAULTS, is_kept_open, load_json, remove_folder, sync, sync_folder, write_json
+from processes import die_with, peak_kib
 
 WORK = ".tokenize"
 SPLIT_SEED = 2357
@@ -121,9 +120,9 @@ def encode_shard(job: tuple[int, Shard, str, Path, int]) -> dict[str, Any]:
                     _counters[place] += value
         for file in (tokens_file, lengths_file):
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
     result = {"number": number, "shard": asdict(shard), "bad": len(bad), "shown": [asdict(b) for b in bad[:SHOWN_BAD]], **total,
-              "peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+              "peak_kib": peak_kib()}
     if len(bad) > max_bad:
         for part in parts:
             part.unlink()
@@ -172,7 +171,7 @@ def working_folder(folder: Path, plan: dict[str, Any]) -> Iterator[Path]:
             same = False
         if not same:
             for path in work.iterdir():
-                if path.name != "lock":
+                if path.name != "lock" and not is_kept_open(path):
                     path.unlink()
             write_json(work / "plan.json", plan)
         yield work
@@ -280,7 +279,7 @@ class Split:
 
     def publish(self) -> None:
         self.file.flush()
-        os.fsync(self.file.fileno())
+        sync(self.file.fileno())
         self.file.close()
         os.replace(self.temporary, self.path)
         sync_folder(self.path.parent)
@@ -354,7 +353,9 @@ def tokenize(inputs: list[Path], folder: Path, text_key: str = "text", workers: 
             need_space(folder, sum(shard.size for shard in shards))
             results = encode_all(shards, work, text_key, workers or os.cpu_count() or 1, max_bad, bad, say)
             meta = assemble(results, work, folder, val_share, {"tokenizer": "gpt2", "engine": best_engine().name, "bad_lines": len(bad)})
-            shutil.rmtree(work)
+            remove_folder(work)
+        with suppress(OSError):
+            work.rmdir()  # where the mount has kept the lock, which is closed only now
     except OSError as error:
         raise UserError(f"cannot prepare {folder}: {error.filename or ''} {error.strerror or error}") from None
     report(meta, results, time.monotonic() - began, say)
@@ -371,7 +372,7 @@ def need_space(folder: Path, raw_bytes: int) -> None:
 def report(meta: dict[str, Any], results: list[dict[str, Any]], seconds: float, say: Callable[[str], None]) -> None:
     """The table at the end."""
     tokens = sum(split["tokens"] for split in meta["splits"].values())
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    own = peak_kib()
     rows = [("documents", f"{sum(s['documents'] for s in meta['splits'].values()):,}  ({meta['splits']['val']['documents']:,} for validation)"),
             ("tokens", f"{tokens:,}  ({meta['splits']['val']['tokens']:,} for validation)"),
             ("bytes per token", f"{meta['bytes'] / max(1, tokens):.3f}"), ("left out", f"{meta['bad_lines']:,} lines"),

@@ -2,23 +2,30 @@
 
     python -m distributed.torchrun --standalone --nproc_per_node 2 main.py ...
 
-torchrun itself dies of SIGUSR1 and leaves its workers behind, kills them 30 s after a SIGTERM, and ends with 1 whatever
-happened. Here those signals are left to the workers, which get SIGTERM from SLURM as it does, and to the job script,
-which stops them by a file.
+torchrun itself dies of SIGUSR1 and leaves its workers behind, kills them 30 s after a SIGTERM or a closed terminal, takes
+back what nohup has ignored, and ends with 1 whatever happened. Here the workers decide: signals are passed on to them, who
+have sessions of their own and see no terminal, and those that come before they are ready are kept for them.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
-
-from torch.distributed import run
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
 
 from errors import BAD_INPUT
 
-LEFT_TO_WORKERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+FOR_WORKERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)  # held back until a worker has handlers
+OF_THE_TERMINAL = (signal.SIGINT, signal.SIGHUP)  # these end a worker that has none
 
 
 def exit_code(error: ChildFailedError) -> int:
@@ -28,11 +35,51 @@ def exit_code(error: ChildFailedError) -> int:
     return code if code > 0 else 128 - code
 
 
+def workers() -> list[int]:
+    """Processes that this one has started, whichever of its threads did."""
+    found: list[int] = []
+    for task in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):  # a thread that has just ended
+            found += map(int, task.read_text().split())
+    return found
+
+
+def pass_on(number: int) -> bool:
+    """Send a signal to all workers; False where there are none."""
+    found = workers()
+    for worker in found:
+        with suppress(ProcessLookupError):
+            os.kill(worker, number)
+    return bool(found)
+
+
+def _of_the_terminal(number: int, frame: FrameType | None) -> None:
+    if not pass_on(number):
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
+def _pass_on_for_ever() -> None:
+    while True:
+        pass_on(signal.sigwait(FOR_WORKERS))
+
+
+def take_signals() -> None:
+    """Before torch is loaded: its threads, and all workers, are to hold the signals back as this one does."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, FOR_WORKERS)
+    threading.Thread(target=_pass_on_for_ever, name="signals", daemon=True).start()
+    for number in OF_THE_TERMINAL:
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it, which workers inherit
+            signal.signal(number, _of_the_terminal)
+
+
 def main(argv: Sequence[str]) -> int:
-    for number in LEFT_TO_WORKERS:
-        signal.signal(number, signal.SIG_IGN)  # a worker inherits this until it has handlers of its own
+    take_signals()
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
     try:
-        run.run(run.parse_args(["--signals-to-handle", "SIGHUP,SIGQUIT", *argv]))
+        run.run(run.parse_args(["--signals-to-handle", "SIGQUIT", *argv]))
     except ChildFailedError as error:
         return exit_code(error)
     return 0

@@ -7,7 +7,11 @@ REPO_DIR="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
 if [[ -f "$REPO_DIR/iridis/site.sh" ]]; then
     # shellcheck source=/dev/null
-    source "$REPO_DIR/iridis/site.sh"
+    if declare -F foreign >/dev/null; then # within a job script
+        foreign source "$REPO_DIR/iridis/site.sh" || die "$REPO_DIR/iridis/site.sh: its last command failed with code $?"
+    else
+        source "$REPO_DIR/iridis/site.sh"
+    fi
 fi
 
 # paths: the cluster's scratch where it exists, else a folder of the clone

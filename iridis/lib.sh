@@ -2,9 +2,53 @@
 # What every job.sh needs: options, the environment, the run folder, submission, and the start of programs on nodes.
 # A job.sh sources this (or train.sh, evaluate.sh), sets its configuration, defines `work`, and calls `run_job`.
 
+# bash before 4.4 takes an empty array for an unset variable; macOS has such a bash, and other tools under the names of GNU's
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)) ||
+    ! { realpath -ms -- / && stat -c %.9Y / && date -d @0 && sha256sum </dev/null; } >/dev/null 2>&1; then
+    printf 'error: the job scripts are for Linux: they need bash 4.4 or newer (this is %s) and the realpath, stat, date and sha256sum of %s\n' \
+        "$BASH_VERSION" "GNU coreutils. macOS: brew install bash coreutils, and put coreutils' libexec/gnubin first into PATH" >&2
+    exit 2
+fi
+
 set -Eeuo pipefail
 # nothing ends in silence; bad input (2) has been told by whoever met it
-trap 'code=$?; ((code == 2)) || printf "error: %s, line %s: a command failed with code %s\n" "${BASH_SOURCE[0]}" "$LINENO" "$code" >&2' ERR
+TOLD=0 # 1: why this script ends has been said
+exec 7>&2 || exec 2>/dev/null 7>&2 # stderr for last words, also from within a command whose output is discarded
+trap 'code=$?; ((code == 2)) || err_words "$code" "${BASH_SOURCE[0]:-$0}" "$LINENO"' ERR
+trap 'leave "$?"' EXIT
+
+# err_words CODE FILE LINE: that a command failed
+err_words() {
+    printf 'error: %s, line %s: a command failed with code %s\n' "$2" "$3" "$1" >&2
+    [[ ! /dev/fd/2 -ef /dev/fd/7 ]] || TOLD=1
+}
+
+# leave CODE: last words of a script that something else has ended: an unset variable, an exit in the site's code
+leave() {
+    exec 2>&7
+    (($1 == 0 || $1 == 2 || TOLD)) || printf 'error: %s ended with code %s%s\n' "$0" "$1" "${FOREIGN:+, in \`$FOREIGN\`}" >&2
+    leaving
+}
+leaving() { :; } # a kind of job may define it anew
+
+# foreign COMMAND...: run shell code of the site or the user here. It is not written for the options that are set above, and
+# what it changes of them, of traps and of IFS does not last.
+foreign() {
+    local FOREIGN="$*" IFS=$' \t\n' code=0 options
+    options="$(set +o; shopt -p; trap -p EXIT ERR)"
+    set +Eeuo pipefail
+    "$@" || code=$?
+    eval "$options"
+    set -Eeuo pipefail
+    return "$code"
+}
+
+# die MESSAGE: one line, exit code 2
+die() {
+    printf 'error: %s\n' "$1" >&2
+    exit 2
+}
+
 # shellcheck source=iridis/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
@@ -16,12 +60,6 @@ LEAD=120                              # seconds before the time limit at which t
 NAME_PREFIX="$JOB_NAME"
 SINGLETON=0                           # 1: never two jobs of this name at once
 LINKS_DIR="$SCRATCH_DIR/.chains"      # for each job that another has taken the place of, a file with the id of that one
-
-# die MESSAGE: one line, exit code 2
-die() {
-    printf 'error: %s\n' "$1" >&2
-    exit 2
-}
 
 # usage: the comment at the head of the job script
 usage() {
@@ -94,7 +132,7 @@ find_python() {
 
 # has_conda: whether the site's conda is to be used
 has_conda() {
-    [[ $USE_CONDA == auto ]] && type module >/dev/null 2>&1 && module load conda >/dev/null 2>&1 && command -v conda >/dev/null
+    [[ $USE_CONDA == auto ]] && type module >/dev/null 2>&1 && foreign module load conda >/dev/null 2>&1 && command -v conda >/dev/null
 }
 
 # install PREFIX REQUIREMENTS STAMP: make an environment, if there is none, and fill it; one at a time
@@ -108,7 +146,7 @@ install() {
     if ! "$1/bin/python" -m pip --version >/dev/null 2>&1; then # none, or one that a Ctrl-C left half made
         printf 'making %s\n' "$1"
         if has_conda; then
-            conda create --quiet --yes --prefix "$1" python=3.11 || die "conda cannot make $1"
+            foreign conda create --quiet --yes --prefix "$1" python=3.11 || die "conda cannot make $1"
         else
             "$(find_python)" -m venv --clear "$1" || die "cannot make $1; on Debian, apt install python3-venv"
         fi

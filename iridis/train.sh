@@ -8,7 +8,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 SINGLETON=1
 NAME_PREFIX=train # whichever package: two of them may work on one experiment
-DECIDED=0         # 1: this job has said what becomes of its chain
+CHAINED=0         # 1: this is a job of a chain
+DECIDED=0         # 1: it has said what becomes of its chain
 SIGNALLED="" # why this job was told to stop
 
 # paper_flags: fill TRAIN_FLAGS, the flags of main.py: the paper's setting, the package's model, then what the user gave
@@ -166,7 +167,7 @@ hand_on() {
 
 # end_chain REASON: no further job; what waits for this one is cancelled by SLURM
 end_chain() {
-    DECIDED=1
+    DECIDED=1 TOLD=1
     printf 'error: the chain stops: %s\n' "$1" >&2
     scancel --me --name="$JOB_NAME" --state=PENDING || true
     python -m iridis.chain "$EXPERIMENT" --ended "$1" || true
@@ -181,7 +182,11 @@ segment_begins() {
     EXPERIMENT="$(<"$RUN_DIR/experiment.txt")"
     trap 'ask_to_stop "time limit"' USR1
     trap 'ask_to_stop SIGTERM' TERM
-    trap '((DECIDED)) || end_chain "the job failed outside its training, see above"' EXIT
+    CHAINED=1
+}
+
+leaving() {
+    ((!CHAINED || DECIDED)) || end_chain "the job failed outside its training, see above"
 }
 
 # train_segment: one job of a chain
@@ -224,7 +229,7 @@ train_segment() {
 
 # keep NAME: copy stdin into a file of the run folder and on. A Ctrl-C reaches this too, and the training has yet to speak.
 keep() (
-    trap '' INT TERM
+    trap '' INT TERM HUP
     exec tee -a "$RUN_DIR/$1"
 )
 
@@ -232,12 +237,13 @@ keep() (
 train_here() {
     local code=0
     STOP_FILE="$RUN_DIR/stop" OUTCOME_FILE="$RUN_DIR/outcome.json"
-    trap 'ask_to_stop interrupted' INT TERM
+    trap 'ask_to_stop interrupted' INT TERM HUP
     printf '%s\n' "$EXPERIMENT" >"$RUN_DIR/experiment.txt"
     run_and_wait launch main.py "${TRAIN_FLAGS[@]}" --stop_file "$STOP_FILE" --outcome_file "$OUTCOME_FILE" \
         > >(keep train.out) 2> >(keep train.err >&2) || code=$?
     rm -f "$STOP_FILE"
     ((code)) || code="$(outcome_code "$OUTCOME_FILE")" # torchrun ends a clean stop with 0
+    TOLD=1
     exit "$code"
 }
 

@@ -17,6 +17,7 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,8 @@ def export(settings: Any, weights: Mapping[str, Any], folder: Path, dtype: str =
             write_atomically(temporary / name, text)
         write_json(temporary / "config.json", config_of(asdict(settings)))
         _save(stored, temporary / "model.safetensors")
-        shutil.copymode(temporary / "config.json", temporary / "model.safetensors")  # safetensors lets only the owner read
+        with suppress(OSError):  # a mount without modes
+            shutil.copymode(temporary / "config.json", temporary / "model.safetensors")  # safetensors lets only the owner read
         write_json(temporary / "generation_config.json", generation_config(settings.vocab_size))
         write_atomically(temporary / "README.md", card)
         os.replace(temporary, folder)
@@ -133,12 +135,13 @@ def _save(stored: dict[str, Any], path: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    from files import sync_path
+
     try:
         save_file(stored, path, metadata={"format": "pt"})
     except SafetensorError as error:  # its writer reports a full disk this way
         raise UserError(f"writing {path.name} failed: {error}") from None
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    sync_path(path)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -25,7 +25,7 @@ import torch
 from numpy._core.multiarray import _reconstruct
 
 from errors import UserError
-from files import replace_atomically
+from files import replace_atomically, sync
 from optim.names import FINAL, intermediate, numbered, step_of
 from optim.peek import step_in
 
@@ -47,7 +47,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         except RuntimeError as error:  # torch's zip writer does not say what was wrong with the storage: a full disk, a quota, a stale handle
             with open(temporary, "ab") as file:
                 file.write(bytes(PROBE_BYTES))  # raises the same fault by its name
-                os.fsync(file.fileno())
+                sync(file.fileno())
             raise OSError(f"writing {path.name} failed: {first_line(error)}") from error
 
     replace_atomically(path, write)

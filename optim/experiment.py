@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError
-from files import PASSING_FAULTS, json_text, write_atomically, write_json
+from files import PASSING_FAULTS, json_text, sync, write_atomically, write_json
 from optim.lock import Lock, job_name, restart_count
 from optim.names import ABANDONED, METRICS, SEGMENTS, STATUS, free_name, intermediate
 from optim.reader import read_segments, refuse_large
@@ -90,7 +90,7 @@ class Metrics:
         with open(self.path, "ab") as file:
             file.write(_lines([marked]).encode())
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         self.seen.add((row["kind"], row["step"]))
         return True
 

@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from errors import UserError
 from files import load_json
+from processes import is_running
 
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0  # silence after which a holder on another host counts as dead
@@ -58,7 +59,8 @@ def holder(path: Path) -> str | None:
     who = read_holder(path)
     if not who or time.time() - path.stat().st_mtime > STALE_SECONDS:
         return None
-    if who.get("host") == socket.gethostname() and not Path(f"/proc/{who.get('pid')}").exists():
+    pid = who.get("pid")
+    if who.get("host") == socket.gethostname() and not (isinstance(pid, int) and pid > 0 and is_running(pid)):
         return None
     return name_of(who)
 

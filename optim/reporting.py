@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import resource
 import secrets
 import sys
 import time
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from errors import UserError
 from files import write_atomically
 from optim.experiment import Experiment
+from processes import peak_kib
 
 log = logging.getLogger("cotformer")
 
@@ -38,7 +38,7 @@ def peak_memory_mib(device: torch.device) -> float:
     """Largest memory so far: the allocator's on a GPU, the process's on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return peak_kib() / 2**10
 
 
 class _Console(logging.Handler):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from data.bins import TOKEN
 from distributed.launch import under_torchrun
 from distributed.world import pick_device
 from errors import STOPPED, UserError
+from files import remove_folder
 from optim.checkpoint import load_checkpoint
 from optim.names import FINAL, METRICS, STOP
 from optim.outcome import of_exit_code
@@ -170,7 +170,7 @@ def selftest(args: Namespace) -> int:
         print(f"FAIL: a resumed training is not the undisturbed one here; {', '.join(wrong[:SHOWN])}{', ...' if len(wrong) > SHOWN else ''} "
               f"differ. Both are kept in {work}")
         return 1
-    shutil.rmtree(work)
+    remove_folder(work)
     print(f"PASS: on this machine ({torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU'}, torch {torch.__version__}) a training "
           f"that is killed and stopped ends with the same bits as one that is not")
     return 0

@@ -5,6 +5,7 @@ A signal handler only sets a flag; the processes compare flags between steps, wh
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -13,16 +14,17 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+from config.flags import DEFAULT_STOP_SIGNALS, STOP_SIGNALS
 from distributed.world import World
 from errors import Replaced
 from optim.lock import TAKEN_OVER
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 STOP_FILE, TIME, JOB_END, LOST = "stop file", "max_runtime_minutes", "end of the job", "lost"
-REASONS = ["", *(s.name for s in SIGNALS), STOP_FILE, TIME, JOB_END, LOST]
+REASONS = ["", *STOP_SIGNALS, STOP_FILE, TIME, JOB_END, LOST]
 SAVE_MARGIN_SECONDS = 2.0
 JOB_MARGIN_SECONDS = 15.0  # a job script stops a run well before; this is for one that cannot
 LONGEST_REASON = 200
+ONE_INTERRUPT_SECONDS = 1.0  # in which a SIGINT comes from the terminal and from the launcher too
 
 
 class Stopper:
@@ -30,11 +32,13 @@ class Stopper:
 
     Any of `stop_files` stops the run when it exists; its content, if it has any, is the reason. The first is the experiment's own,
     by which a person stops it; another is that of the job. `is_lost` is asked on the main process: whether another process has taken
-    the experiment over.
+    the experiment over. `signals` are those that stop it, by name; the others do what they do to any process.
     """
 
-    def __init__(self, world: World, stop_files: Sequence[Path], max_runtime_minutes: float | None, began: float) -> None:
+    def __init__(self, world: World, stop_files: Sequence[Path], max_runtime_minutes: float | None, began: float,
+                 signals: Sequence[str] = DEFAULT_STOP_SIGNALS) -> None:
         self.world, self.stop_files = world, stop_files
+        self.signals = [signal.Signals[name] for name in signals]
         self.is_lost: Callable[[], bool] = lambda: False
         self.deadlines = {TIME: (began + 60 * max_runtime_minutes, SAVE_MARGIN_SECONDS)} if max_runtime_minutes is not None else {}
         end = os.environ.get("SLURM_JOB_END_TIME", "")
@@ -44,23 +48,43 @@ class Stopper:
         self.reason = ""
         self.by_hand = False  # whether a person stopped the run, so that no chain takes it up again
         self._signal = 0
+        self._interrupted_at = -math.inf
         self._old: dict[signal.Signals, object] = {}
+        self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
     def __enter__(self) -> Stopper:
-        for number in SIGNALS:
-            self._old[number] = signal.signal(number, self._note)
+        for number in self.signals:
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+                self._old[number] = signal.signal(number, self._note)
+        # the launcher starts its workers with these held back; one that came meanwhile arrives now
+        self._blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.Signals[name] for name in STOP_SIGNALS])
         return self
 
     def __exit__(self, *unused: object) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
         for number, handler in self._old.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._signal and number == signal.SIGINT:  # a second Ctrl-C means now
-            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            now = time.monotonic()
+            if self._signal and now - self._interrupted_at > ONE_INTERRUPT_SECONDS:  # a second Ctrl-C means now
+                raise KeyboardInterrupt
+            self._interrupted_at = now
+        if number == signal.SIGHUP:
+            self._leave_closed_terminals()
         if self.world.is_main:
-            os.write(2, f"{signal.Signals(number).name}: stopping after this step\n".encode())  # safe inside a handler
+            with suppress(OSError):
+                os.write(2, f"{signal.Signals(number).name}: stopping after this step\n".encode())  # safe inside a handler
         self._signal = REASONS.index(signal.Signals(number).name)
+
+    def _leave_closed_terminals(self) -> None:
+        """What this process says from now on goes nowhere: a terminal that is gone answers every line with an error."""
+        for descriptor in self._terminals:
+            if not os.isatty(descriptor):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
 
     def poll(self) -> bool:
         """Whether to stop; every process must call this at the same place. `reason` then says why."""

@@ -67,11 +67,55 @@ def test_an_interpreter_that_is_too_old_is_refused(tmp_path: Path) -> None:
     old = tmp_path / "python3"
     old.write_text("#!/bin/sh\nexit 1\n")
     old.chmod(0o755)
-    for tool in ("dirname", "basename"):
+    for tool in ("dirname", "basename", "realpath", "stat", "date", "sha256sum"):
         (tmp_path / tool).symlink_to(str(shutil.which(tool)))
     outcome = bash("source iridis/lib.sh; find_python", PYTHON=str(old), PATH=str(tmp_path))
     assert outcome.returncode == 2
     assert "no Python 3.11 or newer found" in outcome.stderr
+
+
+@pytest.mark.parametrize("tool", ["realpath", "stat", "date", "sha256sum"])
+def test_tools_that_are_not_those_of_linux_are_refused_in_one_line(tool: str, tmp_path: Path) -> None:
+    other = tmp_path / tool
+    other.write_text("#!/bin/sh\necho illegal option >&2; exit 1\n")
+    other.chmod(0o755)
+    outcome = bash("bash iridis/quickstart/job.sh --local --dry-run", PATH=f"{tmp_path}:{os.environ['PATH']}", VENV_DIR=sys.prefix)
+    assert (outcome.returncode, outcome.stdout, len(outcome.stderr.splitlines())) == (2, "", 1)
+    assert "the job scripts are for Linux" in outcome.stderr and "brew install bash coreutils" in outcome.stderr
+
+
+# code of the site and of the user, in the job's own shell
+
+
+def with_module(code: str, job: str = "bash iridis/quickstart/job.sh --local --dry-run", **env: str) -> subprocess.CompletedProcess[str]:
+    """A job where the site's `module` is this code, as an exported shell function."""
+    return bash(f"module() {{ {code}; }}; export -f module; {job}", VENV_DIR=sys.prefix, **env)
+
+
+@pytest.mark.parametrize("code", ['[[ -z $LMOD_QUIET ]]; return 1', "set -eu; false; return 1", "shopt -s nullglob; IFS=/; return 1",
+                                  "trap - EXIT ERR; return 1"])
+def test_shell_code_of_the_site_is_not_held_to_the_options_of_the_job(code: str, tmp_path: Path) -> None:
+    outcome = with_module(code, SCRATCH_DIR=str(tmp_path))
+    assert (outcome.returncode, outcome.stdout, outcome.stderr) == (0, "would run here, in processes: 1\n", "")
+
+
+def test_shell_code_of_the_site_that_ends_the_script_is_named(tmp_path: Path) -> None:
+    outcome = with_module("exit 7", SCRATCH_DIR=str(tmp_path))
+    assert outcome.returncode == 7
+    assert outcome.stderr == "error: iridis/quickstart/job.sh ended with code 7, in `module load conda`\n"
+
+
+@pytest.mark.parametrize(("silenced", "code"), [("quiet() { echo $NOT_SET; }", 1), ("quiet() { false; }", 1), ("quiet() { exit 5; }", 5)])
+def test_no_script_ends_in_silence(silenced: str, code: int) -> None:
+    outcome = subprocess.run(["bash", "-s"], input=f"source iridis/lib.sh\n{silenced}\nquiet >/dev/null 2>&1\n", cwd=ROOT, capture_output=True,
+                             text=True, check=False)
+    assert outcome.returncode == code
+    assert f"ended with code {code}" in outcome.stderr
+
+
+def test_a_script_says_once_that_a_command_failed() -> None:
+    outcome = bash("source iridis/lib.sh; false")
+    assert (outcome.returncode, len(outcome.stderr.splitlines())) == (1, 1)
 
 
 @pytest.fixture
@@ -167,3 +211,16 @@ def test_an_old_run_whose_command_cannot_be_compared_is_not_done(clone: Path, ex
     words = ("--checkpoint", str(experiments[0]), "--", "--note", "$(touch here)\n")
     old_run(clone, experiments[:1], *words)
     assert state(clone, *words) == "todo"
+
+
+def test_settings_of_the_site_may_use_what_is_not_set(clone: Path) -> None:
+    (clone / "iridis" / "site.sh").write_text('[[ -n $NOT_SET ]] && export NOWHERE=1\nfalse\n: "${CPU_PARTITION:=ours}"\n')
+    outcome = job(clone, "--local", "--dry-run", package="quickstart")
+    assert (outcome.returncode, outcome.stderr) == (0, "")
+
+
+def test_settings_of_the_site_that_fail_are_named(clone: Path) -> None:
+    (clone / "iridis" / "site.sh").write_text("if then\n")
+    outcome = job(clone, "--local", "--dry-run", package="quickstart")
+    assert outcome.returncode == 2
+    assert outcome.stderr.splitlines()[-1] == f"error: {clone}/iridis/site.sh: its last command failed with code 2"

@@ -44,7 +44,7 @@ def test_one_and_two_processes_train_alike(unbroken: dict[int, Path]) -> None:
     assert one == pytest.approx(two, abs=1e-4)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
 def test_signal_stops_cleanly_and_the_run_goes_on_exactly(unbroken: dict[int, Path], tmp_path: Path, number: signal.Signals) -> None:
     process = start(command(tmp_path))
     wait_for_step(tmp_path, 21, process)

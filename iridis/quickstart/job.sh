@@ -38,21 +38,26 @@ common_flags() {
         --eval_batches 16 --remove_intermediary_checkpoints_at_end --results_base_folder "$RUN_DIR/exps")
 }
 
+LEFT_BEHIND="" # the training, while it runs
+leaving() {
+    [[ -z $LEFT_BEHIND ]] || kill -TERM "$LEFT_BEHIND" 2>/dev/null || true
+}
+
 # train_and_resume COMMAND...: send the signal that a job gets before its time limit half way, then run the command again
 train_and_resume() {
     local training code=0
     : >"$RUN_DIR/train.out"
     "$@" > >(tee -a "$RUN_DIR/train.out") 2>&1 &
     training=$!
-    # shellcheck disable=SC2064  # this very process
-    trap "kill -TERM $training 2>/dev/null || true" EXIT
+    LEFT_BEHIND="$training"
     trap 'exit 143' INT TERM
     until_logged "$HALF_WAY" "$training"
     printf '=== half way: sending the signal that a job sends itself before its time limit\n'
     kill -USR1 "$training" 2>/dev/null || true
     wait "$training" || code=$?
     [[ $code -eq $STOPPED || $code -eq 0 ]] || die "the training ended with code $code instead of stopping cleanly; see $RUN_DIR/train.out"
-    trap - EXIT INT TERM
+    LEFT_BEHIND=""
+    trap - INT TERM
     printf '=== resuming with the same command\n'
     "$@" 2>&1 | tee -a "$RUN_DIR/train.out"
 }
