@@ -13,9 +13,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from distributed.launch import die_with_launcher, launched_world_size, under_torchrun
+from errors import tell_missing_package
 
 if TYPE_CHECKING:
     from distributed.world import World
+
+tell_missing_package()
 
 __all__ = ["launched_world_size", "start", "under_torchrun"]
 
