@@ -23,7 +23,14 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     for processes, path in results.items():
         outcome = train(path, processes)
         assert outcome.returncode == 0, outcome.stderr
+        (path / "stderr.txt").write_text(outcome.stderr)
     return results
+
+
+@pytest.mark.parametrize("model", ["adm", "lncot"])
+def test_several_processes_train_without_a_warning_of_torch(unbroken: dict[int, Path], tmp_path: Path, model: str) -> None:
+    said = (unbroken[2] / "stderr.txt").read_text() if model == "adm" else train(tmp_path, 2, model=model, iterations=2).stderr
+    assert "Warning" not in said
 
 
 def test_changing_the_number_of_processes_keeps_samples_and_batch(unbroken: dict[int, Path], tmp_path: Path) -> None:
