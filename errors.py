@@ -1,5 +1,10 @@
 """Errors that the user can mend, and the exit codes that all programs share. Imported by every room; imports none."""
 
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
 STOPPED = 83  # exit code of a run that stopped cleanly with work left
 BAD_INPUT = 2  # exit code of a run that the user must mend something for
 
@@ -27,3 +32,32 @@ class Replaced(UserError):
 
 class OwnError(UserError):
     """Raised by one process only; reported by it even if it is not rank 0."""
+
+
+def missing_package(error: BaseException | None) -> str | None:
+    """A line about a package that is not installed, None for any other error."""
+    name = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    root = Path(__file__).parent
+    if not name or name in sys.stdlib_module_names or (root / name).is_dir() or (root / f"{name}.py").is_file():
+        return None
+    environment = "source .venv/bin/activate, or " if (root / ".venv" / "bin" / "activate").is_file() else ""
+    return f"{name} is not installed: {environment}pip install -r requirements.txt"
+
+
+def tell_missing_package() -> None:
+    """Where `python -m ROOM.PROGRAM` is starting: one line and exit code 2 for a package that it lacks, as config.guarded does later.
+
+    For rooms whose programs import packages before they run. Elsewhere the error stays what it is.
+    """
+    if sys.argv[0] != "-m" or "-m" not in sys.orig_argv:  # argv[0] is "-m" while Python looks for the program
+        return
+    program = sys.orig_argv[sys.orig_argv.index("-m") + 1]
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> Any:
+        line = missing_package(error)
+        if line is None:
+            return sys.__excepthook__(kind, error, trace)
+        print(f"{program}: error: {line}", file=sys.stderr)
+        raise SystemExit(BAD_INPUT)
+
+    sys.excepthook = hook

@@ -41,7 +41,7 @@ def build_and_run(args: Namespace, world: World, ending: Ending, closing: ExitSt
     from optim.stopping import Stopper
 
     start_logging(world.is_main)
-    for line in config.unused_settings(args):
+    for line in config.unused_settings(args) + config.notes_on_cut(args):
         log.info(f"note: {line}")
     folder = ending.folder
     held: list[Experiment] = []  # on the main process

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from argparse import Namespace
 from pathlib import Path
 
 from config.flags import FLAGS, IDENTITY
+from config.identity import cut_matters
 
 MAX_COMPONENT = 199  # bytes of one path component; file systems allow 255, and files beside it carry suffixes
 _IN_PATH = ("dataset", "model")  # folders above the name
@@ -56,6 +58,43 @@ def dataset_label(dataset: str) -> str:
     return Path(dataset).name
 
 
-def experiment_folder(args: Namespace) -> Path:
-    """Folder of the experiment; not created here."""
+def _cut_otherwise(folder: Path, args: Namespace) -> list[Path]:
+    """Folders beside one, whose built names differ from its own only in how the batch is cut into micro-batches; the newest first."""
+    found = []
+    for path in folder.parent.iterdir():
+        cut = re.search(r"_bs(\d+)x(\d+)_seqlen", path.name)
+        if cut is None or int(cut[1]) * int(cut[2]) != args.batch_size * args.acc_steps or not path.is_dir():
+            continue
+        same = Namespace(**{**vars(args), "batch_size": int(cut[1]), "acc_steps": int(cut[2])})
+        if Path(experiment_name(same)).name == path.name:
+            found.append(path)
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def _named_folder(args: Namespace) -> Path:
     return Path(args.results_base_folder) / dataset_label(args.dataset) / args.model / experiment_name(args)
+
+
+def _others(args: Namespace) -> list[Path]:
+    """Where an experiment would begin, those that are there under a built name for another cut of the same batch."""
+    folder = _named_folder(args)
+    return _cut_otherwise(folder, args) if args.exp_name is None and not folder.exists() and folder.parent.is_dir() else []
+
+
+def experiment_folder(args: Namespace) -> Path:
+    """Folder of the experiment; not created here.
+
+    Half the --batch_size and twice the --acc_steps is the same training, for most models: where the built name has no folder yet, an
+    experiment that is there under another cut of the same batch is the one that is meant.
+    """
+    others = [] if cut_matters(vars(args)) else _others(args)
+    return next(iter(others), _named_folder(args))
+
+
+def notes_on_cut(args: Namespace) -> list[str]:
+    """A line where an experiment of another cut of the same batch is gone on with, or left alone. To be asked before the folder is made."""
+    batch = f"its {args.batch_size * args.acc_steps} sequences of a step cut otherwise"
+    if not cut_matters(vars(args)):
+        return [f"going on with {path.name}: the same training, {batch}; --exp_name begins another" for path in _others(args)[:1]]
+    return [f"{path.name} is another training, {batch}, which matters to {args.model}; give its --batch_size and --acc_steps to go on with it"
+            for path in _others(args)[:1]]

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from config.flags import FLAGS, GROUPS, OBSOLETE, SELFTEST, Flag, boolean, prose
 from config.naming import MAX_COMPONENT, bad_name
-from errors import OwnError, UserError
+from errors import OwnError, UserError, missing_package
 from files import PASSING_FAULTS, is_of_a_place
 from models.variants import ALIASES, ROUTED_POLICIES, VARIANTS
 
@@ -218,6 +218,11 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
         if not is_of_a_place(error):
             raise
         stop(prog, [f"{error.filename or 'writing'}: {error.strerror}"], 1 if error.errno in PASSING_FAULTS else 2)
+    except ModuleNotFoundError as error:
+        line = missing_package(error)
+        if line is None:
+            raise
+        stop(prog, [line])
     except KeyboardInterrupt:
         return 130
 

@@ -6,7 +6,11 @@ order.py (which window when), setup.py (the built-in corpus on first use).
     idx, targets = splits.train.batch(windows)
 """
 
-from data.bins import Splits, TokenWindows, dataset_folder, open_splits
-from data.order import SampleOrder
+from errors import tell_missing_package
+
+tell_missing_package()
+
+from data.bins import Splits, TokenWindows, dataset_folder, open_splits  # noqa: E402  (they import numpy)
+from data.order import SampleOrder  # noqa: E402
 
 __all__ = ["SampleOrder", "Splits", "TokenWindows", "dataset_folder", "open_splits"]

@@ -2,7 +2,7 @@
 
     world = start(args.distributed_backend, args.device)
     try:
-        model = world.wrap(model)
+        model = world.wrap(model, may_leave_unused=False)
         ...
     finally:
         world.close()
@@ -10,12 +10,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from distributed.launch import die_with_launcher, launched_world_size, under_torchrun
+from errors import tell_missing_package
 
 if TYPE_CHECKING:
     from distributed.world import World
+
+tell_missing_package()
 
 __all__ = ["launched_world_size", "start", "under_torchrun"]
 
@@ -23,6 +27,8 @@ __all__ = ["launched_world_size", "start", "under_torchrun"]
 def start(backend: str | None, device: str, watchdog_minutes: float = 0.0) -> World:
     """Join the processes that torchrun started, or be alone: `world.join`."""
     die_with_launcher()
+    if launched_world_size() > 1:  # else DDP warns of its search for unused parameters, which is meant as it is
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from distributed.world import join  # torch is loaded here
 
     return join(backend, device, watchdog_minutes)

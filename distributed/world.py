@@ -66,17 +66,18 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def wrap(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: nn.Module, may_leave_unused: bool) -> nn.Module:
         """The module whose backward averages gradients over the processes.
 
-        find_unused_parameters: a router that no token reached has no gradient in that step; it also keeps the
-        buckets as they were laid out at the start, so that sums come out alike before and after a resume.
+        may_leave_unused: a step may leave a parameter without a gradient, as a router that no token reached. Only then must torch
+        search for such; but the search also keeps the buckets as they were laid out at the start, so that sums of more than two
+        numbers, whose order matters, come out alike before and after a resume.
         """
         if self.size == 1:
             return model
         return nn.parallel.DistributedDataParallel(
             model, device_ids=[self.device.index] if self.device.type == "cuda" else None,
-            process_group=dist.group.WORLD, find_unused_parameters=True, gradient_as_bucket_view=True)
+            process_group=dist.group.WORLD, find_unused_parameters=may_leave_unused or self.size > 2, gradient_as_bucket_view=True)
 
     @contextmanager
     def accumulating(self, model: nn.Module, last: bool) -> Iterator[None]:

@@ -1,1 +1,5 @@
 """The jobs' Python: preflight.py (before a job is queued), chain.py (after a job of a chain ended); the rest is shell."""
+
+from errors import tell_missing_package
+
+tell_missing_package()

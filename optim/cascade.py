@@ -5,8 +5,10 @@ Legend: B batch, T positions, R passes.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CASCADES = ("raw", "position", "token")
 
@@ -22,6 +24,8 @@ def cascade(scores: Tensor, kind: str) -> Tensor:
         return scores
     if kind == "token":
         return scores.cummin(dim=-1).values
+    import torch
+
     order = torch.arange(scores.shape[1], device=scores.device).expand(scores.shape[:2])
     places = []
     for scored in scores.unbind(-1):

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import sys
 from argparse import Namespace
@@ -21,7 +22,8 @@ from config.flags import FLAGS, Flag
 from config.identity import INHERITED
 from errors import UserError
 
-CHECKPOINT = Flag("checkpoint", str, None, "experiment folder (its newest valid checkpoint is taken) or a checkpoint file")
+CHECKPOINT = Flag("checkpoint", str, None, "experiment's folder or name (its newest valid checkpoint is taken), or a checkpoint file; "
+                  "names are looked for in $RESULTS_DIR and ./exps")
 
 
 @dataclass(frozen=True)
@@ -53,22 +55,41 @@ class Restored:
         return model.to(self.world.device).eval()
 
 
-def find_checkpoint(name: str | None) -> Path:
-    """The file that --checkpoint means. Raises UserError."""
+def _by_name(flag: str, name: str) -> Path:
+    """The experiment <results>/<dataset>/<model>/NAME, or a file in it; a path that is there is meant as it stands.
+
+    NAME may begin with the model, or with dataset and model, where it is not unique. Raises UserError.
+    """
+    if os.path.exists(name):
+        return Path(name)
+    bases = [Path(base) for base in dict.fromkeys([os.environ.get("RESULTS_DIR") or "exps", "exps"])]
+    is_plain = not name.startswith("/") and not {"", ".", ".."} & set(name.split("/"))
+    patterns = [above + glob.escape(name) for above in ("*/*/", "*/", "")] if is_plain else []
+    found = sorted({Path(path) for base in bases for pattern in patterns for path in glob.glob(f"{glob.escape(str(base))}/{pattern}")})
+    if len(found) > 1:
+        raise UserError(f"{flag} {name}: several experiments have this name: {', '.join(map(str, found))}")
+    if not found:
+        known = {path.name for base in bases for path in base.glob("*/*/*")}
+        raise UserError(f"{flag} {name}: no such file or folder, nor an experiment below {' or '.join(map(str, bases))}{config.nearest(name, known)}")
+    return found[0]
+
+
+def find_checkpoint(name: str | None, flag: str = "--checkpoint") -> Path:
+    """The file that --checkpoint means: a file, the newest in a folder, or that of an experiment by its name. Raises UserError."""
     from optim.checkpoint import newest_valid
 
     if name is None:
-        raise UserError("--checkpoint is needed: an experiment folder or a checkpoint file")
-    path = Path(name)
+        raise UserError(f"{flag} is needed: an experiment's folder or name, or a checkpoint file")
+    path = _by_name(flag, name)
     if path.is_dir():
         newest, notes = newest_valid(path)
         for note in notes:
             print(f"warning: {note}", file=sys.stderr)
         if newest is None:
-            raise UserError(f"--checkpoint {path}: no ckpt.pt or ckpt_N.pt in this folder")
+            raise UserError(f"{flag} {path}: no ckpt.pt or ckpt_N.pt in this folder")
         return newest
     if not path.is_file():
-        raise UserError(f"--checkpoint {path}: no such file or folder")
+        raise UserError(f"{flag} {path}: no such file or folder")
     return path
 
 

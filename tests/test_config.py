@@ -419,6 +419,37 @@ def test_run_prefix_may_group_runs_in_a_folder():
     assert named(run_prefix="sweep/a").split("/") == ["sweep", "a_" + named()]
 
 
+@pytest.mark.parametrize(("model", "begun", "asked", "is_same"), [
+    ("cot", (8, 2), (4, 4), True), ("cot", (8, 2), (4, 2), False), ("cot", (8, 2), (16, 1), True), ("but_halting", (8, 2), (4, 4), False)])
+@pytest.mark.parametrize("factors", [[], ["--training_length_factor", *["0.123456"] * 25, "--n_repeat", "26", "--run_prefix", "group/a"]])
+def test_another_cut_of_the_same_batch_goes_on_in_the_folder_that_is_there(tmp_path, model, begun, asked, is_same, factors):
+    def folder(cut):
+        words = ["--model", model, "--results_base_folder", str(tmp_path), "--batch_size", str(cut[0]), "--acc_steps", str(cut[1]), *factors]
+        return config.experiment_folder(config.parse_args(words))
+
+    first = folder(begun)
+    first.mkdir(parents=True)
+    (first.parent / f"{first.name}2").mkdir()
+    assert (folder(asked) == first) is is_same
+
+
+@pytest.mark.parametrize(("model", "note"), [("cot", "going on with lr0.001_bs8x2_"), ("but_halting", "bs8x2_seqlen512_seed2 is another training")])
+def test_another_cut_of_the_same_batch_is_told_until_it_has_a_folder(tmp_path, model, note):
+    args = config.parse_args(["--model", model, "--results_base_folder", str(tmp_path), "--batch_size", "4", "--acc_steps", "4"])
+    own = tmp_path / "slimpajama" / args.model / config.experiment_name(args)
+    (own.parent / own.name.replace("bs4x4", "bs8x2")).mkdir(parents=True)
+    (told,) = config.notes_on_cut(args)
+    own.mkdir()
+    assert note in told and config.notes_on_cut(args) == []
+
+
+def test_a_folder_under_the_very_name_comes_first(tmp_path):
+    for cut in ("4x4", "8x2"):
+        (tmp_path / f"slimpajama/base/lr0.001_bs{cut}_seqlen512_seed2").mkdir(parents=True)
+    words = ["--results_base_folder", str(tmp_path), "--batch_size", "4", "--acc_steps", "4"]
+    assert config.experiment_folder(config.parse_args(words)).name == "lr0.001_bs4x4_seqlen512_seed2"
+
+
 def test_experiment_folder_is_base_dataset_model_name(tmp_path):
     args = config.parse_args(["--results_base_folder", str(tmp_path), "--dataset", "owt2", "--model", "lncot", "--exp_name", "run"])
     assert config.experiment_folder(args) == tmp_path / "owt2" / "cotformer_full_depth_lnmid_depthemb" / "run"

@@ -23,7 +23,14 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     for processes, path in results.items():
         outcome = train(path, processes)
         assert outcome.returncode == 0, outcome.stderr
+        (path / "stderr.txt").write_text(outcome.stderr)
     return results
+
+
+@pytest.mark.parametrize("model", ["adm", "lncot"])
+def test_several_processes_train_without_a_warning_of_torch(unbroken: dict[int, Path], tmp_path: Path, model: str) -> None:
+    said = (unbroken[2] / "stderr.txt").read_text() if model == "adm" else train(tmp_path, 2, model=model, iterations=2).stderr
+    assert "Warning" not in said
 
 
 def test_changing_the_number_of_processes_keeps_samples_and_batch(unbroken: dict[int, Path], tmp_path: Path) -> None:
@@ -196,6 +203,14 @@ def test_wandb_segments_are_one_offline_run(tmp_path: Path) -> None:
     names = [path.name for path in offline.glob("wandb/offline-run-*")]
     assert len(names) == 2
     assert len({name.rsplit("-", 1)[1] for name in names}) == 1
+
+
+def test_half_the_batch_and_twice_the_steps_goes_on_where_it_stopped_and_says_so(tmp_path: Path) -> None:
+    first = {"exp_name": None, "iterations": 4, "model": "cot", "depth_embedding": None, "dropout": 0.0, "n_repeat": 2}
+    assert train(tmp_path, batch_size=8, acc_steps=2, max_runtime_minutes=0, **first).returncode == STOPPED
+    outcome = train(tmp_path, batch_size=4, acc_steps=4, **first)
+    assert outcome.returncode == 0 and "note: going on with lr0.002_bs8x2_" in outcome.stdout
+    assert len(list(tmp_path.glob("*/*/*"))) == 1
 
 
 def test_sample_order_does_not_depend_on_how_the_batch_is_cut(tmp_path: Path) -> None:
