@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from distributed.launch import is_main_process
-from errors import BAD_INPUT, STOPPED, OwnError, UserError
+from errors import BAD_INPUT, STOPPED, OwnError, UserError, missing_package
 from files import PASSING_FAULTS, is_of_a_place, load_json, write_json
 from optim.lock import Lock, holder
 
@@ -87,6 +87,9 @@ def of_error(error: BaseException, step: int | None = None) -> Outcome:
         return ended(Kind(error.kind), str(error), step)
     if isinstance(error, KeyboardInterrupt):
         return Outcome(Kind.STOPPED, "interrupted before it could save", step, INTERRUPTED, by_hand=True)
+    lacking = missing_package(error)
+    if lacking is not None:
+        return ended(Kind.REFUSED, lacking, step)
     words = f"{type(error).__name__}: {error}"
     if isinstance(error, OSError) and is_of_a_place(error):
         kind = Kind.CRASHED if error.errno in PASSING_FAULTS else Kind.REFUSED

@@ -40,7 +40,7 @@ def kind_and_code(results: Path) -> tuple[str, int]:
     (UserError("x"), "refused", 2), (BadNumbers("x"), "bad numbers", 2), (Replaced("x"), "replaced", 2), (IndexError("x"), "crashed", 1),
     (MemoryError(), "out of memory", 1), (torch.OutOfMemoryError("CUDA out of memory"), "out of memory", 1),
     (OSError(errno.ENOSPC, "No space left on device"), "refused", 2), (OSError(errno.ESTALE, "Stale file handle", "/x"), "crashed", 1),
-    (KeyboardInterrupt(), "stopped", 130)])
+    (ModuleNotFoundError("x", name="torch"), "refused", 2), (KeyboardInterrupt(), "stopped", 130)])
 def test_each_error_has_its_kind_and_exit_code(error: BaseException, kind: str, code: int) -> None:
     outcome = of_error(error)
     assert (outcome.kind, outcome.code) == (kind, code)
