@@ -25,6 +25,13 @@ DEFAULT_DATA_DIR = Path(__file__).parent / "datasets"
 FOLDERS = {"owt2": "openwebtext2"}  # names that share another's folder
 META = "meta.json"
 SPLITS = {"train": "training", "val": "validation"}
+LLM_C_HEADER, LLM_C_WIDE = 1024, 20240801  # bytes; magic of its files of 32-bit tokens
+LLM_C_MAGICS = (20240520, LLM_C_WIDE)
+FOREIGN = {b"\x93NUMPY": "a NumPy .npy file", b"PAR1": "a parquet file", b"\x1f\x8b": "compressed by gzip",
+           b"\x28\xb5\x2f\xfd": "compressed by zstandard",
+           b"PK\x03\x04": "a zip archive, as torch.save and numpy.savez write", b"\x80\x04\x95": "a pickle", b"MMIDIDX": "an index of Megatron",
+           b"ARROW1": "an Arrow file", b"version https://git-lfs": "a pointer of Git LFS (git lfs pull fetches the file)"}
+PRINTABLE = bytes(range(32, 127)) + b"\n\r\t"
 PROBES, PROBE_BYTES = 32, 1 << 16  # what is read of a bin to know it again: 2 MiB, whatever its size
 
 
@@ -189,6 +196,59 @@ def check_tokens(path: Path, tokens: NDArray[np.uint16], vocab_size: int, sequen
         raise UserError(f"{path} holds token {largest}, but --vocab_size is {vocab_size}: it must be at least {largest + 1}")
 
 
+def check_format(path: Path, tokens: NDArray[np.uint16], meta: Mapping[str, Any]) -> None:
+    """Raises UserError for a bin that is no plain uint16, as other tools write them, with how to convert it.
+
+    Not asked of bins that meta.json describes, and {"dtype": "uint16"} there says that they are right.
+    """
+    if meta.get("splits") or meta.get("dtype") == "uint16":
+        return
+    head = tokens[:PROBE_BYTES].tobytes()
+    wrong = _foreign_header(head, tokens.size * TOKEN.itemsize) or _wider_numbers(tokens)
+    if wrong is None and tokens.size >= 256 and len(head.translate(None, PRINTABLE)) < 0.05 * len(head):
+        wrong = "it is plain text; python -m data.tokenize --input makes bins of text"
+    if wrong:
+        raise UserError(f"{path} does not hold plain uint16 tokens: {wrong} "
+                        f'(if they are right all the same, write {{"dtype": "uint16"}} into {META} beside it)')
+
+
+def _conversion(dtype: str, skip: int) -> str:
+    begin = f", offset={skip}" if skip else ""
+    return f"convert it: python -c \"import numpy as np; np.fromfile('OLD', '{dtype}'{begin}).astype('<u2').tofile('NEW')\""
+
+
+def _foreign_header(head: bytes, size: int) -> str | None:
+    """What a bin's first bytes say it is, if they are those of another format."""
+    if len(head) >= LLM_C_HEADER:
+        words = np.frombuffer(head[:LLM_C_HEADER], dtype="<u4")
+        magic, version, count = words[:3].tolist()
+        wide = size - LLM_C_HEADER == 4 * count
+        if magic in LLM_C_MAGICS or (count and not words[8:].any() and size - LLM_C_HEADER in (2 * count, 4 * count)):
+            return f"it begins with a header as llm.c writes (magic {magic}, version {version}, {count} tokens); " + \
+                _conversion("<u4" if wide or magic == LLM_C_WIDE else "<u2", LLM_C_HEADER)
+    return next((f"it is {name}; convert it to bare tokens first" for magic, name in FOREIGN.items() if head.startswith(magic)), None)
+
+
+def _wider_numbers(tokens: NDArray[np.uint16]) -> str | None:
+    """Whether the tokens look like the halves of 32-bit numbers, or the quarters of 64-bit ones."""
+    last = max(0, tokens.size - PROBE_BYTES) // 4 * 4
+    parts = [tokens[begin:begin + PROBE_BYTES] for begin in sorted({0, last // 8 * 4, last})]
+    sample = np.concatenate([part[:part.size // 4 * 4] for part in parts]).reshape(-1, 4)
+    if sample.size < 64:
+        return None
+    low, high = sample[:, 0::2], sample[:, 1::2]
+    for order, value, zero in (("<", low, high), (">", high, low)):
+        # of a vocabulary beyond 65,535, the upper halves are small numbers; below, all are 0
+        if value.any() and (not zero.any() or (zero.max() <= 3 and value.max() > 255 and np.unique(value).size > 32)):
+            columns = [0, 1, 2] if order == ">" else [1, 2, 3]
+            wide = not sample[:, columns].any()
+            unfit = "" if not zero.any() else ", and some tokens are beyond what 16 bits hold: another tokenizer is needed"
+            every = "three of four numbers are" if wide else "every second number is"
+            return f"{every} {'0' if not zero.any() else 'nearly 0'}, as in {64 if wide else 32}-bit numbers read as 16-bit ones; " + (
+                unfit.removeprefix(", and ") or _conversion(f"{order}u{8 if wide else 4}", 0))
+    return None
+
+
 def how_to_prepare(dataset: str) -> str:
     """The command that makes a dataset's bins."""
     if dataset in ("owt2", "openwebtext2"):
@@ -212,6 +272,7 @@ def open_splits(dataset: str, data_dir: str | None, sequence_length: int, vocab_
         if described and described.get("tokens") != tokens.size:
             raise UserError(f"{path} holds {tokens.size} tokens, but {META} says {described.get('tokens')}: the file is damaged; "
                             "prepare the dataset again")
+        check_format(path, tokens, meta)
         check_tokens(path, tokens, vocab_size, sequence_length, described.get("largest_token"))
         windows[name] = TokenWindows(tokens, sequence_length, vocab_size)
     return Splits(windows["train"], windows["val"], folder, meta)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.bins import META, SCAN_TOKENS, is_prepared, map_tokens, read_meta
+from data.bins import META, SCAN_TOKENS, check_format, is_prepared, map_tokens, read_meta
 from errors import UserError
 
 SHOWN_CHARACTERS = 300
@@ -103,8 +103,10 @@ def show(folder: Path, seed: int, png: Path | None) -> int:
     meta = read_meta(folder)
     print(f"folder     {folder}\ntokenizer  {meta.get('tokenizer', 'unknown')}")
     for name in ("train", "val"):
-        tokens, described = map_tokens(folder / f"{name}.bin"), meta.get("splits", {}).get(name, {})
+        path = folder / f"{name}.bin"
+        tokens, described = map_tokens(path), meta.get("splits", {}).get(name, {})
         documents = f"{described['documents']:,} documents, " if "documents" in described else ""
+        check_format(path, tokens, meta)
         print(f"{name:<10} {documents}{tokens.size:,} tokens, largest {described.get('largest_token', 'unknown')}")
     wrong = faults(folder)
     print("checksums  " + ("right" if not wrong else "WRONG"))
