@@ -4,7 +4,8 @@
 
 stdout has lines NAME=VALUE for the job library: EXPERIMENT, its folder; STATE, finished or unfinished; LEAD, how many seconds
 before its time limit the job should be told to stop; HOLDER, who trains the experiment now, if anyone; DEVICE; SAVED_STEP and
-ITERATIONS. What people should know goes to stderr. With --where nothing is checked. Exit code 2: one line for each problem.
+ITERATIONS. What people should know goes to stderr. With --where nothing is checked. With --allowed it has ALLOWED and
+ALLOWED_SECONDS, the partition's limit, where that is less than --time, else nothing. Exit code 2: one line for each problem.
 """
 
 from __future__ import annotations
@@ -79,6 +80,16 @@ def partition_problems(partition: str, limit: str, nodes: int, gpus: int) -> lis
     if gpus and max(gpus_in(row[2]) for row in rows) < gpus:
         problems.append(f"N_GPUS {gpus} is more than a node of partition {partition} has ({', '.join(row[2] for row in rows)})")
     return problems
+
+
+def allowed_limit(partition: str, limit: str) -> tuple[str, int] | None:
+    """The longest time limit that a partition (the most generous of several) takes, in words and seconds, if `limit` is more."""
+    rows = [(seconds_of(text), text) for text in slurm("sinfo", "-h", "-p", partition, "-o", "%l")]
+    wanted, limits = seconds_of(limit), [(seconds, text) for seconds, text in rows if seconds is not None]
+    if not rows or len(limits) < len(rows):  # one of them has no limit
+        return None
+    allowed, text = max(limits)
+    return (text, allowed) if wanted is None or wanted > allowed else None
 
 
 def gpus_in(gres: str) -> int:
@@ -180,12 +191,17 @@ def options(argv: Sequence[str]) -> tuple[Namespace, list[str] | None]:
     for name in ("nodes", "gpus", "processes"):
         parser.add_argument(f"--{name}", type=int, default=0 if name == "gpus" else 1)
     parser.add_argument("--no-data", action="store_true", help="a job before this one prepares the data")
+    parser.add_argument("--allowed", action="store_true", help="only say what the partition allows, where that is less than --time")
     parser.add_argument("--where", action="store_true", help="only say where the experiment is")
     return parser.parse_args(words), flags
 
 
 def main(argv: Sequence[str]) -> int:
     wanted, flags = options(argv)
+    if wanted.allowed:
+        allowed = allowed_limit(wanted.partition, wanted.time)
+        print(printed({"ALLOWED": allowed[0], "ALLOWED_SECONDS": allowed[1]} if allowed else {}))
+        return 0
     problems = [] if wanted.partition is None else partition_problems(wanted.partition, wanted.time, wanted.nodes, wanted.gpus)
     answer: dict[str, object] = {}
     if flags is not None:
