@@ -14,9 +14,8 @@ import pytest
 from errors import UserError
 from iridis import graph
 from iridis.graph import Call, Stage
-from tests.programs import PEER, ROOT
+from tests.programs import PEER, ROOT, link_programs
 
-SLURM = ("sbatch", "sinfo", "squeue", "scontrol", "scancel", "srun", "sacct")
 TRAIN = "a\t-\tlncot-train\t-- @flags\n"
 PAPER = ["download", "tokenise", "cot-res", "lncot", "lncot-60k", "adm", "eval-cot-res", "eval-lncot", "eval-lncot-60k", "eval-adm", "lncot-exp4"]
 
@@ -234,11 +233,7 @@ def test_folders_of_trainings_are_those_that_they_say_themselves(packages: Path)
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of links to the machine's programs but SLURM's."""
-    folder = tmp_path_factory.mktemp("bin")
-    for program in Path("/usr/bin").iterdir():
-        if program.name not in SLURM:
-            (folder / program.name).symlink_to(program)
-    return folder
+    return link_programs(tmp_path_factory.mktemp("programs") / "bin")
 
 
 @pytest.fixture
