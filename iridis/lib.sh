@@ -241,6 +241,7 @@ submit_job() {
         printf 'would submit: %s\n' "$(quoted "${SBATCH[@]}")"
         printf 'which runs:   %s\n' "$(quoted "${SEGMENT[@]}")"
         commands
+        try_sbatch
         return
     fi
     RUN_DIR="$(new_run_dir "$PACKAGE_DIR")"
@@ -250,11 +251,21 @@ submit_job() {
         printf 'warning: there is no mail program here; where the nodes have none either, NOTIFY_EMAIL hears only of failed jobs, from SLURM\n' >&2
     with_run_dir
     ((!PIN_CODE)) || pin_code
-    id="$(hand_to_slurm)" || die "sbatch refused the job, see above"
+    if ! id="$(hand_to_slurm)"; then
+        printf 'sbatch refused the job\n' >"$RUN_DIR/not_submitted.txt"
+        die "sbatch refused the job, see above; an account or QOS that it asks for: SBATCH_ACCOUNT, SBATCH_QOS (sacctmgr show associations user=$USER)"
+    fi
     printf '%s\n' "$id" >"$RUN_DIR/first_job.txt"
     printf 'job:          %s (%s)\n' "$id" "$JOB_NAME"
     printf 'watch:        squeue -j %s; tail -F %q\n' "$id" "$RUN_DIR/slurm_$id.out"
     printf 'stop:         bash %q %q\n' "$REPO_DIR/iridis/cancel.sh" "${EXPERIMENT:-$JOB_NAME}"
+}
+
+# try_sbatch: whether SLURM would take the job as things are: account, QOS, limits
+try_sbatch() {
+    local said
+    said="$(unset "${!SLURM_JOB@}" && "${SBATCH[@]}" --test-only 2>&1 <<<'#!/bin/sh')" ||
+        printf 'warning: for now, sbatch would refuse this: %s\n' "${said##*$'\n'}" >&2
 }
 
 # pin_code: copy the code into the run folder, and have this job and those after it run from there
@@ -271,15 +282,41 @@ pin_code() {
     JOB_SCRIPT="$code/${JOB_SCRIPT#"$REPO_DIR/"}" REPO_DIR="$code"
 }
 
-# latest_jobs IDS: the same jobs, each as the newest link of its chain. Dies where SLURM does not know one: nothing would wait.
+# latest_jobs IDS: the same jobs, each as the newest link of its chain, without those that have done their work. Dies where one
+# has ended otherwise, or nobody knows it: nothing would wait.
 latest_jobs() {
-    local id latest=()
+    local id now latest=()
     for id in ${1//:/ }; do
         while [[ -s "$LINKS_DIR/$id" ]]; do id="$(<"$LINKS_DIR/$id")"; done
-        scontrol show job "$id" >/dev/null 2>&1 || die "--after $id: SLURM knows no such job"
-        latest+=("$id")
+        now="$(state_of "$id")" || exit $?
+        case "$now" in
+        "") die "--after $id: SLURM knows no such job" ;;
+        COMPLETED) ;;
+        *ED | TIMEOUT | *_FAIL | OUT_OF_MEMORY | DEADLINE)
+            [[ $now == SUSPENDED || $now == REQUEUED ]] || die "--after $id: that job has ended as $now; nothing can wait for it to succeed"
+            latest+=("$id")
+            ;;
+        *) latest+=("$id") ;;
+        esac
     done
     (IFS=: && printf '%s\n' "${latest[*]}")
+}
+
+# state_of ID: as SLURM names it, which forgets ended jobs within minutes; then as accounting, or the job's own run folder, tells
+state_of() {
+    local JobState="" FINISHED=0 log run
+    read_values JobState < <(scontrol show job -o "$1" 2>/dev/null | tr ' ' '\n')
+    [[ -n $JobState ]] || JobState="$(sacct -n -X -P -j "$1" -o State 2>/dev/null | head -n 1 | cut -d' ' -f1 || true)"
+    for log in "$REPO_DIR"/iridis/*/run_*/slurm_"$1".out; do
+        [[ -z $JobState && -e $log ]] || continue
+        run="$(dirname "$log")" JobState=FAILED
+        if [[ -s "$run/experiment.txt" ]]; then
+            ensure_environment >&2
+            read_values FINISHED < <(cd "$REPO_DIR" && python -m optim.reader "$(<"$run/experiment.txt")")
+        fi
+        [[ $FINISHED == 0 && ! -e "$run/done" ]] || JobState=COMPLETED
+    done
+    printf '%s\n' "$JobState"
 }
 
 # name_job THING: a name of its own for what this job works on, by which squeue and --dependency=singleton know it
@@ -303,11 +340,12 @@ is_owt2() {
     [[ $1 == owt2 || $1 == openwebtext2 ]]
 }
 
-# state: for iridis/graph.py: print done, "queued ID", or todo
+# state: for iridis/graph.py: of a training, a line "experiment FOLDER"; then done, "queued ID", or todo
 state() {
     local queued
     ensure_environment >&2
     identify
+    [[ -z ${EXPERIMENT:-} ]] || printf 'experiment %s\n' "$EXPERIMENT"
     queued="$(queued_job)"
     if is_done; then
         printf 'done\n'

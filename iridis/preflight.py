@@ -3,7 +3,7 @@
     python -m iridis.preflight [--partition P --time T --nodes N --gpus N --processes N] [--no-data] [--where] -- FLAGS OF main.py
 
 stdout has lines NAME=VALUE for the job library: EXPERIMENT, its folder; STATE, finished or unfinished; LEAD, how many seconds
-before its time limit the job should be told to stop; HOLDER, who trains the experiment now, if anyone; DEVICE; SAVED_STEP and
+before its time limit the job should be told to stop; HOLDER, who trains the experiment now, if anyone; DEVICE; MODEL, its short name; SAVED_STEP and
 ITERATIONS. What people should know goes to stderr. With --where nothing is checked. With --allowed it has ALLOWED and
 ALLOWED_SECONDS, the partition's limit, where that is less than --time, else nothing. Exit code 2: one line for each problem.
 """
@@ -23,6 +23,7 @@ from pathlib import Path
 import config
 from data.bins import dataset_folder, how_to_prepare, is_prepared
 from errors import UserError
+from models.variants import ALIASES
 from optim.done import is_finished
 from optim.lock import holder
 from optim.names import FINAL, STOP, numbered
@@ -179,6 +180,12 @@ def is_done(record: Record, args: Namespace, where: bool, problems: list[str]) -
         return False
 
 
+def short_name(args: Namespace) -> str:
+    """Of the model, with its size where it repeats layers: what tells jobs apart in the queue."""
+    name = min((alias for alias, full in ALIASES.items() if full == args.model), key=len, default=args.model)
+    return name + (f"{args.n_layer}x{args.n_repeat}" if args.n_repeat > 1 else str(args.n_layer))
+
+
 def options(argv: Sequence[str]) -> tuple[Namespace, list[str] | None]:
     words = list(argv)
     flags = None
@@ -210,7 +217,8 @@ def main(argv: Sequence[str]) -> int:
         record = Record(folder, problems=[])  # main.py tells of damage when it meets it
         done = is_done(record, args, wanted.where, problems)
         answer = {"EXPERIMENT": folder.resolve(), "STATE": "finished" if done else "unfinished", "LEAD": lead_seconds(record, wanted.time),
-                  "HOLDER": holder(folder / "lock"), "DEVICE": args.device, "SAVED_STEP": record.saved_step, "ITERATIONS": args.iterations}
+                  "HOLDER": holder(folder / "lock"), "DEVICE": args.device, "MODEL": short_name(args),
+                  "SAVED_STEP": record.saved_step, "ITERATIONS": args.iterations}
         if not wanted.where and not done:
             try:
                 config.check_world_size(args, wanted.processes)

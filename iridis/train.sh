@@ -7,7 +7,6 @@
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 SINGLETON=1
-NAME_PREFIX=train # whichever package: two of them may work on one experiment
 DECIDED=0         # 1: this job has said what becomes of its chain
 SIGNALLED=""      # why this job was told to stop
 CHILD=""          # the process that this shell waits for
@@ -30,11 +29,12 @@ paper_flags() {
     TRAIN_FLAGS+=("${FLAGS[@]}")
 }
 
-# look OPTIONS...: ask the preflight; sets EXPERIMENT, STATE, LEAD, HOLDER and DEVICE
+# look OPTIONS...: ask the preflight; sets EXPERIMENT, STATE, LEAD, HOLDER, DEVICE and MODEL
 look() {
     local answer
     answer="$(python -m iridis.preflight "$@" --time "$TIME_LIMIT" --processes "$((PROCESSES * N_NODES))" -- "${TRAIN_FLAGS[@]}")" || exit $?
-    read_values EXPERIMENT STATE LEAD HOLDER DEVICE <<<"$answer"
+    read_values EXPERIMENT STATE LEAD HOLDER DEVICE MODEL <<<"$answer"
+    NAME_PREFIX="train-$MODEL" # whichever package: two of them may work on one experiment
     name_job "$EXPERIMENT"
 }
 

@@ -227,6 +227,14 @@ def test_folders_of_trainings_are_those_that_they_say_themselves(packages: Path)
         **folders, "wide": f"/exps//--where -- --init_from {folders['narrow']} --lr 1"}
 
 
+@pytest.mark.slow
+def test_two_stages_that_train_one_experiment_are_refused_in_a_line(table: Callable[..., str], without_slurm: dict[str, str]) -> None:
+    twice = "a\t-\tlncot-train\t--name one -- @flags\nb\ta\tlncot-train\tCKPT_FREQ=7 --name one -- @flags\n"
+    done = pipeline(without_slurm, table(twice), "--dry-run")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert ":2: stage b trains the experiment of stage a, " in done.stderr
+
+
 # the door, on a machine without SLURM
 
 

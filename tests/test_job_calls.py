@@ -120,3 +120,50 @@ def test_a_dry_run_without_slurm_shows_the_command_of_a_training(clone: Path, tm
 def test_a_dry_run_without_slurm_tells_that_there_is_no_checkpoint(clone: Path, tmp_path: Path) -> None:
     done = call("bash", job(clone, "eval-lncot"), "--dry-run", **DATASET, SCRATCH_DIR=str(tmp_path))
     assert done.returncode == 2 and "there is no checkpoint" in done.stderr, done.stdout
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A `scontrol` that has forgotten all jobs, as after their MinJobAge."""
+    program = tmp_path / "bin" / "scontrol"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    return program.parent
+
+
+def latest_jobs(clone: Path, jobs: str) -> subprocess.CompletedProcess[str]:
+    return call("bash", "-c", f"source '{clone}/iridis/lib.sh'; latest_jobs {jobs}", SCRATCH_DIR=str(clone / "scratch"))
+
+
+def ended_job(clone: Path, number: str, done: bool) -> None:
+    run = clone / "iridis" / "quickstart" / f"run_{number}"
+    run.mkdir()
+    (run / f"slurm_{number}.out").touch()
+    if done:
+        (run / "done").touch()
+
+
+def test_a_job_that_succeeded_long_ago_is_not_waited_for(clone: Path, slurm: Path) -> None:
+    ended_job(clone, "70", done=True)
+    assert (latest_jobs(clone, "70").returncode, latest_jobs(clone, "70").stdout) == (0, "\n")
+
+
+def test_a_job_that_failed_long_ago_is_refused(clone: Path, slurm: Path) -> None:
+    ended_job(clone, "71", done=False)
+    done = latest_jobs(clone, "71")
+    assert is_one_line(done) and "--after 71: that job has ended as FAILED" in done.stderr
+
+
+@pytest.mark.parametrize(("state", "code"), [("COMPLETED", 0), ("TIMEOUT", 2), ("CANCELLED by 0", 2), ("OUT_OF_MEMORY", 2)])
+def test_accounting_tells_of_a_job_that_slurm_has_forgotten(clone: Path, slurm: Path, state: str, code: int) -> None:
+    (slurm / "sacct").write_text(f"#!/bin/sh\necho '{state}'\n")
+    (slurm / "sacct").chmod(0o755)
+    assert latest_jobs(clone, "72").returncode == code
+
+
+@pytest.mark.parametrize(("state", "expected"), [("RUNNING", "73\n"), ("PENDING", "73\n"), ("REQUEUED", "73\n"), ("SUSPENDED", "73\n")])
+def test_a_job_in_the_queue_is_waited_for(clone: Path, slurm: Path, state: str, expected: str) -> None:
+    (slurm / "scontrol").write_text(f"#!/bin/sh\necho 'JobId=73 JobName=x JobState={state} Reason=None'\n")
+    assert latest_jobs(clone, "73").stdout == expected
