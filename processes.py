@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import resource
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+from files import read_json
+
+SNAPSHOT = Path(__file__).resolve().parent / "revision.json"  # of code that --pin-code copied: what `code_facts` told of the original
 GIT_SECONDS = 10  # patience with a checkout on slow storage
 _PR_SET_PDEATHSIG = 1
 
@@ -40,13 +45,32 @@ def peak_kib() -> int:
     return peak // 1024 if sys.platform == "darwin" else peak
 
 
-def revision() -> str | None:
-    """The git revision of the code that runs, with `+changes` where tracked files differ from it; None outside a checkout."""
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(Path(__file__).resolve().parent), *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=GIT_SECONDS, check=True, stdin=subprocess.DEVNULL).stdout.strip()
+def code_facts() -> dict[str, Any]:
+    """Which code runs: `revision`, of git, with `+changes` where tracked files differ from it; `dirty`, whether they do; and
+    `changes`, a hash of the differences. All None outside a checkout.
+    """
+    def git(*words: str) -> bytes:
+        command = ["git", "-C", str(SNAPSHOT.parent), *words]
+        return subprocess.run(command, capture_output=True, timeout=GIT_SECONDS, check=True, stdin=subprocess.DEVNULL).stdout
 
+    pinned = read_json(SNAPSHOT)
+    if pinned is not None:
+        return pinned
     try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+        head, changes = git("rev-parse", "HEAD").decode().strip(), git("diff", "--no-ext-diff", "HEAD")
     except (OSError, subprocess.SubprocessError):
+        return {"revision": None, "dirty": None, "changes": None}
+    if not changes:
+        return {"revision": head, "dirty": False, "changes": None}
+    return {"revision": f"{head}+changes", "dirty": True, "changes": hashlib.sha256(changes).hexdigest()[:8]}
+
+
+def code_change(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """In words, how the code of a job differs from that of the one before, both as `code_facts`; None where it does not, as far as
+    is known: ledgers of before there were hashes tell the revision alone.
+    """
+    known = [name for name in ("revision", "changes") if before.get("revision") and now.get("revision") and name in before]
+    if all(before[name] == now.get(name) for name in known):
         return None
+    then, here = (f"{each['revision'][:12]}{'+changes' * ('+' in each['revision'])} {each.get('changes') or ''}".strip() for each in (before, now))
+    return f"the code has changed since the last job: {then} then, {here} now; --pin-code keeps a chain on one version"

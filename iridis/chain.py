@@ -1,6 +1,6 @@
 """After a job of a chain: is the training finished, is another job worth its while, or must a person look?
 
-    python -m iridis.chain EXPERIMENT_FOLDER --code EXIT_CODE [--outcome FILE] [--cause time_limit]
+    python -m iridis.chain EXPERIMENT_FOLDER --code EXIT_CODE [--outcome FILE] [--cause CAUSE] [--memory MEMORY]
     python -m iridis.chain EXPERIMENT_FOLDER --ended "why there is no further job"
 
 Prints two lines, VERDICT= (finished, again, stop or replaced) and REASON=; the ledger's row of this job gets them too. Run by
@@ -27,6 +27,7 @@ from optim.lock import job_name, restart_count
 from optim.names import STOP as STOP_FILE
 from optim.outcome import OUTCOME, Kind, Outcome, ended, of_error, of_exit_code, read_outcome
 from optim.reader import Record, Row, advanced, printed
+from processes import code_facts
 
 FINISHED, AGAIN, STOP, REPLACED = "finished", "again", "stop", "replaced"
 FRUITLESS = 3  # jobs in a row that advanced no checkpoint
@@ -37,6 +38,7 @@ class Cause(StrEnum):
 
     NONE = ""
     TIME_LIMIT = "time limit"
+    OUTLASTED = "time limit within a step or save"  # that took longer than the signal before the limit allows for; killed
     REQUEUED = "requeued"
     PREEMPTED = "preempted"
     CANCELLED = "cancelled"
@@ -44,6 +46,30 @@ class Cause(StrEnum):
 
 
 NOT_ITS_FAULT = (Cause.REQUEUED, Cause.PREEMPTED)  # a job that had not begun to train is not blamed
+
+
+def oom_killed(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> bool:
+    """Whether the kernel has killed a process of this job's control group, or of one above it, for want of memory."""
+    counts = ""
+    with suppress(OSError):
+        for line in own.read_text().splitlines():
+            number, kinds, place = line.split(":", 2)
+            unified = number == "0" and not kinds
+            if unified or kinds == "memory":
+                base, name = (root, "memory.events") if unified else (root / "memory", "memory.oom_control")
+                group = base / place.lstrip("/")
+                for folder in (group, *group.parents):
+                    if base in folder.parents and (folder / name).is_file():
+                        counts += (folder / name).read_text()
+    return any(line.startswith("oom_kill ") and line.split()[1] != "0" for line in counts.splitlines())
+
+
+def seen(code: int, told: Outcome | None, memory: str) -> Outcome | None:
+    """How the training ended, as it told, but where it was killed for its memory: then at most its other processes told of a crash."""
+    if code == 0 or (told is not None and told.kind != Kind.CRASHED) or not oom_killed():
+        return told
+    reason = f"out of memory: the job had MEMORY={memory}, of which its processes took more; set a larger MEMORY"
+    return ended(Kind.OUT_OF_MEMORY, reason, told.step if told else None)
 
 
 def own_row(rows: list[Row]) -> Row | None:
@@ -91,7 +117,7 @@ def judge(folder: Path, code: int, cause: Cause, told: Outcome | None) -> tuple[
     try:
         outcome = told or _untold(code, own_row(experiment.segments))
         _complete_row(experiment, record, outcome, cause)
-        if told is None:
+        if told is None or told.kind == Kind.OUT_OF_MEMORY:
             write_json(folder / OUTCOME, outcome.as_json())
         decision, reason = verdict(folder, experiment.segments, outcome, cause)
         experiment.segments[-1]["chain"] = decision if decision != STOP else f"{STOP}: {reason}"
@@ -126,8 +152,10 @@ def _complete_row(experiment: Experiment, record: Record, outcome: Outcome, caus
     row = own_row(experiment.segments)
     if row is None:
         saved = record.saved_step
-        experiment.begin_segment(saved)
+        experiment.begin_segment(saved, **code_facts())
         experiment.record("stopped" if cause else "failed", saved, saved, cause or f"at the start: {outcome.reason}")
+    elif row.get("state") == "running" and cause == Cause.OUTLASTED:
+        experiment.record("stopped", row["reached"], row["end_step"], cause)
     elif row.get("state") == "running":
         experiment.record("failed", row["reached"], row["end_step"], outcome.reason)
     elif row.get("state") == "stopped" and cause:
@@ -149,10 +177,12 @@ def note_end(folder: Path, reason: str) -> None:
 
 def decide(args: Any) -> tuple[str, str]:
     """The verdict also where the experiment cannot be reached, for the job must know."""
-    told = read_outcome(args.outcome) if args.outcome else None
+    told = seen(args.code, read_outcome(args.outcome) if args.outcome else None, args.memory)
     try:
         return judge(args.folder, args.code, args.cause, told)
     except (UserError, OSError) as error:  # another has the experiment, or the disk is full: the ledger cannot be written either
+        if args.cause == Cause.OUTLASTED:  # its processes, stuck in the file system, have the experiment still
+            return AGAIN, args.cause
         here = of_error(error).reason
         return STOP, "; ".join(dict.fromkeys([told.reason, here] if told and told.state == "failed" else [here]))
 
@@ -164,6 +194,7 @@ def main(argv: Sequence[str]) -> int:
     what.add_argument("--code", type=int)
     what.add_argument("--ended")
     parser.add_argument("--outcome", type=Path)
+    parser.add_argument("--memory", default="", help="what the job had")
     parser.add_argument("--cause", type=Cause, choices=list(Cause), default=Cause.NONE)
     args = parser.parse_args(argv)
     if args.ended:

@@ -41,6 +41,8 @@ export RESULTS_DIR DATA_DIR
 : "${CHAIN_BY:=resubmit}"                  # how a job goes on after its time limit: resubmit (sbatch), or requeue (scontrol)
 : "${HEALTH_CHECK:=1}"                     # 0: no check of the nodes before a training
 : "${NOTIFY_EMAIL:=}"                      # who is told when a chain has finished or stopped; empty: nobody
+: "${NOTIFY_URL:=}"                        # the same as a message to this address: a webhook of Slack, or a topic of ntfy. Keep it secret
+: "${NOTIFY_FORM:=}"                       # slack: what NOTIFY_URL takes, where its name does not tell
 if [[ -z "$NOTIFY_EMAIL" && -n "${USER:-}" ]] && command -v sbatch >/dev/null && [[ "$(hostname -f 2>/dev/null)" == *.soton.ac.uk ]]; then
     NOTIFY_EMAIL="$USER@soton.ac.uk"
 fi

@@ -4,10 +4,13 @@
 
 # shellcheck source=iridis/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+TAKES_WORDS=1 # those of the training that is evaluated
 
 # find_checkpoints: those given by --checkpoint, else the experiment of the training package with the same --name
 find_checkpoints() {
     local experiment
+    ((!${#WORDS[@]})) || grep -q '^TAKES_WORDS=1' "$REPO_DIR/iridis/$TRAINED_BY/job.sh" ||
+        die "unknown word ${WORDS[0]} (bash $JOB_SCRIPT --help lists the options)"
     if ((${#CHECKPOINTS[@]} == 0)); then
         experiment="$(bash "$REPO_DIR/iridis/$TRAINED_BY/job.sh" --where "${WORDS[@]}" ${NAME:+--name "$NAME"})" || exit $?
         CHECKPOINTS=("$experiment")
@@ -82,13 +85,23 @@ is_done() {
     return 1
 }
 
-before_submit() {
-    ensure_environment
+# commands: of the usual evaluation; a package with its own `work` has more
+commands() {
+    local checkpoint
+    for checkpoint in "${CHECKPOINTS[@]}"; do quoted python eval.py --checkpoint "$checkpoint" "${FLAGS[@]}"; done
+}
+
+before_local() {
     identify
     local checkpoint
     for checkpoint in "${CHECKPOINTS[@]}"; do
         [[ -n $AFTER || -e $checkpoint ]] || die "there is no checkpoint $checkpoint; train it (iridis/$TRAINED_BY/job.sh), or name one: --checkpoint DIR_OR_FILE"
     done
+}
+
+before_submit() {
+    ensure_environment
+    before_local
     python -m iridis.preflight --partition "$PARTITION" --time "$TIME_LIMIT" --nodes "$N_NODES" --gpus "$N_GPUS" >/dev/null
 }
 

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 from config import guarded
 from errors import UserError
@@ -267,11 +268,15 @@ class Call:
                               text=True, errors="replace", check=False)
 
     def ask(self, stage: Stage, option: str) -> str:
-        """The line that job.sh answers. Raises UserError with its lines about what is wrong."""
+        """The last line that job.sh answers. Raises UserError with its lines about what is wrong."""
+        return self.answer(stage, option)[-1]
+
+    def answer(self, stage: Stage, option: str) -> list[str]:
+        """The lines that job.sh answers, at least one. Raises UserError with its lines about what is wrong."""
         done = self.run(stage, option, errors=subprocess.PIPE)
         lines = done.stdout.splitlines()
         if done.returncode == 0 and lines:
-            return lines[-1]
+            return lines
         said = [line for line in done.stderr.splitlines() if line.strip()]
         wrong = [line.partition("error: ")[2] for line in said if "error: " in line]
         raise UserError("\n".join(wrong or said[-1:] or [f"{option}: code {done.returncode}, and no answer"]))
@@ -288,11 +293,11 @@ def environment(stage: Stage) -> dict[str, str]:
     return values
 
 
-def ask_all(stages: Sequence[Stage], ask: Callable[[Stage], str]) -> dict[str, str]:
+def ask_all(stages: Sequence[Stage], ask: Callable[[Stage], Any]) -> dict[str, Any]:
     """What each stage answers, several at a time. Raises UserError with a line for each problem and the stages that have it."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         futures = {stage.name: pool.submit(ask, stage) for stage in stages}
-    answers: dict[str, str] = {}
+    answers: dict[str, Any] = {}
     problems: dict[str, list[str]] = {}
     for name, future in futures.items():
         try:
@@ -317,15 +322,27 @@ def experiment_folders(stages: Sequence[Stage], flags: Sequence[str]) -> dict[st
     return folders
 
 
-def state(call: Call, stage: Stage) -> str:
-    """DONE, NEW, or the id of the job that the stage has in the queue. Raises UserError."""
-    answer = call.ask(stage, "--state")
+def state(call: Call, stage: Stage) -> tuple[str, str | None]:
+    """DONE, NEW, or the id of the job that the stage has in the queue; and the experiment that it trains, if any. Raises UserError."""
+    *before, answer = call.answer(stage, "--state")
+    experiment = next((line.removeprefix("experiment ") for line in before if line.startswith("experiment ")), None)
     queued, _, job = answer.partition(" ")
     if queued == "queued" and job:
-        return job
+        return job, experiment
     if answer not in ("todo", "done"):
         raise UserError(f"{stage.package}/job.sh --state says {answer!r}")
-    return NEW if answer == "todo" else DONE
+    return NEW if answer == "todo" else DONE, experiment
+
+
+def shared_experiments(stages: Sequence[Stage], experiments: Mapping[str, str | None]) -> list[str]:
+    """A line for each stage that would train the experiment of another one: they would wait for each other, or mix their settings."""
+    problems, trained_by = [], dict[str, Stage]()
+    for stage in stages:
+        folder = experiments[stage.name]
+        first = trained_by.setdefault(folder, stage) if folder else stage
+        if first is not stage:
+            problems.append(f"{stage.place}: stage {stage.name} trains the experiment of stage {first.name}, {folder}; give it a --name")
+    return problems
 
 
 def queue(stages: Sequence[Stage], call: Call, states: dict[str, str]) -> list[str]:
@@ -386,7 +403,11 @@ def run(argv: Sequence[str]) -> int:
     wanted = parser.parse_args(argv[:at])
     stages, flags = load(wanted.table), argv[at + 1:]
     call = Call(flags, experiment_folders(stages, flags))
-    states = ask_all(stages, partial(state, call))
+    answers = ask_all(stages, partial(state, call))
+    shared = shared_experiments(stages, {name: experiment for name, (_, experiment) in answers.items()})
+    if shared:
+        raise UserError("\n".join(shared))
+    states = {name: told for name, (told, _) in answers.items()}
     problems = queue(stages, call, states) if wanted.queue else []
     print(*tree(stages, states), sep="\n", flush=True)
     if problems:

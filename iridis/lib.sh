@@ -2,6 +2,14 @@
 # What every job.sh needs: options, the environment, the run folder, submission, and the start of programs on nodes.
 # A job.sh sources this (or train.sh, evaluate.sh), sets its configuration, defines `work`, and calls `run_job`.
 
+# sh reads this far: it has none of what follows
+case "${BASH_VERSION:-}:${SHELLOPTS:-}" in
+*:*posix* | :*)
+    echo "error: this is for bash, not for sh: bash $0" >&2
+    exit 2
+    ;;
+esac
+
 # bash before 4.4 takes an empty array for an unset variable; macOS has such a bash, and other tools under the names of GNU's
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)) ||
     ! { realpath -ms -- / && stat -c %.9Y / && date -d @0 && sha256sum </dev/null; } >/dev/null 2>&1; then
@@ -9,7 +17,6 @@ if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)) ||
         "$BASH_VERSION" "GNU coreutils. macOS: brew install bash coreutils, and put coreutils' libexec/gnubin first into PATH" >&2
     exit 2
 fi
-
 set -Eeuo pipefail
 # nothing ends in silence; bad input (2) has been told by whoever met it
 TOLD=0 # 1: why this script ends has been said
@@ -51,13 +58,18 @@ die() {
 
 # shellcheck source=iridis/env.sh
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+# what a user's profile may set for commands typed by hand would change what these scripts ask SLURM for, and what it answers
+unset SBATCH_WAIT SBATCH_ARRAY_INX SBATCH_GRES "${!SBATCH_GPUS@}" SBATCH_NTASKS_PER_GPU SBATCH_MEM_PER_GPU SBATCH_CPUS_PER_GPU \
+    SBATCH_CLUSTERS SBATCH_GET_USER_ENV SLURM_CLUSTERS SLURM_TIME_FORMAT \
+    "${!SQUEUE_@}" "${!SINFO_@}" "${!SCANCEL_@}" "${!SCONTROL_@}" "${!SACCT_@}"
 
 PYTHON_AT_LEAST=3.11
-JOB_SCRIPT="$(cd "$(dirname "$0")" && pwd)/$(basename "$0")"
+JOB_SCRIPT="$(readlink -f "$0")"
 PACKAGE_DIR="$(dirname "$JOB_SCRIPT")"
 JOB_NAME="$(basename "$PACKAGE_DIR")" # a training adds its experiment
 LEAD=120                              # seconds before the time limit at which the batch shell gets SIGUSR1
 NAME_PREFIX="$JOB_NAME"
+TAKES_WORDS=0                         # 1: a package whose arguments may be plain words, such as a model and its size
 SINGLETON=0                           # 1: never two jobs of this name at once
 LINKS_DIR="$SCRATCH_DIR/.chains"      # for each job that another has taken the place of, a file with the id of that one
 
@@ -66,19 +78,21 @@ usage() {
     sed -n '2,/^[^#]/{/^# shellcheck/d;s/^# \{0,1\}//p;}' "$JOB_SCRIPT"
 }
 
-# parse_options ARGUMENTS...: sets HOW, DRY_RUN, MAX_JOBS, AFTER, NAME, CHECKPOINTS, RUN_DIR, WORDS and FLAGS (what follows --).
+# parse_options ARGUMENTS...: sets HOW, DRY_RUN, PIN_CODE, MAX_JOBS, AFTER, NAME, CHECKPOINTS, RUN_DIR, WORDS and FLAGS (what follows --).
 # With PASS_THROUGH=1, options that are not the job library's belong to FLAGS.
 parse_options() {
-    HOW=submit DRY_RUN=0 MAX_JOBS="" AFTER="" NAME="" RUN_DIR="" CHECKPOINTS=() WORDS=() FLAGS=()
+    HOW=submit DRY_RUN=0 PIN_CODE=0 MAX_JOBS="" AFTER="" NAME="" RUN_DIR="" CHECKPOINTS=() WORDS=() FLAGS=()
     local pass="${PASS_THROUGH:-0}"
+    [[ $pass == 0 || $# == 0 || $1 == -* ]] || die "unknown word $1 (bash $JOB_SCRIPT --help lists the options)"
     while (($#)); do
-        if [[ $pass == 1 && ! $1 =~ ^--(dry-run|local|state|after|segment|help|)$ ]]; then
+        if [[ $pass == 1 && ! $1 =~ ^--(dry-run|local|state|after|segment|pin-code|help|)$ ]]; then
             FLAGS+=("$1")
             shift
             continue
         fi
         case "$1" in
         --dry-run) DRY_RUN=1 ;;
+        --pin-code) PIN_CODE=1 ;;
         --local | --where | --state | --replot) HOW="${1#--}" ;;
         --chain | --after | --name | --segment | --checkpoint)
             [[ $# -ge 2 && -n $2 ]] || die "$1 needs a value"
@@ -112,7 +126,7 @@ parse_options() {
 new_run_dir() {
     local n=0
     until mkdir "$1/run_$n" 2>/dev/null; do
-        [[ -d "$1/run_$n" ]] || die "cannot make a folder in $1"
+        [[ -d "$1/run_$n" ]] || die "cannot make a folder in $1, which is $(stat -c %U "$1")'s; work in a clone of your own: git clone $(quoted "$REPO_DIR")"
         n=$((n + 1))
     done
     printf '%s\n' "$1/run_$n"
@@ -166,6 +180,8 @@ ensure_environment() {
         (install "$prefix" "$requirements" "$stamp") || exit $?
     fi
     PATH="$prefix/bin:$PATH"
+    "$prefix/bin/python" -c '' 2>/dev/null ||
+        die "$prefix/bin/python does not start: its interpreter ($(readlink -m "$prefix/bin/python")) is gone, or not yours to read; set VENV_DIR to an environment of your own"
 }
 
 # quoted WORDS...: a command line that gives these very words back to bash
@@ -195,8 +211,9 @@ read_values() {
     done
 }
 
-# notify SUBJECT BODY: a mail to NOTIFY_EMAIL, where there is one and the node can send it
+# notify SUBJECT BODY: a mail to NOTIFY_EMAIL, where there is one and the node can send it, and a message to NOTIFY_URL
 notify() {
+    [[ -z $NOTIFY_URL ]] || NOTIFY_URL="$NOTIFY_URL" NOTIFY_FORM="$NOTIFY_FORM" python -m iridis.notify "$1" <<<"$2" || true
     if [[ -n $NOTIFY_EMAIL ]] && command -v mail >/dev/null; then
         mail -s "$1" "$NOTIFY_EMAIL" <<<"$2" || printf 'warning: no mail could be sent to %s\n' "$NOTIFY_EMAIL" >&2
     fi
@@ -215,6 +232,8 @@ sbatch_words() {
     ((!SINGLETON)) || dependency=singleton
     [[ -z $AFTER ]] || dependency="${dependency:+$dependency,}afterok:$AFTER"
     read -ra further <<<"$SBATCH_OPTIONS"
+    [[ " $SBATCH_OPTIONS" != *" --array"* && " $SBATCH_OPTIONS" != *" -a"* ]] ||
+        die "SBATCH_OPTIONS $SBATCH_OPTIONS: an array would be several jobs on one experiment; submit one for each"
     SBATCH=(sbatch --parsable --job-name="$JOB_NAME" --partition="$PARTITION" --time="$TIME_LIMIT" --nodes="$N_NODES"
         --ntasks-per-node=1 --cpus-per-task="$CPUS" --mem="$MEMORY" --chdir="$REPO_DIR" --requeue --open-mode=append
         --output="${RUN_DIR//%/%%}/slurm_%j.out" --error="${RUN_DIR//%/%%}/slurm_%j.err" --signal="B:USR1@$LEAD"
@@ -244,6 +263,7 @@ hand_to_slurm() (
     unset "${!SLURM_@}"
     [[ -z $configuration ]] || export SLURM_CONF="$configuration"
     id="$(printf '#!/usr/bin/env bash\nexec %s\n' "$(quoted "${SEGMENT[@]}")" | "${SBATCH[@]}")" || return
+    id="$(grep -E '^[0-9]+(;.*)?$' <<<"$id" | tail -n 1)" || return # sites greet their users before it
     printf '%s\n' "${id%%;*}"
 )
 
@@ -258,28 +278,83 @@ submit_job() {
         segment_words
         printf 'would submit: %s\n' "$(quoted "${SBATCH[@]}")"
         printf 'which runs:   %s\n' "$(quoted "${SEGMENT[@]}")"
+        commands
+        try_sbatch
         return
     fi
     RUN_DIR="$(new_run_dir "$PACKAGE_DIR")"
     record_run "$RUN_DIR" bash "$JOB_SCRIPT" "${ARGUMENTS[@]}"
     printf 'run folder:   %s\n' "$RUN_DIR"
+    [[ -z $NOTIFY_EMAIL ]] || command -v mail >/dev/null ||
+        printf 'warning: there is no mail program here; where the nodes have none either, NOTIFY_EMAIL hears only of failed jobs, from SLURM\n' >&2
     with_run_dir
-    id="$(hand_to_slurm)" || die "sbatch refused the job, see above"
+    ((!PIN_CODE)) || pin_code
+    if ! id="$(hand_to_slurm)"; then
+        printf 'sbatch refused the job\n' >"$RUN_DIR/not_submitted.txt"
+        die "sbatch refused the job, see above; an account or QOS that it asks for: SBATCH_ACCOUNT, SBATCH_QOS (sacctmgr show associations user=$USER)"
+    fi
     printf '%s\n' "$id" >"$RUN_DIR/first_job.txt"
     printf 'job:          %s (%s)\n' "$id" "$JOB_NAME"
     printf 'watch:        squeue -j %s; tail -F %q\n' "$id" "$RUN_DIR/slurm_$id.out"
-    printf 'stop:         scancel --me --name=%s\n' "$JOB_NAME"
+    printf 'stop:         bash %q %q\n' "$REPO_DIR/iridis/cancel.sh" "${EXPERIMENT:-$JOB_NAME}"
 }
 
-# latest_jobs IDS: the same jobs, each as the newest link of its chain. Dies where SLURM does not know one: nothing would wait.
+# try_sbatch: whether SLURM would take the job as things are: account, QOS, limits
+try_sbatch() {
+    local said
+    said="$(unset "${!SLURM_JOB@}" && "${SBATCH[@]}" --test-only 2>&1 <<<'#!/bin/sh')" ||
+        printf 'warning: for now, sbatch would refuse this: %s\n' "${said##*$'\n'}" >&2
+}
+
+# pin_code: copy the code into the run folder, and have this job and those after it run from there
+pin_code() {
+    local code="$RUN_DIR/code" file
+    git -C "$REPO_DIR" rev-parse HEAD >/dev/null 2>&1 || die "--pin-code copies what git knows, and $REPO_DIR is no checkout"
+    mkdir "$code"
+    git -C "$REPO_DIR" ls-files -coz --exclude-standard -- . ':!tests' | while IFS= read -r -d '' file; do
+        [[ ! -e "$REPO_DIR/$file" ]] || printf '%s\0' "$file"
+    done | tar -C "$REPO_DIR" --null -T - -cf - | tar -C "$code" -xf -
+    [[ ! -f "$REPO_DIR/iridis/site.sh" ]] || cp "$REPO_DIR/iridis/site.sh" "$code/iridis/"
+    python -c 'import json, processes; print(json.dumps(processes.code_facts()))' >"$code/revision.json"
+    export SCRATCH_DIR TEAM_DIR VENV_DIR CONDA_ENV_PREFIX # whose defaults are in the clone
+    JOB_SCRIPT="$code/${JOB_SCRIPT#"$REPO_DIR/"}" REPO_DIR="$code"
+}
+
+# latest_jobs IDS: the same jobs, each as the newest link of its chain, without those that have done their work. Dies where one
+# has ended otherwise, or nobody knows it: nothing would wait.
 latest_jobs() {
-    local id latest=()
+    local id now latest=()
     for id in ${1//:/ }; do
         while [[ -s "$LINKS_DIR/$id" ]]; do id="$(<"$LINKS_DIR/$id")"; done
-        scontrol show job "$id" >/dev/null 2>&1 || die "--after $id: SLURM knows no such job"
-        latest+=("$id")
+        now="$(state_of "$id")" || exit $?
+        case "$now" in
+        "") die "--after $id: SLURM knows no such job" ;;
+        COMPLETED) ;;
+        *ED | TIMEOUT | *_FAIL | OUT_OF_MEMORY | DEADLINE)
+            [[ $now == SUSPENDED || $now == REQUEUED ]] || die "--after $id: that job has ended as $now; nothing can wait for it to succeed"
+            latest+=("$id")
+            ;;
+        *) latest+=("$id") ;;
+        esac
     done
     (IFS=: && printf '%s\n' "${latest[*]}")
+}
+
+# state_of ID: as SLURM names it, which forgets ended jobs within minutes; then as accounting, or the job's own run folder, tells
+state_of() {
+    local JobState="" FINISHED=0 log run
+    read_values JobState < <(scontrol show job -o "$1" 2>/dev/null | tr ' ' '\n')
+    [[ -n $JobState ]] || JobState="$(sacct -n -X -P -j "$1" -o State 2>/dev/null | head -n 1 | cut -d' ' -f1 || true)"
+    for log in "$REPO_DIR"/iridis/*/run_*/slurm_"$1".out; do
+        [[ -z $JobState && -e $log ]] || continue
+        run="$(dirname "$log")" JobState=FAILED
+        if [[ -s "$run/experiment.txt" ]]; then
+            ensure_environment >&2
+            read_values FINISHED < <(cd "$REPO_DIR" && python -m optim.reader "$(<"$run/experiment.txt")")
+        fi
+        [[ $FINISHED == 0 && ! -e "$run/done" ]] || JobState=COMPLETED
+    done
+    printf '%s\n' "$JobState"
 }
 
 # name_job THING: a name of its own for what this job works on, by which squeue and --dependency=singleton know it
@@ -303,11 +378,12 @@ is_owt2() {
     [[ $1 == owt2 || $1 == openwebtext2 ]]
 }
 
-# state: for iridis/graph.py: print done, "queued ID", or todo
+# state: for iridis/graph.py: of a training, a line "experiment FOLDER"; then done, "queued ID", or todo
 state() {
     local queued
     ensure_environment >&2
     identify
+    [[ -z ${EXPERIMENT:-} ]] || printf 'experiment %s\n' "$EXPERIMENT"
     queued="$(queued_job)"
     if is_done; then
         printf 'done\n'
@@ -319,10 +395,12 @@ state() {
 }
 
 # Hooks that a kind of job may define anew: identify finds out what it works on, and names the job; is_done says whether
-# that is there already; before_submit and before_local check and may exit; with_run_dir writes into the run folder;
+# is there already; before_submit and before_local check and may exit; commands
+# prints what a dry run shows; with_run_dir writes into the run folder;
 # segment_begins comes before anything else of a job on its node.
 identify() { :; }
 is_done() { false; }
+commands() { :; }
 before_local() { :; }
 segment_begins() { :; }
 before_submit() {
@@ -331,9 +409,17 @@ before_submit() {
 }
 with_run_dir() { :; }
 
+# job_end: when SLURM ends this job, in seconds since 1970; a job of unknown end has a year
+job_end() {
+    local end="${SLURM_JOB_END_TIME:-}"
+    [[ -n $end ]] || end="$(squeue -h -j "$SLURM_JOB_ID" -o %e 2>/dev/null || true)"
+    [[ $end =~ ^[0-9]+$ ]] || end="$(date -d "${end:-x}" +%s 2>/dev/null || echo 0)"
+    ((end > $(date +%s))) || end=$(($(date +%s) + 31536000))
+    printf '%s\n' "$end"
+}
+
 # on_node: what every job does first, on the first of its nodes
 on_node() {
-    export SLURM_JOB_END_TIME="${SLURM_JOB_END_TIME:-$(date -d "$(squeue -h -j "$SLURM_JOB_ID" -o %e)" +%s 2>/dev/null || true)}"
     printf '=== job %s, start %s, on %s, partition %s, %s\n' "$SLURM_JOB_ID" "${SLURM_RESTART_COUNT:-0}" "$SLURM_JOB_NODELIST" \
         "$SLURM_JOB_PARTITION" "$(date)"
     if ((N_GPUS)) && command -v nvidia-smi >/dev/null; then
@@ -354,15 +440,31 @@ launch() {
     exec python "$@"
 }
 
-# run_and_wait COMMAND...: run in the background and return its exit code; traps run meanwhile, and set WOKEN
+# run_and_wait COMMAND...: run in the background as CHILD and return its exit code; traps run meanwhile, and set WOKEN.
+# One that is stuck in the file system does not end when it is killed for being OVERDUE; then nobody waits for it.
 run_and_wait() {
-    local child code
+    local code
     "$@" &
-    child=$!
+    CHILD=$!
     while :; do
         WOKEN=0 code=0
-        wait "$child" || code=$?
-        ((WOKEN)) || return "$code"
+        wait "$CHILD" || code=$?
+        ((WOKEN)) || break
+        if ((${OVERDUE:-0})) && ! ends_within 5 "$CHILD"; then
+            code=137
+            break
+        fi
+    done
+    CHILD=""
+    return "$code"
+}
+
+# ends_within SECONDS PID: whether a process does
+ends_within() {
+    local end=$((SECONDS + $1))
+    until ! grep -q '^State:[[:space:]]*[^XZ]' "/proc/$2/status" 2>/dev/null; do
+        ((SECONDS <= end)) || return 1
+        sleep 0.2
     done
 }
 
@@ -382,6 +484,7 @@ run_job() {
     : "${CPUS:=$((N_GPUS ? 8 * N_GPUS : 8))}" "${PARTITION:=$( ((N_GPUS)) && echo "$GPU_PARTITION" || echo "$CPU_PARTITION")}"
     whole_numbers CPUS
     PROCESSES=$((N_GPUS ? N_GPUS : 1))
+    ((TAKES_WORDS || !${#WORDS[@]})) || die "unknown word ${WORDS[0]} (bash $JOB_SCRIPT --help lists the options)"
     if [[ $HOW == submit ]] && ! has_slurm; then
         printf 'no SLURM here: this runs in the foreground\n' >&2
         HOW=local
@@ -391,6 +494,8 @@ run_job() {
     submit) submit_job ;;
     where | state | replot) "$HOW" ;;
     segment)
+        SLURM_JOB_END_TIME="$(job_end)"
+        export SLURM_JOB_END_TIME
         segment_begins
         ensure_environment
         on_node
@@ -407,6 +512,7 @@ run_job() {
         before_local
         if ((DRY_RUN)); then
             printf 'would run here, in processes: %s\n' "$PROCESSES"
+            commands
             return
         fi
         RUN_DIR="$(new_run_dir "$PACKAGE_DIR")"

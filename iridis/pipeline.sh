@@ -8,7 +8,7 @@
 # prepared dataset. The download runs here, where there is internet, unless the site has a DOWNLOAD_PARTITION; DOWNLOAD_SOURCE
 # names a folder or address to fetch from instead of the hub.
 # shellcheck source=iridis/lib.sh
-source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+. "$(dirname "$(readlink -f "$0")")/lib.sh"
 parse_options "$@"
 
 [[ $HOW =~ ^(submit|local)$ && -z "$MAX_JOBS$AFTER$NAME${CHECKPOINTS[*]}" ]] ||

@@ -3,8 +3,9 @@
     python -m iridis.preflight [--partition P --time T --nodes N --gpus N --processes N] [--no-data] [--where] -- FLAGS OF main.py
 
 stdout has lines NAME=VALUE for the job library: EXPERIMENT, its folder; STATE, finished or unfinished; LEAD, how many seconds
-before its time limit the job should be told to stop; HOLDER, who trains the experiment now, if anyone; DEVICE; SAVED_STEP and
-ITERATIONS. What people should know goes to stderr. With --where nothing is checked. Exit code 2: one line for each problem.
+before its time limit the job should be told to stop; HOLDER, who trains the experiment now, if anyone; DEVICE; MODEL, its short name; SAVED_STEP and
+ITERATIONS. What people should know goes to stderr. With --where nothing is checked. With --allowed it has ALLOWED and
+ALLOWED_SECONDS, the partition's limit, where that is less than --time, else nothing. Exit code 2: one line for each problem.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 import config
 from data.bins import dataset_folder, how_to_prepare, is_prepared
 from errors import UserError
+from models.variants import ALIASES
 from optim.done import is_finished
 from optim.lock import holder
 from optim.names import FINAL, STOP, numbered
@@ -79,6 +81,16 @@ def partition_problems(partition: str, limit: str, nodes: int, gpus: int) -> lis
     if gpus and max(gpus_in(row[2]) for row in rows) < gpus:
         problems.append(f"N_GPUS {gpus} is more than a node of partition {partition} has ({', '.join(row[2] for row in rows)})")
     return problems
+
+
+def allowed_limit(partition: str, limit: str) -> tuple[str, int] | None:
+    """The longest time limit that a partition (the most generous of several) takes, in words and seconds, if `limit` is more."""
+    rows = [(seconds_of(text), text) for text in slurm("sinfo", "-h", "-p", partition, "-o", "%l")]
+    wanted, limits = seconds_of(limit), [(seconds, text) for seconds, text in rows if seconds is not None]
+    if not rows or len(limits) < len(rows):  # one of them has no limit
+        return None
+    allowed, text = max(limits)
+    return (text, allowed) if wanted is None or wanted > allowed else None
 
 
 def gpus_in(gres: str) -> int:
@@ -168,6 +180,12 @@ def is_done(record: Record, args: Namespace, where: bool, problems: list[str]) -
         return False
 
 
+def short_name(args: Namespace) -> str:
+    """Of the model, with its size where it repeats layers: what tells jobs apart in the queue."""
+    name = min((alias for alias, full in ALIASES.items() if full == args.model), key=len, default=args.model)
+    return name + (f"{args.n_layer}x{args.n_repeat}" if args.n_repeat > 1 else str(args.n_layer))
+
+
 def options(argv: Sequence[str]) -> tuple[Namespace, list[str] | None]:
     words = list(argv)
     flags = None
@@ -180,12 +198,17 @@ def options(argv: Sequence[str]) -> tuple[Namespace, list[str] | None]:
     for name in ("nodes", "gpus", "processes"):
         parser.add_argument(f"--{name}", type=int, default=0 if name == "gpus" else 1)
     parser.add_argument("--no-data", action="store_true", help="a job before this one prepares the data")
+    parser.add_argument("--allowed", action="store_true", help="only say what the partition allows, where that is less than --time")
     parser.add_argument("--where", action="store_true", help="only say where the experiment is")
     return parser.parse_args(words), flags
 
 
 def main(argv: Sequence[str]) -> int:
     wanted, flags = options(argv)
+    if wanted.allowed:
+        allowed = allowed_limit(wanted.partition, wanted.time)
+        print(printed({"ALLOWED": allowed[0], "ALLOWED_SECONDS": allowed[1]} if allowed else {}))
+        return 0
     problems = [] if wanted.partition is None else partition_problems(wanted.partition, wanted.time, wanted.nodes, wanted.gpus)
     answer: dict[str, object] = {}
     if flags is not None:
@@ -194,7 +217,8 @@ def main(argv: Sequence[str]) -> int:
         record = Record(folder, problems=[])  # main.py tells of damage when it meets it
         done = is_done(record, args, wanted.where, problems)
         answer = {"EXPERIMENT": folder.resolve(), "STATE": "finished" if done else "unfinished", "LEAD": lead_seconds(record, wanted.time),
-                  "HOLDER": holder(folder / "lock"), "DEVICE": args.device, "SAVED_STEP": record.saved_step, "ITERATIONS": args.iterations}
+                  "HOLDER": holder(folder / "lock"), "DEVICE": args.device, "MODEL": short_name(args),
+                  "SAVED_STEP": record.saved_step, "ITERATIONS": args.iterations}
         if not wanted.where and not done:
             try:
                 config.check_world_size(args, wanted.processes)

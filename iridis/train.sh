@@ -7,10 +7,15 @@
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 SINGLETON=1
-NAME_PREFIX=train # whichever package: two of them may work on one experiment
 CHAINED=0         # 1: this is a job of a chain
-DECIDED=0         # 1: it has said what becomes of its chain
-SIGNALLED="" # why this job was told to stop
+DECIDED=0         # 1: this job has said what becomes of its chain
+SIGNALLED=""      # why this job was told to stop
+CHILD=""          # the process that this shell waits for
+ALARM=""          # the process that wakes this shell when the training has had its time
+OVERDUE=0         # 1: the training did not end in the time that the signal left, and was killed
+HAND_OVER=30      # seconds that the end of a job keeps for handing over, at most
+RETRY=10          # seconds between the first tries to submit the next job; each pause is longer, up to a minute
+KEEP_TRYING=3600  # seconds after which a job with time left gives that up
 
 # paper_flags: fill TRAIN_FLAGS, the flags of main.py: the paper's setting, the package's model, then what the user gave
 paper_flags() {
@@ -25,11 +30,12 @@ paper_flags() {
     TRAIN_FLAGS+=("${FLAGS[@]}")
 }
 
-# look OPTIONS...: ask the preflight; sets EXPERIMENT, STATE, LEAD, HOLDER and DEVICE
+# look OPTIONS...: ask the preflight; sets EXPERIMENT, STATE, LEAD, HOLDER, DEVICE and MODEL
 look() {
     local answer
     answer="$(python -m iridis.preflight "$@" --time "$TIME_LIMIT" --processes "$((PROCESSES * N_NODES))" -- "${TRAIN_FLAGS[@]}")" || exit $?
-    read_values EXPERIMENT STATE LEAD HOLDER DEVICE <<<"$answer"
+    read_values EXPERIMENT STATE LEAD HOLDER DEVICE MODEL <<<"$answer"
+    NAME_PREFIX="train-$MODEL" # whichever package: two of them may work on one experiment
     name_job "$EXPERIMENT"
 }
 
@@ -44,6 +50,7 @@ where() {
 }
 
 before_local() { look; }
+commands() { quoted python main.py "${TRAIN_FLAGS[@]}"; }
 
 before_submit() {
     ensure_environment
@@ -72,10 +79,59 @@ refuse() {
     die "$1"
 }
 
-# ask_to_stop REASON: for traps; the training finishes its step and saves
+# ask_to_stop REASON: for traps; the training finishes its step and saves, or is killed shortly before SLURM would end the job
 ask_to_stop() {
     SIGNALLED="$1" WOKEN=1
-    { printf '%s\n' "$1" >"$STOP_FILE.tmp" && mv "$STOP_FILE.tmp" "$STOP_FILE"; } || true # main.py knows the job's end as well
+    # the run folder may be gone by now; main.py also knows signals and the job's end
+    if ! { mkdir -p "$RUN_DIR" && printf '%s\n' "$1" >"$STOP_FILE.tmp" && mv "$STOP_FILE.tmp" "$STOP_FILE"; }; then
+        signal_training USR1
+    fi
+    [[ $HOW != segment ]] || set_alarm "$1"
+}
+
+# set_alarm REASON: have `overdue` called when the time for a step and a save is nearly over
+set_alarm() {
+    local seconds
+    if [[ $1 == SIGTERM ]]; then # SLURM kills everything after KillWait, this shell too
+        seconds="$(scontrol show config 2>/dev/null | sed -nE 's/^KillWait *= *([0-9]+).*/\1/p' || true)"
+        seconds=$((${seconds:-30} / 2))
+    else
+        seconds=$((LEAD < 3 * HAND_OVER ? LEAD / 3 : HAND_OVER)) # kept for handing over
+        seconds=$((SLURM_JOB_END_TIME - $(date +%s) - seconds))
+    fi
+    [[ -z $ALARM ]] || kill "$ALARM" 2>/dev/null || true
+    (trap - EXIT USR1 TERM && sleep "$((seconds > 0 ? seconds : 0))" && kill -USR2 $$) &
+    ALARM=$!
+}
+
+# overdue: for the trap of the alarm: the training has not ended in time. A preempted job is requeued without our doing.
+overdue() {
+    WOKEN=1
+    local cause="$SIGNALLED"
+    [[ $cause != SIGTERM ]] || cause="$(why_terminated)"
+    if [[ $cause == "time limit" || $cause == cancelled ]] && [[ -n $CHILD ]]; then
+        OVERDUE=1
+        printf '=== the training has not ended since it was told to (%s), and is killed\n' "$cause"
+        signal_training KILL
+    fi
+}
+
+# signal_training SIGNAL: to all processes of what runs now, on all nodes
+signal_training() {
+    local step
+    [[ -n $CHILD ]] || return 0
+    # shellcheck disable=SC2046  # a list of ids
+    kill "-$1" $(descendants "$CHILD") 2>/dev/null || true
+    ((N_NODES == 1)) || for step in $(squeue -h -s -j "$SLURM_JOB_ID" -o %i | grep -E '\.[0-9]+$'); do
+        scancel --signal="$1" "$step" || true
+    done
+}
+
+# descendants PID: it, and all processes below it; some are in sessions of their own
+descendants() {
+    local child
+    printf '%s\n' "$1"
+    for child in $(pgrep -P "$1" || true); do descendants "$child"; done
 }
 
 # why_terminated: what SLURM means by a SIGTERM, as it describes the job meanwhile
@@ -122,34 +178,87 @@ fit_to_train() {
 
 # continue_chain REASON: another job takes this one's place
 continue_chain() {
-    local try id pause
+    mkdir -p "$RUN_DIR" || true # where it is gone, the next job could write no log, and end at once
+    { [[ -e "$RUN_DIR/experiment.txt" ]] || printf '%s\n' "$EXPERIMENT" >"$RUN_DIR/experiment.txt"; } || true
     printf '%s\n' "$1" >>"$RUN_DIR/jobs_of_chain.txt" || true # SLURM's own restarts are none
     if [[ -n $MAX_JOBS && $(wc -l <"$RUN_DIR/jobs_of_chain.txt") -ge $MAX_JOBS ]]; then
         end_chain "the limit of --chain $MAX_JOBS jobs is reached ($1)"
     fi
     printf '=== %s: going on in another job\n' "$1"
-    # a requeued job keeps the nodes that it may run on; leaving a sick one out takes a new job
-    trap '' TERM # which SLURM sends to a job that it requeues
-    if [[ $CHAIN_BY == requeue && -z ${SICK:-} ]] && scontrol requeue "$SLURM_JOB_ID"; then
+    AFTER=""
+    shorten_limit
+    # a requeued job keeps its time limit and the nodes that it may run on; another limit, or leaving a sick node out, takes a new job
+    [[ $CHAIN_BY != requeue || -n ${SICK:-}${SHORTENED:-} ]] || requeue || true
+    trap 'SIGNALLED=SIGTERM' TERM
+    local try=0 id began=$SECONDS
+    while :; do
+        if id="$(hand_to_slurm)"; then
+            hand_over_to "$id"
+        fi
+        try=$((try + 1))
+        ((try < 2)) || requeue || true # where users may have one submitted job, this is the only way
+        pause "$((try * RETRY < 60 ? try * RETRY : 60))"
+        if [[ $SIGNALLED == SIGTERM ]]; then
+            case "$(why_terminated)" in
+            requeued) gives_way_to_its_restart ;;
+            "time limit" | cancelled) end_chain "$1, and sbatch refused the next job until the job's own end" ;;
+            esac
+        fi
+        if (($(date +%s) > SLURM_JOB_END_TIME || SECONDS - began > KEEP_TRYING)); then
+            end_chain "$1, and sbatch refused the next job $try times"
+        fi
+    done
+}
+
+# requeue: have SLURM start this very job again; fails where it will not. SLURM sends SIGTERM to a job that it requeues.
+requeue() {
+    trap '' TERM
+    if scontrol requeue "$SLURM_JOB_ID"; then
         DECIDED=1
         exit 0
     fi
-    # shellcheck disable=SC2064  # this very reason
-    trap "end_chain $(printf '%q' "$1, and sbatch refused the next job until the time limit")" TERM
-    AFTER=""
-    for try in 1 2 3 4 5; do
-        if id="$(hand_to_slurm)"; then
-            DECIDED=1
-            { mkdir -p "$LINKS_DIR" && printf '%s\n' "$id" >"$LINKS_DIR/$SLURM_JOB_ID"; } || true
-            hand_on "$SLURM_JOB_ID" "$id"
-            printf '=== job %s goes on\n' "$id"
-            exit 0
-        fi
-        sleep "$((try * 10))" &
-        pause=$!
-        wait "$pause"
-    done
-    end_chain "$1, and sbatch refused the next job"
+    trap 'SIGNALLED=SIGTERM' TERM # asked about between two tries
+    return 1
+}
+
+# hand_over_to ID: that job goes on, unless SLURM has requeued this one meanwhile, or a person has cancelled it
+hand_over_to() {
+    local cause=""
+    [[ $SIGNALLED != SIGTERM ]] || cause="$(why_terminated)"
+    if [[ $cause == requeued || $cause == cancelled ]]; then
+        scancel "$1" || true
+        [[ $cause == cancelled ]] || gives_way_to_its_restart
+        end_chain cancelled
+    fi
+    DECIDED=1
+    { mkdir -p "$LINKS_DIR" && printf '%s\n' "$1" >"$LINKS_DIR/$SLURM_JOB_ID"; } || true
+    hand_on "$SLURM_JOB_ID" "$1"
+    printf '=== job %s goes on\n' "$1"
+    exit 0
+}
+
+# gives_way_to_its_restart: SLURM starts this very job again, so there is nothing to submit
+gives_way_to_its_restart() {
+    printf '=== SLURM starts this job again\n'
+    DECIDED=1
+    exit 0
+}
+
+# pause SECONDS: a signal ends it
+pause() {
+    sleep "$1" &
+    wait $! || true
+}
+
+# shorten_limit: a partition's limit may have been lowered since; a job that asks for more would wait for ever
+shorten_limit() {
+    local ALLOWED="" ALLOWED_SECONDS="" answer
+    answer="$(python -m iridis.preflight --partition "$PARTITION" --time "$TIME_LIMIT" --allowed 2>/dev/null)" || return 0
+    read_values ALLOWED ALLOWED_SECONDS <<<"$answer"
+    [[ -n $ALLOWED ]] || return 0
+    printf 'warning: partition %s allows %s by now; the next job gets that instead of %s\n' "$PARTITION" "$ALLOWED" "$TIME_LIMIT" >&2
+    TIME_LIMIT="$ALLOWED" SHORTENED=1
+    LEAD=$((LEAD < ALLOWED_SECONDS / 4 ? LEAD : ALLOWED_SECONDS / 4))
 }
 
 # hand_on OLD NEW: jobs that wait for OLD wait for NEW instead
@@ -169,7 +278,10 @@ hand_on() {
 end_chain() {
     DECIDED=1 TOLD=1
     printf 'error: the chain stops: %s\n' "$1" >&2
-    scancel --me --name="$JOB_NAME" --state=PENDING || true
+    local id
+    for id in $(squeue -h --me --name="$JOB_NAME" --states=PENDING -o %i || true); do
+        [[ $id == "$SLURM_JOB_ID" ]] || scancel "$id" || true # this very job may have been requeued, which is SLURM's affair
+    done
     python -m iridis.chain "$EXPERIMENT" --ended "$1" || true
     notify "$JOB_NAME: stopped" "$1"$'\n'"experiment: $EXPERIMENT"$'\n'"logs: $RUN_DIR"
     exit 1
@@ -182,11 +294,14 @@ segment_begins() {
     EXPERIMENT="$(<"$RUN_DIR/experiment.txt")"
     trap 'ask_to_stop "time limit"' USR1
     trap 'ask_to_stop SIGTERM' TERM
+    trap overdue USR2
     CHAINED=1
 }
 
 leaving() {
-    ((!CHAINED || DECIDED)) || end_chain "the job failed outside its training, see above"
+    ((CHAINED && !DECIDED)) || return 0
+    if [[ $SIGNALLED == SIGTERM && $(why_terminated) == requeued ]]; then gives_way_to_its_restart; fi
+    end_chain "the job failed outside its training, see above"
 }
 
 # train_segment: one job of a chain
@@ -201,10 +316,12 @@ train_segment() {
     if [[ -z $SIGNALLED ]]; then
         run_and_wait launch main.py "${TRAIN_FLAGS[@]}" --stop_file "$STOP_FILE" --outcome_file "$OUTCOME_FILE" || code=$?
     fi
+    [[ -z $ALARM ]] || kill "$ALARM" 2>/dev/null || true
     rm -f "$STOP_FILE"
     cause="$SIGNALLED"
     [[ $cause != SIGTERM ]] || cause="$(why_terminated)"
-    answer="$(python -m iridis.chain "$EXPERIMENT" --code "$code" --cause "$cause" --outcome "$OUTCOME_FILE")"
+    ((!OVERDUE)) || [[ $cause != "time limit" ]] || cause="time limit within a step or save"
+    answer="$(python -m iridis.chain "$EXPERIMENT" --code "$code" --cause "$cause" --outcome "$OUTCOME_FILE" --memory "$MEMORY")"
     read_values VERDICT REASON <<<"$answer"
     printf '=== training ended with code %s%s; %s: %s\n' "$code" "${cause:+ ($cause)}" "$VERDICT" "$REASON"
     if [[ $cause == requeued ]]; then # SLURM starts this very job again

@@ -39,7 +39,7 @@ from optim.schedules import make_scheduler
 from optim.setup import autocast_dtype, autocaster, is_own, named_file, need_compiler
 from optim.stopping import Stopper
 from optim.watchdog import Watchdog
-from processes import revision
+from processes import code_change, code_facts
 
 FORMAT = 1
 PARTS = {"itr", "args", "world_size", "optimizer", "scheduler", "scaler", "rng", "data", "gradient_meter"}  # of a state, beside format and model
@@ -407,7 +407,11 @@ class Trainer:
         abandoned = experiment.metrics.go_on(self.schedule.lineage(), self.step if self.is_rollback or is_another else None)
         if abandoned:
             log.info(f"{abandoned} rows of metrics.jsonl are of steps that are trained anew: set aside in metrics.jsonl.{ABANDONED}")
-        experiment.begin_segment(self.step, self.saved_step, world_size=self.world.size, revision=revision(), settings=settings)
+        code = code_facts()
+        changed = code_change(next((row for row in reversed(experiment.segments) if "revision" in row), {}), code)
+        if changed:
+            log.info(f"warning: {changed}")
+        experiment.begin_segment(self.step, self.saved_step, world_size=self.world.size, settings=settings, **code)
 
     def _run(self) -> Outcome:
         args = self.args

@@ -27,6 +27,7 @@ TINY = {
     "depth_embedding": "linear_learned", "device": "cpu", "lr": 2e-3,
 }
 STOPPED = 83
+SLURM = ("sbatch", "sinfo", "squeue", "scontrol", "scancel", "srun", "sacct")
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here, which torch.compile needs")
 
 
@@ -37,6 +38,15 @@ def copy_sources(target: Path) -> None:
         if (ROOT / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)
+
+
+def link_programs(folder: Path) -> Path:
+    """Fill a new folder with links to the machine's programs but SLURM's: the PATH of a machine without a cluster."""
+    folder.mkdir()
+    for program in Path("/usr/bin").iterdir():
+        if program.name not in SLURM:
+            (folder / program.name).symlink_to(program)
+    return folder
 
 
 def flags(results: Path, **changes: Any) -> list[str]:

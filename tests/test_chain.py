@@ -11,7 +11,7 @@ import pytest
 from iridis import chain
 from iridis.chain import Cause
 from optim.checkpoint import save_checkpoint
-from optim.lock import TAKEN_OVER
+from optim.lock import TAKEN_OVER, Lock
 from optim.outcome import Kind, Outcome, ended, read_outcome
 
 STOPPED = ended(Kind.STOPPED, "SIGUSR1")
@@ -206,3 +206,53 @@ def test_a_ledger_that_cannot_be_reached_stops_the_chain_with_what_was_told(tmp_
 def test_where_the_outcome_is_lost_the_ledger_counts(tmp_path: Path, job: None, state: str, code: int, expected: str) -> None:
     write_ledger(tmp_path, row(0, 5, state))
     assert chain.judge(tmp_path, code, Cause.NONE, None)[0] == expected
+
+
+def test_a_job_that_was_killed_within_a_step_at_its_time_limit_did_not_crash(tmp_path: Path, job: None) -> None:
+    write_ledger(tmp_path, row(0, 5, "failed", 8, "IndexError: x"), row(5, 5, "running", 8, "unknown"))
+    assert chain.judge(tmp_path, 137, Cause.OUTLASTED, None)[0] == chain.AGAIN
+    assert (last_row(tmp_path)["state"], last_row(tmp_path)["reason"]) == ("stopped", "time limit within a step or save")
+
+
+def test_a_job_whose_processes_cannot_be_killed_at_its_time_limit_hands_over(tmp_path: Path, job: None, capsys: pytest.CaptureFixture[str]) -> None:
+    lock = Lock(tmp_path / "lock")
+    try:
+        assert chain.main([str(tmp_path), "--code", "137", "--cause", str(Cause.OUTLASTED)]) == 0
+    finally:
+        lock.release()
+    assert capsys.readouterr().out.startswith("VERDICT=again\n")
+
+
+def test_every_row_tells_which_code_it_is_of(tmp_path: Path, job: None) -> None:
+    chain.judge(tmp_path, 1, Cause.NONE, CRASH)
+    assert {"revision", "dirty", "changes"} <= last_row(tmp_path).keys()
+
+
+@pytest.mark.parametrize(("version", "files"), [
+    ("0::/job_7/step_batch", {"job_7/step_batch/memory.events": "low 0\noom 1\noom_kill 1\n"}),
+    ("0::/job_7/step_batch/user", {"job_7/memory.events": "oom_kill 2\n", "job_7/step_batch/user/memory.events": "oom_kill 0\n"}),
+    ("4:memory:/slurm/job_7/step_batch", {"memory/slurm/job_7/step_batch/memory.oom_control": "under_oom 0\noom_kill 1\n"})])
+def test_memory_that_ran_out_is_seen_in_the_job_s_control_group(tmp_path: Path, version: str, files: dict[str, str]) -> None:
+    (tmp_path / "cgroup").write_text(version + "\n")
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert chain.oom_killed(tmp_path / "cgroup", tmp_path)
+
+
+@pytest.mark.parametrize("text", ["oom_kill 0\n", "", "nonsense\n"])
+def test_a_control_group_that_had_enough_memory_tells_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / "cgroup").write_text("0::/job_7\n2:cpu:/\n")
+    (tmp_path / "job_7").mkdir()
+    (tmp_path / "job_7" / "memory.events").write_text(text)
+    assert not chain.oom_killed(tmp_path / "cgroup", tmp_path)
+
+
+@pytest.mark.parametrize("told", [None, ended(Kind.CRASHED, "RuntimeError: Connection reset by peer", 8)])
+def test_a_training_that_the_kernel_killed_for_its_memory_is_out_of_memory(tmp_path: Path, job: None, monkeypatch: pytest.MonkeyPatch,
+                                                                          told: Outcome | None) -> None:
+    monkeypatch.setattr(chain, "oom_killed", lambda: True)
+    write_ledger(tmp_path, row(0, 5, "running", 8, "unknown"))
+    reason = "out of memory: the job had MEMORY=16G, of which its processes took more; set a larger MEMORY"
+    assert chain.judge(tmp_path, 137, Cause.NONE, chain.seen(137, told, "16G")) == (chain.AGAIN, reason)
+    assert last_row(tmp_path)["reason"] == reason

@@ -14,9 +14,8 @@ import pytest
 from errors import UserError
 from iridis import graph
 from iridis.graph import Call, Stage
-from tests.programs import PEER, ROOT
+from tests.programs import PEER, ROOT, link_programs
 
-SLURM = ("sbatch", "sinfo", "squeue", "scontrol", "scancel", "srun", "sacct")
 TRAIN = "a\t-\tlncot-train\t-- @flags\n"
 PAPER = ["download", "tokenise", "cot-res", "lncot", "lncot-60k", "adm", "eval-cot-res", "eval-lncot", "eval-lncot-60k", "eval-adm", "lncot-exp4"]
 
@@ -228,17 +227,21 @@ def test_folders_of_trainings_are_those_that_they_say_themselves(packages: Path)
         **folders, "wide": f"/exps//--where -- --init_from {folders['narrow']} --lr 1"}
 
 
+@pytest.mark.slow
+def test_two_stages_that_train_one_experiment_are_refused_in_a_line(table: Callable[..., str], without_slurm: dict[str, str]) -> None:
+    twice = "a\t-\tlncot-train\t--name one -- @flags\nb\ta\tlncot-train\tCKPT_FREQ=7 --name one -- @flags\n"
+    done = pipeline(without_slurm, table(twice), "--dry-run")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert ":2: stage b trains the experiment of stage a, " in done.stderr
+
+
 # the door, on a machine without SLURM
 
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of links to the machine's programs but SLURM's."""
-    folder = tmp_path_factory.mktemp("bin")
-    for program in Path("/usr/bin").iterdir():
-        if program.name not in SLURM:
-            (folder / program.name).symlink_to(program)
-    return folder
+    return link_programs(tmp_path_factory.mktemp("programs") / "bin")
 
 
 @pytest.fixture

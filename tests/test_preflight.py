@@ -119,3 +119,22 @@ def test_free_space_is_that_of_the_disk_where_lfs_fails(tmp_path: Path, lfs) -> 
 
 def test_free_space_of_a_folder_to_come_is_that_of_its_nearest_parent(tmp_path: Path) -> None:
     assert preflight.free_bytes(tmp_path / "a" / "b") == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.01)
+
+
+def sinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *limits: str) -> None:
+    """A program `sinfo` that prints a partition's limits, a line for each."""
+    program = tmp_path / "bin" / "sinfo"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nprintf '%s\\n' " + " ".join(limits) + "\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+
+
+@pytest.mark.parametrize(("limits", "wanted", "allowed"), [
+    (["1:00:00"], "2:00:00", "ALLOWED=1:00:00\nALLOWED_SECONDS=3600\n"), (["1:00:00"], "60", "\n"), (["infinite"], "2:00:00", "\n"),
+    (["30:00", "1:00:00"], "UNLIMITED", "ALLOWED=1:00:00\nALLOWED_SECONDS=3600\n"), (["30:00", "infinite"], "UNLIMITED", "\n")])
+def test_a_limit_above_the_partition_s_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+                                               limits: list[str], wanted: str, allowed: str) -> None:
+    sinfo(tmp_path, monkeypatch, *limits)
+    assert preflight.main(["--partition", "p", "--time", wanted, "--allowed"]) == 0
+    assert capsys.readouterr().out == allowed

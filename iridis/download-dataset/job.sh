@@ -6,8 +6,10 @@
 #   bash iridis/download-dataset/job.sh --bpe | --check | --reset
 #   bash iridis/download-dataset/job.sh --full --source DIR_OR_URL [--sha256 HEX]
 # DOWNLOAD_SOURCE may name the source as well.
+LIBRARY="$(dirname "$(readlink -f "$0")")/../lib.sh" # sbatch would run a copy of this file from elsewhere
+[ -f "$LIBRARY" ] && [ -n "$BASH_VERSION" ] || { echo "error: call it by bash, not by sh or sbatch: bash iridis/download-dataset/job.sh" >&2; exit 2; }
 # shellcheck source=iridis/lib.sh
-source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
+. "$LIBRARY"
 PASS_THROUGH=1 parse_options "$@"
 
 # CONFIGURATION (each can be set in the environment)

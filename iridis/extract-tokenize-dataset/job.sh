@@ -2,19 +2,24 @@
 # Turns a raw corpus into token bins; the downloaded OpenWebText2 if nothing else is named. Goes on after a kill.
 #   bash iridis/extract-tokenize-dataset/job.sh [--dry-run] [--local] [--after JOBID]
 #   bash iridis/extract-tokenize-dataset/job.sh --name mine --input PATH... [--text-key text] [--max-bad N] [--delete-raw]
+LIBRARY="$(dirname "$(readlink -f "$0")")/../lib.sh" # sbatch would run a copy of this file from elsewhere
+[ -f "$LIBRARY" ] && [ -n "$BASH_VERSION" ] || { echo "error: call it by bash, not by sh or sbatch: bash iridis/extract-tokenize-dataset/job.sh" >&2; exit 2; }
 # shellcheck source=iridis/lib.sh
-source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
+. "$LIBRARY"
 PASS_THROUGH=1 parse_options "$@"
 
 # CONFIGURATION (each can be set in the environment)
 : "${N_GPUS:=0}" "${CPUS:=16}" "${MEMORY:=40G}" "${TIME_LIMIT:=3:00:00}"
+TOKENIZE=(python -m data.tokenize --data_dir "$DATA_DIR" "${FLAGS[@]}")
 SINGLETON=1 # two at once would encode the same shards
 
 # work: restartable by shard, so a requeued job loses little
 work() {
     [[ $HOW == segment ]] || exec > >(tee "$RUN_DIR/tokenize.out") 2>&1
-    exec python -m data.tokenize --data_dir "$DATA_DIR" "${FLAGS[@]}"
+    exec "${TOKENIZE[@]}"
 }
+
+commands() { quoted "${TOKENIZE[@]}"; }
 
 # prepares: print the dataset that --name names, if any
 prepares() {

@@ -3,8 +3,10 @@
 # (stopped half way and resumed) and a small adaptive one, evaluates both, draws Figures 4 and 5, writes the report, and
 # prints a table. On a cluster it is a job of a CPU node.
 #   bash iridis/quickstart/job.sh [--dry-run] [--local]
+LIBRARY="$(dirname "$(readlink -f "$0")")/../lib.sh" # sbatch would run a copy of this file from elsewhere
+[ -f "$LIBRARY" ] && [ -n "$BASH_VERSION" ] || { echo "error: call it by bash, not by sh or sbatch: bash iridis/quickstart/job.sh" >&2; exit 2; }
 # shellcheck source=iridis/lib.sh
-source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
+. "$LIBRARY"
 parse_options "$@"
 
 # CONFIGURATION (each can be set in the environment)

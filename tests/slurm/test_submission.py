@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.programs import copy_sources
 from tests.slurm.cluster import wait_until
 from tests.slurm.jobs import Outcome, Site, logs, tiny
 
@@ -142,3 +143,42 @@ def test_an_experiment_in_training_without_a_job_is_refused_naming_its_process(s
 def test_after_a_job_that_slurm_does_not_know_is_refused(site: Site) -> None:
     outcome = site.call("lncot-train", "--name", "run", "--after", "999999", "--", *SHORT)
     assert (outcome.code, outcome.err) == (2, "error: --after 999999: SLURM knows no such job\n")
+
+
+def cancel(site: Site, *words: str) -> tuple[int, str]:
+    done = site.cluster.run("bash", str(site.repo / "iridis" / "cancel.sh"), *words, **site.environment())
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_cancel_takes_an_experiment_and_what_waits_for_it_and_leaves_the_others(site: Site) -> None:
+    first = site.submit("lncot-train", "--name", "first", "--", *SHORT, SBATCH_OPTIONS="--hold")
+    waiting = site.submit("eval-lncot", "--name", "first", "--after", first.job, "--", "--device", "cpu")
+    other = site.submit("lncot-train", "--name", "other", "--", *SHORT, SBATCH_OPTIONS="--hold")
+    try:
+        code, said = cancel(site, "first")
+        assert code == 0 and first.job in said and waiting.job in said and other.job not in said, said
+        wait_until(lambda: first.job not in site.queue() and waiting.job not in site.queue(), 30, "their end")
+        assert other.job in site.queue()
+        assert cancel(site, "first")[0] == 2
+        assert cancel(site, str(site.results / "openwebtext2" / "cotformer_full_depth_lnmid_depthemb" / "other"))[0] == 0
+    finally:
+        site.scancel(other.job)
+
+
+def test_a_pinned_chain_runs_the_code_of_its_submission(site: Site, tmp_path: Path) -> None:
+    site.repo = tmp_path / "clone"
+    copy_sources(site.repo)
+    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "one"]):
+        site.cluster.run("git", "-C", str(site.repo), *words)
+    revision = site.cluster.run("git", "-C", str(site.repo), "rev-parse", "HEAD").stdout.strip()
+    outcome = site.submit("lncot-train", "--pin-code", "--name", "run", "--", *SHORT, SBATCH_OPTIONS="--hold")
+    (site.repo / "main.py").write_text("raise SystemExit('edited while the job waited')\n")
+    site.cluster.run("scontrol", "release", outcome.job)
+    site.wait(outcome)
+    (row,) = site.ledger()
+    assert (row["chain"], row["revision"], row["dirty"]) == ("finished", revision, False), logs(outcome.run_dir)
+
+
+def test_the_name_of_a_job_tells_the_model_and_its_size(site: Site) -> None:
+    outcome = site.call("base-train", "cot", "2x3", "--dry-run", "--name", "run", "--", *SHORT)
+    assert "--job-name=train-cot4x3-run-" in outcome.out or "--job-name=train-cot2x3-run-" in outcome.out, outcome.out + outcome.err

@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Cancels an experiment: the job that trains it, which saves first, the next jobs of its chain, and what waits for them.
+#   bash iridis/cancel.sh EXPERIMENT        # its folder, or a name that only one experiment in the queue has
+#   bash iridis/cancel.sh PACKAGE           # all jobs of a package
+#   bash iridis/cancel.sh all               # all jobs that were submitted from this clone
+#   bash iridis/cancel.sh --dry-run ...     # only say which
+# Submit an experiment again, and it goes on from its newest checkpoint.
+# shellcheck source=iridis/lib.sh
+. "$(dirname "$(readlink -f "$0")")/lib.sh"
+parse_options "$@"
+((${#WORDS[@]} == 1)) || die "say what to cancel: bash iridis/cancel.sh EXPERIMENT|PACKAGE|all"
+has_slurm || die "there is no SLURM here, so no job to cancel"
+
+# our_jobs: a line "ID<tab>NAME<tab>RUN_DIR<tab>DEPENDENCY" for each job of this user that was submitted from this clone
+our_jobs() {
+    local id name out dependency listed
+    listed="$(squeue -h --me -o '%i|%j|%E')" || die "squeue does not answer; try again"
+    while IFS='|' read -r id name dependency; do
+        [[ -n $id ]] || continue
+        out="$(scontrol show job "$id" 2>/dev/null | sed -n 's/^ *StdOut=//p')" || continue # it has just ended
+        [[ $out != "$REPO_DIR/iridis/"*/run_*/slurm_* ]] || printf '%s\t%s\t%s\t%s\n' "$id" "$name" "$(dirname "$out")" "$dependency"
+    done <<<"$listed"
+}
+
+# works_on RUN_DIR: whether what is to be cancelled is this run's
+works_on() {
+    local experiment="" package
+    package="$(basename "$(dirname "$1")")"
+    [[ $WANTED != all && $WANTED != "$package" ]] || return 0
+    [[ ! -s "$1/experiment.txt" ]] || experiment="$(<"$1/experiment.txt")"
+    [[ -n $experiment ]] && [[ $experiment == "$WANTED" || $experiment == "$(realpath -ms -- "$WANTED")" || $(basename "$experiment") == "$WANTED" ]]
+}
+
+# choose: fill CHOSEN with ids and EXPERIMENTS with folders, first those asked for, then what waits for any of them
+choose() {
+    local id name run dependency more=1
+    declare -gA CHOSEN=() EXPERIMENTS=()
+    while ((more)); do
+        more=0
+        while IFS=$'\t' read -r id name run dependency; do
+            [[ -z $id || -n ${CHOSEN[$id]:-} ]] && continue
+            if works_on "$run"; then
+                [[ ! -s "$run/experiment.txt" ]] || EXPERIMENTS["$(<"$run/experiment.txt")"]=1
+            elif ! waits_for_chosen "$dependency"; then
+                continue
+            fi
+            CHOSEN[$id]="$name" more=1
+        done <<<"$JOBS"
+    done
+}
+
+# waits_for_chosen DEPENDENCY: as squeue writes it
+waits_for_chosen() {
+    local id
+    for id in $(grep -oE ':[0-9]+' <<<"$1" | tr -d : || true); do
+        [[ -z ${CHOSEN[$id]:-} ]] || return 0
+    done
+    return 1
+}
+
+WANTED="${WORDS[0]%/}"
+JOBS="$(our_jobs)"
+choose
+((${#CHOSEN[@]})) || die "no job in the queue is of $(printf '%q' "$WANTED"); squeue --me lists all"
+[[ $WANTED == all || -d "$REPO_DIR/iridis/$WANTED" ]] || ((${#EXPERIMENTS[@]} < 2)) ||
+    die "$WANTED is the name of several experiments; say which: $(printf '%q ' "${!EXPERIMENTS[@]}")"
+for id in "${!CHOSEN[@]}"; do
+    printf '%s %s (%s)\n' "$( ((DRY_RUN)) && echo 'would cancel:' || echo 'cancelled:')" "$id" "${CHOSEN[$id]}"
+done
+if ((!DRY_RUN)); then
+    scancel "${!CHOSEN[@]}" # all at once: none begins because another one is gone
+fi

@@ -1,0 +1,169 @@
+"""Calls of the job scripts that are refused in one line, and what a dry run says, on a machine without SLURM."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.programs import PEER, ROOT, copy_sources, link_programs
+
+PACKAGES = sorted(path.parent.name for path in (ROOT / "iridis").glob("*/job.sh"))
+DATASET = {"DATASET": "openwebtext2", "DATA_DIR": str(PEER / "datasets")}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("calls") / "clone"
+    copy_sources(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(link_programs(tmp_path_factory.mktemp("programs") / "bin")))
+        yield
+
+
+def call(*words: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+    settings = {"VENV_DIR": sys.prefix, "USE_CONDA": "no", "WANDB": "0", **env}
+    return subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False, env={**os.environ, **settings}, timeout=100)
+
+
+def job(clone: Path, package: str) -> Path:
+    return clone / "iridis" / package / "job.sh"
+
+
+def is_one_line(done: subprocess.CompletedProcess[str]) -> bool:
+    return done.returncode == 2 and done.stdout == "" and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_copy_as_sbatch_runs_it_says_how_to_call_the_package(clone: Path, tmp_path: Path, package: str) -> None:
+    done = call("bash", shutil.copy(job(clone, package), tmp_path / "slurm_script"))
+    assert is_one_line(done) and done.stderr.endswith(f"bash iridis/{package}/job.sh\n"), done.stderr
+
+
+@pytest.mark.parametrize("shell", [["dash"], ["bash", "--posix"]])
+@pytest.mark.parametrize("script", ["lncot-train/job.sh", "eval-adm/job.sh", "quickstart/job.sh", "pipeline.sh", "cancel.sh"])
+def test_another_shell_is_refused(clone: Path, shell: list[str], script: str) -> None:
+    if shutil.which(shell[0]) is None:
+        pytest.skip(f"no {shell[0]} here")
+    done = call(*shell, clone / "iridis" / script)
+    assert is_one_line(done) and "bash" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("package", ["lncot-train", "eval-lncot", "quickstart", "extract-tokenize-dataset", "download-dataset"])
+def test_an_unknown_word_is_refused_and_nothing_is_made(clone: Path, package: str) -> None:
+    done = call("bash", job(clone, package), "dry-run", "--checkpoint", clone)
+    assert done.returncode == 2 and "unknown word dry-run" in done.stderr.splitlines()[-1], done.stderr
+    assert list((clone / "iridis" / package).glob("run_*")) == []
+
+
+def test_a_symlink_to_a_job_script_is_the_script(clone: Path, tmp_path: Path) -> None:
+    (tmp_path / "train").symlink_to(job(clone, "lncot-train"))
+    assert "bash iridis/lncot-train/job.sh" in call("bash", tmp_path / "train", "--help").stdout
+
+
+@pytest.mark.parametrize("size", ["12x15", "12x6", "7x1"])
+@pytest.mark.slow
+def test_any_number_of_layers_and_repeats_is_a_model(clone: Path, tmp_path: Path, size: str) -> None:
+    layers, repeats = size.split("x")
+    done = call("bash", job(clone, "base-train"), "cot", size, "--local", "--dry-run", **DATASET, SCRATCH_DIR=str(tmp_path))
+    assert f"--n_layer {layers} --n_repeat {repeats} --min_repeat {repeats}" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("words", [["cot", "12"], ["cot", "0x5"], ["cot", "12x"], ["base", "12x5"], ["lncot", "12x5"], []])
+def test_what_is_no_model_is_refused(clone: Path, words: list[str]) -> None:
+    assert is_one_line(call("bash", job(clone, "base-train"), *words))
+
+
+def test_a_clone_that_is_someone_else_s_is_refused_with_what_to_do(clone: Path, tmp_path: Path) -> None:
+    done = call("bash", "-c", f"source '{clone}/iridis/lib.sh'; new_run_dir /proc")
+    assert done.returncode == 2 and done.stderr.startswith("error: cannot make a folder in") and "git clone" in done.stderr, done.stderr
+
+
+def test_an_environment_whose_interpreter_does_not_start_is_refused(clone: Path, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to("/nowhere/python")
+    for stamp in stamps(clone):
+        (tmp_path / stamp).touch()
+    done = call("bash", job(clone, "lncot-train"), "--local", VENV_DIR=str(tmp_path))
+    assert is_one_line(done) and "/nowhere/python" in done.stderr and "VENV_DIR" in done.stderr, done.stderr
+
+
+def stamps(clone: Path) -> list[str]:
+    script = "cat iridis/../requirements*.txt | sha256sum | cut -c1-16"
+    digest = subprocess.run(["bash", "-c", script], cwd=clone, capture_output=True, text=True, check=True).stdout.strip()
+    return [f".installed-{digest}-requirements"]
+
+
+@pytest.mark.parametrize("options", ["--array=1-2", "-a 1-2"])
+def test_an_array_in_the_options_of_sbatch_is_refused(clone: Path, options: str) -> None:
+    script = f"source '{clone}/iridis/lib.sh'; PARTITION=p TIME_LIMIT=1 N_NODES=1 N_GPUS=0 CPUS=1 MEMORY=1G AFTER= RUN_DIR=/x; sbatch_words"
+    assert is_one_line(call("bash", "-c", script, SBATCH_OPTIONS=options))
+
+
+@pytest.mark.slow
+def test_a_dry_run_without_slurm_shows_the_command_of_a_training(clone: Path, tmp_path: Path) -> None:
+    done = call("bash", job(clone, "lncot-train"), "--dry-run", **DATASET, SCRATCH_DIR=str(tmp_path))
+    assert done.returncode == 0 and "python main.py --dataset openwebtext2" in done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_a_dry_run_without_slurm_tells_that_there_is_no_checkpoint(clone: Path, tmp_path: Path) -> None:
+    done = call("bash", job(clone, "eval-lncot"), "--dry-run", **DATASET, SCRATCH_DIR=str(tmp_path))
+    assert done.returncode == 2 and "there is no checkpoint" in done.stderr, done.stdout
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A `scontrol` that has forgotten all jobs, as after their MinJobAge."""
+    program = tmp_path / "bin" / "scontrol"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    return program.parent
+
+
+def latest_jobs(clone: Path, jobs: str) -> subprocess.CompletedProcess[str]:
+    return call("bash", "-c", f"source '{clone}/iridis/lib.sh'; latest_jobs {jobs}", SCRATCH_DIR=str(clone / "scratch"))
+
+
+def ended_job(clone: Path, number: str, done: bool) -> None:
+    run = clone / "iridis" / "quickstart" / f"run_{number}"
+    run.mkdir()
+    (run / f"slurm_{number}.out").touch()
+    if done:
+        (run / "done").touch()
+
+
+def test_a_job_that_succeeded_long_ago_is_not_waited_for(clone: Path, slurm: Path) -> None:
+    ended_job(clone, "70", done=True)
+    assert (latest_jobs(clone, "70").returncode, latest_jobs(clone, "70").stdout) == (0, "\n")
+
+
+def test_a_job_that_failed_long_ago_is_refused(clone: Path, slurm: Path) -> None:
+    ended_job(clone, "71", done=False)
+    done = latest_jobs(clone, "71")
+    assert is_one_line(done) and "--after 71: that job has ended as FAILED" in done.stderr
+
+
+@pytest.mark.parametrize(("state", "code"), [("COMPLETED", 0), ("TIMEOUT", 2), ("CANCELLED by 0", 2), ("OUT_OF_MEMORY", 2)])
+def test_accounting_tells_of_a_job_that_slurm_has_forgotten(clone: Path, slurm: Path, state: str, code: int) -> None:
+    (slurm / "sacct").write_text(f"#!/bin/sh\necho '{state}'\n")
+    (slurm / "sacct").chmod(0o755)
+    assert latest_jobs(clone, "72").returncode == code
+
+
+@pytest.mark.parametrize(("state", "expected"), [("RUNNING", "73\n"), ("PENDING", "73\n"), ("REQUEUED", "73\n"), ("SUSPENDED", "73\n")])
+def test_a_job_in_the_queue_is_waited_for(clone: Path, slurm: Path, state: str, expected: str) -> None:
+    (slurm / "scontrol").write_text(f"#!/bin/sh\necho 'JobId=73 JobName=x JobState={state} Reason=None'\n")
+    assert latest_jobs(clone, "73").stdout == expected
