@@ -22,6 +22,7 @@ from pathlib import Path
 import config
 from data.bins import dataset_folder, how_to_prepare, is_prepared
 from errors import UserError
+from optim import initial
 from optim.done import is_finished
 from optim.lock import holder
 from optim.names import FINAL, STOP, numbered
@@ -203,6 +204,8 @@ def main(argv: Sequence[str]) -> int:
             data = dataset_folder(args.dataset, args.data_dir)
             if args.dataset != "stdlib" and not wanted.no_data and not is_prepared(data):
                 problems.append(f"dataset {args.dataset!r} is not prepared: {data} lacks train.bin or val.bin; {how_to_prepare(args.dataset)}")
+            if args.init_from is not None and not record.saved_step:
+                initial.find(args.init_from)
             if (folder / STOP).exists():
                 problems.append(f"{folder / STOP} keeps this experiment stopped; remove it first")
             problems += space_problems(args, folder)

@@ -119,3 +119,8 @@ def test_free_space_is_that_of_the_disk_where_lfs_fails(tmp_path: Path, lfs) -> 
 
 def test_free_space_of_a_folder_to_come_is_that_of_its_nearest_parent(tmp_path: Path) -> None:
     assert preflight.free_bytes(tmp_path / "a" / "b") == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.01)
+
+
+def test_weights_to_begin_with_are_looked_for_before_a_job_is_queued(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--init_from nowhere: no such file"):
+        preflight.main(["--", "--dataset", "stdlib", "--init_from", "nowhere", "--results_base_folder", str(tmp_path)])
