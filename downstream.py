@@ -26,7 +26,7 @@ from typing import Any
 from config.flags import Flag
 from config.parse import guarded, nearest
 from errors import UserError
-from optim.restore import CHECKPOINT, Restored, with_checkpoint
+from optim.restore import CHECKPOINT, Restored, output_folder, with_checkpoint
 
 PROG = "downstream.py"
 TASKS = ("mmlu", "arc_easy", "arc_challenge", "hellaswag", "piqa")
@@ -193,6 +193,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     from files import read_json, write_json
 
     path, args = restored.path, restored.args
+    output = output_folder(own["output_dir"], path, prints=True)
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
     lm = make_lm(restored)
     loaded = load_tasks(list(dict.fromkeys(own["tasks"] or TASKS)), own["include_path"])
@@ -201,22 +202,21 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     results = evaluate(lm, loaded, limit=own["limit"], bootstrap_iters=1000, log_samples=True)
     rows = rows_of(results)
     ours = paper_columns(rows)
-    output = Path(own["output_dir"] or path.parent)
-    target = output / f"downstream_{path.stem}.json"
     summary = {"tasks": rows, "table3": dict(zip([*COLUMNS, "average"], ours, strict=True)), "lm_eval_results": results["results"],
                "num_fewshot": results["n-shot"], "versions": results["versions"], "limit": own["limit"], "lm_eval": lm_eval.__version__,
                "seconds": time.monotonic() - begin, "itr": restored.state.get("itr"), "checkpoint": str(path), "args": vars(args)}
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        write_json(target, summary)
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror}") from None
     inside = {child for children in results["group_subtasks"].values() for child in children}
     print(table({name: row for name, row in rows.items() if name not in inside}))
     paper = (read_json(PAPER) or {}).get("table3_downstream")
     if paper and any(value is not None for value in ours):
         print(f"\n{paper_table(ours, paper)}")
-    print(f"\nresults  {target}")
+    if output is not None:
+        target = output / f"downstream_{path.stem}.json"
+        try:
+            write_json(target, summary)
+        except OSError as error:
+            raise UserError(f"cannot write {target}: {error.strerror}") from None
+        print(f"\nresults  {target}")
 
 
 def check_installed() -> int:

@@ -13,13 +13,12 @@ import math
 import sys
 import time
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
 from config.flags import Flag
 from errors import UserError
 from optim.names import EVALUATION
-from optim.restore import CHECKPOINT, Restored, with_checkpoint
+from optim.restore import CHECKPOINT, Restored, output_folder, with_checkpoint
 
 OWN_FLAGS = {"evaluation of a checkpoint": (
     CHECKPOINT,
@@ -33,11 +32,13 @@ ROUTING = {
 
 
 def intervals(window_losses: Any, loss: float) -> dict[str, Any]:
-    """Spread of the mean loss over windows (one model): standard deviation, error of the mean, 95% intervals."""
+    """Spread of the mean loss over windows (one model): standard deviation, error of the mean, 95% intervals; None of a single window."""
     from optim.evaluate import perplexity
 
     n = window_losses.numel()
-    std = float(window_losses.std()) if n > 1 else 0.0
+    if n == 1:
+        return dict.fromkeys(("val_loss_std", "val_loss_sem", "val_loss_ci95", "val_perplexity_ci95"))
+    std = float(window_losses.std())
     sem = std / math.sqrt(n)
     low, high = loss - 1.96 * sem, loss + 1.96 * sem
     return {"val_loss_std": std, "val_loss_sem": sem, "val_loss_ci95": [low, high],
@@ -75,6 +76,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     from optim.setup import autocaster
 
     args, path, world = restored.args, restored.path, restored.world
+    place = world.from_main(lambda: output_folder(own["output_dir"], path, prints=True))
     splits, model = restored.splits(), restored.model()
     tokens = args.eval_sample_size or splits.val.n_windows * args.sequence_length
     batches = min(math.ceil(tokens / (args.batch_size * args.sequence_length)), math.ceil(splits.val.n_windows / args.batch_size))
@@ -96,21 +98,21 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
         "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__,
         "data": data and data["val"],
     }
-    output_dir = Path(own["output_dir"] or path.parent)
-    target = output_dir / EVALUATION.format(path.stem)
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        write_json(target, summary)
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror}") from None
-    (low, high), bits = summary["val_perplexity_ci95"], summary["bits_per_byte"]
+    ci95, bits = summary["val_perplexity_ci95"], summary["bits_per_byte"]
+    spread = "one window: no interval" if ci95 is None else f"95% interval over windows {ci95[0]:.4f} to {ci95[1]:.4f}"
     print(f"checkpoint         {path}\nvalidation loss    {loss:.7f} nats a token\n"
-          f"perplexity         {summary['val_perplexity']:.4f}  (95% interval over windows {low:.4f} to {high:.4f})\n"
+          f"perplexity         {summary['val_perplexity']:.4f}  ({spread})\n"
           f"bits per byte      {'unknown: the dataset names no tokenizer that is here' if bits is None else f'{bits:.4f}'}\n"
           f"accuracy           {summary['val_acc']:.7f}\naverage depth      {summary['average_depth']:.4f} layers\n"
-          f"tokens             {summary['n_tokens']:,} in {summary['n_batches']} batches, {summary['tokens_per_second']:,.0f} tokens/s\n"
-          + (f"routing            {ROUTING[routing]}\n" if routing else "")
-          + f"summary            {target}")
+          f"tokens             {summary['n_tokens']:,} in {summary['n_batches']} batches, {summary['tokens_per_second']:,.0f} tokens/s"
+          + (f"\nrouting            {ROUTING[routing]}" if routing else ""), flush=True)
+    if place is not None:
+        target = place / EVALUATION.format(path.stem)
+        try:
+            write_json(target, summary)
+        except OSError as error:
+            raise UserError(f"cannot write {target}: {error.strerror}") from None
+        print(f"summary            {target}")
 
 
 def main(argv: list[str] | None = None) -> int:

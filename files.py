@@ -125,3 +125,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise UserError(f"{path} does not hold a JSON object")
     return value
+
+
+def try_to_write(folder: Path) -> None:
+    """Make a folder where it is missing, and a file in it that goes at once. Raises OSError where that cannot be done."""
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".write_test.{os.getpid()}.tmp"
+    probe.touch()
+    probe.unlink()

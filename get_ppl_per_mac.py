@@ -20,7 +20,7 @@ from config.flags import Flag
 from config.identity import OF_ONE_EVALUATION, evaluation_of
 from errors import UserError
 from optim.names import SWEEP
-from optim.restore import CHECKPOINT, Restored, with_checkpoint
+from optim.restore import CHECKPOINT, Restored, output_folder, with_checkpoint
 
 THRESHOLDS = [0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 0.85, 0.9, 0.95, 1.0]  # of Figure 4
 OWN_FLAGS = {"sweep": (
@@ -118,11 +118,12 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     from optim.setup import autocaster
 
     args, path, world = restored.args, restored.path, restored.world
+    place = world.from_main(lambda: output_folder(own["output_dir"], path, prints=False))
     model, splits = restored.model(), restored.splits()
     need_routers(model)
     n_val = splits.val.n_windows if args.eval_sample_size is None else math.ceil(args.eval_sample_size / args.sequence_length)
     n_val = min(math.ceil(n_val / args.batch_size) * args.batch_size, splits.val.n_windows)
-    target = Path(own["output_dir"] or path.parent) / SWEEP
+    target = place / SWEEP
     begun = {"checkpoint": str(path), "modified": path.stat().st_mtime, "data": str(splits.folder.resolve()),
              "splits": world.from_main(lambda: identity_of(splits.folder)),
              "itr": restored.state.get("itr"), "model": args.model, "n_repeat": args.n_repeat,

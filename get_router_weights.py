@@ -20,7 +20,7 @@ from typing import Any
 from config.flags import Flag
 from errors import UserError
 from optim.cascade import CASCADES
-from optim.restore import CHECKPOINT, Restored, with_checkpoint
+from optim.restore import CHECKPOINT, Restored, output_folder, with_checkpoint
 
 OWN_FLAGS = {"router scores": (
     CHECKPOINT,
@@ -67,12 +67,13 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     args, path, world = restored.args, restored.path, restored.world
     if world.size > 1:
         raise UserError("get_router_weights.py runs as one process, without torchrun")
+    output_dir = output_folder(own["output_dir"], path, prints=False)
+    assert output_dir is not None, "scores are not printed"
     model, splits = restored.model(), restored.splits()
     need_routers(model)
     windows, data = getattr(splits, own["split"]), identity_of(splits.folder)
     n = windows.n_windows if args.eval_sample_size is None else min(windows.n_windows, math.ceil(args.eval_sample_size / windows.length))
-    output_dir, kinds = Path(own["output_dir"] or path.parent), list(dict.fromkeys(own["cascade"]))
-    output_dir.mkdir(parents=True, exist_ok=True)
+    kinds = list(dict.fromkeys(own["cascade"]))
     stems = {kind: "router_weights" + (f"_{kind}" if len(kinds) > 1 else "") for kind in kinds}
     for stem in stems.values():  # of an earlier call: scores must never stand beside another one's description
         (output_dir / f"{stem}_meta.json").unlink(missing_ok=True)

@@ -33,6 +33,7 @@ def build_and_run(args: Namespace, world: World, ending: Ending, closing: ExitSt
     from data import open_splits
     from data.setup import ensure_prepared
     from models import make_model_from_args
+    from optim import initial
     from optim.done import is_finished
     from optim.experiment import Experiment
     from optim.loop import Trainer
@@ -72,6 +73,8 @@ def build_and_run(args: Namespace, world: World, ending: Ending, closing: ExitSt
         path = world.from_main(lambda: starting_point(folder, args.use_pretrained))
         if path is not None:
             trainer.load(path)
+        elif args.init_from is not None:
+            trainer.begin_with(world.from_main(lambda: initial.find(args.init_from)))
         for line in describe(trainer):
             log.info(line)
         return trainer.run(held[0] if held else None, stopper)

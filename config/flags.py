@@ -182,6 +182,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("save_checkpoint_freq", int, None, "write ckpt_N.pt every N steps (None: only the final ckpt.pt and on a stop)", low=1, scope=PLACE),
         Flag("keep_checkpoints", int, 2, "newest ckpt_N.pt to keep; 0 = all", low=0, scope=PLACE),
         switch("remove_intermediary_checkpoints_at_end", "delete every ckpt_N.pt once ckpt.pt is there", scope=PLACE),
+        Flag("init_from", str, None, "begin with the weights of a checkpoint file, or of the newest one of an experiment (folder or name), "
+             "ours or the authors': fresh optimiser, any data and schedule. Read once; later jobs resume without it (None: random weights)"),
         Flag("use_pretrained", str, "auto", "auto: resume from the newest valid checkpoint of the experiment; a file; None: start afresh",
              scope=PLACE),
     ),

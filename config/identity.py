@@ -44,13 +44,16 @@ def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
     """A line for each setting that makes `now` another training than `then`, which may lack some."""
     same_batch = not cut_matters(now) and effective_batch(now) == effective_batch(then)
     passed = {"dataset", *(BATCH if same_batch else ())}
+    if now.get("init_from") is not None and then.get("init_from") is not None:
+        passed.add("init_from")  # by what the files hold: optim.initial
+    then = {"init_from": None, **then} if now.get("init_from") is not None else then  # which older checkpoints do not tell
     return [f"--{name}: the checkpoint has {then[name]}, this run {now[name]}" for name in names_of(IDENTITY)
             if name not in passed and name in then and now[name] != then[name]]
 
 
 def fingerprint(args: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    """A short hash of what makes a training this one: its identity, its number of steps and what its data hold."""
-    values = {name: args[name] for name in names_of(IDENTITY) if name not in ("dataset", *BATCH)}
+    """A short hash of what makes a training this one: its identity, its number of steps, what its data hold, and what weights it began with."""
+    values = {name: args[name] for name in names_of(IDENTITY) if name not in ("dataset", "init_from", *BATCH)}
     batch = [args[name] for name in BATCH] if cut_matters(args) else effective_batch(args)
     told = json.dumps([values, batch, args["iterations"], data], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:12]

@@ -37,6 +37,13 @@ def _text(value: object) -> str:
     return str(value)
 
 
+def weights_label(given: str) -> str:
+    """What --init_from adds to a built name: the experiment, and the checkpoint where it names one. Their content is compared later."""
+    path = Path(given)
+    is_file = path.suffix in (".pt", ".pth") and path.parent.name
+    return f"{path.parent.name}-{path.name}" if is_file else path.name
+
+
 def experiment_name(args: Namespace) -> str:
     """--exp_name, or the name built from model settings that differ from their defaults."""
     if args.exp_name is not None:
@@ -46,7 +53,8 @@ def experiment_name(args: Namespace) -> str:
         default = args.seed if name == "data_seed" else flag.default
         value = getattr(args, name)
         if flag.scope == IDENTITY and name not in (*_IN_PATH, *_IN_STEM) and value != default:
-            parts.append(f"{name}={_text(value)}".replace("/", "-"))
+            text = weights_label(value) if name == "init_from" else _text(value)
+            parts.append(f"{name}={text}".replace("/", "-"))
     parts.append(f"seed{args.seed}")
     if args.run_prefix:
         parts.insert(0, args.run_prefix)

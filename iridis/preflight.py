@@ -24,6 +24,7 @@ import config
 from data.bins import dataset_folder, how_to_prepare, is_prepared
 from errors import UserError
 from models.variants import ALIASES
+from optim import initial
 from optim.done import is_finished
 from optim.lock import holder
 from optim.names import FINAL, STOP, numbered
@@ -227,6 +228,8 @@ def main(argv: Sequence[str]) -> int:
             data = dataset_folder(args.dataset, args.data_dir)
             if args.dataset != "stdlib" and not wanted.no_data and not is_prepared(data):
                 problems.append(f"dataset {args.dataset!r} is not prepared: {data} lacks train.bin or val.bin; {how_to_prepare(args.dataset)}")
+            if args.init_from is not None and not record.saved_step:
+                initial.find(args.init_from)
             if (folder / STOP).exists():
                 problems.append(f"{folder / STOP} keeps this experiment stopped; remove it first")
             problems += space_problems(args, folder)

@@ -92,6 +92,8 @@ def load_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> dic
             state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # whatever a foreign file makes of torch's reader
         raise UserError(f"{path} is not a checkpoint that can be loaded safely: {first_line(error)}") from None
+    if isinstance(state, dict) and state and all(isinstance(value, torch.Tensor) for value in state.values()):
+        state = {"model": state}  # weights alone
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
         raise UserError(f"{path} is not a checkpoint: it holds no model")
     return state

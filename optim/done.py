@@ -8,6 +8,7 @@ from pathlib import Path
 from config.identity import differences
 from data.bins import data_differences, dataset_folder, identity_of
 from errors import UserError
+from optim import initial
 from optim.names import FINAL, SUMMARY, numbered
 from optim.reader import Record
 
@@ -24,6 +25,7 @@ def is_finished(folder: Path, args: Namespace) -> bool:
     data = identity_of(dataset_folder(args.dataset, args.data_dir))
     if data is not None and isinstance(record.summary.get("data"), dict):
         wrong += data_differences(data, record.summary["data"])
+    wrong += initial.differences(args.init_from, record.summary.get("initial"))
     if wrong:
         raise UserError("\n".join(f"{folder} is finished with other settings: {line}; give that, or another --exp_name" for line in wrong))
     if args.iterations < done:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError
-from files import PASSING_FAULTS, json_text, sync, write_atomically, write_json
+from files import PASSING_FAULTS, json_text, sync, try_to_write, write_atomically, write_json
 from optim.lock import Lock, job_name, restart_count
 from optim.names import ABANDONED, METRICS, SEGMENTS, STATUS, free_name, intermediate
 from optim.reader import read_segments, refuse_large
@@ -127,10 +127,7 @@ class Experiment:
     def __init__(self, folder: Path, iterations: int) -> None:
         self.folder, self.iterations = folder, iterations
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / f".write_test.{os.getpid()}.tmp"
-            probe.touch()
-            probe.unlink()
+            try_to_write(folder)
             for leftover in folder.glob(".*.tmp"):
                 with suppress(FileNotFoundError):  # its writer has just renamed it
                     if time.time() - leftover.stat().st_mtime > ABANDONED_SECONDS:

@@ -28,7 +28,7 @@ from files import PASSING_FAULTS, write_json
 from models.macs import training_flops_per_token
 from models.transformer import Transformer
 from models.weights import load_weights
-from optim import checkpoint, history
+from optim import checkpoint, history, initial
 from optim.evaluate import EvaluationPlan, evaluate
 from optim.experiment import UNKNOWN, Experiment
 from optim.names import ABANDONED, FINAL, SUMMARY
@@ -43,7 +43,7 @@ from processes import code_change, code_facts
 
 FORMAT = 1
 PARTS = {"itr", "args", "world_size", "optimizer", "scheduler", "scaler", "rng", "data", "gradient_meter"}  # of a state, beside format and model
-# and, where they are missing, a checkpoint is of before they were kept: skipped, overflows, evaluation, rollbacks
+# and, where they are missing, a checkpoint is of before they were kept: skipped, overflows, evaluation, rollbacks, initial
 SPIKE = 5.0  # largest gradient norm over the mean since the last evaluation, from which on it is called a spike
 BAD_IN_A_ROW = 10  # skipped steps, after which a run stops
 OVERFLOWS_IN_A_ROW = 20  # of the gradient in float16: the loss scaler gives way by halves, from 65536
@@ -105,6 +105,7 @@ class Trainer:
         self.being_saved: int | None = None
         self.evaluation = EvaluationPlan(args.batch_size, args.eval_batches)
         self.resumed_from: Path | None = None
+        self.initial: dict[str, str] | None = None  # the weights that --init_from gave
         self.rollbacks: list[int] = []  # steps to which a person has taken this training back
         self.is_rollback = False  # whether this run does so
         self.watchdog = Watchdog(args.watchdog_minutes, lambda: f"process {world.rank} of {world.size}, after step {self.step},", self.ending.hung)
@@ -124,8 +125,18 @@ class Trainer:
             "data": {"data_seed": self.args.data_seed, "next_sample": self.step * self.args.batch_size * self.args.acc_steps,
                      "train_tokens": int(self.splits.train.tokens.size), **self.data},
             "gradient_meter": dict(vars(self.meter)), "skipped": self.skipped, "overflows": self.overflows,
-            "evaluation": asdict(self.evaluation), "rollbacks": list(self.rollbacks),
+            "evaluation": asdict(self.evaluation), "rollbacks": list(self.rollbacks), **self._initial(),
         }
+
+    def _initial(self) -> dict[str, Any]:
+        """Of a state, a summary and a fingerprint: the weights that the run began with, where --init_from gave them."""
+        return {"initial": self.initial} if self.initial else {}
+
+    def begin_with(self, path: Path) -> None:
+        """Take the weights of another training, and nothing else of it. Raises UserError where they do not fit."""
+        self.initial = self.world.from_main(lambda: initial.describe(path, self.args.init_from))
+        self.world.from_each(lambda: initial.load(self.raw_model, path))
+        log.info(f"began with the weights of {path}")
 
     def load(self, path: Path) -> None:
         """Take up a checkpoint of this training loop. Raises UserError where it is of another run, or damaged."""
@@ -160,7 +171,7 @@ class Trainer:
         if lacking:
             raise UserError(f"cannot resume {path}: it lacks {', '.join(lacking)}; move it away to go on from an older one")
         wrong = differences(vars(self.args), state["args"])
-        wrong += data_differences(self.data, state["data"])
+        wrong += data_differences(self.data, state["data"]) + initial.differences(self.args.init_from, state.get("initial"))
         if wrong:
             raise UserError("\n".join(f"cannot resume {path}: {line}; give that, or another --exp_name" for line in wrong))
         try:
@@ -172,7 +183,7 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.meter = GradientMeter.restored(state["gradient_meter"], self.world.device)
         self.step, self.skipped, self.overflows = state["itr"], state.get("skipped", 0), state.get("overflows", 0)
-        self.rollbacks = list(state.get("rollbacks", []))
+        self.rollbacks, self.initial = list(state.get("rollbacks", [])), state.get("initial")
         self._keep_evaluation(EvaluationPlan(**state["evaluation"]) if "evaluation" in state else
                               EvaluationPlan(state["args"]["batch_size"], state["args"]["eval_batches"]))
         if self.world.rank < len(state["rng"]):
@@ -400,7 +411,7 @@ class Trainer:
     def _open(self, experiment: Experiment | None) -> None:
         assert experiment is not None, "the main process has the experiment"
         self.reporter.open()
-        settings = fingerprint(vars(self.args), self.data)
+        settings = fingerprint(vars(self.args), self.data | self._initial())
         before = next((row["settings"] for row in reversed(experiment.segments) if "settings" in row), settings)
         # rows of a run that left no checkpoint may be of other settings, which nothing else would tell
         is_another = self.resumed_from is None and before != settings
@@ -486,7 +497,7 @@ class Trainer:
         n_windows, plan = self.splits.val.n_windows, self.evaluation
         return {
             "schedule": self.schedule.plan(), "skipped_steps": [row["step"] for row in experiment.metrics.rows() if row["kind"] == "skipped"],
-            "segments": segments, "rollbacks": self.rollbacks, "data": self.data,
+            "segments": segments, "rollbacks": self.rollbacks, "data": self.data, **self._initial(),
             "evaluation": {"batch_size": plan.batch_size, "final_windows": n_windows,
                            "windows": min(n_windows, plan.batches * plan.batch_size) if plan.batches else n_windows},
         }

@@ -21,6 +21,7 @@ import distributed
 from config.flags import FLAGS, Flag
 from config.identity import INHERITED
 from errors import UserError
+from files import try_to_write
 
 CHECKPOINT = Flag("checkpoint", str, None, "experiment's folder or name (its newest valid checkpoint is taken), or a checkpoint file; "
                   "names are looked for in $RESULTS_DIR and ./exps")
@@ -91,6 +92,23 @@ def find_checkpoint(name: str | None, flag: str = "--checkpoint") -> Path:
     if not path.is_file():
         raise UserError(f"{flag} {path}: no such file or folder")
     return path
+
+
+def output_folder(given: str | None, checkpoint: Path, prints: bool) -> Path | None:
+    """Where a program writes its results, tried before the work: --output_dir, or beside the checkpoint.
+
+    prints: the results are printed too, so that a checkpoint in a folder that one may only read is no obstacle: None, after a note.
+    Raises UserError.
+    """
+    folder = Path(given or checkpoint.parent)
+    try:
+        try_to_write(folder)
+    except OSError as error:
+        if given is None and prints:
+            print(f"note: cannot write to {folder}: {error.strerror}; the results are printed only, --output_dir keeps them", file=sys.stderr)
+            return None
+        raise UserError(f"cannot write to {folder}: {error.strerror}; give {'another' if given else 'an'} --output_dir") from None
+    return folder
 
 
 def trained_settings(path: Path, state: dict[str, Any]) -> dict[str, Any]:

@@ -130,6 +130,10 @@ class _Object:
                               and all(map(_is_number, value)) and value[0] <= value[1])
         return low, high
 
+    def interval(self, name: str, value: float) -> tuple[float, float]:
+        """Ends of an interval about a value; of a single window, which has none, the value twice."""
+        return (value, value) if name in self.values and self.values[name] is None else self.pair(name)
+
     def rows(self, name: str) -> list[_Object]:
         rows = self._get(name, "a list", lambda value: isinstance(value, list))
         return [_Object(self.path, row, f"{self.where}{name}[{number}].") for number, row in enumerate(rows)]
@@ -204,18 +208,19 @@ def read_evaluation(path: Path, trainings: Trainings) -> Evaluation:
     file = _read(path)
     args, checkpoint = file.flags(), file.text("checkpoint")
     summary = trainings.summary(checkpoint) or {}
-    training = _Object(path, summary, "its training's ")
+    training, perplexity = _Object(path, summary, "its training's "), file.number("val_perplexity", 1)
     steps, processes = file.whole_or_none("itr"), summary.get("world_size")
     return Evaluation(
-        path, path.stat().st_mtime, checkpoint, args.iterations if steps is None else steps, file.number("val_perplexity", 1),
-        file.pair("val_perplexity_ci95"), file.number("val_loss", 0), file.number("val_acc", 0), file.number("average_depth", 0),
+        path, path.stat().st_mtime, checkpoint, args.iterations if steps is None else steps, perplexity,
+        file.interval("val_perplexity_ci95", perplexity), file.number("val_loss", 0), file.number("val_acc", 0), file.number("average_depth", 0),
         file.whole("n_tokens"), file.whole_or_none("parameters"), args, _trained(args, path, summary),
         processes if isinstance(processes, int) else None, _legs(training), training.wholes("skipped_steps"))
 
 
 def _point(row: _Object, label: str) -> Point:
     seconds = None if row.values.get("seconds_per_sequence") is None else row.number("seconds_per_sequence", 0)
-    return Point(row.number(label), row.whole("macs"), row.number("val_perplexity", 1), row.pair("val_perplexity_ci95"),
+    perplexity = row.number("val_perplexity", 1)
+    return Point(row.number(label), row.whole("macs"), perplexity, row.interval("val_perplexity_ci95", perplexity),
                  row.number("average_depth", 0), seconds)
 
 

@@ -30,6 +30,8 @@ def two(value: float | None, sign: str = "") -> str:
 
 
 def between(ends: tuple[float, float] | None) -> str:
+    if ends is not None and ends[0] == ends[1]:
+        return "none: one window"
     return "" if ends is None else f"{ends[0]:.2f} to {ends[1]:.2f}"
 
 

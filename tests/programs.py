@@ -82,6 +82,18 @@ def run(words: list[str], timeout: float = 300, **env: str) -> subprocess.Comple
     return subprocess.run(words, cwd=ROOT, env=environment(**env), capture_output=True, text=True, timeout=timeout, check=False)
 
 
+def in_read_only(place: Path, words: list[str]) -> list[str]:
+    """The command where a folder cannot be written; skips the test where that cannot be had."""
+    if os.geteuid():
+        place.chmod(0o555)
+        return words
+    # permissions do not bind root: a mount does, in a namespace that ends with the process
+    inside = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"', str(place)]
+    if shutil.which("unshare") is None or subprocess.run([*inside, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("root without the right to mount: nothing here can be read-only for it")
+    return [*inside, *words]
+
+
 def train(results: Path, processes: int = 1, **changes: Any) -> subprocess.CompletedProcess[str]:
     return run(command(results, processes, **changes))
 

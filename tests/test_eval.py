@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.programs import PEER, folder, metrics, python, run, train
+from tests.programs import PEER, folder, in_read_only, metrics, python, run, train
 
 pytestmark = pytest.mark.slow
 
@@ -67,3 +68,35 @@ def test_our_checkpoint_gives_the_loss_that_the_training_reported(tmp_path: Path
 def test_sample_size_limits_the_tokens(tmp_path: Path) -> None:
     summary = evaluate(next(PEER.glob("exps/*/*/official_adm/ckpt.pt")), tmp_path, "--eval_sample_size", "1000")
     assert summary["n_tokens"] == 3 * 8 * 48
+
+
+ADM = next(PEER.glob("exps/*/*/official_adm/ckpt.pt"))
+FEW = ["--data_dir", str(PEER / "datasets"), "--device", "cpu", "--eval_sample_size", "48", "--batch_size", "1"]
+
+
+@pytest.fixture(scope="module")
+def one_window(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, list[str]]:
+    """What eval.py said of a single window, in a folder that it may only read, and what lies there afterwards."""
+    place = Path(shutil.copytree(ADM.parent, tmp_path_factory.mktemp("read_only") / "run"))
+    before = sorted(path.name for path in place.iterdir())
+    outcome = run(in_read_only(place, [*python(), "eval.py", "--checkpoint", str(place / "ckpt.pt"), *FEW]))
+    assert outcome.returncode == 0, outcome.stderr
+    return outcome.stdout + outcome.stderr, place, before
+
+
+def test_numbers_of_a_folder_that_one_may_only_read_are_printed(one_window: tuple[str, Path, list[str]]) -> None:
+    said, place, before = one_window
+    assert "perplexity   " in said and "the results are printed only, --output_dir keeps them" in said
+    assert sorted(path.name for path in place.iterdir()) == before
+
+
+def test_one_window_has_no_interval(one_window: tuple[str, Path, list[str]]) -> None:
+    assert "(one window: no interval)" in one_window[0]
+
+
+@pytest.mark.parametrize("door", ["eval.py", "get_ppl_per_mac.py", "get_router_weights.py"])
+def test_a_place_that_cannot_be_written_ends_it_before_the_work(tmp_path: Path, door: str) -> None:
+    (tmp_path / "file").touch()
+    outcome = run([*python(), door, "--checkpoint", str(ADM), "--output_dir", str(tmp_path / "file" / "out"), "--data_dir", str(tmp_path)])
+    (line,) = outcome.stderr.splitlines()
+    assert outcome.returncode == 2 and "cannot write to" in line and line.endswith("give another --output_dir")

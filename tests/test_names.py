@@ -1,6 +1,6 @@
 """Built names are for ever: an experiment that was begun by an older revision is found again only under the name that it got then.
 
-The table was made at revision 55eead3.
+The table was made at revision 55eead3, but for the flags that came later.
 """
 
 from __future__ import annotations
@@ -75,6 +75,10 @@ TABLE: list[tuple[str, str]] = [
      "d3b7f1615b8"),
     ("--exp_name my_run/a --lr 0.5 --results_base_folder elsewhere",
      "elsewhere/slimpajama/base/my_run/a"),
+    ("--init_from exps/owt2/base/long_run/ckpt_4000.pt",
+     "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_init_from=long_run-ckpt_4000.pt_seed2"),
+    ("--init_from /somewhere/exps/owt2/base/lr0.1_wide/",
+     "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_init_from=lr0.1_wide_seed2"),
 ]
 
 

@@ -138,3 +138,8 @@ def test_a_limit_above_the_partition_s_is_told(tmp_path: Path, monkeypatch: pyte
     sinfo(tmp_path, monkeypatch, *limits)
     assert preflight.main(["--partition", "p", "--time", wanted, "--allowed"]) == 0
     assert capsys.readouterr().out == allowed
+
+
+def test_weights_to_begin_with_are_looked_for_before_a_job_is_queued(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--init_from nowhere: no such file"):
+        preflight.main(["--", "--dataset", "stdlib", "--init_from", "nowhere", "--results_base_folder", str(tmp_path)])

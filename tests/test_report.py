@@ -461,3 +461,9 @@ def test_a_real_evaluation_is_reported_with_its_own_numbers(tmp_path: Path) -> N
     assert losses == {"CoTFormer, 1+2x3+1 layers, width 32": pytest.approx(2.8797529, abs=1e-5),
                       "Adaptive LN-CoTFormer, 1+2x3+1 layers, width 32": pytest.approx(2.7259412, abs=1e-5)}
     assert f"{math.exp(2.8797529):.2f}" in done.stdout and f"{math.exp(2.7259412):.2f}" in done.stdout
+
+
+def test_an_evaluation_of_one_window_has_no_interval(tmp_path: Path) -> None:
+    path = cot(tmp_path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"val_perplexity_ci95": None}))
+    assert "none: one window" in render.markdown(report_on(tmp_path))

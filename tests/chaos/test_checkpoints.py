@@ -30,7 +30,7 @@ from optim.reporting import log
 from optim.selftest import differing, leaves
 from optim.setup import seed_everything, starting_point
 from tests.chaos import scale
-from tests.programs import command, final_state, flags, folder, metrics, run, status, train, trained
+from tests.programs import command, final_state, flags, folder, in_read_only, metrics, run, status, train, trained
 
 pytestmark = pytest.mark.slow
 
@@ -306,13 +306,6 @@ def test_temporary_files_of_killed_writers_do_no_harm_and_old_ones_are_removed(u
 
 
 def test_folder_that_is_read_only_stops_the_start_in_one_line(killed: Path) -> None:
-    words = command(killed, **SMALL)
-    if os.geteuid():
-        folder(killed).chmod(0o555)
-    else:  # permissions do not bind root: a mount does, in a namespace that ends with the process
-        inside = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"', str(folder(killed))]
-        if shutil.which("unshare") is None or subprocess.run([*inside, "true"], capture_output=True, check=False).returncode:
-            pytest.skip("root without the right to mount: nothing here can be read-only for it")
-        words = [*inside, *words]
+    words = in_read_only(folder(killed), command(killed, **SMALL))
     assert "cannot write to" in only_one_line(run(words))
     folder(killed).chmod(0o755)  # so that pytest can clear it away

@@ -1,0 +1,79 @@
+"""--init_from: a training that begins with the weights of another one, under a fresh optimiser, on any data and schedule.
+
+What it began with is part of the experiment's identity by its content: the SHA-256 of the file is kept in every checkpoint and in
+summary.json. The file itself is read once, when the experiment begins; to resume, it need not be there any more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from config.naming import weights_label
+from errors import UserError
+
+if TYPE_CHECKING:
+    from models.transformer import Transformer
+
+FLAG = "--init_from"
+SHAPING = ("model", "vocab_size", "n_layer", "n_embd", "n_head", "n_layer_begin", "n_layer_end", "n_repeat", "bias", "positional_encoder",
+           "depth_embedding", "disable_ln_mid", "depth_random_method")  # flags that say which weights there are, and of what shape
+
+
+def describe(path: Path, given: str) -> dict[str, str]:
+    """What an experiment keeps of the weights that it begins with: the flag, the file and its SHA-256."""
+    with path.open("rb") as file:
+        return {"given": given, "file": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def find(given: str) -> Path:
+    """The checkpoint that the flag means. Raises UserError."""
+    from optim.restore import find_checkpoint
+
+    return find_checkpoint(given, FLAG)
+
+
+def differences(given: str | None, kept: Any) -> list[str]:
+    """A line where the flag means other weights than those that an experiment began with (`kept`, of `describe`).
+
+    A file is known by what it holds. One that is gone, or a folder, whose newest checkpoint may be another one by now, is known by
+    how it was called. That only one of the two has the flag is told with the other flags (config.identity).
+    """
+    if given is None or not isinstance(kept, dict):
+        return []
+    if Path(given).is_file():
+        is_same = describe(Path(given), given)["sha256"] == kept["sha256"]
+    else:
+        is_same = weights_label(given) == weights_label(kept["given"]) or describe(find(given), given)["sha256"] == kept["sha256"]
+    return [] if is_same else [f"{FLAG} {given}: the training began with other weights, of {kept['file']} ({kept['sha256'][:12]})"]
+
+
+def load(model: Transformer, path: Path) -> None:
+    """Put the weights of a checkpoint, ours or the authors', into a new model.
+
+    Raises UserError with a line for each kind of weight that does not fit, and for the flags that would make it fit.
+    """
+    from models.weights import load_weights, misfits
+    from optim.checkpoint import load_checkpoint
+    from optim.reader import Record
+
+    state = load_checkpoint(path)
+    wrong = misfits(model, state["model"])
+    if wrong:
+        settings = state.get("args") or (Record(path.parent, problems=[]).summary or {}).get("args")
+        raise UserError("\n".join([f"{FLAG} {path} does not fit this model:", *wrong, *_flags_that_fit(model, settings)]))
+    try:
+        load_weights(model, {name: value for name, value in state["model"].items() if not name.endswith("wpe.freqs")})  # computed, not trained
+    except UserError as error:
+        raise UserError(f"{FLAG} {path}: {error}") from None
+
+
+def _flags_that_fit(model: Transformer, settings: Any) -> list[str]:
+    """A line with the flags of the network that were others there, where the checkpoint tells them."""
+    mine = vars(model.settings)
+    if not isinstance(settings, Mapping):
+        return []
+    other = [f"--{name} {settings[name]} (here {mine[name]})" for name in SHAPING if name in settings and settings[name] != mine[name]]
+    return [f"it was trained with {', '.join(other)}"] if other else []
