@@ -165,13 +165,12 @@ def ending_of(record: Record) -> Outcome | None:
     return None
 
 
-def state_of(record: Record, summary: Row, problems: list[str], age: float | None, job: Job | None) -> str:
-    """The state that the run told, by its status or a later outcome; `silent` where it says running and nobody hears of it."""
+def state_of(record: Record, ending: Outcome | None, summary: Row, problems: list[str], age: float | None, job: Job | None) -> str:
+    """The state that the run told, by its status or a later ending; `silent` where it says running and nobody hears of it."""
     if record.status:
         is_silent = age is not None and age > SILENT_SECONDS and (job is None or not job.is_running)
         told = record.status.get("state", "unknown")
-        ending = None if told == "finished" else ending_of(record)
-        if ending is not None:
+        if ending is not None and told != "finished":
             return ending.state
         return "silent" if told == "running" and is_silent else words(told)[:20]
     if summary:
@@ -181,10 +180,10 @@ def state_of(record: Record, summary: Row, problems: list[str], age: float | Non
     return record.outcome.state if record.outcome else "unknown"
 
 
-def reason_of(record: Record) -> str:
+def reason_of(record: Record, ending: Outcome | None) -> str:
     """Why the last run ended: as its outcome says, where it did not come as far as a status, else as it said itself."""
-    ending = ending_of(record) if record.status else record.outcome
-    return words(ending.reason if ending is not None else record.status.get("reason") or "")
+    told = ending if record.status else record.outcome
+    return words(told.reason if told is not None else record.status.get("reason") or "")
 
 
 def dead_chain(record: Record, queue: Queue, told: str, age: float | None) -> str | None:
@@ -220,7 +219,8 @@ def look(folder: Path, name: str, queue: Queue, now: float) -> Progress:
     jobs = queue.jobs_of(folder, told)
     updated = updated_at(folder, status, train, evaluation)
     age = None if updated is None else max(0.0, now - updated)
-    state = state_of(record, summary, problems, age, jobs[0] if jobs else None)
+    ending = ending_of(record)
+    state = state_of(record, ending, summary, problems, age, jobs[0] if jobs else None)
     total = number(status.get("iterations")) or (number(record.done_iterations) if summary else None)
     steps = (number(row.get(key)) for row, key in ((status, "itr"), (summary, "itr"), (train, "step"), (last, "end_step")))
     step = next((found for found in steps if found is not None), None)
@@ -232,7 +232,7 @@ def look(folder: Path, name: str, queue: Queue, now: float) -> Progress:
         loss=number(train.get("loss", status.get("loss"))), val_perplexity=number(evaluation.get("val_pp", summary.get("final_val_pp"))),
         steps_per_hour=rate, eta_seconds=left,
         segments=len(segments) or int(number(status.get("segments")) or 0), checkpoint_age_seconds=None if saved is None else max(0.0, now - saved),
-        updated_age_seconds=age, disk_bytes=disk_bytes, reason=reason_of(record), segment_reason=words(last.get("reason") or ""),
+        updated_age_seconds=age, disk_bytes=disk_bytes, reason=reason_of(record, ending), segment_reason=words(last.get("reason") or ""),
         chain_end=None if jobs or state == "finished" else dead_chain(record, queue, told, age), problems=closed or problems,
         **in_queue(queue, jobs, told))
 
