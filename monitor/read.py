@@ -23,7 +23,7 @@ from iridis.chain import AGAIN, STOP
 from monitor.page import Progress, words
 from optim.lock import STALE_SECONDS
 from optim.names import METRICS, SEGMENTS, STATUS, SUMMARY
-from optim.outcome import OUTCOME, Outcome
+from optim.outcome import OUTCOME
 from optim.reader import Record, Row, newest_rows, number
 
 SILENT_SECONDS = 600.0  # a run that says "running" and has changed nothing for so long
@@ -157,21 +157,13 @@ def updated_at(folder: Path, status: Row, *rows: Row) -> float | None:
     return max((moment for moment in times if moment is not None), default=None)
 
 
-def ending_of(record: Record) -> Outcome | None:
-    """How the last run ended that left no status at its end: the outcome, where it is no older than the status."""
-    with suppress(OSError):
-        if (record.folder / OUTCOME).stat().st_mtime_ns >= (record.folder / STATUS).stat().st_mtime_ns:
-            return record.outcome
-    return None
-
-
-def state_of(record: Record, ending: Outcome | None, summary: Row, problems: list[str], age: float | None, job: Job | None) -> str:
+def state_of(record: Record, summary: Row, problems: list[str], age: float | None, job: Job | None) -> str:
     """The state that the run told, by its status or a later ending; `silent` where it says running and nobody hears of it."""
     if record.status:
         is_silent = age is not None and age > SILENT_SECONDS and (job is None or not job.is_running)
         told = record.status.get("state", "unknown")
-        if ending is not None and told != "finished":
-            return ending.state
+        if record.ending is not None and told != "finished":
+            return record.ending.state
         return "silent" if told == "running" and is_silent else words(told)[:20]
     if summary:
         return "finished"
@@ -180,9 +172,9 @@ def state_of(record: Record, ending: Outcome | None, summary: Row, problems: lis
     return record.outcome.state if record.outcome else "unknown"
 
 
-def reason_of(record: Record, ending: Outcome | None) -> str:
+def reason_of(record: Record) -> str:
     """Why the last run ended: as its outcome says, where it did not come as far as a status, else as it said itself."""
-    told = ending if record.status else record.outcome
+    told = record.ending if record.status else record.outcome
     return words(told.reason if told is not None else record.status.get("reason") or "")
 
 
@@ -219,8 +211,7 @@ def look(folder: Path, name: str, queue: Queue, now: float) -> Progress:
     jobs = queue.jobs_of(folder, told)
     updated = updated_at(folder, status, train, evaluation)
     age = None if updated is None else max(0.0, now - updated)
-    ending = ending_of(record)
-    state = state_of(record, ending, summary, problems, age, jobs[0] if jobs else None)
+    state = state_of(record, summary, problems, age, jobs[0] if jobs else None)
     total = number(status.get("iterations")) or (number(record.done_iterations) if summary else None)
     steps = (number(row.get(key)) for row, key in ((status, "itr"), (summary, "itr"), (train, "step"), (last, "end_step")))
     step = next((found for found in steps if found is not None), None)
@@ -232,7 +223,7 @@ def look(folder: Path, name: str, queue: Queue, now: float) -> Progress:
         loss=number(train.get("loss", status.get("loss"))), val_perplexity=number(evaluation.get("val_pp", summary.get("final_val_pp"))),
         steps_per_hour=rate, eta_seconds=left,
         segments=len(segments) or int(number(status.get("segments")) or 0), checkpoint_age_seconds=None if saved is None else max(0.0, now - saved),
-        updated_age_seconds=age, disk_bytes=disk_bytes, reason=reason_of(record, ending), segment_reason=words(last.get("reason") or ""),
+        updated_age_seconds=age, disk_bytes=disk_bytes, reason=reason_of(record), segment_reason=words(last.get("reason") or ""),
         chain_end=None if jobs or state == "finished" else dead_chain(record, queue, told, age), problems=closed or problems,
         **in_queue(queue, jobs, told))
 
