@@ -26,7 +26,7 @@ POINTS = 2000  # at most so many of a curve are drawn
 CROWDED = 60  # points from which they are no longer marked one by one; they are not on a page of many experiments either
 CALM = 4  # a curve that turns at no more than one in so many of its points is a line, however long
 FEW_IN_A_STRETCH = 20  # one in so many may be a spike
-SPIKES = 4  # at most so many upwards, and downwards, in a stretch
+SPIKES = 3  # at most so many upwards, and downwards, in a stretch
 LOG_RANGE = 30.0  # largest over smallest gradient norm from which their axis is logarithmic
 TICKS = 3  # at most so many on an axis, and one more
 MARGIN = 0.05  # of the height, above and below the curves
@@ -86,14 +86,15 @@ PANELS = (
     Panel("throughput", "tokens/s", COLUMNS[1], ROWS[1], (Line("train", "tokens_per_second", "s", "throughput"),), from_zero=True),
 )
 
+# no rule names an ancestor: in what <use> shows there is none
 STYLE = f"""
-svg {{ width: 100%; height: auto; font-size: 11px; fill: #222; }} svg path {{ fill: none; stroke: currentColor; stroke-linejoin: round;
-  stroke-linecap: round; }}
-svg .t, svg .s {{ color: {BLUE}; }} svg .v {{ color: {ORANGE}; stroke-width: 1.5; }} svg .w {{ color: #000; }} svg .r {{ color: {GREEN}; }}
-svg .n {{ color: {PINK}; }} svg .v.m {{ marker: url(#dot); }} svg .w.m {{ marker: url(#diamond); }} svg path.a {{ fill: currentColor; }}
-svg .g {{ color: #ddd; }} svg .b {{ color: {GREY}; stroke-dasharray: 4 3; }} svg .c {{ text-anchor: middle; }}
-svg .h {{ text-anchor: middle; font-size: 13px; }} svg .x {{ text-anchor: middle; transform: translate(0, {ROWS[1] + HEIGHT + 16}px); }}
-svg .y {{ text-anchor: end; transform: translate({COLUMNS[0] - 5}px, 4px); }} svg .y + .y {{ transform: translate({COLUMNS[1] - 5}px, 4px); }}
+svg {{ width: 100%; height: auto; font-size: 11px; fill: #222; }}
+path {{ fill: none; stroke: currentColor; stroke-linejoin: round; stroke-linecap: round; }}
+.t, .s {{ color: {BLUE}; }} .v {{ color: {ORANGE}; stroke-width: 1.5; }} .w {{ color: #000; }} .r {{ color: {GREEN}; }} .n {{ color: {PINK}; }}
+.v.m {{ marker: url(#dot); }} .w.m {{ marker: url(#diamond); }} path.a {{ fill: currentColor; }}
+.g {{ color: #ddd; }} .b {{ color: {GREY}; stroke-dasharray: 4 3; }} .c {{ text-anchor: middle; }}
+.h {{ text-anchor: middle; font-size: 13px; }} .x {{ text-anchor: middle; transform: translate(0, {ROWS[1] + HEIGHT + 16}px); }}
+.y {{ text-anchor: end; transform: translate({COLUMNS[0] - 5}px, 4px); }} .y + .y {{ transform: translate({COLUMNS[1] - 5}px, 4px); }}
 """
 
 

@@ -26,7 +26,7 @@ from optim.names import METRICS
 from optim.reader import Row, number, read_rows
 from processes import die_with
 
-POINTS_OF_A_PAGE = 36_000  # of one kind of curve: a page of 1,000 experiments stays below 3 MB
+POINTS_OF_A_PAGE = 32_000  # of one kind of curve: a page of 1,000 experiments stays below 3 MB
 FEWEST_POINTS = 24
 FEW = 32  # drawings that one process makes sooner than several
 PROCESSES = 8  # at most; a login node is for others as well

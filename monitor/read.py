@@ -23,7 +23,7 @@ from iridis.chain import AGAIN, STOP
 from monitor.page import Progress, words
 from optim.lock import STALE_SECONDS
 from optim.names import METRICS, SEGMENTS, STATUS, SUMMARY
-from optim.outcome import OUTCOME, Outcome
+from optim.outcome import OUTCOME
 from optim.reader import Record, Row, newest_rows, number
 
 SILENT_SECONDS = 600.0  # a run that says "running" and has changed nothing for so long
@@ -157,22 +157,13 @@ def updated_at(folder: Path, status: Row, *rows: Row) -> float | None:
     return max((moment for moment in times if moment is not None), default=None)
 
 
-def ending_of(record: Record) -> Outcome | None:
-    """How the last run ended that left no status at its end: the outcome, where it is no older than the status."""
-    with suppress(OSError):
-        if (record.folder / OUTCOME).stat().st_mtime_ns >= (record.folder / STATUS).stat().st_mtime_ns:
-            return record.outcome
-    return None
-
-
 def state_of(record: Record, summary: Row, problems: list[str], age: float | None, job: Job | None) -> str:
-    """The state that the run told, by its status or a later outcome; `silent` where it says running and nobody hears of it."""
+    """The state that the run told, by its status or a later ending; `silent` where it says running and nobody hears of it."""
     if record.status:
         is_silent = age is not None and age > SILENT_SECONDS and (job is None or not job.is_running)
         told = record.status.get("state", "unknown")
-        ending = None if told == "finished" else ending_of(record)
-        if ending is not None:
-            return ending.state
+        if record.ending is not None and told != "finished":
+            return record.ending.state
         return "silent" if told == "running" and is_silent else words(told)[:20]
     if summary:
         return "finished"
@@ -183,8 +174,8 @@ def state_of(record: Record, summary: Row, problems: list[str], age: float | Non
 
 def reason_of(record: Record) -> str:
     """Why the last run ended: as its outcome says, where it did not come as far as a status, else as it said itself."""
-    ending = ending_of(record) if record.status else record.outcome
-    return words(ending.reason if ending is not None else record.status.get("reason") or "")
+    told = record.ending if record.status else record.outcome
+    return words(told.reason if told is not None else record.status.get("reason") or "")
 
 
 def dead_chain(record: Record, queue: Queue, told: str, age: float | None) -> str | None:

@@ -70,8 +70,8 @@ class GradientMeter:
     def restored(cls, state: dict[str, Any], device: torch.device) -> GradientMeter:
         """That of a checkpoint, or a new one where earlier code has let an overflow into it, which would stay."""
         last, largest, total = (state[name].to(device) for name in ("last", "largest", "total"))
-        is_good = torch.stack([last, largest, total]).isfinite().all()
-        return cls(last, largest, total, state["count"], state.get("overflows", 0)) if is_good else cls.on(device)
+        is_sound = bool(torch.stack((last, largest, total)).isfinite().all())
+        return cls(last, largest, total, state["count"], state.get("overflows", 0)) if is_sound else cls.on(device)
 
     def add(self, norm: Tensor) -> None:
         self.last, self.largest, self.total = norm, torch.maximum(self.largest, norm), self.total + norm

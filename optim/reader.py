@@ -15,6 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,14 @@ class Record:
     def outcome(self) -> Outcome | None:
         """How the last run ended; None while one goes on, and after one that was killed outright."""
         return read_outcome(self.folder / OUTCOME)
+
+    @cached_property
+    def ending(self) -> Outcome | None:
+        """How the last run ended that left no status at its end: the outcome, where it is no older than the status."""
+        with suppress(OSError):
+            if (self.folder / OUTCOME).stat().st_mtime_ns >= (self.folder / STATUS).stat().st_mtime_ns:
+                return self.outcome
+        return None
 
     def summary_of(self, checkpoint: str) -> Row | None:
         """The summary that a checkpoint file had: of `ckpt_N.pt` that of its step, where it was final before an extension."""

@@ -136,6 +136,12 @@ def test_a_smooth_curve_stays_a_line():
     assert 'class="r"' in draw.drawing(rows_of_a_long_run(), [], CROWDED_PAGE)
 
 
+def test_the_frame_that_figures_share_is_styled_where_it_is_shown_again():
+    """What <use> shows has no ancestors of its own: a browser matches no rule there that names one."""
+    selectors = re.sub(r"\{[^}]*\}", ",", draw.STYLE).split(",")
+    assert [selector for selector in map(str.strip, selectors) if " " in selector and "+" not in selector] == []
+
+
 def test_a_thousand_drawings_have_room_on_a_page():
     assert 1000 * len(draw.drawing(rows_of_a_long_run(grad_norm={9: 9.0}), [1000, 2000, 3000], CROWDED_PAGE)) < 2e6
 
