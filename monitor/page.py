@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from drawing import load_matplotlib
 from errors import UserError
 from optim.reader import number
 
@@ -183,7 +184,7 @@ def curve(rows: Iterable[dict[str, Any]], kind: str, key: str) -> list[tuple[flo
 def figure(chapter: Chapter) -> str:
     """The curves of an experiment as inline SVG. Raises UserError where there is no matplotlib."""
     try:
-        import matplotlib
+        matplotlib = load_matplotlib()
         from matplotlib.figure import Figure
     except ImportError:
         raise UserError("--html draws with matplotlib, which is not installed; pip install matplotlib") from None
