@@ -16,6 +16,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import distributed
 from config.flags import Flag
 from errors import UserError
 from optim.restore import CHECKPOINT, Restored, with_checkpoint
@@ -117,4 +118,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    distributed.run_and_end(main)

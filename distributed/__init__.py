@@ -1,23 +1,21 @@
 """One process, or DDP under torchrun, behind one interface: launch.py knows the launcher, world.py the other processes.
 
     world = start(args.distributed_backend, args.device)
-    try:
+    with world:
         model = world.wrap(model)
         ...
-    finally:
-        world.close()
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from distributed.launch import die_with_launcher, launched_world_size, under_torchrun
+from distributed.launch import die_with_launcher, launched_world_size, run_and_end, under_torchrun
 
 if TYPE_CHECKING:
     from distributed.world import World
 
-__all__ = ["launched_world_size", "start", "under_torchrun"]
+__all__ = ["launched_world_size", "run_and_end", "start", "under_torchrun"]
 
 
 def start(backend: str | None, device: str, watchdog_minutes: float = 0.0) -> World:
