@@ -15,6 +15,7 @@ import time
 from argparse import Namespace
 from typing import Any
 
+import distributed
 from config.flags import Flag
 from errors import UserError
 from optim.names import EVALUATION
@@ -120,4 +121,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    distributed.run_and_end(main)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import distributed
 from config.flags import Flag, prose
 from errors import UserError
 from optim.restore import CHECKPOINT, Restored, with_checkpoint
@@ -179,4 +180,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    distributed.run_and_end(main)

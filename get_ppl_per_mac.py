@@ -10,12 +10,12 @@ each point, and goes on with the missing points when it is run again.
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import distributed
 from config.flags import Flag
 from config.identity import OF_ONE_EVALUATION, evaluation_of
 from errors import UserError
@@ -161,4 +161,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    distributed.run_and_end(main)

@@ -11,7 +11,6 @@ which would report anything else as a failure). outcome.json in the experiment's
 
 from __future__ import annotations
 
-import sys
 import time
 from argparse import Namespace
 from contextlib import ExitStack
@@ -94,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
             def run() -> Outcome:
                 config.check_world_size(args, distributed.launched_world_size())
                 world = distributed.start(args.distributed_backend, args.device, args.watchdog_minutes)
-                closing.callback(world.close)
+                closing.push(world)
                 return build_and_run(args, world, ending, closing, began)
 
             outcome = ending.recorded(run)
@@ -104,4 +103,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    distributed.run_and_end(main)

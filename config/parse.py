@@ -194,7 +194,7 @@ def stop(prog: str, problems: Sequence[str], code: int = 2, alone: bool = False)
 
     The others end after it: at the first end torchrun terminates all that still run, and that one is to speak before.
     """
-    if alone or os.environ.get("RANK", "0") == "0":
+    if alone or os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1":
         for problem in dict.fromkeys(problems):
             print(f"{prog}: error: {problem}", file=sys.stderr)
     else:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.bins import META, SCAN_TOKENS, check_format, is_prepared, map_tokens, read_meta
+from drawing import load_matplotlib
 from errors import UserError
 
 SHOWN_CHARACTERS = 300
@@ -80,9 +81,7 @@ def faults(folder: Path, check_documents: int = 3) -> list[str]:
 
 def histogram(lengths: NDArray[np.int64], title: str, path: Path) -> None:
     """Document lengths in tokens, as a picture."""
-    import matplotlib
-
-    matplotlib.use("Agg")
+    load_matplotlib()
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 3.6), layout="constrained")

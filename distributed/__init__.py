@@ -1,11 +1,9 @@
 """One process, or DDP under torchrun, behind one interface: launch.py knows the launcher, world.py the other processes.
 
     world = start(args.distributed_backend, args.device)
-    try:
+    with world:
         model = world.wrap(model, may_leave_unused=False)
         ...
-    finally:
-        world.close()
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from distributed.launch import die_with_launcher, launched_world_size, under_torchrun
+from distributed.launch import die_with_launcher, launched_world_size, run_and_end, under_torchrun
 from errors import tell_missing_package
 
 if TYPE_CHECKING:
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 
 tell_missing_package()
 
-__all__ = ["launched_world_size", "start", "under_torchrun"]
+__all__ = ["launched_world_size", "run_and_end", "start", "under_torchrun"]
 
 
 def start(backend: str | None, device: str, watchdog_minutes: float = 0.0) -> World:

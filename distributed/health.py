@@ -15,6 +15,8 @@ import socket
 import sys
 from collections.abc import Sequence
 
+from distributed.launch import run_and_end
+
 LIMIT_SECONDS = 60  # takes about 2; the first use of a GPU and of a network may take 20
 SIZE = 2048  # of the matrices
 GPU_MIB, CPU_MIB = 2048, 256  # allocated and filled
@@ -46,14 +48,13 @@ def check(gpus: int, device: str, backend: str | None) -> str:
         raise RuntimeError(f"{gpus} GPUs were asked for, CUDA sees none (for training on CPUs say --device cpu)")
     if gpus and device != "cpu" and torch.cuda.device_count() < gpus:
         raise RuntimeError(f"{gpus} GPUs were asked for, CUDA sees {torch.cuda.device_count()}")
-    world = distributed.start(backend, device)
-    multiply(str(world.device))
-    if world.size > 1:
-        ones = torch.ones(1024, device=world.device)
-        torch.distributed.all_reduce(ones)
-        if not bool((ones == world.size).all()):
-            raise RuntimeError("an all-reduce is wrong")
-    world.close()
+    with distributed.start(backend, device) as world:
+        multiply(str(world.device))
+        if world.size > 1:
+            ones = torch.ones(1024, device=world.device)
+            torch.distributed.all_reduce(ones)
+            if not bool((ones == world.size).all()):
+                raise RuntimeError("an all-reduce is wrong")
     return torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
 
@@ -79,4 +80,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_and_end(lambda: main(sys.argv[1:]))

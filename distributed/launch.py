@@ -1,18 +1,30 @@
-"""What a process knows of its launcher before torch is there."""
+"""What a process knows of its launcher before torch is there, and how it ends beside others."""
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NoReturn
 
-from errors import UserError
+from errors import OwnError
 from processes import die_with
 
 
 def launched_world_size() -> int:
-    """Number of processes that torchrun started, 1 without it. Raises UserError where the environment makes no sense."""
-    size = os.environ.get("WORLD_SIZE", "1")
-    if not size.isdigit() or int(size) < 1 or (int(size) > 1 and "MASTER_ADDR" not in os.environ):
-        raise UserError(f"WORLD_SIZE={size!r} in the environment, but torchrun did not start this process; unset it")
+    """Number of processes that torchrun started, 1 without it. Raises OwnError where the environment is half that of a launcher.
+
+    What a shell or a notebook has left of one would make this process a silent second, or one that waits for others.
+    """
+    told = {name: os.environ[name] for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK") if name in os.environ}
+    size, rank, local_rank = (told.get(name, default) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0")))
+    numbers = all(number.isascii() and number.isdigit() for number in (size, rank, local_rank))
+    lacking = [name for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if not numbers or not max(int(rank), int(local_rank)) < int(size) or (int(size) > 1 and lacking):
+        said = ", ".join(f"{name}={value!r}" for name, value in told.items())
+        rest = f" without {', '.join(lacking)}" if lacking else ""
+        raise OwnError(f"{said} in the environment{rest}: torchrun did not start this process; unset {' '.join(told)}")
     return int(size)
 
 
@@ -33,3 +45,26 @@ def die_with_launcher() -> None:
 def is_main_process() -> bool:
     """Whether this is the process that speaks for all of a run."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def run_and_end(main: Callable[[], int]) -> NoReturn:
+    """Run a program and end the process with its exit code.
+
+    One of several ends at once: the interpreter's own end would destroy the threads of torch's process groups while they run,
+    and now and then abort (`terminate called without an active exception`), which the launcher takes for a failure.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        sys.exit(main())
+    code: object = 1
+    try:
+        code = main()
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -136,9 +136,17 @@ class World:
             raise error
         return value
 
-    def close(self) -> None:
-        if self.size > 1:
-            dist.destroy_process_group()
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(self, kind: object, *unused: object) -> None:
+        """Leave the other processes: with them where the work is done, without waiting where it has failed."""
+        if self.size == 1:
+            return
+        if kind is None:
+            with suppress(RuntimeError):  # another has failed after its work
+                dist.barrier(group=self.control)
+        dist.destroy_process_group()
 
 
 def join(backend: str | None, device: str, watchdog_minutes: float = 0.0) -> World:

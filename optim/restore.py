@@ -170,12 +170,9 @@ def with_checkpoint(prog: str, description: str, own: Mapping[str, Sequence[Flag
         path = find_checkpoint(given.get("checkpoint"))
         state = load_checkpoint(path)
         args = resolve(prog, path, state, {**preset, **given})
-        world = distributed.start(args.distributed_backend, args.device)
-        try:
+        with distributed.start(args.distributed_backend, args.device) as world:
             set_precision(args.deterministic)
             run(Restored(path, state, args, world), own_values)
-        finally:
-            world.close()
         return 0
 
     return config.guarded(prog, work)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from drawing import load_matplotlib
 from files import replace_atomically, write_json
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ LONGEST_NAME = 60
 
 def panels(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, Any]:
     """A figure without a screen (Agg), in inches, and its axes as a 2-d array."""
-    import matplotlib
+    matplotlib = load_matplotlib()
     from matplotlib.figure import Figure
 
     matplotlib.rcParams.update(STYLE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import time
@@ -117,14 +118,16 @@ def test_a_bin_of_20_gigabytes_is_known_in_no_time(tmp_path: Path) -> None:
     assert time.monotonic() - begin < 1
 
 
-def test_a_bin_that_cannot_be_read_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("number", "told"), [(errno.EACCES, UserError), (errno.EIO, OSError)])
+def test_a_bin_that_cannot_be_read_is_told_in_a_line_and_a_passing_fault_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int,
+                                                                                   told: type[Exception]) -> None:
     bins(tmp_path)
 
-    def fail(*given: Any) -> None:
-        raise OSError(5, "Input/output error")
+    def fail(path: Path, mode: str) -> None:
+        raise OSError(number, "no luck", str(path))
 
     monkeypatch.setattr("data.bins.open", fail, raising=False)
-    with pytest.raises(UserError, match=r"train\.bin: Input/output error"):
+    with pytest.raises(told, match=r"train\.bin.*no luck|no luck.*train\.bin"):
         identity_of(tmp_path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -54,6 +55,16 @@ def inputs(tmp_path: Path) -> dict[int, list[Path]]:
 
 
 # all figures
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "no backend"])
+def test_settings_of_a_notebook_change_nothing(tmp_path: Path, backend: str) -> None:
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nbackend: TkAgg\nsavefig.bbox: tight\nfigure.facecolor: red\naxes.grid: False\n")
+    outcome = subprocess.run([sys.executable, str(ROOT / "plot_fig3.py"), "--output_dir", "out"], cwd=tmp_path, capture_output=True, text=True,
+                             check=False, env={**os.environ, "MPLBACKEND": backend})
+    assert outcome.returncode == 0, outcome.stderr
+    draw(plot_fig3, [], tmp_path / "plain")
+    assert (tmp_path / "out" / "fig3.png").read_bytes() == (tmp_path / "plain" / "fig3.png").read_bytes()
+
 
 @pytest.mark.essential
 @pytest.mark.parametrize("number", PROGRAMS)
