@@ -367,6 +367,7 @@ before_local() { :; }
 segment_begins() { :; }
 before_submit() {
     ensure_environment
+    before_local
     (cd "$REPO_DIR" && python -m iridis.preflight --partition "$PARTITION" --time "$TIME_LIMIT" --nodes "$N_NODES" --gpus "$N_GPUS" >/dev/null)
 }
 with_run_dir() { :; }
