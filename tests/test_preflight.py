@@ -138,3 +138,9 @@ def test_a_limit_above_the_partition_s_is_told(tmp_path: Path, monkeypatch: pyte
     sinfo(tmp_path, monkeypatch, *limits)
     assert preflight.main(["--partition", "p", "--time", wanted, "--allowed"]) == 0
     assert capsys.readouterr().out == allowed
+
+
+def test_lead_is_doubled_after_each_job_that_outlasted_it(tmp_path: Path) -> None:
+    outlasted = {"reason": "time limit within a step or save"}
+    ledger(tmp_path, outlasted, {"reason": "time limit"}, outlasted, outlasted)
+    assert preflight.lead_seconds(looked(tmp_path, slowest_step_seconds=10, slowest_save_seconds=30), "1:00:00") == 400
