@@ -99,12 +99,6 @@ before_local() {
     done
 }
 
-before_submit() {
-    ensure_environment
-    before_local
-    python -m iridis.preflight --partition "$PARTITION" --time "$TIME_LIMIT" --nodes "$N_NODES" --gpus "$N_GPUS" >/dev/null
-}
-
 # evaluate FOLDER CHECKPOINT FLAGS...: perplexity over the validation split
 evaluate() {
     mkdir -p "$1"

@@ -314,7 +314,7 @@ pin_code() {
     git -C "$REPO_DIR" ls-files -coz --exclude-standard -- . ':!tests' | while IFS= read -r -d '' file; do
         [[ ! -e "$REPO_DIR/$file" ]] || printf '%s\0' "$file"
     done | tar -C "$REPO_DIR" --null -T - -cf - | tar -C "$code" -xf -
-    [[ ! -f "$REPO_DIR/iridis/site.sh" ]] || cp "$REPO_DIR/iridis/site.sh" "$code/iridis/"
+    [[ ! -f "$REPO_DIR/iridis/site.sh" ]] || cp -p "$REPO_DIR/iridis/site.sh" "$code/iridis/" # with its mode: it may hold a secret
     python -c 'import json, processes; print(json.dumps(processes.code_facts()))' >"$code/revision.json"
     export SCRATCH_DIR TEAM_DIR VENV_DIR CONDA_ENV_PREFIX # whose defaults are in the clone
     JOB_SCRIPT="$code/${JOB_SCRIPT#"$REPO_DIR/"}" REPO_DIR="$code"
@@ -405,6 +405,7 @@ before_local() { :; }
 segment_begins() { :; }
 before_submit() {
     ensure_environment
+    before_local
     (cd "$REPO_DIR" && python -m iridis.preflight --partition "$PARTITION" --time "$TIME_LIMIT" --nodes "$N_NODES" --gpus "$N_GPUS" >/dev/null)
 }
 with_run_dir() { :; }

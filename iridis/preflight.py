@@ -11,6 +11,7 @@ ALLOWED_SECONDS, the partition's limit, where that is less than --time, else not
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import os
 import shutil
@@ -23,6 +24,7 @@ from pathlib import Path
 import config
 from data.bins import dataset_folder, how_to_prepare, is_prepared
 from errors import UserError
+from iridis.chain import Cause
 from models.variants import ALIASES
 from optim import initial
 from optim.done import is_finished
@@ -162,8 +164,13 @@ def forecast(record: Record, iterations: int, limit: str | None) -> str | None:
 
 
 def lead_seconds(record: Record, limit: str | None) -> int:
-    """How long before the limit to stop: the slowest step and save that were seen and a minute; never a quarter of the limit."""
+    """How long before the limit to stop: the slowest step and save that were seen and a minute; never a quarter of the limit.
+
+    Twice as long after each job in a row for which that was too short.
+    """
     lead = sum(record.slowest) + LEAD_MARGIN if record.slowest else LEAD_SECONDS
+    for _ in itertools.takewhile(lambda row: row.get("reason") == Cause.OUTLASTED, reversed(record.segments)):
+        lead *= 2
     whole = seconds_of(limit) if limit else None
     return int(min(lead, whole / 4) if whole else lead)
 

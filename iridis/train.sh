@@ -271,7 +271,8 @@ hand_on() {
             printf 'error: job %s waited for this one and could not be told to wait for job %s; cancelled\n' "$id" "$2" >&2
             scancel "$id"
         fi
-    done < <(squeue -h --me --states=PENDING -o '%i|%E')
+    done < <(squeue -h --me --states=PENDING -o '%i|%E' ||
+        printf 'warning: squeue does not tell which jobs wait for this one; they do not wait for the next\n' >&2)
 }
 
 # end_chain REASON: no further job; what waits for this one is cancelled by SLURM

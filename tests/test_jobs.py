@@ -67,7 +67,7 @@ def test_an_interpreter_that_is_too_old_is_refused(tmp_path: Path) -> None:
     old = tmp_path / "python3"
     old.write_text("#!/bin/sh\nexit 1\n")
     old.chmod(0o755)
-    for tool in ("dirname", "basename", "realpath", "stat", "date", "sha256sum"):
+    for tool in ("dirname", "basename", "readlink", "realpath", "stat", "date", "sha256sum"):
         (tmp_path / tool).symlink_to(str(shutil.which(tool)))
     outcome = bash("source iridis/lib.sh; find_python", PYTHON=str(old), PATH=str(tmp_path))
     assert outcome.returncode == 2

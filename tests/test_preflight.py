@@ -143,3 +143,9 @@ def test_a_limit_above_the_partition_s_is_told(tmp_path: Path, monkeypatch: pyte
 def test_weights_to_begin_with_are_looked_for_before_a_job_is_queued(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--init_from nowhere: no such file"):
         preflight.main(["--", "--dataset", "stdlib", "--init_from", "nowhere", "--results_base_folder", str(tmp_path)])
+
+
+def test_lead_is_doubled_after_each_job_that_outlasted_it(tmp_path: Path) -> None:
+    outlasted = {"reason": "time limit within a step or save"}
+    ledger(tmp_path, outlasted, {"reason": "time limit"}, outlasted, outlasted)
+    assert preflight.lead_seconds(looked(tmp_path, slowest_step_seconds=10, slowest_save_seconds=30), "1:00:00") == 400

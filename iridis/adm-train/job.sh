@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Adaptive LN-CoTFormer (Mixture of Repeats), 2 -> 21 x up to 5 -> 1: Section 5, Figures 4 and 5.
-#   bash iridis/adm-train/job.sh [--dry-run] [--local] [--chain N] [--after JOBID] [--name EXP] [-- flags for main.py]
+#   bash iridis/adm-train/job.sh [--dry-run] [--local] [--chain N] [--pin-code] [--after JOBID] [--name EXP] [-- flags for main.py]
 LIBRARY="$(dirname "$(readlink -f "$0")")/../train.sh" # sbatch would run a copy of this file from elsewhere
 [ -f "$LIBRARY" ] && [ -n "$BASH_VERSION" ] || { echo "error: call it by bash, not by sh or sbatch: bash iridis/adm-train/job.sh" >&2; exit 2; }
 # shellcheck source=iridis/train.sh

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A model of Table 1, or like those: MODEL is base, but or cot; SIZE is its layers, for but and cot times its repeats (base 12,
 # cot 12x5).
-#   bash iridis/base-train/job.sh MODEL SIZE [--dry-run] [--local] [--chain N] [--after JOBID] [--name EXP] [-- flags for main.py]
+#   bash iridis/base-train/job.sh MODEL SIZE [--dry-run] [--local] [--chain N] [--pin-code] [--after JOBID] [--name EXP] [-- flags for main.py]
 LIBRARY="$(dirname "$(readlink -f "$0")")/../train.sh" # sbatch would run a copy of this file from elsewhere
 [ -f "$LIBRARY" ] && [ -n "$BASH_VERSION" ] || { echo "error: call it by bash, not by sh or sbatch: bash iridis/base-train/job.sh" >&2; exit 2; }
 # shellcheck source=iridis/train.sh

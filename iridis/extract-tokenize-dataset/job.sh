@@ -21,6 +21,25 @@ work() {
 
 commands() { quoted "${TOKENIZE[@]}"; }
 
+# before_local: the flags, and what is to be encoded, unless a job before this one fetches it
+before_local() {
+    [[ -z $AFTER ]] || return 0
+    python - "${TOKENIZE[@]:3}" <<'END' || exit $?
+import sys
+
+from data.bins import dataset_folder, is_prepared
+from data.tokenize import RAW_OWT2, parse
+
+args = parse(sys.argv[1:])
+folder = dataset_folder(args.name, args.data_dir)
+inputs = args.input or ([] if args.name == "stdlib" else [folder / RAW_OWT2])
+missing = [] if is_prepared(folder) and not args.force else [path for path in inputs if not path.exists()]
+for path in missing:
+    print(f"error: {path} is not there: bash iridis/download-dataset/job.sh --full fetches OpenWebText2, or name your own: --input", file=sys.stderr)
+sys.exit(2 if missing else 0)
+END
+}
+
 # prepares: print the dataset that --name names, if any
 prepares() {
     local n name=""

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # LN-CoTFormer, 2 -> 21 x 5 -> 1: row 4 of Table 2; with ITERATIONS=60000 that of Section 5.
-#   bash iridis/lncot-train/job.sh [--dry-run] [--local] [--chain N] [--after JOBID] [--name EXP] [-- flags for main.py]
+#   bash iridis/lncot-train/job.sh [--dry-run] [--local] [--chain N] [--pin-code] [--after JOBID] [--name EXP] [-- flags for main.py]
 LIBRARY="$(dirname "$(readlink -f "$0")")/../train.sh" # sbatch would run a copy of this file from elsewhere
 [ -f "$LIBRARY" ] && [ -n "$BASH_VERSION" ] || { echo "error: call it by bash, not by sh or sbatch: bash iridis/lncot-train/job.sh" >&2; exit 2; }
 # shellcheck source=iridis/train.sh
