@@ -92,7 +92,8 @@ def plain(archive: Path, folder: Path) -> None:
     """The plain way, with the same split, so that the results can be compared."""
     import tiktoken
 
-    from data.tokenize import VAL_SHARE, is_validation
+    from data.split import is_validation
+    from data.tokenize import VAL_SHARE
 
     encoding, parts, lengths = tiktoken.get_encoding("gpt2"), [], []
     with tarfile.open(archive) as tar:

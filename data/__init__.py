@@ -1,6 +1,6 @@
-"""From corpora to batches: download.py (OpenWebText2), corpus.py (raw files to documents), bpe.py and encode.py (text to
-tokens), tokenize.py and characters.py (documents to token bins), inspect.py (a look at bins), bins.py (bins to windows),
-order.py (which window when), setup.py (the built-in corpus on first use).
+"""From corpora to batches: download.py (OpenWebText2), find.py, streams.py and corpus.py (raw files to documents), bpe.py
+and encode.py (text to tokens), tokenize.py, split.py and characters.py (documents to token bins), inspect.py (a look at bins),
+bins.py (bins to windows), order.py (which window when), setup.py (the built-in corpus on first use).
 
     splits = open_splits("stdlib", None, sequence_length=256, vocab_size=50304)
     idx, targets = splits.train.batch(windows)

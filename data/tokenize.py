@@ -1,13 +1,15 @@
 """A raw corpus to token bins: GPT-2 BPE, each document followed by <|endoftext|>, split by document number.
 
     python -m data.tokenize --name owt2                                   # the downloaded OpenWebText2
-    python -m data.tokenize --name mine --input corpus/ more.jsonl.gz --text-key body
+    python -m data.tokenize --name mine --input corpus/ more.jsonl.gz --text-key body --include '*.jsonl.gz'
+    python -m data.tokenize --name book --input book.txt --val-fraction 0.1       # one document, which is cut
     python -m data.tokenize --name shakespeare-char --input shakespeare.txt
     python -m data.tokenize --name stdlib                                 # Python's own library, nothing to download
 
-Workers encode one shard each (a file, or a member of a tar) into <folder>/.tokenize; the shards are then put together
-in order. A shard that is done stays done: after any kill, the same command goes on, and neither kills nor the number
-of workers can be told from the result. train.bin appears last, so a folder that has it is complete.
+Workers encode one group of shards each (a shard is a file, or a member of a tar; small ones that follow one another share
+a group) into <folder>/.tokenize; the groups are then put together in order. A group that is done stays done: after any kill,
+the same command goes on, and neither kills nor the number of workers can be told from the result. train.bin appears last,
+so a folder that has it is complete.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import hashlib
+import json
 import multiprocessing
 import os
 import resource
@@ -23,46 +26,75 @@ import signal
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, astuple, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data.bins import DEFAULT_DATA_DIR, META, TOKEN, dataset_folder, is_prepared
-from data.bpe import END_OF_TEXT
+from data.bins import DEFAULT_DATA_DIR, dataset_folder, is_prepared
 from data.characters import tokenize_characters
-from data.corpus import Bad, Shard, documents, find_shards, pack, stdlib_documents
+from data.corpus import documents, pack, stdlib_documents
 from data.encode import Checked, best_engine
-from data.order import mix, mix_array
+from data.find import Bad, Found, find_shards
+from data.split import assemble
+from data.streams import Shard
 from errors import UserError
 from files import STORAGE_FAULTS, load_json, sync_folder, write_json
 from processes import die_with
 
 WORK = ".tokenize"
-SPLIT_SEED = 2357
 VAL_SHARE = 0.0005
 STDLIB_VAL_SHARE = 0.01
 BATCH_BYTES = 1 << 21  # text encoded at once by a worker
-COPY_TOKENS = 1 << 21
 SHOWN_BAD = 5
-SHARDS_OF_AN_ENGINE = 16  # then a new one takes its place: it remembers every word that it has met
+GROUP_BYTES, GROUP_SHARDS = 1 << 22, 4096  # small shards share a group up to this size on disk and this number
+GROUPS_OF_AN_ENGINE = 16  # then a new one takes its place: it remembers every word that it has met
 LINE_SECONDS = 5.0
 RAW_OWT2 = "openwebtext2.jsonl.zst.tar"
 
 STOP = 3
-_shards = 0  # encoded by this worker
+_groups = 0  # encoded by this worker
 _counters: Any = None  # shared by the workers: documents, bytes of text, tokens; and whether to stop
 
 
-# one shard, in a worker
+# one group of shards, in a worker
+
+
+@dataclass(frozen=True)
+class Job:
+    number: int
+    shards: list[Shard]
+    text_key: str
+    work: Path
+    max_bad: int
+
+    @property
+    def name(self) -> str:
+        return self.shards[0].name + (f" and the {len(self.shards) - 1:,} that follow" if self.shards[1:] else "")
+
+    @property
+    def size(self) -> int:
+        return sum(shard.size for shard in self.shards)
+
+
+def grouped(shards: list[Shard]) -> list[list[Shard]]:
+    """The same shards in the same order; small ones are put together, for a group costs three files and as many syncs."""
+    groups: list[list[Shard]] = []
+    size = 0
+    for shard in shards:
+        if not groups or size + shard.size > GROUP_BYTES or len(groups[-1]) >= GROUP_SHARDS:
+            groups.append([])
+            size = 0
+        groups[-1].append(shard)
+        size += shard.size
+    return groups
 
 
 def _start_worker(counters: Any, parent: int) -> None:
@@ -92,24 +124,24 @@ def _batches(items: Iterator[str | Bad], bad: list[Bad], max_bad: int) -> Iterat
         yield texts
 
 
-def encode_shard(job: tuple[int, Shard, str, Path, int]) -> dict[str, Any]:
-    """Encode a shard into N.bin (tokens) and N.len (tokens of each document, uint32), described by N.json, last of all.
+def encode_group(job: Job) -> dict[str, Any]:
+    """Encode a group into N.bin (tokens) and N.len (tokens of each document, uint32), described by N.json, last of all.
 
     With more bad lines than `max_bad` nothing is kept and the description says so.
     """
-    global _shards
-    number, shard, text_key, work, max_bad = job
-    _shards += 1
-    if _shards % SHARDS_OF_AN_ENGINE == 0:
+    global _groups
+    _groups += 1
+    if _groups % GROUPS_OF_AN_ENGINE == 0:
         best_engine.cache_clear()
     bad: list[Bad] = []
+    passed: dict[str, Any] = {}
     total = {"documents": 0, "tokens": 0, "bytes": 0, "largest_token": 0}
-    checked = Checked(number)
-    targets = [work / f"{number:06d}.{ending}" for ending in ("bin", "len")]
+    checked = Checked(job.number)
+    targets = [job.work / f"{job.number:06d}.{ending}" for ending in ("bin", "len")]
     parts = [path.with_name(f"{path.name}.part") for path in targets]
     with open(parts[0], "wb") as tokens_file, open(parts[1], "wb") as lengths_file:
-        for texts in _batches(documents(shard, text_key), bad, max_bad):
-            tokens, lengths = checked.encode(texts, shard.name)
+        for texts in _batches(_documents(job, passed), bad, job.max_bad):
+            tokens, lengths = checked.encode(texts, job.name)
             tokens_file.write(tokens.data)
             lengths_file.write(lengths.astype("<u4").data)
             size = sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
@@ -122,39 +154,49 @@ def encode_shard(job: tuple[int, Shard, str, Path, int]) -> dict[str, Any]:
         for file in (tokens_file, lengths_file):
             file.flush()
             os.fsync(file.fileno())
-    result = {"number": number, "shard": asdict(shard), "bad": len(bad), "shown": [asdict(b) for b in bad[:SHOWN_BAD]], **total,
-              "peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
-    if len(bad) > max_bad:
+    result = {"number": job.number, "shards": len(job.shards), "bad": len(bad), "shown": [asdict(b) for b in bad[:SHOWN_BAD]], "passed": passed,
+              **total, "peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+    if len(bad) > job.max_bad:
         for part in parts:
             part.unlink()
         return result
     for part, target in zip(parts, targets, strict=True):
         os.replace(part, target)
-    sync_folder(work)
-    write_json(work / f"{number:06d}.json", result)
+    sync_folder(job.work)
+    write_json(job.work / f"{job.number:06d}.json", result)
     return result
 
 
-# all shards
+def _documents(job: Job, passed: dict[str, Any]) -> Iterator[str | Bad]:
+    """Of all shards of a group; `passed` gets for each reason a count and the place of the first."""
+    for shard in job.shards:
+        counts: Counter[str] = Counter()
+        yield from documents(shard, job.text_key, counts)
+        for reason, count in counts.items():
+            known = passed.setdefault(reason, {"count": 0, "first": shard.name})
+            known["count"] += count
 
 
-def finished_shards(work: Path, shards: list[Shard]) -> dict[int, dict[str, Any]]:
-    """Descriptions of the shards that an earlier run of the same plan has encoded."""
+# all groups
+
+
+def finished_groups(work: Path, groups: list[list[Shard]]) -> dict[int, dict[str, Any]]:
+    """Descriptions of the groups that an earlier run of the same plan has encoded."""
     done = {}
-    for number, shard in enumerate(shards):
+    for number, group in enumerate(groups):
         try:
             found = load_json(work / f"{number:06d}.json")
             sizes = [(work / f"{number:06d}.{ending}").stat().st_size for ending in ("bin", "len")]
         except (OSError, ValueError):
             continue
-        if found["shard"] == asdict(shard) and sizes == [2 * found["tokens"], 4 * found["documents"]]:
+        if found["shards"] == len(group) and sizes == [2 * found["tokens"], 4 * found["documents"]]:
             done[number] = found
     return done
 
 
 @contextmanager
 def working_folder(folder: Path, plan: dict[str, Any]) -> Iterator[Path]:
-    """The folder of finished shards, emptied where they belong to another plan. Raises UserError where it is in use."""
+    """The folder of finished groups, emptied where they belong to another plan. Raises UserError where it is in use."""
     work = folder / WORK
     work.mkdir(parents=True, exist_ok=True)
     with open(work / "lock", "w") as lock:
@@ -207,21 +249,22 @@ class Progress:
 
 def encode_all(shards: list[Shard], work: Path, text_key: str, workers: int, max_bad: int, found: list[Bad],
                say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Descriptions of all shards in order, encoded now or before. Raises UserError with the first bad lines."""
-    done = finished_shards(work, shards)
+    """Descriptions of all groups in order, encoded now or before. Raises UserError with the first bad lines."""
+    groups = grouped(shards)
+    done = finished_groups(work, groups)
     if done:
-        say(f"{len(done)} of {len(shards)} shards are done already")
-    jobs = [(number, shard, text_key, work, max_bad) for number, shard in enumerate(shards) if number not in done]
+        say(f"{sum(len(groups[number]) for number in done)} of {len(shards)} shards are done already")
+    jobs = [Job(number, group, text_key, work, max_bad) for number, group in enumerate(groups) if number not in done]
     shown = [*found, *(Bad(**bad) for result in done.values() for bad in result["shown"])]
     count = len(found) + sum(result["bad"] for result in done.values())
     refuse_bad(count, shown, max_bad)
     context = multiprocessing.get_context("spawn")
     counters = context.Array("q", 4)
-    progress = Progress(sum(job[1].size for job in jobs), counters, say)
+    progress = Progress(sum(job.size for job in jobs), counters, say)
     if jobs:
         best_engine()  # its files are made once, before the workers look for them
         with ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker, (counters, os.getpid())) as pool:
-            waiting = {pool.submit(encode_shard, job) for job in jobs}
+            waiting = {pool.submit(encode_group, job) for job in jobs}
             try:
                 while waiting:
                     ready, waiting = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)
@@ -230,7 +273,7 @@ def encode_all(shards: list[Shard], work: Path, text_key: str, workers: int, max
                         shown += [Bad(**bad) for bad in result["shown"]]
                         refuse_bad(count, shown, max_bad)
                         done[result["number"]] = result
-                        progress.update(shards[result["number"]].size)
+                        progress.update(sum(shard.size for shard in groups[result["number"]]))
                     progress.update(0)
             except BrokenProcessPool:
                 raise UserError("a worker was killed (out of memory?): what is done stays done; try again with fewer --workers") from None
@@ -241,7 +284,7 @@ def encode_all(shards: list[Shard], work: Path, text_key: str, workers: int, max
     progress.bar.close()
     for bad in shown[:SHOWN_BAD]:
         say(f"left out: {bad.place}: {bad.reason}")
-    return [done[number] for number in range(len(shards))]
+    return [done[number] for number in range(len(groups))]
 
 
 def refuse_bad(count: int, shown: list[Bad], max_bad: int) -> None:
@@ -251,114 +294,46 @@ def refuse_bad(count: int, shown: list[Bad], max_bad: int) -> None:
         raise UserError("\n".join([*lines, f"{count} bad lines or more, --max-bad is {max_bad}: nothing was written"]))
 
 
-# the bins
-
-
-def is_validation(first: int, count: int, share: float) -> NDArray[np.bool_]:
-    """Whether documents first .. first + count - 1 of the corpus belong to the validation split."""
-    numbers = np.arange(first, first + count, dtype=np.uint64)
-    return mix_array(numbers ^ np.uint64(mix(SPLIT_SEED))) < np.uint64(min(int(share * 2**64), 2**64 - 1))
-
-
-class Split:
-    """A bin being written under a temporary name, with its counts."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.temporary = path, path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        self.file: IO[bytes] = open(self.temporary, "wb")  # noqa: SIM115  # closed by publish or abandon
-        self.sha256 = hashlib.sha256()
-        self.documents = self.tokens = self.largest = 0
-
-    def add(self, tokens: NDArray[np.uint16]) -> None:
-        self.file.write(tokens.data)
-        self.sha256.update(tokens.data)
-        self.tokens += tokens.size
-        self.largest = max(self.largest, int(tokens.max(initial=0)))
-
-    def describe(self) -> dict[str, Any]:
-        return {"documents": self.documents, "tokens": self.tokens, "largest_token": self.largest, "sha256": self.sha256.hexdigest()}
-
-    def publish(self) -> None:
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        os.replace(self.temporary, self.path)
-        sync_folder(self.path.parent)
-
-    def abandon(self) -> None:
-        self.file.close()
-        self.temporary.unlink(missing_ok=True)
-
-
-def assemble(results: list[dict[str, Any]], work: Path, folder: Path, share: float, description: dict[str, Any]) -> dict[str, Any]:
-    """Put the shards together as val.bin, meta.json and, last, train.bin. Raises UserError where a split stays empty."""
-    total = sum(result["documents"] for result in results)
-    if total < 2:
-        raise UserError(f"{total} documents are too few: both splits need one")
-    chosen = np.concatenate([np.flatnonzero(is_validation(first, min(1 << 20, total - first), share)) + first
-                             for first in range(0, total, 1 << 20)])
-    if not 0 < chosen.size < total:
-        chosen = np.array([mix(SPLIT_SEED) % total])
-    val, train = splits = Split(folder / "val.bin"), Split(folder / "train.bin")
-    try:
-        first = 0
-        for result in results:
-            if not result["documents"]:
-                continue
-            stem = work / f"{result['number']:06d}"
-            tokens = np.memmap(f"{stem}.bin", dtype=TOKEN, mode="r")
-            ends = np.cumsum(np.fromfile(f"{stem}.len", dtype="<u4"), dtype=np.int64)
-            mine = chosen[np.searchsorted(chosen, first):np.searchsorted(chosen, first + ends.size)] - first
-            place = 0
-            for document in mine:
-                begin, end = int(ends[document - 1]) if document else 0, int(ends[document])
-                copy(tokens, place, begin, train)
-                copy(tokens, begin, end, val)
-                place = end
-            copy(tokens, place, tokens.size, train)
-            val.documents += mine.size
-            train.documents += ends.size - mine.size
-            first += ends.size
-        meta = {**description, "end_of_text": END_OF_TEXT, "split_seed": SPLIT_SEED, "val_share": share,
-                "bytes": sum(result["bytes"] for result in results),
-                "bad_lines": description["bad_lines"] + sum(result["bad"] for result in results),
-                "splits": {"train": train.describe(), "val": val.describe()}}
-        (folder / "train.bin").unlink(missing_ok=True)  # of an earlier preparation: it must not stand beside the new val.bin
-        sync_folder(folder)
-        val.publish()
-        write_json(folder / META, meta)
-        train.publish()
-    finally:
-        for split in splits:
-            split.abandon()
-    return meta
-
-
-def copy(tokens: NDArray[np.uint16], begin: int, end: int, split: Split) -> None:
-    for place in range(begin, end, COPY_TOKENS):
-        split.add(np.ascontiguousarray(tokens[place:min(end, place + COPY_TOKENS)]))
-
-
 # the command
 
 
 def tokenize(inputs: list[Path], folder: Path, text_key: str = "text", workers: int | None = None, max_bad: int = 0,
-             val_share: float = VAL_SHARE, say: Callable[[str], None] = print) -> dict[str, Any]:
+             val_share: float = VAL_SHARE, say: Callable[[str], None] = print, include: Sequence[str] = (),
+             val_fraction: float | None = None) -> dict[str, Any]:
     """Prepare a dataset folder from raw files. Returns what meta.json holds. Raises UserError."""
     began = time.monotonic()
-    shards, bad = find_shards(inputs)
-    plan = {"shards": [asdict(shard) for shard in shards], "text_key": text_key, "tokenizer": "gpt2",
-            "changed": {path: os.stat(path).st_mtime_ns for path in sorted({shard.path for shard in shards})}}
+    found = find_shards(inputs, include)
+    shards, bad = found.shards, found.bad
     try:
-        with working_folder(folder, plan) as work:
+        with working_folder(folder, plan_of(found, text_key)) as work:
             need_space(folder, sum(shard.size for shard in shards))
             results = encode_all(shards, work, text_key, workers or os.cpu_count() or 1, max_bad, bad, say)
-            meta = assemble(results, work, folder, val_share, {"tokenizer": "gpt2", "engine": best_engine().name, "bad_lines": len(bad)})
+            for result in results:
+                for reason, known in result["passed"].items():
+                    found.passed.add(reason, known["first"], known["count"])
+            description: dict[str, Any] = {"tokenizer": "gpt2", "engine": best_engine().name, "bad_lines": len(bad)}
+            if found.passed.counts:
+                description["passed_over"] = dict(sorted(found.passed.counts.items()))
+            meta = assemble(results, work, folder, val_share, val_fraction, description)
             shutil.rmtree(work)
     except OSError as error:
         raise UserError(f"cannot prepare {folder}: {error.filename or ''} {error.strerror or error}") from None
+    for line in found.lines():
+        say(line)
     report(meta, results, time.monotonic() - began, say)
     return meta
+
+
+def plan_of(found: Found, text_key: str) -> dict[str, Any]:
+    """What finished groups belong to: the shards, when their files changed, and how they are read and grouped."""
+    digest = hashlib.sha256()
+    changed: dict[str, int] = {}
+    for shard in found.shards:
+        if shard.path not in changed:
+            changed[shard.path] = os.stat(shard.path).st_mtime_ns
+        digest.update(json.dumps([*astuple(shard), changed[shard.path]]).encode())
+    return {"shards": len(found.shards), "sha256": digest.hexdigest(), "groups": [GROUP_BYTES, GROUP_SHARDS], "text_key": text_key,
+            "tokenizer": "gpt2"}
 
 
 def need_space(folder: Path, raw_bytes: int) -> None:
@@ -399,7 +374,7 @@ def delete_raw(inputs: list[Path], folder: Path, say: Callable[[str], None]) -> 
     wrong = faults(folder)
     if wrong:
         raise UserError("\n".join([*wrong, "the raw files are kept"]))
-    for path in inputs:
+    for path in dict.fromkeys(inputs):
         if path.is_dir():
             raise UserError(f"--delete-raw deletes files named by --input, not the folder {path}; it is kept")
         path.unlink()
@@ -410,24 +385,33 @@ def parse(argv: list[str] | None) -> Namespace:
     parser = argparse.ArgumentParser(prog="data.tokenize", description="Prepare a dataset for training.")
     parser.add_argument("--name", default="openwebtext2", help="of the dataset: its folder below --data_dir [openwebtext2]")
     parser.add_argument("--input", nargs="+", type=Path, default=None, metavar="PATH", help="files or folders [the downloaded tar of --name]")
+    parser.add_argument("--include", nargs="+", default=(), metavar="PATTERN",
+                        help="of folders and tars read only files whose name or path matches, as '*.jsonl' or 'en/*' [all]")
     parser.add_argument("--data_dir", "--data-dir", default=None, help=f"root of the datasets [{DEFAULT_DATA_DIR}]")
-    parser.add_argument("--text-key", default="text", help="key or column of a document's text [text]")
+    parser.add_argument("--text-key", default="text", help="key or column of a document's text, a.b is b within a [text]")
     parser.add_argument("--tokenizer", choices=["gpt2", "char"], default=None, help="[char for names that end in -char, else gpt2]")
     parser.add_argument("--workers", type=int, default=None, help="processes [all cores]")
     parser.add_argument("--max-bad", type=int, default=0, help="bad lines to leave out before stopping [0]")
-    parser.add_argument("--val-share", type=float, default=VAL_SHARE, help=f"share of the documents for validation [{VAL_SHARE}]")
+    parser.add_argument("--val-share", type=float, default=None, help=f"share of the documents for validation [{VAL_SHARE}]")
+    parser.add_argument("--val-fraction", type=float, default=None,
+                        help="instead: the last part of the text for validation, of one document too [characters: 0.1]")
     parser.add_argument("--delete-raw", action="store_true", help="delete the input files once the bins are verified")
     parser.add_argument("--force", action="store_true", help="prepare again what is there")
     args = parser.parse_args(argv)
     if args.workers is not None and args.workers < 1:
         parser.error("--workers must be at least 1")
-    if not 0 < args.val_share < 1:
-        parser.error("--val-share must be between 0 and 1")
+    for flag, value in (("--val-share", args.val_share), ("--val-fraction", args.val_fraction)):
+        if value is not None and not 0 < value < 1:
+            parser.error(f"{flag} must be between 0 and 1")
+    if args.val_share is not None and args.val_fraction is not None:
+        parser.error("--val-share and --val-fraction both say what is for validation: give one of them")
     return args
 
 
 def say_now(line: str) -> None:
-    print(line, flush=True)
+    """Print a line, whatever letters the terminal knows."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -444,9 +428,12 @@ def main(argv: list[str] | None = None) -> int:
         if args.input is None and not inputs[0].exists():
             raise UserError(f"{inputs[0]} is not there: bash iridis/download-dataset/job.sh --full fetches it, or give --input")
         if (args.tokenizer or ("char" if args.name.endswith("-char") else "gpt2")) == "char":
-            tokenize_characters(inputs, folder, args.text_key, args.max_bad, say_now)
+            if args.val_share is not None:
+                say_now("note: --val-share counts documents and has no effect on characters; --val-fraction has")
+            tokenize_characters(inputs, folder, args.text_key, args.max_bad, say_now, args.include, args.val_fraction)
         else:
-            tokenize(inputs, folder, args.text_key, args.workers, args.max_bad, args.val_share, say_now)
+            tokenize(inputs, folder, args.text_key, args.workers, args.max_bad, args.val_share or VAL_SHARE, say_now, args.include,
+                     args.val_fraction)
         if args.delete_raw:
             delete_raw(inputs, folder, say_now)
     except UserError as error:

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from data import SampleOrder, TokenWindows, bpe, dataset_folder, open_splits
 from data.bins import map_tokens
 from data.bpe import RANKS, cached_path, ensure_ranks, gpt2
-from data.corpus import DOCUMENTS_PER_MEMBER, Bad, documents, find_shards, pack, stdlib_documents
+from data.corpus import DOCUMENTS_PER_MEMBER, documents, pack, stdlib_documents
+from data.find import Bad, find_shards
 from data.order import mix, mix_array
 from errors import UserError
 from tests.corpora import edit_members
@@ -238,6 +239,60 @@ def test_damaged_meta_is_refused(tmp_path, meta):
         open_small(folder)
 
 
+# bins of other tools
+
+GPT2_TOKENS = np.random.default_rng(2357).integers(0, 50257, 3000)
+
+
+def llm_c(magic, version, dtype):
+    header = np.zeros(256, dtype="<i4")
+    header[:3] = magic, version, GPT2_TOKENS.size
+    return header.tobytes() + GPT2_TOKENS.astype(dtype).tobytes()
+
+
+def npy(dtype):
+    raw = io.BytesIO()
+    np.save(raw, GPT2_TOKENS.astype(dtype))
+    return raw.getvalue()
+
+
+FOREIGN = {
+    "uint32": (GPT2_TOKENS.astype("<u4").tobytes(), "every second number is 0, as in 32-bit numbers.*'<u4'"),
+    "int64": (GPT2_TOKENS.astype("<i8").tobytes(), "three of four numbers are 0, as in 64-bit numbers.*'<u8'"),
+    "big-endian uint32": (GPT2_TOKENS.astype(">u4").tobytes(), "as in 32-bit numbers.*'>u4'"),
+    "uint32 of a large vocabulary": ((GPT2_TOKENS * 2).astype("<u4").tobytes(), "every second number is nearly 0.*beyond what 16 bits hold"),
+    "llm.c": (llm_c(20240520, 1, "<u2"), r"a header as llm\.c writes \(magic 20240520.*offset=1024"),
+    "llm.c of 32 bits": (llm_c(20240801, 7, "<u4"), r"a header as llm\.c writes.*'<u4', offset=1024"),
+    "header of another magic": (llm_c(278895051, 1, "<u2"), r"a header as llm\.c writes"),
+    "npy": (npy("<u2"), r"a NumPy \.npy file"),
+    "text": (b"Shall I compare thee to a summer's day? " * 50, "plain text"),
+    "gzip": (b"\x1f\x8b" + GPT2_TOKENS.astype("<u2").tobytes(), "compressed by gzip"),
+    "Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123456\n", "Git LFS"),
+}
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(("raw", "hint"), FOREIGN.values(), ids=FOREIGN)
+def test_bins_of_another_form_are_refused_with_a_hint(tmp_path, raw, hint, split):
+    folder = make_bins(tmp_path / "set")
+    (folder / f"{split}.bin").write_bytes(raw + b"\n" * (len(raw) % 2))
+    with pytest.raises(UserError, match=rf"{split}\.bin does not hold plain uint16 tokens: .*{hint}"):
+        open_splits(str(folder), None, 8, 1 << 16)
+
+
+@pytest.mark.parametrize("tokens", [GPT2_TOKENS, [0] * 3000, [7] * 3000, list(range(256)) * 9, [1, 0, 0] * 1000, [1, 0] * 20],
+                         ids=lambda tokens: str(tokens[:3]))
+def test_plain_bins_without_a_description_are_opened(tmp_path, tokens):
+    make_bins(tmp_path / "set", train=tokens, val=tokens)
+    assert open_splits(str(tmp_path / "set"), None, 8, 1 << 16).train.tokens.size == len(tokens)
+
+
+@pytest.mark.parametrize("meta", [{"dtype": "uint16"}, {"splits": {"train": {"tokens": 3000}}}])
+def test_bins_that_are_described_are_believed(tmp_path, meta):
+    folder = make_bins(tmp_path / "set", train=[5, 0] * 1500, val=[5, 0] * 1500, meta=meta)
+    assert open_splits(str(folder), None, 8, 1 << 16).meta == meta
+
+
 # raw corpora
 
 
@@ -252,8 +307,8 @@ def pack_texts(path, texts):
 
 def read_documents(path):
     """Texts of a corpus, read until the first thing that is bad, which raises UserError with its place."""
-    shards, bad = find_shards([path])
-    for item in (*bad, *(item for shard in shards for item in documents(shard, "text"))):
+    found = find_shards([path])
+    for item in (*found.bad, *(item for shard in found.shards for item in documents(shard, "text"))):
         if isinstance(item, Bad):
             raise UserError(f"{item.place}: {item.reason}")
         yield item

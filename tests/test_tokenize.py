@@ -22,7 +22,8 @@ from data.bpe import gpt2
 from data.corpus import stdlib_documents
 from data.encode import Checked, Gigatoken, Tiktoken
 from data.setup import ensure_prepared
-from data.tokenize import delete_raw, is_validation, main, prepare_stdlib, working_folder
+from data.split import is_validation
+from data.tokenize import delete_raw, main, prepare_stdlib, working_folder
 from errors import UserError
 from tests.corpora import compress, decoded, edit_members, entry, lines, offsets, overwrite, split_documents, write_tar
 from tests.programs import run, start
@@ -45,7 +46,9 @@ def prepare(folder, *inputs, **options):
 
 
 def program(folder, *inputs, **options):
-    return [sys.executable, "-m", "data.tokenize", *words(folder, *inputs, **options)]
+    """As `python -m data.tokenize`, but that small shards, too, are done one by one."""
+    code = "import sys, data.tokenize as own; own.GROUP_BYTES = 1; sys.exit(own.main())"
+    return [sys.executable, "-c", code, *words(folder, *inputs, **options)]
 
 
 def hashes(folder):
@@ -598,8 +601,9 @@ def test_entries_outside_the_archive_count_as_bad(tmp_path, bpe_cache):
 
 
 @pytest.fixture
-def broken_off(tmp_path, bpe_cache, capfd):
+def broken_off(tmp_path, bpe_cache, capfd, monkeypatch):
     """A preparation that encoded a.jsonl and stopped at b.jsonl: its inputs and folder."""
+    monkeypatch.setattr("data.tokenize.GROUP_BYTES", 1)
     inputs = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
     inputs[0].write_bytes(lines(f"document {number}" for number in range(10)))
     inputs[1].write_bytes(lines(["good"]) + b"{\n")
