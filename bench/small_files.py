@@ -40,7 +40,7 @@ def write(folder: Path, count: int) -> Path:
     return folder
 
 
-def seconds(folder: Path, source: Path, workers: int, before: str = "") -> float:
+def seconds(folder: Path, source: Path, workers: int, before: str = "pass") -> float:
     """What one preparation takes, with some code run before it."""
     begin = time.perf_counter()
     subprocess.run([sys.executable, "-c", f"import sys, data.tokenize as own; {before}; sys.exit(own.main())", "--name", str(folder),
