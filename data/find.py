@@ -115,30 +115,33 @@ class _Folders:
             files += self._linked(link, real, links)
         return files
 
-    def _scan(self, folder: str, real: str, links: list[str]) -> Iterator[str]:
-        self.visited.add(real)
-        try:
-            with os.scandir(folder) as listing:
-                entries = sorted(listing, key=lambda entry: entry.name)
-        except OSError as error:
-            self.found.bad.append(Bad(printable(folder), f"the folder cannot be read: {error.strerror}"))
-            return
-        for entry in entries:
-            path = entry.name if folder == "." else os.path.join(folder, entry.name)
-            if _is_hidden(entry.name):
-                self.passed.add("hidden files and folders", printable(path))
-            elif entry.is_symlink():
-                links.append(path)
-            elif entry.is_dir():
-                inner = os.path.join(real, entry.name)
-                if inner in self.visited:
-                    self.passed.add("folders named twice", printable(path))
+    def _scan(self, top: str, top_real: str, links: list[str]) -> Iterator[str]:
+        waiting = [(top, top_real)]  # no recursion: folders may be nested more deeply than Python's calls
+        while waiting:
+            folder, real = waiting.pop()
+            self.visited.add(real)
+            try:
+                with os.scandir(folder) as listing:
+                    entries = sorted(listing, key=lambda entry: entry.name)
+            except OSError as error:
+                self.found.bad.append(Bad(printable(folder), f"the folder cannot be read: {error.strerror}"))
+                continue
+            for entry in entries:
+                path = entry.name if folder == "." else os.path.join(folder, entry.name)
+                if _is_hidden(entry.name):
+                    self.passed.add("hidden files and folders", printable(path))
+                elif entry.is_symlink():
+                    links.append(path)
+                elif entry.is_dir():
+                    inner = os.path.join(real, entry.name)
+                    if inner in self.visited:
+                        self.passed.add("folders named twice", printable(path))
+                    else:
+                        waiting.append((path, inner))
+                elif entry.is_file():
+                    yield path
                 else:
-                    yield from self._scan(path, inner, links)
-            elif entry.is_file():
-                yield path
-            else:
-                self.passed.add("pipes, sockets and devices", printable(path))
+                    self.passed.add("pipes, sockets and devices", printable(path))
 
     def _linked(self, link: str, root: str, links: list[str]) -> Iterator[str]:
         real = os.path.realpath(link)
