@@ -123,7 +123,7 @@ def route(restored: Restored, model: Any, own: dict[str, Any]) -> None:
     args, world = restored.args, restored.world
     thresholds = args.router_threshold or [0.0]
     if own["budget"] is not None:
-        if args.router_threshold is not None:
+        if "router_threshold" in restored.given:
             raise UserError("--budget and --router_threshold say the same thing: give one of them")
         need_routers(model)
         windows = restored.splits().train

@@ -81,8 +81,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         switch("deterministic", "use only deterministic algorithms (exact resume on GPUs; slower)", scope=PLACE),
         Flag("stop_file", str, None, "stop cleanly when this file exists; its text, if any, is the reason. The file 'stop' in the experiment "
              "folder always does (None: only that one)", scope=PLACE),
-        Flag("stop_signals", str, DEFAULT_STOP_SIGNALS, "signals at which to finish the step, save and end; a SIGHUP that nohup has ignored stays "
-             "ignored", choices=STOP_SIGNALS, many=True, scope=PLACE),
+        Flag("stop_signals", str, None, f"signals at which to finish the step, save and end (None: {' '.join(DEFAULT_STOP_SIGNALS)}); a SIGHUP "
+             "that nohup has ignored stays ignored", choices=STOP_SIGNALS, many=True, scope=PLACE),
         Flag("outcome_file", str, None, "write a copy of outcome.json here, also where the experiment's folder cannot be written (None: no copy)",
              scope=PLACE),
         Flag("max_runtime_minutes", float, None, "stop cleanly after this many minutes (None: no limit)", low=0, scope=PLACE),
@@ -172,8 +172,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("eval_sample_size", int, None, "eval.py: tokens to evaluate (None: the whole split)", low=1, scope=EVALUATION),
         Flag("log_freq", int, 10, "write a log line and a metrics row every N steps; 0 = never", low=0, scope=PLACE),
         switch("wandb", "log to Weights & Biases (WANDB_MODE=offline on nodes without internet)", scope=PLACE),
-        Flag("wandb_project", str, "my-project", "project in Weights & Biases", scope=PLACE),
-        Flag("wandb_entity", str, None, "team in Weights & Biases (None: personal account)", scope=PLACE),
+        Flag("wandb_project", str, "my-project", "project in Weights & Biases; WANDB_PROJECT counts where this is not given", scope=PLACE),
+        Flag("wandb_entity", str, None, "team in Weights & Biases (None: WANDB_ENTITY, else the personal account)", scope=PLACE),
     ),
     "checkpoints": (
         Flag("results_base_folder", str, "./exps", "root of the experiment folders <dataset>/<model>/<name>", scope=PLACE),

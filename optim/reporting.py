@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from config.flags import FLAGS
 from errors import UserError
 from files import write_atomically
 from optim.experiment import Experiment
@@ -80,17 +82,29 @@ def log_to_file(path: Path) -> None:
     log.addHandler(handler)
 
 
+def account(args: Any) -> dict[str, str | None]:
+    """Project and team in Weights & Biases: those of the flags, else those of wandb's own variables."""
+    project, default = args.wandb_project, FLAGS["wandb_project"].default
+    return {"project": (os.environ.get("WANDB_PROJECT") or default) if project == default else project,
+            "entity": args.wandb_entity or os.environ.get("WANDB_ENTITY")}
+
+
 def start_wandb(args: Any, experiment: Experiment) -> Any:
     """The one run of this experiment in Weights & Biases: its id is kept in the folder, so that segments join it."""
     try:
         import wandb
     except ImportError:
         raise UserError("--wandb: the wandb package is not installed; pip install wandb") from None
+    place = Path(os.environ.get("WANDB_DIR") or experiment.folder)
+    with suppress(OSError):  # wandb itself says where it writes instead
+        place.mkdir(parents=True, exist_ok=True)
+    if os.path.expanduser("~") == "~":  # a container's user without a home; wandb keeps settings there
+        os.environ["HOME"] = str(place)
     path = experiment.folder / "wandb_id"
     if not path.exists():
         write_atomically(path, secrets.token_hex(4))
     try:
-        return wandb.init(id=path.read_text().strip(), resume="allow", project=args.wandb_project, entity=args.wandb_entity,
+        return wandb.init(id=path.read_text().strip(), resume="allow", dir=place, **account(args),
                           name=experiment.folder.name, config=vars(args), settings=wandb.Settings(console="off", quiet=True))
     except wandb.errors.Error as error:
         raise UserError(f"--wandb: {str(error).splitlines()[0]} (WANDB_MODE=offline needs no account)") from None

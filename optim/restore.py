@@ -29,12 +29,13 @@ CHECKPOINT = Flag("checkpoint", str, None, "experiment's folder or name (its new
 
 @dataclass(frozen=True)
 class Restored:
-    """An opened checkpoint. args: every flag, of the training but for what was given now."""
+    """An opened checkpoint. args: every flag, of the training but for what was given now; given: the names of those."""
 
     path: Path
     state: dict[str, Any]
     args: Namespace
     world: Any
+    given: frozenset[str] = frozenset()
 
     def splits(self) -> Any:
         """Its dataset. Raises UserError where it is not prepared."""
@@ -172,7 +173,7 @@ def with_checkpoint(prog: str, description: str, own: Mapping[str, Sequence[Flag
         args = resolve(prog, path, state, {**preset, **given})
         with distributed.start(args.distributed_backend, args.device) as world:
             set_precision(args.deterministic)
-            run(Restored(path, state, args, world), own_values)
+            run(Restored(path, state, args, world, frozenset(given)), own_values)
         return 0
 
     return config.guarded(prog, work)

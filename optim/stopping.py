@@ -32,13 +32,13 @@ class Stopper:
 
     Any of `stop_files` stops the run when it exists; its content, if it has any, is the reason. The first is the experiment's own,
     by which a person stops it; another is that of the job. `is_lost` is asked on the main process: whether another process has taken
-    the experiment over. `signals` are those that stop it, by name; the others do what they do to any process.
+    the experiment over. `signals` are those that stop it, by name (None: all but SIGXCPU); the others do what they do to any process.
     """
 
     def __init__(self, world: World, stop_files: Sequence[Path], max_runtime_minutes: float | None, began: float,
-                 signals: Sequence[str] = DEFAULT_STOP_SIGNALS) -> None:
+                 signals: Sequence[str] | None = None) -> None:
         self.world, self.stop_files = world, stop_files
-        self.signals = [signal.Signals[name] for name in signals]
+        self.signals = [signal.Signals[name] for name in signals or DEFAULT_STOP_SIGNALS]
         self.is_lost: Callable[[], bool] = lambda: False
         self.deadlines = {TIME: (began + 60 * max_runtime_minutes, SAVE_MARGIN_SECONDS)} if max_runtime_minutes is not None else {}
         end = os.environ.get("SLURM_JOB_END_TIME", "")

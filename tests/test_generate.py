@@ -199,13 +199,13 @@ def test_the_command_wants_a_checkpoint():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The checkpoint of a small adaptive model of characters."""
+    """The checkpoint of a small adaptive model of characters, whose training evaluated by threshold."""
     place = tmp_path_factory.mktemp("characters")
     (place / "verse.txt").write_text("to be or not to be,\nthat is the question: " * 200)
     made = run([sys.executable, "-m", "data.tokenize", "--name", "verse-char", "--data-dir", str(place), "--input", str(place / "verse.txt")])
     assert made.returncode == 0, made.stderr
     done = train(place / "exps", dataset="verse-char", data_dir=place, vocab_size=32, iterations=80, eval_freq=0, save_checkpoint_freq=None,
-                 dropout=0.0)
+                 dropout=0.0, routing="threshold", router_threshold=0.3)
     assert done.returncode == 0, done.stderr
     return folder(place / "exps")
 

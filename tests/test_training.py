@@ -200,6 +200,9 @@ def test_wandb_segments_are_one_offline_run(tmp_path: Path) -> None:
     assert process.returncode == STOPPED
     outcome = run([*command(tmp_path, iterations=20), "--wandb"], WANDB_DIR=str(offline))
     assert outcome.returncode == 0, outcome.stderr
+    outcome = run([*command(tmp_path, iterations=24, extend="continue"), "--wandb"], WANDB_DIR="")
+    assert outcome.returncode == 0, outcome.stderr
+    assert len(list(folder(tmp_path).glob("wandb/offline-run-*"))) == 1
     names = [path.name for path in offline.glob("wandb/offline-run-*")]
     assert len(names) == 2
     assert len({name.rsplit("-", 1)[1] for name in names}) == 1
