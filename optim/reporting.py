@@ -25,6 +25,11 @@ log = logging.getLogger("cotformer")
 PEAK_FLOPS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L40": 181e12,
               "L4": 121e12, "A10": 125e12, "V100": 125e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
 
+# charts in Weights & Biases that bear the names of the reference repository too
+REFERENCE_NAMES = {"eval/val_loss": "val/loss", "eval/val_pp": "val/perplexity", "eval/val_acc": "val/acc", "train/lr": "lr",
+                   "eval/max_grad_norm": "train/max_grad_norm", "final/val_loss": "val/final-loss", "final/val_pp": "val/final-ppl",
+                   "final/val_acc": "val/final-acc"}
+
 
 def peak_flops(device: torch.device) -> float | None:
     """Of a known GPU, else None."""
@@ -96,6 +101,15 @@ def start_wandb(args: Any, experiment: Experiment) -> Any:
         raise UserError(f"--wandb: {str(error).splitlines()[0]} (WANDB_MODE=offline needs no account)") from None
 
 
+def charts(row: dict[str, Any]) -> dict[str, float]:
+    """What Weights & Biases gets of a metrics row: its numbers, throughput and memory, and some again under the reference repository's names."""
+    kind = row["kind"]
+    numbers = {**row, **row.get("time", {})}
+    flat = {f"{kind}/{key}": value for key, value in numbers.items() if isinstance(value, (int, float)) and key not in ("step", "unix")}
+    again = {name: flat[key] for key, name in REFERENCE_NAMES.items() if key in flat}
+    return flat | again
+
+
 class Reporter:
     """Progress of one segment; on processes other than the main one every call does nothing."""
 
@@ -132,8 +146,7 @@ class Reporter:
             return
         new = self.experiment.metrics.append({**row, "time": {"unix": time.time(), **row.get("time", {})}})
         if new and self.wandb is not None:
-            flat = {f"{row['kind']}/{key}": value for key, value in row.items() if isinstance(value, (int, float)) and key != "step"}
-            self.wandb.log(flat, step=row["step"])
+            self.wandb.log(charts(row), step=row["step"])
         for line in lines:
             log.info(line)
 
