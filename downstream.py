@@ -27,7 +27,7 @@ import distributed
 from config.flags import Flag
 from config.parse import guarded, nearest
 from errors import UserError
-from optim.restore import CHECKPOINT, Restored, output_folder, with_checkpoint
+from optim.restore import CHECKPOINT, Restored, keep_result, output_folder, with_checkpoint
 
 PROG = "downstream.py"
 TASKS = ("mmlu", "arc_easy", "arc_challenge", "hellaswag", "piqa")
@@ -191,7 +191,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     import torch
     from lm_eval.evaluator import evaluate
 
-    from files import read_json, write_json
+    from files import read_json
 
     path, args = restored.path, restored.args
     output = output_folder(own["output_dir"], path, prints=True)
@@ -211,13 +211,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     paper = (read_json(PAPER) or {}).get("table3_downstream")
     if paper and any(value is not None for value in ours):
         print(f"\n{paper_table(ours, paper)}")
-    if output is not None:
-        target = output / f"downstream_{path.stem}.json"
-        try:
-            write_json(target, summary)
-        except OSError as error:
-            raise UserError(f"cannot write {target}: {error.strerror}") from None
-        print(f"\nresults  {target}")
+    keep_result(output, f"downstream_{path.stem}.json", summary, "\nresults  ")
 
 
 def check_installed() -> int:

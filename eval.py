@@ -17,9 +17,8 @@ from typing import Any
 
 import distributed
 from config.flags import Flag
-from errors import UserError
 from optim.names import EVALUATION
-from optim.restore import CHECKPOINT, Restored, output_folder, with_checkpoint
+from optim.restore import CHECKPOINT, Restored, keep_result, output_folder, with_checkpoint
 
 OWN_FLAGS = {"evaluation of a checkpoint": (
     CHECKPOINT,
@@ -72,7 +71,6 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     from tqdm import tqdm
 
     from data.bins import identity_of
-    from files import write_json
     from optim.evaluate import evaluate, perplexity
     from optim.setup import autocaster
 
@@ -107,13 +105,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
           f"accuracy           {summary['val_acc']:.7f}\naverage depth      {summary['average_depth']:.4f} layers\n"
           f"tokens             {summary['n_tokens']:,} in {summary['n_batches']} batches, {summary['tokens_per_second']:,.0f} tokens/s"
           + (f"\nrouting            {ROUTING[routing]}" if routing else ""), flush=True)
-    if place is not None:
-        target = place / EVALUATION.format(path.stem)
-        try:
-            write_json(target, summary)
-        except OSError as error:
-            raise UserError(f"cannot write {target}: {error.strerror}") from None
-        print(f"summary            {target}")
+    keep_result(place, EVALUATION.format(path.stem), summary, "summary            ")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -154,7 +154,11 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("ponder_lambda_p", float, 0.4, "pondernet: rate of the geometric prior over passes", low=0, high=1),
         Flag("ponder_kl_div_loss_weight", float, 0.01, "pondernet: weight of the divergence from the prior", low=0),
     ),
-    "cache (unused)": (
+    "unused": (
+        Flag("pos_jump_freq", int, None, "unused; accepted for old command lines", scope=PLACE),
+        Flag("pos_jump_schedule", str, None, "unused; accepted for old command lines", scope=PLACE),
+        Flag("optimization_process", str, None, "unused; accepted for old command lines", scope=PLACE),
+        Flag("total_sequence_length", int, None, "unused; accepted for old command lines", scope=PLACE),
         Flag("lm_cache", str, "none", "only 'none' exists", choices=("none",), scope=PLACE),
         Flag("mem_cache_size", int, None, "unused; accepted for old command lines", scope=PLACE),
         Flag("cache_topk", int, 1, "unused; accepted for old command lines", scope=PLACE),
@@ -205,7 +209,17 @@ FLAGS: dict[str, Flag] = {flag.name: flag for group in GROUPS.values() for flag 
 
 # accepted for old command lines, without effect. min_repeat stands in built names all the same, and so stays of identity
 OBSOLETE = frozenset({"config_format", "add_additional_space", "rmsnorm_eps", "multiple_of", "mod_capacity_factor", "min_repeat",
-                      *(flag.name for flag in GROUPS["cache (unused)"])})
+                      *(flag.name for flag in GROUPS["unused"])})
+
+# flags of the reference repository's programs that have another form here, and that form; under either spelling, - or _
+OTHER_FORMS = {
+    "method": "get_router_weights.py takes --cascade raw position token, in one pass over the data",
+    "config_loading": "leave it out: the settings come from the checkpoint, and flags given here stand above them",
+    "weights_40k": "give the files as they are: python plot_fig5.py router_weights_ckpt_40000.npz router_weights_ckpt_60000.npz",
+    "weights_60k": "give the files as they are: python plot_fig5.py router_weights_ckpt_40000.npz router_weights_ckpt_60000.npz",
+    "output": "--output_dir FOLDER takes its place",
+    "checkpoint": "plots take the files of get_ppl_per_mac.py and get_router_weights.py: python plot_fig4.py ppl_per_mac.json",
+}
 
 # the small training of --selftest_resume, between the defaults and what is given
 SELFTEST: dict[str, Any] = {

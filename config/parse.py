@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
-from config.flags import FLAGS, GROUPS, OBSOLETE, SELFTEST, Flag, boolean, prose
+from config.flags import FLAGS, GROUPS, OBSOLETE, OTHER_FORMS, SELFTEST, Flag, boolean, prose
 from config.naming import MAX_COMPONENT, bad_name
 from errors import OwnError, UserError, missing_package
 from files import PASSING_FAULTS, is_of_a_place
@@ -121,9 +121,16 @@ def _build(prog: str, description: str, groups: Mapping[str, Sequence[Flag]]) ->
     return parser
 
 
+def _underscored(word: str, flags: Mapping[str, Flag]) -> str:
+    """--output-dir is --output_dir, as old evaluation commands have it, and so for all that main.py does not take. Other words stay."""
+    name, equals, value = word.partition("=")
+    known = name[2:].replace("-", "_")
+    return f"--{known}{equals}{value}" if name.startswith("--") and known in flags and known not in FLAGS else word
+
+
 def _explicit(parser: _Parser, argv: Sequence[str], flags: Mapping[str, Flag], problems: list[Problem]) -> dict[str, Any]:
     try:
-        raw, extras = parser.parse_known_args(argv)
+        raw, extras = parser.parse_known_args([_underscored(word, flags) for word in argv])
     except _Usage as error:
         problems.append(Problem(str(error).removeprefix("argument ")))
         return {}
@@ -131,7 +138,8 @@ def _explicit(parser: _Parser, argv: Sequence[str], flags: Mapping[str, Flag], p
     for word in extras:
         if word.startswith("--"):
             name = word[2:].split("=", 1)[0]
-            meant = nearest("--" + name, ["--" + known for known in flags])
+            form = OTHER_FORMS.get(name.replace("-", "_"))
+            meant = f"; {form}" if form else nearest("--" + name, ["--" + known for known in flags])
             problems.append(Problem(f"unknown flag {word.split('=', 1)[0]}{meant}"))
             after_unknown = True
         elif not after_unknown:

@@ -27,6 +27,11 @@ log = logging.getLogger("cotformer")
 PEAK_FLOPS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L40": 181e12,
               "L4": 121e12, "A10": 125e12, "V100": 125e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
 
+# charts in Weights & Biases that bear the names of the reference repository too
+REFERENCE_NAMES = {"eval/val_loss": "val/loss", "eval/val_pp": "val/perplexity", "eval/val_acc": "val/acc", "train/lr": "lr",
+                   "eval/max_grad_norm": "train/max_grad_norm", "final/val_loss": "val/final-loss", "final/val_pp": "val/final-ppl",
+                   "final/val_acc": "val/final-acc"}
+
 
 def peak_flops(device: torch.device) -> float | None:
     """Of a known GPU, else None."""
@@ -82,11 +87,10 @@ def log_to_file(path: Path) -> None:
     log.addHandler(handler)
 
 
-def account(args: Any) -> dict[str, str | None]:
+def account(args: Any) -> tuple[str, str | None]:
     """Project and team in Weights & Biases: those of the flags, else those of wandb's own variables."""
     project, default = args.wandb_project, FLAGS["wandb_project"].default
-    return {"project": (os.environ.get("WANDB_PROJECT") or default) if project == default else project,
-            "entity": args.wandb_entity or os.environ.get("WANDB_ENTITY")}
+    return (os.environ.get("WANDB_PROJECT") or default) if project == default else project, args.wandb_entity or os.environ.get("WANDB_ENTITY")
 
 
 def start_wandb(args: Any, experiment: Experiment) -> Any:
@@ -103,11 +107,21 @@ def start_wandb(args: Any, experiment: Experiment) -> Any:
     path = experiment.folder / "wandb_id"
     if not path.exists():
         write_atomically(path, secrets.token_hex(4))
+    project, entity = account(args)
     try:
-        return wandb.init(id=path.read_text().strip(), resume="allow", dir=place, **account(args),
+        return wandb.init(id=path.read_text().strip(), resume="allow", dir=place, project=project, entity=entity,
                           name=experiment.folder.name, config=vars(args), settings=wandb.Settings(console="off", quiet=True))
     except wandb.errors.Error as error:
         raise UserError(f"--wandb: {str(error).splitlines()[0]} (WANDB_MODE=offline needs no account)") from None
+
+
+def charts(row: dict[str, Any]) -> dict[str, float]:
+    """What Weights & Biases gets of a metrics row: its numbers, throughput and memory, and some again under the reference repository's names."""
+    kind = row["kind"]
+    numbers = {**row, **row.get("time", {})}
+    flat = {f"{kind}/{key}": value for key, value in numbers.items() if isinstance(value, (int, float)) and key not in ("step", "unix")}
+    again = {name: flat[key] for key, name in REFERENCE_NAMES.items() if key in flat}
+    return flat | again
 
 
 class Reporter:
@@ -146,8 +160,7 @@ class Reporter:
             return
         new = self.experiment.metrics.append({**row, "time": {"unix": time.time(), **row.get("time", {})}})
         if new and self.wandb is not None:
-            flat = {f"{row['kind']}/{key}": value for key, value in row.items() if isinstance(value, (int, float)) and key != "step"}
-            self.wandb.log(flat, step=row["step"])
+            self.wandb.log(charts(row), step=row["step"])
         for line in lines:
             log.info(line)
 

@@ -21,7 +21,7 @@ import distributed
 from config.flags import FLAGS, Flag
 from config.identity import INHERITED
 from errors import UserError
-from files import try_to_write
+from files import try_to_write, write_json
 
 CHECKPOINT = Flag("checkpoint", str, None, "experiment's folder or name (its newest valid checkpoint is taken), or a checkpoint file; "
                   "names are looked for in $RESULTS_DIR and ./exps")
@@ -110,6 +110,17 @@ def output_folder(given: str | None, checkpoint: Path, prints: bool) -> Path | N
             return None
         raise UserError(f"cannot write to {folder}: {error.strerror}; give {'another' if given else 'an'} --output_dir") from None
     return folder
+
+
+def keep_result(place: Path | None, name: str, content: dict[str, Any], words: str) -> None:
+    """Write a program's JSON into the folder that `output_folder` gave, if it did, and say where it is. Raises UserError."""
+    if place is None:
+        return
+    try:
+        write_json(place / name, content)
+    except OSError as error:
+        raise UserError(f"cannot write {place / name}: {error.strerror}") from None
+    print(f"{words}{place / name}")
 
 
 def trained_settings(path: Path, state: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import config
-from config.flags import FLAGS, OBSOLETE
+from config.flags import FLAGS, OBSOLETE, Flag
 from errors import UserError
 
 ROOT = Path(config.__file__).resolve().parent.parent
@@ -264,6 +264,28 @@ def test_every_obsolete_flag_is_called_without_effect(name):
     args = config.parse_args([])
     vars(args)[name] = "other"
     assert f"--{name} has no effect: the flag is accepted for old command lines" in config.unused_settings(args)
+
+
+def test_unused_flags_of_the_authors_are_accepted_with_a_line():
+    words = "--pos_jump_freq 3 --pos_jump_schedule x --optimization_process base --total_sequence_length 512"
+    assert len([line for line in config.unused_settings(config.parse_args(words.split())) if "has no effect" in line]) == 4
+
+
+def test_hyphens_in_an_evaluations_own_flag_are_underscores():
+    own = {"own": (Flag("output_dir", str, None, ""),)}
+    for words in (["--output-dir", "a-b"], ["--output-dir=a-b"], ["--output_dir", "a-b"]):
+        assert config.parse(words, prog="eval.py", description="", extra=own) == ({"output_dir": "a-b"}, [])
+
+
+@pytest.mark.parametrize(("words", "form"), [
+    (["--method", "cf"], "--cascade raw position token"), (["--config-loading", "argparse"], "the settings come from the checkpoint"),
+    (["--weights-40k", "a.npy"], "python plot_fig5.py"), (["--weights-60k=a.npy"], "python plot_fig5.py"),
+    (["--output", "f.png"], "--output_dir FOLDER")])
+def test_old_commands_are_answered_with_the_new_form(capsys, words, form):
+    with pytest.raises(SystemExit):
+        config.parse_args(words)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert form in line
 
 
 def test_min_repeat_of_the_published_commands_is_not_called_without_effect():

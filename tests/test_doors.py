@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from errors import UserError
+from iridis.quickstart.table import how_to_go_on
 from optim.restore import find_checkpoint
 from tests.programs import PEER, ROOT
 
@@ -38,6 +39,17 @@ def test_a_missing_module_of_our_own_stays_a_crash(tmp_path: Path) -> None:
     program = "import config; config.guarded('x', lambda: __import__('models.nowhere'))"
     outcome = subprocess.run([sys.executable, "-S", "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert outcome.returncode == 1 and "Traceback" in outcome.stderr
+
+
+@pytest.mark.parametrize(("kind", "line"), [("bin", "source {}/bin/activate"), ("conda-meta", "conda activate {}")])
+def test_the_quickstart_ends_with_how_to_activate_its_environment(tmp_path: Path, kind: str, line: str) -> None:
+    (tmp_path / kind).mkdir()
+    assert how_to_go_on(tmp_path).endswith(line.format(tmp_path))
+
+
+def test_an_environment_in_the_clone_is_named_as_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert how_to_go_on(tmp_path / ".venv").endswith("source .venv/bin/activate")
 
 
 @pytest.fixture

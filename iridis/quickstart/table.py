@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
 import sys
 from pathlib import Path
@@ -15,6 +16,16 @@ from data import open_splits
 from data.unigram import unigram_loss
 from files import write_json
 from optim.reader import Record
+
+
+def how_to_go_on(environment: Path) -> str:
+    """The line with which the commands of the README run in the environment of this program."""
+    if (environment / "conda-meta").is_dir():
+        activate = f"conda activate {environment}"
+    else:
+        script = environment / "bin" / "activate"
+        activate = f"source {os.path.relpath(script) if script.is_relative_to(Path.cwd()) else script}"
+    return f"to go on by hand:  {activate}"
 
 
 def main(experiment: Path, run_dir: Path) -> None:
@@ -53,6 +64,7 @@ def main(experiment: Path, run_dir: Path) -> None:
     width = max(len(name) for name, _ in table)
     line = "-" * (width + 2 + max(len(value) for _, value in table))
     print("\n".join([line, *(f"{name:<{width}}  {value}" for name, value in table), line]))
+    print(how_to_go_on(Path(sys.prefix)))
 
 
 if __name__ == "__main__":
