@@ -26,8 +26,9 @@ from typing import Any
 import distributed
 from config.flags import Flag
 from config.parse import guarded, nearest
+from data.vocabulary import GPT2, unknown, vocabulary_of
 from errors import UserError
-from optim.restore import CHECKPOINT, Restored, keep_result, output_folder, with_checkpoint
+from optim.restore import CHECKPOINT, TOKENIZER, Restored, keep_result, output_folder, with_checkpoint
 
 PROG = "downstream.py"
 TASKS = ("mmlu", "arc_easy", "arc_challenge", "hellaswag", "piqa")
@@ -35,9 +36,9 @@ COLUMNS = {"mmlu": ("mmlu",), "arc": ("arc_easy", "arc_challenge"), "hellaswag":
 METRICS = ("acc", "acc_norm", "acc_norm_nospace")
 PAPER = Path(__file__).parent / "report" / "paper.json"
 SEED = 1234  # of few-shot examples and of models that draw in evaluation
-LEAST_VOCABULARY = 50257  # of GPT-2's BPE
 OWN_FLAGS = {"downstream tasks": (
     CHECKPOINT,
+    TOKENIZER,
     Flag("tasks", str, None, f"of the harness, or YAML files (None: {' '.join(TASKS)})", many=True),
     Flag("limit", int, None, "examples of each task, for trying out (None: all)", low=1),
     Flag("output_dir", str, None, "where to write the results (None: beside the checkpoint)"),
@@ -149,7 +150,7 @@ def load_tasks(names: Sequence[str], include_path: str | None) -> Any:
     return loaded
 
 
-def make_lm(restored: Restored) -> Any:
+def make_lm(restored: Restored, tokenizer: str | None) -> Any:
     """The checkpoint's model for the harness. Raises UserError where it does not read GPT-2's tokens."""
     from data.bpe import gpt2
     from optim.harness import CheckpointLM
@@ -159,8 +160,11 @@ def make_lm(restored: Restored) -> Any:
     args, world = restored.args, restored.world
     if world.size > 1:
         raise UserError(f"{PROG} runs on one process, not {world.size}")
-    if args.vocab_size < LEAST_VOCABULARY:
-        raise UserError(f"the tasks are text in GPT-2's {LEAST_VOCABULARY} tokens; this model has {args.vocab_size}")
+    known = vocabulary_of(restored.state, args, tokenizer)
+    if known.tokenizer is None:
+        raise unknown(args)
+    if known.tokenizer != GPT2:
+        raise UserError(f"the tasks are text in GPT-2's tokens; this model's are of another tokenizer ({known.tokenizer})")
     return CheckpointLM(Scorer(restored.model(), world.device, args.batch_size, autocaster(args.dtype, world.device)), gpt2())
 
 
@@ -196,7 +200,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     path, args = restored.path, restored.args
     output = output_folder(own["output_dir"], path, prints=True)
     logging.getLogger("lm_eval").setLevel(logging.WARNING)
-    lm = make_lm(restored)
+    lm = make_lm(restored, own["tokenizer"])
     loaded = load_tasks(list(dict.fromkeys(own["tasks"] or TASKS)), own["include_path"])
     torch.manual_seed(SEED)
     begin = time.monotonic()

@@ -19,12 +19,14 @@ from typing import Any
 
 import distributed
 from config.flags import Flag, prose
+from data.vocabulary import CHARACTERS, GPT2, Vocabulary, unknown, vocabulary_of
 from errors import UserError
-from optim.restore import CHECKPOINT, Restored, with_checkpoint
+from optim.restore import CHECKPOINT, TOKENIZER, Restored, with_checkpoint
 
 OWN_FLAGS = {"generation": (
     CHECKPOINT,
     Flag("prompt", prose, None, "texts to go on from (None: --eval_seq_prefix)", many=True),
+    TOKENIZER,
     Flag("max_new_tokens", int, 256, "most tokens to add to each prompt", low=1),
     Flag("temperature", float, 1.0, "divides the logits; 0 takes the likeliest token each time", low=0),
     Flag("top_k", int, None, "choose among the likeliest K tokens only (None: all)", low=1),
@@ -88,27 +90,25 @@ class Transcript:
             print(f"=== {number}\n{whole}")
 
 
-def codec(args: Any) -> Codec:
-    """That of the checkpoint's dataset, or GPT-2's where the dataset is not here. Raises UserError."""
-    from data.bins import dataset_folder, read_meta
-    from data.bpe import END_OF_TEXT, gpt2
+def codec(known: Vocabulary, args: Any) -> Codec:
+    """That of the model's vocabulary. Raises UserError where nobody says what it is."""
+    from data.bpe import gpt2
 
-    folder = dataset_folder(args.dataset, args.data_dir)
-    meta = read_meta(folder) if folder.is_dir() else {}
-    if meta.get("tokenizer") == "char":
-        numbers = {character: number for number, character in enumerate(meta["characters"])}
+    if known.tokenizer == CHARACTERS and known.characters:
+        characters = known.characters
+        numbers = {character: number for number, character in enumerate(characters)}
 
         def encode(text: str) -> list[int]:
             strange = sorted(set(text) - set(numbers))
             if strange:
-                raise UserError(f"--prompt {text!r}: {folder} has no {strange[0]!r}; give another --prompt")
+                raise UserError(f"--prompt {text!r}: the training data have no {strange[0]!r}; give another --prompt")
             return [numbers[character] for character in text]
 
-        return Codec(encode, lambda token: meta["characters"][token].encode(errors="replace"), len(numbers), None)
-    if args.vocab_size <= END_OF_TEXT:
-        raise UserError(f"a vocabulary of {args.vocab_size} is not GPT-2's, and {folder} does not say whose it is; give --data_dir")
+        return Codec(encode, lambda token: characters[token].encode(errors="replace"), len(numbers), None)
+    if known.tokenizer != GPT2 or known.end_of_text is None:
+        raise unknown(args)
     encoding = gpt2()
-    return Codec(encoding.encode_ordinary, encoding.decode_single_token_bytes, END_OF_TEXT + 1, END_OF_TEXT)
+    return Codec(encoding.encode_ordinary, encoding.decode_single_token_bytes, known.end_of_text + 1, known.end_of_text)
 
 
 def route(restored: Restored, model: Any, own: dict[str, Any]) -> None:
@@ -150,7 +150,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
         raise UserError("generate.py runs as one process: start it without torchrun")
     if "" in (own["stop"] or ()):
         raise UserError("--stop must not be empty")
-    text = codec(args)
+    text = codec(vocabulary_of(restored.state, args, own["tokenizer"]), args)
     texts = own["prompt"] or [args.eval_seq_prefix]
     prompts = [text.encode(prompt) for prompt in texts]
     if not all(prompts):

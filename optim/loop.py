@@ -22,6 +22,7 @@ from config.identity import differences, fingerprint
 from data import SampleOrder, Splits
 from data.bins import data_differences, identity_of
 from data.order import mix
+from data.vocabulary import described
 from distributed.world import World
 from errors import BadNumbers, UserError
 from files import PASSING_FAULTS, write_json
@@ -43,7 +44,7 @@ from processes import code_change, code_facts
 
 FORMAT = 1
 PARTS = {"itr", "args", "world_size", "optimizer", "scheduler", "scaler", "rng", "data", "gradient_meter"}  # of a state, beside format and model
-# and, where they are missing, a checkpoint is of before they were kept: skipped, overflows, evaluation, rollbacks, initial
+# and, where they are missing, a checkpoint is of before they were kept: skipped, overflows, vocabulary, precision, evaluation, rollbacks, initial
 SPIKE = 5.0  # largest gradient norm over the mean since the last evaluation, from which on it is called a spike
 BAD_IN_A_ROW = 10  # skipped steps, after which a run stops
 OVERFLOWS_IN_A_ROW = 20  # of the gradient in float16: the loss scaler gives way by halves, from 65536
@@ -113,6 +114,11 @@ class Trainer:
 
     # state
 
+    @property
+    def _precision(self) -> str:
+        """What --dtype means on this device."""
+        return str(autocast_dtype(self.args.dtype, self.world.device)).removeprefix("torch.")
+
     def _state(self) -> dict[str, Any] | None:
         """The whole state, on the main process; every process must call this."""
         ranks = self.world.gather(checkpoint.random_states(self.world.device))
@@ -125,6 +131,7 @@ class Trainer:
             "data": {"data_seed": self.args.data_seed, "next_sample": self.step * self.args.batch_size * self.args.acc_steps,
                      "train_tokens": int(self.splits.train.tokens.size), **self.data},
             "gradient_meter": dict(vars(self.meter)), "skipped": self.skipped, "overflows": self.overflows,
+            "vocabulary": asdict(described(self.splits.meta)), "precision": self._precision,
             "evaluation": asdict(self.evaluation), "rollbacks": list(self.rollbacks), **self._initial(),
         }
 
@@ -188,6 +195,9 @@ class Trainer:
                               EvaluationPlan(state["args"]["batch_size"], state["args"]["eval_batches"]))
         if self.world.rank < len(state["rng"]):
             checkpoint.restore_random_states(state["rng"][self.world.rank], self.world.device)
+        if state.get("precision", self._precision) != self._precision:
+            log.info(f"note: the training so far computed in {state['precision']}, and goes on in {self._precision}, which is what "
+                     f"--dtype {self.args.dtype} means on this device; --dtype {state['precision']} keeps to the former")
         if state["world_size"] != self.world.size:
             log.info(f"the checkpoint was written by {state['world_size']} processes, now there are {self.world.size}: "
                      f"same samples and effective batch, sums in another order")

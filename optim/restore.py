@@ -20,11 +20,14 @@ import config
 import distributed
 from config.flags import FLAGS, Flag
 from config.identity import INHERITED
+from data.vocabulary import GPT2
 from errors import UserError
 from files import try_to_write, write_json
 
 CHECKPOINT = Flag("checkpoint", str, None, "experiment's folder or name (its newest valid checkpoint is taken), or a checkpoint file; "
                   "names are looked for in $RESULTS_DIR and ./exps")
+TOKENIZER = Flag("tokenizer", str, None, "what the tokens stand for, where neither the checkpoint nor its dataset says so (None: as these say)",
+                 choices=(GPT2,))
 
 
 @dataclass(frozen=True)

@@ -218,6 +218,22 @@ def test_a_prompt_with_line_breaks_is_printed_with_what_follows(trained):
 
 
 @pytest.mark.slow
+def test_characters_travel_with_the_checkpoint(trained, tmp_path):
+    outcome = generated("--checkpoint", trained, "--prompt", "be, th", "--max_new_tokens", "5", "--temperature", "0", "--data_dir", tmp_path)
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stdout.startswith("be, th")
+
+
+@pytest.mark.slow
+def test_a_model_of_unknown_tokens_writes_no_text(trained, tmp_path):
+    state = torch.load(trained / "ckpt.pt", weights_only=True)
+    del state["vocabulary"]
+    torch.save(state, tmp_path / "ckpt.pt")
+    outcome = generated("--checkpoint", tmp_path / "ckpt.pt", "--prompt", "be", "--data_dir", tmp_path)
+    assert outcome.returncode == 2 and "nobody says what the 32 tokens" in outcome.stderr and outcome.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
 def test_a_text_ends_with_what_stops_it(trained):
     outcome = generated("--checkpoint", trained, "--prompt", "to be", "--max_new_tokens", "200", "--stop", "o", "t")
     assert outcome.stdout.strip()[-1] in "ot" and not set("ot") & set(outcome.stdout.strip()[5:-1])
@@ -236,7 +252,7 @@ def test_a_budget_is_told_and_about_kept(trained):
     (["--budget", "0.5", "--router_threshold", "0.5"], "give one of them"),
     (["--stop", ""], "must not be empty"),
     (["--budget", "0.1"], "one pass alone costs"),
-    (["--prompt", "XYZ"], "has no 'X'"),
+    (["--prompt", "XYZ"], "have no 'X'"),
     (["--prompt", ""], "must not be empty"),
     (["--top_p", "2"], "at most 1"),
 ])

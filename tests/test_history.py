@@ -232,6 +232,18 @@ def test_a_rolled_back_training_computes_what_it_did_before(begun: Path) -> None
     assert differing(*map(leaves, states)) == []
 
 
+# another device
+
+
+def test_a_precision_that_changes_with_the_device_is_told(begun: Path) -> None:
+    newest = max(folder(begun).glob("ckpt_*.pt"), key=lambda path: int(path.stem.split("_")[1]))
+    state = torch.load(newest, weights_only=True)
+    assert state["precision"] == "float32"
+    torch.save({**state, "precision": "bfloat16"}, newest)
+    outcome = small(begun, iterations=100_000, max_runtime_minutes=0)
+    assert "computed in bfloat16, and goes on in float32" in outcome.stdout
+
+
 # pruning
 
 

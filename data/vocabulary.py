@@ -1,0 +1,64 @@
+"""What the tokens of a training stand for. It travels with the checkpoint: nobody guesses it from the size of a vocabulary.
+
+    state["vocabulary"] = asdict(described(splits.meta))       # when a checkpoint is written
+    known = vocabulary_of(state, args)                         # when one is opened
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from data.bins import dataset_folder, label, read_meta
+from data.bpe import END_OF_TEXT
+from errors import UserError
+
+GPT2, CHARACTERS = "gpt2", "char"
+OF_GPT2 = ("openwebtext2", "slimpajama", "stdlib")  # datasets that have no other tokens, the authors' too
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """tokenizer: gpt2, char or another's name, None where nobody says. end_of_text: the token that ends a document, if there is one.
+
+    characters: those of a character-level dataset, in the order of their tokens.
+    """
+
+    tokenizer: str | None = None
+    end_of_text: int | None = None
+    characters: str | None = None
+
+
+OF_BPE = Vocabulary(GPT2, END_OF_TEXT)
+
+
+def described(meta: Mapping[str, Any]) -> Vocabulary:
+    """As a dataset's meta.json tells it, or as a checkpoint recorded it."""
+    values = {name: meta.get(name) for name in ("tokenizer", "end_of_text", "characters")}
+    for name, kind in (("tokenizer", str), ("end_of_text", int), ("characters", str)):
+        if not isinstance(values[name], kind):
+            values[name] = None
+    return Vocabulary(**values) if values["tokenizer"] else Vocabulary()
+
+
+def vocabulary_of(state: Mapping[str, Any], args: Namespace, tokenizer: str | None = None) -> Vocabulary:
+    """Of a checkpoint with these flags: as it says itself, else as its dataset does where that is here, else as its name tells.
+
+    tokenizer: as the user says, where nobody else does. Raises UserError for a damaged meta.json.
+    """
+    said = state.get("vocabulary")
+    known = described(said) if isinstance(said, Mapping) else Vocabulary()
+    folder = dataset_folder(args.dataset, args.data_dir)
+    if known.tokenizer is None and folder.is_dir():
+        known = described(read_meta(folder))
+    if known.tokenizer is None and args.vocab_size > END_OF_TEXT and (tokenizer == GPT2 or label(args.dataset) in OF_GPT2):
+        return OF_BPE
+    return known
+
+
+def unknown(args: Namespace) -> UserError:
+    """That nobody says what a model's tokens are."""
+    return UserError(f"nobody says what the {args.vocab_size} tokens of this model stand for: neither its checkpoint nor its dataset "
+                     f"({dataset_folder(args.dataset, args.data_dir)}) names a tokenizer; give --data_dir, or --tokenizer {GPT2} where it is that")

@@ -1,0 +1,51 @@
+"""What a model's tokens stand for travels with its checkpoint; nobody guesses it."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import config
+from data.vocabulary import OF_BPE, Vocabulary, vocabulary_of
+
+LETTERS = Vocabulary("char", None, "abc")
+
+
+def opened(folder: Path, **flags: Any) -> Namespace:
+    return config.add_defaults({"dataset": str(folder), "model": "base", **flags})
+
+
+def meta(folder: Path, **values: Any) -> None:
+    (folder / "meta.json").write_text(json.dumps(values))
+
+
+def test_the_checkpoint_is_believed_before_the_dataset(tmp_path: Path) -> None:
+    meta(tmp_path, tokenizer="gpt2", end_of_text=50256)
+    assert vocabulary_of({"vocabulary": {"tokenizer": "char", "end_of_text": None, "characters": "abc"}}, opened(tmp_path)) == LETTERS
+
+
+def test_the_dataset_is_asked_where_the_checkpoint_says_nothing(tmp_path: Path) -> None:
+    meta(tmp_path, tokenizer="char", characters="abc")
+    assert vocabulary_of({}, opened(tmp_path)) == LETTERS
+
+
+def test_a_large_vocabulary_alone_is_not_taken_for_that_of_gpt2(tmp_path: Path) -> None:
+    assert vocabulary_of({}, opened(tmp_path, vocab_size=50304)) == Vocabulary()
+
+
+@pytest.mark.parametrize(("dataset", "vocab_size", "tokenizer", "known"), [
+    ("owt2", 50304, None, OF_BPE), ("/gone/openwebtext2", 50304, None, OF_BPE), ("owt2", 256, None, Vocabulary()),
+    ("/gone/mine", 50304, "gpt2", OF_BPE), ("/gone/mine", 256, "gpt2", Vocabulary())])
+def test_a_known_dataset_or_the_user_tells_where_it_can_be_true(dataset: str, vocab_size: int, tokenizer: str | None, known: Vocabulary) -> None:
+    args = opened(Path(dataset), vocab_size=vocab_size, data_dir="/gone")
+    args.dataset = dataset
+    assert vocabulary_of({}, args, tokenizer) == known
+
+
+@pytest.mark.parametrize("said", [None, "gpt2", {}, {"tokenizer": 5}, {"tokenizer": None, "end_of_text": 50256}])
+def test_a_record_that_says_nothing_is_none(tmp_path: Path, said: Any) -> None:
+    assert vocabulary_of({"vocabulary": said}, opened(tmp_path)) == Vocabulary()
