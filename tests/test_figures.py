@@ -249,6 +249,34 @@ def test_figure_5_has_a_row_for_each_cascade_and_says_which_is_right(tmp_path: P
     assert "the paper's" in labels[1] and "the right one" in labels[2]
 
 
+def test_figure_5_has_one_scale_in_a_row(tmp_path: Path) -> None:
+    values = np.stack([np.linspace(0.0, 1, 100), np.full(100, 0.5)], axis=1)
+    data = draw(plot_fig5, [weights(tmp_path / "router_weights_ckpt.npz", values)], tmp_path / "out")
+    first, second = plot_fig5.draw(data).axes
+    assert first.get_ylim() == second.get_ylim() and first.get_ylim()[1] >= 100
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.43, 0.61), (0.7, 0.7), (0.5, 0.503), (1.0, 1.0), (0.0, 0.0)])
+def test_figure_5_axes_start_and_end_at_the_scores(tmp_path: Path, low: float, high: float) -> None:
+    data = draw(plot_fig5, [weights(tmp_path / "router_weights_ckpt.npz", np.linspace(low, high, 1000)[:, None])], tmp_path / "out")
+    left, right = plot_fig5.draw(data).axes[0].get_xlim()
+    width = data["edges"][1]
+    assert left <= low + 1e-6 and left > low - 1.001 * width and high - 1e-6 <= right < high + 1.001 * width
+    assert sum(data["rows"][0]["files"][0]["counts"][0]) == 1000
+
+
+def test_figure_5_shows_the_shape_of_scores_that_lie_close_together(tmp_path: Path) -> None:
+    data = draw(plot_fig5, [weights(tmp_path / "router_weights_ckpt.npz", np.linspace(0.45, 0.55, 1000)[:, None])], tmp_path / "out")
+    assert sum(count > 0 for count in data["rows"][0]["files"][0]["counts"][0]) >= 25
+
+
+def test_figure_5_says_in_plain_words_what_a_score_and_a_panel_are(tmp_path: Path) -> None:
+    data = draw(plot_fig5, [weights(tmp_path / "router_weights_ckpt.npz", np.full((10, 2), 0.5))], tmp_path / "out")
+    figure = plot_fig5.draw(data)
+    assert [axis.get_title() for axis in figure.axes] == ["after pass 1 of 3", "after pass 2 of 3"]
+    assert "0 (stop) to 1 (go on to the next pass)" in figure.get_suptitle()
+
+
 def test_figure_5_compares_checkpoints_in_one_panel(tmp_path: Path) -> None:
     files = [weights(tmp_path / f"router_weights_ckpt_{itr}.npz", np.full((10, 2), 0.5), itr=itr) for itr in (40000, 60000)]
     (row,) = draw(plot_fig5, files, tmp_path / "out")["rows"]
