@@ -90,8 +90,8 @@ def histograms(files: Sequence[Weights]) -> dict[str, Any]:
     low, high = min(float(one.weights.min()) for one in files), max(float(one.weights.max()) for one in files)
     width = next((width for width in WIDTHS if high - low >= FEWEST_BINS * width), WIDTHS[-1])
     edges = np.linspace(0, 1, round(1 / width) + 1)
-    first = min(np.searchsorted(edges, low, "right") - 1, len(edges) - 2)
-    last = max(np.searchsorted(edges, high), first + 1)
+    first = min(int(np.searchsorted(edges, low, "right")) - 1, len(edges) - 2)
+    last = max(int(np.searchsorted(edges, high)), first + 1)
     rows = []
     for cascade in (name for name in CASCADES if any(one.cascade == name for one in files)):
         rows.append({"cascade": cascade, "files": [
