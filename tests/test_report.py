@@ -361,6 +361,28 @@ def test_rows_without_an_evaluation_say_so(tmp_path: Path) -> None:
     assert sum("not evaluated" in line for line in lines) == len(rows.ROWS) - 1
 
 
+def test_report_opens_with_the_models_that_were_evaluated(tmp_path: Path) -> None:
+    cot(tmp_path / "row")
+    cot(tmp_path / "other", n_embd=384)
+    text = render.markdown(report_on(tmp_path))
+    places = [text.index(part) for part in ("CoTFormer 12x3", "width 384", "## How to read this", "not evaluated")]
+    assert places == sorted(places) and places[0] < 700
+    assert text.startswith("# Fidelity report\n\n## Models of the paper\n\n### Table 1\n\n| model | ours |")
+
+
+@pytest.mark.parametrize("changes", [{"n_embd": 384}, {}])
+def test_rows_that_were_not_evaluated_are_folded(tmp_path: Path, changes: dict[str, Any]) -> None:
+    cot(tmp_path, **changes)
+    before, _, folded = render.markdown(report_on(tmp_path)).partition("<details>")
+    assert "not evaluated" not in before and folded.count("not evaluated") == len(rows.ROWS) - (not changes)
+    assert folded.rstrip().endswith("</details>") and folded.count("</details>") == 1
+
+
+def test_report_of_sweeps_alone_opens_with_them(tmp_path: Path) -> None:
+    summaries.curve(tmp_path / "ppl_per_mac.json", "adm", [point(50_000_000_000, 29.5, threshold=0.9)], [])
+    assert render.markdown(report_on(tmp_path)).startswith("# Fidelity report\n\n## Perplexity against compute")
+
+
 def test_markdown_rows_have_as_many_cells_as_their_head(tmp_path: Path) -> None:
     cot(tmp_path / "a|b")
     cot(tmp_path / "x|y", n_embd=384)
