@@ -81,13 +81,16 @@ def _curve(curve: Curve) -> list[str]:
         lines += ["Routing by capacity picks tokens by scores over the whole sequence: at reduced compute the router's points are not those of a "
                   "causal model.", ""]
     rows = [(kind, point) for kind, points in (("router", curve.router), ("fixed depth", curve.fixed_depth)) for point in points]
-    return [*lines, *table(("budget", "MACs x 1e9", "perplexity", "95% interval over windows", "layers a token", "seconds a sequence"),
+    return [*lines, *table(("budget", "MACs x 1e9", "perplexity", "95% interval over windows", "95%, paired with full depth",
+                            "layers a token", "seconds a sequence"),
                            [_budget(kind, point) for kind, point in rows]), ""]
 
 
 def _budget(kind: str, point: Point) -> list[str]:
     name = f"router, threshold {point.label:g}" if kind == "router" else f"fixed depth, {point.label:g} pass{'es' if point.label > 1 else ''}"
-    return [name, f"{point.macs / 1e9:.2f}", two(point.perplexity), between(point.interval), two(point.depth),
+    work, paired = point.macs / 1e9, point.paired
+    of_pairs = "" if paired is None else f"{paired[0]:.3f} to {paired[1]:.3f}"
+    return [name, f"{work:.2f}" if work >= 1 else f"{work:.2g}", two(point.perplexity), between(point.interval), of_pairs, two(point.depth),
             "" if point.seconds is None else f"{point.seconds:.4g}"]
 
 

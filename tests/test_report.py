@@ -397,6 +397,11 @@ def test_points_at_each_compute_budget_are_listed(tmp_path: Path) -> None:
     assert "| fixed depth, 1 pass | 45.94 | 30.90 |" in text
 
 
+def test_points_of_a_small_model_have_their_work_and_their_interval_against_full_depth(tmp_path: Path) -> None:
+    summaries.curve(tmp_path / "ppl_per_mac.json", "adm", [], [point(4_500_000, 15.0, paired=0.001, passes=1)])
+    assert "| fixed depth, 1 pass | 0.0045 | 15.00 | 14.70 to 15.30 | 14.985 to 15.015 |" in render.markdown(report_on(tmp_path))
+
+
 def test_latex_specials_are_escaped() -> None:
     assert render.escape_latex("a_b 5% $x$ #1 & {c} ~ ^ \\") == (
         r"a\_b 5\% \$x\$ \#1 \& \{c\} \textasciitilde{} \textasciicircum{} \textbackslash{}")
