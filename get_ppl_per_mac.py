@@ -3,15 +3,17 @@
     python get_ppl_per_mac.py --checkpoint exps/.../NAME --output_dir results/ [--thresholds 0 0.1 ... 1] [--router_sample_size N]
 
 Router sweep: for each threshold, the shares of the training tokens whose scores exceed it become the capacities of the
-passes, as in the paper. Fixed depth: every token makes the same 1, 2, ... n_repeat passes. Writes ppl_per_mac.json after
-each point, and goes on with the missing points when it is run again.
+passes, as in the paper. Fixed depth: every token makes the same 1, 2, ... n_repeat passes. All budgets read the same windows,
+so each point has the interval of its paired difference to full depth. Writes ppl_per_mac.json and the windows' losses
+(ppl_per_mac.npz) after each point, and goes on with the missing points when it is run again. Times are measured at the end,
+budget after budget in several rounds.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from optim.names import SWEEP
 from optim.restore import CHECKPOINT, Restored, output_folder, with_checkpoint
 
 THRESHOLDS = [0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 0.85, 0.9, 0.95, 1.0]  # of Figure 4
+KEYS = {"fixed_depth": "passes", "router": "threshold"}  # what tells the points of a kind apart
+ROUNDS, MOST_ROUNDS, ROUNDS_SECONDS = 7, 50, 3.0  # of measuring times: at least, at most, and how long more than the least go on
 OWN_FLAGS = {"sweep": (
     CHECKPOINT,
     Flag("output_dir", str, None, "where to write (None: beside the checkpoint)"),
@@ -66,7 +70,8 @@ def earlier(target: Path, begun: dict[str, Any]) -> dict[str, Any]:
     other = others(there, begun)
     if other:
         raise UserError(f"{target} is a sweep with another {', '.join(other)}; give another --output_dir, or move it away")
-    return {**begun, **{name: there.get(name, []) for name in ("router", "fixed_depth")}, "measured": there.get("measured", {})}
+    return {**begun, **{name: there.get(name, []) for name in ("router", "fixed_depth")}, "measured": there.get("measured", {}),
+            "timing": there.get("timing")}
 
 
 def save(target: Path, content: dict[str, Any]) -> None:
@@ -80,8 +85,56 @@ def save(target: Path, content: dict[str, Any]) -> None:
         raise UserError(f"cannot write {target}: {error.strerror}") from None
 
 
-def measure(restored: Restored, model: Any, splits: Any, n_windows: int) -> Callable[[list[float]], dict[str, Any]]:
-    """A function from shares of the tokens that go on to a point of the figure; equal shares are evaluated once."""
+def save_losses(target: Path, losses: dict[str, Any]) -> None:
+    """Mean loss of each window at each budget, (windows,) float64, in a .npz. Raises UserError where it cannot be written."""
+    import numpy as np
+
+    from files import replace_atomically
+
+    def write(path: Path) -> None:
+        with open(path, "wb") as file:  # savez would give a path another name
+            np.savez_compressed(file, **losses)
+
+    try:
+        replace_atomically(target, write)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror}") from None
+
+
+def read_losses(target: Path, sweep: dict[str, Any]) -> dict[str, Any]:
+    """Losses by budget as `save_losses` wrote them: those whose mean is the loss that the sweep has for the budget, so none of another sweep."""
+    import numpy as np
+
+    try:
+        with np.load(target, allow_pickle=False) as file:
+            there = {name: np.asarray(file[name]) for name in file.files}
+    except FileNotFoundError:
+        return {}
+    except Exception as error:  # whatever a damaged file makes of numpy's reader
+        print(f"note: {target} is not readable ({' '.join(str(error).split())[:80]}): full depth is evaluated again")
+        return {}
+    told = {name_of(kind, point.get(key)): point.get("val_loss") for kind, key in KEYS.items() for point in sweep[kind]}
+    return {name: values for name, values in there.items()
+            if values.ndim == 1 and values.dtype == np.float64 and isinstance(told.get(name), float) and abs(values.mean() - told[name]) < 1e-9}
+
+
+def name_of(kind: str, value: Any) -> str:
+    """Of a budget, in the .npz."""
+    return f"{kind}_{value}"
+
+
+def of_depth(passes: int, n_repeat: int) -> list[float]:
+    """Shares of the tokens that go on after each pass where all stop after the same one."""
+    return [float(number < passes) for number in range(1, n_repeat)]
+
+
+def measure(restored: Restored, model: Any, splits: Any, n_windows: int, full_depth: Any) -> Callable[[list[float]], tuple[dict[str, Any], Any]]:
+    """A function from shares of the tokens that go on to a point of the figure and its windows' losses; equal shares are evaluated once.
+
+    full_depth: (windows,) losses at full depth, where they are known.
+    """
+    import torch
+
     from eval import intervals
     from models.macs import count_macs
     from optim.evaluate import evaluate
@@ -89,28 +142,82 @@ def measure(restored: Restored, model: Any, splits: Any, n_windows: int) -> Call
     from optim.setup import autocaster
 
     args, world = restored.args, restored.world
-    done: dict[tuple[float, ...], dict[str, Any]] = {}
+    done: dict[tuple[float, ...], tuple[dict[str, Any], Any]] = {}
+    everyone = of_depth(args.n_repeat, args.n_repeat)
 
-    def point(factors: list[float]) -> dict[str, Any]:
+    def losses_at(factors: list[float]) -> dict[str, Any]:
+        set_factors(model, factors)
+        result = evaluate(model, splits.val, args.batch_size, world, autocaster(args.dtype, world.device), math.ceil(n_windows / args.batch_size))
+        assert result is not None, "nothing asked this evaluation to stop"
+        return result
+
+    def point(factors: list[float]) -> tuple[dict[str, Any], Any]:
+        nonlocal full_depth
         if tuple(factors) not in done:
-            set_factors(model, factors)
-            begin = time.monotonic()
-            result = evaluate(model, splits.val, args.batch_size, world, autocaster(args.dtype, world.device),
-                              math.ceil(n_windows / args.batch_size))
-            assert result is not None, "nothing asked this evaluation to stop"
-            seconds = time.monotonic() - begin
+            result = losses_at(factors)
+            losses = result["window_losses"]
+            if factors == everyone:
+                full_depth = losses
+            if full_depth is None:
+                full_depth = losses_at(everyone)["window_losses"]
+            differences = losses - torch.as_tensor(full_depth)
+            difference = float(differences.mean())
             done[tuple(factors)] = {
                 "length_factors": factors, "macs": count_macs(args, args.sequence_length, factors), "val_loss": result["val_loss"],
                 "val_perplexity": result["val_pp"], "average_depth": result["average_depth"],
-                "val_perplexity_ci95": intervals(result["window_losses"], result["val_loss"])["val_perplexity_ci95"],
-                "seconds_per_sequence": seconds * world.size / result["window_losses"].numel()}
+                "val_perplexity_ci95": intervals(losses, result["val_loss"])["val_perplexity_ci95"],
+                "loss_difference": difference, "loss_difference_ci95": intervals(differences, difference)["val_loss_ci95"],
+                "seconds_per_sequence": None}, losses.numpy()
         return done[tuple(factors)]
 
     return point
 
 
+def seconds_per_sequence(restored: Restored, model: Any, windows: Any, budgets: Sequence[Sequence[float]]) -> list[float]:
+    """Of each budget, the least over some rounds in which the budgets take turns with one batch.
+
+    What else a machine does only ever adds to a time, and slow phases of it meet all budgets alike.
+    """
+    import numpy as np
+    import torch
+
+    from optim.routers import set_factors
+    from optim.setup import autocaster
+
+    args, device = restored.args, restored.world.device
+    chosen = np.arange(min(args.batch_size, windows.n_windows))
+    idx, targets = (each.to(device) for each in windows.batch(chosen))
+    least = [math.inf] * len(budgets)
+    enough = time.perf_counter() + ROUNDS_SECONDS
+    for number in range(MOST_ROUNDS + 1):
+        if number > ROUNDS and time.perf_counter() > enough:
+            break
+        for budget, shares in enumerate(budgets):
+            set_factors(model, list(shares))
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            begin = time.perf_counter()
+            with torch.no_grad(), autocaster(args.dtype, device)():
+                model(idx, targets=targets)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if number:  # the first round warms up
+                least[budget] = min(least[budget], time.perf_counter() - begin)
+    return [seconds / len(chosen) for seconds in least]
+
+
+def add_times(restored: Restored, model: Any, windows: Any, sweep: dict[str, Any]) -> None:
+    """Time all points of the sweep together; those of an earlier call too, which ran on another day beside other programs."""
+    points = [point for kind in KEYS for point in sweep[kind] if point.get("length_factors")]
+    budgets = list(dict.fromkeys(tuple(point["length_factors"]) for point in points))
+    seconds = dict(zip(budgets, seconds_per_sequence(restored, model, windows, budgets), strict=True))
+    for point in points:
+        point["seconds_per_sequence"] = seconds[tuple(point["length_factors"])]
+    sweep["timing"] = "least of several rounds in which all budgets take turns"
+
+
 def run(restored: Restored, own: dict[str, Any]) -> None:
-    """Both sweeps, point by point."""
+    """Both sweeps, point by point, and their times."""
     import numpy as np
 
     from data.bins import identity_of
@@ -129,9 +236,10 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
              "itr": restored.state.get("itr"), "model": args.model, "n_repeat": args.n_repeat,
              "sequence_length": args.sequence_length, "vocab_size": args.vocab_size, "n_tokens": n_val * args.sequence_length,
              "router_sample_size": own["router_sample_size"], "batch_size": args.batch_size, "dtype": args.dtype, "device": str(world.device),
-             "measured": {}, "router": [], "fixed_depth": [], "args": vars(args)}
+             "measured": {}, "timing": None, "router": [], "fixed_depth": [], "args": vars(args)}
     sweep = world.from_main(lambda: earlier(target, begun))
-    point = measure(restored, model, splits, n_val)
+    losses = world.from_main(lambda: read_losses(target.with_suffix(".npz"), sweep))
+    point = measure(restored, model, splits, n_val, losses.get(name_of("fixed_depth", args.n_repeat)))
     missing = [value for value in own["thresholds"] if str(value) not in sweep["measured"]]
     if missing:
         n = min(splits.train.n_windows, math.ceil(own["router_sample_size"] / args.sequence_length))
@@ -139,20 +247,34 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
         factors = factors_at(model, splits.train, chosen, args.batch_size, missing, autocaster(args.dtype, world.device), world)
         sweep["measured"] |= {str(value): row for value, row in zip(missing, factors, strict=True)}
 
-    def add(kind: str, key: str, value: float, shares: list[float]) -> None:
+    def add(kind: str, value: float, shares: list[float]) -> None:
+        key = KEYS[kind]
         if not any(each[key] == value for each in sweep[kind]):
-            sweep[kind] = sorted([*sweep[kind], {key: value, **point(shares)}], key=lambda each: each[key])
+            found, losses[name_of(kind, value)] = point(shares)
+            sweep["timing"] = None  # no longer of all points
+            sweep[kind] = sorted([*sweep[kind], {key: value, **found}], key=lambda each: each[key])
+            world.from_main(lambda: save_losses(target.with_suffix(".npz"), losses))
             world.from_main(lambda: save(target, sweep))
         each = next(each for each in sweep[kind] if each[key] == value)
         if world.is_main:
             print(f"{key:<9} {value:<5g} {each['macs'] / 1e9:8.3f} GMACs  perplexity {each['val_perplexity']:.4f}  "
-                  f"depth {each['average_depth']:.2f}  {1e3 * each['seconds_per_sequence']:.2f} ms a sequence", flush=True)
+                  f"depth {each['average_depth']:.2f}", flush=True)
 
-    for passes in range(1, args.n_repeat + 1):
-        add("fixed_depth", "passes", passes, [float(number < passes) for number in range(1, args.n_repeat)])
+    for passes in range(args.n_repeat, 0, -1):  # full depth first: the others are compared with it
+        add("fixed_depth", passes, of_depth(passes, args.n_repeat))
     for value in own["thresholds"]:
-        add("router", "threshold", value, sweep["measured"][str(value)])
+        add("router", value, sweep["measured"][str(value)])
+    if sweep["timing"] is None:
+        world.from_main(lambda: add_times(restored, model, splits.val, sweep))
+        world.from_main(lambda: save(target, sweep))
     if world.is_main:
+        for kind, key in KEYS.items():
+            print(f"ms a sequence by {key}: " + ", ".join(f"{each[key]:g}: {1e3 * (each.get('seconds_per_sequence') or math.nan):.2f}"
+                                                          for each in sweep[kind]))
+        old = sum("loss_difference" not in each for kind in KEYS for each in sweep[kind])
+        if old:
+            print(f"note: {old} points are of an earlier version and have no paired difference to full depth; in another --output_dir "
+                  "they are evaluated again")
         print(f"summary   {target}")
 
 

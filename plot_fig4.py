@@ -3,8 +3,10 @@
     python plot_fig4.py iridis/adm-ppl-per-mac/run_0/ppl_per_mac.json --output_dir figures
     python plot_fig4.py lncot_adm/ppl_per_mac.json but_mod/ppl_per_mac.json        # models side by side
 
-The files come from get_ppl_per_mac.py. Bars are 95% intervals over windows of one model. Where the files hold measured
-seconds, a second panel shows them. Routing by capacity looks at later tokens: see the README, "Evaluate".
+The files come from get_ppl_per_mac.py. All budgets of a model read the same windows, so bars are 95% intervals of the paired difference
+to full depth; files of before these were kept have intervals over windows of one model. Where the files hold measured seconds, a second
+panel shows them. A second row shows the points near the best one closely, where the rest would hide what lies between curves.
+Routing by capacity looks at later tokens: see the README, "Evaluate".
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 OUTPUT = (Flag("output_dir", str, "figures", "folder for fig4.png, .pdf and .json"),)
 NOTE = "routing by capacity picks tokens by scores over the whole sequence: the router's points are not those of a causal model"
+CLOSE = 1.2  # perplexities that the close-up shows: 0.15 is an eighth of them
+FEWEST_CLOSE = 4  # points in it
 KINDS = {"router": "Router", "fixed_depth": "Fixed Depth"}
 
 
@@ -44,7 +48,7 @@ def series(curves: Sequence[Curve]) -> list[dict[str, Any]]:
             points = sorted(getattr(curve, kind), key=lambda point: point.macs)
             if points:
                 result.append({"label": f"{family} ({name}){steps}", "family": family, "kind": kind, "checkpoint": curve.checkpoint,
-                               "points": [asdict(point) for point in points]})
+                               "timed_together": curve.is_timed, "points": [asdict(point) for point in points]})
     return result
 
 
@@ -70,44 +74,77 @@ def paper_points(curves: Sequence[Curve]) -> list[dict[str, Any]]:
              "perplexity": paper_value(row.paper).perplexity} for row in rows]
 
 
-def panel(axis: Any, data: dict[str, Any], x: str, scale: float) -> None:
-    """All curves over one kind of cost."""
+def is_paired(data: dict[str, Any]) -> bool:
+    return any(point["paired"] for one in data["curves"] for point in one["points"])
+
+
+def panel(axis: Any, data: dict[str, Any], x: str, scale: float, has_bars: bool) -> None:
+    """All curves over one kind of cost, each by increasing cost; times that were taken one by one are too noisy to be joined by a line."""
     from report.figures import FAMILIES, GREEN, PURPLE, whiskers
 
     seen: dict[str, int] = {}
+    bar = "paired" if is_paired(data) else "interval"
     for one in data["curves"]:
-        points = [point for point in one["points"] if point[x] is not None]
+        points = sorted((point for point in one["points"] if point[x] is not None), key=lambda point: point[x])
         colour, marker = FAMILIES.get(one["family"], (GREEN, "D"))
         seen[one["family"] + one["kind"]] = number = seen.get(one["family"] + one["kind"], 0) + 1
         values = [point["perplexity"] for point in points]
+        bars = [(has_bars and point[bar]) or (value, value) for point, value in zip(points, values, strict=True)]
         is_router = one["kind"] == "router"
-        axis.errorbar([point[x] * scale for point in points], values, whiskers(values, [point["interval"] for point in points]),
-                      color=colour if number == 1 else (GREEN, PURPLE)[number % 2], marker=marker, linestyle="-" if is_router else "--",
-                      markerfacecolor=None if is_router else "white", elinewidth=0.6, capsize=1.5, label=one["label"])
+        line = "none" if x == "seconds" and not one["timed_together"] else "-" if is_router else "--"
+        axis.errorbar([point[x] * scale for point in points], values, whiskers(values, bars),
+                      color=colour if number == 1 else (GREEN, PURPLE)[number % 2], marker=marker, linestyle=line, linewidth=0.8, markersize=3,
+                      markeredgewidth=0.7, markerfacecolor=None if is_router else "white", elinewidth=0.6, capsize=1.5, label=one["label"])
+
+
+def closer(data: dict[str, Any]) -> tuple[float, float] | None:
+    """Perplexities of a close-up of the best points; None where the whole figure is hardly larger, or they are few."""
+    values = [point["perplexity"] for one in data["curves"] for point in one["points"]]
+    low = min(values)
+    near = sum(value <= low + CLOSE for value in values)
+    return (low - 0.1 * CLOSE, low + CLOSE) if max(values) - low > 1.5 * CLOSE and near >= FEWEST_CLOSE else None
+
+
+def zoom(axis: Any, limits: tuple[float, float], data: dict[str, Any], x: str, scale: float) -> None:
+    """Show those perplexities, and the costs of the points that have them."""
+    at = [point[x] * scale for one in data["curves"] for point in one["points"] if point["perplexity"] <= limits[1]]
+    margin = 0.06 * (max(at) - min(at)) or 0.05 * max(at)
+    axis.set(xlim=(min(at) - margin, max(at) + margin), ylim=limits)
 
 
 def draw(data: dict[str, Any]) -> Figure:
     from report.figures import BLACK, ONE_COLUMN, TWO_COLUMNS, legend, panels, plain
 
     is_timed = all(point["seconds"] for one in data["curves"] for point in one["points"])
+    close = closer(data)
     width, letters = (TWO_COLUMNS, 105) if is_timed else (ONE_COLUMN, 52)
-    heading = [f"Perplexity against compute, bars: 95% over windows{' of one model' if is_timed else ''}",
+    bars = ("bars: 95% of the paired difference to full depth on the same windows" if is_paired(data)
+            else "bars: 95% over windows of one model (no paired differences in the file)")
+    heading = [*textwrap.wrap(f"Perplexity against compute, {bars}", letters),
                *(line for model in data["models"] for line in textwrap.wrap(model, letters)),
                *textwrap.wrap("Router: by capacity, which looks at later tokens (not a causal model's perplexity)", letters)]
+    if is_timed and not all(one["timed_together"] for one in data["curves"]):
+        heading += textwrap.wrap("Points without a line: each was timed once, on its own", letters)
     labels = [one["label"] for one in (*data["curves"], *data["paper"])]
-    columns = 2 if is_timed else 1
-    height = 2.3 + 0.16 * (len(heading) + math.ceil(len(labels) / columns))
-    figure, axes = panels(1, columns, width, height, sharey=True)
-    panel(axes[0][0], data, "macs", 1e-9)
-    for marker, point in zip("*P", data["paper"], strict=False):
-        axes[0][0].plot(point["macs"] / 1e9, point["perplexity"], marker, color=BLACK, markerfacecolor="none", markersize=8, markeredgewidth=0.7,
-                        alpha=0.6, zorder=5, label=point["label"])
-    axes[0][0].set(xlabel=rf"MACs of a {data['sequence_length']}-token sequence ($\times 10^9$)", ylabel="validation perplexity")
-    if is_timed:
-        panel(axes[0][1], data, "seconds", 1e3)
-        axes[0][1].set(xlabel="measured time of a sequence (ms)")
-        axes[0][1].tick_params(left=False)
-    legend(figure, axes, labels, columns)
+    costs = [("macs", 1e-9, rf"MACs of a {data['sequence_length']}-token sequence ($\times 10^9$)")]
+    costs += [("seconds", 1e3, "measured time of a sequence (ms)")] * is_timed
+    height = 2.6 + 2.3 * (close is not None) + 0.16 * (len(heading) + math.ceil(len(labels) / len(costs)))
+    figure, axes = panels(1 if close is None else 2, len(costs), width, height, sharey="row")
+    for row, line in enumerate(axes):
+        for axis, (x, scale, _) in zip(line, costs, strict=True):
+            panel(axis, data, x, scale, has_bars=row == 0 or is_paired(data))  # those of one model would cover the close-up
+        for marker, point in zip("*P", data["paper"], strict=False):
+            line[0].plot(point["macs"] / 1e9, point["perplexity"], marker, color=BLACK, markerfacecolor="none", markersize=8,
+                         markeredgewidth=0.7, alpha=0.6, zorder=5, label=point["label"])
+        for axis in line[1:]:
+            axis.tick_params(left=False)
+    for line, name in zip(axes, ("validation perplexity", "the best points, closer"), strict=False):
+        line[0].set_ylabel(name)
+    for axis, (x, scale, name) in zip(axes[-1], costs, strict=True):
+        axis.set_xlabel(name)
+        if close is not None:
+            zoom(axis, close, data, x, scale)
+    legend(figure, axes[:, :1], labels, len(costs))
     figure.suptitle(plain("\n".join(heading)), fontsize=8)
     return figure
 

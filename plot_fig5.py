@@ -3,7 +3,8 @@
     python plot_fig5.py router_weights_ckpt_40000.npz router_weights_ckpt.npz --output_dir figures
     python plot_fig5.py run_0/router_weights_*.npz             # a row of panels for each cascade, a colour for each checkpoint
 
-The files come from get_router_weights.py, which can cascade the scores of successive repeats in three ways:
+Axes begin and end where the scores do; the panels of a row have one scale. The files come from get_router_weights.py, which can
+cascade the scores of successive repeats in three ways:
   raw        each router's own score
   position   the paper's: the minimum so far by place in the array; after a top-k the places hold other tokens, so it mixes tokens
   token      the right one: the minimum so far of the same token
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OUTPUT = (Flag("output_dir", str, "figures", "folder for fig5.png, .pdf and .json"),)
-CASCADES = {"raw": "raw scores", "position": "by position:\nthe paper's, mixes tokens", "token": "by token:\nthe right one"}
-BINS = 50
+CASCADES = {"raw": "each router's\nown score", "position": "lowest so far at a place\n(the paper's: mixes tokens)",
+            "token": "lowest so far of a token\n(the right one)"}
+WIDTHS = (0.02, 0.01, 0.004, 0.002)  # of a bin: narrower ones for scores that lie close together
+FEWEST_BINS = 25  # over the scores, while there is a narrower width
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,11 @@ def histograms(files: Sequence[Weights]) -> dict[str, Any]:
     from report.figures import checkpoint_name
     from report.rows import NAMES
 
-    edges = np.linspace(0, 1, BINS + 1)
+    low, high = min(float(one.weights.min()) for one in files), max(float(one.weights.max()) for one in files)
+    width = next((width for width in WIDTHS if high - low >= FEWEST_BINS * width), WIDTHS[-1])
+    edges = np.linspace(0, 1, round(1 / width) + 1)
+    first = min(int(np.searchsorted(edges, low, "right")) - 1, len(edges) - 2)
+    last = max(int(np.searchsorted(edges, high)), first + 1)
     rows = []
     for cascade in (name for name in CASCADES if any(one.cascade == name for one in files)):
         rows.append({"cascade": cascade, "files": [
@@ -93,7 +100,8 @@ def histograms(files: Sequence[Weights]) -> dict[str, Any]:
              "counts": [np.histogram(column, edges)[0].tolist() for column in one.weights.T],
              "mean": [float(column.mean()) for column in one.weights.T]} for one in files if one.cascade == cascade]})
     models = dict.fromkeys(NAMES.get(one.model, one.model) for one in files)
-    return {"figure": "5", "models": list(models), "edges": edges.tolist(), "repeats": max(one.weights.shape[1] for one in files), "rows": rows}
+    return {"figure": "5", "models": list(models), "edges": edges.tolist(),
+            "span": [float(edges[first]), float(edges[last])], "repeats": max(one.weights.shape[1] for one in files), "rows": rows}
 
 
 def panel(axis: Any, edges: Sequence[float], row: dict[str, Any], repeat: int, colours: dict[str, str]) -> None:
@@ -105,27 +113,30 @@ def panel(axis: Any, edges: Sequence[float], row: dict[str, Any], repeat: int, c
             axis.stairs(shares, edges, color=colour, fill=True, alpha=0.25)
             axis.stairs(shares, edges, color=colour, linewidth=0.9, label=one["label"])
             axis.axvline(one["mean"][repeat], color=colour, linestyle="--", linewidth=0.8)
-    axis.set_xlim(0, 1)
-    axis.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
 
 
 def draw(data: dict[str, Any]) -> Figure:
+    from matplotlib.ticker import MaxNLocator
+
     from report.figures import BLUE, GREEN, ORANGE, PURPLE, TWO_COLUMNS, legend, panels, plain
 
     rows, repeats = data["rows"], data["repeats"]
     labels = dict.fromkeys(one["label"] for row in rows for one in row["files"])
     palette = (ORANGE, BLUE, GREEN, PURPLE)
     colours = {label: palette[number % len(palette)] for number, label in enumerate(labels)}
-    figure, axes = panels(len(rows), repeats, TWO_COLUMNS, 0.9 + 1.35 * len(rows) + 0.17 * len(labels), sharex=True)
+    figure, axes = panels(len(rows), repeats, TWO_COLUMNS, 0.9 + 1.35 * len(rows) + 0.17 * len(labels), sharex=True, sharey="row")
     for line, row in zip(axes, rows, strict=True):
         for repeat, axis in enumerate(line):
             panel(axis, data["edges"], row, repeat, colours)
-        line[0].set_ylabel(f"{CASCADES[row['cascade']]}\ntokens in a bin (%)", fontsize=8)
+        line[0].set_ylabel(f"{CASCADES[row['cascade']]}\nshare of tokens (%)", fontsize=8)
     for repeat in range(repeats):
-        axes[0][repeat].set_title(f"into repeat {repeat + 2}")
-        axes[-1][repeat].set_xlabel("router weight")
+        axes[0][repeat].set_title(f"after pass {repeat + 1} of {repeats + 1}")
+        axes[-1][repeat].set_xlabel("score")
+    axes[0][0].set_xlim(*data["span"])  # every panel's
+    axes[0][0].xaxis.set_major_locator(MaxNLocator(4))
     legend(figure, axes, list(labels), columns=1)
-    figure.suptitle(plain(f"Router weights of {', '.join(data['models'])}; dashed: mean"))
+    figure.suptitle(plain(f"{', '.join(data['models'])}: the routers' scores of tokens, from 0 (stop) to 1 (go on to the next pass)\n"
+                          f"share of the tokens in bins of {data['edges'][1]:g}, dashed: mean"))
     return figure
 
 

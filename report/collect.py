@@ -22,6 +22,7 @@ from optim.names import EVALUATIONS, SUMMARY
 from optim.reader import Record
 
 T = TypeVar("T")
+MOST_NATS = 300.0  # of a difference of losses; the exponential of more is no float
 
 
 class Leg(NamedTuple):
@@ -62,7 +63,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Point:
-    """Perplexity at one compute budget. `label`: router threshold, or number of passes."""
+    """Perplexity at one compute budget. `label`: router threshold, or number of passes.
+
+    interval: over windows of the one model. paired: over the same windows' differences to full depth, about the perplexity;
+    None in a file that tells none.
+    """
 
     label: float
     macs: int
@@ -70,11 +75,12 @@ class Point:
     interval: tuple[float, float]
     depth: float
     seconds: float | None
+    paired: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One ppl_per_mac.json."""
+    """One ppl_per_mac.json. is_timed: its budgets were timed together, not each once on its own as earlier files tell."""
 
     path: Path
     checkpoint: str
@@ -83,6 +89,7 @@ class Curve:
     args: Namespace
     router: tuple[Point, ...]
     fixed_depth: tuple[Point, ...]
+    is_timed: bool = False
 
 
 @dataclass
@@ -217,11 +224,21 @@ def read_evaluation(path: Path, trainings: Trainings) -> Evaluation:
         processes if isinstance(processes, int) else None, _legs(training), training.wholes("skipped_steps"))
 
 
+def _paired(row: _Object, perplexity: float) -> tuple[float, float] | None:
+    """Ends of the 95% interval of the loss's difference to full depth, as perplexities about that of the point."""
+    if row.values.get("loss_difference_ci95") is None:
+        return None
+    difference, (low, high) = row.number("loss_difference"), row.pair("loss_difference_ci95")
+    if not -MOST_NATS < low <= difference <= high < MOST_NATS:
+        raise UserError(f"{row.path}: {row.where}loss_difference {difference:g} is not between {low:g} and {high:g}")
+    return perplexity * math.exp(low - difference), perplexity * math.exp(high - difference)
+
+
 def _point(row: _Object, label: str) -> Point:
     seconds = None if row.values.get("seconds_per_sequence") is None else row.number("seconds_per_sequence", 0)
-    perplexity = row.number("val_perplexity", 1)
-    return Point(row.number(label), row.whole("macs"), perplexity, row.interval("val_perplexity_ci95", perplexity),
-                 row.number("average_depth", 0), seconds)
+    at, macs, perplexity = row.number(label), row.whole("macs"), row.number("val_perplexity", 1)
+    return Point(at, macs, perplexity, row.interval("val_perplexity_ci95", perplexity),
+                 row.number("average_depth", 0), seconds, _paired(row, perplexity))
 
 
 def read_curve(path: Path) -> Curve:
@@ -233,7 +250,8 @@ def read_curve(path: Path) -> Curve:
     fixed_depth = tuple(_point(row, "passes") for row in file.rows("fixed_depth"))
     if not router and not fixed_depth:
         raise UserError(f"{path}: holds no points")
-    return Curve(path, file.text("checkpoint"), file.whole_or_none("itr"), file.whole("sequence_length"), file.flags(), router, fixed_depth)
+    return Curve(path, file.text("checkpoint"), file.whole_or_none("itr"), file.whole("sequence_length"), file.flags(), router, fixed_depth,
+                 bool(file.values.get("timing")))
 
 
 def _below(folders: Sequence[Path], pattern: str) -> list[Path]:

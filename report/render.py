@@ -58,8 +58,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _details(result: Result) -> list[str]:
     """What differs from the paper's setting, and which files the row is made of."""
-    if result.group is None:
-        return []
+    assert result.group is not None, "of a row with an evaluation"
     lines = [f"**{result.row.table}, {result.row.label}**", ""]
     lines += [f"- differs: {escape_markdown(line)}" + (" (not comparable)" if line in result.decisive else "")
               for line in (*result.decisive, *result.differs)]
@@ -82,32 +81,51 @@ def _curve(curve: Curve) -> list[str]:
         lines += ["Routing by capacity picks tokens by scores over the whole sequence: at reduced compute the router's points are not those of a "
                   "causal model.", ""]
     rows = [(kind, point) for kind, points in (("router", curve.router), ("fixed depth", curve.fixed_depth)) for point in points]
-    return [*lines, *table(("budget", "MACs x 1e9", "perplexity", "95% interval over windows", "layers a token", "seconds a sequence"),
+    return [*lines, *table(("budget", "MACs x 1e9", "perplexity", "95% interval over windows", "95%, paired with full depth",
+                            "layers a token", "seconds a sequence"),
                            [_budget(kind, point) for kind, point in rows]), ""]
 
 
 def _budget(kind: str, point: Point) -> list[str]:
     name = f"router, threshold {point.label:g}" if kind == "router" else f"fixed depth, {point.label:g} pass{'es' if point.label > 1 else ''}"
-    return [name, f"{point.macs / 1e9:.2f}", two(point.perplexity), between(point.interval), two(point.depth),
+    work, paired = point.macs / 1e9, point.paired
+    of_pairs = "" if paired is None else f"{paired[0]:.3f} to {paired[1]:.3f}"
+    return [name, f"{work:.2f}" if work >= 1 else f"{work:.2g}", two(point.perplexity), between(point.interval), of_pairs, two(point.depth),
             "" if point.seconds is None else f"{point.seconds:.4g}"]
 
 
+def _of_table(results: Sequence[Result], name: str) -> list[str]:
+    rows = [cells(result) for result in results if result.row.table == name]
+    return [f"### {name}", "", *table(COLUMNS, rows), ""] if rows else []
+
+
+def _folded(results: Sequence[Result]) -> list[str]:
+    """The rows that have no evaluation, at the end and closed until one clicks."""
+    if not results:
+        return []
+    return ["## The paper's other rows", "", f"<details><summary>{len(results)} rows without an evaluation</summary>", "",
+            *(line for name in TABLES for line in _of_table(results, name)), "</details>", ""]
+
+
 def markdown(report: Report) -> str:
-    lines = ["# Fidelity report", "", SOURCES, "", READING, ""]
-    for name in TABLES:
-        lines += [f"## {name}", "", *table(COLUMNS, [cells(result) for result in report.results if result.row.table == name]), ""]
-    details = [line for result in report.results for line in _details(result)]
-    if details:
-        lines += ["## What differs from the paper's setting", "", *details]
-    if report.curves:
-        lines += ["## Perplexity against compute", "", *(line for curve in report.curves for line in _curve(curve))]
+    """The reader's own models first; then how to read them, what differs, and what of the paper is left."""
+    evaluated, rest = ([result for result in report.results if bool(result.group) == is_ours] for is_ours in (True, False))
+    lines = ["# Fidelity report", ""]
+    if evaluated:
+        lines += ["## Models of the paper", "", *(line for name in TABLES for line in _of_table(evaluated, name))]
     if report.others:
         header = ("model", "perplexity", "95% interval over windows", "SEM over seeds", "seeds", "steps", "tokens", "data", "layers a token",
                   "why here", "file")
         lines += ["## Other models", "", *table(header, [_other(other) for other in report.others]), ""]
+    if report.curves:
+        lines += ["## Perplexity against compute", "", *(line for curve in report.curves for line in _curve(curve))]
+    lines += ["## How to read this", "", READING, "", SOURCES, ""]
+    details = [line for result in evaluated for line in _details(result)]
+    if details:
+        lines += ["## What differs from the paper's setting", "", *details]
     if report.problems:
         lines += ["## Files that could not be used", "", *(f"- {escape_markdown(line)}" for line in report.problems), ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_folded(rest)])
 
 
 def escape_latex(text: str) -> str:

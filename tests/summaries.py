@@ -56,8 +56,10 @@ def schedule(*steps: int, warmup: float = 8000) -> dict[str, Any]:
     return {"shape": {"scheduler": "cos", "lr": 1e-3}, "legs": legs}
 
 
-def point(macs: int, perplexity: float, seconds: float | None = None, **label: float) -> dict[str, Any]:
-    return {**label, "length_factors": [1.0] * 4, "macs": macs, "val_loss": math.log(perplexity), "val_perplexity": perplexity,
+def point(macs: int, perplexity: float, seconds: float | None = None, paired: float | None = None, **label: float) -> dict[str, Any]:
+    """paired: half of the interval of the loss's difference to full depth, in nats; None: as files of before it was kept."""
+    difference = {} if paired is None else {"loss_difference": 0.1, "loss_difference_ci95": [0.1 - paired, 0.1 + paired]}
+    return {**label, **difference, "length_factors": [1.0] * 4, "macs": macs, "val_loss": math.log(perplexity), "val_perplexity": perplexity,
             "val_perplexity_ci95": [perplexity - 0.3, perplexity + 0.3], "average_depth": macs / 2e9, "seconds_per_sequence": seconds}
 
 

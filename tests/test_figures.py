@@ -205,6 +205,73 @@ def test_figure_4_title_says_model_and_checkpoint(tmp_path: Path, inputs: dict[i
     assert "Adaptive LN-CoTFormer, 2+21x5+1 layers, width 768, 60,000 steps: a_run/ckpt.pt" in title
 
 
+def sweep(path: Path, paired: float | None = 0.001, timing: str | None = "together", offset: float = 0.15) -> Path:
+    """A sweep with two curves that are `offset` apart, and measured times that are not in the order of work."""
+    at = [(45, 30.0), (90, 26.5), (130, 25.0), (170, 24.3), (208, 24.0)]
+    times = [0.005, 0.008, 0.013, 0.012, 0.02]
+    made = curve(path, "adm", [point(int(1e9) * x, y, t, paired, threshold=1 - n / 10) for n, ((x, y), t) in enumerate(zip(at, times, strict=True))],
+                 [point(int(1e9) * x, y + offset, t, paired, passes=n) for n, ((x, y), t) in enumerate(zip(at, times, strict=True), 1)])
+    return write(made, {**json.loads(made.read_text()), "timing": timing})
+
+
+def drawn(tmp_path: Path, *files: Path) -> Any:
+    figure = plot_fig4.draw(draw(plot_fig4, list(files), tmp_path / "out"))
+    figure.draw_without_rendering()
+    return figure
+
+
+def bars(axis: Any) -> list[float]:
+    """Heights of the bars of an axis, from the left."""
+    return [float(np.ptp(segment[:, 1])) for container in axis.containers for segment in container.lines[2][0].get_segments()]
+
+
+def test_figure_4_bars_are_those_of_the_paired_difference_to_full_depth(tmp_path: Path) -> None:
+    figure = drawn(tmp_path, sweep(tmp_path / "ppl_per_mac.json"))
+    assert bars(figure.axes[0])[0] == pytest.approx(30.0 * 0.002, rel=0.01)
+    assert "paired difference to full depth" in figure.get_suptitle()
+
+
+def test_figure_4_says_so_where_a_file_of_before_has_no_paired_differences(tmp_path: Path) -> None:
+    figure = drawn(tmp_path, sweep(tmp_path / "ppl_per_mac.json", paired=None))
+    assert bars(figure.axes[0])[0] == pytest.approx(0.6) and "no paired differences in the file" in figure.get_suptitle()
+
+
+def test_figure_4_has_no_bars_of_another_kind_beside_the_paired_ones(tmp_path: Path) -> None:
+    old = sweep(tmp_path / "old" / "ppl_per_mac.json", paired=None)
+    assert max(bars(drawn(tmp_path, sweep(tmp_path / "ppl_per_mac.json"), old).axes[0])) < 0.1
+
+
+@pytest.mark.parametrize("paired", [0.001, None])
+def test_figure_4_shows_curves_that_are_015_apart(tmp_path: Path, paired: float | None) -> None:
+    """Further apart than two markers are high (3 points), and no bar reaches from one to the other."""
+    axis = drawn(tmp_path, sweep(tmp_path / "ppl_per_mac.json", paired)).axes[-1]
+    points = axis.transData.transform([(0, 24.0), (0, 24.15)])[:, 1] * 72 / axis.figure.dpi
+    assert points[1] - points[0] > 6 and max(bars(axis)) < 0.15
+
+
+def test_figure_4_has_no_close_up_of_curves_that_are_close_together(tmp_path: Path) -> None:
+    path = curve(tmp_path / "a.json", "adm", [point(n * 10**9, 25 - n / 10, threshold=1 - n / 10) for n in range(1, 8)], [])
+    assert len(drawn(tmp_path, path).axes) == 1
+
+
+@pytest.mark.parametrize("timing", ["together", None])
+def test_figure_4_measured_times_never_run_backwards(tmp_path: Path, timing: str | None) -> None:
+    timed = drawn(tmp_path, sweep(tmp_path / "ppl_per_mac.json", timing=timing)).axes[1]
+    assert timed.get_xlabel() or timed.get_subplotspec().is_first_row()
+    assert all((np.diff(line.get_xdata()) >= 0).all() for line in timed.lines)
+
+
+def test_figure_4_joins_no_times_that_were_taken_one_by_one(tmp_path: Path) -> None:
+    axes = [drawn(tmp_path, sweep(tmp_path / f"{timing}.json", timing=timing)).axes[1] for timing in ("together", None)]
+    styles = [{container.lines[0].get_linestyle() for container in axis.containers} for axis in axes]
+    assert styles == [{"-", "--"}, {"None"}]
+
+
+def test_figure_4_has_one_scale_in_a_row(tmp_path: Path) -> None:
+    axes = drawn(tmp_path, sweep(tmp_path / "ppl_per_mac.json")).axes
+    assert len(axes) == 4 and axes[0].get_ylim() == axes[1].get_ylim() and axes[2].get_ylim() == axes[3].get_ylim() != axes[0].get_ylim()
+
+
 def test_figure_4_refuses_sequences_of_two_lengths(tmp_path: Path, inputs: dict[int, list[Path]], capsys: pytest.CaptureFixture[str]) -> None:
     other = curve(tmp_path / "long.json", "adm", [point(60_000_000_000, 29.5, threshold=0.9)], [], sequence_length=512)
     assert "256 and 512 tokens" in refused(plot_fig4, [*inputs[4], other], capsys)
@@ -213,7 +280,9 @@ def test_figure_4_refuses_sequences_of_two_lengths(tmp_path: Path, inputs: dict[
 @pytest.mark.parametrize(("change", "part"), [
     ({"router": [], "fixed_depth": []}, "no points"), ({"router": [{}]}, "router[0].threshold is missing"), ({"router": {}}, "router is"),
     ({"args": None}, "args is missing"), ({"router": [point(-5, 20.0, threshold=0.5)]}, "router[0].macs is -5"),
-    ({"router": [{**point(5, 20.0, threshold=0.5), "val_perplexity": "20"}]}, "router[0].val_perplexity is '20'")])
+    ({"router": [{**point(5, 20.0, threshold=0.5), "val_perplexity": "20"}]}, "router[0].val_perplexity is '20'"),
+    ({"router": [{**point(5, 20.0, paired=0.1, threshold=0.5), "loss_difference": 800}]}, "router[0].loss_difference 800"),
+    ({"router": [{**point(5, 20.0, threshold=0.5), "loss_difference_ci95": 5}]}, "router[0].loss_difference is missing")])
 def test_figure_4_names_what_is_wrong_with_a_file(inputs: dict[int, list[Path]], capsys: pytest.CaptureFixture[str], change: dict[str, Any],
                                                   part: str) -> None:
     path = inputs[4][0]
@@ -247,6 +316,34 @@ def test_figure_5_has_a_row_for_each_cascade_and_says_which_is_right(tmp_path: P
     assert [row["cascade"] for row in data["rows"]] == ["raw", "position", "token"]
     labels = [axis.get_ylabel() for axis in plot_fig5.draw(data).axes[::2]]
     assert "the paper's" in labels[1] and "the right one" in labels[2]
+
+
+def test_figure_5_has_one_scale_in_a_row(tmp_path: Path) -> None:
+    values = np.stack([np.linspace(0.0, 1, 100), np.full(100, 0.5)], axis=1)
+    data = draw(plot_fig5, [weights(tmp_path / "router_weights_ckpt.npz", values)], tmp_path / "out")
+    first, second = plot_fig5.draw(data).axes
+    assert first.get_ylim() == second.get_ylim() and first.get_ylim()[1] >= 100
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.43, 0.61), (0.7, 0.7), (0.5, 0.503), (1.0, 1.0), (0.0, 0.0)])
+def test_figure_5_axes_start_and_end_at_the_scores(tmp_path: Path, low: float, high: float) -> None:
+    data = draw(plot_fig5, [weights(tmp_path / "router_weights_ckpt.npz", np.linspace(low, high, 1000)[:, None])], tmp_path / "out")
+    left, right = plot_fig5.draw(data).axes[0].get_xlim()
+    width = data["edges"][1]
+    assert left <= low + 1e-6 and left > low - 1.001 * width and high - 1e-6 <= right < high + 1.001 * width
+    assert sum(data["rows"][0]["files"][0]["counts"][0]) == 1000
+
+
+def test_figure_5_shows_the_shape_of_scores_that_lie_close_together(tmp_path: Path) -> None:
+    data = draw(plot_fig5, [weights(tmp_path / "router_weights_ckpt.npz", np.linspace(0.45, 0.55, 1000)[:, None])], tmp_path / "out")
+    assert sum(count > 0 for count in data["rows"][0]["files"][0]["counts"][0]) >= 25
+
+
+def test_figure_5_says_in_plain_words_what_a_score_and_a_panel_are(tmp_path: Path) -> None:
+    data = draw(plot_fig5, [weights(tmp_path / "router_weights_ckpt.npz", np.full((10, 2), 0.5))], tmp_path / "out")
+    figure = plot_fig5.draw(data)
+    assert [axis.get_title() for axis in figure.axes] == ["after pass 1 of 3", "after pass 2 of 3"]
+    assert "0 (stop) to 1 (go on to the next pass)" in figure.get_suptitle()
 
 
 def test_figure_5_compares_checkpoints_in_one_panel(tmp_path: Path) -> None:

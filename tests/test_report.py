@@ -361,6 +361,28 @@ def test_rows_without_an_evaluation_say_so(tmp_path: Path) -> None:
     assert sum("not evaluated" in line for line in lines) == len(rows.ROWS) - 1
 
 
+def test_report_opens_with_the_models_that_were_evaluated(tmp_path: Path) -> None:
+    cot(tmp_path / "row")
+    cot(tmp_path / "other", n_embd=384)
+    text = render.markdown(report_on(tmp_path))
+    places = [text.index(part) for part in ("CoTFormer 12x3", "width 384", "## How to read this", "not evaluated")]
+    assert places == sorted(places) and places[0] < 700
+    assert text.startswith("# Fidelity report\n\n## Models of the paper\n\n### Table 1\n\n| model | ours |")
+
+
+@pytest.mark.parametrize("changes", [{"n_embd": 384}, {}])
+def test_rows_that_were_not_evaluated_are_folded(tmp_path: Path, changes: dict[str, Any]) -> None:
+    cot(tmp_path, **changes)
+    before, _, folded = render.markdown(report_on(tmp_path)).partition("<details>")
+    assert "not evaluated" not in before and folded.count("not evaluated") == len(rows.ROWS) - (not changes)
+    assert folded.rstrip().endswith("</details>") and folded.count("</details>") == 1
+
+
+def test_report_of_sweeps_alone_opens_with_them(tmp_path: Path) -> None:
+    summaries.curve(tmp_path / "ppl_per_mac.json", "adm", [point(50_000_000_000, 29.5, threshold=0.9)], [])
+    assert render.markdown(report_on(tmp_path)).startswith("# Fidelity report\n\n## Perplexity against compute")
+
+
 def test_markdown_rows_have_as_many_cells_as_their_head(tmp_path: Path) -> None:
     cot(tmp_path / "a|b")
     cot(tmp_path / "x|y", n_embd=384)
@@ -373,6 +395,11 @@ def test_points_at_each_compute_budget_are_listed(tmp_path: Path) -> None:
     text = render.markdown(report_on(tmp_path))
     assert "| router, threshold 0.9 | 50.00 | 29.50 | 29.20 to 29.80 |" in text
     assert "| fixed depth, 1 pass | 45.94 | 30.90 |" in text
+
+
+def test_points_of_a_small_model_have_their_work_and_their_interval_against_full_depth(tmp_path: Path) -> None:
+    summaries.curve(tmp_path / "ppl_per_mac.json", "adm", [], [point(4_500_000, 15.0, paired=0.001, passes=1)])
+    assert "| fixed depth, 1 pass | 0.0045 | 15.00 | 14.70 to 15.30 | 14.985 to 15.015 |" in render.markdown(report_on(tmp_path))
 
 
 def test_latex_specials_are_escaped() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from data.bins import identity_of
-from get_ppl_per_mac import others
+from get_ppl_per_mac import of_depth, others, read_losses, save_losses, seconds_per_sequence
 from models.macs import count_macs
 from optim.cascade import cascade
 from optim.routers import router_scores
@@ -166,6 +168,23 @@ def test_macs_are_those_of_the_closed_form(swept):
 
 
 @pytest.mark.slow
+def test_all_budgets_read_the_same_windows_and_are_compared_in_pairs_with_full_depth(swept):
+    losses = np.load(swept / "ppl_per_mac.npz")
+    one, full = losses["fixed_depth_1"], losses["fixed_depth_3"]
+    point = points(swept, "fixed_depth", "passes")[1]
+    half = 1.96 * (one - full).std(ddof=1) / len(one) ** 0.5
+    assert full.mean() == pytest.approx(points(swept, "fixed_depth", "passes")[3]["val_loss"], abs=1e-12)
+    assert point["loss_difference"] == pytest.approx((one - full).mean(), abs=1e-12)
+    assert point["loss_difference_ci95"] == pytest.approx([(one - full).mean() - half, (one - full).mean() + half], abs=1e-12)
+
+
+@pytest.mark.slow
+def test_full_depth_differs_from_itself_by_nothing(swept):
+    for point in (points(swept, "fixed_depth", "passes")[3], points(swept, "router", "threshold")[0]):
+        assert (point["loss_difference"], point["loss_difference_ci95"]) == (0, [0, 0])
+
+
+@pytest.mark.slow
 def test_interrupted_sweep_goes_on_with_the_missing_points(swept, tmp_path):
     sweep = json.loads((swept / "ppl_per_mac.json").read_text())
     kept = sweep["fixed_depth"][0] | {"val_loss": 99.0}  # a point that is there is not measured again
@@ -173,6 +192,18 @@ def test_interrupted_sweep_goes_on_with_the_missing_points(swept, tmp_path):
     program("get_ppl_per_mac.py", tmp_path, "--thresholds", "0", "0.2", "1")
     again = points(tmp_path, "fixed_depth", "passes")
     assert (again[1]["val_loss"], again[3]["val_loss"]) == (99.0, sweep["fixed_depth"][2]["val_loss"])
+    assert kept["seconds_per_sequence"] != again[1]["seconds_per_sequence"] > 0  # times are of one call
+
+
+@pytest.mark.slow
+def test_new_points_of_a_sweep_of_before_are_compared_with_full_depth(swept, tmp_path):
+    sweep = json.loads((swept / "ppl_per_mac.json").read_text())
+    old = [{name: value for name, value in point.items() if not name.startswith("loss_difference")} for point in sweep["fixed_depth"]]
+    (tmp_path / "ppl_per_mac.json").write_text(json.dumps({**sweep, "fixed_depth": old, "router": [], "timing": None}))
+    outcome = program("get_ppl_per_mac.py", tmp_path, "--thresholds", "0.2")
+    (found,) = points(tmp_path, "router", "threshold").values()
+    assert found["loss_difference_ci95"] == next(point for point in sweep["router"] if point["threshold"] == 0.2)["loss_difference_ci95"]
+    assert "3 points are of an earlier version and have no paired difference" in outcome.stdout
 
 
 @pytest.mark.slow
@@ -198,6 +229,46 @@ def test_sweep_under_another_model_setting_is_refused(swept, tmp_path):
 def test_evaluation_says_which_data_it_read(swept):
     summary = json.loads((swept / "eval_summary_ckpt.json").read_text())
     assert summary["data"] == identity_of(PEER / "datasets" / "openwebtext2")["val"]
+
+
+# losses by window and times
+
+
+def saved_losses(folder, told, **arrays):
+    save_losses(folder / "ppl_per_mac.npz", arrays)
+    return read_losses(folder / "ppl_per_mac.npz", {"router": [], "fixed_depth": [{"passes": 3, "val_loss": told}]})
+
+
+def test_losses_of_windows_are_taken_up_where_they_are_those_of_the_sweep(tmp_path):
+    losses = np.array([1.0, 2.0])
+    assert saved_losses(tmp_path, 1.5, fixed_depth_3=losses)["fixed_depth_3"].tolist() == [1.0, 2.0]
+    assert saved_losses(tmp_path, 1.6, fixed_depth_3=losses) == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn"])
+def test_damaged_losses_are_told_and_measured_again(tmp_path, capsys, content):
+    (tmp_path / "ppl_per_mac.npz").write_bytes(content)
+    assert read_losses(tmp_path / "ppl_per_mac.npz", {"router": [], "fixed_depth": []}) == {}
+    assert "full depth is evaluated again" in capsys.readouterr().out
+
+
+def test_one_slow_moment_of_the_machine_makes_no_budget_slower(monkeypatch):
+    """The first time that each budget is measured, the machine is busy with another thing."""
+    model = tiny_model("adm").eval()
+    clock, calls = [0.0], [0]
+
+    def busy(module, inputs, output):
+        calls[0] += 1
+        clock[0] += 100.0 if calls[0] <= 4 else 1.0
+
+    model.register_forward_hook(busy)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    windows = Windows()
+    windows.n_windows = 8
+    args = tiny_args("adm", batch_size=4, dtype="float32")
+    restored = SimpleNamespace(args=args, world=SimpleNamespace(device=torch.device("cpu")))
+    budgets = [of_depth(passes, args.n_repeat) for passes in (1, 2)]
+    assert seconds_per_sequence(restored, model, windows, budgets) == [0.25, 0.25]
 
 
 # which sweeps are the same
