@@ -5,7 +5,8 @@
 
     AutoModelForCausalLM.from_pretrained("exported/", trust_remote_code=True)
 
-The folder holds the weights (safetensors), config.json, a model card, and the files of the model itself, copied from here.
+The folder holds the weights (safetensors), config.json, a model card, the tokenizer where it is known which, and the files of the
+model itself, copied from here.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from errors import UserError
@@ -27,7 +29,6 @@ ROOT = Path(__file__).resolve().parent.parent
 INTERFACE = Path("models/hugging_face.py")
 PREFIX = "model."  # the name of the Transformer in the interface
 DTYPES = ("float32", "bfloat16")
-END_OF_TEXT = 50256  # of GPT-2's BPE; a smaller vocabulary is another tokenizer's
 
 
 def local_imports(source: str) -> dict[str, Path]:
@@ -72,9 +73,9 @@ def config_of(settings: Mapping[str, Any]) -> dict[str, Any]:
             "dtype": "float32", "tie_word_embeddings": True, "use_cache": False, **settings}
 
 
-def generation_config(vocab_size: int) -> dict[str, Any]:
-    """Greedy, without a cache, until the end of the document where there is a token for it."""
-    end = {"eos_token_id": END_OF_TEXT, "pad_token_id": END_OF_TEXT} if vocab_size > END_OF_TEXT else {}
+def generation_config(end_of_text: int | None) -> dict[str, Any]:
+    """Greedy, without a cache, until the end of the document where a token is known for it."""
+    end = {} if end_of_text is None else {"eos_token_id": end_of_text, "pad_token_id": end_of_text}
     return {"do_sample": False, "use_cache": False, **end}
 
 
@@ -101,10 +102,12 @@ def check_target(folder: Path) -> None:
         raise UserError(f"{folder} is not empty; give a new folder")
 
 
-def export(settings: Any, weights: Mapping[str, Any], folder: Path, dtype: str = "float32", card: str = "") -> None:
+def export(settings: Any, weights: Mapping[str, Any], folder: Path, dtype: str = "float32", card: str = "",
+           tokenizer: Mapping[str, Any] = MappingProxyType({}), end_of_text: int | None = None) -> None:
     """Write a model to a folder that is new or empty: all of it or nothing.
 
     settings: ModelSettings. weights: state dict of a Transformer, ours or the authors'. card: README.md of the folder.
+    tokenizer: name -> JSON of its files. end_of_text: the token that ends a document, where one is known.
     Raises UserError for weights of another model.
     """
     from dataclasses import asdict
@@ -123,7 +126,9 @@ def export(settings: Any, weights: Mapping[str, Any], folder: Path, dtype: str =
         _save(stored, temporary / "model.safetensors")
         with suppress(OSError):  # a mount without modes
             shutil.copymode(temporary / "config.json", temporary / "model.safetensors")  # safetensors lets only the owner read
-        write_json(temporary / "generation_config.json", generation_config(settings.vocab_size))
+        write_json(temporary / "generation_config.json", generation_config(end_of_text))
+        for name, content in tokenizer.items():
+            write_json(temporary / name, content)
         write_atomically(temporary / "README.md", card)
         os.replace(temporary, folder)
         sync_folder(folder.parent)
@@ -153,9 +158,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", help="experiment folder (its newest valid checkpoint is taken) or checkpoint file, ours or the authors'")
     parser.add_argument("folder", type=Path, help="where to write; must be new or empty")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the stored weights [float32]")
+    parser.add_argument("--tokenizer", choices=("gpt2",), help="what the tokens stand for, where neither checkpoint nor dataset says so")
     given = parser.parse_args(argv)
 
     def work() -> int:
+        from data.tokenizer_files import tokenizer_files
+        from data.vocabulary import vocabulary_of
         from models.settings import ModelSettings
         from optim.card import facts_of, model_card
         from optim.checkpoint import load_checkpoint
@@ -169,8 +177,12 @@ def main(argv: list[str] | None = None) -> int:
         if problems:
             raise UserError("\n".join(f"the settings of {path} cannot be used: {problem}" for problem in problems))
         settings = ModelSettings.from_args(args)
-        export(settings, state["model"], given.folder, given.dtype, model_card(settings, given.dtype, facts_of(path, state, args)))
+        known = vocabulary_of(state, args, given.tokenizer)
+        tokenizer, words = tokenizer_files(known, settings.sequence_length)
+        card = model_card(settings, given.dtype, facts_of(path, state, args), words)
+        export(settings, state["model"], given.folder, given.dtype, card, tokenizer, known.end_of_text)
         print(f"{settings.model} of {path} is in {given.folder}: transformers loads it with trust_remote_code=True")
+        print(words)
         return 0
 
     return config.guarded(prog, work)

@@ -12,7 +12,6 @@ import torch
 import config
 from config.identity import changed_for_evaluation, is_full_compute
 from data.bins import data_differences, label
-from data.bpe import END_OF_TEXT
 from models.settings import ModelSettings
 from models.transformer import Transformer
 from models.variants import ROUTED_POLICIES
@@ -39,8 +38,8 @@ model = AutoModelForCausalLM.from_pretrained("PATH/TO/THIS/FOLDER", trust_remote
 """
 
 
-def model_card(settings: ModelSettings, dtype: str, facts: Mapping[str, str]) -> str:
-    """The text for a model with these settings and weights stored in `dtype`; `facts` are more of its lines."""
+def model_card(settings: ModelSettings, dtype: str, facts: Mapping[str, str], tokenizer: str) -> str:
+    """The text for a model with these settings and weights stored in `dtype`; facts: more of its lines; tokenizer: a sentence about it."""
     with torch.device("meta"):  # to count, not to compute
         parameters = sum(parameter.numel() for parameter in Transformer(settings).parameters())
     begin, middle, end = settings.stack_sizes
@@ -48,9 +47,7 @@ def model_card(settings: ModelSettings, dtype: str, facts: Mapping[str, str]) ->
     rows = {"stack": f"{stack}, width {settings.n_embd}, {settings.n_head} heads", "context": f"{settings.sequence_length} tokens",
             "vocabulary": f"{settings.vocab_size}", "parameters": f"{parameters:,}, stored as {dtype}", **facts}
     notes = ["The code in this folder runs on your machine: read it before you trust it. It keeps no keys between tokens, so "
-             "generation takes the whole sequence for each new one."]
-    if settings.vocab_size > END_OF_TEXT:
-        notes.append('Tokens are those of GPT-2\'s byte-pair encoding: `AutoTokenizer.from_pretrained("gpt2")`. Documents end with token 50256.')
+             "generation takes the whole sequence for each new one.", tokenizer]
     if settings.row.policy in ROUTED_POLICIES:
         notes.append("Tokens are routed. All of them take all passes unless `eval_length_factor` in config.json (or as an argument of "
                      f"`from_pretrained`) gives the {settings.n_repeat - 1} shares that go on; the choice then compares scores over the whole "

@@ -18,6 +18,9 @@ from safetensors.torch import load_file
 
 import config
 import models.export as exporting
+from data.bpe import gpt2
+from data.tokenizer_files import tokenizer_files
+from data.vocabulary import OF_BPE, Vocabulary
 from errors import UserError
 from models.export import export, model_code
 from models.variants import VARIANTS
@@ -25,6 +28,8 @@ from optim.card import facts_of
 from tests.helpers import PEER, tiny_model, tokens
 from tests.programs import ROOT, run
 
+CHARACTERS = " abc"
+TEXTS = {"bpe": (OF_BPE, "50257"), "characters": (Vocabulary("char", None, CHARACTERS), "4")}  # vocabulary, and --vocab_size
 FACTORS = ("--eval_length_factor", "0.6", "0.3")
 ADM = "adaptive_cotformer_mod_efficient_sigmoid_crw_lnmid_de_random_factor_single_final"
 # model and flags: the nine, the two routed ones at a reduced budget, and settings that change what is stored or computed
@@ -168,6 +173,8 @@ def test_program_exports_an_authors_checkpoint(tmp_path: Path) -> None:
     assert outcome.returncode == 0, outcome.stderr
     card = (tmp_path / "out" / "README.md").read_text()
     assert ADM in card and "steps: 150" in card and "15.27" in card and "1 -> 2 x 3 -> 1 layers" in card
+    words = "No tokenizer is in this folder: neither the checkpoint nor its dataset says"
+    assert words in card and words in outcome.stdout  # 512 tokens are not GPT-2's
 
 
 @pytest.mark.slow
@@ -188,7 +195,7 @@ ELSEWHERE = """
 import sys
 from pathlib import Path
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, pipeline
 
 idx = torch.load("idx.pt")
 found = {}
@@ -200,6 +207,9 @@ for folder in sorted(Path("exported").iterdir()):
     torch.manual_seed(3)
     said = model.generate(idx[:, :5], max_new_tokens=14)
     found[folder.name] = {"logits": out.logits.detach(), "loss": out.loss.detach(), "said": said}
+for folder in sorted(Path("texts").iterdir()):
+    write = pipeline("text-generation", model=str(folder), trust_remote_code=True)
+    found[folder.name] = write("a cab", max_new_tokens=4, return_full_text=False)[0]["generated_text"]
 model.save_pretrained("again")
 again = AutoModelForCausalLM.from_pretrained("again", trust_remote_code=True)
 assert torch.equal(again(idx).logits, model(idx).logits)
@@ -219,6 +229,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for case in CASES:
         model = make(case)
         export(model.settings, model.state_dict(), folder / "exported" / case)
+    for name, (known, size) in TEXTS.items():
+        model = tiny_model("lncot", "--vocab_size", size)
+        export(model.settings, model.state_dict(), folder / "texts" / name, tokenizer=tokenizer_files(known, 16)[0], end_of_text=known.end_of_text)
     (folder / "look.py").write_text(ELSEWHERE)
     environment = {**os.environ, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
     outcome = subprocess.run([sys.executable, "-I", "look.py"], cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False)
@@ -244,6 +257,25 @@ def test_transformers_loads_the_same_model(found: dict[str, Any], case: str) -> 
     assert found[case]["loss"].item() == pytest.approx(F.cross_entropy(logits[:, :-1].flatten(0, 1), idx[:, 1:].flatten()).item(), abs=1e-6)
     torch.manual_seed(3)
     assert torch.equal(found[case]["said"], greedy(model, idx[:, :5], 14))  # past the longest sequence, 16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TEXTS)
+@torch.no_grad()
+def test_a_pipeline_writes_text_without_internet(found: dict[str, Any], name: str) -> None:
+    known, size = TEXTS[name]
+    encoding = gpt2()
+    prompt = encoding.encode("a cab") if known == OF_BPE else list(map(CHARACTERS.index, "a cab"))
+    said = greedy(tiny_model("lncot", "--vocab_size", size), torch.tensor([prompt]), 4)[0, len(prompt):].tolist()
+    assert found[name] == (encoding.decode(said) if known == OF_BPE else "".join(CHARACTERS[token] for token in said))
+
+
+@pytest.mark.parametrize(("end", "stated"), [(None, None), (50256, 50256), (7, 7)])
+def test_the_end_of_a_document_is_the_known_one(tmp_path: Path, end: int | None, stated: int | None) -> None:
+    """However large the vocabulary is: 50,257 tokens and more may be another tokenizer's."""
+    model = tiny_model("base", "--vocab_size", "60000", "--n_embd", "8")
+    export(model.settings, model.state_dict(), tmp_path / "out", end_of_text=end)
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text()).get("eos_token_id") == stated
 
 
 def wrapped(case: str) -> Any:
