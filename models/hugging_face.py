@@ -23,6 +23,17 @@ from models.transformer import Transformer
 UNLABELLED = -100  # what transformers puts where there is no label
 
 
+def packing(attention_mask: Tensor) -> Tensor:
+    """(B, T) -> the columns of each row's tokens in their order, then of what is left out, (B, T)."""
+    return (attention_mask == 0).byte().sort(dim=1, stable=True).indices
+
+
+def unpacked(x: Tensor, order: Tensor, attention_mask: Tensor) -> Tensor:
+    """x (B, T, D) in the order of `packing` -> in that of the mask, 0 where it leaves out."""
+    columns = order.argsort(dim=1).unsqueeze(-1).expand_as(x)
+    return x.gather(1, columns).masked_fill((attention_mask == 0).unsqueeze(-1), 0)
+
+
 class CoTFormerConfig(PretrainedConfig):
     """Holds the fields of ModelSettings, as config.json states them."""
 
@@ -54,15 +65,15 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: `Transformer` initialises itself, and an exported file holds every weight."""
 
-    def _check(self, idx: Tensor, attention_mask: Tensor | None) -> None:
+    def _check(self, length: int, attention_mask: Tensor | None, rows: int) -> None:
         longest = self.model.settings.sequence_length
-        if idx.shape[1] > longest:
-            raise ValueError(f"{idx.shape[1]} tokens are more than the {longest} that this model was trained for (config.sequence_length)")
-        if attention_mask is None or bool(attention_mask.all()):
+        if length > longest:
+            raise ValueError(f"{length} tokens are more than the {longest} that this model was trained for (config.sequence_length)")
+        if attention_mask is None:
             return
-        if attention_mask.shape != idx.shape or bool((attention_mask[:, 1:] > attention_mask[:, :-1]).any()):
-            raise ValueError("attention_mask may only leave out tokens at the end of a row (padding on the right)")
-        if looks_ahead(self.model.settings, self.training):
+        if attention_mask.shape != (rows, length):
+            raise ValueError(f"attention_mask is {tuple(attention_mask.shape)}, the tokens are {(rows, length)}")
+        if not bool(attention_mask.all()) and looks_ahead(self.model.settings, self.training):
             raise ValueError("this model chooses the tokens that go on over the whole row, so padding would change its output: "
                              "give rows of one length, without padding")
 
@@ -70,21 +81,29 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
                 use_cache: bool | None = None, return_dict: bool | None = None) -> CausalLMOutput | tuple[Tensor, ...]:
         """input_ids (B, T), labels (B, T) or None -> logits (B, T, V), and the loss of each label given the tokens before it.
 
-        Tokens are seen by later ones only, so padding on the right needs no mask; label it -100. `use_cache` has no effect.
+        What attention_mask (B, T) leaves out is as if it were not there, on either side: its logits are 0 and its labels do not
+        count. `use_cache` has no effect.
         """
-        self._check(input_ids, attention_mask)
+        self._check(input_ids.shape[1], attention_mask, input_ids.shape[0])
+        order = None if attention_mask is None or bool(attention_mask.all()) else packing(attention_mask)
+        if order is not None:
+            input_ids = input_ids.gather(1, order)
+            labels = None if labels is None else labels.masked_fill(attention_mask == 0, UNLABELLED).gather(1, order)
         targets = None
         if labels is not None:
             targets = torch.full_like(labels, IGNORE)
             targets[:, :-1] = labels[:, 1:]
             targets[targets == UNLABELLED] = IGNORE
         out = self.model(input_ids, targets=targets, get_logits=True)
-        result = CausalLMOutput(loss=out["loss"], logits=out["logits"])
+        logits = out["logits"] if order is None else unpacked(out["logits"], order, attention_mask)
+        result = CausalLMOutput(loss=out["loss"], logits=logits)
         return result if return_dict is not False else result.to_tuple()
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The last tokens that fit. Raises ValueError for padded prompts: new tokens would follow the padding."""
+        """The last tokens that fit. Raises ValueError for prompts that are padded at the end: new tokens would follow the padding."""
+        longest = self.model.settings.sequence_length
         attention_mask = kwargs.get("attention_mask")
-        if attention_mask is not None and not bool(attention_mask.all()):
-            raise ValueError("generate() takes prompts of one length, without padding")
-        return {"input_ids": input_ids[:, -self.model.settings.sequence_length:], "use_cache": False}
+        if attention_mask is not None and not bool(attention_mask[:, -1].all()):
+            raise ValueError("generate() takes padding on the left only (padding_side=\"left\"): new tokens would follow it")
+        return {"input_ids": input_ids[:, -longest:], "attention_mask": None if attention_mask is None else attention_mask[:, -longest:],
+                "use_cache": False}

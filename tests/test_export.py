@@ -288,15 +288,36 @@ def wrapped(case: str) -> Any:
     return whole.eval()
 
 
-@pytest.mark.parametrize("case", ["base", "but_halting_freeze_input_on_stop", ADM])
-def test_padding_on_the_right_changes_nothing(case: str) -> None:
+ALONE = [case for case in CASES if not case.endswith("_budget") and not case.startswith("ponder")]  # neither refuse padding nor draw
+
+
+@pytest.mark.parametrize("side", ["left", "right", "both"])
+@pytest.mark.parametrize("case", ALONE)
+def test_what_is_padded_is_as_if_it_were_alone(case: str, side: str) -> None:
     model, idx = wrapped(case), tokens(2, 12)
+    real = {"left": slice(5, None), "right": slice(None, 7), "both": slice(2, 9)}[side]
     mask = torch.ones_like(idx)
-    mask[1, 7:] = 0
+    mask[1] = 0
+    mask[1, real] = 1
     padded = idx.where(mask.bool(), 0)
+    alone, whole = idx[1:, real], idx[:1]
     with torch.no_grad():
-        assert (model(padded, attention_mask=mask).logits[1, :7] - model(idx[1:, :7]).logits[0]).abs().max() < 1e-5
-        assert model(idx, return_dict=False)[0].shape == (2, 12, 64)
+        out = model(padded, attention_mask=mask, labels=padded)
+        assert (out.logits[1, real] - model(alone).logits[0]).abs().max() < 1e-5
+        assert (out.logits[0] - model(whole).logits[0]).abs().max() < 1e-5
+        losses = model(alone, labels=alone).loss * 6 + model(whole, labels=whole).loss * 11  # means over all labels but a row's first
+        assert out.loss.item() == pytest.approx(losses.item() / 17, abs=1e-5)
+
+
+@pytest.mark.parametrize("case", ALONE)
+@torch.no_grad()
+def test_prompts_padded_on_the_left_go_on_as_alone(case: str) -> None:
+    model, idx = wrapped(case), tokens(2, 9)
+    mask = torch.ones_like(idx)
+    mask[1, :6] = 0
+    said = model.generate(idx.where(mask.bool(), 0), attention_mask=mask, max_new_tokens=12, pad_token_id=0)  # past the longest sequence, 16
+    assert torch.equal(said[0], greedy(model.model, idx[:1], 12)[0])
+    assert torch.equal(said[1, 6:], greedy(model.model, idx[1:, 6:], 12)[0])
 
 
 def test_unlabelled_tokens_do_not_count_and_the_loss_trains() -> None:
@@ -314,14 +335,15 @@ def test_what_would_be_wrong_is_refused() -> None:
     model, idx = wrapped("base"), tokens(2, 12)
     left, right = torch.ones_like(idx), torch.ones_like(idx)
     left[0, 0] = right[0, -1] = 0
-    with pytest.raises(ValueError, match="padding on the right"):
-        model(idx, attention_mask=left)
+    with pytest.raises(ValueError, match=r"attention_mask is \(2, 11\), the tokens are \(2, 12\)"):
+        model(idx, attention_mask=left[:, 1:])
     with pytest.raises(ValueError, match="17 tokens are more than the 16"):
         model(tokens(1, 17))
-    for mask in (left, right):
-        with pytest.raises(ValueError, match="prompts of one length"):
-            model.generate(idx, attention_mask=mask, max_new_tokens=1)
+    with pytest.raises(ValueError, match="padding on the left only"):
+        model.generate(idx, attention_mask=right, max_new_tokens=1)
     with pytest.raises(ValueError, match="without padding"):
         wrapped("adm_budget")(idx, attention_mask=right)
+    with pytest.raises(ValueError, match="without padding"):
+        wrapped("but_mod_budget").generate(idx, attention_mask=left, max_new_tokens=1)
     with pytest.raises(ValueError, match="without padding"):
         wrapped(ADM).train()(idx, attention_mask=right)  # in training everyone's budget is drawn
