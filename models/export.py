@@ -3,6 +3,8 @@
     python -m models.export exps/stdlib/cotformer_full_depth_lnmid_depthemb/NAME exported/
     python -m models.export exps/.../ckpt_40000.pt exported/ --dtype bfloat16
 
+    python -m models.export exps/.../NAME --authors theirs/ckpt.pt       # instead: a checkpoint that the authors' code loads
+
     AutoModelForCausalLM.from_pretrained("exported/", trust_remote_code=True)
 
 The folder holds the weights (safetensors), config.json, a model card, the tokenizer where it is known which, and the files of the
@@ -94,6 +96,33 @@ def stored_weights(settings: Any, weights: Mapping[str, Any], dtype: str) -> dic
     return {PREFIX + name: value.detach().contiguous() for name, value in stored.items()}
 
 
+def authors_weights(settings: Any, weights: Mapping[str, Any]) -> dict[str, Any]:
+    """The state dict that the authors' model of these settings has, name by name, as their main.py loads it. Raises UserError.
+
+    Beside ours it has causal masks in the rows that keep them, and a router after the last pass, which nothing reads: that of
+    `weights` where they are the authors', else zeros.
+    """
+    import torch
+
+    from models.transformer import Block, Transformer
+    from models.variants import ROUTED_POLICIES
+    from models.weights import WRAPPERS, load_weights
+
+    row, length = settings.row, settings.sequence_length
+    if settings.attention_window_length is not None:
+        raise UserError("the authors' code refuses --attention_window_length under torch 2: there is no checkpoint of theirs for this model")
+    model = Transformer(settings)
+    load_weights(model, weights)
+    state: dict[str, Any] = dict(model.state_dict())
+    if row.policy in ROUTED_POLICIES:
+        last = f"transformer.mod.{settings.n_repeat - 1}.mod_router.weight"
+        state[last] = {WRAPPERS.sub("", name): value for name, value in weights.items()}.get(last, torch.zeros(1, settings.n_embd))
+    if row.policy == "ponder" or (row.attends == "all" and row.policy == "fixed"):
+        mask = torch.ones(length, length).tril().view(1, 1, length, length)
+        state |= {f"{name}.attn.bias": mask for name, module in model.named_modules() if isinstance(module, Block)}
+    return state
+
+
 def check_target(folder: Path) -> None:
     """Raises UserError where the folder holds something, or cannot be one."""
     if folder.exists() and not folder.is_dir():
@@ -154,22 +183,31 @@ def main(argv: list[str] | None = None) -> int:
 
     prog = "models.export"
     parser = argparse.ArgumentParser(prog=prog, usage=argparse.SUPPRESS,  # so that an error is one line
-                                     description="python -m models.export CHECKPOINT FOLDER: write a folder that transformers loads.")
+                                     description="python -m models.export CHECKPOINT FOLDER: write a folder that transformers loads. "
+                                                 "With --authors FILE instead of FOLDER: a checkpoint that the authors' code loads.")
     parser.add_argument("checkpoint", help="experiment folder (its newest valid checkpoint is taken) or checkpoint file, ours or the authors'")
-    parser.add_argument("folder", type=Path, help="where to write; must be new or empty")
+    parser.add_argument("folder", type=Path, nargs="?", help="where to write; must be new or empty")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the stored weights [float32]")
     parser.add_argument("--tokenizer", choices=("gpt2",), help="what the tokens stand for, where neither checkpoint nor dataset says so")
+    parser.add_argument("--authors", type=Path, metavar="FILE", help="write the weights as the authors' code stores them, under their names")
     given = parser.parse_args(argv)
+    if (given.folder is None) == (given.authors is None):
+        parser.error("the following arguments are required: folder, or --authors FILE instead of it")
+    if given.authors is not None and (given.dtype != "float32" or given.tokenizer):
+        parser.error("--dtype and --tokenizer are of folders: --authors FILE holds float32 weights alone")
 
     def work() -> int:
         from data.tokenizer_files import tokenizer_files
         from data.vocabulary import vocabulary_of
         from models.settings import ModelSettings
         from optim.card import facts_of, model_card
-        from optim.checkpoint import load_checkpoint
+        from optim.checkpoint import load_checkpoint, save_checkpoint
         from optim.restore import find_checkpoint, trained_settings
 
-        check_target(given.folder)
+        if given.folder is not None:
+            check_target(given.folder)
+        elif os.path.lexists(given.authors):
+            raise UserError(f"{given.authors} is there already; give a new file")
         path = find_checkpoint(given.checkpoint)
         state = load_checkpoint(path)
         args = config.add_defaults(trained_settings(path, state))
@@ -177,6 +215,11 @@ def main(argv: list[str] | None = None) -> int:
         if problems:
             raise UserError("\n".join(f"the settings of {path} cannot be used: {problem}" for problem in problems))
         settings = ModelSettings.from_args(args)
+        if given.authors is not None:
+            given.authors.parent.mkdir(parents=True, exist_ok=True)
+            save_checkpoint(given.authors, {"model": authors_weights(settings, state["model"]), "itr": state.get("itr"), "args": vars(args)})
+            print(f"{settings.model} of {path} is in {given.authors}, with the authors' names; their eval.py reads summary.json beside it")
+            return 0
         known = vocabulary_of(state, args, given.tokenizer)
         tokenizer, words = tokenizer_files(known, settings.sequence_length)
         card = model_card(settings, given.dtype, facts_of(path, state, args), words)

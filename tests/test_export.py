@@ -22,10 +22,15 @@ from data.bpe import gpt2
 from data.tokenizer_files import tokenizer_files
 from data.vocabulary import OF_BPE, Vocabulary
 from errors import UserError
-from models.export import export, model_code
+from models.export import authors_weights, export, model_code
+from models.settings import ModelSettings
+from models.transformer import Transformer
 from models.variants import VARIANTS
+from models.weights import load_weights
 from optim.card import facts_of
-from tests.helpers import PEER, tiny_model, tokens
+from optim.checkpoint import load_checkpoint
+from optim.restore import trained_settings
+from tests.helpers import PEER, fill, reference, tiny_model, tokens
 from tests.programs import ROOT, run
 
 CHARACTERS = " abc"
@@ -160,6 +165,64 @@ def test_card_does_not_state_the_end_of_a_training_for_an_earlier_step(tmp_path:
     assert "validation perplexity" not in facts_of(tmp_path / "ckpt_20.pt", {"itr": 20}, config.add_defaults({}))
 
 
+# the authors' form
+
+AUTHORS = ("base", "but_full_depth", "cotformer_full_depth", "lncot", "lncot_learned_depthemb", "lncot_noln", "adm_full", "but_mod_full",
+           "but_halting", "pondernet", "rotary_none")  # cases of the reference, which tells the authors' parameters
+
+
+@pytest.mark.parametrize("case", AUTHORS)
+def test_the_authors_parameters_are_all_there_and_no_others(case: str) -> None:
+    """Buffers: angles, and the masks that the authors' attention keeps in three of the nine."""
+    theirs = next(found for found in reference()["cases"] if found["name"] == case)
+    args = config.parse_args(theirs["argv"])
+    settings = ModelSettings.from_args(args)
+    state = authors_weights(settings, fill(Transformer(settings), 3).state_dict())
+    buffers = {name for name in state if name.endswith((".attn.bias", "wpe.freqs"))}
+    tied = {"lm_head.weight", "to_logits.1.weight"}
+    assert {name: list(value.shape) for name, value in state.items() if name not in buffers | tied} == dict(theirs["params"])
+    masked = settings.model in ("cotformer_full_depth", "cotformer_full_depth_lnmid_depthemb", "pondernet")
+    assert sum(name.endswith(".attn.bias") for name in buffers) == (args.n_layer if masked else 0)
+    assert ("transformer.wpe.freqs" in buffers) == (args.positional_encoder == "rotary")
+
+
+@pytest.mark.parametrize("path", sorted(PEER.glob("exps/*/*/*/ckpt.pt")), ids=lambda path: path.parent.name)
+def test_an_authors_checkpoint_comes_back_as_it_was(path: Path) -> None:
+    weights = load_checkpoint(path)["model"]
+    settings = ModelSettings.from_args(config.add_defaults(trained_settings(path, {})))
+    back = authors_weights(settings, weights)
+    assert back.keys() == weights.keys()
+    assert all(torch.equal(back[name], value) and back[name].dtype == value.dtype for name, value in weights.items())
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "window"])
+def test_our_weights_come_back_from_the_authors_form(case: str) -> None:
+    model, other = make(case), make(case)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    load_weights(other, authors_weights(model.settings, model.state_dict()))
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.slow
+def test_program_writes_the_authors_form(tmp_path: Path) -> None:
+    source, target = next(PEER.glob("exps/*/*/official_cot_res/ckpt.pt")), tmp_path / "theirs" / "ckpt.pt"
+    words = [sys.executable, "-m", "models.export", str(source), "--authors", str(target)]
+    outcome = run(words)
+    assert outcome.returncode == 0, outcome.stderr
+    written, weights = load_checkpoint(target), load_checkpoint(source)["model"]
+    assert written["itr"] == 150 and all(torch.equal(written["model"][name], value) for name, value in weights.items())
+    before = target.read_bytes()
+    outcome = run(words)
+    assert outcome.returncode == 2 and "is there already" in outcome.stderr and target.read_bytes() == before
+
+
+def test_a_window_has_no_form_of_the_authors() -> None:
+    with pytest.raises(UserError, match="refuses --attention_window_length"):
+        authors_weights(make("window").settings, make("window").state_dict())
+
+
 # the program
 
 @pytest.mark.slow
@@ -181,7 +244,7 @@ def test_program_exports_an_authors_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("words", "said"), [
     (["nowhere", "out"], "no such file or folder"), ([str(PEER), "out"], "no ckpt.pt"), ([str(PEER)], "required: folder"),
     ([str(PEER), str(PEER)], "is not empty"), ([str(PEER), "out", "--dtype", "int8"], "invalid choice: 'int8'"),
-    ([str(PEER / "datasets/openwebtext2/val.bin"), "out"], "not a valid checkpoint"),
+    ([str(PEER / "datasets/openwebtext2/val.bin"), "out"], "not a valid checkpoint"), ([str(PEER), "out", "--authors", "file"], "instead of it"),
 ])
 def test_program_refuses_bad_input_in_a_line(words: list[str], said: str) -> None:
     outcome = run([sys.executable, "-m", "models.export", *words])
