@@ -85,17 +85,18 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
         count. `use_cache` has no effect.
         """
         self._check(input_ids.shape[1], attention_mask, input_ids.shape[0])
-        order = None if attention_mask is None or bool(attention_mask.all()) else packing(attention_mask)
-        if order is not None:
+        mask = None if attention_mask is None or bool(attention_mask.all()) else attention_mask
+        order = None if mask is None else packing(mask)
+        if order is not None and mask is not None:
             input_ids = input_ids.gather(1, order)
-            labels = None if labels is None else labels.masked_fill(attention_mask == 0, UNLABELLED).gather(1, order)
+            labels = None if labels is None else labels.masked_fill(mask == 0, UNLABELLED).gather(1, order)
         targets = None
         if labels is not None:
             targets = torch.full_like(labels, IGNORE)
             targets[:, :-1] = labels[:, 1:]
             targets[targets == UNLABELLED] = IGNORE
         out = self.model(input_ids, targets=targets, get_logits=True)
-        logits = out["logits"] if order is None else unpacked(out["logits"], order, attention_mask)
+        logits = out["logits"] if order is None or mask is None else unpacked(out["logits"], order, mask)
         result = CausalLMOutput(loss=out["loss"], logits=logits)
         return result if return_dict is not False else result.to_tuple()
 
