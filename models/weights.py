@@ -23,25 +23,6 @@ def may_differ(name: str, settings: ModelSettings) -> bool:
             or (settings.row.policy == "ponder" and name.startswith("depth_predictor.")))
 
 
-def misfits(model: Transformer, state: Mapping[str, Tensor]) -> list[str]:
-    """A line for each kind of weight that a model and a state dict do not share, or share in another shape; blocks of a stack together."""
-    mine: dict[str, Tensor] = model.state_dict()
-    theirs = {WRAPPERS.sub("", name): value for name, value in state.items()}
-    kinds: dict[tuple[str, str], int] = {}
-    for name in sorted(mine.keys() | theirs.keys()):
-        if name in mine and name in theirs:
-            shapes = [tuple(getattr(side[name], "shape", ())) for side in (theirs, mine)]
-            what = "" if shapes[0] == shapes[1] else f"is {shapes[0]} in the file, {shapes[1]} in this model"
-        elif may_differ(name, model.settings):
-            what = ""
-        else:
-            what = "is missing in the file" if name in mine else "is in the file only"
-        if what:
-            kind = re.sub(r"\.\d+\.", ".N.", name), what
-            kinds[kind] = kinds.get(kind, 0) + 1
-    return [f"{name} {what}" + (f" ({count} blocks)" if count > 1 else "") for (name, what), count in kinds.items()]
-
-
 def load_weights(model: Transformer, state: Mapping[str, Tensor]) -> None:
     """Load a state dict. Raises UserError naming the field, and both shapes where they differ."""
     mine = model.state_dict()

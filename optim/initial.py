@@ -7,6 +7,7 @@ summary.json. The file itself is read once, when the experiment begins; to resum
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,12 +56,12 @@ def load(model: Transformer, path: Path) -> None:
 
     Raises UserError with a line for each kind of weight that does not fit, and for the flags that would make it fit.
     """
-    from models.weights import load_weights, misfits
+    from models.weights import load_weights
     from optim.checkpoint import load_checkpoint
     from optim.reader import Record
 
     state = load_checkpoint(path)
-    wrong = misfits(model, state["model"])
+    wrong = _misfits(model, state["model"])
     if wrong:
         settings = state.get("args") or (Record(path.parent, problems=[]).summary or {}).get("args")
         raise UserError("\n".join([f"{FLAG} {path} does not fit this model:", *wrong, *_flags_that_fit(model, settings)]))
@@ -68,6 +69,27 @@ def load(model: Transformer, path: Path) -> None:
         load_weights(model, {name: value for name, value in state["model"].items() if not name.endswith("wpe.freqs")})  # computed, not trained
     except UserError as error:
         raise UserError(f"{FLAG} {path}: {error}") from None
+
+
+def _misfits(model: Transformer, state: Mapping[str, Any]) -> list[str]:
+    """A line for each kind of weight that a model and a state dict do not share, or share in another shape; blocks of a stack together."""
+    from models.weights import WRAPPERS, may_differ
+
+    mine: dict[str, Any] = model.state_dict()
+    theirs = {WRAPPERS.sub("", name): value for name, value in state.items()}
+    kinds: dict[tuple[str, str], int] = {}
+    for name in sorted(mine.keys() | theirs.keys()):
+        if name in mine and name in theirs:
+            shapes = [tuple(getattr(side[name], "shape", ())) for side in (theirs, mine)]
+            what = "" if shapes[0] == shapes[1] else f"is {shapes[0]} in the file, {shapes[1]} in this model"
+        elif may_differ(name, model.settings):
+            what = ""
+        else:
+            what = "is missing in the file" if name in mine else "is in the file only"
+        if what:
+            kind = re.sub(r"\.\d+\.", ".N.", name), what
+            kinds[kind] = kinds.get(kind, 0) + 1
+    return [f"{name} {what}" + (f" ({count} blocks)" if count > 1 else "") for (name, what), count in kinds.items()]
 
 
 def _flags_that_fit(model: Transformer, settings: Any) -> list[str]:

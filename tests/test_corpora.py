@@ -478,7 +478,7 @@ def test_fraction_of_characters_is_for_validation(tmp_path):
 
 @pytest.mark.slow
 def test_small_files_share_a_shard_and_keep_their_order(tmp_path, bpe_cache, monkeypatch):
-    monkeypatch.setattr("data.tokenize.shutil.rmtree", lambda folder: None)  # so that the shards can be counted
+    monkeypatch.setattr("data.tokenize.remove_folder", lambda folder: None)  # so that the shards can be counted
     for number in range(3000):
         put(tmp_path / "raw", f"{number % 7}/{number:05d}.txt", f"document {number}".encode())
     assert prepare(tmp_path / "set", "--input", tmp_path / "raw", "--val-fraction", "0.1") == 0

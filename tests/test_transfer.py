@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -15,8 +16,9 @@ from typing import Any
 
 import pytest
 
+from optim.reporting import charts
 from tests.file_server import serving
-from tests.programs import ROOT, command, folder, metrics, start
+from tests.programs import ROOT, command, folder, start
 from tests.test_training import wait_for_step
 from tests.wandb_server import KEY, Handler, Run, WandbServer
 
@@ -43,9 +45,9 @@ def train_offline(results: Path, wandb_dir: Path, stop_at: int | None) -> None:
 def logged(results: Path) -> dict[int, dict[str, float]]:
     """What the run has logged by step, in the names under which W&B shows it."""
     steps: dict[int, dict[str, float]] = {}
-    for row in metrics(results):
-        steps.setdefault(row["step"], {}).update({f"{row['kind']}/{key}": value for key, value in row.items()
-                                                  if isinstance(value, (int, float)) and key != "step"})
+    for line in (folder(results) / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        steps.setdefault(row["step"], {}).update({name: value for name, value in charts(row).items() if "/" in name})
     return steps
 
 
