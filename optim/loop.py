@@ -440,8 +440,8 @@ class Trainer:
         if self.step and self._is_due(args.eval_freq):
             if self.world.tell(self.experiment is not None and self.experiment.metrics.has("eval", self.step)):
                 self.meter = GradientMeter.on(self.world.device)
-            else:  # a stop cut it short
-                self._evaluate(whole=False)
+            elif not self._evaluate(whole=False):  # which a stop cut short, and now again
+                return self._stop()
         while self.step < args.iterations:
             if self._poll():
                 return self._stop()
@@ -453,8 +453,8 @@ class Trainer:
             self.reporter.stepped(seconds)
             if not self.skipped and (self._is_due(args.log_freq) or self.step == args.iterations):
                 self._report_step(loss, rate)
-            if self._is_due(args.eval_freq):
-                self._evaluate(whole=False)
+            if self._is_due(args.eval_freq) and not self._evaluate(whole=False):
+                return self._stop()  # and not on to the final checkpoint, whose gradient meter would be another
             if self._is_due(args.save_checkpoint_freq) and self.step < args.iterations:
                 self._save(f"ckpt_{self.step}.pt")
             elif self.being_saved is not None and self.writer.idle:

@@ -18,7 +18,7 @@ import torch
 
 from optim.checkpoint import prune, save_checkpoint
 from optim.selftest import differing, leaves
-from tests.programs import STOPPED, command, folder, metrics, run, start, status, train
+from tests.programs import STOPPED, command, final_state, folder, metrics, run, start, status, train
 
 pytestmark = pytest.mark.slow
 
@@ -242,6 +242,17 @@ def test_a_precision_that_changes_with_the_device_is_told(begun: Path) -> None:
     torch.save({**state, "precision": "bfloat16"}, newest)
     outcome = small(begun, iterations=100_000, max_runtime_minutes=0)
     assert "computed in bfloat16, and goes on in float32" in outcome.stdout
+
+
+# evaluations that a stop cuts short
+
+
+def test_a_stop_within_the_evaluation_after_the_last_step_leaves_what_an_unbroken_run_does(tmp_path: Path) -> None:
+    changes = {"iterations": 10, "eval_freq": 10, "eval_batches": 0, "log_freq": 1}
+    assert disturbed(tmp_path / "cut", 10, signal.SIGTERM, **changes) == STOPPED
+    assert small(tmp_path / "cut", **changes).returncode == 0
+    assert small(tmp_path / "straight", **changes).returncode == 0
+    assert differing(final_state(tmp_path / "cut"), final_state(tmp_path / "straight")) == []
 
 
 # pruning

@@ -9,8 +9,8 @@ SICK_BYTES = 700 << 20  # of address space: room for bash, SLURM and the import 
 
 
 def wait_for_idle(site: Site, node: str) -> None:
-    def is_idle() -> bool:
-        return site.cluster.run("sinfo", "-h", "-n", node, "-p", "a100", "-o", "%T").stdout.strip() == "idle"
+    def is_idle() -> bool:  # sinfo may go on saying "mixed" after the last job
+        return " State=IDLE " in site.cluster.run("scontrol", "-o", "show", "node", node).stdout
 
     wait_until(is_idle, PATIENCE, f"node {node}")
 
