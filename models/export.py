@@ -72,13 +72,13 @@ def config_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     stem = INTERFACE.stem
     return {"architectures": ["CoTFormerForCausalLM"], "model_type": "cotformer",
             "auto_map": {"AutoConfig": f"{stem}.CoTFormerConfig", "AutoModelForCausalLM": f"{stem}.CoTFormerForCausalLM"},
-            "dtype": "float32", "tie_word_embeddings": True, "use_cache": False, **settings}
+            "dtype": "float32", "tie_word_embeddings": True, **settings}
 
 
 def generation_config(end_of_text: int | None) -> dict[str, Any]:
-    """Greedy, without a cache, until the end of the document where a token is known for it."""
+    """Greedy, with kept keys and values, until the end of the document where a token is known for it."""
     end = {} if end_of_text is None else {"eos_token_id": end_of_text, "pad_token_id": end_of_text}
-    return {"do_sample": False, "use_cache": False, **end}
+    return {"do_sample": False, "use_cache": True, **end}
 
 
 def stored_weights(settings: Any, weights: Mapping[str, Any], dtype: str) -> dict[str, Any]:

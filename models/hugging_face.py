@@ -8,17 +8,21 @@ Legend: B batch, T positions, V vocabulary.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers.generation.utils import GenerationMode
 from transformers.modeling_outputs import CausalLMOutput
 
 from models.causality import looks_ahead
 from models.loss import IGNORE
 from models.settings import ModelSettings
-from models.transformer import Transformer
+from models.transformer import Block, Transformer
+from optim.slots import Slots
 
 UNLABELLED = -100  # what transformers puts where there is no label
 
@@ -43,13 +47,22 @@ class CoTFormerConfig(PretrainedConfig):
                                "max_position_embeddings": "sequence_length"}
 
 
+class Kept:
+    """Keys and values of the tokens of one generation, and how many columns of its input they are of."""
+
+    def __init__(self) -> None:
+        self.slots: Slots | None = None
+        self.columns = 0
+
+
 class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
-    """`Transformer` under the name `model`. It keeps no keys between tokens: generation runs the whole sequence each time."""
+    """`Transformer` under the name `model`."""
 
     config_class = CoTFormerConfig
     base_model_prefix = "model"
     accepts_loss_kwargs = False
     _supports_sdpa = True  # its own attention calls it
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: CoTFormerConfig) -> None:
         super().__init__(config)
@@ -57,6 +70,7 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
         head = "to_logits.1" if self.model.settings.row.policy == "ponder" else "lm_head"
         self._keep_in_fp32_modules_strict = {"wpe"}  # angles of positions: half precision would confuse neighbours
         self._tied_weights_keys = {f"model.{head}.weight": "model.transformer.wte.weight"}
+        self.gradient_checkpointing = False
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -64,6 +78,11 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: `Transformer` initialises itself, and an exported file holds every weight."""
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
+        """By the model's own means, a block at a time; off: as it was exported."""
+        super()._set_gradient_checkpointing(enable, *args, **kwargs)
+        self.model.settings = replace(self.model.settings, activation_checkpointing="block" if enable else self.config.activation_checkpointing)
 
     def _check(self, length: int, attention_mask: Tensor | None, rows: int) -> None:
         longest = self.model.settings.sequence_length
@@ -77,28 +96,81 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError("this model chooses the tokens that go on over the whole row, so padding would change its output: "
                              "give rows of one length, without padding")
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None,
-                use_cache: bool | None = None, return_dict: bool | None = None) -> CausalLMOutput | tuple[Tensor, ...]:
-        """input_ids (B, T), labels (B, T) or None -> logits (B, T, V), and the loss of each label given the tokens before it.
+    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, labels: Tensor | None = None,
+                inputs_embeds: Tensor | None = None, use_cache: bool | None = None, output_hidden_states: bool | None = None,
+                return_dict: bool | None = None, kept: Kept | None = None) -> CausalLMOutput | tuple[Tensor, ...]:
+        """input_ids (B, T), or their inputs_embeds (B, T, D); labels (B, T) or None -> logits (B, T, V), and the loss of each label
+        given the tokens before it.
 
         What attention_mask (B, T) leaves out is as if it were not there, on either side: its logits are 0 and its labels do not
-        count. `use_cache` has no effect.
+        count. output_hidden_states: embeddings, then what each block gives in the order of computation (middle blocks once a pass),
+        the last after the last norm; each (B, T, D). kept: of `generate`, whose new tokens these are; logits of the last only.
         """
-        self._check(input_ids.shape[1], attention_mask, input_ids.shape[0])
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        if given is None or (input_ids is not None and inputs_embeds is not None):
+            raise ValueError("give input_ids or inputs_embeds")
+        if kept is not None:
+            return CausalLMOutput(logits=self._go_on(given, attention_mask, kept))
+        self._check(given.shape[1], attention_mask, given.shape[0])
         mask = None if attention_mask is None or bool(attention_mask.all()) else attention_mask
         order = None if mask is None else packing(mask)
         if order is not None and mask is not None:
-            input_ids = input_ids.gather(1, order)
+            given = given.gather(1, order if given.dim() == 2 else order.unsqueeze(-1).expand_as(given))
             labels = None if labels is None else labels.masked_fill(mask == 0, UNLABELLED).gather(1, order)
         targets = None
         if labels is not None:
             targets = torch.full_like(labels, IGNORE)
             targets[:, :-1] = labels[:, 1:]
             targets[targets == UNLABELLED] = IGNORE
-        out = self.model(input_ids, targets=targets, get_logits=True)
-        logits = out["logits"] if order is None or mask is None else unpacked(out["logits"], order, mask)
-        result = CausalLMOutput(loss=out["loss"], logits=logits)
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        if wanted:
+            out, states = self._watched(given, targets)
+        else:
+            out, states = self.model(given, targets=targets, get_logits=True), None
+        logits = out["logits"]
+        if order is not None and mask is not None:
+            logits = unpacked(logits, order, mask)
+            states = None if states is None else tuple(unpacked(state, order, mask) for state in states)
+        result = CausalLMOutput(loss=out["loss"], logits=logits, hidden_states=states)
         return result if return_dict is not False else result.to_tuple()
+
+    def _watched(self, given: Tensor, targets: Tensor | None) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
+        """A run, and its hidden states. Raises ValueError where blocks do not see all tokens, or where there is no last state."""
+        policy = self.model.settings.row.policy
+        if policy == "ponder" or (policy == "compact" and looks_ahead(self.model.settings, self.training)):
+            raise ValueError("this model has no hidden states of all tokens to give: "
+                             + ("each token leaves after a pass of its own" if policy == "ponder" else "passes leave tokens out"))
+        states = [given if given.is_floating_point() else self.get_input_embeddings()(given)]
+        hooks = [module.register_forward_hook(lambda module, given, made: states.append(made[0]))
+                 for module in self.modules() if isinstance(module, Block)]
+        try:
+            out = self.model(given, targets=targets, get_logits=True)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return out, (*states[:-1], self.model.head[0](out["hidden"]))
+
+    def _go_on(self, idx: Tensor, attention_mask: Tensor | None, kept: Kept) -> Tensor:
+        """Logits (B, 1, V) after new tokens idx (B, S), whose keys and values are put to those of the tokens before them."""
+        rows, new = idx.shape
+        nowhere = self.model.settings.sequence_length
+        if attention_mask is None:
+            attention_mask = idx.new_ones(rows, kept.columns + new)
+        positions = (attention_mask.cumsum(1) - 1).masked_fill(attention_mask == 0, nowhere)[:, kept.columns:]
+        if kept.slots is None:
+            kept.slots = Slots(self.model, rows)
+        kept.slots.begin(positions, int(attention_mask.sum(1).max()), ragged=not bool(attention_mask.all()))
+        kept.columns += new
+        norm, weight = self.model.head
+        return F.linear(norm(self.model(idx, memory=kept.slots)["hidden"][:, -1:]), weight)
+
+    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any,  # type: ignore[override]
+                                      *args: Any, **kwargs: Any) -> None:
+        """Keys and values of its own kind, of all passes. None for beams, for a choice over the whole row, and where exits are drawn."""
+        settings = self.model.settings
+        if (generation_config.use_cache and generation_mode in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+                and settings.row.policy != "ponder" and not looks_ahead(settings, self.training) and not generation_config.output_hidden_states):
+            model_kwargs["kept"] = Kept()
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The last tokens that fit. Raises ValueError for prompts that are padded at the end: new tokens would follow the padding."""
@@ -106,5 +178,8 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
         attention_mask = kwargs.get("attention_mask")
         if attention_mask is not None and not bool(attention_mask[:, -1].all()):
             raise ValueError("generate() takes padding on the left only (padding_side=\"left\"): new tokens would follow it")
+        kept = kwargs.get("kept")
+        if kept is not None and input_ids.shape[1] <= longest:  # beyond, positions begin anew with each token
+            return {"input_ids": input_ids[:, kept.columns:], "attention_mask": attention_mask, "kept": kept}
         return {"input_ids": input_ids[:, -longest:], "attention_mask": None if attention_mask is None else attention_mask[:, -longest:],
                 "use_cache": False}

@@ -251,7 +251,7 @@ class Transformer(nn.Module):
                 get_router_weights: bool = False, memory: Memory | None = None) -> dict[str, Any]:
         """Run the model.
 
-        idx (B, T) int64; targets (B, T) int64, -1 where there is none; memory: of the tokens before, and of where these
+        idx (B, T) int64, or its embeddings (B, T, D); targets (B, T) int64, -1 where there is none; memory: of the tokens before, and of where these
         stand (None: these are whole sequences). Returns a dict:
           hidden              (B, T, D) before the last norm
           logits              (B, T, V) where get_logits, else None
@@ -263,7 +263,7 @@ class Transformer(nn.Module):
           router_weights      where get_router_weights: per routed pass, positions and scores of its tokens, (B, T_r)
         """
         assert idx.shape[1] <= self.settings.sequence_length, "longer than the model's sequence_length"
-        x = self.transformer["drop"](self.transformer["wte"](idx))
+        x = self.transformer["drop"](idx if idx.is_floating_point() else self.transformer["wte"](idx))
         if memory is None:
             memory = Memory(self, torch.arange(idx.shape[1], device=idx.device).unsqueeze(0))
         x = memory.run("h_begin" if self.settings.row.loop else "h", 1, x, memory.everyone)

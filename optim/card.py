@@ -46,8 +46,9 @@ def model_card(settings: ModelSettings, dtype: str, facts: Mapping[str, str], to
     stack = f"{begin} -> {middle} x {settings.n_repeat} -> {end} layers" if settings.row.loop else f"{begin} layers"
     rows = {"stack": f"{stack}, width {settings.n_embd}, {settings.n_head} heads", "context": f"{settings.sequence_length} tokens",
             "vocabulary": f"{settings.vocab_size}", "parameters": f"{parameters:,}, stored as {dtype}", **facts}
-    notes = ["The code in this folder runs on your machine: read it before you trust it. It keeps no keys between tokens, so "
-             "generation takes the whole sequence for each new one.", tokenizer]
+    notes = ["The code in this folder runs on your machine: read it before you trust it. Greedy search and sampling keep keys "
+             "and values of earlier tokens up to the context\'s length; beyond it, for beams, for pondernet and where routing compares a whole "
+             "row, each new token takes the whole sequence.", tokenizer]
     if settings.row.policy in ROUTED_POLICIES:
         notes.append("Tokens are routed. All of them take all passes unless `eval_length_factor` in config.json (or as an argument of "
                      f"`from_pretrained`) gives the {settings.n_repeat - 1} shares that go on; the choice then compares scores over the whole "

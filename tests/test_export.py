@@ -36,6 +36,7 @@ from tests.programs import ROOT, run
 CHARACTERS = " abc"
 TEXTS = {"bpe": (OF_BPE, "50257"), "characters": (Vocabulary("char", None, CHARACTERS), "4")}  # vocabulary, and --vocab_size
 FACTORS = ("--eval_length_factor", "0.6", "0.3")
+LNCOT = "cotformer_full_depth_lnmid_depthemb"
 ADM = "adaptive_cotformer_mod_efficient_sigmoid_crw_lnmid_de_random_factor_single_final"
 # model and flags: the nine, the two routed ones at a reduced budget, and settings that change what is stored or computed
 CASES: dict[str, tuple[str, ...]] = {
@@ -381,6 +382,69 @@ def test_prompts_padded_on_the_left_go_on_as_alone(case: str) -> None:
     said = model.generate(idx.where(mask.bool(), 0), attention_mask=mask, max_new_tokens=12, pad_token_id=0)  # past the longest sequence, 16
     assert torch.equal(said[0], greedy(model.model, idx[:1], 12)[0])
     assert torch.equal(said[1, 6:], greedy(model.model, idx[1:, 6:], 12)[0])
+
+
+@pytest.mark.parametrize("case", ALONE)
+@torch.no_grad()
+def test_new_tokens_alone_are_computed_in_generation(case: str) -> None:
+    model, idx = wrapped(case), tokens(2, 5)
+    seen: list[int] = []
+    hook = model.get_input_embeddings().register_forward_hook(lambda module, given, made: seen.append(given[0].shape[1]))
+    said = model.generate(idx, max_new_tokens=6, use_cache=True)
+    hook.remove()
+    assert seen == [5, 1, 1, 1, 1, 1]
+    assert torch.equal(said, greedy(model.model, idx, 6)) and torch.equal(said, model.generate(idx, max_new_tokens=6, use_cache=False))
+
+
+@torch.no_grad()
+def test_beams_are_the_same_with_and_without_a_cache() -> None:
+    model, idx = wrapped(LNCOT), tokens(2, 5)
+    beams = [model.generate(idx, max_new_tokens=6, num_beams=3, use_cache=cached) for cached in (True, False)]
+    assert torch.equal(*beams)
+
+
+@pytest.mark.parametrize("case", ALONE)
+def test_hidden_states_are_those_of_the_blocks(case: str) -> None:
+    model, idx = wrapped(case), tokens(2, 12)
+    out = model(idx, output_hidden_states=True)
+    begin, middle, end = model.model.settings.stack_sizes
+    assert len(out.hidden_states) == 1 + begin + middle * model.model.settings.n_repeat + end
+    assert torch.equal(out.logits, model(idx).logits) and torch.equal(out.hidden_states[0], model.get_input_embeddings()(idx))
+    assert torch.equal(F.linear(out.hidden_states[-1], model.model.head[1]), out.logits)
+
+
+@pytest.mark.parametrize(("case", "said"), [("adm_budget", "passes leave tokens out"), ("pondernet", "leaves after a pass of its own")])
+def test_hidden_states_that_are_not_of_all_tokens_are_refused(case: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        wrapped(case)(tokens(2, 12), output_hidden_states=True)
+
+
+def test_embeddings_stand_for_tokens() -> None:
+    model, idx = wrapped(LNCOT), tokens(2, 12)
+    mask = torch.ones_like(idx)
+    mask[1, :4] = 0
+    embedded = model.get_input_embeddings()(idx)
+    assert torch.equal(model(inputs_embeds=embedded, attention_mask=mask).logits, model(idx, attention_mask=mask).logits)
+    for given in ({}, {"input_ids": idx, "inputs_embeds": embedded}):
+        with pytest.raises(ValueError, match="give input_ids or inputs_embeds"):
+            model(**given)
+
+
+@pytest.mark.parametrize("case", ["base", LNCOT, "but_halting_freeze_input_on_stop"])
+def test_gradient_checkpointing_changes_no_gradient(case: str) -> None:
+    model, idx = wrapped(case).train(), tokens(2, 12)
+    gradients, runs = [], []
+    for turn in range(2):
+        if turn:
+            model.gradient_checkpointing_enable()
+        count: list[int] = []
+        hook = model.model.blocks("h" if case == "base" else "h_mid")[0].ln_1.register_forward_hook(lambda *given, count=count: count.append(1))
+        gradients.append(torch.autograd.grad(model(idx, labels=idx).loss, list(model.parameters())))
+        hook.remove()
+        runs.append(len(count))
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True)) and runs[1] > runs[0]
+    model.gradient_checkpointing_disable()
+    assert model.model.settings.activation_checkpointing == "none"
 
 
 def test_unlabelled_tokens_do_not_count_and_the_loss_trains() -> None:
