@@ -10,15 +10,20 @@ the authors' implementation. Writes eval_summary_<checkpoint's name>.json.
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from argparse import Namespace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import distributed
 from config.flags import Flag
-from optim.names import EVALUATION
+from optim.names import EVALUATION, PARTIAL
 from optim.restore import CHECKPOINT, Restored, keep_result, output_folder, with_checkpoint
+
+if TYPE_CHECKING:
+    from optim.partial import PartialSums
 
 OWN_FLAGS = {"evaluation of a checkpoint": (
     CHECKPOINT,
@@ -65,6 +70,19 @@ def routing_of(args: Namespace) -> str | None:
     return "everyone" if args.routing == "capacity" and min(args.eval_length_factor or [1.0]) == 1 else args.routing
 
 
+def partial_sums(restored: Restored, model: Any, data: Any, place: Path | None) -> PartialSums | None:
+    """What a call that was cut short has left: beside the checkpoint, where each run of a job looks, else with the results.
+
+    None where neither can be written.
+    """
+    from optim.partial import PartialSums, facts_of
+
+    beside = restored.path.parent
+    folder = beside if os.access(beside, os.W_OK) else place
+    facts = facts_of(restored.args, restored.args.batch_size, data, restored.world.device)
+    return folder and PartialSums(folder / PARTIAL.format(restored.path.stem), model, facts, lambda line: print(line, file=sys.stderr))
+
+
 def run(restored: Restored, own: dict[str, Any]) -> None:
     """Evaluate and write the summary."""
     import torch
@@ -77,17 +95,19 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     args, path, world = restored.args, restored.path, restored.world
     place = world.from_main(lambda: output_folder(own["output_dir"], path, prints=True))
     splits, model = restored.splits(), restored.model()
+    data = identity_of(splits.folder)
+    kept = partial_sums(restored, model, data, place)
     tokens = args.eval_sample_size or splits.val.n_windows * args.sequence_length
     batches = min(math.ceil(tokens / (args.batch_size * args.sequence_length)), math.ceil(splits.val.n_windows / args.batch_size))
     begin = time.monotonic()
     with tqdm(total=batches, unit="batch", desc="evaluating", disable=not (world.is_main and sys.stderr.isatty())) as bar:
         result = evaluate(model, splits.val, args.batch_size, world, autocaster(args.dtype, world.device), batches,
-                          progress=lambda: bar.update(world.size) and None)
+                          progress=lambda done: bar.update(done - bar.n), kept=kept)
     assert result is not None, "nothing asked this evaluation to stop"
     seconds = time.monotonic() - begin
     if not world.is_main:
         return
-    loss, routing, data = result["val_loss"], routing_of(args), identity_of(splits.folder)
+    loss, routing = result["val_loss"], routing_of(args)
     summary = {
         "val_loss": loss, "val_perplexity": perplexity(loss), "val_acc": result["val_acc"], "average_depth": result["average_depth"],
         "n_batches": result["n_batches"], "n_tokens": result["n_tokens"], **intervals(result["window_losses"], loss),
@@ -106,6 +126,8 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
           f"tokens             {summary['n_tokens']:,} in {summary['n_batches']} batches, {summary['tokens_per_second']:,.0f} tokens/s"
           + (f"\nrouting            {ROUTING[routing]}" if routing else ""), flush=True)
     keep_result(place, EVALUATION.format(path.stem), summary, "summary            ")
+    if kept:
+        kept.remove()
 
 
 def main(argv: list[str] | None = None) -> int:

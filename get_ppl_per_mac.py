@@ -12,6 +12,7 @@ budget after budget in several rounds.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ import distributed
 from config.flags import Flag
 from config.identity import OF_ONE_EVALUATION, evaluation_of
 from errors import UserError
-from optim.names import SWEEP
+from optim.names import PARTIAL, SWEEP
 from optim.restore import CHECKPOINT, Restored, output_folder, with_checkpoint
 
 THRESHOLDS = [0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 0.85, 0.9, 0.95, 1.0]  # of Figure 4
@@ -128,27 +129,34 @@ def of_depth(passes: int, n_repeat: int) -> list[float]:
     return [float(number < passes) for number in range(1, n_repeat)]
 
 
-def measure(restored: Restored, model: Any, splits: Any, n_windows: int, full_depth: Any) -> Callable[[list[float]], tuple[dict[str, Any], Any]]:
+def measure(restored: Restored, model: Any, splits: Any, n_windows: int, full_depth: Any, partial: Path,
+            ) -> Callable[[list[float]], tuple[dict[str, Any], Any]]:
     """A function from shares of the tokens that go on to a point of the figure and its windows' losses; equal shares are evaluated once.
 
-    full_depth: (windows,) losses at full depth, where they are known.
+    full_depth: (windows,) losses at full depth, where they are known. partial: where a point that is cut short is kept.
     """
     import torch
 
+    from data.bins import identity_of
     from eval import intervals
     from models.macs import count_macs
     from optim.evaluate import evaluate
+    from optim.partial import PartialSums, facts_of
     from optim.routers import set_factors
     from optim.setup import autocaster
 
     args, world = restored.args, restored.world
+    facts = facts_of(args, args.batch_size, identity_of(splits.folder), world.device)
     done: dict[tuple[float, ...], tuple[dict[str, Any], Any]] = {}
     everyone = of_depth(args.n_repeat, args.n_repeat)
 
     def losses_at(factors: list[float]) -> dict[str, Any]:
         set_factors(model, factors)
-        result = evaluate(model, splits.val, args.batch_size, world, autocaster(args.dtype, world.device), math.ceil(n_windows / args.batch_size))
+        kept = PartialSums(partial, model, {**facts, "factors": factors}, lambda line: print(line, file=sys.stderr))
+        result = evaluate(model, splits.val, args.batch_size, world, autocaster(args.dtype, world.device), math.ceil(n_windows / args.batch_size),
+                          kept=kept)
         assert result is not None, "nothing asked this evaluation to stop"
+        kept.remove()
         return result
 
     def point(factors: list[float]) -> tuple[dict[str, Any], Any]:
@@ -239,7 +247,8 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
              "measured": {}, "timing": None, "router": [], "fixed_depth": [], "args": vars(args)}
     sweep = world.from_main(lambda: earlier(target, begun))
     losses = world.from_main(lambda: read_losses(target.with_suffix(".npz"), sweep))
-    point = measure(restored, model, splits, n_val, losses.get(name_of("fixed_depth", args.n_repeat)))
+    point = measure(restored, model, splits, n_val, losses.get(name_of("fixed_depth", args.n_repeat)),
+                    place / PARTIAL.format("sweep"))
     missing = [value for value in own["thresholds"] if str(value) not in sweep["measured"]]
     if missing:
         n = min(splits.train.n_windows, math.ceil(own["router_sample_size"] / args.sequence_length))

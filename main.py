@@ -64,16 +64,17 @@ def build_and_run(args: Namespace, world: World, ending: Ending, closing: ExitSt
             if wanted is not None and is_own(folder, wanted):
                 log.info(f"to go back to {wanted.name} all the same, move {SUMMARY} and the newer checkpoints away")
             return ended(Kind.FINISHED, "finished already", args.iterations)
+        path = world.from_main(lambda: starting_point(folder, args.use_pretrained))  # a wrong name is told before data are prepared
+        first_weights = world.from_main(lambda: initial.find(args.init_from)) if path is None and args.init_from is not None else None
         world.from_main(lambda: ensure_prepared(args.dataset, args.data_dir))
         splits = world.from_each(lambda: open_splits(args.dataset, args.data_dir, args.sequence_length, args.vocab_size,
                                                      populate=args.data_in_ram and world.local_rank == 0))
         seed_everything(args.seed, world.rank)
         trainer = Trainer(args, world, splits, make_model_from_args(args), folder, ending)
-        path = world.from_main(lambda: starting_point(folder, args.use_pretrained))
         if path is not None:
             trainer.load(path)
-        elif args.init_from is not None:
-            trainer.begin_with(world.from_main(lambda: initial.find(args.init_from)))
+        elif first_weights is not None:
+            trainer.begin_with(first_weights)
         for line in describe(trainer):
             log.info(line)
         return trainer.run(held[0] if held else None, stopper)

@@ -208,7 +208,7 @@ def main(argv: list[str] | None = None) -> int:
             check_target(given.folder)
         elif os.path.lexists(given.authors):
             raise UserError(f"{given.authors} is there already; give a new file")
-        path = find_checkpoint(given.checkpoint)
+        path = find_checkpoint(given.checkpoint, "checkpoint")
         state = load_checkpoint(path)
         args = config.add_defaults(trained_settings(path, state))
         problems = config.check(args)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,7 +15,10 @@ from torch import nn
 
 from data import TokenWindows
 from distributed.world import World
+from optim.partial import PartialSums
 
+KEEP_SECONDS = 300.0  # between two moments at which an evaluation keeps what it has
+TURNS_A_LOOK = 16  # batches of a process after which it looks at the clock
 EVAL_SEED = 20259  # of models that draw in evaluation; one draw a batch, whoever runs it
 
 
@@ -37,14 +41,16 @@ def perplexity(loss: float) -> float:
 @torch.no_grad()
 def evaluate(model: nn.Module, windows: TokenWindows, batch_size: int, world: World,
              autocast: Callable[[], AbstractContextManager[Any]], max_batches: int = 0,
-             should_stop: Callable[[], bool] = lambda: False, progress: Callable[[], None] = lambda: None,
-             ) -> dict[str, Any] | None:
+             should_stop: Callable[[], bool] = lambda: False, progress: Callable[[int], object] = lambda done: None,
+             kept: PartialSums | None = None) -> dict[str, Any] | None:
     """Token-weighted means over the first `max_batches` batches (0: all windows).
 
     Batch b is run by process b % world.size; sums are kept per batch and added in one order, so that the number of
     processes leaves no trace. Returns loss, perplexity, accuracy, depth and counts; the mean loss of each window; and
     the means over batches, which weigh a last, partial batch like a full one, as the authors' numbers do.
     None where `should_stop` (called by all processes together) said so. The model is left in training mode if it was.
+    progress: called with the number of batches that are done. kept: where the sums go at a stop and from time to time, and from
+    where they are taken up; it is the caller's to remove, once the numbers are told.
     """
     n_windows = windows.n_windows if not max_batches else min(windows.n_windows, max_batches * batch_size)
     n_batches = math.ceil(n_windows / batch_size)
@@ -53,7 +59,10 @@ def evaluate(model: nn.Module, windows: TokenWindows, batch_size: int, world: Wo
     was_training = model.training
     model.eval()
     try:
-        for first in range(0, n_batches, world.size):
+        begun = world.tell(kept.load(sums, window_losses) if kept and world.is_main else 0)
+        kept_at = time.monotonic()
+        progress(begun)
+        for turn, first in enumerate(range(begun, n_batches, world.size), 1):
             number = first + world.rank
             if number < n_batches:
                 chosen = np.arange(number * batch_size, min(n_windows, (number + 1) * batch_size))
@@ -66,8 +75,15 @@ def evaluate(model: nn.Module, windows: TokenWindows, batch_size: int, world: Wo
                 window_losses[torch.from_numpy(chosen)] = losses.mean(1).cpu()
                 sums[number] = torch.tensor([losses.sum().item(), out["hits"].sum().item(), targets.numel(),
                                              float(out["average_depth"]) * targets.numel()], dtype=torch.float64)
-                progress()
-            if should_stop():
+            done = min(first + world.size, n_batches)
+            progress(done)
+            stop = should_stop()
+            if kept and (stop or (turn % TURNS_A_LOOK == 0 and world.tell(time.monotonic() - kept_at > KEEP_SECONDS))):
+                kept_at = time.monotonic()
+                so_far = world.sum(sums.clone()), world.sum(window_losses.clone())
+                if world.is_main:
+                    kept.save(done, *so_far)
+            if stop:
                 return None
     finally:
         model.train(was_training)

@@ -170,6 +170,12 @@ class Experiment:
             "state": state, "itr": step, "iterations": self.iterations, "reason": "" if state == "running" else reason,
             "updated": now, "checkpoint": saved_step, "segments": len(self.segments), "job_id": job_name(), **more})
 
+    def note(self, **facts: Any) -> None:
+        """Enter more into this job's row, unless another process has taken the experiment over."""
+        if not self.lock.lost:
+            self.segments[-1] |= facts
+            self.write_segments()
+
     def write_segments(self) -> None:
         write_atomically(self.folder / SEGMENTS, _lines(self.segments))
 

@@ -32,9 +32,10 @@ from models.weights import load_weights
 from optim import checkpoint, history, initial
 from optim.evaluate import EvaluationPlan, evaluate
 from optim.experiment import UNKNOWN, Experiment
-from optim.names import ABANDONED, FINAL, SUMMARY
+from optim.names import ABANDONED, FINAL, OF_TRAINING, PARTIAL, SUMMARY
 from optim.optimizers import load_optimizer_state, make_optimizer
 from optim.outcome import Ending, Kind, Outcome, ended, of_error
+from optim.partial import PartialSums, facts_of
 from optim.reporting import Reporter, log
 from optim.schedules import make_scheduler
 from optim.setup import autocast_dtype, autocaster, is_own, named_file, need_compiler
@@ -363,8 +364,9 @@ class Trainer:
     def _evaluate(self, whole: bool) -> bool:
         """Evaluate and report; False where a stop cut it short."""
         begin = time.monotonic()
+        kept = self._partial_sums()
         result = evaluate(self.raw_model, self.splits.val, self.evaluation.batch_size, self.world, self.autocast,
-                          0 if whole else self.evaluation.batches, self._poll)
+                          0 if whole else self.evaluation.batches, self._poll, kept=kept)
         if result is None:
             return False
         gradients = self.meter.values()
@@ -383,7 +385,16 @@ class Trainer:
                              f"{gradients['max_grad_norm'] / gradients['mean_grad_norm']:.1f} times the mean")
             self.meter = GradientMeter.on(self.world.device)
         self.reporter.row(row, lines)
+        kept.remove()
         return True
+
+    def _partial_sums(self) -> PartialSums:
+        def advanced() -> None:
+            assert self.experiment is not None, "the main process has the experiment"
+            self.experiment.note(evaluated=True)
+
+        facts = facts_of(self.args, self.evaluation.batch_size, self.data, self.world.device)
+        return PartialSums(self.folder / PARTIAL.format(OF_TRAINING), self.raw_model, facts, log.info, advanced)
 
     # the run
 

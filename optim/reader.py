@@ -159,9 +159,9 @@ def number(value: Any) -> float | None:
 
 
 def advanced(row: Row) -> bool:
-    """Whether a job of the ledger has brought the newest checkpoint on."""
+    """Whether a job of the ledger has brought the newest checkpoint on, or an evaluation that takes longer than a job."""
     start, end = number(row.get("start_step")), number(row.get("end_step"))
-    return start is not None and end is not None and end > start
+    return row.get("evaluated") is True or (start is not None and end is not None and end > start)
 
 
 class Record:

@@ -47,6 +47,10 @@ def test_a_stop_with_progress_goes_on_for_its_reason(tmp_path: Path) -> None:
     assert verdict(tmp_path, row(0, 9, reason="preempted")) == (chain.AGAIN, "preempted")
 
 
+def test_an_evaluation_that_takes_longer_than_three_jobs_goes_on_as_long_as_they_bring_it_on(tmp_path: Path) -> None:
+    assert verdict(tmp_path, row(9, 9), row(9, 9, evaluated=True), row(9, 9, evaluated=True), row(9, 9))[0] == chain.AGAIN
+
+
 def test_a_stop_file_in_the_experiment_stops_the_chain(tmp_path: Path) -> None:
     (tmp_path / "stop").touch()
     assert verdict(tmp_path, row(0, 9, reason="stop file")) == (chain.STOP, f"stopped by the file {tmp_path / 'stop'}")

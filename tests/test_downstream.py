@@ -225,3 +225,24 @@ def test_local_task_from_end_to_end(task: Path, bpe_cache: Path) -> None:
         refused = run([*words, "--tasks", wrong], **environment)
         assert refused.returncode == 2 and said in refused.stderr.splitlines()[-1], refused.stderr
         assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.slow
+def test_the_harness_scores_an_export_as_downstream_does_without_a_network(task: Path, bpe_cache: Path) -> None:
+    pytest.importorskip("transformers")
+    args = tiny_args("lncot", vocab_size=50304, sequence_length=32)
+    model = tiny_model("lncot", vocab_size=50304, sequence_length=32)
+    save_checkpoint(task / "ckpt.pt", {"model": model.state_dict(), "args": vars(args), "itr": 0})
+    offline = {"HF_HOME": str(task / "home"), "HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
+    exported = run([sys.executable, "-m", "models.export", str(task / "ckpt.pt"), str(task / "exported"), "--tokenizer", "gpt2"])
+    assert exported.returncode == 0, exported.stderr
+    ours = run([sys.executable, "downstream.py", "--checkpoint", str(task / "ckpt.pt"), "--include_path", str(task), "--device", "cpu",
+                "--tasks", "local_choices"], **offline)
+    assert ours.returncode == 0, ours.stderr
+    theirs = run([sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--model_args", f"pretrained={task / 'exported'},trust_remote_code=True",
+                  "--tasks", "local_choices", "--include_path", str(task), "--device", "cpu", "--batch_size", "4",
+                  "--output_path", str(task / "theirs.json"), "--log_samples"], **offline)
+    assert theirs.returncode == 0, theirs.stderr
+    found = json.loads(next(task.glob("theirs*.json")).read_text())["results"]["local_choices"]
+    row = json.loads((task / "downstream_ckpt.json").read_text())["tasks"]["local_choices"]
+    assert (found["acc,none"], found["acc_norm,none"]) == (pytest.approx(row["acc"]), pytest.approx(row["acc_norm"]))

@@ -28,6 +28,11 @@ def how_to_go_on(environment: Path) -> str:
     return f"to go on by hand:  {activate}"
 
 
+def shown(perplexity: float | None) -> str:
+    """None: of a loss that is no number, for which JSON has no word."""
+    return "none, as the loss is no number" if perplexity is None else f"{perplexity:.2f}"
+
+
 def main(experiment: Path, run_dir: Path) -> None:
     evaluation = json.loads((run_dir / "eval_summary_ckpt.json").read_text())
     segments = Record(experiment).segments
@@ -55,9 +60,9 @@ def main(experiment: Path, run_dir: Path) -> None:
         ("parameters", f"{result['parameters']:,}"),
         ("steps", f"{result['steps']:,}, in segments " + ", ".join(f"{a}-{b} ({reason})" for a, b, reason in result["segments"])),
         ("training speed", f"{result['training_tokens_per_second']:,.0f} tokens/s"),
-        ("validation perplexity", f"{result['validation_perplexity']:.2f}  on {result['validation_tokens']:,} tokens"),
+        ("validation perplexity", f"{shown(result['validation_perplexity'])}  on {result['validation_tokens']:,} tokens"),
         ("unigram perplexity", f"{result['unigram_perplexity']:.2f}  on the same tokens"),
-        ("adaptive model", f"perplexity {result['adaptive_perplexity']:.2f} after {result['adaptive_steps']:,} steps, all passes for every token"),
+        ("adaptive model", f"perplexity {shown(result['adaptive_perplexity'])} after {result['adaptive_steps']:,} steps, all passes for every token"),
         ("pictures", "fig4.png, fig5.png: perplexity at every compute budget; the routers' scores"),
         ("results", f"{run_dir}, report.md sets them beside the paper's"),
     ]

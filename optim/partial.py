@@ -1,0 +1,92 @@
+"""What an evaluation has summed up before it was cut short: it may take longer than a job, and the next one goes on from there.
+
+    kept = PartialSums(path, model, facts_of(args, batch_size, data, device), print)
+    done = kept.load(sums, window_losses)           # how many batches are in them by now
+    kept.save(done + 1, sums, window_losses)
+    kept.remove()
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from config.identity import BATCH, evaluation_of
+from files import replace_atomically
+from optim.setup import autocast_dtype
+
+
+def facts_of(args: Namespace, batch_size: int, data: Mapping[str, Any] | None, device: torch.device) -> dict[str, Any]:
+    """All that changes an evaluation's sums, except the weights. data: of both splits, as data.bins.identity_of has it."""
+    return {"settings": evaluation_of(vars(args), without=BATCH), "batch_size": batch_size, "data": (data or {}).get("val"),
+            "precision": str(autocast_dtype(args.dtype, device)), "device": device.type, "torch": torch.__version__}
+
+
+class PartialSums:
+    """A file of the main process, for the same weights, windows and arithmetic alone; anything else begins anew.
+
+    say: tells a line. advanced: called when this
+    process has kept more than it found; not where it had to begin anew, as one that never gets further must not look like progress.
+    """
+
+    def __init__(self, path: Path, model: nn.Module, facts: Mapping[str, Any], say: Callable[[str], object],
+                 advanced: Callable[[], object] = lambda: None) -> None:
+        self.path, self.model, self.facts, self.say, self.advanced = path, model, facts, say, advanced
+        self.found, self.is_mine = 0, False
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of the facts and of every weight; a second of work for a gigabyte, so only where it is needed."""
+        told = hashlib.sha256(json.dumps(self.facts, sort_keys=True, default=str).encode())
+        for name, value in self.model.state_dict().items():
+            told.update(name.encode())
+            told.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return told.hexdigest()
+
+    def load(self, sums: Tensor, window_losses: Tensor) -> int:
+        """Fill both from the file and return the number of batches in them; 0 where there is none that is of this evaluation."""
+        if not self.path.exists():
+            return 0
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                key, done = str(file["key"]), int(file["done"])
+                kept = [torch.from_numpy(file[name].astype(np.float64)) for name in ("sums", "window_losses")]
+        except Exception as error:  # whatever a damaged file makes of numpy's reader
+            self.say(f"note: {self.path} cannot be read ({' '.join(str(error).split())[:80]}); the evaluation begins anew")
+            return 0
+        if key != self.key or [each.shape for each in kept] != [sums.shape, window_losses.shape] or not 0 < done <= len(sums):
+            return 0
+        for mine, old in zip((sums, window_losses), kept, strict=True):
+            mine.copy_(old)
+        self.say(f"the evaluation goes on after {done} of {len(sums)} batches")
+        self.found, self.is_mine = done, True
+        return done
+
+    def save(self, done: int, sums: Tensor, window_losses: Tensor) -> None:
+        """Keep the sums of the first `done` batches. An evaluation does not fail where that cannot be written."""
+        def write(path: Path) -> None:
+            with open(path, "wb") as file:
+                np.savez(file, key=self.key, done=done, sums=sums.numpy(), window_losses=window_losses.numpy())
+
+        try:
+            replace_atomically(self.path, write)
+        except OSError as error:
+            self.say(f"warning: {self.path} cannot be written ({error.strerror}): this evaluation, if it is cut short, begins anew")
+            return
+        self.is_mine = True
+        if self.found:
+            self.advanced()
+
+    def remove(self) -> None:
+        """The evaluation has been told; what is there of another one stays."""
+        if self.is_mine:
+            self.path.unlink(missing_ok=True)
