@@ -24,9 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import distributed
-from config.flags import Flag
+from config.flags import GPT2, Flag
 from config.parse import guarded, nearest
-from data.vocabulary import GPT2, unknown, vocabulary_of
 from errors import UserError
 from optim.restore import CHECKPOINT, TOKENIZER, Restored, keep_result, output_folder, with_checkpoint
 
@@ -153,6 +152,7 @@ def load_tasks(names: Sequence[str], include_path: str | None) -> Any:
 def make_lm(restored: Restored, tokenizer: str | None) -> Any:
     """The checkpoint's model for the harness. Raises UserError where it does not read GPT-2's tokens."""
     from data.bpe import gpt2
+    from data.vocabulary import unknown, vocabulary_of
     from optim.harness import CheckpointLM
     from optim.scoring import Scorer
     from optim.setup import autocaster

@@ -15,13 +15,15 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import distributed
-from config.flags import Flag, prose
-from data.vocabulary import CHARACTERS, GPT2, Vocabulary, unknown, vocabulary_of
+from config.flags import CHARACTERS, GPT2, Flag, prose
 from errors import UserError
 from optim.restore import CHECKPOINT, TOKENIZER, Restored, with_checkpoint
+
+if TYPE_CHECKING:
+    from data.vocabulary import Vocabulary
 
 OWN_FLAGS = {"generation": (
     CHECKPOINT,
@@ -93,6 +95,7 @@ class Transcript:
 def codec(known: Vocabulary, args: Any) -> Codec:
     """That of the model's vocabulary. Raises UserError where nobody says what it is."""
     from data.bpe import gpt2
+    from data.vocabulary import unknown
 
     if known.tokenizer == CHARACTERS and known.characters:
         characters = known.characters
@@ -140,6 +143,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     """Print each prompt with its continuation; a single one as it grows."""
     import torch
 
+    from data.vocabulary import vocabulary_of
     from models.variants import ROUTED_POLICIES
     from optim.generation import Sampling, Session, generate
     from optim.routers import share_of_macs

@@ -64,6 +64,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTION = ("fast", "reference")
 SCHEDULERS = ("cos", "linear", "wsd", "none")
 OPTIMIZERS = ("adamw", "sgd", "adafactor")
+GPT2, CHARACTERS = "gpt2", "char"  # tokenizers
 
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # that can stop a training
 DEFAULT_STOP_SIGNALS = STOP_SIGNALS[:5]

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from config.flags import CHARACTERS, GPT2
 from data.bpe import cached_path, gpt2
-from data.vocabulary import CHARACTERS, GPT2, Vocabulary
+from data.vocabulary import Vocabulary
 from errors import UserError
 
 NAME = "<|endoftext|>"  # how GPT-2's vocabulary writes the token between documents

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from config.flags import CHARACTERS, GPT2
 from data.bins import dataset_folder, label, read_meta
 from data.bpe import END_OF_TEXT
 from errors import UserError
 
-GPT2, CHARACTERS = "gpt2", "char"
 OF_GPT2 = ("openwebtext2", "slimpajama", "stdlib")  # datasets that have no other tokens, the authors' too
 
 

@@ -18,9 +18,8 @@ from typing import Any
 
 import config
 import distributed
-from config.flags import FLAGS, Flag
+from config.flags import FLAGS, GPT2, Flag
 from config.identity import INHERITED
-from data.vocabulary import GPT2
 from errors import UserError
 from files import try_to_write, write_json
 

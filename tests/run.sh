@@ -31,7 +31,7 @@ code=0
 # run_tests ARGUMENTS...: pytest; options that select none of these tests are no failure
 run_tests() {
     local none_selected=5
-    python -m pytest "$@" || [[ $? == "$none_selected" ]] || code=1
+    python -m pytest --max-worker-restart 0 "$@" || [[ $? == "$none_selected" ]] || code=1
 }
 
 # fast ARGUMENTS...: sources are checked while the tests run, as that leaves no core idle

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.programs import PEER, folder, in_read_only, metrics, python, run, train
+from tests.programs import PEER, SMALL_DATA, folder, in_read_only, metrics, python, run, train
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +60,7 @@ def test_two_processes_give_the_very_same_numbers(tmp_path: Path) -> None:
 
 def test_our_checkpoint_gives_the_loss_that_the_training_reported(tmp_path: Path) -> None:
     assert train(tmp_path, iterations=20).returncode == 0
-    summary = evaluate(folder(tmp_path), tmp_path / "out")
+    summary = evaluate(folder(tmp_path), tmp_path / "out", "--data_dir", str(SMALL_DATA))
     assert summary["val_loss"] == pytest.approx(metrics(tmp_path)[-1]["val_loss"], abs=1e-6)
     assert summary["checkpoint"].endswith("ckpt.pt")
 

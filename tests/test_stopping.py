@@ -42,7 +42,7 @@ def no_handlers() -> Any:
 def test_a_signal_stops(no_handlers: None, number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
     with stopper() as stop:
         assert not stop.poll()
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         assert (stop.poll(), stop.reason, stop.by_hand) == (True, number.name, False)
     assert f"{number.name}: stopping after this step" in capfd.readouterr().err
     assert signal.getsignal(number) is signal.SIG_DFL
@@ -51,21 +51,21 @@ def test_a_signal_stops(no_handlers: None, number: signal.Signals, capfd: pytest
 def test_a_hangup_that_nohup_had_ignored_stays_ignored(no_handlers: None) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with stopper() as stop:
-        os.kill(os.getpid(), signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
         assert not stop.poll()
 
 
 def test_only_the_signals_that_are_named_stop(no_handlers: None) -> None:
     with stopper(signals=["SIGXCPU"]) as stop:
         assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
-        os.kill(os.getpid(), signal.SIGXCPU)
+        signal.raise_signal(signal.SIGXCPU)
         assert (stop.poll(), stop.reason) == (True, "SIGXCPU")
 
 
 def test_a_signal_that_came_before_the_handlers_is_not_lost(no_handlers: None) -> None:
     old = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])  # as distributed.torchrun starts its workers
     try:
-        os.kill(os.getpid(), signal.SIGUSR1)
+        signal.raise_signal(signal.SIGUSR1)  # to this thread: one of a library's would not hold it back, and the process would end
         with stopper() as stop:
             assert (stop.poll(), stop.reason) == (True, "SIGUSR1")
     finally:
@@ -74,8 +74,8 @@ def test_a_signal_that_came_before_the_handlers_is_not_lost(no_handlers: None) -
 
 def test_an_interrupt_that_arrives_twice_at_once_is_one(no_handlers: None) -> None:
     with stopper() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)  # of the terminal, and passed on by the launcher
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # of the terminal, and passed on by the launcher
         assert stop.poll()
 
 

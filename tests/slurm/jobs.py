@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.programs import PEER, flags
+from tests.programs import SMALL_DATA, flags
 from tests.slurm.cluster import Cluster, wait_until
 
 PATIENCE = 240.0  # seconds for anything that a cluster with two busy cores does
 # one process on a CPU, with nothing that needs a network; each test has its own RESULTS_DIR
-SETTINGS = {"VENV_DIR": sys.prefix, "USE_CONDA": "no", "DATA_DIR": str(PEER / "datasets"), "DATASET": "openwebtext2", "OMP_NUM_THREADS": "1",
+SETTINGS = {"VENV_DIR": sys.prefix, "USE_CONDA": "no", "DATA_DIR": str(SMALL_DATA), "DATASET": "openwebtext2", "OMP_NUM_THREADS": "1",
             "WANDB": "0", "HEALTH_CHECK": "0", "NOTIFY_EMAIL": "", "N_GPUS": "0", "CPUS": "2", "MEMORY": "2G", "TIME_LIMIT": "5"}
 
 
