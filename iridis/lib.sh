@@ -291,7 +291,7 @@ submit_job() {
     ((!PIN_CODE)) || pin_code
     if ! id="$(hand_to_slurm)"; then
         printf 'sbatch refused the job\n' >"$RUN_DIR/not_submitted.txt"
-        die "sbatch refused the job, see above; an account or QOS that it asks for: SBATCH_ACCOUNT, SBATCH_QOS (sacctmgr show associations user=$USER)"
+        die "sbatch refused the job, see above; an account or QOS that it asks for: SBATCH_ACCOUNT, SBATCH_QOS (sacctmgr show associations user=$(id -un))"
     fi
     printf '%s\n' "$id" >"$RUN_DIR/first_job.txt"
     printf 'job:          %s (%s)\n' "$id" "$JOB_NAME"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -206,6 +208,16 @@ def test_wandb_segments_are_one_offline_run(tmp_path: Path) -> None:
     names = [path.name for path in offline.glob("wandb/offline-run-*")]
     assert len(names) == 2
     assert len({name.rsplit("-", 1)[1] for name in names}) == 1
+
+
+def test_wandb_needs_no_home(tmp_path: Path) -> None:
+    """As in a container: no HOME, and a user that the system does not know."""
+    nobody = ["unshare", "--user", "--map-user=54321", "--map-group=54321"]
+    if shutil.which("unshare") is None or subprocess.run([*nobody, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no user namespaces here")
+    outcome = run([*nobody, "env", "-u", "HOME", *command(tmp_path, iterations=2, eval_freq=0), "--wandb"])
+    assert outcome.returncode == 0, outcome.stderr
+    assert len(list(folder(tmp_path).glob("wandb/offline-run-*"))) == 1
 
 
 def test_half_the_batch_and_twice_the_steps_goes_on_where_it_stopped_and_says_so(tmp_path: Path) -> None:
