@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import distributed
 from config.flags import Flag
-from optim.names import EVALUATION, PARTIAL
+from optim.names import EVALUATION
 from optim.restore import CHECKPOINT, Restored, keep_result, output_folder, with_checkpoint
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def partial_sums(restored: Restored, model: Any, data: Any, place: Path | None) 
     beside = restored.path.parent
     folder = beside if os.access(beside, os.W_OK) else place
     facts = facts_of(restored.args, restored.args.batch_size, data, restored.world.device)
-    return folder and PartialSums(folder / PARTIAL.format(restored.path.stem), model, facts, lambda line: print(line, file=sys.stderr))
+    return folder and PartialSums(folder, restored.path.stem, model, facts, lambda line: print(line, file=sys.stderr))
 
 
 def run(restored: Restored, own: dict[str, Any]) -> None:

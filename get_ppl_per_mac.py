@@ -22,7 +22,7 @@ import distributed
 from config.flags import Flag
 from config.identity import OF_ONE_EVALUATION, evaluation_of
 from errors import UserError
-from optim.names import PARTIAL, SWEEP
+from optim.names import SWEEP
 from optim.restore import CHECKPOINT, Restored, output_folder, with_checkpoint
 
 THRESHOLDS = [0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 0.85, 0.9, 0.95, 1.0]  # of Figure 4
@@ -129,11 +129,11 @@ def of_depth(passes: int, n_repeat: int) -> list[float]:
     return [float(number < passes) for number in range(1, n_repeat)]
 
 
-def measure(restored: Restored, model: Any, splits: Any, n_windows: int, full_depth: Any, partial: Path,
+def measure(restored: Restored, model: Any, splits: Any, n_windows: int, full_depth: Any, place: Path,
             ) -> Callable[[list[float]], tuple[dict[str, Any], Any]]:
     """A function from shares of the tokens that go on to a point of the figure and its windows' losses; equal shares are evaluated once.
 
-    full_depth: (windows,) losses at full depth, where they are known. partial: where a point that is cut short is kept.
+    full_depth: (windows,) losses at full depth, where they are known. place: where a point that is cut short keeps its sums.
     """
     import torch
 
@@ -152,11 +152,12 @@ def measure(restored: Restored, model: Any, splits: Any, n_windows: int, full_de
 
     def losses_at(factors: list[float]) -> dict[str, Any]:
         set_factors(model, factors)
-        kept = PartialSums(partial, model, {**facts, "factors": factors}, lambda line: print(line, file=sys.stderr))
+        kept = PartialSums(place, "sweep", model, {**facts, "factors": factors}, lambda line: print(line, file=sys.stderr))
         result = evaluate(model, splits.val, args.batch_size, world, autocaster(args.dtype, world.device), math.ceil(n_windows / args.batch_size),
                           kept=kept)
         assert result is not None, "nothing asked this evaluation to stop"
-        kept.remove()
+        if world.is_main:
+            kept.remove()
         return result
 
     def point(factors: list[float]) -> tuple[dict[str, Any], Any]:
@@ -248,7 +249,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     sweep = world.from_main(lambda: earlier(target, begun))
     losses = world.from_main(lambda: read_losses(target.with_suffix(".npz"), sweep))
     point = measure(restored, model, splits, n_val, losses.get(name_of("fixed_depth", args.n_repeat)),
-                    place / PARTIAL.format("sweep"))
+                    place)
     missing = [value for value in own["thresholds"] if str(value) not in sweep["measured"]]
     if missing:
         n = min(splits.train.n_windows, math.ceil(own["router_sample_size"] / args.sequence_length))

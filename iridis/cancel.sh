@@ -2,13 +2,14 @@
 # Cancels an experiment: the job that trains it, which saves first, the next jobs of its chain, and what waits for them.
 #   bash iridis/cancel.sh EXPERIMENT        # its folder, or a name that only one experiment in the queue has
 #   bash iridis/cancel.sh PACKAGE           # all jobs of a package
+#   bash iridis/cancel.sh JOB               # an id, or a job's name
 #   bash iridis/cancel.sh all               # all jobs that were submitted from this clone
 #   bash iridis/cancel.sh --dry-run ...     # only say which
 # Submit an experiment again, and it goes on from its newest checkpoint.
 # shellcheck source=iridis/lib.sh
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
 parse_options "$@"
-((${#WORDS[@]} == 1)) || die "say what to cancel: bash iridis/cancel.sh EXPERIMENT|PACKAGE|all"
+((${#WORDS[@]} == 1)) || die "say what to cancel: bash iridis/cancel.sh EXPERIMENT|PACKAGE|JOB|all"
 has_slurm || die "there is no SLURM here, so no job to cancel"
 
 # our_jobs: a line "ID<tab>NAME<tab>RUN_DIR<tab>DEPENDENCY" for each job of this user that was submitted from this clone
@@ -29,7 +30,7 @@ works_on() {
     package="$(basename "$(dirname "$1")")"
     [[ $WANTED != all && $WANTED != "$package" ]] || return 0
     [[ ! -s "$1/experiment.txt" ]] || experiment="$(<"$1/experiment.txt")"
-    [[ -n $experiment ]] && [[ $experiment == "$WANTED" || $experiment == "$(realpath -ms -- "$WANTED")" || $(basename "$experiment") == "$WANTED" ]]
+    [[ -n $experiment ]] && [[ $experiment == "$WANTED" || $experiment == "$(realpath -ms -- "$WANTED")" || $experiment == "$(realpath -m -- "$WANTED")" || $(basename "$experiment") == "$WANTED" ]]
 }
 
 # choose: fill CHOSEN with ids and EXPERIMENTS with folders, first those asked for, then what waits for any of them
@@ -40,7 +41,7 @@ choose() {
         more=0
         while IFS=$'\t' read -r id name run dependency; do
             [[ -z $id || -n ${CHOSEN[$id]:-} ]] && continue
-            if works_on "$run"; then
+            if [[ $id == "$WANTED" || $name == "$WANTED" ]] || works_on "$run"; then
                 [[ ! -s "$run/experiment.txt" ]] || EXPERIMENTS["$(<"$run/experiment.txt")"]=1
             elif ! waits_for_chosen "$dependency"; then
                 continue

@@ -49,7 +49,7 @@ NOT_ITS_FAULT = (Cause.REQUEUED, Cause.PREEMPTED)  # a job that had not begun to
 
 
 def oom_killed(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> bool:
-    """Whether the kernel has killed a process of this job's control group, or of one above it, for want of memory."""
+    """Whether the kernel has killed a process of this job's control groups for want of memory. Those above count other jobs' too."""
     counts = ""
     with suppress(OSError):
         for line in own.read_text().splitlines():
@@ -57,10 +57,11 @@ def oom_killed(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs
             unified = number == "0" and not kinds
             if unified or kinds == "memory":
                 base, name = (root, "memory.events") if unified else (root / "memory", "memory.oom_control")
-                group = base / place.lstrip("/")
-                for folder in (group, *group.parents):
-                    if base in folder.parents and (folder / name).is_file():
-                        counts += (folder / name).read_text()
+                parts = place.strip("/").split("/")
+                job = next((n for n, part in enumerate(parts, 1) if part.startswith("job_")), len(parts) + 1)
+                for n in range(job, len(parts) + 1):
+                    file = base.joinpath(*parts[:n], name)
+                    counts += file.read_text() if file.is_file() else ""
     return any(line.startswith("oom_kill ") and line.split()[1] != "0" for line in counts.splitlines())
 
 
@@ -157,6 +158,8 @@ def _complete_row(experiment: Experiment, record: Record, outcome: Outcome, caus
     elif row.get("state") == "running" and cause == Cause.OUTLASTED:
         experiment.record("stopped", row["reached"], row["end_step"], cause)
     elif row.get("state") == "running":
+        experiment.record("failed", row["reached"], row["end_step"], outcome.reason)
+    elif outcome.kind == Kind.OUT_OF_MEMORY and row.get("state") == "failed":  # of a lost connection, as the process that was left told it
         experiment.record("failed", row["reached"], row["end_step"], outcome.reason)
     elif row.get("state") == "stopped" and cause:
         row["reason"] = str(cause)

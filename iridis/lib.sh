@@ -71,6 +71,8 @@ LEAD=120                              # seconds before the time limit at which t
 NAME_PREFIX="$JOB_NAME"
 TAKES_WORDS=0                         # 1: a package whose arguments may be plain words, such as a model and its size
 SINGLETON=0                           # 1: never two jobs of this name at once
+CHAINS=0                              # 1: a job goes on in another one, and is told before its time limit
+CLONE_DIR="$REPO_DIR"                  # where the user works, whatever the code runs from
 LINKS_DIR="$SCRATCH_DIR/.chains"      # for each job that another has taken the place of, a file with the id of that one
 
 # usage: the comment at the head of the job script
@@ -226,20 +228,30 @@ has_slurm() {
     answer="$(sinfo -h 2>&1)" || [[ $answer != *"configuration source"* ]] || return 1
 }
 
-# sbatch_words: fill SBATCH, the command that submits this job
+# dependency: what this job waits for, as SLURM writes it
+dependency() {
+    local words=()
+    ((!SINGLETON)) || words+=(singleton)
+    [[ -z $AFTER ]] || words+=("afterok:$AFTER")
+    (IFS=, && printf '%s\n' "${words[*]}")
+}
+
+# sbatch_words: fill SBATCH, the command that submits this job. Only a chain has a use for a signal before its time limit.
 sbatch_words() {
-    local dependency="" further
-    ((!SINGLETON)) || dependency=singleton
-    [[ -z $AFTER ]] || dependency="${dependency:+$dependency,}afterok:$AFTER"
+    local further waits
+    waits="$(dependency)"
     read -ra further <<<"$SBATCH_OPTIONS"
     [[ " $SBATCH_OPTIONS" != *" --array"* && " $SBATCH_OPTIONS" != *" -a"* ]] ||
         die "SBATCH_OPTIONS $SBATCH_OPTIONS: an array would be several jobs on one experiment; submit one for each"
+    [[ " $SBATCH_OPTIONS " != *" --wait "* && " $SBATCH_OPTIONS " != *" -W "* ]] ||
+        die "SBATCH_OPTIONS $SBATCH_OPTIONS: a job that submits the next one of its chain would wait for that, which waits for it"
     SBATCH=(sbatch --parsable --job-name="$JOB_NAME" --partition="$PARTITION" --time="$TIME_LIMIT" --nodes="$N_NODES"
         --ntasks-per-node=1 --cpus-per-task="$CPUS" --mem="$MEMORY" --chdir="$REPO_DIR" --requeue --open-mode=append
-        --output="${RUN_DIR//%/%%}/slurm_%j.out" --error="${RUN_DIR//%/%%}/slurm_%j.err" --signal="B:USR1@$LEAD"
+        --output="${RUN_DIR//%/%%}/slurm_%j.out" --error="${RUN_DIR//%/%%}/slurm_%j.err"
         --kill-on-invalid-dep=yes --export=ALL)
     ((!N_GPUS)) || SBATCH+=(--gres="gpu:$N_GPUS")
-    [[ -z $dependency ]] || SBATCH+=(--dependency="$dependency")
+    ((!CHAINS)) || SBATCH+=(--signal="B:USR1@$LEAD")
+    [[ -z $waits ]] || SBATCH+=(--dependency="$waits")
     [[ -z $NOTIFY_EMAIL ]] || SBATCH+=(--mail-user="$NOTIFY_EMAIL" "--mail-type=FAIL,INVALID_DEPEND")
     [[ ! -s "$RUN_DIR/excluded_nodes" ]] || SBATCH+=(--exclude="$(paste -sd, "$RUN_DIR/excluded_nodes")")
     SBATCH+=("${further[@]}")
@@ -289,14 +301,26 @@ submit_job() {
         printf 'warning: there is no mail program here; where the nodes have none either, NOTIFY_EMAIL hears only of failed jobs, from SLURM\n' >&2
     with_run_dir
     ((!PIN_CODE)) || pin_code
+    AFTER="$(latest_jobs "$AFTER")" || exit $? # a chain may have gone on in another job while all this was done
     if ! id="$(hand_to_slurm)"; then
         printf 'sbatch refused the job\n' >"$RUN_DIR/not_submitted.txt"
         die "sbatch refused the job, see above; an account or QOS that it asks for: SBATCH_ACCOUNT, SBATCH_QOS (sacctmgr show associations user=$(id -un))"
     fi
     printf '%s\n' "$id" >"$RUN_DIR/first_job.txt"
+    follow_chains "$id"
     printf 'job:          %s (%s)\n' "$id" "$JOB_NAME"
     printf 'watch:        squeue -j %s; tail -F %q\n' "$id" "$RUN_DIR/slurm_$id.out"
-    printf 'stop:         bash %q %q\n' "$REPO_DIR/iridis/cancel.sh" "${EXPERIMENT:-$JOB_NAME}"
+    printf 'stop:         bash %q %q\n' "$CLONE_DIR/iridis/cancel.sh" "${EXPERIMENT:-$id}"
+}
+
+# follow_chains ID: have a job wait for the newest link of each chain, where one has gone on since the job was submitted
+follow_chains() {
+    local before="$AFTER"
+    AFTER="$(latest_jobs "$before" 2>/dev/null)" || return 0 # one has failed: SLURM cancels what waits for it
+    if [[ -n $AFTER && $AFTER != "$before" ]] && ! scontrol update JobId="$1" Dependency="$(dependency)"; then
+        scancel "$1"
+        die "job $1 was to wait for job $AFTER and could not be told so; cancelled: submit it again"
+    fi
 }
 
 # try_sbatch: whether SLURM would take the job as things are: account, QOS, limits
@@ -316,20 +340,46 @@ pin_code() {
     done | tar -C "$REPO_DIR" --null -T - -cf - | tar -C "$code" -xf -
     [[ ! -f "$REPO_DIR/iridis/site.sh" ]] || cp -p "$REPO_DIR/iridis/site.sh" "$code/iridis/" # with its mode: it may hold a secret
     python -c 'import json, processes; print(json.dumps(processes.code_facts()))' >"$code/revision.json"
+    whole_paths
     export SCRATCH_DIR TEAM_DIR VENV_DIR CONDA_ENV_PREFIX # whose defaults are in the clone
     JOB_SCRIPT="$code/${JOB_SCRIPT#"$REPO_DIR/"}" REPO_DIR="$code"
+}
+
+# whole_paths: what is meant from the clone, named in full: settings, and flags that name a file or folder there
+whole_paths() {
+    local name n word flag
+    for name in SCRATCH_DIR TEAM_DIR DATA_DIR RESULTS_DIR VENV_DIR CONDA_ENV_PREFIX; do
+        printf -v "$name" %s "$(realpath -ms -- "${!name}")"
+    done
+    for n in "${!FLAGS[@]}"; do
+        word="${FLAGS[n]}" flag="--"
+        if [[ $word == --*=* ]]; then
+            flag="${word%%=*}=" word="${word#*=}"
+        elif ((n)); then
+            flag="${FLAGS[n - 1]}"
+        fi
+        if [[ ${flag%=} =~ ^--(data_dir|results_base_folder)$ || (${flag%=} =~ ^--(init_from|use_pretrained|config|dataset)$ && -e $word) ]]; then
+            [[ $flag == *= ]] || flag=""
+            FLAGS[n]="$flag$(realpath -ms -- "$word")"
+        fi
+    done
 }
 
 # latest_jobs IDS: the same jobs, each as the newest link of its chain, without those that have done their work. Dies where one
 # has ended otherwise, or nobody knows it: nothing would wait.
 latest_jobs() {
-    local id now latest=()
+    local id now links latest=()
     for id in ${1//:/ }; do
-        while [[ -s "$LINKS_DIR/$id" ]]; do id="$(<"$LINKS_DIR/$id")"; done
+        for ((links = 0; links < 1000; links++)); do
+            [[ -s "$LINKS_DIR/$id" ]] || break
+            id="$(<"$LINKS_DIR/$id")"
+        done
+        ((links < 1000)) || die "--after $1: the files in $LINKS_DIR lead in a circle; remove those of old jobs"
         now="$(state_of "$id")" || exit $?
         case "$now" in
         "") die "--after $id: SLURM knows no such job" ;;
         COMPLETED) ;;
+        UNFINISHED) die "--after $id: that job has ended and its training is not finished; give the job that goes on with it (squeue --me)" ;;
         *ED | TIMEOUT | *_FAIL | OUT_OF_MEMORY | DEADLINE)
             [[ $now == SUSPENDED || $now == REQUEUED ]] || die "--after $id: that job has ended as $now; nothing can wait for it to succeed"
             latest+=("$id")
@@ -346,13 +396,14 @@ state_of() {
     read_values JobState < <(scontrol show job -o "$1" 2>/dev/null | tr ' ' '\n')
     [[ -n $JobState ]] || JobState="$(sacct -n -X -P -j "$1" -o State 2>/dev/null | head -n 1 | cut -d' ' -f1 || true)"
     for log in "$REPO_DIR"/iridis/*/run_*/slurm_"$1".out; do
-        [[ -z $JobState && -e $log ]] || continue
-        run="$(dirname "$log")" JobState=FAILED
-        if [[ -s "$run/experiment.txt" ]]; then
+        [[ (-z $JobState || $JobState == COMPLETED) && -e $log ]] || continue
+        run="$(dirname "$log")"
+        if [[ -s "$run/experiment.txt" ]]; then # a job of a chain also ends well where another one goes on
             ensure_environment >&2
             read_values FINISHED < <(cd "$REPO_DIR" && python -m optim.reader "$(<"$run/experiment.txt")")
+            [[ $JobState != COMPLETED || $FINISHED != 0 ]] || JobState=UNFINISHED
         fi
-        [[ $FINISHED == 0 && ! -e "$run/done" ]] || JobState=COMPLETED
+        [[ -n $JobState ]] || JobState="$([[ $FINISHED == 0 && ! -e "$run/done" ]] && echo FAILED || echo COMPLETED)"
     done
     printf '%s\n' "$JobState"
 }

@@ -7,6 +7,7 @@ command line and in no message.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import sys
@@ -31,7 +32,7 @@ def main(subject: str, body: str) -> int:
     try:
         with urllib.request.urlopen(request(os.environ["NOTIFY_URL"], os.environ.get("NOTIFY_FORM", ""), subject, body), timeout=SECONDS):
             return 0
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "code", None) or type(getattr(error, "reason", error)).__name__  # the text may hold the address
         print(f"warning: NOTIFY_URL could not be told ({reason})", file=sys.stderr)
         return 1

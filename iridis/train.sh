@@ -6,7 +6,7 @@
 # shellcheck source=iridis/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-SINGLETON=1
+SINGLETON=1 CHAINS=1
 CHAINED=0         # 1: this is a job of a chain
 DECIDED=0         # 1: this job has said what becomes of its chain
 SIGNALLED=""      # why this job was told to stop
@@ -196,7 +196,7 @@ continue_chain() {
             hand_over_to "$id"
         fi
         try=$((try + 1))
-        ((try < 2)) || requeue || true # where users may have one submitted job, this is the only way
+        ((try < 2)) || [[ -n ${SICK:-}${SHORTENED:-} ]] || requeue || true # where users may have one submitted job, this is the only way
         pause "$((try * RETRY < 60 ? try * RETRY : 60))"
         if [[ $SIGNALLED == SIGTERM ]]; then
             case "$(why_terminated)" in
@@ -223,18 +223,25 @@ requeue() {
 
 # hand_over_to ID: that job goes on, unless SLURM has requeued this one meanwhile, or a person has cancelled it
 hand_over_to() {
+    take_back_if_ended "$1"
+    { mkdir -p "$LINKS_DIR" && printf '%s\n' "$1" >"$LINKS_DIR/$SLURM_JOB_ID"; } || true
+    hand_on "$SLURM_JOB_ID" "$1"
+    take_back_if_ended "$1" # that took a while
+    DECIDED=1
+    printf '=== job %s goes on\n' "$1"
+    exit 0
+}
+
+# take_back_if_ended ID: that job is not wanted where SLURM has requeued this one meanwhile, or a person has cancelled it
+take_back_if_ended() {
     local cause=""
     [[ $SIGNALLED != SIGTERM ]] || cause="$(why_terminated)"
     if [[ $cause == requeued || $cause == cancelled ]]; then
         scancel "$1" || true
+        rm -f "$LINKS_DIR/$SLURM_JOB_ID"
         [[ $cause == cancelled ]] || gives_way_to_its_restart
         end_chain cancelled
     fi
-    DECIDED=1
-    { mkdir -p "$LINKS_DIR" && printf '%s\n' "$1" >"$LINKS_DIR/$SLURM_JOB_ID"; } || true
-    hand_on "$SLURM_JOB_ID" "$1"
-    printf '=== job %s goes on\n' "$1"
-    exit 0
 }
 
 # gives_way_to_its_restart: SLURM starts this very job again, so there is nothing to submit
@@ -336,9 +343,9 @@ train_segment() {
         notify "$JOB_NAME: finished" "experiment: $EXPERIMENT"
         exit 0
         ;;
-    replaced)
-        DECIDED=1
-        exit 0
+    replaced) # what waits for this job must not take the training for finished
+        DECIDED=1 TOLD=1
+        exit 1
         ;;
     again) continue_chain "$REASON" ;;
     *) end_chain "$REASON" ;;

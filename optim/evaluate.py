@@ -17,8 +17,7 @@ from data import TokenWindows
 from distributed.world import World
 from optim.partial import PartialSums
 
-KEEP_SECONDS = 300.0  # between two moments at which an evaluation keeps what it has
-TURNS_A_LOOK = 16  # batches of a process after which it looks at the clock
+KEEP_SECONDS = 300.0  # after which an evaluation keeps what it has
 EVAL_SEED = 20259  # of models that draw in evaluation; one draw a batch, whoever runs it
 
 
@@ -62,7 +61,7 @@ def evaluate(model: nn.Module, windows: TokenWindows, batch_size: int, world: Wo
         begun = world.tell(kept.load(sums, window_losses) if kept and world.is_main else 0)
         kept_at = time.monotonic()
         progress(begun)
-        for turn, first in enumerate(range(begun, n_batches, world.size), 1):
+        for first in range(begun, n_batches, world.size):
             number = first + world.rank
             if number < n_batches:
                 chosen = np.arange(number * batch_size, min(n_windows, (number + 1) * batch_size))
@@ -78,7 +77,7 @@ def evaluate(model: nn.Module, windows: TokenWindows, batch_size: int, world: Wo
             done = min(first + world.size, n_batches)
             progress(done)
             stop = should_stop()
-            if kept and (stop or (turn % TURNS_A_LOOK == 0 and world.tell(time.monotonic() - kept_at > KEEP_SECONDS))):
+            if kept and (stop or world.largest(int(time.monotonic() - kept_at > KEEP_SECONDS))):
                 kept_at = time.monotonic()
                 so_far = world.sum(sums.clone()), world.sum(window_losses.clone())
                 if world.is_main:

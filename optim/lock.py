@@ -36,8 +36,9 @@ def job_name() -> str:
 
 
 def restart_count() -> int:
-    """How often SLURM has requeued this job."""
-    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    """How often SLURM has requeued this job; 0 where the variable holds something else."""
+    told = os.environ.get("SLURM_RESTART_COUNT", "")
+    return int(told) if told.isascii() and told.isdigit() else 0
 
 
 def read_holder(path: Path) -> dict[str, Any]:

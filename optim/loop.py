@@ -32,7 +32,7 @@ from models.weights import load_weights
 from optim import checkpoint, history, initial
 from optim.evaluate import EvaluationPlan, evaluate
 from optim.experiment import UNKNOWN, Experiment
-from optim.names import ABANDONED, FINAL, OF_TRAINING, PARTIAL, SUMMARY
+from optim.names import ABANDONED, FINAL, OF_TRAINING, SUMMARY
 from optim.optimizers import load_optimizer_state, make_optimizer
 from optim.outcome import Ending, Kind, Outcome, ended, of_error
 from optim.partial import PartialSums, facts_of
@@ -385,7 +385,8 @@ class Trainer:
                              f"{gradients['max_grad_norm'] / gradients['mean_grad_norm']:.1f} times the mean")
             self.meter = GradientMeter.on(self.world.device)
         self.reporter.row(row, lines)
-        kept.remove()
+        if self.world.is_main:
+            kept.remove()
         return True
 
     def _partial_sums(self) -> PartialSums:
@@ -394,7 +395,7 @@ class Trainer:
             self.experiment.note(evaluated=True)
 
         facts = facts_of(self.args, self.evaluation.batch_size, self.data, self.world.device)
-        return PartialSums(self.folder / PARTIAL.format(OF_TRAINING), self.raw_model, facts, log.info, advanced)
+        return PartialSums(self.folder, OF_TRAINING, self.raw_model, facts, log.info, advanced)
 
     # the run
 

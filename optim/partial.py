@@ -1,6 +1,6 @@
 """What an evaluation has summed up before it was cut short: it may take longer than a job, and the next one goes on from there.
 
-    kept = PartialSums(path, model, facts_of(args, batch_size, data, device), print)
+    kept = PartialSums(folder, "ckpt_40", model, facts_of(args, batch_size, data, device), print)
     done = kept.load(sums, window_losses)           # how many batches are in them by now
     kept.save(done + 1, sums, window_losses)
     kept.remove()
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from config.identity import BATCH, evaluation_of
 from files import replace_atomically
+from optim.names import PARTIAL
 from optim.setup import autocast_dtype
 
 
@@ -31,22 +32,28 @@ def facts_of(args: Namespace, batch_size: int, data: Mapping[str, Any] | None, d
             "precision": str(autocast_dtype(args.dtype, device)), "device": device.type, "torch": torch.__version__}
 
 
+def _text(facts: Mapping[str, Any]) -> bytes:
+    return json.dumps(facts, sort_keys=True, default=str).encode()
+
+
 class PartialSums:
     """A file of the main process, for the same weights, windows and arithmetic alone; anything else begins anew.
 
-    say: tells a line. advanced: called when this
-    process has kept more than it found; not where it had to begin anew, as one that never gets further must not look like progress.
+    say: tells a line. advanced: called when this process has kept more than it found; not where it had to begin anew, as one that
+    never gets further must not look like progress.
     """
 
-    def __init__(self, path: Path, model: nn.Module, facts: Mapping[str, Any], say: Callable[[str], object],
+    def __init__(self, folder: Path, name: str, model: nn.Module, facts: Mapping[str, Any], say: Callable[[str], object],
                  advanced: Callable[[], object] = lambda: None) -> None:
-        self.path, self.model, self.facts, self.say, self.advanced = path, model, facts, say, advanced
-        self.found, self.is_mine = 0, False
+        short = hashlib.sha256(_text(facts)).hexdigest()[:8]
+        self.path = folder / PARTIAL.format(f"{name}_{short}")  # another evaluation of the same checkpoint has a file of its own
+        self.model, self.facts, self.say, self.advanced = model, facts, say, advanced
+        self.found = 0
 
     @cached_property
     def key(self) -> str:
         """A hash of the facts and of every weight; a second of work for a gigabyte, so only where it is needed."""
-        told = hashlib.sha256(json.dumps(self.facts, sort_keys=True, default=str).encode())
+        told = hashlib.sha256(_text(self.facts))
         for name, value in self.model.state_dict().items():
             told.update(name.encode())
             told.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -68,7 +75,7 @@ class PartialSums:
         for mine, old in zip((sums, window_losses), kept, strict=True):
             mine.copy_(old)
         self.say(f"the evaluation goes on after {done} of {len(sums)} batches")
-        self.found, self.is_mine = done, True
+        self.found = done
         return done
 
     def save(self, done: int, sums: Tensor, window_losses: Tensor) -> None:
@@ -82,11 +89,9 @@ class PartialSums:
         except OSError as error:
             self.say(f"warning: {self.path} cannot be written ({error.strerror}): this evaluation, if it is cut short, begins anew")
             return
-        self.is_mine = True
         if self.found:
             self.advanced()
 
     def remove(self) -> None:
-        """The evaluation has been told; what is there of another one stays."""
-        if self.is_mine:
-            self.path.unlink(missing_ok=True)
+        """The evaluation has been told."""
+        self.path.unlink(missing_ok=True)

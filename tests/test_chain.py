@@ -244,6 +244,15 @@ def test_memory_that_ran_out_is_seen_in_the_job_s_control_group(tmp_path: Path, 
     assert chain.oom_killed(tmp_path / "cgroup", tmp_path)
 
 
+@pytest.mark.parametrize("place", ["0::/slurmstepd.scope/job_7/step_batch", "0::/slurmstepd.scope"])
+def test_memory_that_another_job_ran_out_of_is_not_this_ones(tmp_path: Path, place: str) -> None:
+    (tmp_path / "cgroup").write_text(place + "\n")
+    (tmp_path / "slurmstepd.scope" / "job_7" / "step_batch").mkdir(parents=True)
+    (tmp_path / "slurmstepd.scope" / "memory.events").write_text("oom_kill 3\n")
+    (tmp_path / "slurmstepd.scope" / "job_7" / "memory.events").write_text("oom_kill 0\n")
+    assert not chain.oom_killed(tmp_path / "cgroup", tmp_path)
+
+
 @pytest.mark.parametrize("text", ["oom_kill 0\n", "", "nonsense\n"])
 def test_a_control_group_that_had_enough_memory_tells_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / "cgroup").write_text("0::/job_7\n2:cpu:/\n")
@@ -252,11 +261,12 @@ def test_a_control_group_that_had_enough_memory_tells_nothing(tmp_path: Path, te
     assert not chain.oom_killed(tmp_path / "cgroup", tmp_path)
 
 
+@pytest.mark.parametrize("state", ["running", "failed"])
 @pytest.mark.parametrize("told", [None, ended(Kind.CRASHED, "RuntimeError: Connection reset by peer", 8)])
 def test_a_training_that_the_kernel_killed_for_its_memory_is_out_of_memory(tmp_path: Path, job: None, monkeypatch: pytest.MonkeyPatch,
-                                                                          told: Outcome | None) -> None:
+                                                                          told: Outcome | None, state: str) -> None:
     monkeypatch.setattr(chain, "oom_killed", lambda: True)
-    write_ledger(tmp_path, row(0, 5, "running", 8, "unknown"))
+    write_ledger(tmp_path, row(0, 5, state, 8, "unknown" if state == "running" else "RuntimeError: Connection reset by peer"))
     reason = "out of memory: the job had MEMORY=16G, of which its processes took more; set a larger MEMORY"
     assert chain.judge(tmp_path, 137, Cause.NONE, chain.seen(137, told, "16G")) == (chain.AGAIN, reason)
     assert last_row(tmp_path)["reason"] == reason

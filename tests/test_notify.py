@@ -59,7 +59,7 @@ def test_slack_is_known_by_its_name() -> None:
     assert request("https://hooks.slack.com/services/x", "", "a", "b").data == b'{"text": "a\\nb"}'
 
 
-@pytest.mark.parametrize("url", ["{}/refused", "http://127.0.0.1:1/secret", "secret", "http://[secret", "ftp://secret/x"])
+@pytest.mark.parametrize("url", ["{}/refused", "http://127.0.0.1:1/secret", "secret", "http://[secret", "ftp://secret/x", "{}/secret with a space"])
 def test_where_it_cannot_be_told_one_line_says_so_without_the_address(server: tuple[str, Received], url: str) -> None:
     done = notify(url.format(server[0]))
     assert done.returncode == 1 and "secret" not in done.stdout + done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import pty
 import signal
@@ -19,6 +20,7 @@ import torch
 
 from distributed.world import World
 from optim.stopping import Stopper
+from processes import die_with
 from tests.programs import ROOT, STOPPED, environment, flags, folder, start, status, wait_for_step
 
 LONG: dict[str, Any] = {"iterations": 100_000, "eval_freq": 0, "save_checkpoint_freq": None, "n_embd": 8, "n_layer": 3, "sequence_length": 16}
@@ -85,9 +87,11 @@ def launched(results: Path, processes: int, **changes: Any) -> list[str]:
     return [sys.executable, *launcher, "main.py", *flags(results, **{**LONG, **changes})]
 
 
-def take_terminal() -> None:
-    """Make standard input the terminal whose closing this session is told of."""
+def take_terminal(parent: int) -> None:
+    """Make standard input the terminal whose closing this session is told of, also where these tests run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    die_with(parent)
 
 
 def show(terminal: int, closing: threading.Event) -> None:
@@ -102,7 +106,7 @@ def show(terminal: int, closing: threading.Event) -> None:
 def test_a_terminal_that_closes_stops_the_training_with_its_work_saved(tmp_path: Path, processes: int) -> None:
     (mine, theirs), closing = pty.openpty(), threading.Event()
     process = subprocess.Popen(launched(tmp_path, processes), cwd=ROOT, env=environment(), stdin=theirs, stdout=theirs, stderr=theirs,
-                               start_new_session=True, preexec_fn=take_terminal, text=True)
+                               start_new_session=True, preexec_fn=functools.partial(take_terminal, os.getpid()), text=True)
     os.close(theirs)
     threading.Thread(target=show, args=(mine, closing), daemon=True).start()
     wait_for_step(tmp_path, 9, process)

@@ -18,6 +18,7 @@ SCRIPT = """source iridis/train.sh
 parse_options
 PATH="$STUBS:$PATH" RETRY=0 EXPERIMENT="$STUBS/experiment" RUN_DIR="$STUBS/run" JOB_NAME=x PARTITION=p TIME_LIMIT=60
 N_NODES=1 N_GPUS=0 CPUS=1 MEMORY=1G
+echo $$ >"$STUBS/shell"
 continue_chain "time limit"
 """
 
@@ -28,7 +29,8 @@ def hand_over(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]
     def run(seconds_left: int = 600, **programs: str) -> subprocess.CompletedProcess[str]:
         for name in ("sbatch", "scontrol", "squeue", "scancel", "sinfo"):
             program = tmp_path / name
-            program.write_text(f"#!/bin/sh\ncd '{tmp_path}'\necho {name} \"$@\" >>calls\n{programs.get(name, 'exit 1')}\n")
+            reads = "cat >/dev/null" if name == "sbatch" else ":"
+            program.write_text(f"#!/bin/sh\n{reads}\ncd '{tmp_path}'\necho {name} \"$@\" >>calls\n{programs.get(name, 'exit 1')}\n")
             program.chmod(0o755)
         env = {"STUBS": str(tmp_path), "SLURM_JOB_ID": "5", "SLURM_JOB_END_TIME": str(int(time.time()) + seconds_left), "USE_CONDA": "no",
                "SCRATCH_DIR": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -52,6 +54,21 @@ def test_where_nothing_is_taken_until_the_job_ends_the_chain_stops_in_a_line(han
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 1 and len(errors) == 1, done.stderr
     assert errors[0].startswith("error: the chain stops: time limit, and sbatch refused the next job ")
+
+
+def test_a_job_that_would_keep_a_limit_that_is_no_longer_allowed_is_not_requeued(hand_over: Callable[..., subprocess.CompletedProcess[str]],
+                                                                                 tmp_path: Path) -> None:
+    done = hand_over(seconds_left=3, sinfo="echo 30:00", scontrol="exit 0")
+    assert done.returncode == 1 and "the chain stops" in done.stderr
+    assert calls(tmp_path, "scontrol requeue") == 0
+
+
+def test_a_job_that_is_cancelled_while_it_hands_over_takes_the_next_one_back(hand_over: Callable[..., subprocess.CompletedProcess[str]],
+                                                                            tmp_path: Path) -> None:
+    cancelled = "[ $1 = show ] && echo JobState=CANCELLED RunTime=00:00:10 TimeLimit=00:10:00; exit 0"
+    done = hand_over(sbatch="echo 77", squeue='[ "$4" = -o ] && kill -TERM $(cat shell); exit 0', scontrol=cancelled, scancel="exit 0")
+    assert done.returncode == 1 and "the chain stops: cancelled" in done.stderr, done.stderr
+    assert calls(tmp_path, "scancel 77") == 1 and not (tmp_path / ".chains" / "5").exists()
 
 
 def test_where_one_job_may_be_submitted_it_is_requeued(hand_over: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_summary_holds_the_curves(unbroken: dict[int, Path]) -> None:
 
 def test_final_evaluation_is_over_the_whole_split(unbroken: dict[int, Path]) -> None:
     final = metrics(unbroken[1])[-1]
-    assert (final["kind"], final["n_tokens"]) == ("final", 416 * 48)
+    assert (final["kind"], final["n_tokens"]) == ("final", 41 * 48)
     assert final["val_pp"] == pytest.approx(math.exp(final["val_loss"]))
 
 
