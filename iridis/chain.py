@@ -157,9 +157,7 @@ def _complete_row(experiment: Experiment, record: Record, outcome: Outcome, caus
         experiment.record("stopped" if cause else "failed", saved, saved, cause or f"at the start: {outcome.reason}")
     elif row.get("state") == "running" and cause == Cause.OUTLASTED:
         experiment.record("stopped", row["reached"], row["end_step"], cause)
-    elif row.get("state") == "running":
-        experiment.record("failed", row["reached"], row["end_step"], outcome.reason)
-    elif outcome.kind == Kind.OUT_OF_MEMORY and row.get("state") == "failed":  # of a lost connection, as the process that was left told it
+    elif row.get("state") == "running" or outcome.kind == Kind.OUT_OF_MEMORY:  # of which the process that is left saw a lost connection
         experiment.record("failed", row["reached"], row["end_step"], outcome.reason)
     elif row.get("state") == "stopped" and cause:
         row["reason"] = str(cause)

@@ -30,7 +30,8 @@ class Cut:
     def __init__(self, folder: Path, seed: int = 5, **settings: Any) -> None:
         self.model, self.said = tiny_model("adm", seed=seed), list[str]()
         args = tiny_args("adm", **settings)
-        self.kept = PartialSums(folder, "ckpt", self.model, facts_of(args, 3, None, WORLD.device), self.said.append, lambda: self.advances.append(True))
+        facts = facts_of(args, 3, None, WORLD.device)
+        self.kept = PartialSums(folder, "ckpt", self.model, facts, self.said.append, lambda: self.advances.append(True))
         self.advances = list[bool]()
 
     def run(self, batches: int = BATCHES + 1) -> tuple[dict[str, Any] | None, int]:
