@@ -9,6 +9,7 @@ the authors' implementation. Writes eval_summary_<checkpoint's name>.json.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import sys
@@ -80,7 +81,8 @@ def partial_sums(restored: Restored, model: Any, data: Any, place: Path | None) 
     beside = restored.path.parent
     folder = beside if os.access(beside, os.W_OK) else place
     facts = facts_of(restored.args, restored.args.batch_size, data, restored.world.device)
-    return folder and PartialSums(folder, restored.path.stem, model, facts, lambda line: print(line, file=sys.stderr))
+    say = functools.partial(print, file=sys.stderr)
+    return PartialSums(folder, restored.path.stem, model, facts, say) if folder else None
 
 
 def run(restored: Restored, own: dict[str, Any]) -> None:

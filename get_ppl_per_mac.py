@@ -11,6 +11,7 @@ budget after budget in several rounds.
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import time
@@ -152,7 +153,7 @@ def measure(restored: Restored, model: Any, splits: Any, n_windows: int, full_de
 
     def losses_at(factors: list[float]) -> dict[str, Any]:
         set_factors(model, factors)
-        kept = PartialSums(place, "sweep", model, {**facts, "factors": factors}, lambda line: print(line, file=sys.stderr))
+        kept = PartialSums(place, "sweep", model, {**facts, "factors": factors}, functools.partial(print, file=sys.stderr))
         result = evaluate(model, splits.val, args.batch_size, world, autocaster(args.dtype, world.device), math.ceil(n_windows / args.batch_size),
                           kept=kept)
         assert result is not None, "nothing asked this evaluation to stop"
