@@ -6,9 +6,12 @@
 #   bash iridis/cancel.sh all               # all jobs that were submitted from this clone
 #   bash iridis/cancel.sh --dry-run ...     # only say which
 # Submit an experiment again, and it goes on from its newest checkpoint.
+LIBRARY="$(dirname "$(readlink -f "$0")")/lib.sh" # sbatch would run a copy of this file from elsewhere
+[ -f "$LIBRARY" ] && [ -n "$BASH_VERSION" ] || { echo "error: call it by bash, not by sh or sbatch: bash iridis/cancel.sh" >&2; exit 2; }
 # shellcheck source=iridis/lib.sh
-. "$(dirname "$(readlink -f "$0")")/lib.sh"
+. "$LIBRARY"
 parse_options "$@"
+[[ $HOW == submit && $PIN_CODE == 0 && -z "$MAX_JOBS$AFTER$NAME${CHECKPOINTS[*]}${FLAGS[*]}" ]] || die "this takes --dry-run alone"
 ((${#WORDS[@]} == 1)) || die "say what to cancel: bash iridis/cancel.sh EXPERIMENT|PACKAGE|JOB|all"
 has_slurm || die "there is no SLURM here, so no job to cancel"
 

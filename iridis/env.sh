@@ -3,7 +3,7 @@
 # iridis/site.sh (not in git), which may use the same `: "${NAME:=value}"` form.
 # Sourced by iridis/lib.sh; on a login node: source iridis/env.sh
 
-REPO_DIR="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+REPO_DIR="$(CDPATH="" cd -- "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
 if [[ -f "$REPO_DIR/iridis/site.sh" ]]; then
     # shellcheck source=/dev/null

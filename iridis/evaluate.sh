@@ -4,6 +4,7 @@
 
 # shellcheck source=iridis/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+PROGRAMS=(eval) # that get the flags after --
 TAKES_WORDS=1 # those of the training that is evaluated
 
 # find_checkpoints: those given by --checkpoint, else the experiment of the training package with the same --name
@@ -15,7 +16,7 @@ find_checkpoints() {
         experiment="$(bash "$REPO_DIR/iridis/$TRAINED_BY/job.sh" --where "${WORDS[@]}" ${NAME:+--name "$NAME"})" || exit $?
         CHECKPOINTS=("$experiment")
     fi
-    [[ -n $RUN_DIR ]] || return 0
+    [[ -d $RUN_DIR ]] || return 0
     printf '%s\n' "${CHECKPOINTS[@]}" >"$RUN_DIR/checkpoints.txt"
     stage_words >"$RUN_DIR/stage.txt"
 }
@@ -85,14 +86,11 @@ is_done() {
     return 1
 }
 
-# commands: of the usual evaluation; a package with its own `work` has more
-commands() {
-    local checkpoint
-    for checkpoint in "${CHECKPOINTS[@]}"; do quoted python eval.py --checkpoint "$checkpoint" "${FLAGS[@]}"; done
-}
+commands() { commands_of_work; }
 
 before_local() {
     identify
+    ((!${#FLAGS[@]})) || python -m iridis.check_flags "${PROGRAMS[@]}" -- "${FLAGS[@]}" >/dev/null || exit $?
     local checkpoint
     for checkpoint in "${CHECKPOINTS[@]}"; do
         [[ -n $AFTER || -e $checkpoint ]] || die "there is no checkpoint $checkpoint; train it (iridis/$TRAINED_BY/job.sh), or name one: --checkpoint DIR_OR_FILE"

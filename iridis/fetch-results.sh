@@ -5,8 +5,10 @@
 #   bash iridis/fetch-results.sh HOST --dry-run [--to DIR] [--from REMOTE_REPO]
 # HOST is what ssh takes. REMOTE_REPO is the clone there, from the home folder there; default: this clone's name.
 # DIR defaults to $SCRATCH_DIR/fetched/HOST. Nothing is ever deleted here.
+LIBRARY="$(dirname "$(readlink -f "$0")")/lib.sh"
+[ -f "$LIBRARY" ] && [ -n "$BASH_VERSION" ] || { echo "error: call it by bash, from a clone: bash iridis/fetch-results.sh" >&2; exit 2; }
 # shellcheck source=iridis/lib.sh
-source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+. "$LIBRARY"
 
 USAGE="usage: bash iridis/fetch-results.sh HOST [--checkpoints] [--dry-run] [--to DIR] [--from REMOTE_REPO]"
 

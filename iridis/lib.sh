@@ -5,7 +5,11 @@
 # sh reads this far: it has none of what follows
 case "${BASH_VERSION:-}:${SHELLOPTS:-}" in
 *:*posix* | :*)
-    echo "error: this is for bash, not for sh: bash $0" >&2
+    if [ -n "${POSIXLY_CORRECT+x}" ]; then
+        echo "error: POSIXLY_CORRECT in the environment takes from bash what this needs: env -u POSIXLY_CORRECT bash $0" >&2
+    else
+        echo "error: this is for bash, not for sh: bash $0" >&2
+    fi
     exit 2
     ;;
 esac
@@ -461,6 +465,21 @@ before_submit() {
 }
 with_run_dir() { :; }
 
+# commands_of_work: the commands that `work` would run, for a kind of job whose `work` does nothing beside
+# shellcheck disable=SC2030,SC2031,SC2329  # in a subshell; and `work` calls them
+commands_of_work() (
+    local RUN_DIR="$PACKAGE_DIR/run_N"
+    python() { quoted python "$@"; }
+    mkdir() { :; }
+    tee() { cat; }
+    into() { cat; }
+    find() { printf '%s/*\n' "$1"; }
+    work
+)
+
+# into FILE: keep stdin there
+into() { cat >"$1"; }
+
 # job_end: when SLURM ends this job, in seconds since 1970; a job of unknown end has a year
 job_end() {
     local end="${SLURM_JOB_END_TIME:-}"
@@ -528,6 +547,19 @@ whole_numbers() {
     done
 }
 
+# refuse_unused: options that this kind of job has no use for
+refuse_unused() {
+    local package kind=other
+    package="$(basename "$PACKAGE_DIR")"
+    ((!CHAINS)) || kind=training
+    [[ -z ${TRAINED_BY:-} ]] || kind=evaluation
+    [[ $HOW =~ ^(submit|local|segment)$ ]] || declare -F "$HOW" >/dev/null || die "$package has no --$HOW"
+    [[ -z $MAX_JOBS || $kind == training ]] || die "$package has no --chain: its work is one job"
+    [[ -z $NAME || $kind != other ]] || die "$package has no --name"
+    ((!${#CHECKPOINTS[@]})) || [[ $kind == evaluation ]] || die "$package has no --checkpoint"
+    [[ $HOW != local ]] || ((DRY_RUN)) || [[ $PIN_CODE == 0 && -z $AFTER ]] || die "--pin-code and --after are of jobs, and this runs in the foreground"
+}
+
 # run_job ARGUMENTS...: do what the options ask for. N_GPUS of a node is the one number that says how many processes run.
 run_job() {
     ARGUMENTS=("$@")
@@ -536,7 +568,9 @@ run_job() {
     : "${CPUS:=$((N_GPUS ? 8 * N_GPUS : 8))}" "${PARTITION:=$( ((N_GPUS)) && echo "$GPU_PARTITION" || echo "$CPU_PARTITION")}"
     whole_numbers CPUS
     PROCESSES=$((N_GPUS ? N_GPUS : 1))
+    [[ $CHAIN_BY == resubmit || $CHAIN_BY == requeue ]] || die "CHAIN_BY must be resubmit or requeue, not $(quoted "$CHAIN_BY")"
     ((TAKES_WORDS || !${#WORDS[@]})) || die "unknown word ${WORDS[0]} (bash $JOB_SCRIPT --help lists the options)"
+    refuse_unused
     if [[ $HOW == submit ]] && ! has_slurm; then
         printf 'no SLURM here: this runs in the foreground\n' >&2
         HOW=local
@@ -552,6 +586,7 @@ run_job() {
         ensure_environment
         on_node
         work
+        # shellcheck disable=SC2031  # that is in a subshell
         : >"$RUN_DIR/done"
         ;;
     local)

@@ -7,16 +7,19 @@
 # --dry-run, also where there is no SLURM, shows the stages as a tree and how far each is. DATASET (default owt2) may name another
 # prepared dataset. The download runs here, where there is internet, unless the site has a DOWNLOAD_PARTITION; DOWNLOAD_SOURCE
 # names a folder or address to fetch from instead of the hub.
+LIBRARY="$(dirname "$(readlink -f "$0")")/lib.sh" # sbatch would run a copy of this file from elsewhere
+[ -f "$LIBRARY" ] && [ -n "$BASH_VERSION" ] || { echo "error: call it by bash, not by sh or sbatch: bash iridis/pipeline.sh" >&2; exit 2; }
 # shellcheck source=iridis/lib.sh
-. "$(dirname "$(readlink -f "$0")")/lib.sh"
+. "$LIBRARY"
 parse_options "$@"
 
-[[ $HOW =~ ^(submit|local)$ && -z "$MAX_JOBS$AFTER$NAME${CHECKPOINTS[*]}" ]] ||
+[[ $HOW =~ ^(submit|local)$ && $PIN_CODE == 0 && -z "$MAX_JOBS$AFTER$NAME${CHECKPOINTS[*]}" ]] ||
     die "a pipeline takes --dry-run alone; flags for every training go after --"
 TABLE="${WORDS[*]:-reproduce}"
 [[ $TABLE != */* && $TABLE != *.tsv ]] || TABLE="$(realpath -ms -- "$TABLE")"
 QUEUE=()
-if ((!DRY_RUN)) && [[ $HOW == submit ]] && has_slurm; then
+if ((!DRY_RUN)) && has_slurm; then
+    [[ $HOW == submit ]] || die "a pipeline is queued, and not run here; run the packages one by one: bash iridis/<package>/job.sh --local"
     QUEUE=(--queue)
 fi
 

@@ -71,6 +71,72 @@ def test_a_symlink_to_a_job_script_is_the_script(clone: Path, tmp_path: Path) ->
     assert "bash iridis/lncot-train/job.sh" in call("bash", tmp_path / "train", "--help").stdout
 
 
+@pytest.mark.parametrize("script", ["pipeline.sh", "cancel.sh", "fetch-results.sh"])
+def test_a_copy_of_a_script_beside_the_packages_says_how_to_call_it(clone: Path, tmp_path: Path, script: str) -> None:
+    done = call("bash", shutil.copy(clone / "iridis" / script, tmp_path / "slurm_script"))
+    assert is_one_line(done) and done.stderr.endswith(f"bash iridis/{script}\n"), done.stderr
+
+
+def test_a_symlink_to_fetch_results_is_the_script(clone: Path, tmp_path: Path) -> None:
+    (tmp_path / "fetch").symlink_to(clone / "iridis" / "fetch-results.sh")
+    assert is_one_line(call("bash", tmp_path / "fetch"))
+
+
+UNUSED = [("quickstart", "--chain", "3"), ("quickstart", "--name", "x"), ("quickstart", "--where"), ("quickstart", "--checkpoint", "/x"),
+          ("lncot-train", "--checkpoint", "/x"), ("lncot-train", "--replot"), ("eval-lncot", "--chain", "3"),
+          ("lncot-train", "--local", "--pin-code"), ("lncot-train", "--local", "--after", "5"),
+          ("lncot-exp4", "--checkpoint", "/x", "--checkpoint", "/y")]
+
+
+@pytest.mark.parametrize("words", UNUSED, ids=" ".join)
+def test_an_option_that_a_package_has_no_use_for_is_refused(clone: Path, words: tuple[str, ...]) -> None:
+    done = call("bash", job(clone, words[0]), *words[1:])
+    assert is_one_line(done) and list((clone / "iridis" / words[0]).glob("run_*")) == [], done.stderr
+
+
+@pytest.mark.parametrize("words", [["--pin-code"], ["--where"], ["--chain", "2"]], ids=" ".join)
+def test_a_pipeline_refuses_what_it_does_not_do(clone: Path, words: list[str]) -> None:
+    assert is_one_line(call("bash", clone / "iridis" / "pipeline.sh", *words))
+
+
+@pytest.mark.parametrize("words", [["--after", "5"], ["--pin-code"], ["--chain", "2"], ["--where"]], ids=" ".join)
+def test_cancel_refuses_what_it_does_not_do(clone: Path, words: list[str]) -> None:
+    done = call("bash", clone / "iridis" / "cancel.sh", *words, "all")
+    assert is_one_line(done) and "this takes --dry-run alone" in done.stderr
+
+
+def test_an_unknown_way_to_go_on_is_refused(clone: Path) -> None:
+    done = call("bash", job(clone, "lncot-train"), CHAIN_BY="requee")
+    assert is_one_line(done) and "CHAIN_BY" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_an_evaluation_shows_all_that_it_would_run(clone: Path, tmp_path: Path) -> None:
+    done = call("bash", job(clone, "eval-adm"), "--dry-run", "--checkpoint", tmp_path, "--", "--eval_sample_size", "48", SCRATCH_DIR=str(tmp_path))
+    programs = [line.split()[1:3] for line in done.stdout.splitlines() if line.startswith("python ")]
+    assert [words[1] if words[0] == "-m" else words[0] for words in programs] == ["eval.py", "get_router_weights.py", "plot_fig5.py", "report"]
+    assert done.stdout.count("--eval_sample_size 48") == 2 and f"--output_dir {clone / 'iridis' / 'eval-adm' / 'run_N'}" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("package", "flag", "program"), [("eval-lncot", "--nonsense", "eval.py"), ("lncot-exp4", "--cascade", "get_ppl_per_mac.py")])
+def test_a_flag_that_an_evaluation_would_refuse_is_refused_before_it_is_queued(clone: Path, tmp_path: Path, package: str, flag: str,
+                                                                              program: str) -> None:
+    done = call("bash", job(clone, package), "--dry-run", "--checkpoint", tmp_path, "--", flag, "raw", SCRATCH_DIR=str(tmp_path))
+    assert done.returncode == 2 and f"{program}: error: unknown flag {flag}" in done.stderr, done.stderr
+
+
+def test_where_the_environment_says_posix_the_line_names_the_variable(clone: Path) -> None:
+    done = call("bash", job(clone, "quickstart"), POSIXLY_CORRECT="1")
+    assert is_one_line(done) and "env -u POSIXLY_CORRECT" in done.stderr
+
+
+def test_cdpath_does_not_change_where_the_clone_is(clone: Path) -> None:
+    done = subprocess.run(["bash", "-c", "source iridis/env.sh && printf %s \"$REPO_DIR\""], cwd=clone, env={**os.environ, "CDPATH": "."},
+                          capture_output=True, text=True, check=False)
+    assert done.stdout == str(clone)
+
+
 @pytest.mark.parametrize("size", ["12x15", "12x6", "7x1"])
 @pytest.mark.slow
 def test_any_number_of_layers_and_repeats_is_a_model(clone: Path, tmp_path: Path, size: str) -> None:
@@ -104,8 +170,8 @@ def stamps(clone: Path) -> list[str]:
     return [f".installed-{digest}-requirements"]
 
 
-@pytest.mark.parametrize("options", ["--array=1-2", "-a 1-2"])
-def test_an_array_in_the_options_of_sbatch_is_refused(clone: Path, options: str) -> None:
+@pytest.mark.parametrize("options", ["--array=1-2", "-a 1-2", "--wait", "-W"])
+def test_an_array_or_a_wait_in_the_options_of_sbatch_is_refused(clone: Path, options: str) -> None:
     script = f"source '{clone}/iridis/lib.sh'; PARTITION=p TIME_LIMIT=1 N_NODES=1 N_GPUS=0 CPUS=1 MEMORY=1G AFTER= RUN_DIR=/x; sbatch_words"
     assert is_one_line(call("bash", "-c", script, SBATCH_OPTIONS=options))
 

@@ -9,6 +9,7 @@ parse_options "$@"
 
 # CONFIGURATION (each can be set in the environment)
 : "${N_GPUS:=1}" "${TIME_LIMIT:=4:00:00}"
+PROGRAMS=(eval get_router_weights)
 TRAINED_BY=adm-train # whose experiment is evaluated unless --checkpoint names others
 
 # work: and the router scores of each checkpoint, which are large

@@ -7,6 +7,8 @@ LIBRARY="$(dirname "$(readlink -f "$0")")/../evaluate.sh" # sbatch would run a c
 . "$LIBRARY"
 parse_options "$@"
 
+((${#CHECKPOINTS[@]} < 2)) || die "Figure 4 is of one checkpoint, not ${#CHECKPOINTS[@]}"
+PROGRAMS=(get_ppl_per_mac)
 TRAINED_BY=adm-train # whose experiment is evaluated unless --checkpoint names others
 
 # CONFIGURATION (each can be set in the environment)
@@ -15,12 +17,9 @@ TRAINED_BY=adm-train # whose experiment is evaluated unless --checkpoint names o
 # work: goes on with the missing points when it is run again on the same run folder
 work() {
     find_checkpoints
-    ((${#CHECKPOINTS[@]} == 1)) || die "Figure 4 is of one checkpoint, not ${#CHECKPOINTS[@]}"
     python get_ppl_per_mac.py --checkpoint "${CHECKPOINTS[0]}" --output_dir "$RUN_DIR" "${FLAGS[@]}"
     draw
 }
-
-commands() { quoted python get_ppl_per_mac.py --checkpoint "${CHECKPOINTS[@]}" "${FLAGS[@]}"; }
 
 draw() { python plot_fig4.py "$RUN_DIR/ppl_per_mac.json" --output_dir "$RUN_DIR"; }
 

@@ -20,7 +20,7 @@ parse_options "$@"
 : "${N_REPEAT:=3}"
 
 LOG_FREQ=10
-whole_numbers ITERATIONS
+whole_numbers ITERATIONS ADAPTIVE_ITERATIONS SWEEP_TOKENS BATCH_SIZE ACC_STEPS SEQUENCE_LENGTH N_EMBD N_REPEAT
 HALF_WAY=$((ITERATIONS / 2 / LOG_FREQ * LOG_FREQ))
 ((HALF_WAY > 0)) || die "ITERATIONS must be at least $((2 * LOG_FREQ))"
 STOPPED=83 # exit code of main.py after a clean stop
@@ -83,8 +83,14 @@ work() {
     python get_router_weights.py "$@" --eval_sample_size "$SWEEP_TOKENS" --cascade raw position token
     python plot_fig4.py "$adaptive/ppl_per_mac.json" --output_dir "$RUN_DIR"
     python plot_fig5.py "$adaptive"/router_weights_*.npz --output_dir "$RUN_DIR"
-    python -m report "$RUN_DIR" --output "$RUN_DIR" >"$RUN_DIR/report.out"
+    python -m report "$RUN_DIR" --output "$RUN_DIR" | into "$RUN_DIR/report.out"
     python -m iridis.quickstart.table "$plain" "$RUN_DIR"
 }
+
+# shellcheck disable=SC2329  # `work` calls it
+commands() (
+    train_and_resume() { "$@" && "$@"; }
+    commands_of_work
+)
 
 run_job "$@"

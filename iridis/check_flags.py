@@ -1,0 +1,27 @@
+"""Whether programs that open a checkpoint will take some flags, asked before a job is queued for them.
+
+    python -m iridis.check_flags eval get_router_weights -- --eval_sample_size 4096
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from config.parse import guarded, parse, stop
+
+
+def main(argv: Sequence[str]) -> int:
+    """0; ends with 2 and a line for each flag that one of the programs refuses. One that does not name its flags is not asked."""
+    programs, flags = argv[:argv.index("--")], argv[argv.index("--") + 1:]
+    for name in programs:
+        own = getattr(import_module(name), "OWN_FLAGS", None)
+        _, problems = parse(flags, prog=f"{name}.py", description="", extra=own) if own else ({}, [])
+        if problems:
+            stop(f"{name}.py", problems)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guarded("iridis.check_flags", lambda: main(sys.argv[1:])))
