@@ -51,6 +51,7 @@ def tokenize_characters(inputs: list[Path], folder: Path, text_key: str, max_bad
                               "sha256": hashlib.sha256(part.tobytes()).hexdigest()} for name, part in splits.items()}}
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / "train.bin").unlink(missing_ok=True)  # without it nothing takes a half-made dataset for one
         write_atomically(folder / "val.bin", splits["val"].tobytes())
         write_json(folder / META, meta)
         write_atomically(folder / "train.bin", splits["train"].tobytes())

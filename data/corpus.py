@@ -105,7 +105,7 @@ def _document(line: bytes, text_key: str, shard: Shard, number: int) -> str | Ba
             spread = "; one object a line is read, `jq -c .` or `jq -c '.[]'` writes that" if line.strip() in (b"[", b"{") else ""
             return Bad(place, f"not JSON in UTF-8 ({error}){spread}")
     if not isinstance(value, dict):
-        return Bad(place, "not a JSON object")
+        return Bad(place, "not a JSON object" + ("; one object a line is read, `jq -c '.[]'` writes that" if isinstance(value, list) else ""))
     return _text(_under(value, text_key), text_key, place)
 
 

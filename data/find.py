@@ -177,18 +177,20 @@ def find_shards(inputs: list[Path], include: Sequence[str] = ()) -> Found:
         is_folder = given.is_dir()
         if not is_folder and not given.is_file():
             raise UserError(f"--input {shown}: a pipe, socket or device; it must be a file or a folder")
-        fresh = [path for path in (folders.files(given) if is_folder else [str(given)]) if _is_new(path, seen, found.passed)]
-        for path in sorted(fresh, key=lambda path: path.split(os.sep)):
+        for path in sorted(folders.files(given) if is_folder else [str(given)], key=lambda path: path.split(os.sep)):
             relative = os.path.relpath(path, given) if is_folder and include else os.path.basename(path)
             chosen = not is_folder or not include or _matches(relative, include)
-            if path.lower().endswith(".tar"):
-                tar_shards(Path(path), found, () if is_folder and chosen else include)
-            elif not chosen:
+            kind = ".tar" if path.lower().endswith(".tar") else kind_of(path, named=not is_folder or bool(include))
+            if not chosen and kind != ".tar":
                 found.passed.add("files that match no --include", printable(path))
-            elif (kind := kind_of(path, named=not is_folder or bool(include))) is None:
+            elif kind is None:
                 if not is_folder:
                     raise UserError(f"--input {shown}: not a .tar or one of {READ}")
                 found.passed.add(_why_not(os.path.basename(path)), printable(path))
+            elif not _is_new(path, seen, found.passed):  # what is passed over under one name may be read under another
+                continue
+            elif kind == ".tar":
+                tar_shards(Path(path), found, () if is_folder and chosen else include)
             else:
                 _add(found, Shard(path, "", kind, 0, os.stat(path).st_size))
     if not found.shards and not found.bad:
@@ -215,7 +217,8 @@ def _is_new(path: str, seen: dict[object, str], passed: Passed) -> bool:
 def _add(found: Found, shard: Shard) -> None:
     if not shard.size and not shard.kind.startswith(".txt"):  # no bytes of text are a document, of nothing
         found.passed.add("empty files", shard.name)
-    found.shards.append(shard)
+    else:
+        found.shards.append(shard)
 
 
 def _tell_twins(found: Found) -> None:

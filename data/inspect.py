@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from config.flags import CHARACTERS, GPT2
 from data.bins import META, SCAN_TOKENS, check_format, is_prepared, map_tokens, read_meta
 from drawing import load_matplotlib
 from errors import UserError
+from files import replace_atomically
 
 SHOWN_CHARACTERS = 300
 
@@ -40,9 +42,11 @@ def ends_of(tokens: NDArray[np.uint16], end_of_text: int) -> NDArray[np.int64]:
 
 
 def decoder(meta: dict[str, Any]) -> Any:
-    """A function from tokens to text. It raises UserError for tokens that the tokenizer does not know."""
-    if meta.get("tokenizer") == "char":
+    """A function from tokens to text, None for a tokenizer that is not known here. It raises UserError for tokens that it does not know."""
+    if meta.get("tokenizer") == CHARACTERS:
         characters = meta["characters"]
+    elif meta.get("tokenizer") != GPT2:
+        return None
     else:
         from data.bpe import gpt2
 
@@ -74,7 +78,7 @@ def faults(folder: Path, check_documents: int = 3) -> list[str]:
             ends = ends_of(tokens, meta["end_of_text"])
             if ends.size != described.get("documents") or not ends.size or ends[-1] != tokens.size - 1:
                 wrong.append(f"{path} holds {ends.size} documents, {META} says {described.get('documents')}")
-            for number in np.linspace(0, ends.size - 1, min(check_documents, ends.size)).astype(int):
+            for number in np.linspace(0, ends.size - 1, min(check_documents, ends.size)).astype(int) if decode else ():
                 decode(tokens[ends[number - 1] + 1 if number else 0:ends[number]].tolist())
     return wrong
 
@@ -91,7 +95,7 @@ def histogram(lengths: NDArray[np.int64], title: str, path: Path) -> None:
     axes.axvline(float(lengths.mean()), color="#009E73", linestyle="--", label=f"mean {lengths.mean():,.0f}")
     axes.set(xscale="log", xlabel="length of a document (tokens)", ylabel="documents", title=title)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=150)
+    replace_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150, format=path.suffix[1:] or "png"))
     pyplot.close(figure)
 
 
@@ -107,8 +111,8 @@ def show(folder: Path, seed: int, png: Path | None) -> int:
         documents = f"{described['documents']:,} documents, " if "documents" in described else ""
         check_format(path, tokens, meta)
         print(f"{name:<10} {documents}{tokens.size:,} tokens, largest {described.get('largest_token', 'unknown')}")
-    wrong = faults(folder)
-    print("checksums  " + ("right" if not wrong else "WRONG"))
+    wrong = faults(folder) if meta.get("splits") else []
+    print("checksums  " + ("WRONG" if wrong else "right" if meta.get("splits") else f"none: {META} does not describe the bins"))
     for line in wrong:
         print(f"           {line}")
     train = map_tokens(folder / "train.bin")
@@ -116,14 +120,22 @@ def show(folder: Path, seed: int, png: Path | None) -> int:
     if ends.size:
         decode = decoder(meta)
         lengths = np.diff(ends, prepend=-1) - 1
-        for number in sorted(np.random.default_rng(seed).choice(ends.size, min(3, ends.size), replace=False)):
+        print(f"lengths    median {np.median(lengths):,.0f}, mean {lengths.mean():,.0f}, longest {lengths.max():,} tokens")
+        if decode is None:
+            print(f"documents  not shown: the tokenizer {meta.get('tokenizer')!r} is not known here")
+        for number in () if decode is None else sorted(np.random.default_rng(seed).choice(ends.size, min(3, ends.size), replace=False)):
             begin = ends[number] - lengths[number]
             text = decode(train[begin:ends[number]].tolist())
             more = "..." if len(text) > SHOWN_CHARACTERS else ""
             print(f"--- document {number + 1} of {ends.size:,}, {lengths[number]:,} tokens\n{text[:SHOWN_CHARACTERS]}{more}")
-        png = png or folder / "document_lengths.png"
-        histogram(lengths, f"{folder.name}: {ends.size:,} training documents, {train.size:,} tokens", png)
-        print(f"--- lengths: median {np.median(lengths):,.0f}, mean {lengths.mean():,.0f}, longest {lengths.max():,} tokens; picture: {png}")
+        place = png or folder / "document_lengths.png"
+        try:
+            histogram(lengths, f"{folder.name}: {ends.size:,} training documents, {train.size:,} tokens", place)
+            print(f"--- picture of the lengths: {place}")
+        except OSError as error:
+            if png is not None:
+                raise
+            print(f"--- no picture of the lengths: {place}: {error.strerror} (--png FILE puts it elsewhere)")
     return 1 if wrong else 0
 
 

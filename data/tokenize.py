@@ -382,14 +382,22 @@ def delete_raw(inputs: list[Path], folder: Path, say: Callable[[str], None]) -> 
         say(f"deleted {path}")
 
 
+def _named(text: str) -> str:
+    """For argparse: an empty word is a shell's unset variable, and would mean the working directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
+
+
 def parse(argv: list[str] | None) -> Namespace:
     parser = argparse.ArgumentParser(prog="data.tokenize", description="Prepare a dataset for training.")
-    parser.add_argument("--name", default="openwebtext2", help="of the dataset: its folder below --data_dir [openwebtext2]")
-    parser.add_argument("--input", nargs="+", type=Path, default=None, metavar="PATH", help="files or folders [the downloaded tar of --name]")
+    parser.add_argument("--name", type=_named, default="openwebtext2", help="of the dataset: its folder below --data_dir [openwebtext2]")
+    parser.add_argument("--input", nargs="+", type=lambda text: Path(_named(text)), default=None, metavar="PATH",
+                        help="files or folders [the downloaded tar of --name]")
     parser.add_argument("--include", nargs="+", default=(), metavar="PATTERN",
                         help="of folders and tars read only files whose name or path matches, as '*.jsonl' or 'en/*' [all]")
     parser.add_argument("--data_dir", "--data-dir", default=None, help=f"root of the datasets [{DEFAULT_DATA_DIR}]")
-    parser.add_argument("--text-key", default="text", help="key or column of a document's text, a.b is b within a [text]")
+    parser.add_argument("--text-key", type=_named, default="text", help="key or column of a document's text, a.b is b within a [text]")
     parser.add_argument("--tokenizer", choices=["gpt2", "char"], default=None, help="[char for names that end in -char, else gpt2]")
     parser.add_argument("--workers", type=int, default=None, help="processes [all cores]")
     parser.add_argument("--max-bad", type=int, default=0, help="bad lines to leave out before stopping [0]")
@@ -401,6 +409,8 @@ def parse(argv: list[str] | None) -> Namespace:
     args = parser.parse_args(argv)
     if args.workers is not None and args.workers < 1:
         parser.error("--workers must be at least 1")
+    if args.max_bad < 0:
+        parser.error("--max-bad must be at least 0")
     for flag, value in (("--val-share", args.val_share), ("--val-fraction", args.val_fraction)):
         if value is not None and not 0 < value < 1:
             parser.error(f"{flag} must be between 0 and 1")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from config.flags import GPT2
@@ -56,6 +57,16 @@ def vocabulary_of(state: Mapping[str, Any], args: Namespace, tokenizer: str | No
     if known.tokenizer is None and args.vocab_size > END_OF_TEXT and (tokenizer == GPT2 or label(args.dataset) in OF_GPT2):
         return OF_BPE
     return known
+
+
+def need_same_tokens(state: Mapping[str, Any], meta: Mapping[str, Any], folder: Path) -> None:
+    """Raises UserError where a dataset's tokens stand for something else than those of a checkpoint, as far as both say."""
+    said = state.get("vocabulary")
+    mine, others = described(said) if isinstance(said, Mapping) else Vocabulary(), described(meta)
+    if mine.tokenizer and others.tokenizer and (mine.tokenizer, mine.characters) != (others.tokenizer, others.characters):
+        more = ", of other characters" if mine.tokenizer == others.tokenizer else ""
+        raise UserError(f"the model's tokens are of the tokenizer {mine.tokenizer!r}, those in {folder} of {others.tokenizer!r}{more}: "
+                        "a loss on them would say nothing; give a --dataset of the model's tokens")
 
 
 def unknown(args: Namespace) -> UserError:

@@ -40,14 +40,17 @@ class Restored:
     given: frozenset[str] = frozenset()
 
     def splits(self) -> Any:
-        """Its dataset. Raises UserError where it is not prepared."""
+        """Its dataset. Raises UserError where it is not prepared, or where its tokens stand for something else than the model's."""
         from data import open_splits
         from data.setup import ensure_prepared
+        from data.vocabulary import need_same_tokens
 
         args, world = self.args, self.world
         world.from_main(lambda: ensure_prepared(args.dataset, args.data_dir))
-        return world.from_each(lambda: open_splits(args.dataset, args.data_dir, args.sequence_length, args.vocab_size,
-                                                   populate=args.data_in_ram and world.local_rank == 0))
+        splits = world.from_each(lambda: open_splits(args.dataset, args.data_dir, args.sequence_length, args.vocab_size,
+                                                     populate=args.data_in_ram and world.local_rank == 0))
+        need_same_tokens(self.state, splits.meta, splits.folder)
+        return splits
 
     def model(self) -> Any:
         """The network with the checkpoint's weights, on its device, in evaluation mode."""
@@ -125,8 +128,11 @@ def keep_result(place: Path | None, name: str, content: dict[str, Any], words: s
     print(f"{words}{place / name}")
 
 
-def trained_settings(path: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """Flags of the training run: from the checkpoint, else from summary.json beside it (the authors' checkpoints)."""
+def trained_settings(path: Path, state: dict[str, Any], given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """Flags of the training run: from the checkpoint, else from summary.json beside it (the authors' checkpoints).
+
+    given: those of this call, which stand alone where nothing is recorded and they name the model. Raises UserError.
+    """
     from optim.names import SUMMARY
     from optim.reader import Record
 
@@ -134,9 +140,10 @@ def trained_settings(path: Path, state: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"{path} is damaged: its step (itr) is no whole number")
     args = state.get("args")
     if args is None:
-        args = (Record(path.parent).summary or {}).get("args")
+        args = (Record(path.parent).summary or {}).get("args", {} if given.get("model") else None)
     if not isinstance(args, dict):
-        raise UserError(f"{path} holds no settings and there is no {SUMMARY} with them beside it; give the model's flags by --config")
+        raise UserError(f"{path} holds no settings and there is no {SUMMARY} with them beside it; put it there, "
+                        "or, for programs that take flags of main.py, give --model and the rest (--config FILE)")
     try:
         return config.recorded(args)
     except ValueError as error:
@@ -145,7 +152,7 @@ def trained_settings(path: Path, state: dict[str, Any]) -> dict[str, Any]:
 
 def resolve(prog: str, path: Path, state: dict[str, Any], given: dict[str, Any]) -> Namespace:
     """All flags for this program: defaults, then the training run's, then those given here. Exits 2 on bad ones."""
-    trained = trained_settings(path, state)
+    trained = trained_settings(path, state, given)
     inherited = {name: value for name, value in trained.items() if name in INHERITED}
     if "dataset" in trained and "data_dir" in trained and given.get("dataset") is None:  # the two say together where the data are
         inherited["data_dir"] = trained["data_dir"]

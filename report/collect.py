@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
+import os
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -174,7 +176,7 @@ class Trainings:
     def __init__(self, folders: Sequence[Path], problems: list[str]) -> None:
         self.problems = problems
         self.copies: dict[tuple[str, ...], Path] = {}
-        for path in _below(folders, SUMMARY):
+        for path in _below(folders, SUMMARY, problems):
             self.copies.setdefault(path.resolve().parts[-4:-1], path.parent)
 
     def summary(self, checkpoint: str) -> dict[str, Any] | None:
@@ -254,9 +256,14 @@ def read_curve(path: Path) -> Curve:
                  bool(file.values.get("timing")))
 
 
-def _below(folders: Sequence[Path], pattern: str) -> list[Path]:
-    """Files of that name below folders, each once."""
-    return sorted({path.resolve(): path for folder in folders for path in folder.rglob(pattern) if path.is_file()}.values())
+def _below(folders: Sequence[Path], pattern: str, problems: list[str]) -> list[Path]:
+    """Files of that name below folders, each once; a folder that cannot be read goes to `problems`."""
+    found = {}
+    for folder in folders:
+        for place, _, names in os.walk(folder, onerror=lambda error: problems.append(f"{error.filename}: {error.strerror}")):
+            paths = [Path(place, name) for name in fnmatch.filter(names, pattern)]
+            found.update({path.resolve(): path for path in paths if path.is_file()})
+    return sorted(found.values())
 
 
 def _read_all(paths: Sequence[Path], read: Callable[[Path], T], problems: list[str]) -> list[T]:
@@ -279,8 +286,8 @@ def collect(folders: Sequence[Path]) -> Found:
     found = Found()
     trainings = Trainings(folders, found.problems)
     evaluations, sweeps = EVALUATIONS
-    found.evaluations = _read_all(_below(folders, evaluations), lambda path: read_evaluation(path, trainings), found.problems)
-    found.curves = _read_all(_below(folders, sweeps), read_curve, found.problems)
+    found.evaluations = _read_all(_below(folders, evaluations, found.problems), lambda path: read_evaluation(path, trainings), found.problems)
+    found.curves = _read_all(_below(folders, sweeps, found.problems), read_curve, found.problems)
     found.problems = list(dict.fromkeys(found.problems))
     if not found.evaluations and not found.curves:
         nothing = f"no eval_summary_*.json and no ppl_per_mac.json below {', '.join(map(str, folders))}"

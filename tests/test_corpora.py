@@ -77,6 +77,10 @@ def test_text_in_utf16_is_called_that(tmp_path):
     assert "it is UTF-16" in read(put(tmp_path, "a.txt", "hello".encode("utf-16")))[1][0].reason
 
 
+def test_json_that_is_one_list_is_told_how_to_be_made_readable(tmp_path):
+    assert "jq -c '.[]'" in read(put(tmp_path, "a.jsonl", b'[{"text": "a"}, {"text": "b"}]\n'))[1][0].reason
+
+
 def test_json_over_several_lines_is_told_how_to_be_made_readable(tmp_path):
     assert "one object a line" in read(put(tmp_path, "a.json", b'[\n{"text": "a"}\n]\n'))[1][0].reason
 
@@ -182,6 +186,20 @@ def test_file_that_is_named_twice_is_read_once(tmp_path, name):
         os.link(path, path.parent / "0.jsonl")
     texts, _, passed = read(*inputs)
     assert (texts, sum(passed.values())) == (TEXTS, 1)
+
+
+def test_file_that_is_passed_over_under_one_name_is_read_under_another(tmp_path):
+    """As in the cache of a model hub: blobs without a suffix, and links with names."""
+    blob = put(tmp_path, "blobs/0a1b2c", TEXTS)
+    (tmp_path / "snapshots").mkdir()
+    (tmp_path / "snapshots" / "train.jsonl").symlink_to(blob)
+    assert read(tmp_path)[:2] == (TEXTS, []) and read(tmp_path, include=["*.jsonl"])[0] == TEXTS
+
+
+@pytest.mark.parametrize("include", [[], ["*.jsonl"]])
+def test_file_that_is_named_is_read_whatever_its_folder_leaves_out(tmp_path, include):
+    put(tmp_path, "a.jsonl", ["a"])
+    assert sorted(read(tmp_path, put(tmp_path, "more.json", ["b"]), include=include)[0]) == ["a", "b"]
 
 
 def test_files_of_the_same_content_are_different_documents(tmp_path):

@@ -1,5 +1,6 @@
 """From raw files to bins: the same bytes whatever happens on the way, and a clear error for everything that is damaged."""
 
+import errno
 import gzip
 import hashlib
 import json
@@ -829,6 +830,32 @@ def test_inspect_draws_the_lengths(own, tmp_path):
     assert min(picture.shape[:2]) > 200 and picture[..., :3].std() > 0.02
 
 
+def test_inspect_tells_the_lengths_where_no_picture_can_be_written(own, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+
+    def refuse(path, write):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(inspect, "replace_atomically", refuse)
+    assert inspect.main([str(own)]) == 0
+    said = capsys.readouterr().out
+    assert "lengths    median" in said and "no picture of the lengths" in said
+
+
+def test_inspect_calls_bins_of_another_tool_undescribed_and_not_wrong(tmp_path, capsys):
+    for name in BINS:
+        np.arange(1000, dtype="<u2").tofile(tmp_path / name)
+    assert (inspect.main([str(tmp_path)]), "checksums  none" in capsys.readouterr().out) == (0, True)
+
+
+def test_inspect_does_not_take_another_tokenizer_for_gpt2(own, capsys):
+    meta = json.loads((own / "meta.json").read_text())
+    (own / "meta.json").write_text(json.dumps({**meta, "tokenizer": "llama"}))
+    assert inspect.main([str(own)]) == 0
+    said = capsys.readouterr().out
+    assert "the tokenizer 'llama' is not known here" in said and "--- document" not in said
+
+
 def test_inspect_refuses_a_folder_that_is_not_prepared(tmp_path, capsys):
     assert (inspect.main([str(tmp_path)]), "is not prepared" in capsys.readouterr().err) == (2, True)
 
@@ -873,10 +900,23 @@ def test_damaged_text_of_characters_is_refused(tmp_path, capsys):
     assert (main(["--name", f"{tmp_path}/a-char", "--input", str(tmp_path / "a.txt")]), f"{tmp_path}/a.txt" in capsys.readouterr().err) == (2, True)
 
 
+def test_characters_that_are_prepared_again_are_not_prepared_until_all_is_there(characters, tmp_path, monkeypatch):
+    from data import characters as module
+    from data.bins import is_prepared
+
+    def killed(path, content):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "write_json", killed)
+    main(["--name", str(characters[0]), "--force", "--input", str(tmp_path / "verse.txt")])
+    assert not is_prepared(characters[0])
+
+
 # the command line
 
 
-@pytest.mark.parametrize("flags", [["--workers", "0"], ["--val-share", "0"], ["--val-share", "1"], ["--max-bad", "many"],
+@pytest.mark.parametrize("flags", [["--workers", "0"], ["--val-share", "0"], ["--val-share", "1"], ["--max-bad", "many"], ["--max-bad", "-1"],
+                                   ["--name", ""], ["--input", ""], ["--text-key", ""],
                                    ["--tokenizer", "bert"]], ids=" ".join)
 def test_bad_flag_is_named(capsys, flags):
     with pytest.raises(SystemExit, match="2"):

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import config
-from data.vocabulary import OF_BPE, Vocabulary, vocabulary_of
+from data.vocabulary import OF_BPE, Vocabulary, need_same_tokens, vocabulary_of
+from errors import UserError
 
 LETTERS = Vocabulary("char", None, "abc")
 
@@ -31,6 +32,20 @@ def test_the_checkpoint_is_believed_before_the_dataset(tmp_path: Path) -> None:
 def test_the_dataset_is_asked_where_the_checkpoint_says_nothing(tmp_path: Path) -> None:
     meta(tmp_path, tokenizer="char", characters="abc")
     assert vocabulary_of({}, opened(tmp_path)) == LETTERS
+
+
+SAID = {"vocabulary": {"tokenizer": "char", "end_of_text": None, "characters": "abc"}}
+
+
+@pytest.mark.parametrize("other", [{"tokenizer": "gpt2", "end_of_text": 50256}, {"tokenizer": "char", "characters": "xyz"}], ids=str)
+def test_a_model_is_not_evaluated_on_tokens_that_stand_for_something_else(tmp_path: Path, other: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="a loss on them would say nothing"):
+        need_same_tokens(SAID, other, tmp_path)
+
+
+@pytest.mark.parametrize(("state", "other"), [(SAID, {"tokenizer": "char", "characters": "abc"}), (SAID, {}), ({}, {"tokenizer": "gpt2"})], ids=str)
+def test_where_one_says_nothing_or_both_the_same_it_is_evaluated(tmp_path: Path, state: dict[str, Any], other: dict[str, Any]) -> None:
+    need_same_tokens(state, other, tmp_path)
 
 
 def test_a_large_vocabulary_alone_is_not_taken_for_that_of_gpt2(tmp_path: Path) -> None:
