@@ -27,7 +27,7 @@ META = "meta.json"
 SPLITS = {"train": "training", "val": "validation"}
 LLM_C_HEADER, LLM_C_WIDE = 1024, 20240801  # bytes; magic of its files of 32-bit tokens
 LLM_C_MAGICS = (20240520, LLM_C_WIDE)
-FOREIGN = {b"\x93NUMPY": "a NumPy .npy file", b"PAR1": "a parquet file", b"\x1f\x8b\x08": "compressed by gzip",
+FOREIGN = {b"\x93NUMPY": "a NumPy .npy file", b"PAR1": "a parquet file", b"\x1f\x8b": "compressed by gzip",
            b"\x28\xb5\x2f\xfd": "compressed by zstandard",
            b"PK\x03\x04": "a zip archive, as torch.save and numpy.savez write", b"\x80\x04\x95": "a pickle", b"MMIDIDX": "an index of Megatron",
            b"ARROW1": "an Arrow file", b"version https://git-lfs": "a pointer of Git LFS (git lfs pull fetches the file)"}
