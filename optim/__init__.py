@@ -1,5 +1,6 @@
-"""Training: loop.py (the steps), experiment.py (its folder), checkpoint.py, schedules.py, optimizers.py, evaluate.py,
-stopping.py (when to stop cleanly), reporting.py (what people and files are told), outcome.py (how a run ended), history.py
-(extensions and rollbacks: what is kept, what is set aside), initial.py (to begin with another training's weights).
+"""Training: loop.py (the steps), experiment.py (its folder), checkpoint.py, schedules.py, optimizers.py, evaluate.py, partial.py (an
+evaluation that is cut short goes on), stopping.py (when to stop cleanly), reporting.py (what people and files are told), outcome.py
+(how a run ended), history.py (extensions and rollbacks: what is kept, what is set aside), initial.py (to begin with another
+training's weights).
 Without torch: reader.py (what a folder tells, for all who decide by it), done.py (finished as asked for?), names.py (file names),
 peek.py (a checkpoint's numbers)."""
