@@ -229,10 +229,11 @@ def test_both_splits_of_two_documents_have_one(tmp_path, bpe_cache, share):
     assert sorted(len(decoded(tmp_path / "set" / name)) for name in BINS) == [1, 1]
 
 
-@pytest.mark.parametrize("texts", [[], ["only one"]])
-def test_too_few_documents_for_two_splits_are_refused(tmp_path, bpe_cache, capsys, texts):
-    (tmp_path / "a.jsonl").write_bytes(lines(texts))
-    assert (prepare(tmp_path / "set", tmp_path / "a.jsonl"), f"{len(texts)} documents are too few" in capsys.readouterr().err) == (2, True)
+@pytest.mark.parametrize(("content", "problem"), [(b"\n\n", "0 documents are too few"), (lines(["only one"]), "1 documents are too few"),
+                                                (b"", "1 empty files, the first is ")], ids=["blank", "one", "empty"])
+def test_too_few_documents_for_two_splits_are_refused(tmp_path, bpe_cache, capsys, content, problem):
+    (tmp_path / "a.jsonl").write_bytes(content)
+    assert (prepare(tmp_path / "set", tmp_path / "a.jsonl"), problem in capsys.readouterr().err) == (2, True)
 
 
 # kinds of input
