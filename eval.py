@@ -4,7 +4,8 @@
     python eval.py --checkpoint exps/.../ckpt_40000.pt --eval_seq_length 128 --eval_length_factor 0.8 0.5 0.3 0.1
 
 The settings are those that the checkpoint was trained with; any flag given overrides one. Also reads checkpoints of
-the authors' implementation. Writes eval_summary_<checkpoint's name>.json.
+the authors' implementation. Writes eval_summary_<checkpoint's name>.json, and the losses of all windows beside it (.npz), by
+which two models are compared in pairs (python -m report compare A B).
 """
 
 from __future__ import annotations
@@ -20,10 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 import distributed
 from config.flags import Flag
-from optim.names import EVALUATION
+from optim.names import EVALUATION, window_losses_of
 from optim.restore import CHECKPOINT, Restored, keep_result, output_folder, with_checkpoint
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from optim.intervals import Clusters
     from optim.partial import PartialSums
 
 OWN_FLAGS = {"evaluation of a checkpoint": (
@@ -37,28 +42,32 @@ ROUTING = {
 }
 
 
-def intervals(window_losses: Any, loss: float) -> dict[str, Any]:
-    """Spread of the mean loss over windows (one model): standard deviation, error of the mean, 95% intervals; None of a single window."""
+def intervals(result: dict[str, Any], clusters: Clusters) -> dict[str, Any]:
+    """Errors of the mean loss and accuracy of one model, and 95% intervals; None where the windows tell nothing of their spread."""
     from optim.evaluate import perplexity
+    from optim.intervals import interval
 
-    n = window_losses.numel()
-    if n == 1:
-        return dict.fromkeys(("val_loss_std", "val_loss_sem", "val_loss_ci95", "val_perplexity_ci95"))
-    std = float(window_losses.std())
-    sem = std / math.sqrt(n)
-    low, high = loss - 1.96 * sem, loss + 1.96 * sem
-    return {"val_loss_std": std, "val_loss_sem": sem, "val_loss_ci95": [low, high],
+    losses = result["window_losses"]
+    loss, accuracy = (interval(result[name].numpy(), clusters) for name in ("window_losses", "window_accuracies"))
+    found = {"val_loss_std": float(losses.std()) if losses.numel() > 1 else None,
+             "interval": {"clusters": clusters.kind, "n_clusters": clusters.count, "n_windows": losses.numel()}}
+    if loss is None or accuracy is None:
+        return {**found, **dict.fromkeys(("val_loss_sem", "val_acc_sem", "val_loss_ci95", "val_perplexity_ci95"))}
+    half = loss.high - loss.mean
+    low, high = result["val_loss"] - half, result["val_loss"] + half
+    return {**found, "val_loss_sem": loss.sem, "val_acc_sem": accuracy.sem, "val_loss_ci95": [low, high],
             "val_perplexity_ci95": [perplexity(low), perplexity(high)]}
 
 
-def bits_per_byte(splits: Any, loss: float, n_tokens: int, vocab_size: int) -> float | None:
-    """A mean loss in nats a token over the first tokens of the split, in bits per byte of their text; None where that is not known."""
+def bits_per_byte(splits: Any, loss: float, chosen: NDArray[np.int64], vocab_size: int) -> float | None:
+    """A mean loss in nats a token over some windows of the split, in bits per byte of their text; None where that is not known."""
     from data.sizes import token_sizes
 
     sizes = token_sizes(splits.meta, vocab_size)
     if sizes is None:
         return None
-    n_bytes = int(sizes[splits.val.tokens[1:n_tokens + 1]].sum())
+    length, n_tokens = splits.val.length, chosen.size * splits.val.length
+    n_bytes = sum(int(sizes[splits.val.tokens[window * length + 1:(window + 1) * length + 1]].sum()) for window in chosen.tolist())
     return loss * n_tokens / math.log(2) / n_bytes if n_bytes else None
 
 
@@ -80,7 +89,7 @@ def partial_sums(restored: Restored, model: Any, data: Any, place: Path | None) 
 
     beside = restored.path.parent
     folder = beside if os.access(beside, os.W_OK) else place
-    facts = facts_of(restored.args, restored.args.batch_size, data, restored.world.device)
+    facts = {**facts_of(restored.args, restored.args.batch_size, data, restored.world.device), "sample": "spread"}
     say = functools.partial(print, file=sys.stderr)
     return PartialSums(folder, restored.path.stem, model, facts, say) if folder else None
 
@@ -91,42 +100,48 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     from tqdm import tqdm
 
     from data.bins import identity_of
-    from optim.evaluate import evaluate, perplexity
+    from optim.evaluate import evaluate, perplexity, windows_to_read
+    from optim.intervals import clusters_of
     from optim.setup import autocaster
+    from optim.window_losses import WindowLosses, save_windows
 
     args, path, world = restored.args, restored.path, restored.world
     place = world.from_main(lambda: output_folder(own["output_dir"], path, prints=True))
     splits, model = restored.splits(), restored.model()
     data = identity_of(splits.folder)
     kept = partial_sums(restored, model, data, place)
-    tokens = args.eval_sample_size or splits.val.n_windows * args.sequence_length
-    batches = min(math.ceil(tokens / (args.batch_size * args.sequence_length)), math.ceil(splits.val.n_windows / args.batch_size))
+    chosen = windows_to_read(args, splits.val.n_windows)
+    batches = math.ceil(chosen.size / args.batch_size)
     begin = time.monotonic()
     with tqdm(total=batches, unit="batch", desc="evaluating", disable=not (world.is_main and sys.stderr.isatty())) as bar:
-        result = evaluate(model, splits.val, args.batch_size, world, autocaster(args.dtype, world.device), batches,
+        result = evaluate(model, splits.val, args.batch_size, world, autocaster(args.dtype, world.device), chosen,
                           progress=lambda done: bar.update(done - bar.n), kept=kept)
     assert result is not None, "nothing asked this evaluation to stop"
     seconds = time.monotonic() - begin
     if not world.is_main:
         return
     loss, routing = result["val_loss"], routing_of(args)
+    clusters = clusters_of(splits.val, chosen, splits.meta)
     summary = {
         "val_loss": loss, "val_perplexity": perplexity(loss), "val_acc": result["val_acc"], "average_depth": result["average_depth"],
-        "n_batches": result["n_batches"], "n_tokens": result["n_tokens"], **intervals(result["window_losses"], loss),
+        "n_batches": result["n_batches"], "n_tokens": result["n_tokens"], **intervals(result, clusters),
         "val_loss_batch_mean": result["val_loss_batch_mean"], "val_acc_batch_mean": result["val_acc_batch_mean"],
-        "bits_per_byte": bits_per_byte(splits, loss, result["n_tokens"], args.vocab_size), "routing": routing,
+        "bits_per_byte": bits_per_byte(splits, loss, chosen, args.vocab_size), "routing": routing,
         "tokens_per_second": result["n_tokens"] / seconds, "itr": restored.state.get("itr"), "checkpoint": str(path), "args": vars(args),
         "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__,
         "data": data and data["val"],
     }
     ci95, bits = summary["val_perplexity_ci95"], summary["bits_per_byte"]
-    spread = "one window: no interval" if ci95 is None else f"95% interval over windows {ci95[0]:.4f} to {ci95[1]:.4f}"
+    spread = "one window: no interval" if ci95 is None else f"95% interval {ci95[0]:.4f} to {ci95[1]:.4f}, by {clusters.words()}"
     print(f"checkpoint         {path}\nvalidation loss    {loss:.7f} nats a token\n"
           f"perplexity         {summary['val_perplexity']:.4f}  ({spread})\n"
           f"bits per byte      {'unknown: the dataset names no tokenizer that is here' if bits is None else f'{bits:.4f}'}\n"
           f"accuracy           {summary['val_acc']:.7f}\naverage depth      {summary['average_depth']:.4f} layers\n"
           f"tokens             {summary['n_tokens']:,} in {summary['n_batches']} batches, {summary['tokens_per_second']:,.0f} tokens/s"
           + (f"\nrouting            {ROUTING[routing]}" if routing else ""), flush=True)
+    if place:
+        save_windows(place / window_losses_of(EVALUATION.format(path.stem)),
+                     WindowLosses(chosen, result["window_losses"].numpy(), result["window_accuracies"].numpy(), clusters))
     keep_result(place, EVALUATION.format(path.stem), summary, "summary            ")
     if kept:
         kept.remove()

@@ -2,9 +2,11 @@
 
     python get_ppl_per_mac.py --checkpoint exps/.../NAME --output_dir results/ [--thresholds 0 0.1 ... 1] [--router_sample_size N]
 
-Router sweep: for each threshold, the shares of the training tokens whose scores exceed it become the capacities of the
-passes, as in the paper. Fixed depth: every token makes the same 1, 2, ... n_repeat passes. All budgets read the same windows,
-so each point has the interval of its paired difference to full depth. Writes ppl_per_mac.json and the windows' losses
+Router sweep: for each cut, the shares of the training tokens that every router so far has scored at least so high become the
+capacities of the passes. The cuts are the paper's: 1 - t for its thresholds t. --published takes the shares as the authors' code does: of
+scores by place after the device's top-k, rounded up to 1/256 and then to two decimals, on a random sample of the training tokens.
+Fixed depth: every token makes the same 1, 2, ... n_repeat passes. All budgets read the same windows, so each point has the
+interval of its paired difference to full depth. Writes ppl_per_mac.json and the windows' losses
 (ppl_per_mac.npz) after each point, and goes on with the missing points when it is run again. Times are measured at the end,
 budget after budget in several rounds.
 """
@@ -17,26 +19,36 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import distributed
-from config.flags import Flag
+from config.flags import Flag, switch
 from config.identity import OF_ONE_EVALUATION, evaluation_of
 from errors import UserError
 from optim.names import SWEEP
 from optim.restore import CHECKPOINT, Restored, output_folder, with_checkpoint
 
-THRESHOLDS = [0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 0.85, 0.9, 0.95, 1.0]  # of Figure 4
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+PUBLISHED_THRESHOLDS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 0.85, 0.9, 0.95, 1.0)  # of Figure 4: a token goes on with a score of 1 - t or more
+CUTS = [round(1 - t, 2) for t in PUBLISHED_THRESHOLDS]
+ROUTER_SAMPLE = 262144
 KEYS = {"fixed_depth": "passes", "router": "threshold"}  # what tells the points of a kind apart
 ROUNDS, MOST_ROUNDS, ROUNDS_SECONDS = 7, 50, 3.0  # of measuring times: at least, at most, and how long more than the least go on
 OWN_FLAGS = {"sweep": (
     CHECKPOINT,
     Flag("output_dir", str, None, "where to write (None: beside the checkpoint)"),
-    Flag("thresholds", float, THRESHOLDS, "router scores that a token must exceed to go on", low=0, high=1, many=True),
-    Flag("router_sample_size", int, 262144, "training tokens from which the capacities are measured, spread evenly over the split", low=1),
+    Flag("thresholds", float, CUTS, "cuts: router scores with which a token goes on, or with any higher one", low=0, high=1, many=True),
+    Flag("router_sample_size", int, None, f"training tokens from which the capacities are measured (None: {ROUTER_SAMPLE}, spread evenly over the "
+         "split; with --published as many as the validation split has, drawn at random)", low=1),
+    switch("published", "capacities as the authors' code takes them, rounding and order of scores included"),
 )}
 # beside the settings and the data, what makes two sweeps the same, so that one may go on where the other stopped
 SAME = ("checkpoint", "modified", "itr", "sequence_length", "n_tokens", "router_sample_size", "device")
+# of files of before there was a choice, what they are
+SAME_SINCE = {"published": False, "sample": None}
 # varied by the sweep itself, told by sequence_length and n_tokens, or of other programs
 NOT_OF_A_SWEEP = ("eval_length_factor", "routing", "router_threshold", "sequence_length", *OF_ONE_EVALUATION, "eval_batches", "eval_seq_prefix")
 
@@ -53,6 +65,7 @@ def same_data(there: dict[str, Any], begun: dict[str, Any]) -> bool:
 def others(there: dict[str, Any], begun: dict[str, Any]) -> list[str]:
     """What makes a sweep that is there another one than that which is begun."""
     names = [name for name in SAME if there.get(name) != begun[name]]
+    names += [name for name, before in SAME_SINCE.items() if there.get(name, before) != begun[name]]
     if not same_data(there, begun):
         names.append("data")
     args = there.get("args")
@@ -87,24 +100,12 @@ def save(target: Path, content: dict[str, Any]) -> None:
         raise UserError(f"cannot write {target}: {error.strerror}") from None
 
 
-def save_losses(target: Path, losses: dict[str, Any]) -> None:
-    """Mean loss of each window at each budget, (windows,) float64, in a .npz. Raises UserError where it cannot be written."""
-    import numpy as np
+def read_losses(target: Path, sweep: dict[str, Any], chosen: NDArray[np.int64], whole: bool) -> dict[str, Any]:
+    """Mean loss of each window at each budget, (windows,) float64, as an earlier call kept them.
 
-    from files import replace_atomically
-
-    def write(path: Path) -> None:
-        with open(path, "wb") as file:  # savez would give a path another name
-            np.savez_compressed(file, **losses)
-
-    try:
-        replace_atomically(target, write)
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror}") from None
-
-
-def read_losses(target: Path, sweep: dict[str, Any]) -> dict[str, Any]:
-    """Losses by budget as `save_losses` wrote them: those whose mean is the loss that the sweep has for the budget, so none of another sweep."""
+    Those of the same windows alone, whose mean is the loss that the sweep has for the budget, so none of another sweep. whole: these are all
+    windows of the split, as where a file of before does not say which.
+    """
     import numpy as np
 
     try:
@@ -114,6 +115,9 @@ def read_losses(target: Path, sweep: dict[str, Any]) -> dict[str, Any]:
         return {}
     except Exception as error:  # whatever a damaged file makes of numpy's reader
         print(f"note: {target} is not readable ({' '.join(str(error).split())[:80]}): full depth is evaluated again")
+        return {}
+    windows = there.pop("windows", chosen if whole else None)
+    if windows is None or not np.array_equal(windows, chosen):
         return {}
     told = {name_of(kind, point.get(key)): point.get("val_loss") for kind, key in KEYS.items() for point in sweep[kind]}
     return {name: values for name, values in there.items()
@@ -130,32 +134,30 @@ def of_depth(passes: int, n_repeat: int) -> list[float]:
     return [float(number < passes) for number in range(1, n_repeat)]
 
 
-def measure(restored: Restored, model: Any, splits: Any, n_windows: int, full_depth: Any, place: Path,
+def measure(restored: Restored, model: Any, splits: Any, chosen: NDArray[np.int64], full_depth: Any, place: Path,
             ) -> Callable[[list[float]], tuple[dict[str, Any], Any]]:
     """A function from shares of the tokens that go on to a point of the figure and its windows' losses; equal shares are evaluated once.
 
     full_depth: (windows,) losses at full depth, where they are known. place: where a point that is cut short keeps its sums.
     """
-    import torch
-
     from data.bins import identity_of
-    from eval import intervals
     from models.macs import count_macs
-    from optim.evaluate import evaluate
+    from optim.evaluate import evaluate, perplexity
+    from optim.intervals import clusters_of, interval
     from optim.partial import PartialSums, facts_of
     from optim.routers import set_factors
     from optim.setup import autocaster
 
     args, world = restored.args, restored.world
-    facts = facts_of(args, args.batch_size, identity_of(splits.folder), world.device)
+    facts = {**facts_of(args, args.batch_size, identity_of(splits.folder), world.device), "sample": "spread"}
+    clusters = clusters_of(splits.val, chosen, splits.meta)
     done: dict[tuple[float, ...], tuple[dict[str, Any], Any]] = {}
     everyone = of_depth(args.n_repeat, args.n_repeat)
 
     def losses_at(factors: list[float]) -> dict[str, Any]:
         set_factors(model, factors)
         kept = PartialSums(place, "sweep", model, {**facts, "factors": factors}, functools.partial(print, file=sys.stderr))
-        result = evaluate(model, splits.val, args.batch_size, world, autocaster(args.dtype, world.device), math.ceil(n_windows / args.batch_size),
-                          kept=kept)
+        result = evaluate(model, splits.val, args.batch_size, world, autocaster(args.dtype, world.device), chosen, kept=kept)
         assert result is not None, "nothing asked this evaluation to stop"
         if world.is_main:
             kept.remove()
@@ -165,19 +167,18 @@ def measure(restored: Restored, model: Any, splits: Any, n_windows: int, full_de
         nonlocal full_depth
         if tuple(factors) not in done:
             result = losses_at(factors)
-            losses = result["window_losses"]
+            losses = result["window_losses"].numpy()
             if factors == everyone:
                 full_depth = losses
             if full_depth is None:
-                full_depth = losses_at(everyone)["window_losses"]
-            differences = losses - torch.as_tensor(full_depth)
-            difference = float(differences.mean())
+                full_depth = losses_at(everyone)["window_losses"].numpy()
+            own, paired = interval(losses, clusters), interval(losses - full_depth, clusters)
             done[tuple(factors)] = {
                 "length_factors": factors, "macs": count_macs(args, args.sequence_length, factors), "val_loss": result["val_loss"],
                 "val_perplexity": result["val_pp"], "average_depth": result["average_depth"],
-                "val_perplexity_ci95": intervals(losses, result["val_loss"])["val_perplexity_ci95"],
-                "loss_difference": difference, "loss_difference_ci95": intervals(differences, difference)["val_loss_ci95"],
-                "seconds_per_sequence": None}, losses.numpy()
+                "val_perplexity_ci95": own and [perplexity(own.low), perplexity(own.high)],
+                "loss_difference": float((losses - full_depth).mean()), "loss_difference_ci95": paired and [paired.low, paired.high],
+                "seconds_per_sequence": None}, losses
         return done[tuple(factors)]
 
     return point
@@ -231,31 +232,37 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     import numpy as np
 
     from data.bins import identity_of
+    from optim.evaluate import windows_to_read
+    from optim.intervals import clusters_of, spread
     from optim.routers import factors_at, need_routers
     from optim.setup import autocaster
+    from optim.window_losses import save_arrays
 
     args, path, world = restored.args, restored.path, restored.world
     place = world.from_main(lambda: output_folder(own["output_dir"], path, prints=False))
     model, splits = restored.model(), restored.splits()
     need_routers(model)
-    n_val = splits.val.n_windows if args.eval_sample_size is None else math.ceil(args.eval_sample_size / args.sequence_length)
-    n_val = min(math.ceil(n_val / args.batch_size) * args.batch_size, splits.val.n_windows)
+    chosen = windows_to_read(args, splits.val.n_windows)
+    whole, clusters = chosen.size == splits.val.n_windows, clusters_of(splits.val, chosen, splits.meta)
+    router_sample = own["router_sample_size"] or (splits.val.tokens.size if own["published"] else ROUTER_SAMPLE)
     target = place / SWEEP
     begun = {"checkpoint": str(path), "modified": path.stat().st_mtime, "data": str(splits.folder.resolve()),
              "splits": world.from_main(lambda: identity_of(splits.folder)),
              "itr": restored.state.get("itr"), "model": args.model, "n_repeat": args.n_repeat,
-             "sequence_length": args.sequence_length, "vocab_size": args.vocab_size, "n_tokens": n_val * args.sequence_length,
-             "router_sample_size": own["router_sample_size"], "batch_size": args.batch_size, "dtype": args.dtype, "device": str(world.device),
+             "sequence_length": args.sequence_length, "vocab_size": args.vocab_size, "n_tokens": chosen.size * args.sequence_length,
+             "sample": None if whole else "spread evenly", "clusters": clusters.kind, "n_clusters": clusters.count,
+             "published": own["published"], "router_sample_size": router_sample,
+             "batch_size": args.batch_size, "dtype": args.dtype, "device": str(world.device),
              "measured": {}, "timing": None, "router": [], "fixed_depth": [], "args": vars(args)}
     sweep = world.from_main(lambda: earlier(target, begun))
-    losses = world.from_main(lambda: read_losses(target.with_suffix(".npz"), sweep))
-    point = measure(restored, model, splits, n_val, losses.get(name_of("fixed_depth", args.n_repeat)),
-                    place)
+    losses = world.from_main(lambda: read_losses(target.with_suffix(".npz"), sweep, chosen, whole))
+    point = measure(restored, model, splits, chosen, losses.get(name_of("fixed_depth", args.n_repeat)), place)
     missing = [value for value in own["thresholds"] if str(value) not in sweep["measured"]]
     if missing:
-        n = min(splits.train.n_windows, math.ceil(own["router_sample_size"] / args.sequence_length))
-        chosen = np.linspace(0, splits.train.n_windows - 1, n).astype(np.int64)
-        factors = factors_at(model, splits.train, chosen, args.batch_size, missing, autocaster(args.dtype, world.device), world)
+        count = min(splits.train.n_windows, math.ceil(router_sample / args.sequence_length))
+        sample = (np.random.RandomState(0).choice(splits.train.n_windows, count, replace=False)  # as the authors draw theirs
+                  if own["published"] else spread(splits.train.n_windows, count))
+        factors = factors_at(model, splits.train, sample, args.batch_size, missing, autocaster(args.dtype, world.device), world, own["published"])
         sweep["measured"] |= {str(value): row for value, row in zip(missing, factors, strict=True)}
 
     def add(kind: str, value: float, shares: list[float]) -> None:
@@ -263,12 +270,14 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
         if not any(each[key] == value for each in sweep[kind]):
             found, losses[name_of(kind, value)] = point(shares)
             sweep["timing"] = None  # no longer of all points
-            sweep[kind] = sorted([*sweep[kind], {key: value, **found}], key=lambda each: each[key])
-            world.from_main(lambda: save_losses(target.with_suffix(".npz"), losses))
+            meaning = {"published_threshold": round(1 - value, 10)} if kind == "router" else {}
+            sweep[kind] = sorted([*sweep[kind], {key: value, **meaning, **found}], key=lambda each: each[key])
+            world.from_main(lambda: save_arrays(target.with_suffix(".npz"), windows=chosen, **losses))
             world.from_main(lambda: save(target, sweep))
         each = next(each for each in sweep[kind] if each[key] == value)
         if world.is_main:
-            print(f"{key:<9} {value:<5g} {each['macs'] / 1e9:8.3f} GMACs  perplexity {each['val_perplexity']:.4f}  "
+            name = f"scores >= {value:g} go on (t = {1 - value:.4g})" if kind == "router" else f"{value:g} pass{'es' if value > 1 else ''}"
+            print(f"{name:<34} {each['macs'] / 1e9:8.3f} GMACs  perplexity {each['val_perplexity']:.4f}  "
                   f"depth {each['average_depth']:.2f}", flush=True)
 
     for passes in range(args.n_repeat, 0, -1):  # full depth first: the others are compared with it

@@ -44,7 +44,8 @@ def series(curves: Sequence[Curve]) -> list[dict[str, Any]]:
     result = []
     for curve, family in zip(curves, families, strict=True):
         steps = f", {curve.steps:,} steps" if families.count(family) > 1 and curve.steps is not None else ""
-        for kind, name in KINDS.items():
+        kinds = {**KINDS, "router": "Router, published rule"} if curve.is_published else KINDS
+        for kind, name in kinds.items():
             points = sorted(getattr(curve, kind), key=lambda point: point.macs)
             if points:
                 result.append({"label": f"{family} ({name}){steps}", "family": family, "kind": kind, "checkpoint": curve.checkpoint,
@@ -95,6 +96,18 @@ def panel(axis: Any, data: dict[str, Any], x: str, scale: float, has_bars: bool)
         axis.errorbar([point[x] * scale for point in points], values, whiskers(values, bars),
                       color=colour if number == 1 else (GREEN, PURPLE)[number % 2], marker=marker, linestyle=line, linewidth=0.8, markersize=3,
                       markeredgewidth=0.7, markerfacecolor=None if is_router else "white", elinewidth=0.6, capsize=1.5, label=one["label"])
+        if is_router and x == "macs":
+            name_cuts(axis, points, x, scale)
+
+
+def name_cuts(axis: Any, points: Sequence[dict[str, Any]], x: str, scale: float) -> None:
+    """Beside the router's points: the lowest score that goes on; of several cuts with one point all, as a range."""
+    places: dict[tuple[float, float], list[float]] = {}
+    for point in points:
+        places.setdefault((point[x] * scale, point["perplexity"]), []).append(point["label"])
+    for place, cuts in places.items():
+        text = f"{min(cuts):g}" + (f" to {max(cuts):g}" if len(cuts) > 1 else "")
+        axis.annotate(text, place, xytext=(2, 3), textcoords="offset points", fontsize=5, annotation_clip=True)
 
 
 def closer(data: dict[str, Any]) -> tuple[float, float] | None:
@@ -123,6 +136,7 @@ def draw(data: dict[str, Any]) -> Figure:
     heading = [*textwrap.wrap(f"Perplexity against compute, {bars}", letters),
                *(line for model in data["models"] for line in textwrap.wrap(model, letters)),
                *textwrap.wrap("Router: by capacity, which looks at later tokens (not a causal model's perplexity)", letters)]
+    heading += textwrap.wrap("Numbers at the router's points: the lowest score that goes on (1 - t of the paper's thresholds)", letters)
     if is_timed and not all(one["timed_together"] for one in data["curves"]):
         heading += textwrap.wrap("Points without a line: each was timed once, on its own", letters)
     labels = [one["label"] for one in (*data["curves"], *data["paper"])]

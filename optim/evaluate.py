@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -11,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from data import TokenWindows
 from distributed.world import World
+from optim.intervals import spread
 from optim.partial import PartialSums
 
 KEEP_SECONDS = 300.0  # after which an evaluation keeps what it has
@@ -37,41 +40,49 @@ def perplexity(loss: float) -> float:
     return math.exp(min(loss, 700.0))
 
 
+def windows_to_read(args: Namespace, n_windows: int) -> NDArray[np.int64]:
+    """Numbers of the windows that an evaluation reads: all, or whole batches of at least --eval_sample_size tokens, spread over the split."""
+    tokens = args.eval_sample_size or n_windows * args.sequence_length
+    return spread(n_windows, math.ceil(tokens / (args.batch_size * args.sequence_length)) * args.batch_size)
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, windows: TokenWindows, batch_size: int, world: World,
-             autocast: Callable[[], AbstractContextManager[Any]], max_batches: int = 0,
+             autocast: Callable[[], AbstractContextManager[Any]], windows_read: NDArray[np.int64] | int = 0,
              should_stop: Callable[[], bool] = lambda: False, progress: Callable[[int], object] = lambda done: None,
              kept: PartialSums | None = None) -> dict[str, Any] | None:
-    """Token-weighted means over the first `max_batches` batches (0: all windows).
+    """Token-weighted means over some windows: those of these numbers, or the first so many batches (0: all windows).
 
     Batch b is run by process b % world.size; sums are kept per batch and added in one order, so that the number of
-    processes leaves no trace. Returns loss, perplexity, accuracy, depth and counts; the mean loss of each window; and
-    the means over batches, which weigh a last, partial batch like a full one, as the authors' numbers do.
+    processes leaves no trace. Returns loss, perplexity, accuracy, depth and counts; the mean loss and the accuracy of each
+    window, (windows,) float64; and the means over batches, which weigh a last, partial batch like a full one, as the authors' numbers do.
     None where `should_stop` (called by all processes together) said so. The model is left in training mode if it was.
     progress: called with the number of batches that are done. kept: where the sums go at a stop and from time to time, and from
     where they are taken up; it is the caller's to remove, once the numbers are told.
     """
-    n_windows = windows.n_windows if not max_batches else min(windows.n_windows, max_batches * batch_size)
+    if isinstance(windows_read, int):
+        windows_read = np.arange(min(windows.n_windows, windows_read * batch_size) if windows_read else windows.n_windows)
+    n_windows = windows_read.size
     n_batches = math.ceil(n_windows / batch_size)
     sums = torch.zeros(n_batches, 4, dtype=torch.float64)  # loss, hits, tokens, depth x tokens
-    window_losses = torch.zeros(n_windows, dtype=torch.float64)
+    by_window = torch.zeros(n_windows, 2, dtype=torch.float64)  # mean loss, accuracy
     was_training = model.training
     model.eval()
     try:
-        begun = world.tell(kept.load(sums, window_losses) if kept and world.is_main else 0)
+        begun = world.tell(kept.load(sums, by_window) if kept and world.is_main else 0)
         kept_at = time.monotonic()
         progress(begun)
         for first in range(begun, n_batches, world.size):
             number = first + world.rank
             if number < n_batches:
-                chosen = np.arange(number * batch_size, min(n_windows, (number + 1) * batch_size))
-                idx, targets = (t.to(world.device, non_blocking=True) for t in windows.batch(chosen))
+                here = slice(number * batch_size, (number + 1) * batch_size)
+                idx, targets = (t.to(world.device, non_blocking=True) for t in windows.batch(windows_read[here]))
                 devices = [world.device] if world.device.type == "cuda" else []
                 with torch.random.fork_rng(devices), autocast():
                     torch.manual_seed(EVAL_SEED + number)
                     out = model(idx, targets=targets)
                 losses = out["token_losses"].double()
-                window_losses[torch.from_numpy(chosen)] = losses.mean(1).cpu()
+                by_window[here] = torch.stack([losses.mean(1), out["hits"].double().mean(1)], dim=1).cpu()
                 sums[number] = torch.tensor([losses.sum().item(), out["hits"].sum().item(), targets.numel(),
                                              float(out["average_depth"]) * targets.numel()], dtype=torch.float64)
             done = min(first + world.size, n_batches)
@@ -79,7 +90,7 @@ def evaluate(model: nn.Module, windows: TokenWindows, batch_size: int, world: Wo
             stop = should_stop()
             if kept and (stop or world.largest(int(time.monotonic() - kept_at > KEEP_SECONDS))):
                 kept_at = time.monotonic()
-                so_far = world.sum(sums.clone()), world.sum(window_losses.clone())
+                so_far = world.sum(sums.clone()), world.sum(by_window.clone())
                 if world.is_main:
                     kept.save(done, *so_far)
             if stop:
@@ -89,7 +100,8 @@ def evaluate(model: nn.Module, windows: TokenWindows, batch_size: int, world: Wo
     by_batch = world.sum(sums)
     loss, hits, tokens, depth = by_batch.sum(0).tolist()
     loss_of_batches, hits_of_batches = (by_batch[:, :2] / by_batch[:, 2:3]).mean(0).tolist()
+    window_losses, window_accuracies = world.sum(by_window).unbind(1)
     return {"val_loss": loss / tokens, "val_pp": perplexity(loss / tokens), "val_acc": hits / tokens,
             "average_depth": depth / tokens, "n_batches": n_batches, "n_tokens": int(tokens),
-            "window_losses": world.sum(window_losses),
+            "window_losses": window_losses, "window_accuracies": window_accuracies,
             "val_loss_batch_mean": loss_of_batches, "val_acc_batch_mean": hits_of_batches}

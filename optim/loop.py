@@ -371,7 +371,7 @@ class Trainer:
             return False
         gradients = self.meter.values()
         overflows = {"overflows": self.meter.overflows} if self.scaler.is_enabled() else {}
-        for name in ("window_losses", "val_loss_batch_mean", "val_acc_batch_mean"):
+        for name in ("window_losses", "window_accuracies", "val_loss_batch_mean", "val_acc_batch_mean"):
             del result[name]
         row = {"kind": "final" if whole else "eval", "step": self.step, **result, **({} if whole else gradients | overflows),
                "time": {"seconds": time.monotonic() - begin}}

@@ -21,6 +21,11 @@ ABANDONED, DAMAGED = "abandoned", "damaged"  # suffixes of what has been set asi
 NUMBERED = re.compile(r"ckpt_(\d+)\.pt")
 
 
+def window_losses_of(evaluation: str) -> str:
+    """Name of the losses of single windows that stand beside an evaluation's summary."""
+    return evaluation.removesuffix(".json") + ".npz"
+
+
 def step_of(path: Path) -> int | None:
     """N of `ckpt_N.pt`, None for any other name."""
     match = NUMBERED.fullmatch(path.name)

@@ -1,8 +1,8 @@
 """What an evaluation has summed up before it was cut short: it may take longer than a job, and the next one goes on from there.
 
     kept = PartialSums(folder, "ckpt_40", model, facts_of(args, batch_size, data, device), print)
-    done = kept.load(sums, window_losses)           # how many batches are in them by now
-    kept.save(done + 1, sums, window_losses)
+    done = kept.load(sums, by_window)           # how many batches are in them by now
+    kept.save(done + 1, sums, by_window)
     kept.remove()
 """
 
@@ -59,30 +59,30 @@ class PartialSums:
             told.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return told.hexdigest()
 
-    def load(self, sums: Tensor, window_losses: Tensor) -> int:
+    def load(self, sums: Tensor, by_window: Tensor) -> int:
         """Fill both from the file and return the number of batches in them; 0 where there is none that is of this evaluation."""
         if not self.path.exists():
             return 0
         try:
             with np.load(self.path, allow_pickle=False) as file:
                 key, done = str(file["key"]), int(file["done"])
-                kept = [torch.from_numpy(file[name].astype(np.float64)) for name in ("sums", "window_losses")]
+                kept = [torch.from_numpy(file[name].astype(np.float64)) for name in ("sums", "by_window")]
         except Exception as error:  # whatever a damaged file makes of numpy's reader
             self.say(f"note: {self.path} cannot be read ({' '.join(str(error).split())[:80]}); the evaluation begins anew")
             return 0
-        if key != self.key or [each.shape for each in kept] != [sums.shape, window_losses.shape] or not 0 < done <= len(sums):
+        if key != self.key or [each.shape for each in kept] != [sums.shape, by_window.shape] or not 0 < done <= len(sums):
             return 0
-        for mine, old in zip((sums, window_losses), kept, strict=True):
+        for mine, old in zip((sums, by_window), kept, strict=True):
             mine.copy_(old)
         self.say(f"the evaluation goes on after {done} of {len(sums)} batches")
         self.found = done
         return done
 
-    def save(self, done: int, sums: Tensor, window_losses: Tensor) -> None:
+    def save(self, done: int, sums: Tensor, by_window: Tensor) -> None:
         """Keep the sums of the first `done` batches. An evaluation does not fail where that cannot be written."""
         def write(path: Path) -> None:
             with open(path, "wb") as file:
-                np.savez(file, key=self.key, done=done, sums=sums.numpy(), window_losses=window_losses.numpy())
+                np.savez(file, key=self.key, done=done, sums=sums.numpy(), by_window=by_window.numpy())
 
         try:
             replace_atomically(self.path, write)

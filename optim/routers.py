@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -47,19 +48,29 @@ def router_scores(model: Transformer, windows: TokenWindows, chosen: np.ndarray,
         yield torch.stack(by_token, dim=-1).cpu()
 
 
-def factors_at(model: Transformer, windows: TokenWindows, chosen: np.ndarray, batch_size: int, thresholds: list[float],
-               autocast: Callable[[], AbstractContextManager[Any]], world: World) -> list[list[float]]:
-    """For each threshold, the share of the tokens whose scores have exceeded it after each pass: the capacities of the paper.
+def factors_at(model: Transformer, windows: TokenWindows, chosen: np.ndarray, batch_size: int, cuts: list[float],
+               autocast: Callable[[], AbstractContextManager[Any]], world: World, published: bool = False) -> list[list[float]]:
+    """For each cut, the share of the tokens whose scores after each pass so far have reached it: the capacities of the passes.
 
-    Processes share the windows. Threshold 0 lets every token go on, 1 none.
+    Processes share the windows. Cut 0 lets every token go on. published: shares as the authors' code has them, of the least scores by
+    place after the device's top-k, and rounded.
     """
-    counts = torch.zeros(len(thresholds), model.settings.n_repeat - 1, dtype=torch.float64)
+    counts = torch.zeros(len(cuts), model.settings.n_repeat - 1, dtype=torch.float64)
     for scores in router_scores(model, windows, chosen[world.rank::world.size], batch_size, autocast, world.device):
-        least = cascade(scores, "token")
-        for row, threshold in enumerate(thresholds):
-            counts[row] += (least > threshold).sum((0, 1))
+        counts += reaching(scores.to(world.device), cuts, "position" if published else "token").cpu()
     shares = world.sum(counts) / (len(chosen) * windows.length)
-    return shares.tolist()
+    return [[rounded(share) for share in row] if published else row for row in shares.tolist()]
+
+
+def reaching(scores: Tensor, cuts: list[float], kind: str) -> Tensor:
+    """How many of the scores (B, T, R - 1), by a cascade, are at each cut or above, after each pass: (cuts, R - 1) float64."""
+    least = cascade(scores, kind).double()  # a cut is no float32
+    return torch.stack([(least >= cut).sum((0, 1)) for cut in cuts]).double()
+
+
+def rounded(share: float) -> float:
+    """A capacity as the authors' program hands it to their evaluation: up to a whole token of 256, then to two decimals."""
+    return round(math.ceil(share * 256) / 256, 2)
 
 
 def threshold_for(budget: float, settings: ModelSettings, scores: Tensor) -> float:

@@ -39,7 +39,10 @@ class Leg(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One eval_summary_*.json. `interval`: ends of the 95% interval of the perplexity over windows of this one model."""
+    """One eval_summary_*.json. `interval`: ends of the 95% interval of the perplexity over texts, of this one model.
+
+    grouped: what its windows were grouped by, for people; empty in a file of before they were.
+    """
 
     path: Path
     modified: float
@@ -57,6 +60,7 @@ class Evaluation:
     processes: int | None  # of the training; None: its summary.json was not found
     legs: tuple[Leg, ...] = ()  # of the training; empty: its summary.json tells none
     skipped: tuple[int, ...] = ()  # steps of the training that were passed over
+    grouped: str = ""
 
     @property
     def seed(self) -> tuple[int, int]:
@@ -67,7 +71,7 @@ class Evaluation:
 class Point:
     """Perplexity at one compute budget. `label`: router threshold, or number of passes.
 
-    interval: over windows of the one model. paired: over the same windows' differences to full depth, about the perplexity;
+    interval: over texts, of the one model. paired: over the same windows' differences to full depth, about the perplexity;
     None in a file that tells none.
     """
 
@@ -82,7 +86,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """One ppl_per_mac.json. is_timed: its budgets were timed together, not each once on its own as earlier files tell."""
+    """One ppl_per_mac.json.
+
+    is_timed: its budgets were timed together, not each once on its own as earlier files tell. is_published: the router's capacities
+    are those of the authors' code.
+    """
 
     path: Path
     checkpoint: str
@@ -92,6 +100,7 @@ class Curve:
     router: tuple[Point, ...]
     fixed_depth: tuple[Point, ...]
     is_timed: bool = False
+    is_published: bool = False
 
 
 @dataclass
@@ -223,7 +232,16 @@ def read_evaluation(path: Path, trainings: Trainings) -> Evaluation:
         path, path.stat().st_mtime, checkpoint, args.iterations if steps is None else steps, perplexity,
         file.interval("val_perplexity_ci95", perplexity), file.number("val_loss", 0), file.number("val_acc", 0), file.number("average_depth", 0),
         file.whole("n_tokens"), file.whole_or_none("parameters"), args, _trained(args, path, summary),
-        processes if isinstance(processes, int) else None, _legs(training), training.wholes("skipped_steps"))
+        processes if isinstance(processes, int) else None, _legs(training), training.wholes("skipped_steps"), _grouped(file))
+
+
+def _grouped(file: _Object) -> str:
+    """By what, and in how many clusters; empty in a file of before windows were grouped."""
+    if file.values.get("interval") is None:
+        return ""
+    told = _Object(file.path, file.values["interval"], "interval.")
+    kind, count = told.text("clusters"), told.whole("n_clusters")
+    return f"{count:,} documents" if kind == "documents" else f"{count:,} stretches of text"
 
 
 def _paired(row: _Object, perplexity: float) -> tuple[float, float] | None:
@@ -253,7 +271,7 @@ def read_curve(path: Path) -> Curve:
     if not router and not fixed_depth:
         raise UserError(f"{path}: holds no points")
     return Curve(path, file.text("checkpoint"), file.whole_or_none("itr"), file.whole("sequence_length"), file.flags(), router, fixed_depth,
-                 bool(file.values.get("timing")))
+                 bool(file.values.get("timing")), bool(file.values.get("published")))
 
 
 def _below(folders: Sequence[Path], pattern: str, problems: list[str]) -> list[Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from typing import Any
 from config.flags import FLAGS, IDENTITY
 from config.identity import BATCH, changed_for_evaluation, cut_matters, effective_batch, is_full_compute, names_of
 from data.bins import label
+from errors import UserError
 from models.variants import ROUTED_POLICIES, VARIANTS
 from report.collect import Curve, Evaluation, Found
+from report.pairs import Pair, pair
 from report.paper import Rerun, Value, paper_value, rerun_value, setting
 from report.rows import ANY, PAPER_SEEDS, ROWS, Row, architecture, is_architecture_of, rows_of, shape, title
 
@@ -28,6 +31,9 @@ TOLD_BESIDE = ("dtype",)  # an evaluation in another precision is the model's ow
 DEFAULTS = ("weight_decay", "beta1", "beta2", "grad_clip", "scheduler", "final_div_factor", "dropout", "bias", "positional_encoder",
             "attention_window_length", "disable_ln_mid", "training_length_factor")
 NO_SUMMARY = "its training's summary.json was not found, so training settings are those that the evaluation recorded"
+
+UNGROUPED = ("its interval is of an earlier version, which took neighbouring windows for independent: it is several times too narrow, and so is "
+             "the verdict; evaluate again")
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Group:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95% interval over windows: all seeds read the same windows, so that of their mean is the mean of theirs."""
+        """95% interval over texts: all seeds read the same windows, so that of their mean is the mean of theirs."""
         low, high = (statistics.fmean(ends) for ends in zip(*(one.interval for one in self.members), strict=True))
         return low, high
 
@@ -90,11 +96,21 @@ class Other:
     reason: str
 
 
+@dataclass(frozen=True)
+class Beside:
+    """A model of a table, and the table's best one, compared on the same windows."""
+
+    result: Result
+    best: Result
+    pair: Pair
+
+
 @dataclass
 class Report:
     results: list[Result]
     others: list[Other]
     curves: list[Curve]
+    pairs: list[Beside] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
@@ -211,6 +227,8 @@ def remarks(row: Row, group: Group) -> list[str]:
     if VARIANTS[trained.model].policy in ROUTED_POLICIES:
         lines.append("routing by capacity compares scores over the whole sequence: training looked at later tokens, as in the paper; at full "
                      "compute every token goes on")
+    if not all(each.grouped for each in group.members):
+        lines.append(UNGROUPED)
     if one.processes is None:
         lines.append(NO_SUMMARY)
     return lines
@@ -243,7 +261,20 @@ def compare(found: Found) -> Report:
     others = [Other(group, _why_other(group)) for group in final if group.first.path not in placed]
     others += [Other(Group((one,)), reason) for one in found.evaluations if (reason := reasons[one.path]) is not None]
     return Report(results, sorted(others, key=lambda other: (title(other.group.first.args), other.reason, str(other.group.first.path))), found.curves,
-                  list(found.problems))
+                  in_pairs(results), list(found.problems))
+
+
+def in_pairs(results: Sequence[Result]) -> list[Beside]:
+    """Each evaluated model of a table beside its best one; without those whose windows cannot be compared. Of several seeds the first."""
+    found = []
+    for table in dict.fromkeys(result.row.table for result in results):
+        ours = [(result, result.group) for result in results if result.row.table == table and result.group is not None]
+        best = min(ours, key=lambda each: each[1].first.perplexity, default=None)
+        for result, group in ours:
+            if best is not None and result is not best[0]:
+                with suppress(UserError):
+                    found.append(Beside(result, best[0], pair(group.first.path, best[1].first.path)))
+    return found
 
 
 def _why_other(group: Group) -> str:

@@ -8,19 +8,22 @@ from typing import Any
 
 from models.variants import ROUTED_POLICIES, VARIANTS
 from report.collect import Curve, Evaluation, Point
-from report.compare import Other, Report, Result, warmup_steps
+from report.compare import Beside, Other, Report, Result, warmup_steps
 from report.paper import paper
 from report.rows import TABLES, title
 
-COLUMNS = ("model", "ours", "95% interval over windows", "SEM over seeds", "seeds", "paper", "paper's SEM over seeds", "difference", "verdict",
+COLUMNS = ("model", "ours", "95% interval over texts", "SEM over seeds", "seeds", "paper", "paper's SEM over seeds", "difference", "verdict",
            "re-run", "re-run's 95% interval over batches")
 NOT_EVALUATED = "not evaluated"
 SOURCES = """Paper: Mohtashami, Pagliardini, Jaggi: CoTFormer, ICLR 2025; perplexity on OpenWebText2, mean of 3 seeds. Re-run: an independent
 reproduction with one seed on 2 x L4."""
 READING = """Perplexity on the validation split. *Ours* is one model, or the mean over seeds where several models differ in their seed only. The
-95% interval is over windows of the validation text for one model (for several: the mean of their ends); the SEM is over seeds: two different
-things, never in one column. The *verdict* says whether the paper's value lies inside our interval over windows, or how far beyond its nearer
-end it is; *not comparable*: steps, data or evaluated length are not the paper's."""
+95% interval is of one model over texts such as the validation split; windows are grouped by document or in long stretches, since neighbours
+are alike (for several models: the mean of their ends). The SEM is over seeds: two different things, never in one column. The *verdict* says
+whether the paper's value lies inside our interval over texts, or how far beyond its nearer end it is; *not comparable*: steps, data or
+evaluated length are not the paper's."""
+IN_PAIRS = """Each model beside the best one of its table, by the difference of their losses on each window of the same text: far sharper than two
+intervals beside each other."""
 LATEX_SPECIAL = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
                  "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 
@@ -56,6 +59,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in ([*header], ["---"] * len(header), *body)]
 
 
+def grouping(one: Evaluation) -> str:
+    return f"by {one.grouped}" if one.grouped else "windows taken for independent"
+
+
 def _details(result: Result) -> list[str]:
     """What differs from the paper's setting, and which files the row is made of."""
     assert result.group is not None, "of a row with an evaluation"
@@ -63,9 +70,16 @@ def _details(result: Result) -> list[str]:
     lines += [f"- differs: {escape_markdown(line)}" + (" (not comparable)" if line in result.decisive else "")
               for line in (*result.decisive, *result.differs)]
     lines += [f"- {escape_markdown(line)}" for line in result.remarks]
-    lines += [f"- seed {one.trained.seed}: perplexity {one.perplexity:.4f} ({between(one.interval)} over windows), `{one.path}`"
+    lines += [f"- seed {one.trained.seed}: perplexity {one.perplexity:.4f} ({between(one.interval)}, {grouping(one)}), `{one.path}`"
               for one in result.group.members]
     return [*lines, ""]
+
+
+def _beside(each: Beside) -> list[str]:
+    found = each.pair
+    return [each.result.row.table, each.result.row.label, each.best.row.label, f"{found.difference.mean:+.4f}",
+            f"{found.difference.low:+.4f} to {found.difference.high:+.4f}", f"{found.ratio[0]:.4f}", f"{found.clusters.of.size:,}",
+            found.clusters.words()]
 
 
 def _other(other: Other) -> list[str]:
@@ -81,13 +95,13 @@ def _curve(curve: Curve) -> list[str]:
         lines += ["Routing by capacity picks tokens by scores over the whole sequence: at reduced compute the router's points are not those of a "
                   "causal model.", ""]
     rows = [(kind, point) for kind, points in (("router", curve.router), ("fixed depth", curve.fixed_depth)) for point in points]
-    return [*lines, *table(("budget", "MACs x 1e9", "perplexity", "95% interval over windows", "95%, paired with full depth",
+    return [*lines, *table(("budget", "MACs x 1e9", "perplexity", "95% interval over texts", "95%, paired with full depth",
                             "layers a token", "seconds a sequence"),
                            [_budget(kind, point) for kind, point in rows]), ""]
 
 
 def _budget(kind: str, point: Point) -> list[str]:
-    name = f"router, threshold {point.label:g}" if kind == "router" else f"fixed depth, {point.label:g} pass{'es' if point.label > 1 else ''}"
+    name = f"router, scores >= {point.label:g} go on" if kind == "router" else f"fixed depth, {point.label:g} pass{'es' if point.label > 1 else ''}"
     work, paired = point.macs / 1e9, point.paired
     of_pairs = "" if paired is None else f"{paired[0]:.3f} to {paired[1]:.3f}"
     return [name, f"{work:.2f}" if work >= 1 else f"{work:.2g}", two(point.perplexity), between(point.interval), of_pairs, two(point.depth),
@@ -113,8 +127,11 @@ def markdown(report: Report) -> str:
     lines = ["# Fidelity report", ""]
     if evaluated:
         lines += ["## Models of the paper", "", *(line for name in TABLES for line in _of_table(evaluated, name))]
+    if report.pairs:
+        lines += ["## In pairs", "", IN_PAIRS, "", *table(("table", "model", "beside", "loss, nats", "95%", "perplexity ratio", "windows", "by"),
+                                                         [_beside(each) for each in report.pairs]), ""]
     if report.others:
-        header = ("model", "perplexity", "95% interval over windows", "SEM over seeds", "seeds", "steps", "tokens", "data", "layers a token",
+        header = ("model", "perplexity", "95% interval over texts", "SEM over seeds", "seeds", "steps", "tokens", "data", "layers a token",
                   "why here", "file")
         lines += ["## Other models", "", *table(header, [_other(other) for other in report.others]), ""]
     if report.curves:
@@ -143,20 +160,21 @@ def latex(report: Report) -> str:
              r"\setlength{\tabcolsep}{2.5pt}", r"\begin{tabular}{l" + "r" * 7 + "lrr}", r"\toprule",
              r" & \multicolumn{4}{c}{ours} & \multicolumn{2}{c}{paper} & & & \multicolumn{2}{c}{re-run} \\",
              r"\cmidrule(lr){2-5} \cmidrule(lr){6-7} \cmidrule(lr){10-11}",
-             " & ".join(map(escape_latex, ("model", "ppl.", "95% windows", "SEM", "seeds", "ppl.", "SEM", "diff.", "verdict", "ppl.",
+             " & ".join(map(escape_latex, ("model", "ppl.", "95% texts", "SEM", "seeds", "ppl.", "SEM", "diff.", "verdict", "ppl.",
                                            "95% batches"))) + r" \\"]
     for name in TABLES:
         lines += [r"\midrule", rf"\multicolumn{{11}}{{l}}{{\emph{{{escape_latex(name)}}}}} \\"]
         lines += [" & ".join(escape_latex(cell) or "--" for cell in _narrow(result)) + r" \\"
                   for result in report.results if result.row.table == name]
-    caption = ("Validation perplexity beside the paper's. Intervals over windows are of one model, those of the re-run over batches; "
+    caption = ("Validation perplexity beside the paper's. Intervals over texts are of one model, those of the re-run over batches; "
                "standard errors (SEM) are over seeds.")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", rf"\caption{{{escape_latex(caption)}}}", r"\end{table*}", ""])
 
 
 def _evaluation(one: Evaluation) -> dict[str, Any]:
     return {"file": str(one.path), "checkpoint": one.checkpoint, "steps": one.steps, "seed": one.trained.seed, "data_seed": one.trained.data_seed,
-            "perplexity": one.perplexity, "interval_over_windows": list(one.interval), "loss": one.loss, "accuracy": one.accuracy,
+            "perplexity": one.perplexity, "interval_over_windows": list(one.interval), "grouped_by": one.grouped or None,
+            "loss": one.loss, "accuracy": one.accuracy,
             "average_depth": one.depth, "tokens": one.n_tokens, "parameters": one.parameters, "warmup_steps": warmup_steps(one),
             "legs": [leg._asdict() for leg in one.legs], "skipped_steps": list(one.skipped),
             "args": vars(one.args), "trained_args": vars(one.trained)}
@@ -183,5 +201,9 @@ def as_json(report: Report) -> dict[str, Any]:
         "perplexity_against_compute": [{"file": str(curve.path), "checkpoint": curve.checkpoint, "steps": curve.steps, "model": title(curve.args),
                                         "sequence_length": curve.sequence_length, "router": [asdict(point) for point in curve.router],
                                         "fixed_depth": [asdict(point) for point in curve.fixed_depth]} for curve in report.curves],
+        "in_pairs": [{"table": each.result.row.table, "row": each.result.row.label, "beside": each.best.row.label,
+                      "loss_difference": each.pair.difference.mean, "loss_difference_ci95": [each.pair.difference.low, each.pair.difference.high],
+                      "n_windows": each.pair.clusters.of.size, "clusters": each.pair.clusters.kind, "n_clusters": each.pair.clusters.count}
+                     for each in report.pairs],
         "problems": report.problems, "source": paper()["source"], "setting": paper()["setting"],
     }

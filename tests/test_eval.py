@@ -8,8 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from optim.window_losses import read_windows
 from tests.programs import PEER, SMALL_DATA, folder, in_read_only, metrics, python, run, train
 
 pytestmark = pytest.mark.slow
@@ -24,6 +26,8 @@ PUBLISHED = [
     ("official_adm/ckpt.pt", ["--eval_seq_length", "24"], 2.7284825, 0.3713790, 8.0),
     ("official_adm/ckpt_75.pt", [], 3.0803759, 0.3102464, 8.0),
 ]
+
+ADM = next(PEER.glob("exps/*/*/official_adm/ckpt.pt"))
 
 
 def evaluate(checkpoint: Path, output: Path, *words: str, processes: int = 1) -> dict[str, Any]:
@@ -70,7 +74,23 @@ def test_sample_size_limits_the_tokens(tmp_path: Path) -> None:
     assert summary["n_tokens"] == 3 * 8 * 48
 
 
-ADM = next(PEER.glob("exps/*/*/official_adm/ckpt.pt"))
+def test_a_sample_is_spread_over_the_split_and_its_losses_are_kept_by_window(tmp_path: Path) -> None:
+    whole, part = (evaluate(ADM, tmp_path / name, *flags) for name, flags in (("whole", ()), ("part", ("--eval_sample_size", "1000"))))
+    every, some = (read_windows(tmp_path / name / "eval_summary_ckpt.npz") for name in ("whole", "part"))
+    assert (some.windows[0], some.windows[-1]) == (0, every.windows[-1])
+    assert np.allclose(some.losses, every.losses[some.windows], atol=1e-6)
+    assert every.losses.mean() == pytest.approx(whole["val_loss"], abs=1e-9)
+    assert every.accuracies.mean() == pytest.approx(whole["val_acc"], abs=1e-9)
+    assert part["interval"] == {"clusters": "blocks", "n_clusters": 8, "n_windows": 24}
+
+
+def test_documents_of_the_split_are_the_groups_where_meta_tells_their_end(tmp_path: Path) -> None:
+    data = Path(shutil.copytree(PEER / "datasets" / "openwebtext2", tmp_path / "openwebtext2"))
+    (data / "meta.json").write_text(json.dumps({"end_of_text": 10}))  # the line ends of this text
+    summary = evaluate(ADM, tmp_path / "out", "--data_dir", str(tmp_path))
+    assert summary["interval"]["clusters"] == "documents" and summary["interval"]["n_clusters"] > 100
+
+
 FEW = ["--data_dir", str(PEER / "datasets"), "--device", "cpu", "--eval_sample_size", "48", "--batch_size", "1"]
 
 

@@ -220,6 +220,19 @@ def drawn(tmp_path: Path, *files: Path) -> Any:
     return figure
 
 
+def test_figure_4_says_which_cut_each_point_of_the_router_is(tmp_path: Path) -> None:
+    figure = drawn(tmp_path, sweep(tmp_path / "ppl_per_mac.json"))
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1", "0.9", "0.8", "0.7", "0.6"]
+    assert "the lowest score that goes on (1 - t of the paper's thresholds)" in figure.get_suptitle().replace("\n", " ")
+
+
+def test_figure_4_says_which_curve_has_the_published_capacities(tmp_path: Path) -> None:
+    path = sweep(tmp_path / "ppl_per_mac.json")
+    write(path, {**json.loads(path.read_text()), "published": True})
+    assert [one["label"] for one in draw(plot_fig4, [path], tmp_path / "out")["curves"]] == [
+        "LN-CoTFormer (Router, published rule)", "LN-CoTFormer (Fixed Depth)"]
+
+
 def bars(axis: Any) -> list[float]:
     """Heights of the bars of an axis, from the left."""
     return [float(np.ptp(segment[:, 1])) for container in axis.containers for segment in container.lines[2][0].get_segments()]

@@ -183,10 +183,10 @@ def test_seeds_are_averaged_with_their_standard_error(tmp_path: Path) -> None:
     assert (cells["ours"], cells["SEM over seeds"], cells["seeds"]) == ("27.30", "0.17", "3")  # 0.3 / sqrt(3) = 0.1732
 
 
-def test_one_seed_has_an_interval_over_windows_and_no_error_over_seeds(tmp_path: Path) -> None:
+def test_one_seed_has_an_interval_over_texts_and_no_error_over_seeds(tmp_path: Path) -> None:
     cot(tmp_path, 27.0, half=0.25)
     cells = dict(zip(render.COLUMNS, render.cells(row_of(tmp_path)), strict=True))
-    assert (cells["95% interval over windows"], cells["SEM over seeds"]) == ("26.75 to 27.25", "")
+    assert (cells["95% interval over texts"], cells["SEM over seeds"]) == ("26.75 to 27.25", "")
 
 
 def test_the_papers_and_the_reruns_errors_have_columns_of_their_own(tmp_path: Path) -> None:

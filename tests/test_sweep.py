@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from data.bins import identity_of
-from get_ppl_per_mac import of_depth, others, read_losses, save_losses, seconds_per_sequence
+from get_ppl_per_mac import CUTS, of_depth, others, read_losses, seconds_per_sequence
 from models.macs import count_macs
 from optim.cascade import cascade
-from optim.routers import router_scores
+from optim.intervals import Clusters, interval
+from optim.routers import reaching, rounded, router_scores
+from optim.window_losses import save_arrays
 from tests.helpers import tiny_args, tiny_model
 from tests.programs import PEER, python, run
 
@@ -48,14 +50,57 @@ def test_token_cascade_is_the_least_score_of_each_token():
     assert torch.equal(cascade(REORDERED, "token"), torch.tensor([[[0.2, 0.2], [0.8, 0.1]]]))
 
 
-def test_position_cascade_pairs_scores_of_different_tokens():
-    """Place 0 held token 0 and then token 1: 0.1 is the least of no score that one token had, and neither is 0.8."""
-    assert torch.equal(cascade(REORDERED, "position"), torch.tensor([[[0.2, 0.1], [0.8, 0.8]]]))
+@pytest.mark.parametrize("kind", ["position", "sorted"])
+def test_place_cascades_take_the_least_at_each_place_of_the_authors_arrays(kind):
+    """Their program, by steps: the top-k of all tokens reorders them, and its values are the scores of the pass."""
+    scores = torch.rand(5, 256, 4, generator=torch.Generator().manual_seed(0))
+    tokens, least, columns = torch.arange(256).expand(5, -1), None, []
+    for number in range(4):
+        state = scores[..., number].gather(1, tokens).unsqueeze(-1)
+        weights, selected = torch.topk(state, 256, dim=1, sorted=kind == "sorted")
+        tokens = tokens.take_along_dim(selected.squeeze(2), dim=1)
+        least = weights if least is None else torch.minimum(weights, least)
+        columns.append(least.squeeze(2))
+    assert torch.equal(cascade(scores, kind), torch.stack(columns, dim=-1))
 
 
-def test_cascades_agree_where_nothing_is_reordered():
-    scores = torch.tensor([[[0.9, 0.3], [0.5, 0.4]]])
-    assert torch.equal(cascade(scores, "token"), cascade(scores, "position"))
+def test_sorted_places_pair_scores_of_different_tokens():
+    """The best scores after both passes meet at the first place, though they are of different tokens."""
+    assert torch.equal(cascade(REORDERED, "sorted"), torch.tensor([[[0.8, 0.8], [0.2, 0.1]]]))
+
+
+# capacities of the router sweep
+
+
+def test_cuts_are_one_minus_the_paper_s_thresholds():
+    assert CUTS == [1, 0.9, 0.8, 0.6, 0.4, 0.2, 0.15, 0.1, 0.05, 0]
+
+
+def test_default_capacities_are_the_shares_of_tokens_that_every_router_so_far_scored_at_the_cut_or_above():
+    """Independent uniform scores: one minus the cut, to the power of the routers so far."""
+    scores = torch.rand(400, 256, 3, generator=torch.Generator().manual_seed(0))
+    shares = reaching(scores, CUTS, "token") / (400 * 256)
+    expected = (1 - torch.tensor(CUTS, dtype=torch.float64)).unsqueeze(1) ** torch.arange(1, 4)
+    assert torch.allclose(shares, expected, atol=0.005)
+
+
+def test_a_score_that_equals_the_cut_goes_on():
+    assert reaching(torch.tensor([[[0.5], [0.25]]]), [0.5], "token").tolist() == [[1.0]]
+
+
+def authors_factors(scores, threshold):
+    """What their get_ppl_per_mac.py makes of the arrays that their get_router_weights.py wrote."""
+    weights = cascade(scores, "position").flatten(0, 1).numpy().astype(np.float64).T
+    return [float(f"{np.ceil((each >= 1 - threshold).sum() / len(each) * 256) / 256:.02f}") for each in weights]
+
+
+def test_published_capacities_are_the_authors_of_scores_of_a_known_distribution():
+    """Most tokens score next to nothing, as after training: shares differ from cut to cut where the cuts are small."""
+    scores = torch.rand(40, 256, 4, generator=torch.Generator().manual_seed(0)) ** torch.tensor([1.0, 2.0, 4.0, 8.0])
+    counts = reaching(scores, CUTS, "position") / (40 * 256)
+    ours = [[rounded(share) for share in row] for row in counts.tolist()]
+    assert ours == [authors_factors(scores, threshold) for threshold in (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 0.85, 0.9, 0.95, 1.0)]
+    assert len({tuple(row) for row in ours}) == 10
 
 
 def test_tokens_over_a_threshold_by_their_cascade_are_those_that_threshold_routing_lets_go_on():
@@ -154,8 +199,25 @@ def test_every_fixed_depth_is_there(swept):
 
 
 @pytest.mark.slow
-def test_threshold_one_lets_no_token_go_on(swept):
+def test_cut_one_lets_no_token_go_on(swept):
     assert points(swept, "router", "threshold")[1]["length_factors"] == [0, 0]
+
+
+@pytest.mark.slow
+def test_a_point_says_which_cut_it_is_in_both_countings(swept):
+    assert points(swept, "router", "threshold")[0.2]["published_threshold"] == 0.8
+
+
+@pytest.mark.slow
+def test_published_sweep_has_the_authors_capacities_and_is_another_sweep(swept, tmp_path):
+    said = program("get_ppl_per_mac.py", tmp_path, "--published", "--thresholds", "0.18", "0.2").stdout
+    assert "scores >= 0.18 go on (t = 0.82)" in said
+    for point in points(tmp_path, "router", "threshold").values():
+        assert point["length_factors"] == [round(share, 2) for share in point["length_factors"]]
+    sweep = json.loads((tmp_path / "ppl_per_mac.json").read_text())
+    assert (sweep["published"], sweep["router_sample_size"]) == (True, np.fromfile(PEER / "datasets/openwebtext2/val.bin", "<u2").size)
+    outcome = run([sys.executable, "get_ppl_per_mac.py", "--checkpoint", str(ADAPTIVE), "--output_dir", str(tmp_path), *PLACES])
+    assert outcome.returncode == 2 and "is a sweep with another router_sample_size, published;" in outcome.stderr
 
 
 @pytest.mark.slow
@@ -172,10 +234,10 @@ def test_all_budgets_read_the_same_windows_and_are_compared_in_pairs_with_full_d
     losses = np.load(swept / "ppl_per_mac.npz")
     one, full = losses["fixed_depth_1"], losses["fixed_depth_3"]
     point = points(swept, "fixed_depth", "passes")[1]
-    half = 1.96 * (one - full).std(ddof=1) / len(one) ** 0.5
+    expected = interval(one - full, Clusters("blocks", np.arange(len(one)) * 20 // len(one)))
     assert full.mean() == pytest.approx(points(swept, "fixed_depth", "passes")[3]["val_loss"], abs=1e-12)
     assert point["loss_difference"] == pytest.approx((one - full).mean(), abs=1e-12)
-    assert point["loss_difference_ci95"] == pytest.approx([(one - full).mean() - half, (one - full).mean() + half], abs=1e-12)
+    assert point["loss_difference_ci95"] == pytest.approx([expected.low, expected.high], abs=1e-12)
 
 
 @pytest.mark.slow
@@ -234,9 +296,9 @@ def test_evaluation_says_which_data_it_read(swept):
 # losses by window and times
 
 
-def saved_losses(folder, told, **arrays):
-    save_losses(folder / "ppl_per_mac.npz", arrays)
-    return read_losses(folder / "ppl_per_mac.npz", {"router": [], "fixed_depth": [{"passes": 3, "val_loss": told}]})
+def saved_losses(folder, told, whole=True, **arrays):
+    save_arrays(folder / "ppl_per_mac.npz", **arrays)
+    return read_losses(folder / "ppl_per_mac.npz", {"router": [], "fixed_depth": [{"passes": 3, "val_loss": told}]}, np.arange(2), whole)
 
 
 def test_losses_of_windows_are_taken_up_where_they_are_those_of_the_sweep(tmp_path):
@@ -245,10 +307,17 @@ def test_losses_of_windows_are_taken_up_where_they_are_those_of_the_sweep(tmp_pa
     assert saved_losses(tmp_path, 1.6, fixed_depth_3=losses) == {}
 
 
+def test_losses_of_other_windows_are_not_taken_up(tmp_path):
+    losses = np.array([1.0, 2.0])
+    assert saved_losses(tmp_path, 1.5, whole=False, fixed_depth_3=losses) == {}
+    assert saved_losses(tmp_path, 1.5, windows=np.array([0, 7]), fixed_depth_3=losses) == {}
+    assert set(saved_losses(tmp_path, 1.5, whole=False, windows=np.arange(2), fixed_depth_3=losses)) == {"fixed_depth_3"}
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn"])
 def test_damaged_losses_are_told_and_measured_again(tmp_path, capsys, content):
     (tmp_path / "ppl_per_mac.npz").write_bytes(content)
-    assert read_losses(tmp_path / "ppl_per_mac.npz", {"router": [], "fixed_depth": []}) == {}
+    assert read_losses(tmp_path / "ppl_per_mac.npz", {"router": [], "fixed_depth": []}, np.arange(2), True) == {}
     assert "full depth is evaluated again" in capsys.readouterr().out
 
 
@@ -277,7 +346,7 @@ def test_one_slow_moment_of_the_machine_makes_no_budget_slower(monkeypatch):
 def sweep_of(**changes):
     """The head of a ppl_per_mac.json; other names than those of a head are flags."""
     head = {"checkpoint": "a/ckpt.pt", "modified": 1.0, "itr": 60, "data": "/data/owt2", "splits": SPLITS, "sequence_length": 16, "n_tokens": 160,
-            "router_sample_size": 48, "device": "cpu", "args": vars(tiny_args("adm"))}
+            "router_sample_size": 48, "device": "cpu", "published": False, "sample": None, "args": vars(tiny_args("adm"))}
     return {**head, **{name: value for name, value in changes.items() if name in head},
             "args": {**head["args"], **{name: value for name, value in changes.items() if name not in head}}}
 
@@ -288,12 +357,13 @@ OTHER_SPLITS = SPLITS | {"val": SPLITS["val"] | {"blocks": "cd"}}
 
 def before(sweep):
     """As it was written before data were known by what they hold."""
-    return {name: value for name, value in sweep.items() if name != "splits"}
+    return {name: value for name, value in sweep.items() if name not in ("splits", "published", "sample")}
 
 
 @pytest.mark.parametrize(("changes", "said"), [
     ({"checkpoint": "b/ckpt.pt"}, ["checkpoint"]), ({"n_tokens": 80}, ["n_tokens"]), ({"device": "cuda:0"}, ["device"]),
-    ({"splits": OTHER_SPLITS}, ["data"]), ({"batch_size": 3}, ["batch_size (32 there, 3 now)"]),
+    ({"published": True}, ["published"]), ({"sample": "spread evenly"}, ["sample"]), ({"splits": OTHER_SPLITS}, ["data"]),
+    ({"batch_size": 3}, ["batch_size (32 there, 3 now)"]),
     ({"dtype": "bfloat16"}, ["dtype (auto there, bfloat16 now)"]), ({"halt_threshold": 0.5}, ["halt_threshold (0.999 there, 0.5 now)"]),
     ({"disable_ln_mid": True}, ["disable_ln_mid (False there, True now)"])])
 def test_what_makes_another_sweep_is_named(changes, said):
