@@ -1,9 +1,11 @@
 """Fetch OpenWebText2 (28 GB, one tar) and GPT-2's BPE ranks, on a machine with internet.
 
+    python -m data.download                   # asks; Enter means both, and without a terminal it is the ranks alone
     python -m data.download --full            # both
     python -m data.download --bpe             # the ranks alone
     python -m data.download --check           # is what is here whole and right?
     python -m data.download --reset           # delete the download, after asking
+    python -m data.download --reset --full    # delete download, token bins and caches, after asking, and download again
     python -m data.download --full --source DIR|URL [--sha256 HEX]
 
 An interrupted download goes on where it was. The tar appears under its name only when its size and SHA-256 are those
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import fcntl
 import hashlib
 import http.client
 import os
@@ -23,7 +26,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -31,11 +34,11 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from data.bins import DEFAULT_DATA_DIR, dataset_folder
-from data.bpe import cache_folder, gpt2
-from data.tokenize import RAW_OWT2, say_now
+from data.bins import DEFAULT_DATA_DIR, META, SPLITS, dataset_folder
+from data.bpe import RANKS, cache_folder, cached_path, gpt2
+from data.tokenize import RAW_OWT2, WORK, say_now
 from errors import UserError
-from files import load_json, sync, sync_folder, write_json
+from files import load_json, remove_folder, sync, sync_folder, write_json
 
 HUB_REPOSITORY = "segyges/OpenWebText2"
 READ_BYTES = 1 << 20
@@ -233,36 +236,69 @@ def faults(target: Path) -> list[str]:
     return [] if file_sum(target, "verifying") == sha256 else [f"{target} has another SHA-256 than {sha256}"]
 
 
-def ask(question: str) -> bool:
-    """Yes from a terminal; no where there is none."""
+def ask(question: str, default: bool = False) -> bool:
+    """The answer from a terminal, where Enter alone means `default`; no where there is no terminal."""
     if not sys.stdin.isatty():
         say_now(f"{question} (no terminal to ask on: give the flag)")
         return False
     try:
-        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+        answer = input(f"{question} [{'Y/n' if default else 'y/N'}] ").strip().lower()
     except EOFError:
         return False
+    return answer in ("y", "yes") or (default and not answer)
 
 
-def reset(target: Path, sure: bool) -> None:
-    """Delete the download after asking. Raises UserError where the answer is not yes."""
-    there = [path for path in (target, *(target.with_name(f"{target.name}.{end}") for end in ("part", "json"))) if path.exists()]
+def downloaded(target: Path) -> list[Path]:
+    """The files of a download."""
+    return [target, *(target.with_name(f"{target.name}.{end}") for end in ("part", "json"))]
+
+
+def prepared(folder: Path) -> list[Path]:
+    """What was made of the download: the bins, their description, and the finished groups of a tokenisation that was cut short."""
+    return [*(folder / f"{split}.bin" for split in SPLITS), folder / META, folder / WORK]
+
+
+def reset(paths: Sequence[Path], sure: bool) -> None:
+    """Delete files and folders after asking. Raises UserError where the answer is not yes."""
+    there = [path for path in paths if path.exists()]
     if not there:
         say_now("nothing to delete")
     elif sure or ask(f"delete {', '.join(map(str, there))}?"):
         for path in there:
-            path.unlink()
+            if path.is_dir():
+                remove_folder(path)
+            else:
+                path.unlink()
         say_now("deleted")
     else:
         raise UserError("nothing was deleted (--yes deletes without asking)")
+
+
+def need_idle(folder: Path) -> None:
+    """Raises UserError where the dataset is being tokenised."""
+    try:
+        with open(folder / WORK / "lock", "r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{folder} is being prepared by another process") from None
+    except OSError:  # there is none, or a file system without locks
+        pass
+
+
+def start_over(target: Path, origin: Origin, sure: bool) -> None:
+    """Delete the download, what was made of it, and the cached ranks, after asking. Raises UserError."""
+    need_idle(target.parent)
+    if os.path.exists(origin.address) and target.exists() and target.samefile(origin.address):
+        raise UserError(f"--source {origin.address} is the very file that --reset would delete")
+    reset([*downloaded(target), *prepared(target.parent), *map(cached_path, RANKS)], sure)
 
 
 def run(args: argparse.Namespace) -> int:
     target = dataset_folder("owt2", args.data_dir) / RAW_OWT2
     if args.sha256 is not None and as_sum(args.sha256) != args.sha256.lower():
         raise UserError("--sha256 must be 64 hexadecimal digits")
-    if args.reset:
-        reset(target, args.yes)
+    if args.reset and not args.full:
+        reset(downloaded(target), args.yes)
         return 0
     if args.check:
         wrong = faults(target)
@@ -271,7 +307,9 @@ def run(args: argparse.Namespace) -> int:
         return 1 if wrong else 0
     full = args.full
     if not full and not args.bpe:
-        full = ask(f"download OpenWebText2 (28 GB) to {target}?")
+        full = ask(f"download OpenWebText2 (28 GB) to {target}?", default=True)
+    if args.reset:
+        start_over(target, origin_of(args), args.yes)  # nothing is deleted where its source cannot be reached
     gpt2()
     say_now(f"GPT-2's BPE ranks are in {cache_folder()}")
     if not full:
@@ -279,24 +317,30 @@ def run(args: argparse.Namespace) -> int:
     if target.exists():
         say_now(f"{target} is there already (--check verifies it, --reset deletes it)")
         return 0
-    origin = source_origin(args.source, args.sha256 and args.sha256.lower()) if args.source else hub_origin()
+    origin = origin_of(args)
     fetch(origin, target)
     say_now(f"{target}: {target.stat().st_size:,} bytes, " + ("SHA-256 as stated" if origin.sha256 else "no SHA-256 was stated to compare with"))
     return 0
 
 
+def origin_of(args: argparse.Namespace) -> Origin:
+    return source_origin(args.source, args.sha256 and args.sha256.lower()) if args.source else hub_origin()
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="data.download", description="Fetch OpenWebText2 and GPT-2's BPE ranks.")
+    parser.add_argument("--full", action="store_true", help="the corpus and the ranks, without asking")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--full", action="store_true", help="the corpus and the ranks, without asking")
     what.add_argument("--bpe", action="store_true", help="the ranks alone")
     what.add_argument("--check", action="store_true", help="verify the download that is here; exit 1 where it is not right")
-    what.add_argument("--reset", action="store_true", help="delete the download; asks first")
+    what.add_argument("--reset", action="store_true", help="delete the download; with --full bins and caches too, then download again; asks first")
     parser.add_argument("--yes", action="store_true", help="with --reset: do not ask")
     parser.add_argument("--source", default=None, help="folder or address that holds the tar [the Hugging Face hub]")
     parser.add_argument("--sha256", default=None, help="of the tar, for a --source that does not state it")
     parser.add_argument("--data_dir", "--data-dir", default=None, help=f"root of the datasets [{DEFAULT_DATA_DIR}]")
     args = parser.parse_args(argv)
+    if args.full and (args.bpe or args.check):
+        parser.error("--full: not allowed with --bpe or --check")
     try:
         return run(args)
     except UserError as error:

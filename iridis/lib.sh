@@ -68,6 +68,7 @@ unset SBATCH_WAIT SBATCH_ARRAY_INX SBATCH_GRES "${!SBATCH_GPUS@}" SBATCH_NTASKS_
     "${!SQUEUE_@}" "${!SINFO_@}" "${!SCANCEL_@}" "${!SCONTROL_@}" "${!SACCT_@}"
 
 PYTHON_AT_LEAST=3.11
+TORCH_SOURCE=.torch-source            # the file of an environment that says which torch it has from TORCH_INDEX_URL
 JOB_SCRIPT="$(readlink -f "$0")"
 PACKAGE_DIR="$(dirname "$JOB_SCRIPT")"
 JOB_NAME="$(basename "$PACKAGE_DIR")" # a training adds its experiment
@@ -155,13 +156,33 @@ has_conda() {
     [[ $USE_CONDA == auto ]] && type module >/dev/null 2>&1 && foreign module load conda >/dev/null 2>&1 && command -v conda >/dev/null
 }
 
+# torch_wanted: the pinned torch, and where it is to come from
+torch_wanted() { printf '%s %s\n' "$(grep -oE '^torch==[^ ]+' "$REPO_DIR/requirements.txt")" "$TORCH_INDEX_URL"; }
+
+# is_installed PREFIX STAMP: whether an environment has the requirements, and torch from TORCH_INDEX_URL where that is set
+is_installed() {
+    [[ -f $2 || -f "${2%-dev}-dev" ]] || return 1 # requirements-dev.txt includes requirements.txt
+    [[ -z $TORCH_INDEX_URL || "$(cat "$1/$TORCH_SOURCE" 2>/dev/null)" == "$(torch_wanted)" ]]
+}
+
+# install_torch PREFIX: torch as TORCH_INDEX_URL has it, instead of any other build of it
+install_torch() {
+    local wanted
+    wanted="$(torch_wanted)"
+    [[ "$(cat "$1/$TORCH_SOURCE" 2>/dev/null)" != "$wanted" ]] || return 0
+    printf 'installing %s from %s\n' "${wanted%% *}" "$TORCH_INDEX_URL"
+    "$1/bin/python" -m pip install --quiet --disable-pip-version-check --force-reinstall --index-url "$TORCH_INDEX_URL" "${wanted%% *}" ||
+        die "installing ${wanted%% *} from TORCH_INDEX_URL $TORCH_INDEX_URL failed, see above; https://pytorch.org lists the addresses"
+    printf '%s\n' "$wanted" >"$1/$TORCH_SOURCE"
+}
+
 # install PREFIX REQUIREMENTS STAMP: make an environment, if there is none, and fill it; one at a time
 install() {
     mkdir -p "$(dirname "$1")"
     if command -v flock >/dev/null; then
         exec 9>"$1.lock"
         flock 9
-        [[ ! -f $3 ]] || return 0 # another job has just done it
+        if is_installed "$1" "$3"; then return 0; fi # another job has just done it
     fi
     if ! "$1/bin/python" -m pip --version >/dev/null 2>&1; then # none, or one that a Ctrl-C left half made
         printf 'making %s\n' "$1"
@@ -171,6 +192,7 @@ install() {
             "$(find_python)" -m venv --clear "$1" || die "cannot make $1; on Debian, apt install python3-venv"
         fi
     fi
+    [[ -z $TORCH_INDEX_URL ]] || install_torch "$1" # before the others, whose torch it then is
     printf 'installing %s\n' "$(basename "$2")"
     "$1/bin/python" -m pip install --quiet --disable-pip-version-check -r "$2" ||
         die "installing $2 failed, see above; on a node without internet, start the job once from a login node"
@@ -182,7 +204,7 @@ ensure_environment() {
     local requirements="$REPO_DIR/${1:-requirements.txt}" prefix="$VENV_DIR" stamp
     if has_conda; then prefix="$CONDA_ENV_PREFIX"; fi
     stamp="$prefix/.installed-$(cat "$REPO_DIR"/requirements*.txt | sha256sum | cut -c1-16)-$(basename "$requirements" .txt)"
-    if [[ ! -f "$stamp" && ! -f "${stamp%-dev}-dev" ]]; then # requirements-dev.txt includes requirements.txt
+    if ! is_installed "$prefix" "$stamp"; then
         (install "$prefix" "$requirements" "$stamp") || exit $?
     fi
     PATH="$prefix/bin:$PATH"
@@ -256,7 +278,9 @@ sbatch_words() {
     ((!N_GPUS)) || SBATCH+=(--gres="gpu:$N_GPUS")
     ((!CHAINS)) || SBATCH+=(--signal="B:USR1@$LEAD")
     [[ -z $waits ]] || SBATCH+=(--dependency="$waits")
-    [[ -z $NOTIFY_EMAIL ]] || SBATCH+=(--mail-user="$NOTIFY_EMAIL" "--mail-type=FAIL,INVALID_DEPEND")
+    [[ -z $ACCOUNT ]] || SBATCH+=(--account="$ACCOUNT")
+    # a chain says itself when it has finished: of most of its jobs the end is none of the training's
+    [[ -z $NOTIFY_EMAIL ]] || SBATCH+=(--mail-user="$NOTIFY_EMAIL" "--mail-type=$( ((CHAINS)) || echo END,)FAIL,INVALID_DEPEND")
     [[ ! -s "$RUN_DIR/excluded_nodes" ]] || SBATCH+=(--exclude="$(paste -sd, "$RUN_DIR/excluded_nodes")")
     SBATCH+=("${further[@]}")
 }
@@ -301,20 +325,26 @@ submit_job() {
     RUN_DIR="$(new_run_dir "$PACKAGE_DIR")"
     record_run "$RUN_DIR" bash "$JOB_SCRIPT" "${ARGUMENTS[@]}"
     printf 'run folder:   %s\n' "$RUN_DIR"
-    [[ -z $NOTIFY_EMAIL ]] || command -v mail >/dev/null ||
+    ((!CHAINS)) || [[ -z $NOTIFY_EMAIL ]] || command -v mail >/dev/null ||
         printf 'warning: there is no mail program here; where the nodes have none either, NOTIFY_EMAIL hears only of failed jobs, from SLURM\n' >&2
     with_run_dir
     ((!PIN_CODE)) || pin_code
     AFTER="$(latest_jobs "$AFTER")" || exit $? # a chain may have gone on in another job while all this was done
     if ! id="$(hand_to_slurm)"; then
         printf 'sbatch refused the job\n' >"$RUN_DIR/not_submitted.txt"
-        die "sbatch refused the job, see above; an account or QOS that it asks for: SBATCH_ACCOUNT, SBATCH_QOS (sacctmgr show associations user=$(id -un))"
+        die "sbatch refused the job, see above; $(account_hint)"
     fi
     printf '%s\n' "$id" >"$RUN_DIR/first_job.txt"
     follow_chains "$id"
     printf 'job:          %s (%s)\n' "$id" "$JOB_NAME"
     printf 'watch:        squeue -j %s; tail -F %q\n' "$id" "$RUN_DIR/slurm_$id.out"
     printf 'stop:         bash %q %q\n' "$CLONE_DIR/iridis/cancel.sh" "${EXPERIMENT:-$id}"
+}
+
+# account_hint: what to set where sbatch asks for an account or a QOS
+account_hint() {
+    printf 'an account that it asks for: ACCOUNT=NAME%s, in the environment or iridis/site.sh; a QOS: SBATCH_QOS. Yours: sacctmgr show associations user=%s' \
+        "${ACCOUNT:+ (now $ACCOUNT)}" "$(id -un)"
 }
 
 # follow_chains ID: have a job wait for the newest link of each chain, where one has gone on since the job was submitted
@@ -330,8 +360,9 @@ follow_chains() {
 # try_sbatch: whether SLURM would take the job as things are: account, QOS, limits
 try_sbatch() {
     local said
-    said="$(unset "${!SLURM_JOB@}" && "${SBATCH[@]}" --test-only 2>&1 <<<'#!/bin/sh')" ||
-        printf 'warning: for now, sbatch would refuse this: %s\n' "${said##*$'\n'}" >&2
+    said="$(unset "${!SLURM_JOB@}" && "${SBATCH[@]}" --test-only 2>&1 <<<'#!/bin/sh')" && return
+    printf 'warning: for now, sbatch would refuse this: %s\n' "${said##*$'\n'}" >&2
+    [[ ${said,,} != *account* ]] || printf 'warning: %s\n' "$(account_hint)" >&2
 }
 
 # pin_code: copy the code into the run folder, and have this job and those after it run from there

@@ -67,6 +67,7 @@ class Progress:
     segment_reason: str
     chain_end: str | None  # why no job works on it or waits for it, empty where that was not said; None where one does, or it is not known
     problems: list[str]
+    yardstick: str | None = None  # how it stands beside another training of the same model at this step
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,7 @@ def notes(row: Progress) -> list[str]:
         said.append(f"silent: says running, but changed nothing for {duration(row.updated_age_seconds)}, and its job is not known to run{chain}")
     elif chain:
         said.append(f"{row.state}{chain}")
+    said += [row.yardstick] if row.yardstick else []
     return said + row.waiting + [f"unreadable: {problem}" for problem in row.problems]
 
 

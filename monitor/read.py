@@ -25,6 +25,7 @@ from optim.lock import STALE_SECONDS
 from optim.names import METRICS, SEGMENTS, STATUS, SUMMARY
 from optim.outcome import OUTCOME
 from optim.reader import Record, Row, newest_rows, number
+from report.trajectory import KNOWN_LENGTHS, remark
 
 SILENT_SECONDS = 600.0  # a run that says "running" and has changed nothing for so long
 SQUEUE_SECONDS = 10.0  # patience with the queue
@@ -196,6 +197,19 @@ def dead_chain(record: Record, queue: Queue, told: str, age: float | None) -> st
     return f"job {told} is gone, none is queued" if is_over else None
 
 
+def yardstick_of(record: Record, evaluation: Row) -> str | None:
+    """How a training in progress stands beside that of the paper's re-run at its last evaluation; None where that is not known.
+
+    A checkpoint is opened only where the steps planned are those of a training that is known.
+    """
+    step, perplexity = number(evaluation.get("step")), number(evaluation.get("val_pp"))
+    if step is None or perplexity is None or number(record.status.get("iterations")) not in KNOWN_LENGTHS:
+        return None
+    with suppress(OSError):  # the folder may not be listed, or vanished meanwhile
+        return remark(record.flags, int(step), perplexity)
+    return None
+
+
 def look(folder: Path, name: str, queue: Queue, now: float) -> Progress:
     """Everything about one experiment that its folder and the queue tell."""
     problems: list[str] = []
@@ -225,7 +239,7 @@ def look(folder: Path, name: str, queue: Queue, now: float) -> Progress:
         segments=len(segments) or int(number(status.get("segments")) or 0), checkpoint_age_seconds=None if saved is None else max(0.0, now - saved),
         updated_age_seconds=age, disk_bytes=disk_bytes, reason=reason_of(record), segment_reason=words(last.get("reason") or ""),
         chain_end=None if jobs or state == "finished" else dead_chain(record, queue, told, age), problems=closed or problems,
-        **in_queue(queue, jobs, told))
+        yardstick=None if state == "finished" else yardstick_of(record, evaluation), **in_queue(queue, jobs, told))
 
 
 def in_queue(queue: Queue, jobs: Sequence[Job], told: str) -> dict[str, Any]:

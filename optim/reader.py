@@ -24,7 +24,7 @@ from errors import UserError
 from files import read_json
 from optim.names import FINAL, SEGMENTS, STATUS, SUMMARY, numbered, step_of
 from optim.outcome import OUTCOME, Outcome, read_outcome
-from optim.peek import step_in
+from optim.peek import peek, step_in
 
 try:
     from orjson import loads as parse
@@ -216,6 +216,16 @@ class Record:
         return self.summary if own is None else own
 
     # answers
+
+    @cached_property
+    def flags(self) -> Row | None:
+        """Flags of the training, by name: those that its newest checkpoint tells, else its summary; None where neither does."""
+        for path in (self.folder / FINAL, *numbered(self.folder)):
+            told = (peek(path) or {}).get("args")
+            if isinstance(told, dict):
+                return told
+        told = (self.summary or {}).get("args")
+        return told if isinstance(told, dict) else None
 
     @property
     def done_iterations(self) -> int | None:

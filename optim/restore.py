@@ -62,7 +62,7 @@ class Restored:
         return model.to(self.world.device).eval()
 
 
-def _by_name(flag: str, name: str) -> Path:
+def by_name(flag: str, name: str) -> Path:
     """The experiment <results>/<dataset>/<model>/NAME, or a file in it; a path that is there is meant as it stands.
 
     NAME may begin with the model, or with dataset and model, where it is not unique. Raises UserError.
@@ -87,7 +87,7 @@ def find_checkpoint(name: str | None, flag: str = "--checkpoint") -> Path:
 
     if name is None:
         raise UserError(f"{flag} is needed: an experiment's folder or name, or a checkpoint file")
-    path = _by_name(flag, name)
+    path = by_name(flag, name)
     if path.is_dir():
         newest, notes = newest_valid(path)
         for note in notes:

@@ -2,7 +2,10 @@
 
     python -m report exps iridis                          # folders are searched at any depth for eval_summary_*.json, ppl_per_mac.json
     python -m report exps --output thesis --name fidelity # thesis/fidelity.md, .tex (a table, needs booktabs), .json (everything)
+    python -m report trajectory EXPERIMENT                # its validation curve beside the paper's and the re-run's values
+    python -m report compare A B                          # two trainings: flags, weights, losses, jobs; or two evaluations
 
+EXPERIMENT, A and B are folders or names; a folder of results called `compare` is `./compare`.
 Prints the Markdown. Exit code 2 where there is nothing to report on; a damaged file is named, and left out.
 """
 
@@ -44,8 +47,54 @@ def write(folders: Sequence[Path], output: Path, name: str) -> None:
     print(text)
 
 
+def trajectory(argv: Sequence[str]) -> int:
+    prog = f"{PROG} trajectory"
+    names, flags = paths_and_flags(argv, prog, "The validation curve of a training beside the paper's and a re-run's values.", OUTPUT[:1],
+                                   "EXPERIMENT", may_be_names=True)
+
+    def work() -> int:
+        from report.trajectory import write
+
+        if len(names) > 1:
+            raise UserError(f"one EXPERIMENT, not {len(names)}")
+        write(experiment(names[0]), Path(flags["output"]))
+        return 0
+
+    return guarded(prog, work)
+
+
+def compare_two(argv: Sequence[str]) -> int:
+    prog = f"{PROG} compare"
+    names, _ = paths_and_flags(argv, prog, "What differs between two trainings, or two evaluations.", (), "A B", may_be_names=True)
+
+    def work() -> int:
+        from report.two_runs import sections
+
+        if len(names) != 2:
+            raise UserError(f"give A and B, not {len(names)} of them")
+        for section in sections(*map(experiment, names)):
+            print(*section, "", sep="\n", flush=True)
+        return 0
+
+    return guarded(prog, work)
+
+
+def experiment(name: Path) -> Path:
+    """A folder or file that is there, or the experiment of that name. Raises UserError."""
+    from optim.restore import by_name
+
+    return by_name("experiment", str(name))
+
+
+COMMANDS = {"trajectory": trajectory, "compare": compare_two}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    folders, flags = paths_and_flags(argv, PROG, "Our perplexities beside the paper's.", OUTPUT, "RESULTS_FOLDER...")
+    words = sys.argv[1:] if argv is None else argv
+    if words and words[0] in COMMANDS:
+        return COMMANDS[words[0]](words[1:])
+    folders, flags = paths_and_flags(words, PROG, "Our perplexities beside the paper's. Other commands: trajectory EXPERIMENT, compare A B.", OUTPUT,
+                                    "RESULTS_FOLDER...")
 
     def work() -> int:
         write(folders, Path(flags["output"]), flags["name"])

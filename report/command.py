@@ -27,15 +27,20 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def paths_and_flags(argv: Sequence[str] | None, prog: str, description: str, flags: Sequence[Flag], paths: str,
-                    needed: bool = True) -> tuple[list[Path], dict[str, Any]]:
-    """Paths and the value of every flag. `paths`: what they are, for the help. Exits 2 on bad ones."""
+                    needed: bool = True, may_be_names: bool = False) -> tuple[list[Path], dict[str, Any]]:
+    """Paths and the value of every flag. Exits 2 on bad ones.
+
+    paths: what they are, for the help. needed: at least one. may_be_names: of experiments, which the caller looks for.
+    """
     files, words = _split(sys.argv[1:] if argv is None else argv)
     given, wrong = parse(words, prog=f"{prog} {paths}", description=description, groups={"output": flags})
     problems: list[str] = [*wrong]
     if needed and not files:
         problems.append(f"give {paths.rstrip('.')}, at least one")
     problems += [f"--{name} needs a value" for name, value in given.items() if value in (None, "")]
-    problems += [f"{file}: no such file or folder" for file in files if not os.path.exists(file)]  # False, no error, for names that no file can have
+    if not may_be_names:
+        # False, no error, for names that no file can have
+        problems += [f"{file}: no such file or folder" for file in files if not os.path.exists(file)]
     if problems:
         stop(prog, problems)
     return [Path(file) for file in files], {**{flag.name: flag.default for flag in flags}, **given}

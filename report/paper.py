@@ -53,3 +53,14 @@ def paper_value(keys: tuple[str, ...]) -> Value:
 def rerun_value(key: str | None) -> Rerun | None:
     """A perplexity of the independent re-run, or None where it has none."""
     return None if key is None else Rerun(*paper()["rerun_on_l4"][key])
+
+
+def rerun_trajectory(key: str | None) -> tuple[tuple[int, float], ...]:
+    """Steps of the re-run's training and its perplexity at each, on `trajectory_tokens()` tokens; empty where none were kept."""
+    kept = paper()["rerun_on_l4"]["trajectories"]
+    return tuple(zip(kept["steps"], kept[key], strict=True)) if key in kept else ()
+
+
+def trajectory_tokens() -> int:
+    """Validation tokens on which the re-run's trajectories were measured."""
+    return paper()["rerun_on_l4"]["trajectories"]["n_tokens"]

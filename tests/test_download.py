@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
@@ -501,7 +502,7 @@ def test_reset_deletes_nothing_on_any_other_answer(tmp_path, typing, capsys, ans
     assert left(tmp_path) == [RAW_OWT2, f"{RAW_OWT2}.json"]
 
 
-@pytest.mark.parametrize(("answer", "fetched"), [(b"y\n", True), (b"n\n", False), (b"\x04", False)])
+@pytest.mark.parametrize(("answer", "fetched"), [(b"y\n", True), (b"\n", True), (b"n\n", False), (b"\x04", False)])
 def test_without_a_flag_a_terminal_is_asked(site, tmp_path, typing, answer, fetched):
     typing(answer)
     assert call(tmp_path, "--source", site.add(TAR, BODY)) == 0
@@ -519,6 +520,63 @@ def test_reset_on_a_real_terminal(tmp_path, answer, code, stays):
     os.close(terminal)
     os.close(keyboard)
     assert (outcome.returncode, target(tmp_path).exists()) == (code, stays), outcome.stderr
+
+
+# --reset --full
+
+def prepared(root: Path) -> Path:
+    """The dataset's folder with a download, and all that a tokenisation leaves: the bins, and the groups of one that was cut short."""
+    folder = put(root).parent
+    for name in ("train.bin", "val.bin", "meta.json", ".tokenize/000000.bin", ".tokenize/lock"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"old")
+    return folder
+
+
+def test_reset_full_wipes_bins_and_caches_and_downloads_again(site, tmp_path, monkeypatch):
+    folder, ranks = prepared(tmp_path), tmp_path / "ranks"
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(ranks))
+    assert call(tmp_path, "--bpe") == 0
+    for path in ranks.iterdir():
+        path.write_bytes(b"damaged")
+    assert call(tmp_path, "--reset", "--full", "--yes", "--source", site.add(TAR, BODY[:MIB])) == 0
+    assert left(tmp_path) == [RAW_OWT2, f"{RAW_OWT2}.json"] and (folder / RAW_OWT2).read_bytes() == BODY[:MIB]
+    assert genuine(ranks)
+
+
+@pytest.mark.parametrize("answer", [b"n\n", b"\n"])
+def test_reset_full_asks_and_deletes_nothing_without_a_yes(site, tmp_path, typing, answer):
+    prepared(tmp_path)
+    before = left(tmp_path)
+    typing(answer)
+    assert call(tmp_path, "--reset", "--full", "--source", site.add(TAR, BODY)) == 2
+    assert left(tmp_path) == before
+
+
+def test_reset_full_deletes_nothing_where_the_source_cannot_be_reached(tmp_path, capsys):
+    prepared(tmp_path)
+    before = left(tmp_path)
+    capsys.readouterr()
+    assert call(tmp_path, "--reset", "--full", "--yes", "--source", str(tmp_path / "nowhere")) == 2
+    assert left(tmp_path) == before and "nowhere" in one_error(capsys)
+
+
+def test_reset_full_keeps_the_file_that_it_would_download_from(tmp_path, capsys):
+    folder = prepared(tmp_path)
+    before = left(tmp_path)
+    capsys.readouterr()
+    assert call(tmp_path, "--reset", "--full", "--yes", "--source", str(folder)) == 2
+    assert left(tmp_path) == before and "very file" in one_error(capsys)
+
+
+def test_reset_full_leaves_a_dataset_that_is_being_tokenised(site, tmp_path, capsys):
+    folder = prepared(tmp_path)
+    before = left(tmp_path)
+    capsys.readouterr()
+    with open(folder / ".tokenize" / "lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert call(tmp_path, "--reset", "--full", "--yes", "--source", site.add(TAR, BODY)) == 2
+    assert left(tmp_path) == before and "being prepared" in one_error(capsys)
 
 
 # BPE ranks

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Fetches OpenWebText2 and GPT-2's BPE ranks. Runs where it is called: a login node, which has internet; as a job only in
 # DOWNLOAD_PARTITION, where the site has one.
-#   bash iridis/download-dataset/job.sh                 # asks
+#   bash iridis/download-dataset/job.sh                 # asks; Enter means both
 #   bash iridis/download-dataset/job.sh --full          # both, without asking; goes on after an interruption
 #   bash iridis/download-dataset/job.sh --bpe | --check | --reset
+#   bash iridis/download-dataset/job.sh --reset --full  # deletes download, token bins and caches, after asking, and downloads again
 #   bash iridis/download-dataset/job.sh --full --source DIR_OR_URL [--sha256 HEX]
 # DOWNLOAD_SOURCE may name the source as well.
 LIBRARY="$(dirname "$(readlink -f "$0")")/../lib.sh" # sbatch would run a copy of this file from elsewhere

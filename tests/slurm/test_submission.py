@@ -182,3 +182,25 @@ def test_a_pinned_chain_runs_the_code_of_its_submission(site: Site, tmp_path: Pa
 def test_the_name_of_a_job_tells_the_model_and_its_size(site: Site) -> None:
     outcome = site.call("base-train", "cot", "2x3", "--dry-run", "--name", "run", "--", *SHORT)
     assert "--job-name=train-cot4x3-run-" in outcome.out or "--job-name=train-cot2x3-run-" in outcome.out, outcome.out + outcome.err
+
+
+@pytest.mark.parametrize(("given", "account"), [
+    ({"SBATCH_ACCOUNT": "theirs"}, "theirs"), ({"SBATCH_ACCOUNT": "theirs", "ACCOUNT": "ours"}, "ours"),
+    ({"ACCOUNT": "ours", "SBATCH_OPTIONS": "--hold --account=mine"}, "mine")])
+def test_account_goes_before_that_of_a_profile_and_options_before_both(site: Site, given: dict[str, str], account: str) -> None:
+    outcome = site.submit("lncot-train", "--name", "run", "--", *SHORT, **{"SBATCH_OPTIONS": "--hold", **given})
+    try:
+        assert site.show(outcome.job, "Account") == account
+    finally:
+        site.scancel(outcome.job)
+
+
+def test_slurm_mails_the_end_of_a_job_that_is_no_training(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("words of a text\n" * 100)
+    words = ("--name", "mine", "--input", str(tmp_path / "text.txt"), "--val-fraction", "0.1", "--tokenizer", "char")
+    outcome = site.submit("extract-tokenize-dataset", *words, DATA_DIR=str(tmp_path), NOTIFY_EMAIL="tokens@example.org")
+    site.wait(outcome)
+    mails = site.cluster.folder / "mails"
+    wait_until(lambda: mails.is_file() and "tokens@example.org" in mails.read_text(), 60, "the mail")
+    (mail,) = [line for line in mails.read_text().splitlines() if "tokens@example.org" in line]
+    assert f"Job_id={outcome.job} " in mail and "Ended" in mail, logs(outcome.run_dir)

@@ -1,0 +1,187 @@
+"""The validation curve of a training beside what the paper's model reached, and where the re-run of that model stood on its way.
+
+    python -m report trajectory EXPERIMENT [--output reports]     # reports/trajectory_NAME.png, .pdf, .json, and a few lines
+
+EXPERIMENT is a folder or a name; it may be in training. Only the drawing needs more than Python itself: status.py uses the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from argparse import Namespace
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import config
+from config.identity import effective_batch
+from errors import UserError
+from optim.names import METRICS
+from optim.reader import Record, Row, number, read_rows
+from report.paper import Rerun, Value, paper_value, rerun_trajectory, rerun_value, setting, trajectory_tokens
+from report.rows import ROWS, rows_of
+
+OPENWEBTEXT2 = ("owt2", "openwebtext2")
+KNOWN_LENGTHS = frozenset(row.steps for row in ROWS if rerun_trajectory(row.rerun))  # of trainings whose way is known, in steps
+SHOWN = 4  # times the lowest value: the first steps are far above it, and would leave no room for what follows
+Points = tuple[tuple[int, float], ...]  # steps and perplexities, in order of step
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What is known of other trainings of a model: the paper's and the re-run's final perplexity, and the re-run's on its way."""
+
+    label: str
+    steps: int
+    paper: Value
+    rerun: Rerun | None
+    points: Points
+
+    def at(self, step: int) -> float | None:
+        """The re-run's perplexity at a step, between two of its points by a power law; None outside of them."""
+        steps = [each for each, _ in self.points]
+        after = bisect_left(steps, step)
+        if after == len(steps) or (after == 0 and steps[0] != step):
+            return None
+        if steps[after] == step:
+            return self.points[after][1]
+        (begin, high), (end, low) = self.points[after - 1:after + 1]
+        share = math.log(step / begin) / math.log(end / begin)
+        return math.exp((1 - share) * math.log(high) + share * math.log(low))
+
+    def told_at(self, step: int) -> str:
+        """The same in words, empty where it is not known."""
+        there = self.at(step)
+        if there is None:
+            return ""
+        return f"{there:.2f}" if step in dict(self.points) else f"about {there:.2f}"
+
+
+def yardstick_of(args: Namespace) -> Yardstick | None:
+    """Of the model of some flags; None where the paper has none of its architecture.
+
+    Of several rows the one counts that also asks for the same depth embedding.
+    """
+    rows = sorted(rows_of(args, args.iterations), key=lambda row: not row.exact_embedding)
+    if not rows:
+        return None
+    row, rerun = rows[0], next((each.rerun for each in rows if each.rerun), None)
+    return Yardstick(row.label, row.steps, paper_value(row.paper), rerun_value(rerun), rerun_trajectory(rerun))
+
+
+def differences(args: Namespace, yardstick: Yardstick) -> list[str]:
+    """Settings after which the numbers on the way are not comparable."""
+    data = "openwebtext2" if Path(args.dataset).name in OPENWEBTEXT2 else args.dataset
+    pairs = (("data", data, "openwebtext2"), ("steps", args.iterations, yardstick.steps),
+             ("sequence length", args.sequence_length, setting("sequence_length")),
+             ("effective batch", effective_batch(vars(args)), setting("effective_batch")))
+    return [f"{name} {ours} instead of {papers}" for name, ours, papers in pairs if ours != papers]
+
+
+def flags_of(told: Row | None) -> Namespace | None:
+    """All flags, from those that a training recorded; None where they cannot be told."""
+    try:
+        return None if told is None else config.add_defaults(config.recorded(told))
+    except ValueError:
+        return None
+
+
+def remark(told: Row | None, step: int, perplexity: float) -> str | None:
+    """One line on how a training stands beside the re-run at this step; None where the two cannot be compared.
+
+    told: the flags that the training recorded.
+    """
+    args = flags_of(told)
+    yardstick = None if args is None else yardstick_of(args)
+    if args is None or yardstick is None or differences(args, yardstick) or not yardstick.told_at(step):
+        return None
+    return (f"{yardstick.label}: validation perplexity {perplexity:.2f} at step {step:,}; the re-run had {yardstick.told_at(step)} there, "
+            f"the paper {yardstick.paper.perplexity:.2f} at the end")
+
+
+def curve_of(rows: Sequence[Row], kind: str) -> Points:
+    """Validation perplexities by step, of a kind of rows of metrics.jsonl."""
+    found = {}
+    for row in rows:
+        step, perplexity = number(row.get("step")), number(row.get("val_pp"))
+        if row.get("kind") == kind and step is not None and perplexity is not None and perplexity > 0:
+            found[int(step)] = perplexity
+    return tuple(sorted(found.items()))
+
+
+def nearest(curve: Points, step: int) -> tuple[int, float]:
+    return min(curve, key=lambda point: abs(point[0] - step))
+
+
+def lines(name: str, args: Namespace | None, yardstick: Yardstick | None, curve: Points) -> list[str]:
+    """What the picture shows, in words."""
+    step, perplexity = curve[-1]
+    if args is None:
+        return [f"{name}: step {step:,}, perplexity {perplexity:.2f}; neither a checkpoint nor summary.json tells what model that is"]
+    if yardstick is None:
+        return [f"{name}: step {step:,} of {args.iterations:,}, perplexity {perplexity:.2f}; the paper has no model of this architecture"]
+    said = [f"{name}: {yardstick.label}, step {step:,} of {args.iterations:,}", final_values(yardstick)]
+    said += [f"not comparable on the way: {line}" for line in differences(args, yardstick)]
+    if not yardstick.points:
+        return [*said, f"perplexity {perplexity:.2f} at step {step:,}; of this model no re-run's values on the way are known"]
+    reached = [nearest(curve, each) for each, _ in yardstick.points if each <= step]
+    for at, ours in dict.fromkeys([*reached, curve[-1]]):
+        there = yardstick.told_at(at)
+        said.append(f"at step {at:>6,} you are at {ours:.2f}" + (f", the re-run of this model was at {there} there" if there else ""))
+    return [*said, f"the re-run's values on the way are of {trajectory_tokens():,} validation tokens"]
+
+
+def final_values(yardstick: Yardstick) -> str:
+    paper, rerun = yardstick.paper, yardstick.rerun
+    sem = "" if paper.sem is None else f" +- {paper.sem:.2f}"
+    said = f"the paper's model had {paper.perplexity:.2f}{sem} after {yardstick.steps:,} steps"
+    return said if rerun is None else f"{said}; a re-run had {rerun.perplexity:.2f} [{rerun.low:.2f}, {rerun.high:.2f}]"
+
+
+def draw(folder: Path, stem: str, title: str, yardstick: Yardstick | None, curve: Points, final: Points) -> None:
+    """Writes the picture and its numbers."""
+    from matplotlib.ticker import LogFormatter
+
+    from report.figures import BLACK, BLUE, ONE_COLUMN, ORANGE, legend, panels, plain, save
+
+    figure, axes = panels(1, 1, width=ONE_COLUMN * 1.4, height=3.2)
+    axis = axes[0, 0]
+    axis.plot(*zip(*curve, strict=True), color=BLUE, label="this training")
+    if final:
+        axis.plot(*zip(*final, strict=True), color=BLUE, marker="*", markersize=8, linestyle="", label="this training, whole split")
+    data: dict[str, Any] = {"experiment": title, "curve": curve, "final": final}
+    if yardstick is not None:
+        paper, rerun = yardstick.paper.perplexity, yardstick.rerun
+        axis.axhline(paper, color=BLACK, linestyle="--", linewidth=0.8, label=f"paper, {yardstick.steps:,} steps: {paper:.2f}")
+        if rerun is not None:
+            axis.errorbar([yardstick.steps], [rerun.perplexity], [[rerun.perplexity - rerun.low], [rerun.high - rerun.perplexity]], color=ORANGE,
+                          marker="D", label=f"re-run: {rerun.perplexity:.2f}")
+        if yardstick.points:
+            axis.plot(*zip(*yardstick.points, strict=True), color=ORANGE, marker="s", linestyle=":", label="re-run on its way")
+        data |= {"row": yardstick.label, "steps": yardstick.steps, "paper": paper, "rerun_on_its_way": yardstick.points,
+                 "rerun": None if rerun is None else [rerun.perplexity, rerun.low, rerun.high]}
+    axis.set(xlabel="optimiser step", ylabel="validation perplexity", yscale="log")
+    low, high = axis.get_ylim()
+    axis.set_ylim(top=min(high, max(SHOWN * low, SHOWN / 2 * curve[-1][1])))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))  # fewer labels the more decades there are
+    axis.set_title(plain(title if yardstick is None else f"{title}\n{yardstick.label}"))
+    legend(figure, axes, axis.get_legend_handles_labels()[1], columns=2)
+    save(figure, folder, stem, data)
+
+
+def write(experiment: Path, output: Path) -> None:
+    """Draw the trajectory of an experiment and print it in words. Raises UserError."""
+    from report.figures import checkpoint_name
+
+    problems: list[str] = []
+    rows = read_rows(experiment / METRICS, problems)
+    curve, final = curve_of(rows, "eval"), curve_of(rows, "final")
+    if not curve:
+        raise UserError("; ".join([f"{experiment} holds no evaluation yet", *problems]))
+    args = flags_of(Record(experiment, problems).flags)
+    yardstick = None if args is None else yardstick_of(args)
+    print(*lines(checkpoint_name(str(experiment.resolve())), args, yardstick, curve), sep="\n")
+    draw(output, f"trajectory_{experiment.resolve().name}", experiment.resolve().name, yardstick, curve, final)
