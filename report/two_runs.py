@@ -19,9 +19,10 @@ from config.identity import BATCH, cut_matters, effective_batch, names_of
 from data.bins import data_differences
 from errors import UserError
 from files import read_json
-from optim.names import FINAL, METRICS, numbered
+from optim.names import EVALUATIONS, FINAL, METRICS, numbered
 from optim.peek import step_in
 from optim.reader import Record, Row, number, read_rows
+from report.pairs import section as in_pairs
 
 SCOPES = {IDENTITY: "what is trained", SCHEDULE: "its schedule", EVALUATION: "how it is evaluated", PLACE: "where and how it runs"}
 MOST_STEPS = 10  # of the validation losses that are shown
@@ -33,7 +34,9 @@ def sections(a: Path, b: Path) -> Iterator[list[str]]:
     both = {is_evaluation(path) for path in (a, b)}
     yield [f"A: {a}", f"B: {b}"]
     for section in SECTIONS if both == {False} else OF_EVALUATIONS if both == {True} else OF_BOTH:
-        yield section(a, b)
+        found = section(a, b)
+        if found:
+            yield found
 
 
 def is_evaluation(path: Path) -> bool:
@@ -238,7 +241,22 @@ def perplexities(a: Path, b: Path) -> list[str]:
     return said
 
 
+def windows(a: Path, b: Path) -> list[str]:
+    """Two evaluations in pairs, window by window; of two experiments those of the same name in both."""
+    if is_evaluation(a):
+        pairs = [(a, b)]
+    else:
+        pairs = [(a / path.name, b / path.name) for path in sorted(a.glob(EVALUATIONS[0])) if (b / path.name).is_file()]
+    said = []
+    for first, second in pairs:
+        try:
+            said += [f"{first.name}:"] * (first != a) + in_pairs(first, second)
+        except UserError as error:
+            said += ["in pairs", f"  {error}"]
+    return said
+
+
 Section = Callable[[Path, Path], list[str]]
-SECTIONS: tuple[Section, ...] = (flags, losses, ledgers, weights)
-OF_EVALUATIONS: tuple[Section, ...] = (flags, perplexities)  # a section on the two evaluations' windows goes here
+SECTIONS: tuple[Section, ...] = (flags, losses, windows, ledgers, weights)
+OF_EVALUATIONS: tuple[Section, ...] = (flags, perplexities, windows)
 OF_BOTH: tuple[Section, ...] = (flags,)  # an experiment and an evaluation have no more in common

@@ -19,6 +19,7 @@ from report.collect import collect
 from report.compare import compare
 from report.pairs import pair, section
 from report.render import markdown
+from report.two_runs import sections
 from tests.summaries import evaluation
 
 END = 0  # the token that ends a document
@@ -172,6 +173,17 @@ def test_only_windows_that_both_have_read_count(tmp_path: Path) -> None:
 def test_what_cannot_be_paired_is_refused(two: tuple[Path, Path], tmp_path: Path, changes: dict[str, Any], problem: str) -> None:
     with pytest.raises(UserError, match=problem):
         pair(two[0], evaluated(tmp_path / "other", np.full(400, 3.0), **changes))
+
+
+@pytest.mark.parametrize("of_experiments", [True, False])
+def test_compare_has_a_section_on_pairs(two: tuple[Path, Path], of_experiments: bool) -> None:
+    a, b = (path.parent if of_experiments else path for path in two)
+    assert "on 400 windows that both read" in "\n".join(line for lines in sections(a, b) for line in lines)
+
+
+def test_compare_says_in_a_line_why_there_are_no_pairs(two: tuple[Path, Path]) -> None:
+    two[1].with_suffix(".npz").unlink()
+    assert "evaluate the checkpoint again" in "\n".join(line for lines in sections(*two) for line in lines)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 torn"])
