@@ -59,14 +59,21 @@ def vocabulary_of(state: Mapping[str, Any], args: Namespace, tokenizer: str | No
     return known
 
 
-def need_same_tokens(state: Mapping[str, Any], meta: Mapping[str, Any], folder: Path) -> None:
-    """Raises UserError where a dataset's tokens stand for something else than those of a checkpoint, as far as both say."""
+def other_tokens(state: Mapping[str, Any], meta: Mapping[str, Any], folder: Path) -> str | None:
+    """What a checkpoint's tokens stand for and a dataset's, where these differ as far as both say; None where they do not."""
     said = state.get("vocabulary")
     mine, others = described(said) if isinstance(said, Mapping) else Vocabulary(), described(meta)
-    if mine.tokenizer and others.tokenizer and (mine.tokenizer, mine.characters) != (others.tokenizer, others.characters):
-        more = ", of other characters" if mine.tokenizer == others.tokenizer else ""
-        raise UserError(f"the model's tokens are of the tokenizer {mine.tokenizer!r}, those in {folder} of {others.tokenizer!r}{more}: "
-                        "a loss on them would say nothing; give a --dataset of the model's tokens")
+    if not (mine.tokenizer and others.tokenizer) or (mine.tokenizer, mine.characters) == (others.tokenizer, others.characters):
+        return None
+    more = ", of other characters" if mine.tokenizer == others.tokenizer else ""
+    return f"the model's tokens are of the tokenizer {mine.tokenizer!r}, those in {folder} of {others.tokenizer!r}{more}"
+
+
+def need_same_tokens(state: Mapping[str, Any], meta: Mapping[str, Any], folder: Path) -> None:
+    """Raises UserError where a dataset's tokens stand for something else than those of a checkpoint, as far as both say."""
+    differ = other_tokens(state, meta, folder)
+    if differ:
+        raise UserError(f"{differ}: a loss on them would say nothing; give a --dataset of the model's tokens")
 
 
 def unknown(args: Namespace) -> UserError:

@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from config.parse import guarded, parse, stop
+from errors import UserError
 
 
 def main(argv: Sequence[str]) -> int:
     """0; ends with 2 and a line for each flag that one of the programs refuses. One that does not name its flags is not asked."""
     programs, flags = argv[:argv.index("--")], argv[argv.index("--") + 1:]
+    if {"-h", "--help"} & set(flags):
+        raise UserError(f"--help is nothing to queue: python {programs[0]}.py --help")
     for name in programs:
         own = getattr(import_module(name), "OWN_FLAGS", None)
         _, problems = parse(flags, prog=f"{name}.py", description="", extra=own) if own else ({}, [])

@@ -51,8 +51,8 @@ def differences(given: str | None, kept: Any) -> list[str]:
     return [] if is_same else [f"{FLAG} {given}: the training began with other weights, of {kept['file']} ({kept['sha256'][:12]})"]
 
 
-def load(model: Transformer, path: Path) -> None:
-    """Put the weights of a checkpoint, ours or the authors', into a new model.
+def load(model: Transformer, path: Path) -> dict[str, Any]:
+    """Put the weights of a checkpoint, ours or the authors', into a new model. Returns all that the checkpoint holds.
 
     Raises UserError with a line for each kind of weight that does not fit, and for the flags that would make it fit.
     """
@@ -69,6 +69,7 @@ def load(model: Transformer, path: Path) -> None:
         load_weights(model, {name: value for name, value in state["model"].items() if not name.endswith("wpe.freqs")})  # computed, not trained
     except UserError as error:
         raise UserError(f"{FLAG} {path}: {error}") from None
+    return state
 
 
 def _misfits(model: Transformer, state: Mapping[str, Any]) -> list[str]:

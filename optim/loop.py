@@ -22,7 +22,7 @@ from config.identity import differences, fingerprint
 from data import SampleOrder, Splits
 from data.bins import data_differences, identity_of
 from data.order import mix
-from data.vocabulary import described
+from data.vocabulary import described, other_tokens
 from distributed.world import World
 from errors import BadNumbers, UserError
 from files import PASSING_FAULTS, write_json
@@ -143,8 +143,11 @@ class Trainer:
     def begin_with(self, path: Path) -> None:
         """Take the weights of another training, and nothing else of it. Raises UserError where they do not fit."""
         self.initial = self.world.from_main(lambda: initial.describe(path, self.args.init_from))
-        self.world.from_each(lambda: initial.load(self.raw_model, path))
+        state = self.world.from_each(lambda: initial.load(self.raw_model, path))
         log.info(f"began with the weights of {path}")
+        differ = other_tokens(state, self.splits.meta, self.splits.folder)
+        if differ:
+            log.warning(f"warning: {differ}: its embeddings begin as those of other tokens")
 
     def load(self, path: Path) -> None:
         """Take up a checkpoint of this training loop. Raises UserError where it is of another run, or damaged."""

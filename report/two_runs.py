@@ -243,10 +243,8 @@ def perplexities(a: Path, b: Path) -> list[str]:
 
 def windows(a: Path, b: Path) -> list[str]:
     """Two evaluations in pairs, window by window; of two experiments those of the same name in both."""
-    if is_evaluation(a):
-        pairs = [(a, b)]
-    else:
-        pairs = [(a / path.name, b / path.name) for path in sorted(a.glob(EVALUATIONS[0])) if (b / path.name).is_file()]
+    names = sorted(path.name for path in a.glob(EVALUATIONS[0]) if (b / path.name).is_file())
+    pairs = [(a, b)] if is_evaluation(a) else [(a / name, b / name) for name in names]
     said = []
     for first, second in pairs:
         try:

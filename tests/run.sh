@@ -4,7 +4,7 @@
 #   bash tests/run.sh --fast      what tells in three minutes on two cores whether a change is sound: all checks, all quick tests, and one
 #                                 of each slow kind
 # shellcheck source=iridis/lib.sh
-source "$(dirname "${BASH_SOURCE[0]}")/../iridis/lib.sh"
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../iridis/lib.sh"
 
 # install_slurm: Debian's SLURM for the tests on a real cluster, where that is possible; without it they are skipped
 install_slurm() {

@@ -126,6 +126,11 @@ def test_a_flag_that_an_evaluation_would_refuse_is_refused_before_it_is_queued(c
     assert done.returncode == 2 and f"{program}: error: unknown flag {flag}" in done.stderr, done.stderr
 
 
+def test_help_of_a_program_is_not_queued(clone: Path, tmp_path: Path) -> None:
+    done = call("bash", job(clone, "eval-lncot"), "--dry-run", "--checkpoint", tmp_path, "--", "--help", SCRATCH_DIR=str(tmp_path))
+    assert done.returncode == 2 and "--help is nothing to queue: python eval.py --help" in done.stderr, done.stderr
+
+
 def test_where_the_environment_says_posix_the_line_names_the_variable(clone: Path) -> None:
     done = call("bash", job(clone, "quickstart"), POSIXLY_CORRECT="1")
     assert is_one_line(done) and "env -u POSIXLY_CORRECT" in done.stderr

@@ -148,7 +148,7 @@ def test_a_damaged_summary_stops_nothing(compare: Compare, other: Path) -> None:
 def test_two_evaluations_are_compared_by_flags_and_result(compare: Compare, tmp_path: Path) -> None:
     cot: dict[str, Any] = {"model": "cot", "n_layer": 12, "n_repeat": 3}
     said = compare(evaluation(tmp_path / "a", 27.0, **cot), evaluation(tmp_path / "b", 26.5, **{**cot, "lr": 5e-4}))
-    assert list(said) == ["A:", "flags", "evaluation"]
+    assert list(said) == ["A:", "flags", "evaluation", "in"]
     assert "    --lr: 0.001 | 0.0005" in said["flags"]
     assert [line.split(",")[0] for line in said["evaluation"][1:]] == ["  A: perplexity 27.000", "  B: perplexity 26.500"]
 

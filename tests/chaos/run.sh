@@ -3,7 +3,7 @@
 #   bash tests/chaos/run.sh           the part that every test run has
 #   bash tests/chaos/run.sh --full    all: about an hour, and SOAK_MINUTES (120) of soak
 # shellcheck source=iridis/lib.sh
-source "$(dirname "${BASH_SOURCE[0]}")/../../iridis/lib.sh"
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../../iridis/lib.sh"
 
 options=()
 for option in "$@"; do
