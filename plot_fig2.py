@@ -1,4 +1,4 @@
-"""Figure 2: perplexity against the multiply-accumulates of one sequence of 256 tokens, for the models of Table 1.
+"""Figure 2: perplexity against the multiply-accumulates of one sequence of 256 tokens, for the models of Table 1 and some with more repeats.
 
     python plot_fig2.py                                       # the paper's points
     python plot_fig2.py exps iridis --output_dir figures      # and our evaluations on top
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 OUTPUT = (Flag("output_dir", str, "figures", "folder for fig2.png, .pdf and .json"),)
 LAYERS = (12, 24)
+TABLES = ("Table 1", "Figure 2")  # rows of the report that are drawn
+# where the label of a point stands: offset in points, horizontal and vertical alignment; by size (12x5 and 12x6 are close), else by family
+LABELS = {"12x6": ((3, -3), "left", "top"), "CoTFormer": ((-4, -3), "right", "top")}
+UPPER_RIGHT = ((3, 4), "left", "bottom")
 
 
 def size(args: Namespace) -> str:
@@ -31,13 +35,13 @@ def size(args: Namespace) -> str:
 
 
 def paper_points() -> list[dict[str, Any]]:
-    """Table 1 with the work that each model takes."""
+    """The paper's models with the work that each takes."""
     from models.macs import count_macs
     from report.paper import paper_value
     from report.rows import NAMES, ROWS
 
     points = []
-    for row in (row for row in ROWS if row.table == "Table 1"):
+    for row in (row for row in ROWS if row.table in TABLES and row.paper):
         args, value = row.args(), paper_value(row.paper)
         points.append({"family": NAMES[row.model], "n_layer": row.n_layer, "size": size(args), "macs": count_macs(args, args.sequence_length),
                        "perplexity": value.perplexity, "sem_over_seeds": value.sem})
@@ -45,7 +49,7 @@ def paper_points() -> list[dict[str, Any]]:
 
 
 def our_points(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Our models of Table 1; those that cannot be compared with it are named and left out."""
+    """Our models of the figure; those that cannot be compared with it are named and left out."""
     from models.macs import count_macs
     from report.collect import collect
     from report.compare import compare
@@ -55,7 +59,7 @@ def our_points(folders: Sequence[Path]) -> list[dict[str, Any]]:
     for problem in report.problems:
         print(f"warning: {problem}", file=sys.stderr)
     points = []
-    for result in (result for result in report.results if result.row.table == "Table 1" and result.group):
+    for result in (result for result in report.results if result.row.table in TABLES and result.group):
         group = result.group
         assert group is not None, "chosen above"
         if result.decisive:
@@ -66,7 +70,7 @@ def our_points(folders: Sequence[Path]) -> list[dict[str, Any]]:
                        "perplexity": group.perplexity, "interval_over_windows": list(group.interval), "seeds": len(group.members),
                        "checkpoints": [one.checkpoint for one in group.members]})
     if not points:
-        print("note: none of the evaluations is of a model of Table 1; the figure shows the paper's points")
+        print("note: none of the evaluations is of a model of Figure 2; the figure shows the paper's points")
     return points
 
 
@@ -85,10 +89,10 @@ def panel(axis: Any, layers: int, data: dict[str, Any]) -> None:
         x, y = [point["macs"] / 1e9 for point in points], [point["perplexity"] for point in points]
         axis.plot(x, y, color=colour, marker=marker, markerfacecolor="white", linestyle="-" if family == "CoTFormer" else "--",
                   alpha=FAINT if data["ours"] else 1, label=f"{family}, paper")
-        offset, side = ((-4, -3), {"ha": "right", "va": "top"}) if family == "CoTFormer" else ((3, 4), {"ha": "left", "va": "bottom"})
         for point, at in zip(points, x, strict=True):
+            offset, horizontal, vertical = LABELS.get(point["size"]) or LABELS.get(family, UPPER_RIGHT)
             axis.annotate(point["size"], (at, point["perplexity"]), xytext=offset, textcoords="offset points", fontsize=8, color=colour,
-                          path_effects=[withStroke(linewidth=2, foreground="white")], **side)
+                          path_effects=[withStroke(linewidth=2, foreground="white")], ha=horizontal, va=vertical)
         ours = [point for point in data["ours"] if point["family"] == family and here(point)]
         if ours:
             values = [point["perplexity"] for point in ours]
@@ -104,12 +108,12 @@ def draw(data: dict[str, Any]) -> Figure:
     figure, axes = panels(1, len(LAYERS), TWO_COLUMNS, 3.2 if data["ours"] else 2.9, sharey=True)
     for axis, layers in zip(axes[0], LAYERS, strict=True):
         panel(axis, layers, data)
-        axis.margins(x=0.09, y=0.07)
+        axis.margins(x=0.12, y=0.07)
     axes[0][0].set_ylabel("validation perplexity")
     axes[0][1].tick_params(left=False)
     legend(figure, axes, [f"{family}, {whose}" for family in FAMILIES for whose in ("paper", "ours")], columns=3)
     ours = f"\nours: {len(data['ours'])} models, bars: 95% intervals over windows of one model; checkpoints are named in fig2.json"
-    figure.suptitle("Perplexity against compute: models of Table 1, OpenWebText2, 40,000 steps" + (ours if data["ours"] else ""))
+    figure.suptitle("Perplexity against compute: Table 1 and more repeats, OpenWebText2, 40,000 steps" + (ours if data["ours"] else ""))
     return figure
 
 

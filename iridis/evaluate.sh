@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # What every evaluation package shares: which checkpoints, one summary and one text for each in the run folder, and the report.
-# A package sources this, names the training in TRAINED_BY, may define `work` and `draw`, and calls `run_evaluation "$@"`.
+# A package sources this, names the training in TRAINED_BY, may define `work`, `draw` and `choose_checkpoints`, and calls `run_evaluation "$@"`.
 
 # shellcheck source=iridis/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -28,7 +28,11 @@ stage_words() {
     quoted "${words[@]}" "${WORDS[@]}" -- "${FLAGS[@]}"
 }
 
+# choose_checkpoints: a package may fill CHECKPOINTS here
+choose_checkpoints() { :; }
+
 identify() {
+    choose_checkpoints
     find_checkpoints
     name_job "${CHECKPOINTS[*]}"
     if ((${#WORDS[@]} + ${#FLAGS[@]})); then

@@ -46,6 +46,7 @@ SETTING = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 INCLUDE = re.compile(r"include\s+(\S+)")
 JOB_LINE = re.compile(r"^job: +(\d+) ", re.MULTILINE)
 FLAGS = "@flags"
+MOST_NAMES = 6  # of stages that one waits for, beside it in the tree
 AT_ONCE = 4  # stages that are asked at the same time; each starts a Python
 NEW, DONE, FAILED, BLOCKED = "new", "done", "failed", "blocked"  # states of a stage that has no job
 
@@ -389,10 +390,16 @@ def tree(stages: Sequence[Stage], states: Mapping[str, str]) -> list[str]:
     """The lines that show a graph: name, state and package of each stage, and what it waits for if that is not one stage."""
     rows = [("stage", "state", "package")]
     for label, stage in branches(stages):
-        several = f", after {', '.join(stage.after)}" if len(stage.after) > 1 else ""
-        rows.append((label, states[stage.name], stage.package + several))
+        rows.append((label, states[stage.name], stage.package + _after(stage)))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     return [f"{label:<{widths[0]}}  {said:<{widths[1]}}  {package}" for label, said, package in rows]
+
+
+def _after(stage: Stage) -> str:
+    """The stages that one waits for, where the tree does not show that."""
+    if len(stage.after) < 2:
+        return ""
+    return f", after {', '.join(stage.after) if len(stage.after) <= MOST_NAMES else f'{len(stage.after)} stages'}"
 
 
 def run(argv: Sequence[str]) -> int:

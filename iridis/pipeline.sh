@@ -2,7 +2,7 @@
 # Queues a graph of jobs: the paper's, from the download over the trainings to the evaluations, or one of your own. Run it again
 # at any time: what is finished is skipped, what is queued stays, what failed or is new is queued.
 #   bash iridis/pipeline.sh [reproduce] [--dry-run] [-- flags for every training]     # Table 2, Section 5, Figure 4
-#   bash iridis/pipeline.sh all [--dry-run] [-- flags for every training]             # and the models of Table 1
+#   bash iridis/pipeline.sh all [--dry-run] [-- flags for every training]             # and Tables 1, 4, 5
 #   bash iridis/pipeline.sh FILE.tsv [--dry-run] [-- flags for every training]        # a table like those in iridis/graphs/
 # --dry-run, also where there is no SLURM, shows the stages as a tree and how far each is. DATASET (default owt2) may name another
 # prepared dataset. The download runs here, where there is internet, unless the site has a DOWNLOAD_PARTITION; DOWNLOAD_SOURCE

@@ -185,7 +185,7 @@ class Trainings:
     def __init__(self, folders: Sequence[Path], problems: list[str]) -> None:
         self.problems = problems
         self.copies: dict[tuple[str, ...], Path] = {}
-        for path in _below(folders, SUMMARY, problems):
+        for path in below(folders, SUMMARY, problems):
             self.copies.setdefault(path.resolve().parts[-4:-1], path.parent)
 
     def summary(self, checkpoint: str) -> dict[str, Any] | None:
@@ -274,7 +274,7 @@ def read_curve(path: Path) -> Curve:
                  bool(file.values.get("timing")), bool(file.values.get("published")))
 
 
-def _below(folders: Sequence[Path], pattern: str, problems: list[str]) -> list[Path]:
+def below(folders: Sequence[Path], pattern: str, problems: list[str]) -> list[Path]:
     """Files of that name below folders, each once; a folder that cannot be read goes to `problems`."""
     found = {}
     for folder in folders:
@@ -304,8 +304,8 @@ def collect(folders: Sequence[Path]) -> Found:
     found = Found()
     trainings = Trainings(folders, found.problems)
     evaluations, sweeps = EVALUATIONS
-    found.evaluations = _read_all(_below(folders, evaluations, found.problems), lambda path: read_evaluation(path, trainings), found.problems)
-    found.curves = _read_all(_below(folders, sweeps, found.problems), read_curve, found.problems)
+    found.evaluations = _read_all(below(folders, evaluations, found.problems), lambda path: read_evaluation(path, trainings), found.problems)
+    found.curves = _read_all(below(folders, sweeps, found.problems), read_curve, found.problems)
     found.problems = list(dict.fromkeys(found.problems))
     if not found.evaluations and not found.curves:
         nothing = f"no eval_summary_*.json and no ppl_per_mac.json below {', '.join(map(str, folders))}"

@@ -29,7 +29,8 @@ SEEDS = ("seed", "data_seed")
 TOLD_BESIDE = ("dtype",)  # an evaluation in another precision is the model's own, with a remark
 # of the authors' code; a change of one is told beside the row
 DEFAULTS = ("weight_decay", "beta1", "beta2", "grad_clip", "scheduler", "final_div_factor", "dropout", "bias", "positional_encoder",
-            "attention_window_length", "disable_ln_mid", "training_length_factor")
+            "attention_window_length", "disable_ln_mid", "training_length_factor", "halt_threshold", "depth_predictor_loss_coef",
+            "ponder_lambda_p", "ponder_kl_div_loss_weight")
 NO_SUMMARY = "its training's summary.json was not found, so training settings are those that the evaluation recorded"
 
 UNGROUPED = ("its interval is of an earlier version, which took neighbouring windows for independent: it is several times too narrow, and so is "
@@ -77,11 +78,13 @@ class Result:
 
     @property
     def difference(self) -> float | None:
-        return None if self.group is None else self.group.perplexity - self.paper.perplexity
+        if self.group is None or self.paper.perplexity is None:
+            return None
+        return self.group.perplexity - self.paper.perplexity
 
     @property
     def verdict(self) -> str:
-        if self.group is None:
+        if self.group is None or self.paper.perplexity is None:
             return ""
         if self.decisive:
             return "not comparable"
@@ -201,8 +204,11 @@ def differences(row: Row, group: Group) -> list[str]:
     if row.depth_embedding != ANY:
         pairs.append(("depth embedding", trained.depth_embedding or "none", row.depth_embedding or "none"))
     lines = [f"{name} {ours} instead of {papers}" for name, ours, papers in pairs if ours != papers]
-    lines += [f"{name} {getattr(trained, name)} instead of the default {FLAGS[name].default}"
-              for name in DEFAULTS if getattr(trained, name) != FLAGS[name].default]
+    published = row.args()
+    for name in (*DEFAULTS, *(BATCH if cut_matters(vars(trained)) else ())):
+        ours, papers = getattr(trained, name), getattr(published, name)
+        if ours != papers:
+            lines.append(f"{name} {ours} instead of {'the default ' if papers == FLAGS[name].default else ''}{papers}")
     extended = extension(group.first)
     if extended is not None:
         lines.append(f"the schedule was extended ({extended}) from a shorter training")
@@ -222,6 +228,9 @@ def remarks(row: Row, group: Group) -> list[str]:
               if name in TOLD_BESIDE]
     if row.steps != setting("steps"):
         lines.append(f"warm-up {warmup_steps(one):,} steps; the paper's for {row.steps:,} steps is not recorded")
+    rerun = rerun_value(row.rerun)
+    if rerun is not None and rerun.accuracy is not None:
+        lines.append(f"accuracy {statistics.fmean(each.accuracy for each in group.members):.4f}; the re-run's is {rerun.accuracy:.4f}")
     if row.paper == ("table2", "layer_norm_2_21x5_1"):
         lines.append("the paper's value is that of the model without depth embedding; Table 4 has both")
     if VARIANTS[trained.model].policy in ROUTED_POLICIES:

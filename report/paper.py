@@ -16,19 +16,26 @@ PAPER = Path(__file__).with_name("paper.json")
 
 @dataclass(frozen=True)
 class Value:
-    """Mean perplexity over the paper's seeds, and its standard error over them where the paper gives one."""
+    """Mean perplexity over the paper's seeds, and its standard error over them; None where the paper gives none."""
 
-    perplexity: float
+    perplexity: float | None
     sem: float | None
 
 
 @dataclass(frozen=True)
 class Rerun:
-    """Perplexity of one model, and the ends of its 95% interval over validation batches."""
+    """Perplexity of one model, and the ends of its 95% interval over validation batches. What is not known is None.
+
+    accuracy: share of the tokens. gmacs: multiply-accumulates x 1e9 of 256 tokens. windows_per_batch: of the interval's batches.
+    """
 
     perplexity: float
     low: float
     high: float
+    accuracy: float | None = None
+    gmacs: float | None = None
+    windows_per_batch: int | None = None
+    remark: str | None = None
 
 
 @functools.cache
@@ -43,7 +50,9 @@ def setting(name: str) -> Any:
 
 
 def paper_value(keys: tuple[str, ...]) -> Value:
-    """A perplexity of the paper by its place in the file."""
+    """A perplexity of the paper by its place in the file; without a place there is none."""
+    if not keys:
+        return Value(None, None)
     found: Any = paper()
     for key in keys:
         found = found[key]
@@ -51,8 +60,12 @@ def paper_value(keys: tuple[str, ...]) -> Value:
 
 
 def rerun_value(key: str | None) -> Rerun | None:
-    """A perplexity of the independent re-run, or None where it has none."""
-    return None if key is None else Rerun(*paper()["rerun_on_l4"][key])
+    """A model of the independent re-run, or None where it has none."""
+    if key is None:
+        return None
+    found = dict(paper()["rerun_on_l4"][key])
+    low, high = found.pop("ci95")
+    return Rerun(low=low, high=high, **found)
 
 
 def rerun_trajectory(key: str | None) -> tuple[tuple[int, float], ...]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from models.variants import ROUTED_POLICIES, VARIANTS
 from report.collect import Curve, Evaluation, Point
 from report.compare import Beside, Other, Report, Result, warmup_steps
-from report.paper import paper
-from report.rows import TABLES, title
+from report.paper import Rerun, paper
+from report.rows import NOTES, TABLES, title
 
 COLUMNS = ("model", "ours", "95% interval over texts", "SEM over seeds", "seeds", "paper", "paper's SEM over seeds", "difference", "verdict",
            "re-run", "re-run's 95% interval over batches")
@@ -21,7 +21,8 @@ READING = """Perplexity on the validation split. *Ours* is one model, or the mea
 95% interval is of one model over texts such as the validation split; windows are grouped by document or in long stretches, since neighbours
 are alike (for several models: the mean of their ends). The SEM is over seeds: two different things, never in one column. The *verdict* says
 whether the paper's value lies inside our interval over texts, or how far beyond its nearer end it is; *not comparable*: steps, data or
-evaluated length are not the paper's."""
+evaluated length are not the paper's. The re-run's intervals are over batches, neighbouring ones too; those over batches of 8 and of 32 windows
+are not comparable."""
 IN_PAIRS = """Each model beside the best one of its table, by the difference of their losses on each window of the same text: far sharper than two
 intervals beside each other."""
 LATEX_SPECIAL = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
@@ -38,12 +39,20 @@ def between(ends: tuple[float, float] | None) -> str:
     return "" if ends is None else f"{ends[0]:.2f} to {ends[1]:.2f}"
 
 
+def of_rerun(rerun: Rerun | None) -> str:
+    """The re-run's interval, and over which batches it is where that is known."""
+    if rerun is None:
+        return ""
+    batches = f" (batches of {rerun.windows_per_batch})" if rerun.windows_per_batch else ""
+    return between((rerun.low, rerun.high)) + batches
+
+
 def cells(result: Result) -> list[str]:
     """A row of the table, in the order of COLUMNS."""
     group, rerun = result.group, result.rerun
     ours = [two(group.perplexity), between(group.interval), two(group.sem), str(len(group.members))] if group else [NOT_EVALUATED, "", "", ""]
     return [result.row.label, *ours, two(result.paper.perplexity), two(result.paper.sem), two(result.difference, "+"), result.verdict,
-            two(rerun.perplexity if rerun else None), between((rerun.low, rerun.high) if rerun else None)]
+            two(rerun.perplexity if rerun else None), of_rerun(rerun)]
 
 
 def escape_markdown(text: str) -> str:
@@ -53,10 +62,26 @@ def escape_markdown(text: str) -> str:
     return " ".join(text.split())
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table; an empty cell is a dash, so that nobody looks for what was lost there."""
-    body = [[escape_markdown(cell) or "-" for cell in row] for row in rows]
-    return ["| " + " | ".join(line) + " |" for line in ([*header], ["---"] * len(header), *body)]
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], code: Container[str] = ()) -> list[str]:
+    """A Markdown table; an empty cell is a dash, so that nobody looks for what was lost there. `code`: columns of commands."""
+    lines = [[*header], ["---"] * len(header)]
+    for row in rows:
+        lines.append([_cell(cell, name in code) for name, cell in zip(header, row, strict=True)])
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def _cell(text: str, is_code: bool) -> str:
+    if not text:
+        return "-"
+    return f"`{text}`" if is_code else escape_markdown(text)
+
+
+def _all_details(results: Sequence[Result]) -> list[str]:
+    """What differs from the paper's setting; rows of which the same is to be said share it."""
+    said: dict[tuple[str, ...], list[str]] = {}
+    for result in results:
+        said.setdefault(tuple(_details(result)), []).append(f"{result.row.table}, {result.row.label}")
+    return [line for lines, names in said.items() for line in (f"**{'; '.join(names)}**", "", *lines, "")]
 
 
 def grouping(one: Evaluation) -> str:
@@ -66,13 +91,12 @@ def grouping(one: Evaluation) -> str:
 def _details(result: Result) -> list[str]:
     """What differs from the paper's setting, and which files the row is made of."""
     assert result.group is not None, "of a row with an evaluation"
-    lines = [f"**{result.row.table}, {result.row.label}**", ""]
-    lines += [f"- differs: {escape_markdown(line)}" + (" (not comparable)" if line in result.decisive else "")
+    lines = [f"- differs: {escape_markdown(line)}" + (" (not comparable)" if line in result.decisive else "")
               for line in (*result.decisive, *result.differs)]
     lines += [f"- {escape_markdown(line)}" for line in result.remarks]
     lines += [f"- seed {one.trained.seed}: perplexity {one.perplexity:.4f} ({between(one.interval)}, {grouping(one)}), `{one.path}`"
               for one in result.group.members]
-    return [*lines, ""]
+    return lines
 
 
 def _beside(each: Beside) -> list[str]:
@@ -109,8 +133,17 @@ def _budget(kind: str, point: Point) -> list[str]:
 
 
 def _of_table(results: Sequence[Result], name: str) -> list[str]:
-    rows = [cells(result) for result in results if result.row.table == name]
-    return [f"### {name}", "", *table(COLUMNS, rows), ""] if rows else []
+    here = [result for result in results if result.row.table == name]
+    if not here:
+        return []
+    return [f"### {name}", "", *table(COLUMNS, [cells(result) for result in here]), "", *notes(name, here)]
+
+
+def notes(name: str, results: Sequence[Result]) -> list[str]:
+    """What stands below a table: about it, and about the re-run's models in it. Ends in an empty line, if there is anything to say."""
+    lines = [NOTES[name]] if name in NOTES else []
+    lines += [f"{result.row.label}, re-run: {result.rerun.remark}." for result in results if result.rerun and result.rerun.remark]
+    return [*(f"- {escape_markdown(line)}" for line in lines), ""] if lines else []
 
 
 def _folded(results: Sequence[Result]) -> list[str]:
@@ -137,9 +170,8 @@ def markdown(report: Report) -> str:
     if report.curves:
         lines += ["## Perplexity against compute", "", *(line for curve in report.curves for line in _curve(curve))]
     lines += ["## How to read this", "", READING, "", SOURCES, ""]
-    details = [line for result in evaluated for line in _details(result)]
-    if details:
-        lines += ["## What differs from the paper's setting", "", *details]
+    if evaluated:
+        lines += ["## What differs from the paper's setting", "", *_all_details(evaluated)]
     if report.problems:
         lines += ["## Files that could not be used", "", *(f"- {escape_markdown(line)}" for line in report.problems), ""]
     return "\n".join([*lines, *_folded(rest)])
@@ -151,7 +183,8 @@ def escape_latex(text: str) -> str:
 
 def _narrow(result: Result) -> list[str]:
     """The cells in fewer words, for the width of a page."""
-    return [cell.replace(" to ", "--").removesuffix(" the interval").replace(NOT_EVALUATED, "not eval.") for cell in cells(result)]
+    narrow = [cell.replace(" to ", "--").removesuffix(" the interval").replace(NOT_EVALUATED, "not eval.") for cell in cells(result)]
+    return [*narrow[:-1], narrow[-1].partition(" (")[0]]
 
 
 def latex(report: Report) -> str:
@@ -188,12 +221,17 @@ def _ours(result: Result) -> dict[str, Any] | None:
         "remarks": list(result.remarks), "evaluations": [_evaluation(one) for one in group.members]}
 
 
+def _rerun(rerun: Rerun | None) -> dict[str, Any] | None:
+    return None if rerun is None else {"perplexity": rerun.perplexity, "interval_over_batches": [rerun.low, rerun.high],
+                                       "windows_per_batch": rerun.windows_per_batch, "accuracy": rerun.accuracy, "remark": rerun.remark}
+
+
 def as_json(report: Report) -> dict[str, Any]:
     """Everything in the report, unrounded."""
     return {
         "rows": [{"table": result.row.table, "row": result.row.label, "ours": _ours(result),
                   "paper": {"perplexity": result.paper.perplexity, "sem_over_seeds": result.paper.sem},
-                  "rerun": result.rerun and {"perplexity": result.rerun.perplexity, "interval_over_batches": [result.rerun.low, result.rerun.high]}}
+                  "rerun": _rerun(result.rerun)}
                  for result in report.results],
         "other_models": [{"reason": other.reason, "model": title(other.group.first.args), "perplexity": other.group.perplexity,
                           "interval_over_windows": list(other.group.interval), "sem_over_seeds": other.group.sem,

@@ -132,9 +132,10 @@ def test_missing_input_and_unknown_flags_are_a_line(number: int, words: list[str
 
 # figure 2
 
-def test_figure_2_shows_table_1_over_the_counted_work(tmp_path: Path) -> None:
+def test_figure_2_shows_table_1_and_more_repeats_over_the_counted_work(tmp_path: Path) -> None:
     drawn = {(point["family"], point["size"]): point for point in draw(plot_fig2, [], tmp_path)["paper"]}
-    assert len(drawn) == 15
+    assert len(drawn) == 17
+    assert drawn["Block Universal", "12x15"]["perplexity"] == 26.85
     for family, size, name in (("Standard", "24", "base_24"), ("Block Universal", "12x5", "but_12x5"), ("CoTFormer", "12x3", "cot_12x3")):
         assert drawn[family, size]["macs"] == COUNTED[name]
     assert drawn["CoTFormer", "12x3"]["perplexity"] == paper()["table1"]["cotformer"]["12x3"][0]

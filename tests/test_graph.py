@@ -14,6 +14,7 @@ import pytest
 from errors import UserError
 from iridis import graph
 from iridis.graph import Call, Stage
+from report.rows import ROWS
 from tests.programs import PEER, ROOT, link_programs
 
 TRAIN = "a\t-\tlncot-train\t-- @flags\n"
@@ -55,13 +56,22 @@ def test_reproduce_has_the_stages_of_the_paper_in_the_order_in_which_they_are_qu
     assert [stage.name for stage in graph.in_order(graph.load("reproduce"))] == PAPER
 
 
-def test_all_is_reproduce_and_the_15_models_of_table_1() -> None:
+def jobs(*tables: str) -> set[str]:
+    """What trains the rows of these tables."""
+    return {row.job for row in ROWS if row.table in tables}
+
+
+def test_all_is_reproduce_and_the_models_of_the_other_tables_and_their_evaluations() -> None:
     stages = graph.load("all")
     assert stages[:len(PAPER)] == graph.load("reproduce")
-    assert [stage.package for stage in stages[len(PAPER):]] == ["base-train"] * 15
-    assert {" ".join(stage.words) for stage in stages[len(PAPER):]} == {
-        *(f"base {size} -- @flags" for size in (12, 24, 48)),
-        *(f"{model} {layers}x{repeats} -- @flags" for model in ("but", "cot") for layers in (12, 24) for repeats in (2, 3, 5))}
+    more = stages[len(PAPER):]
+    trained = {" ".join([*(f"{name}={value}" for name, value in stage.settings), stage.package, *stage.words[:-2]]): stage.name
+               for stage in more if stage.package != "eval-base"}
+    assert trained.keys() == (jobs("Table 1") | jobs("Table 4", "Table 5")) - {"lncot-train"}
+    evaluated = {stage.name: stage for stage in more if stage.package == "eval-base"}
+    assert {name for stage in evaluated.values() for name in stage.after} == set(trained.values())
+    assert all(stage.uses == list(stage.after) for stage in evaluated.values())
+    assert set(evaluated["eval-base"].after) == {trained[job] for job in jobs("Table 1")}
 
 
 def test_flags_reach_every_training_and_nothing_else() -> None:
@@ -142,7 +152,7 @@ def test_a_wrong_line_is_refused_with_its_number(table: Callable[..., str], line
 
 def test_an_unknown_package_is_refused_with_those_that_there_are(table: Callable[..., str]) -> None:
     (line,) = problems(table("a\t-\tlncot\t-\n"))
-    assert line.startswith("1: there is no package 'lncot'; there are adm-train, base-train, ") and "lncot-train" in line
+    assert line.startswith("1: there is no package 'lncot'; there are ablation-train, adm-train, base-train, ") and "lncot-train" in line
 
 
 def test_what_trains_nothing_has_no_folder(table: Callable[..., str]) -> None:
@@ -179,6 +189,12 @@ def test_tree_shows_each_stage_once_below_the_last_that_it_waits_for(table: Call
         "└─ wide      new      lncot-train",
         "   └─ score  blocked  eval-lncot, after narrow, wide",
         "other        new      quickstart"]
+
+
+def test_a_stage_that_waits_for_many_is_shown_with_their_number(table: Callable[..., str]) -> None:
+    names = [f"s{number}" for number in range(7)]
+    path = table("".join(f"{name}\t-\tquickstart\t-\n" for name in names) + f"end\t{' '.join(names)}\tquickstart\t-\n")
+    assert graph.tree(graph.load(path), dict.fromkeys([*names, "end"], "new"))[-1] == "└─ end  new    quickstart, after 7 stages"
 
 
 # queueing

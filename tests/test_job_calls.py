@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.programs import PEER, ROOT, copy_sources, link_programs
+from tests.summaries import DEEP, training
 
 PACKAGES = sorted(path.parent.name for path in (ROOT / "iridis").glob("*/job.sh"))
 DATASET = {"DATASET": "openwebtext2", "DATA_DIR": str(PEER / "datasets")}
@@ -153,6 +154,63 @@ def test_any_number_of_layers_and_repeats_is_a_model(clone: Path, tmp_path: Path
 @pytest.mark.parametrize("words", [["cot", "12"], ["cot", "0x5"], ["cot", "12x"], ["base", "12x5"], ["lncot", "12x5"], []])
 def test_what_is_no_model_is_refused(clone: Path, words: list[str]) -> None:
     assert is_one_line(call("bash", job(clone, "base-train"), *words))
+
+
+@pytest.mark.parametrize("words", [["ponder"], ["pondernet", "x"], []])
+def test_an_unknown_ablation_is_answered_with_those_that_there_are(clone: Path, words: list[str]) -> None:
+    done = call("bash", job(clone, "ablation-train"), *words)
+    assert is_one_line(done) and done.stderr.endswith(
+        "lncot-no-embedding, adm-no-embedding, pondernet, stick-breaking or mixture-of-repeats\n")
+
+
+def experiment(results: Path, name: str, iterations: int = 40000, dataset: str = "owt2", checkpoint: str = "ckpt.pt", **flags: object) -> Path:
+    """A finished training, as far as evaluations look at it before they start."""
+    folder = results / dataset / name
+    training(folder, iterations=iterations, dataset=dataset, **flags)
+    (folder / checkpoint).touch()
+    return folder
+
+
+def evaluated(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """The checkpoints that a dry run would evaluate."""
+    return [line.removeprefix("=== ") for line in done.stdout.splitlines() if line.startswith("=== ")]
+
+
+def test_eval_base_finds_what_is_trained_and_says_which_rows_are_missing(clone: Path, tmp_path: Path) -> None:
+    results = tmp_path / "exps"
+    wanted = [experiment(results, "a", model="base", n_layer=12), experiment(results, "a b", model="but", n_layer=12, n_repeat=2),
+              experiment(results, "group/c", model="cot", n_layer=24, n_repeat=5), experiment(results, "d", model="pondernet", **DEEP),
+              experiment(results, "small", iterations=7, model="base", n_layer=24)]
+    experiment(results, "reserved", model="cot", **DEEP)
+    experiment(results, "embedding", model="lncot", depth_embedding="linear_learned", **DEEP)
+    experiment(results, "elsewhere", dataset="stdlib", model="base", n_layer=24)
+    experiment(results, "unfinished", checkpoint="ckpt_9.pt", model="base", n_layer=24)
+    (results / "owt2" / "damaged").mkdir()
+    (results / "owt2" / "damaged" / "summary.json").write_text("{")
+    done = call("bash", job(clone, "eval-base"), "--dry-run", RESULTS_DIR=str(results), SCRATCH_DIR=str(tmp_path))
+    assert done.returncode == 0 and sorted(evaluated(done)) == sorted(map(str, wanted)), done.stderr
+    (note,) = [line for line in done.stderr.splitlines() if line.startswith("note: ")]
+    assert note.startswith("note: not trained of Table 1: Standard 24, Standard 48, Block Universal 12x3, ") and note.count(",") == 11
+    assert "warning: summary.json: " in done.stderr
+    programs = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("python ")]
+    assert programs == [*["eval.py"] * 5, "plot_fig2.py", "plot_fig3.py", "-m"]
+
+
+@pytest.mark.parametrize(("words", "package"), [(["cot", "12x5"], "base-train"), (["stick-breaking"], "ablation-train")])
+def test_eval_base_evaluates_the_model_that_its_training_would_train(clone: Path, tmp_path: Path, words: list[str], package: str) -> None:
+    where = call("bash", job(clone, package), "--where", *words, SCRATCH_DIR=str(tmp_path)).stdout.strip()
+    missing = call("bash", job(clone, "eval-base"), "--dry-run", *words, SCRATCH_DIR=str(tmp_path))
+    assert missing.returncode == 2 and f"there is no checkpoint {where}; train it (iridis/{package}/job.sh)" in missing.stderr
+    Path(where).mkdir(parents=True)
+    assert evaluated(call("bash", job(clone, "eval-base"), "--dry-run", *words, SCRATCH_DIR=str(tmp_path))) == [where]
+
+
+def test_eval_base_refuses_where_nothing_is_trained(clone: Path, tmp_path: Path) -> None:
+    done = call("bash", job(clone, "eval-base"), "--state", SCRATCH_DIR=str(tmp_path))
+    assert is_one_line(done) and "nothing is trained" in done.stderr, done.stderr
+    (tmp_path / "exps").mkdir()
+    done = call("bash", job(clone, "eval-base"), "--state", SCRATCH_DIR=str(tmp_path))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "is trained on owt2 below" in done.stderr, done.stderr
 
 
 def test_a_clone_that_is_someone_else_s_is_refused_with_what_to_do(clone: Path, tmp_path: Path) -> None:

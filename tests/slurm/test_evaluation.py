@@ -57,3 +57,17 @@ def test_an_evaluation_of_a_name_that_was_not_trained_is_refused(site: Site) -> 
     outcome = site.call("eval-lncot", "--name", "never trained", *LIMITED)
     assert outcome.code == 2 and outcome.job == ""
     assert "there is no checkpoint" in outcome.err and "iridis/lncot-train/job.sh" in outcome.err
+
+
+def test_eval_base_evaluates_all_that_is_trained_in_one_job_and_draws_figures_2_and_3(site: Site) -> None:
+    small = tiny(model=None, n_layer=None, n_layer_begin=None, n_layer_end=None, n_repeat=None, depth_embedding=None, iterations=4)
+    trainings = [site.submit("base-train", "base", "2", "--", *small),
+                 site.submit("ablation-train", "mixture-of-repeats", "--", *small, N_LAYER="4", N_REPEAT="2")]
+    for training in trainings:
+        site.wait(training)
+    outcome = site.submit("eval-base", *LIMITED)
+    site.wait(outcome)
+    run_dir = outcome.run_dir
+    missing = [name for name in ("fig2.png", "fig3.png", "report.md", "done") if not (run_dir / name).exists()]
+    assert missing == [] and len(list(run_dir.glob("*/eval_summary_ckpt.json"))) == 2, logs(run_dir)
+    assert "note: not trained of Table 1: Standard 12, " in outcome.err
