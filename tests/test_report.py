@@ -449,7 +449,7 @@ def test_markdown_rows_have_as_many_cells_as_their_head(tmp_path: Path) -> None:
 def test_points_at_each_compute_budget_are_listed(tmp_path: Path) -> None:
     summaries.curve(tmp_path / "ppl_per_mac.json", "adm", [point(50_000_000_000, 29.5, threshold=0.9)], [point(45_940_000_000, 30.9, passes=1)])
     text = render.markdown(report_on(tmp_path))
-    assert "| router, threshold 0.9 | 50.00 | 29.50 | 29.20 to 29.80 |" in text
+    assert "| router, scores of 0.9 and more | 50.00 | 29.50 | 29.20 to 29.80 |" in text
     assert "| fixed depth, 1 pass | 45.94 | 30.90 |" in text
 
 
