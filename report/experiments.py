@@ -24,7 +24,7 @@ from report.rows import ANY, ROWS, TABLES, Row
 
 PROG = "python -m report.experiments"
 OUTPUT = (Flag("output", str, None, "file to write (None: print it)"),)
-COLUMNS = ("model", "command", "main.py", "steps", "L4 hours", "paper", "re-run", "re-run's 95% interval", "ours", "95% interval over windows")
+COLUMNS = ("model", "command", "main.py", "steps", "L4 hours", "paper", "re-run", "re-run's 95% interval", "ours", "95% interval over texts")
 CODE = ("command", "main.py")
 GPU = "L4"
 # trainings of the re-run whose time is known, which set the utilisation of the models like them
