@@ -2,6 +2,7 @@
 
     python plot_fig4.py iridis/adm-ppl-per-mac/run_0/ppl_per_mac.json --output_dir figures
     python plot_fig4.py lncot_adm/ppl_per_mac.json but_mod/ppl_per_mac.json        # models side by side
+    python plot_fig4.py v1=a/ppl_per_mac.json v2=b/ppl_per_mac.json                # with labels of your own in the legend
 
 The files come from get_ppl_per_mac.py. All budgets of a model read the same windows, so bars are 95% intervals of the paired difference
 to full depth; files of before these were kept have intervals over windows of one model. Where the files hold measured seconds, a second
@@ -14,13 +15,14 @@ from __future__ import annotations
 import math
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from config import guarded
 from config.flags import Flag
-from report.command import paths_and_flags
+from report.command import paths_and_flags, without_labels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,8 +36,8 @@ FEWEST_CLOSE = 4  # points in it
 KINDS = {"router": "Router", "fixed_depth": "Fixed Depth"}
 
 
-def series(curves: Sequence[Curve]) -> list[dict[str, Any]]:
-    """The curves that are drawn, each by increasing work; steps are in a label where a model comes several times."""
+def series(curves: Sequence[Curve], labels: Mapping[Path, str] = MappingProxyType({})) -> list[dict[str, Any]]:
+    """The curves that are drawn, each by increasing work; steps are in a label where a model comes several times, or has a label."""
     from dataclasses import asdict
 
     from report.rows import NAMES
@@ -43,12 +45,13 @@ def series(curves: Sequence[Curve]) -> list[dict[str, Any]]:
     families = [NAMES[curve.args.model].removeprefix("Adaptive ") for curve in curves]
     result = []
     for curve, family in zip(curves, families, strict=True):
-        steps = f", {curve.steps:,} steps" if families.count(family) > 1 and curve.steps is not None else ""
+        own = labels.get(curve.path)
+        steps = f", {curve.steps:,} steps" if (own or families.count(family) > 1) and curve.steps is not None else ""
         kinds = {**KINDS, "router": "Router, published rule"} if curve.is_published else KINDS
         for kind, name in kinds.items():
             points = sorted(getattr(curve, kind), key=lambda point: point.macs)
             if points:
-                result.append({"label": f"{family} ({name}){steps}", "family": family, "kind": kind, "checkpoint": curve.checkpoint,
+                result.append({"label": f"{own or family} ({name}){steps}", "family": family, "kind": kind, "checkpoint": curve.checkpoint,
                                "timed_together": curve.is_timed, "points": [asdict(point) for point in points]})
     return result
 
@@ -81,9 +84,10 @@ def is_paired(data: dict[str, Any]) -> bool:
 
 def panel(axis: Any, data: dict[str, Any], x: str, scale: float, has_bars: bool) -> None:
     """All curves over one kind of cost, each by increasing cost; times that were taken one by one are too noisy to be joined by a line."""
-    from report.figures import FAMILIES, GREEN, PURPLE, whiskers
+    from report.figures import BLACK, FAMILIES, GREEN, PURPLE, SKY, whiskers
 
     seen: dict[str, int] = {}
+    others = (GREEN, PURPLE, SKY, BLACK)  # of the second and further curves of a family
     bar = "paired" if is_paired(data) else "interval"
     for one in data["curves"]:
         points = sorted((point for point in one["points"] if point[x] is not None), key=lambda point: point[x])
@@ -94,7 +98,7 @@ def panel(axis: Any, data: dict[str, Any], x: str, scale: float, has_bars: bool)
         is_router = one["kind"] == "router"
         line = "none" if x == "seconds" and not one["timed_together"] else "-" if is_router else "--"
         axis.errorbar([point[x] * scale for point in points], values, whiskers(values, bars),
-                      color=colour if number == 1 else (GREEN, PURPLE)[number % 2], marker=marker, linestyle=line, linewidth=0.8, markersize=3,
+                      color=colour if number == 1 else others[number % len(others) - 2], marker=marker, linestyle=line, linewidth=0.8, markersize=3,
                       markeredgewidth=0.7, markerfacecolor=None if is_router else "white", elinewidth=0.6, capsize=1.5, label=one["label"])
         if is_router and x == "macs":
             name_cuts(axis, points, x, scale)
@@ -164,7 +168,8 @@ def draw(data: dict[str, Any]) -> Figure:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    paths, flags = paths_and_flags(argv, "plot_fig4.py", "Figure 4: perplexity against compute.", OUTPUT, "PPL_PER_MAC_JSON...")
+    words, labels = without_labels(sys.argv[1:] if argv is None else argv)
+    paths, flags = paths_and_flags(words, "plot_fig4.py", "Figure 4: perplexity against compute.", OUTPUT, "[LABEL=]PPL_PER_MAC_JSON...")
 
     def work() -> int:
         from errors import UserError
@@ -175,9 +180,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         lengths = {curve.sequence_length for curve in curves}
         if len(lengths) > 1:
             raise UserError(f"the files are of sequences of {' and '.join(map(str, sorted(lengths)))} tokens: their costs cannot share an axis")
-        models = [name_of(curve) for curve in curves]
+        models = [f"{labels[curve.path]}: {name_of(curve)}" if curve.path in labels else name_of(curve) for curve in curves]
         data = {"figure": "4", "note": NOTE, "sequence_length": lengths.pop(), "models": models, "files": [str(path) for path in paths],
-                "curves": series(curves), "paper": paper_points(curves)}
+                "curves": series(curves, labels), "paper": paper_points(curves)}
         save(draw(data), Path(flags["output_dir"]), "fig4", data)
         return 0
 

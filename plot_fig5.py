@@ -2,34 +2,39 @@
 
     python plot_fig5.py router_weights_ckpt_40000.npz router_weights_ckpt.npz --output_dir figures
     python plot_fig5.py run_0/router_weights_*.npz             # a row of panels for each cascade, a colour for each checkpoint
+    python plot_fig5.py v1=a/router_weights.npz v2=b/router_weights.npz       # with labels of your own in the legend
 
-Axes begin and end where the scores do; the panels of a row have one scale. The files come from get_router_weights.py, which can
-cascade the scores of successive repeats in three ways:
+Axes begin and end where the scores do; all panels have one scale (--scale row: those of a row). The files come from
+get_router_weights.py, which can cascade the scores of successive repeats in four ways:
   raw        each router's own score
-  position   the paper's: the minimum so far by place in the array; after a top-k the places hold other tokens, so it mixes tokens
+  device     the authors' code: the minimum so far by place in the array, in the order in which the device's unsorted top-k leaves
+             it; a place holds other tokens after a top-k, so it mixes tokens
+  position   the same with a sorted top-k: the minimum so far by rank
   token      the right one: the minimum so far of the same token
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from config import guarded
 from config.flags import Flag
 from errors import UserError
-from report.command import paths_and_flags
+from report.command import paths_and_flags, without_labels
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
 
-OUTPUT = (Flag("output_dir", str, "figures", "folder for fig5.png, .pdf and .json"),)
-CASCADES = {"raw": "each router's\nown score", "position": "lowest so far at a place\n(the paper's: mixes tokens)",
-            "token": "lowest so far of a token\n(the right one)"}
+OUTPUT = (Flag("output_dir", str, "figures", "folder for fig5.png, .pdf and .json"),
+          Flag("scale", str, "all", "which panels share their axis of shares: all, or those of a row", choices=("all", "row")))
+CASCADES = {"raw": "each router's\nown score", "device": "lowest so far at a place\n(the authors' code here)",
+            "position": "lowest so far at a rank\n(their code, top-k sorted)", "token": "lowest so far of a token\n(the right one)"}
 WIDTHS = (0.02, 0.01, 0.004, 0.002)  # of a bin: narrower ones for scores that lie close together
 FEWEST_BINS = 25  # over the scores, while there is a narrower width
 
@@ -44,6 +49,7 @@ class Weights:
     steps: int | None
     cascade: str
     model: str
+    split: str
 
 
 def read_meta(path: Path) -> tuple[dict[str, Any], str]:
@@ -77,14 +83,26 @@ def read_weights(path: Path) -> Weights:
     if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.max() <= 1):
         raise UserError(f"{path}: weights must lie between 0 and 1")
     meta, cascade = read_meta(path)
-    return Weights(path, weights, meta["checkpoint"], meta.get("itr"), cascade, str(meta.get("model", "")))
+    if cascade == "position" and "device" not in meta:
+        print(f"note: {path} is of an earlier version, whose position cascade took scores from before the top-k of their pass; "
+              "get_router_weights.py writes it anew", file=sys.stderr)
+    return Weights(path, weights, meta["checkpoint"], meta.get("itr"), cascade, str(meta.get("model", "")), str(meta.get("split", "")))
 
 
-def histograms(files: Sequence[Weights]) -> dict[str, Any]:
+def label_of(one: Weights, labels: Mapping[Path, str]) -> str:
+    """For the legend: the label that it was given, else experiment and file; and the step."""
+    from report.figures import checkpoint_name
+
+    steps = "" if one.steps is None else f"{one.steps:,} steps"
+    if one.path in labels:
+        return ", ".join(filter(None, (labels[one.path], steps)))
+    return f"{steps}: {checkpoint_name(one.checkpoint)}" if steps else checkpoint_name(one.checkpoint)
+
+
+def histograms(files: Sequence[Weights], labels: Mapping[Path, str] = MappingProxyType({})) -> dict[str, Any]:
     """Counts of tokens by weight: a row for each cascade, a column for each repeat, an entry for each file."""
     import numpy as np
 
-    from report.figures import checkpoint_name
     from report.rows import NAMES
 
     low, high = min(float(one.weights.min()) for one in files), max(float(one.weights.max()) for one in files)
@@ -96,11 +114,12 @@ def histograms(files: Sequence[Weights]) -> dict[str, Any]:
     for cascade in (name for name in CASCADES if any(one.cascade == name for one in files)):
         rows.append({"cascade": cascade, "files": [
             {"file": str(one.path), "checkpoint": one.checkpoint, "steps": one.steps, "tokens": len(one.weights),
-             "label": ("" if one.steps is None else f"{one.steps:,} steps: ") + checkpoint_name(one.checkpoint),
+             "label": label_of(one, labels),
              "counts": [np.histogram(column, edges)[0].tolist() for column in one.weights.T],
              "mean": [float(column.mean()) for column in one.weights.T]} for one in files if one.cascade == cascade]})
     models = dict.fromkeys(NAMES.get(one.model, one.model) for one in files)
-    return {"figure": "5", "models": list(models), "edges": edges.tolist(),
+    splits = dict.fromkeys(one.split for one in files if one.split)
+    return {"figure": "5", "models": list(models), "splits": list(splits), "edges": edges.tolist(),
             "span": [float(edges[first]), float(edges[last])], "repeats": max(one.weights.shape[1] for one in files), "rows": rows}
 
 
@@ -115,16 +134,16 @@ def panel(axis: Any, edges: Sequence[float], row: dict[str, Any], repeat: int, c
             axis.axvline(one["mean"][repeat], color=colour, linestyle="--", linewidth=0.8)
 
 
-def draw(data: dict[str, Any]) -> Figure:
+def draw(data: dict[str, Any], scale: str = "all") -> Figure:
     from matplotlib.ticker import MaxNLocator
 
-    from report.figures import BLUE, GREEN, ORANGE, PURPLE, TWO_COLUMNS, legend, panels, plain
+    from report.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, TWO_COLUMNS, legend, panels, plain
 
     rows, repeats = data["rows"], data["repeats"]
     labels = dict.fromkeys(one["label"] for row in rows for one in row["files"])
-    palette = (ORANGE, BLUE, GREEN, PURPLE)
+    palette = (ORANGE, BLUE, GREEN, PURPLE, SKY, BLACK)
     colours = {label: palette[number % len(palette)] for number, label in enumerate(labels)}
-    figure, axes = panels(len(rows), repeats, TWO_COLUMNS, 0.9 + 1.35 * len(rows) + 0.17 * len(labels), sharex=True, sharey="row")
+    figure, axes = panels(len(rows), repeats, TWO_COLUMNS, 0.9 + 1.35 * len(rows) + 0.17 * len(labels), sharex=True, sharey=scale)
     for line, row in zip(axes, rows, strict=True):
         for repeat, axis in enumerate(line):
             panel(axis, data["edges"], row, repeat, colours)
@@ -136,18 +155,20 @@ def draw(data: dict[str, Any]) -> Figure:
     axes[0][0].xaxis.set_major_locator(MaxNLocator(4))
     legend(figure, axes, list(labels), columns=1)
     figure.suptitle(plain(f"{', '.join(data['models'])}: the routers' scores of tokens, from 0 (stop) to 1 (go on to the next pass)\n"
-                          f"share of the tokens in bins of {data['edges'][1]:g}, dashed: mean"))
+                          f"share of the tokens{' of split ' + ' and '.join(data['splits']) if data['splits'] else ''} "
+                          f"in bins of {data['edges'][1]:g}, dashed: mean"))
     return figure
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    paths, flags = paths_and_flags(argv, "plot_fig5.py", "Figure 5: distribution of router weights.", OUTPUT, "ROUTER_WEIGHTS_NPZ...")
+    words, labels = without_labels(sys.argv[1:] if argv is None else argv)
+    paths, flags = paths_and_flags(words, "plot_fig5.py", "Figure 5: distribution of router weights.", OUTPUT, "[LABEL=]ROUTER_WEIGHTS_NPZ...")
 
     def work() -> int:
         from report.figures import save
 
-        data = histograms([read_weights(path) for path in paths])
-        save(draw(data), Path(flags["output_dir"]), "fig5", data)
+        data = histograms([read_weights(path) for path in paths], labels)
+        save(draw(data, flags["scale"]), Path(flags["output_dir"]), "fig5", data)
         return 0
 
     return guarded("plot_fig5.py", work)

@@ -214,7 +214,7 @@ OBSOLETE = frozenset({"config_format", "add_additional_space", "rmsnorm_eps", "m
 
 # flags of the reference repository's programs that have another form here, and that form; under either spelling, - or _
 OTHER_FORMS = {
-    "method": "get_router_weights.py takes --cascade raw position token, in one pass over the data",
+    "method": "get_router_weights.py takes --cascade raw position token device, in one pass over the data (cf: device; cf-sorted: position)",
     "config_loading": "leave it out: the settings come from the checkpoint, and flags given here stand above them",
     "weights_40k": "give the files as they are: python plot_fig5.py router_weights_ckpt_40000.npz router_weights_ckpt_60000.npz",
     "weights_60k": "give the files as they are: python plot_fig5.py router_weights_ckpt_40000.npz router_weights_ckpt_60000.npz",

@@ -11,7 +11,7 @@ LIBRARY="$(dirname "$(readlink -f "$0")")/lib.sh" # sbatch would run a copy of t
 # shellcheck source=iridis/lib.sh
 . "$LIBRARY"
 parse_options "$@"
-[[ $HOW == submit && $PIN_CODE == 0 && -z "$MAX_JOBS$AFTER$NAME${CHECKPOINTS[*]}${FLAGS[*]}" ]] || die "this takes --dry-run alone"
+[[ $HOW == submit && $PIN_CODE == 0 && -z "$MAX_JOBS$AFTER$NAME${CHECKPOINTS[*]}${STEPS[*]}${FLAGS[*]}" ]] || die "this takes --dry-run alone"
 ((${#WORDS[@]} == 1)) || die "say what to cancel: bash iridis/cancel.sh EXPERIMENT|PACKAGE|JOB|all"
 has_slurm || die "there is no SLURM here, so no job to cancel"
 

@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # What every evaluation package shares: which checkpoints, one summary and one text for each in the run folder, and the report.
 # A package sources this, names the training in TRAINED_BY, may define `work`, `draw` and `choose_checkpoints`, and calls `run_evaluation "$@"`.
+# Each checkpoint has a folder below the run folder, called by its label, where there are several or it has one.
 
 # shellcheck source=iridis/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -14,18 +15,40 @@ find_checkpoints() {
         die "unknown word ${WORDS[0]} (bash $JOB_SCRIPT --help lists the options)"
     if ((${#CHECKPOINTS[@]} == 0)); then
         experiment="$(bash "$REPO_DIR/iridis/$TRAINED_BY/job.sh" --where "${WORDS[@]}" ${NAME:+--name "$NAME"})" || exit $?
-        CHECKPOINTS=("$experiment")
+        CHECKPOINTS=("$experiment") LABELS=("")
     fi
     [[ -d $RUN_DIR ]] || return 0
-    printf '%s\n' "${CHECKPOINTS[@]}" >"$RUN_DIR/checkpoints.txt"
+    local n
+    for n in "${!CHECKPOINTS[@]}"; do printf '%s\n' "${LABELS[n]:+${LABELS[n]}=}${CHECKPOINTS[n]}"; done >"$RUN_DIR/checkpoints.txt"
     stage_words >"$RUN_DIR/stage.txt"
+}
+
+# find_targets: fill FILES with the checkpoint files that are read, in the order of the checkpoints and then of their steps; for each,
+# OF with the number of its checkpoint, AT with its step, and DATA with the place of its data where the recorded one is gone
+find_targets() {
+    local fields=() n options=(--steps "${STEPS[@]}" --data_dir "$DATA_DIR")
+    find_checkpoints
+    [[ ! " ${FLAGS[*]}" =~ \ --data(_dir|set)[=\ ] ]] || options=(--steps "${STEPS[@]}") # the user says where
+    ((!DRY_RUN)) || options+=(--quick)
+    mapfile -d '' -t fields < <(command python -m iridis.targets "${options[@]}" -- "${CHECKPOINTS[@]}")
+    wait $! || exit $?
+    OF=() AT=() FILES=() DATA=()
+    for ((n = 0; n < ${#fields[@]}; n += 4)); do
+        OF+=("${fields[n]}") AT+=("${fields[n + 1]}") FILES+=("${fields[n + 2]}") DATA+=("${fields[n + 3]}")
+    done
+}
+
+# opens I: fill OPENS, how a program is told to open the I-th file
+opens() {
+    OPENS=(--checkpoint "${FILES[$1]}")
+    [[ -z ${DATA[$1]} ]] || OPENS+=(--data_dir "${DATA[$1]}")
 }
 
 # stage_words: what makes an evaluation this one and no other, quoted alike in every locale
 stage_words() {
-    local LC_ALL=C checkpoint words=()
-    for checkpoint in "${CHECKPOINTS[@]}"; do words+=(--checkpoint "$checkpoint"); done
-    quoted "${words[@]}" "${WORDS[@]}" -- "${FLAGS[@]}"
+    local LC_ALL=C
+    checkpoint_words
+    quoted "${CHECKPOINT_WORDS[@]}" "${WORDS[@]}" -- "${FLAGS[@]}"
 }
 
 # choose_checkpoints: a package may fill CHECKPOINTS here
@@ -35,7 +58,7 @@ identify() {
     choose_checkpoints
     find_checkpoints
     name_job "${CHECKPOINTS[*]}"
-    if ((${#WORDS[@]} + ${#FLAGS[@]})); then
+    if ((${#WORDS[@]} + ${#FLAGS[@]} + ${#STEPS[@]})) || [[ -n ${LABELS[0]} ]]; then
         JOB_NAME+="-$(stage_words | sha256sum | cut -c1-8)"
     fi
 }
@@ -99,27 +122,64 @@ before_local() {
     for checkpoint in "${CHECKPOINTS[@]}"; do
         [[ -n $AFTER || -e $checkpoint ]] || die "there is no checkpoint $checkpoint; train it (iridis/$TRAINED_BY/job.sh), or name one: --checkpoint DIR_OR_FILE"
     done
+    ((!${#STEPS[@]})) || [[ -n $AFTER ]] || python -m iridis.targets --quick --steps "${STEPS[@]}" -- "${CHECKPOINTS[@]}" >/dev/null || exit $?
 }
 
-# evaluate FOLDER CHECKPOINT FLAGS...: perplexity over the validation split
+# evaluate FOLDER CHECKPOINT FLAGS...: perplexity over the validation split; what is printed is kept as TEXT, by default eval.txt
 evaluate() {
     mkdir -p "$1"
     printf '=== %s\n' "$2"
-    python eval.py --checkpoint "$2" --output_dir "$1" "${@:3}" "${FLAGS[@]}" | tee "$1/eval.txt"
+    python eval.py --checkpoint "$2" --output_dir "$1" "${@:3}" "${FLAGS[@]}" | tee "$1/${TEXT:-eval.txt}"
 }
 
-# evaluate_all: each checkpoint (the newest one of a folder) at full compute; several get a folder each
+# evaluate_all: each file at full compute, with the step in the names of its results
 evaluate_all() {
-    local n
-    find_checkpoints
-    for n in "${!CHECKPOINTS[@]}"; do
-        evaluate "$RUN_DIR$(part "$n")" "${CHECKPOINTS[n]}"
+    local i folder TEXT
+    find_targets
+    for i in "${!FILES[@]}"; do
+        opens "$i"
+        folder="$RUN_DIR$(part "${OF[i]}")" TEXT="eval${AT[i]:+_$(thousands "${AT[i]}")}.txt"
+        evaluate "$folder" "${FILES[i]}" "${OPENS[@]:2}"
+        name_by_step "$i" "$folder" "$TEXT"
     done
 }
 
-# part N: where the N-th of several checkpoints has its results, below a folder
+# thousands STEP: 40000 as 40k
+thousands() {
+    if (($1 % 1000)); then printf '%s' "$1"; else printf '%sk' "$(($1 / 1000))"; fi
+}
+
+# name_by_step I FOLDER TEXT: the results of the I-th file, as eval.py and `evaluate` wrote them; names without a step become links
+name_by_step() {
+    local plain="$2/eval_summary_ckpt.json" numbered="eval_summary_ckpt_${AT[$1]}.json"
+    [[ $3 == eval.txt || ! -f "$2/$3" ]] || ln -sfn -- "$3" "$2/eval.txt"
+    [[ ${FILES[$1]} == */ckpt.pt && -n ${AT[$1]} && -f $plain && ! -L $plain ]] || return 0
+    mv -f -- "$plain" "$2/$numbered"
+    ln -sfn -- "$numbered" "$plain"
+}
+
+# part N: where the N-th checkpoint has its results, below a folder: by its label, else by its number where there are several
 part() {
-    ((${#CHECKPOINTS[@]} == 1)) || printf '/%s' "$1"
+    if [[ -n ${LABELS[$1]:-} ]]; then
+        printf '/%s' "${LABELS[$1]}"
+    elif ((${#CHECKPOINTS[@]} > 1)); then
+        printf '/%s' "$1"
+    fi
+}
+
+# place I: where the I-th file has results whose names do not tell the step, below a folder
+place() {
+    printf '%s%s' "$(part "${OF[$1]}")" "${AT[$1]:+/ckpt_${AT[$1]}}"
+}
+
+# found NAME FOLDER N...: fill FOUND with the files of that name that those checkpoints have below a folder, each behind its label
+found() {
+    local n file files
+    FOUND=()
+    for n in "${@:3}"; do
+        mapfile -t files < <(find "$2$(part "$n")" -name "$1" | sort -V)
+        for file in "${files[@]}"; do FOUND+=("${LABELS[n]:+${LABELS[n]}=}$file"); done
+    done
 }
 
 # draw: everything that is made of the data in RUN_DIR and WORKSPACE; a package adds its figures
@@ -134,13 +194,15 @@ work() {
 
 # replot: draw again from the data of the newest complete run, here and now
 replot() {
-    local run
+    local run checkpoint
     ensure_environment
     RUN_DIR=""
     for run in "$PACKAGE_DIR"/run_*; do
         [[ -e "$run/done" && (-z $RUN_DIR || "$run/done" -nt "$RUN_DIR/done") ]] && RUN_DIR="$run"
     done
     [[ -n $RUN_DIR ]] || die "no run of $(basename "$PACKAGE_DIR") is complete; bash $JOB_SCRIPT makes one"
+    CHECKPOINTS=() LABELS=()
+    while IFS= read -r checkpoint; do add_checkpoint "$checkpoint"; done <"$RUN_DIR/checkpoints.txt"
     set_workspace
     draw
 }

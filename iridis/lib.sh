@@ -77,6 +77,7 @@ NAME_PREFIX="$JOB_NAME"
 TAKES_WORDS=0                         # 1: a package whose arguments may be plain words, such as a model and its size
 SINGLETON=0                           # 1: never two jobs of this name at once
 CHAINS=0                              # 1: a job goes on in another one, and is told before its time limit
+LABELS=() STEPS=()                    # of an evaluation: what its checkpoints are called, and which steps of them are asked for
 CLONE_DIR="$REPO_DIR"                  # where the user works, whatever the code runs from
 LINKS_DIR="$SCRATCH_DIR/.chains"      # for each job that another has taken the place of, a file with the id of that one
 
@@ -85,11 +86,30 @@ usage() {
     sed -n '2,/^[^#]/{/^# shellcheck/d;s/^# \{0,1\}//p;}' "$JOB_SCRIPT"
 }
 
-# parse_options ARGUMENTS...: sets HOW, DRY_RUN, PIN_CODE, MAX_JOBS, AFTER, NAME, CHECKPOINTS, RUN_DIR, WORDS and FLAGS (what follows --).
+# add_checkpoint WORD: a path, or LABEL=PATH; a word that is there as a path is one
+add_checkpoint() {
+    local label="" path="$1"
+    if [[ ! -e $1 && $1 =~ ^([A-Za-z0-9_][A-Za-z0-9_.-]*)=(.+)$ ]]; then
+        label="${BASH_REMATCH[1]}" path="${BASH_REMATCH[2]}"
+        [[ $label != "done" && $label != code ]] || die "--checkpoint $1: a run folder has a $label of its own; take another label"
+        [[ " ${LABELS[*]} " != *" $label "* ]] || die "--checkpoint $1: $label is the label of another checkpoint"
+    fi
+    LABELS+=("$label")
+    CHECKPOINTS+=("$(realpath -ms -- "$path")")
+}
+
+# add_step WORD: one of the steps that are asked for
+add_step() {
+    [[ $1 =~ ^[1-9][0-9]{0,11}$ ]] || die "--steps $1: must be numbers of steps, such as 40000 60000"
+    STEPS+=("$1")
+}
+
+# parse_options ARGUMENTS...: sets HOW, DRY_RUN, PIN_CODE, MAX_JOBS, AFTER, NAME, CHECKPOINTS, LABELS (one for each, empty where it has
+# none), STEPS, RUN_DIR, WORDS and FLAGS (what follows --).
 # With PASS_THROUGH=1, options that are not the job library's belong to FLAGS.
 parse_options() {
-    HOW=submit DRY_RUN=0 PIN_CODE=0 MAX_JOBS="" AFTER="" NAME="" RUN_DIR="" CHECKPOINTS=() WORDS=() FLAGS=()
-    local pass="${PASS_THROUGH:-0}"
+    HOW=submit DRY_RUN=0 PIN_CODE=0 MAX_JOBS="" AFTER="" NAME="" RUN_DIR="" CHECKPOINTS=() LABELS=() STEPS=() WORDS=() FLAGS=()
+    local pass="${PASS_THROUGH:-0}" label labelled=0
     [[ $pass == 0 || $# == 0 || $1 == -* ]] || die "unknown word $1 (bash $JOB_SCRIPT --help lists the options)"
     while (($#)); do
         if [[ $pass == 1 && ! $1 =~ ^--(dry-run|local|state|after|segment|pin-code|help|)$ ]]; then
@@ -101,13 +121,26 @@ parse_options() {
         --dry-run) DRY_RUN=1 ;;
         --pin-code) PIN_CODE=1 ;;
         --local | --where | --state | --replot) HOW="${1#--}" ;;
-        --chain | --after | --name | --segment | --checkpoint)
+        --chain | --after | --name | --segment | --checkpoint | --steps)
             [[ $# -ge 2 && -n $2 ]] || die "$1 needs a value"
             case "$1" in
             --chain) MAX_JOBS="$2" ;;
             --after) AFTER="$2" ;;
             --name) NAME="$2" ;;
-            --checkpoint) CHECKPOINTS+=("$(realpath -ms -- "$2")") ;;
+            --checkpoint)
+                add_checkpoint "$2"
+                while [[ ${3:-} == [!-]*[=/]* || ${3:-} == /* ]]; do # a word of a training is no path and has no =
+                    add_checkpoint "$3"
+                    shift
+                done
+                ;;
+            --steps)
+                add_step "$2"
+                while [[ ${3:-} =~ ^[0-9]+$ ]]; do
+                    add_step "$3"
+                    shift
+                done
+                ;;
             --segment) HOW=segment RUN_DIR="$2" ;;
             esac
             shift
@@ -125,6 +158,8 @@ parse_options() {
         esac
         shift
     done
+    for label in "${LABELS[@]}"; do labelled=$((labelled + (${#label} > 0))); done
+    ((!labelled || labelled == ${#LABELS[@]})) || die "label every checkpoint or none: --checkpoint LABEL=DIR_OR_FILE"
     [[ -z $MAX_JOBS || $MAX_JOBS =~ ^[1-9][0-9]{0,5}$ ]] || die "--chain $MAX_JOBS: must be a number of jobs, at least 1"
     [[ -z $AFTER || $AFTER =~ ^[0-9]+(:[0-9]+)*$ ]] || die "--after $AFTER: must be a job id, or several joined by :"
 }
@@ -285,14 +320,21 @@ sbatch_words() {
     SBATCH+=("${further[@]}")
 }
 
+# checkpoint_words: fill CHECKPOINT_WORDS, the options that say which checkpoints and steps
+checkpoint_words() {
+    local n
+    CHECKPOINT_WORDS=()
+    for n in "${!CHECKPOINTS[@]}"; do CHECKPOINT_WORDS+=(--checkpoint "${LABELS[n]:+${LABELS[n]}=}${CHECKPOINTS[n]}"); done
+    ((!${#STEPS[@]})) || CHECKPOINT_WORDS+=(--steps "${STEPS[@]}")
+}
+
 # segment_words: fill SEGMENT, the command that the job runs
 segment_words() {
     SEGMENT=(bash "$JOB_SCRIPT" --segment "$RUN_DIR")
     [[ -z $MAX_JOBS ]] || SEGMENT+=(--chain "$MAX_JOBS")
     [[ -z $NAME ]] || SEGMENT+=(--name "$NAME")
-    local checkpoint
-    for checkpoint in "${CHECKPOINTS[@]}"; do SEGMENT+=(--checkpoint "$checkpoint"); done
-    SEGMENT+=("${WORDS[@]}" -- "${FLAGS[@]}")
+    checkpoint_words
+    SEGMENT+=("${CHECKPOINT_WORDS[@]}" "${WORDS[@]}" -- "${FLAGS[@]}")
 }
 
 # hand_to_slurm: submit this job and print its id. A job's own SLURM_ variables must not reach the next one.
@@ -588,6 +630,7 @@ refuse_unused() {
     [[ -z $MAX_JOBS || $kind == training ]] || die "$package has no --chain: its work is one job"
     [[ -z $NAME || $kind != other ]] || die "$package has no --name"
     ((!${#CHECKPOINTS[@]})) || [[ $kind == evaluation ]] || die "$package has no --checkpoint"
+    ((!${#STEPS[@]})) || [[ $kind == evaluation ]] || die "$package has no --steps"
     [[ $HOW != local ]] || ((DRY_RUN)) || [[ $PIN_CODE == 0 && -z $AFTER ]] || die "--pin-code and --after are of jobs, and this runs in the foreground"
 }
 

@@ -13,7 +13,7 @@ LIBRARY="$(dirname "$(readlink -f "$0")")/lib.sh" # sbatch would run a copy of t
 . "$LIBRARY"
 parse_options "$@"
 
-[[ $HOW =~ ^(submit|local)$ && $PIN_CODE == 0 && -z "$MAX_JOBS$AFTER$NAME${CHECKPOINTS[*]}" ]] ||
+[[ $HOW =~ ^(submit|local)$ && $PIN_CODE == 0 && -z "$MAX_JOBS$AFTER$NAME${CHECKPOINTS[*]}${STEPS[*]}" ]] ||
     die "a pipeline takes --dry-run alone; flags for every training go after --"
 TABLE="${WORDS[*]:-reproduce}"
 [[ $TABLE != */* && $TABLE != *.tsv ]] || TABLE="$(realpath -ms -- "$TABLE")"

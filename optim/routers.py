@@ -57,7 +57,7 @@ def factors_at(model: Transformer, windows: TokenWindows, chosen: np.ndarray, ba
     """
     counts = torch.zeros(len(cuts), model.settings.n_repeat - 1, dtype=torch.float64)
     for scores in router_scores(model, windows, chosen[world.rank::world.size], batch_size, autocast, world.device):
-        counts += reaching(scores.to(world.device), cuts, "position" if published else "token").cpu()
+        counts += reaching(scores.to(world.device), cuts, "device" if published else "token").cpu()
     shares = world.sum(counts) / (len(chosen) * windows.length)
     return [[rounded(share) for share in row] if published else row for row in shares.tolist()]
 

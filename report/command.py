@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 from config.flags import Flag
 from config.parse import parse, stop
+
+LABELLED = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]*)=(.+)")  # as iridis/lib.sh has it
 
 
 def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -24,6 +27,18 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
         (flags if is_flag or waiting else paths).append(word)
         waiting = is_flag and "=" not in word
     return paths, flags
+
+
+def without_labels(words: Sequence[str]) -> tuple[list[str], dict[Path, str]]:
+    """Words of which some are LABEL=PATH, without the labels; and the label of each such path. What is there as a path is one."""
+    labels = {}
+    plain = []
+    for word in words:
+        match = None if os.path.exists(word) else LABELLED.fullmatch(word)
+        if match:
+            labels[Path(match[2])] = match[1]
+        plain.append(match[2] if match else word)
+    return plain, labels
 
 
 def paths_and_flags(argv: Sequence[str] | None, prog: str, description: str, flags: Sequence[Flag], paths: str,

@@ -125,7 +125,8 @@ def _curve(curve: Curve) -> list[str]:
 
 
 def _budget(kind: str, point: Point) -> list[str]:
-    name = f"router, scores of {point.label:g} and more" if kind == "router" else f"fixed depth, {point.label:g} pass{'es' if point.label > 1 else ''}"
+    passes = f"fixed depth, {point.label:g} pass{'es' if point.label > 1 else ''}"
+    name = f"router, scores of {point.label:g} and more" if kind == "router" else passes
     work, paired = point.macs / 1e9, point.paired
     of_pairs = "" if paired is None else f"{paired[0]:.3f} to {paired[1]:.3f}"
     return [name, f"{work:.2f}" if work >= 1 else f"{work:.2g}", two(point.perplexity), between(point.interval), of_pairs, two(point.depth),

@@ -305,6 +305,19 @@ def test_figure_4_names_what_is_wrong_with_a_file(inputs: dict[int, list[Path]],
     assert str(path) in line and part in line
 
 
+def test_figure_4_has_labels_and_steps_in_its_legend(inputs: dict[int, list[Path]], tmp_path: Path) -> None:
+    words = [f"v1={inputs[4][0]}", f"v2={shutil.copy(inputs[4][0], tmp_path / 'other.json')}"]
+    figure = plot_fig4.draw(draw(plot_fig4, words, tmp_path / "out"))
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert said[:2] == ["v1 (Router), 60,000 steps", "v1 (Fixed Depth), 60,000 steps"] and "v2 (Router), 60,000 steps" in said
+
+
+def test_figure_4_gives_each_of_four_checkpoints_a_colour(inputs: dict[int, list[Path]], tmp_path: Path) -> None:
+    words = [f"v{number}={shutil.copy(inputs[4][0], tmp_path / f'{number}.json')}" for number in range(4)]
+    axis = plot_fig4.draw(draw(plot_fig4, words, tmp_path / "out")).axes[0]
+    assert len({bars.lines[0].get_color() for bars in axis.containers}) == 4
+
+
 # figure 5
 
 def test_figure_5_counts_are_numpys(tmp_path: Path) -> None:
@@ -325,11 +338,35 @@ def test_figure_5_draws_the_shares_of_the_counts(tmp_path: Path) -> None:
 
 
 def test_figure_5_has_a_row_for_each_cascade_and_says_which_is_right(tmp_path: Path) -> None:
-    files = [weights(tmp_path / f"router_weights_ckpt_{name}.npz", np.full((10, 2), 0.5), name) for name in ("token", "raw", "position")]
+    files = [weights(tmp_path / f"router_weights_ckpt_{name}.npz", np.full((10, 2), 0.5), name) for name in ("token", "raw", "position", "device")]
     data = draw(plot_fig5, files, tmp_path / "out")
-    assert [row["cascade"] for row in data["rows"]] == ["raw", "position", "token"]
+    assert [row["cascade"] for row in data["rows"]] == ["raw", "device", "position", "token"]
     labels = [axis.get_ylabel() for axis in plot_fig5.draw(data).axes[::2]]
-    assert "the paper's" in labels[1] and "the right one" in labels[2]
+    assert "the authors' code here" in labels[1] and "top-k sorted" in labels[2] and "the right one" in labels[3]
+
+
+@pytest.mark.parametrize(("scale", "same"), [("all", True), ("row", False)])
+def test_figure_5_has_one_scale_in_all_panels_unless_told_otherwise(tmp_path: Path, scale: str, same: bool) -> None:
+    files = [weights(tmp_path / "router_weights_raw.npz", np.linspace(0.0, 1, 100)[:, None], "raw"),
+             weights(tmp_path / "router_weights_token.npz", np.full((100, 1), 0.5), "token")]
+    first, second = plot_fig5.draw(draw(plot_fig5, files, tmp_path / "out"), scale).axes
+    assert (first.get_ylim() == second.get_ylim()) is same
+
+
+def test_figure_5_has_labels_and_steps_in_its_legend(tmp_path: Path) -> None:
+    files = [weights(tmp_path / name / f"router_weights_{itr}.npz", np.full((10, 2), 0.5), itr=itr) for name in "ab" for itr in (40000, 60000)]
+    words = [f"v{number}={path}" for number, path in zip((1, 1, 2, 2), files, strict=True)]
+    figure = plot_fig5.draw(draw(plot_fig5, words, tmp_path / "out"))
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert said == ["v1, 40,000 steps", "v1, 60,000 steps", "v2, 40,000 steps", "v2, 60,000 steps"]
+
+
+def test_figure_5_tells_a_position_cascade_of_an_earlier_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = weights(tmp_path / "router_weights_position.npz", [[0.5]], "position")
+    new = weights(tmp_path / "new" / "router_weights_position.npz", [[0.5]], "position", device="cpu")
+    draw(plot_fig5, [old, new], tmp_path / "out")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(old) in line and "earlier version" in line
 
 
 def test_figure_5_has_one_scale_in_a_row(tmp_path: Path) -> None:

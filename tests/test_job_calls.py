@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -86,7 +87,7 @@ def test_a_symlink_to_fetch_results_is_the_script(clone: Path, tmp_path: Path) -
 UNUSED = [("quickstart", "--chain", "3"), ("quickstart", "--name", "x"), ("quickstart", "--where"), ("quickstart", "--checkpoint", "/x"),
           ("lncot-train", "--checkpoint", "/x"), ("lncot-train", "--replot"), ("eval-lncot", "--chain", "3"),
           ("lncot-train", "--local", "--pin-code"), ("lncot-train", "--local", "--after", "5"),
-          ("lncot-exp4", "--checkpoint", "/x", "--checkpoint", "/y")]
+          ("quickstart", "--steps", "5"), ("lncot-train", "--steps", "5")]
 
 
 @pytest.mark.parametrize("words", UNUSED, ids=" ".join)
@@ -111,12 +112,71 @@ def test_an_unknown_way_to_go_on_is_refused(clone: Path) -> None:
     assert is_one_line(done) and "CHAIN_BY" in done.stderr
 
 
+def programs_of(said: str) -> list[str]:
+    """The programs that a dry run shows, in their order."""
+    found = [line.split()[1:3] for line in said.splitlines() if line.startswith("python ")]
+    return [words[1] if words[0] == "-m" else words[0] for words in found]
+
+
 @pytest.mark.slow
 def test_a_dry_run_of_an_evaluation_shows_all_that_it_would_run(clone: Path, tmp_path: Path) -> None:
     done = call("bash", job(clone, "eval-adm"), "--dry-run", "--checkpoint", tmp_path, "--", "--eval_sample_size", "48", SCRATCH_DIR=str(tmp_path))
-    programs = [line.split()[1:3] for line in done.stdout.splitlines() if line.startswith("python ")]
-    assert [words[1] if words[0] == "-m" else words[0] for words in programs] == ["eval.py", "get_router_weights.py", "plot_fig5.py", "report"]
-    assert done.stdout.count("--eval_sample_size 48") == 2 and f"--output_dir {clone / 'iridis' / 'eval-adm' / 'run_N'}" in done.stdout
+    assert programs_of(done.stdout) == ["eval.py", "get_ppl_per_mac.py", "get_router_weights.py", "plot_fig4.py", "plot_fig5.py", "report"]
+    assert done.stdout.count("--eval_sample_size 48") == 3 and f"--output_dir {clone / 'iridis' / 'eval-adm' / 'run_N'}" in done.stdout
+
+
+@pytest.mark.slow
+def test_figure_4_of_several_checkpoints_is_a_sweep_of_each(clone: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    done = call("bash", job(clone, "lncot-exp4"), "--dry-run", "--checkpoint", f"v1={tmp_path}/a", f"v2={tmp_path}/b", SCRATCH_DIR=str(tmp_path))
+    assert programs_of(done.stdout) == ["get_ppl_per_mac.py", "get_ppl_per_mac.py", "plot_fig4.py"], done.stderr
+    assert all(f"run_N/{name} " in done.stdout for name in ("v1", "v2"))
+
+
+def test_a_step_that_is_missing_is_refused_before_there_is_a_run_folder(clone: Path, tmp_path: Path) -> None:
+    done = call("bash", job(clone, "lncot-exp4"), "--checkpoint", tmp_path, "--steps", "40", SCRATCH_DIR=str(tmp_path))
+    assert done.returncode == 2 and f"--steps 40: {tmp_path} has no checkpoint of that step" in done.stderr.splitlines()[-1], done.stderr
+    assert list((clone / "iridis" / "lncot-exp4").glob("run_*")) == []
+
+
+@pytest.fixture(scope="module")
+def evaluated(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The run folder of eval-adm of two steps of a checkpoint of the authors, twice, and what was printed."""
+    scratch = tmp_path_factory.mktemp("evaluated")
+    adaptive = next((PEER / "exps" / "owt2").glob("adaptive*")) / "official_adm"
+    done = call("bash", job(clone, "eval-adm"), "--local", "--checkpoint", f"v1={adaptive}", f"v2={adaptive}", "--steps", "75", "150", "--",
+                "--device", "cpu", "--eval_sample_size", "48", FIGURE_4="0", SCRATCH_DIR=str(scratch), DATA_DIR=str(PEER / "datasets"))
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.splitlines()[0].removeprefix("run folder: ")), done.stderr
+
+
+@pytest.mark.slow
+def test_results_are_by_label_and_step(evaluated: tuple[Path, str]) -> None:
+    for label in ("v1", "v2"):
+        names = sorted(path.name for path in (evaluated[0] / label).iterdir())
+        assert names == ["eval.txt", "eval_150.txt", "eval_75.txt", "eval_summary_ckpt.json", "eval_summary_ckpt_150.json",
+                         "eval_summary_ckpt_75.json", "exp5"]
+
+
+@pytest.mark.slow
+def test_names_without_a_step_are_those_of_the_final_checkpoint(evaluated: tuple[Path, str]) -> None:
+    folder = evaluated[0] / "v1"
+    assert json.loads((folder / "eval_summary_ckpt.json").read_text())["itr"] == 150
+    assert (folder / "eval.txt").read_text() == (folder / "eval_150.txt").read_text() != (folder / "eval_75.txt").read_text()
+
+
+@pytest.mark.slow
+def test_figure_5_is_drawn_of_all_and_of_each(evaluated: tuple[Path, str]) -> None:
+    run_dir, _ = evaluated
+    files = {place: json.loads((run_dir / place / "fig5.json").read_text())["rows"][0]["files"] for place in (".", "v2/exp5")}
+    assert [one["label"] for one in files["."]] == ["v1, 75 steps", "v1, 150 steps", "v2, 75 steps", "v2, 150 steps"]
+    assert [one["label"] for one in files["v2/exp5"]] == ["v2, 75 steps", "v2, 150 steps"]
+
+
+@pytest.mark.slow
+def test_an_evaluation_says_that_it_reads_data_elsewhere_than_they_were(evaluated: tuple[Path, str]) -> None:
+    assert f"reading them below DATA_DIR, {PEER / 'datasets'}" in evaluated[1]
 
 
 @pytest.mark.slow
@@ -171,7 +231,7 @@ def experiment(results: Path, name: str, iterations: int = 40000, dataset: str =
     return folder
 
 
-def evaluated(done: subprocess.CompletedProcess[str]) -> list[str]:
+def checkpoints_of(done: subprocess.CompletedProcess[str]) -> list[str]:
     """The checkpoints that a dry run would evaluate."""
     return [line.removeprefix("=== ") for line in done.stdout.splitlines() if line.startswith("=== ")]
 
@@ -188,7 +248,7 @@ def test_eval_base_finds_what_is_trained_and_says_which_rows_are_missing(clone: 
     (results / "owt2" / "damaged").mkdir()
     (results / "owt2" / "damaged" / "summary.json").write_text("{")
     done = call("bash", job(clone, "eval-base"), "--dry-run", RESULTS_DIR=str(results), SCRATCH_DIR=str(tmp_path))
-    assert done.returncode == 0 and sorted(evaluated(done)) == sorted(map(str, wanted)), done.stderr
+    assert done.returncode == 0 and sorted(checkpoints_of(done)) == sorted(map(str, wanted)), done.stderr
     (note,) = [line for line in done.stderr.splitlines() if line.startswith("note: ")]
     assert note.startswith("note: not trained of Table 1: Standard 24, Standard 48, Block Universal 12x3, ") and note.count(",") == 11
     assert "warning: summary.json: " in done.stderr
@@ -202,7 +262,7 @@ def test_eval_base_evaluates_the_model_that_its_training_would_train(clone: Path
     missing = call("bash", job(clone, "eval-base"), "--dry-run", *words, SCRATCH_DIR=str(tmp_path))
     assert missing.returncode == 2 and f"there is no checkpoint {where}; train it (iridis/{package}/job.sh)" in missing.stderr
     Path(where).mkdir(parents=True)
-    assert evaluated(call("bash", job(clone, "eval-base"), "--dry-run", *words, SCRATCH_DIR=str(tmp_path))) == [where]
+    assert checkpoints_of(call("bash", job(clone, "eval-base"), "--dry-run", *words, SCRATCH_DIR=str(tmp_path))) == [where]
 
 
 def test_eval_base_refuses_where_nothing_is_trained(clone: Path, tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.programs import ROOT, copy_sources
+from tests.summaries import evaluation, weights
 
 pytestmark = pytest.mark.slow
 
@@ -214,6 +216,28 @@ def test_an_old_run_whose_command_cannot_be_compared_is_not_done(clone: Path, ex
     words = ("--checkpoint", str(experiments[0]), "--", "--note", "$(touch here)\n")
     old_run(clone, experiments[:1], *words)
     assert state(clone, *words) == "todo"
+
+
+def test_labels_and_steps_make_another_evaluation(clone: Path, experiments: list[Path]) -> None:
+    torch.save({"itr": 9}, experiments[0] / "ckpt_9.pt")
+    words = ("--checkpoint", f"v1={experiments[0]}", "--steps", "9")
+    evaluated(clone, *words)
+    assert state(clone, *words) == "done"
+    assert [state(clone, *words[:2]), state(clone, "--checkpoint", experiments[0], *words[2:])] == ["todo", "todo"]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_run_from_before_there_were_labels_is_drawn_again(clone: Path, tmp_path: Path, several: bool) -> None:
+    run_dir, workspace = clone / "iridis" / "eval-adm" / "run_0", clone / "scratch" / "analysis_workspace" / "eval-adm" / "run_0"
+    for place in ("0", "1") if several else (".",):
+        weights(workspace / place / "router_weights_raw.npz", [[0.5, 0.4]], "raw", itr=100)
+        evaluation(run_dir / place, 27.0, model="adm")
+    (run_dir / "checkpoints.txt").write_text("/gone/a\n/gone/b\n" if several else "/gone/a\n")
+    (run_dir / "done").touch()
+    done = job(clone, "--replot", package="eval-adm")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((run_dir / "fig5.json").read_text())["rows"]
+    assert [one["label"] for one in row["files"]] == ["100 steps: a_run/ckpt_100.pt"] * (1 + several)
 
 
 def test_settings_of_the_site_may_use_what_is_not_set(clone: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from data.bins import identity_of
 from get_ppl_per_mac import CUTS, of_depth, others, read_losses, seconds_per_sequence
 from models.macs import count_macs
-from optim.cascade import cascade
+from optim.cascade import CASCADES, cascade
 from optim.intervals import Clusters, interval
 from optim.routers import reaching, rounded, router_scores
 from optim.window_losses import save_arrays
@@ -50,23 +51,34 @@ def test_token_cascade_is_the_least_score_of_each_token():
     assert torch.equal(cascade(REORDERED, "token"), torch.tensor([[[0.2, 0.2], [0.8, 0.1]]]))
 
 
-@pytest.mark.parametrize("kind", ["position", "sorted"])
-def test_place_cascades_take_the_least_at_each_place_of_the_authors_arrays(kind):
-    """Their program, by steps: the top-k of all tokens reorders them, and its values are the scores of the pass."""
-    scores = torch.rand(5, 256, 4, generator=torch.Generator().manual_seed(0))
-    tokens, least, columns = torch.arange(256).expand(5, -1), None, []
-    for number in range(4):
-        state = scores[..., number].gather(1, tokens).unsqueeze(-1)
-        weights, selected = torch.topk(state, 256, dim=1, sorted=kind == "sorted")
-        tokens = tokens.take_along_dim(selected.squeeze(2), dim=1)
-        least = weights if least is None else torch.minimum(weights, least)
-        columns.append(least.squeeze(2))
-    assert torch.equal(cascade(scores, kind), torch.stack(columns, dim=-1))
+def authors_cascade(scores, is_sorted):
+    """As the authors' loop has it: each pass's top-k gives scores and tokens a new order, and places are compared (get_router_weights.py)."""
+    left, order = [], torch.arange(scores.shape[1]).expand(scores.shape[:2])
+    for scored in scores.unbind(-1):
+        values, chosen = torch.topk(scored.take_along_dim(order, dim=1).unsqueeze(-1), scores.shape[1], dim=1, sorted=is_sorted)
+        left.append(values.squeeze(-1))
+        order = order.take_along_dim(chosen.squeeze(2), dim=1)
+    for earlier, later in pairwise(left):
+        later.copy_(torch.minimum(earlier, later))
+    return torch.stack(left, dim=-1)
 
 
-def test_sorted_places_pair_scores_of_different_tokens():
-    """The best scores after both passes meet at the first place, though they are of different tokens."""
-    assert torch.equal(cascade(REORDERED, "sorted"), torch.tensor([[[0.8, 0.8], [0.2, 0.1]]]))
+@pytest.mark.parametrize(("kind", "is_sorted"), [("device", False), ("position", True)])
+@pytest.mark.parametrize("tokens", [6, 256])
+def test_cascades_by_place_are_those_of_the_authors_loop(kind, is_sorted, tokens):
+    scores = torch.rand(3, tokens, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(cascade(scores, kind), authors_cascade(scores, is_sorted))
+
+
+def test_position_cascade_pairs_scores_of_the_same_rank():
+    """The best of the first pass (0.8, of token 1) stands beside the best of the second (0.9, of token 0)."""
+    assert torch.equal(cascade(REORDERED, "position"), torch.tensor([[[0.8, 0.8], [0.2, 0.1]]]))
+
+
+@pytest.mark.parametrize("kind", CASCADES)
+def test_no_cascade_changes_the_scores_of_the_first_pass(kind):
+    scores = torch.rand(2, 64, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(cascade(scores, kind)[..., 0].sort().values, scores[..., 0].sort().values)
 
 
 # capacities of the router sweep
@@ -90,14 +102,14 @@ def test_a_score_that_equals_the_cut_goes_on():
 
 def authors_factors(scores, threshold):
     """What their get_ppl_per_mac.py makes of the arrays that their get_router_weights.py wrote."""
-    weights = cascade(scores, "position").flatten(0, 1).numpy().astype(np.float64).T
+    weights = cascade(scores, "device").flatten(0, 1).numpy().astype(np.float64).T
     return [float(f"{np.ceil((each >= 1 - threshold).sum() / len(each) * 256) / 256:.02f}") for each in weights]
 
 
 def test_published_capacities_are_the_authors_of_scores_of_a_known_distribution():
     """Most tokens score next to nothing, as after training: shares differ from cut to cut where the cuts are small."""
     scores = torch.rand(40, 256, 4, generator=torch.Generator().manual_seed(0)) ** torch.tensor([1.0, 2.0, 4.0, 8.0])
-    counts = reaching(scores, CUTS, "position") / (40 * 256)
+    counts = reaching(scores, CUTS, "device") / (40 * 256)
     ours = [[rounded(share) for share in row] for row in counts.tolist()]
     assert ours == [authors_factors(scores, threshold) for threshold in (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 0.85, 0.9, 0.95, 1.0)]
     assert len({tuple(row) for row in ours}) == 10
@@ -153,7 +165,17 @@ def test_one_cascade_is_written_under_the_plain_name_with_its_description(tmp_pa
     program("get_router_weights.py", tmp_path, "--eval_sample_size", "480")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["router_weights.npz", "router_weights_meta.json"]
     meta = json.loads((tmp_path / "router_weights_meta.json").read_text())
-    assert (meta["cascade"], meta["n_tokens"]) == ("token", 480)
+    assert (meta["cascade"], meta["n_tokens"], meta["device"]) == ("token", 480, "cpu")
+
+
+@pytest.mark.slow
+def test_scores_of_the_training_split_are_as_many_as_validation_has_with_their_means(tmp_path):
+    program("get_router_weights.py", tmp_path, "--split", "train", "--cascade", "raw", "device")
+    meta = json.loads((tmp_path / "router_weights_device_meta.json").read_text())
+    weights = np.load(tmp_path / "router_weights_device.npz")["weights"]
+    assert (meta["split"], meta["n_tokens"], len(weights)) == ("train", 19968, 19968)
+    means, low = weights.mean(0, dtype=np.float64), (weights < 0.01).mean(0)
+    assert meta["mean_by_pass"] == pytest.approx(means.tolist()) and meta["share_below_0.01"] == pytest.approx(low.tolist())
 
 
 @pytest.mark.slow

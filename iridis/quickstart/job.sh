@@ -80,7 +80,7 @@ work() {
     python eval.py "$@" | tee "$adaptive/eval.out"
     printf '=== perplexity at every compute budget, and what the routers think of each token\n'
     python get_ppl_per_mac.py "$@" --eval_sample_size "$SWEEP_TOKENS" --router_sample_size "$SWEEP_TOKENS"
-    python get_router_weights.py "$@" --eval_sample_size "$SWEEP_TOKENS" --cascade raw position token
+    python get_router_weights.py "$@" --eval_sample_size "$SWEEP_TOKENS" --cascade raw device position token
     python plot_fig4.py "$adaptive/ppl_per_mac.json" --output_dir "$RUN_DIR"
     python plot_fig5.py "$adaptive"/router_weights_*.npz --output_dir "$RUN_DIR"
     python -m report "$RUN_DIR" --output "$RUN_DIR" | into "$RUN_DIR/report.out"

@@ -34,14 +34,15 @@ def test_lncot_exp4_measures_every_depth_and_draws_figure_4(evaluated: tuple[Sit
 
 def test_eval_adm_leaves_summary_figure_5_and_report_in_the_run_folder(evaluated: tuple[Site, dict[str, Outcome]]) -> None:
     run_dir = evaluated[1]["eval-adm"].run_dir
-    missing = [name for name in ("eval_summary_ckpt.json", "eval.txt", "fig5.png", "report.md", "done") if not (run_dir / name).exists()]
+    missing = [name for name in ("eval_summary_ckpt.json", "eval_summary_ckpt_6.json", "eval_6.txt", "eval.txt", "fig4.png", "fig5.png",
+                                "report.md", "done") if not (run_dir / name).exists()]
     assert missing == [], logs(run_dir)
 
 
 def test_large_files_go_to_the_scratch(evaluated: tuple[Site, dict[str, Outcome]]) -> None:
     site, outcomes = evaluated
-    assert list(outcomes["eval-adm"].run_dir.rglob("*.npz")) == []
-    assert len(list((site.results.parent / "analysis_workspace").rglob("*.npz"))) == 3
+    assert list(outcomes["eval-adm"].run_dir.rglob("router_weights*.npz")) == []
+    assert len(list((site.results.parent / "analysis_workspace").rglob("router_weights_*.npz"))) == 4
 
 
 def test_replot_draws_again_from_the_data_of_the_last_run(evaluated: tuple[Site, dict[str, Outcome]]) -> None:

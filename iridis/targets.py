@@ -1,0 +1,115 @@
+"""Which checkpoint files an evaluation reads. An experiment's are its milestones and the final one, or the steps that are asked for.
+
+    python -m iridis.targets [--steps 40000 60000] [--data_dir DIR] [--quick] -- DIR_OR_FILE...
+
+Prints four fields for each file, each ended by a NUL: the number of its checkpoint on the command line, its step (empty: unknown), its
+path, and DIR where the data that it was trained on are not at the recorded place but are below DIR (else empty). A milestone is a
+`ckpt_N.pt` of a step that the training was told to keep (--keep_steps). --quick: files are taken for intact. Exit code 2: a line for
+each step that is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from config import guarded
+from data.bins import dataset_folder, is_prepared
+from errors import UserError
+from optim.names import FINAL, numbered, step_of
+from optim.peek import peek, step_in
+from optim.reader import Record
+
+
+def steps_there(folder: Path) -> dict[int, Path]:
+    """The checkpoint of each step in an experiment's folder, in their order; the final one by the step that it holds."""
+    found = {step_of(path) or 0: path for path in numbered(folder)}
+    final = folder / FINAL
+    step = step_in(final) if final.is_file() else None
+    if step is not None:
+        found.setdefault(step, final)
+    return dict(sorted(found.items()))
+
+
+def recorded(path: Path) -> dict[str, Any]:
+    """The flags of the training that wrote a checkpoint, as far as it or the summary beside it tells."""
+    for holder in (peek(path), Record(path.parent, problems=[]).summary):
+        args = (holder or {}).get("args")
+        if isinstance(args, dict):
+            return args
+    return {}
+
+
+def missing(folder: Path, steps: Sequence[int]) -> list[str]:
+    """A line for each of these steps of which an experiment's folder has no checkpoint."""
+    there = steps_there(folder)
+    known = f"there are {', '.join(map(str, there))}" if there else "there is no checkpoint"
+    return [f"--steps {step}: {folder} has no checkpoint of that step; {known}" for step in steps if step not in there]
+
+
+def newest(folder: Path, quick: bool) -> Path | None:
+    """The newest checkpoint; if not quick, the newest intact one, with a line on stderr about each newer one that is not."""
+    if quick:
+        return next(reversed(steps_there(folder).values()), None)
+    from optim.checkpoint import newest_valid
+
+    path, notes = newest_valid(folder)
+    for note in notes:
+        print(f"warning: {note}", file=sys.stderr)
+    return path
+
+
+def files_of(checkpoint: Path, steps: Sequence[int], quick: bool) -> list[Path]:
+    """A file itself; of an experiment's folder these steps, which must be there, else the milestones and the newest.
+
+    A folder without checkpoints stands for itself: eval.py says what is wrong with it.
+    """
+    if not checkpoint.is_dir():
+        return [checkpoint]
+    if steps:
+        there = steps_there(checkpoint)
+        return [there[step] for step in dict.fromkeys(steps)]
+    last = newest(checkpoint, quick)
+    if last is None:
+        return [checkpoint]
+    kept, final = recorded(last).get("keep_steps"), step_in(last)
+    milestones = {step: path for step, path in steps_there(checkpoint).items() if isinstance(kept, list) and step in kept}
+    return [path for step, path in milestones.items() if step != final] + [last]
+
+
+def other_place(path: Path, data_dir: str) -> str:
+    """data_dir where the data that a checkpoint was trained on are there and not at the place that it names, else empty."""
+    args = recorded(path)
+    dataset, place = args.get("dataset"), args.get("data_dir")
+    if not isinstance(dataset, str) or not isinstance(place, str | None) or is_prepared(dataset_folder(dataset, place)):
+        return ""
+    return data_dir if is_prepared(dataset_folder(dataset, data_dir)) else ""
+
+
+def run(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="targets", description="Which checkpoint files an evaluation reads.")
+    parser.add_argument("--steps", type=int, nargs="*", default=[], help="of each experiment, instead of its milestones and the final one")
+    parser.add_argument("--data_dir", help="root of the datasets where the recorded one is not there")
+    parser.add_argument("--quick", action="store_true", help="do not read the newest checkpoint through to see whether it is intact")
+    parser.add_argument("checkpoints", nargs="+", type=Path)
+    given = parser.parse_args(argv)
+    problems = [line for checkpoint in given.checkpoints if checkpoint.is_dir() for line in missing(checkpoint, given.steps)]
+    if problems:
+        raise UserError("\n".join(problems))
+    fields: list[str] = []
+    for number, checkpoint in enumerate(given.checkpoints):
+        for path in files_of(checkpoint, given.steps, given.quick):
+            place = other_place(path, given.data_dir) if given.data_dir else ""
+            if place:
+                print(f"note: the data of {path} are not where it was trained; reading them below DATA_DIR, {place}", file=sys.stderr)
+            step = step_in(path) if path.is_file() else None
+            fields += [str(number), "" if step is None else str(step), str(path), place]
+    sys.stdout.write("".join(f"{field}\0" for field in fields))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guarded("iridis.targets", lambda: run(sys.argv[1:])))
