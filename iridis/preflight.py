@@ -135,11 +135,17 @@ def free_bytes(folder: Path) -> int:
     return free
 
 
+def checkpoints_at_once(args: Namespace) -> int:
+    """The most that lie in the folder at a time."""
+    every = args.save_checkpoint_freq or args.iterations
+    kept = min(args.keep_checkpoints or args.iterations, args.iterations // every)
+    apart = {step for step in args.keep_steps or () if step < args.iterations and (args.keep_checkpoints or step % every)}
+    return kept + len(apart) + 3
+
+
 def space_problems(args: Namespace, folder: Path) -> list[str]:
     """Whether the checkpoints to come find room: those that are kept, the one resumed from, the final one, and one being written."""
-    size = checkpoint_bytes(args, folder)
-    kept = args.keep_checkpoints or args.iterations // (args.save_checkpoint_freq or args.iterations)
-    count = min(kept, args.iterations // (args.save_checkpoint_freq or args.iterations)) + 3
+    size, count = checkpoint_bytes(args, folder), checkpoints_at_once(args)
     there = sum(path.stat().st_size for path in folder.glob("*.pt")) if folder.is_dir() else 0
     needed, free = count * size - there, free_bytes(folder)
     say(f"checkpoints: {size / 2**20:,.0f} MiB each, up to {count} at a time; {free / 2**30:,.1f} GiB free in {existing_parent(folder)}")

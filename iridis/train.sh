@@ -21,9 +21,12 @@ KEEP_TRYING=3600  # seconds after which a job with time left gives that up
 paper_flags() {
     : "${ITERATIONS:=40000}" "${BATCH_SIZE:=8}" "${ACC_STEPS:=16}" "${CKPT_FREQ:=2000}" "${DATASET:=owt2}"
     : "${WANDB:=1}" "${WANDB_PROJECT:=rcotformer}"
+    local steps
     TRAIN_FLAGS=(--dataset "$DATASET" --data_dir "$DATA_DIR" --results_base_folder "$RESULTS_DIR" --data_in_ram
         --n_embd 768 --n_head 12 --sequence_length 256 --lr 1e-3 --warmup_percent 0.2
         --batch_size "$BATCH_SIZE" --acc_steps "$ACC_STEPS" --iterations "$ITERATIONS" --save_checkpoint_freq "$CKPT_FREQ")
+    read -ra steps <<<"${KEEP_STEPS:-}"
+    ((!${#steps[@]})) || TRAIN_FLAGS+=(--keep_steps "${steps[@]}")
     [[ $WANDB == 0 ]] || TRAIN_FLAGS+=(--wandb --wandb_project "$WANDB_PROJECT")
     TRAIN_FLAGS+=("${MODEL_FLAGS[@]}")
     [[ -z $NAME ]] || TRAIN_FLAGS+=(--exp_name "$NAME")

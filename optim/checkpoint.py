@@ -125,12 +125,12 @@ def _age(path: Path) -> tuple[float, float]:
     return (by_name if held is None else held), by_name
 
 
-def prune(folder: Path, keep: int, protected: Collection[Path] = ()) -> None:
+def prune(folder: Path, keep: int, protected: Collection[Path] = (), kept_steps: Collection[int] = ()) -> None:
     """Delete all but the `keep` newest `ckpt_N.pt`, by the steps that they hold; 0 keeps all.
 
-    Protected ones, and final ones of before an extension, stay.
+    Protected ones, those of kept steps, and final ones of before an extension stay, and are not counted.
     """
-    for path in sorted(intermediate(folder), key=_age, reverse=True)[keep:] if keep else []:
+    for path in sorted(intermediate(folder, kept_steps), key=_age, reverse=True)[keep:] if keep else []:
         if path not in protected:
             with suppress(OSError):  # one too many does no harm
                 path.unlink()

@@ -105,6 +105,7 @@ class Trainer:
         self.writer = checkpoint.BackgroundWriter()
         self.step = self.saved_step = self.skipped = self.overflows = 0
         self.being_saved: int | None = None
+        self.kept_steps = frozenset(args.keep_steps or ())
         self.evaluation = EvaluationPlan(args.batch_size, args.eval_batches)
         self.resumed_from: Path | None = None
         self.initial: dict[str, str] | None = None  # the weights that --init_from gave
@@ -226,14 +227,15 @@ class Trainer:
         self.watchdog.beat()
 
     def _write(self, name: str, state: dict[str, Any]) -> None:
-        path, keep, state = self.folder / name, self.args.keep_checkpoints, checkpoint.to_cpu(state)
+        path, keep, kept_steps = self.folder / name, self.args.keep_checkpoints, self.kept_steps
+        state = checkpoint.to_cpu(state)
         protected = {path, *([self.resumed_from] if self.resumed_from else [])}
         self._note_saved()
 
         def write() -> None:
             history.make_way(path, state["itr"])
             checkpoint.save_checkpoint(path, state)
-            checkpoint.prune(self.folder, keep, protected)
+            checkpoint.prune(self.folder, keep, protected, kept_steps)
 
         self.being_saved, self.save_began = self.step, time.monotonic()
         self.writer.submit(write)
@@ -467,7 +469,7 @@ class Trainer:
                 self._report_step(loss, rate)
             if self._is_due(args.eval_freq) and not self._evaluate(whole=False):
                 return self._stop()  # and not on to the final checkpoint, whose gradient meter would be another
-            if self._is_due(args.save_checkpoint_freq) and self.step < args.iterations:
+            if (self._is_due(args.save_checkpoint_freq) or self.step in self.kept_steps) and self.step < args.iterations:
                 self._save(f"ckpt_{self.step}.pt")
             elif self.being_saved is not None and self.writer.idle:
                 self._note_saved()
@@ -495,7 +497,7 @@ class Trainer:
         if self.experiment:
             write_json(self.folder / SUMMARY, self._summary(self.experiment))
             if self.args.remove_intermediary_checkpoints_at_end:
-                self.experiment.remove_numbered()
+                self.experiment.remove_numbered(self.kept_steps)
         return ended(Kind.FINISHED, "all iterations done", self.step)
 
     def _summary(self, experiment: Experiment) -> dict[str, Any]:

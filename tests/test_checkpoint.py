@@ -320,6 +320,13 @@ def test_pruning_keeps_the_newest(tmp_path, keep, left):
     assert numbered(tmp_path) == [tmp_path / f"ckpt_{step}.pt" for step in left]
 
 
+def test_pruning_neither_deletes_nor_counts_the_steps_that_are_kept(tmp_path):
+    for step in (5, 100, 20, 40):
+        saved(tmp_path / f"ckpt_{step}.pt")
+    prune(tmp_path, 1, kept_steps={20, 100, 7})
+    assert numbered(tmp_path) == [tmp_path / f"ckpt_{step}.pt" for step in (100, 40, 20)]
+
+
 def test_pruning_touches_nothing_else(tmp_path):
     for name in ("ckpt.pt", "ckpt_5.pt", "ckpt_6.pt", "xckpt_5.pt", "ckpt_5.pt.bak", "summary.json"):
         (tmp_path / name).touch()

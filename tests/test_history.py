@@ -449,3 +449,25 @@ def test_a_checkpoint_is_pruned_by_the_step_that_it_holds(tmp_path: Path) -> Non
         save_checkpoint(tmp_path / name, {"itr": step, "model": {}})
     prune(tmp_path, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["ckpt_36.pt"]
+
+
+# steps that are kept
+
+
+def test_a_step_that_is_kept_has_its_checkpoint_to_the_end(tmp_path: Path) -> None:
+    assert small(tmp_path, keep_steps=[13, 20], keep_checkpoints=1).returncode == 0
+    assert steps_in(tmp_path) == {"ckpt_13.pt": 13, "ckpt_20.pt": 20, "ckpt_30.pt": 30, "ckpt.pt": 40}
+
+
+def test_a_step_that_is_kept_outlives_the_removal_of_intermediary_checkpoints(tmp_path: Path) -> None:
+    assert small(tmp_path, keep_steps=[13], remove_intermediary_checkpoints_at_end=True).returncode == 0
+    assert steps_in(tmp_path) == {"ckpt_13.pt": 13, "ckpt.pt": 40}
+
+
+def test_saving_at_further_steps_changes_no_bit(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"keep_steps": [7, 13, 33], "eval_freq": 4, "dropout": 0.1, "model": "adm", "n_repeat": 3, "iterations": 80, "log_freq": 1}
+    killed_after(tmp_path / "kept", 14, **changes)
+    assert small(tmp_path / "kept", **changes).returncode == 0
+    assert small(tmp_path / "plain", **{**changes, "keep_steps": None}).returncode == 0
+    assert differing(final_state(tmp_path / "kept"), final_state(tmp_path / "plain")) == []
+    assert metrics(tmp_path / "kept") == metrics(tmp_path / "plain")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import config
 from errors import UserError
 from iridis import preflight
 from optim.reader import Record
@@ -143,6 +144,13 @@ def test_a_limit_above_the_partition_s_is_told(tmp_path: Path, monkeypatch: pyte
 def test_weights_to_begin_with_are_looked_for_before_a_job_is_queued(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--init_from nowhere: no such file"):
         preflight.main(["--", "--dataset", "stdlib", "--init_from", "nowhere", "--results_base_folder", str(tmp_path)])
+
+
+@pytest.mark.parametrize(("flags", "count"), [
+    ("--save_checkpoint_freq 10", 5), ("--save_checkpoint_freq 10 --keep_steps 40 55 55 100 200", 7), ("--save_checkpoint_freq 60", 4),
+    ("--save_checkpoint_freq 10 --keep_checkpoints 0 --keep_steps 40 55", 14), ("--keep_steps 40", 5)])
+def test_checkpoints_of_steps_that_are_kept_are_counted(flags: str, count: int) -> None:
+    assert preflight.checkpoints_at_once(config.parse_args(["--iterations", "100", *flags.split()])) == count
 
 
 def test_lead_is_doubled_after_each_job_that_outlasted_it(tmp_path: Path) -> None:
