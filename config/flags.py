@@ -88,7 +88,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
              scope=PLACE),
         Flag("max_runtime_minutes", float, None, "stop cleanly after this many minutes (None: no limit)", low=0, scope=PLACE),
         Flag("extend", str, None, "when --iterations was raised on an experiment: 'continue' takes the rate from where it is to its end value "
-             "over the new steps; 'restart' warms it up again first", choices=("continue", "restart"), scope=SCHEDULE),
+             "over the new steps; 'restart' warms it up again first; 'rejoin' takes the rates of a run that was planned this long from the start, "
+             "from this step on", choices=("continue", "restart", "rejoin"), scope=SCHEDULE),
     ),
     "optimiser": (
         Flag("opt", str, "adamw", "optimiser; adamw is fused where the device allows it", choices=OPTIMIZERS),

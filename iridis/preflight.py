@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import config
-from data.bins import dataset_folder, how_to_prepare, is_prepared
+from data.bins import dataset_folder, how_to_prepare, identity_of, is_prepared
 from errors import UserError
 from iridis.chain import Cause
 from models.variants import ALIASES
@@ -30,7 +30,9 @@ from optim import initial
 from optim.done import is_finished
 from optim.lock import holder
 from optim.names import FINAL, STOP, numbered
+from optim.peek import newest_first, peek
 from optim.reader import Record, printed, read_segments
+from optim.resumable import check_resumable
 
 SLURM_SECONDS = 20  # patience with SLURM's commands
 LEAD_SECONDS = 300  # before the time limit, where steps and saves have not been timed yet
@@ -194,6 +196,29 @@ def is_done(record: Record, args: Namespace, where: bool, problems: list[str]) -
         return False
 
 
+def newest_readable(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that tells its numbers. Whether all of it is intact is for main.py to say, which reads it."""
+    from optim.checkpoint import newest_valid
+
+    readable = (path for path in newest_first(folder) if peek(path) is not None)
+    path = next(readable, None)
+    return newest_valid(folder) if path is None else (path, [])
+
+
+def resume_problems(args: Namespace, folder: Path, data: Path | None) -> list[str]:
+    """What main.py would refuse when it opens an experiment that is not finished. data: the dataset's folder; None before it is prepared."""
+    from optim.setup import starting_point
+
+    try:
+        path = starting_point(folder, args.use_pretrained, newest_readable)
+        state = None if path is None else peek(path)
+        if path is not None and state is not None:
+            check_resumable(path, state, args, None if data is None else identity_of(data))
+    except UserError as error:
+        return str(error).splitlines()
+    return []
+
+
 def short_name(args: Namespace) -> str:
     """Of the model, with its size where it repeats layers: what tells jobs apart in the queue."""
     name = min((alias for alias, full in ALIASES.items() if full == args.model), key=len, default=args.model)
@@ -229,7 +254,9 @@ def main(argv: Sequence[str]) -> int:
         args = config.parse_args(flags)
         folder = config.experiment_folder(args)
         record = Record(folder, problems=[])  # main.py tells of damage when it meets it
-        done = is_done(record, args, wanted.where, problems)
+        refused: list[str] = []
+        done = is_done(record, args, wanted.where, refused)
+        problems += refused
         answer = {"EXPERIMENT": folder.resolve(), "STATE": "finished" if done else "unfinished", "LEAD": lead_seconds(record, wanted.time),
                   "HOLDER": holder(folder / "lock"), "DEVICE": args.device, "MODEL": short_name(args),
                   "SAVED_STEP": record.saved_step, "ITERATIONS": args.iterations}
@@ -239,6 +266,8 @@ def main(argv: Sequence[str]) -> int:
             except UserError as error:
                 problems += str(error).splitlines()
             data = dataset_folder(args.dataset, args.data_dir)
+            if not refused and (folder.is_dir() or args.use_pretrained != "auto"):
+                problems += resume_problems(args, folder, None if wanted.no_data else data)
             if args.dataset != "stdlib" and not wanted.no_data and not is_prepared(data):
                 problems.append(f"dataset {args.dataset!r} is not prepared: {data} lacks train.bin or val.bin; {how_to_prepare(args.dataset)}")
             if args.init_from is not None and not record.saved_step:

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from config.identity import differences, fingerprint
+from config.identity import fingerprint
 from data import SampleOrder, Splits
-from data.bins import data_differences, identity_of
+from data.bins import identity_of
 from data.order import mix
 from data.vocabulary import described
 from distributed.world import World
@@ -37,15 +37,13 @@ from optim.optimizers import load_optimizer_state, make_optimizer
 from optim.outcome import Ending, Kind, Outcome, ended, of_error
 from optim.partial import PartialSums, facts_of
 from optim.reporting import Reporter, log
+from optim.resumable import FORMAT, check_resumable
 from optim.schedules import make_scheduler
 from optim.setup import autocast_dtype, autocaster, is_own, named_file, need_compiler
 from optim.stopping import Stopper
 from optim.watchdog import Watchdog
 from processes import code_change, code_facts
 
-FORMAT = 1
-PARTS = {"itr", "args", "world_size", "optimizer", "scheduler", "scaler", "rng", "data", "gradient_meter"}  # of a state, beside format and model
-# and, where they are missing, a checkpoint is of before they were kept: skipped, overflows, vocabulary, precision, evaluation, rollbacks, initial
 SPIKE = 5.0  # largest gradient norm over the mean since the last evaluation, from which on it is called a spike
 BAD_IN_A_ROW = 10  # skipped steps, after which a run stops
 OVERFLOWS_IN_A_ROW = 20  # of the gradient in float16: the loss scaler gives way by halves, from 65536
@@ -174,15 +172,7 @@ class Trainer:
     def _take_up(self, path: Path) -> str | None:
         """What `load` does on each process; returns what the schedule says of an extension."""
         state = checkpoint.load_checkpoint(path)
-        if state.get("format") != FORMAT:
-            raise UserError(f"{path} was not written by this training loop; eval.py can evaluate it, main.py cannot resume it")
-        lacking = sorted(PARTS - state.keys()) or (["generators of some processes"] if len(state["rng"]) != state["world_size"] else [])
-        if lacking:
-            raise UserError(f"cannot resume {path}: it lacks {', '.join(lacking)}; move it away to go on from an older one")
-        wrong = differences(vars(self.args), state["args"])
-        wrong += data_differences(self.data, state["data"]) + initial.differences(self.args.init_from, state.get("initial"))
-        if wrong:
-            raise UserError("\n".join(f"cannot resume {path}: {line}; give that, or another --exp_name" for line in wrong))
+        check_resumable(path, state, self.args, self.data)
         try:
             load_weights(self.raw_model, state["model"])
             load_optimizer_state(self.optimizer, state["optimizer"])

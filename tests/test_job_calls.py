@@ -184,7 +184,8 @@ def test_a_dry_run_without_slurm_shows_the_command_of_a_training(clone: Path, tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("package", "env", "words"), [
-    ("adm-train", {}, "--keep_steps 40000 "), ("lncot-train", {"KEEP_STEPS": "100 2000"}, "--keep_steps 100 2000 "), ("adm-train", {"KEEP_STEPS": ""}, "")])
+    ("adm-train", {}, "--keep_steps 40000 "), ("lncot-train", {"KEEP_STEPS": "100 2000"}, "--keep_steps 100 2000 "),
+    ("adm-train", {"KEEP_STEPS": ""}, "")])
 def test_a_training_keeps_the_steps_of_its_configuration(clone: Path, tmp_path: Path, package: str, env: dict[str, str], words: str) -> None:
     done = call("bash", job(clone, package), "--local", "--dry-run", **DATASET, **env, SCRATCH_DIR=str(tmp_path))
     assert done.returncode == 0 and words in done.stdout and ("keep_steps" in done.stdout) == bool(words), done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ import config
 from errors import UserError
 from iridis import preflight
 from optim.reader import Record
+from tests.programs import flags, folder, train, trained
 
 
 @pytest.fixture
@@ -157,3 +159,51 @@ def test_lead_is_doubled_after_each_job_that_outlasted_it(tmp_path: Path) -> Non
     outlasted = {"reason": "time limit within a step or save"}
     ledger(tmp_path, outlasted, {"reason": "time limit"}, outlasted, outlasted)
     assert preflight.lead_seconds(looked(tmp_path, slowest_step_seconds=10, slowest_save_seconds=30), "1:00:00") == 400
+
+
+# what main.py would refuse when it opens the experiment
+
+SMALL = {"model": "lncot", "n_repeat": 2, "n_embd": 16, "n_head": 2, "n_layer": 3, "sequence_length": 16, "batch_size": 2, "acc_steps": 2,
+         "eval_freq": 0, "iterations": 20, "dropout": 0.0}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("finished"), **SMALL)
+
+
+@pytest.fixture(scope="module")
+def unfinished(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As a kill in the last evaluation leaves it."""
+    results = shutil.copytree(finished, tmp_path_factory.mktemp("unfinished") / "results")
+    (folder(results) / "summary.json").unlink()
+    return results
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_finished", [True, False])
+@pytest.mark.parametrize("changes", [{"iterations": 30}, {"iterations": 10}, {"seed": 7}, {"lr": 5e-4, "iterations": 30, "extend": "rejoin"},
+                                     {"iterations": 30, "extend": "continue", "use_pretrained": "ckpt_5.pt"}], ids=str)
+def test_what_main_py_would_refuse_is_refused_in_its_words(finished: Path, unfinished: Path, is_finished: bool, changes: dict[str, Any]) -> None:
+    results = finished if is_finished else unfinished
+    with pytest.raises(UserError) as refused:
+        preflight.main(["--", *flags(results, **{**SMALL, **changes})])
+    said = train(results, **{**SMALL, **changes}).stderr
+    assert [f"main.py: error: {line}" for line in str(refused.value).splitlines()] == said.splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extend", ["continue", "restart", "rejoin"])
+def test_an_extension_that_says_how_passes(finished: Path, unfinished: Path, extend: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for results in (finished, unfinished):
+        assert preflight.main(["--", *flags(results, **{**SMALL, "iterations": 30, "extend": extend})]) == 0
+        assert "STATE=unfinished" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_damaged_newest_checkpoint_is_passed_over_as_main_py_does(unfinished: Path, tmp_path: Path) -> None:
+    results = shutil.copytree(unfinished, tmp_path / "results")
+    shutil.copy(folder(results) / "ckpt.pt", folder(results) / "ckpt_15.pt")
+    (folder(results) / "ckpt.pt").write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"cannot resume .*ckpt_15\.pt: --seed"):
+        preflight.main(["--", *flags(results, **{**SMALL, "seed": 7})])
