@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import config
 from errors import UserError
@@ -207,3 +209,59 @@ def test_a_damaged_newest_checkpoint_is_passed_over_as_main_py_does(unfinished: 
     (folder(results) / "ckpt.pt").write_bytes(b"torn")
     with pytest.raises(UserError, match=r"cannot resume .*ckpt_15\.pt: --seed"):
         preflight.main(["--", *flags(results, **{**SMALL, "seed": 7})])
+
+
+# experiments that were begun under a package's former defaults
+
+FORMERLY = ["--formerly=--seed 2 --eval_freq 200", "--where"]
+NOW = ["--seed", "0", "--eval_freq", "100"]
+
+
+def named(seed: int) -> str:
+    return f"lr0.001_bs32x4_seqlen512_seed{seed}"
+
+
+def asked(results: Path, capsys: pytest.CaptureFixture[str], *words: str, options: Sequence[str] = ()) -> tuple[str, bool, str]:
+    """Of a command of a package: the name of the experiment that is meant, whether by the former flags, and what is said."""
+    assert preflight.main([*FORMERLY, *options, "--", *NOW, "--dataset", "stdlib", "--results_base_folder", str(results), *words]) == 0
+    out, err = capsys.readouterr()
+    values = dict(line.split("=", 1) for line in out.splitlines())
+    return Path(values["EXPERIMENT"]).name, values["FORMER"] == "1", err
+
+
+@pytest.mark.parametrize(("there", "words", "meant", "is_former"), [
+    ([], [], 0, False), ([2], [], 2, True), ([0], [], 0, False), ([0, 2], [], 0, False), ([2], ["--seed", "0"], 0, False),
+    ([2], ["--seed", "2"], 2, False), ([5], ["--seed", "5"], 5, False)])
+def test_an_experiment_of_the_former_defaults_is_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str], there: list[int],
+                                                              words: list[str], meant: int, is_former: bool) -> None:
+    for seed in there:
+        (tmp_path / "stdlib" / "base" / named(seed)).mkdir(parents=True)
+    name, former, said = asked(tmp_path, capsys, *words)
+    assert (name, former) == (named(meant), is_former)
+    assert said == (f"note: going on with --seed 2 --eval_freq 200, with which {named(meant)} was begun; they were the defaults then\n"
+                    if is_former else "")
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_a_job_goes_on_with_what_it_was_submitted_for(tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int) -> None:
+    for each in (0, 2):
+        (tmp_path / "stdlib" / "base" / named(each)).mkdir(parents=True)
+    submitted = tmp_path / "stdlib" / "base" / named(seed)
+    assert asked(tmp_path, capsys, options=["--experiment", str(submitted)])[:2] == (named(seed), seed == 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_finished", [True, False])
+@pytest.mark.parametrize(("recorded", "words", "is_former"), [
+    ({"seed": 2, "data_seed": 2, "eval_freq": 200}, [], True), ({"seed": 0, "data_seed": 0, "eval_freq": 100}, [], False),
+    ({"seed": 5, "data_seed": 5, "eval_freq": 200}, ["--seed", "5"], True)])
+def test_a_named_experiment_goes_on_as_it_was_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str], is_finished: bool,
+                                                       recorded: dict[str, int], words: list[str], is_former: bool) -> None:
+    experiment = tmp_path / "stdlib" / "base" / "mine"
+    experiment.mkdir(parents=True)
+    if is_finished:
+        (experiment / "summary.json").write_text(json.dumps({"args": recorded}))
+    else:
+        torch.save({"itr": 5, "args": recorded}, experiment / "ckpt_5.pt")
+    name, former, said = asked(tmp_path, capsys, "--exp_name", "mine", *words)
+    assert (name, former) == ("mine", is_former) and ("--seed 2" in said) == (is_former and not words)
