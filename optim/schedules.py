@@ -184,7 +184,7 @@ def resumed_legs(state: Mapping[str, Any], shape: Shape, iterations: int, extend
         raise UserError("the schedule in the checkpoint was not written by this training loop: the file cannot be resumed")
     legs, taken = [Leg(**leg) for leg in state["legs"]], int(state["taken"])
     planned = legs[-1].end
-    if iterations < planned and iterations < taken:
+    if iterations < taken:
         raise UserError(f"--iterations {iterations} is less than the {taken} steps that the experiment has made")
     if iterations < planned:
         raise UserError(f"--iterations {iterations} is less than the {planned} that the experiment was planned for; give another --exp_name")

@@ -20,13 +20,13 @@ from optim.checkpoint import (
     BackgroundWriter,
     load_checkpoint,
     newest_valid,
-    numbered,
     prune,
     random_states,
     restore_random_states,
     save_checkpoint,
     to_cpu,
 )
+from optim.names import numbered
 from optim.optimizers import load_optimizer_state, make_optimizer
 from tests.helpers import PEER, fill, tiny_args, tiny_model, tokens
 
