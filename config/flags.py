@@ -88,7 +88,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
              scope=PLACE),
         Flag("max_runtime_minutes", float, None, "stop cleanly after this many minutes (None: no limit)", low=0, scope=PLACE),
         Flag("extend", str, None, "when --iterations was raised on an experiment: 'continue' takes the rate from where it is to its end value "
-             "over the new steps; 'restart' warms it up again first", choices=("continue", "restart"), scope=SCHEDULE),
+             "over the new steps; 'restart' warms it up again first; 'rejoin' takes the rates of a run that was planned this long from the start, "
+             "from this step on", choices=("continue", "restart", "rejoin"), scope=SCHEDULE),
     ),
     "optimiser": (
         Flag("opt", str, "adamw", "optimiser; adamw is fused where the device allows it", choices=OPTIMIZERS),
@@ -186,7 +187,9 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("run_prefix", str, None, "put before the name that is built", scope=PLACE),
         Flag("save_checkpoint_freq", int, None, "write ckpt_N.pt every N steps (None: only the final ckpt.pt and on a stop)", low=1, scope=PLACE),
         Flag("keep_checkpoints", int, 2, "newest ckpt_N.pt to keep; 0 = all", low=0, scope=PLACE),
-        switch("remove_intermediary_checkpoints_at_end", "delete every ckpt_N.pt once ckpt.pt is there", scope=PLACE),
+        Flag("keep_steps", int, None, "write ckpt_N.pt after these steps too, and never delete those (None: no such steps)", low=1, many=True,
+             scope=PLACE),
+        switch("remove_intermediary_checkpoints_at_end", "delete every ckpt_N.pt but those of --keep_steps once ckpt.pt is there", scope=PLACE),
         Flag("init_from", str, None, "begin with the weights of a checkpoint file, or of the newest one of an experiment (folder or name), "
              "ours or the authors': fresh optimiser, any data and schedule. Read once; later jobs resume without it (None: random weights)"),
         Flag("use_pretrained", str, "auto", "auto: resume from the newest valid checkpoint of the experiment; a file; None: start afresh",

@@ -327,6 +327,8 @@ def unused_settings(args: Namespace) -> list[str]:
     if row.policy not in ROUTED_POLICIES:
         lines += [f"--{name} has no effect on {args.model}: it routes no tokens"
                   for name in ("eval_length_factor", "training_length_factor", "routing", "router_threshold") if changed(name)]
+    lines += [f"--keep_steps {step} is beyond --iterations {args.iterations}: there will be no checkpoint of that step"
+              for step in sorted(set(args.keep_steps or ())) if step > args.iterations]
     if not row.depth_emb and changed("depth_embedding"):
         lines.append(f"--depth_embedding has no effect on {args.model}")
     return lines

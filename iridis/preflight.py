@@ -1,10 +1,12 @@
 """Before a job is queued: can it run there, is there room for its checkpoints, how long will it take?
 
-    python -m iridis.preflight [--partition P --time T --nodes N --gpus N --processes N] [--no-data] [--where] -- FLAGS OF main.py
+    python -m iridis.preflight [--partition P --time T --nodes N --gpus N --processes N] [--no-data] [--where] [--formerly FLAGS [--experiment E]] \
+        -- FLAGS OF main.py
 
 stdout has lines NAME=VALUE for the job library: EXPERIMENT, its folder; STATE, finished or unfinished; LEAD, how many seconds
 before its time limit the job should be told to stop; HOLDER, who trains the experiment now, if anyone; DEVICE; MODEL, its short name; SAVED_STEP and
-ITERATIONS. What people should know goes to stderr. With --where nothing is checked. With --allowed it has ALLOWED and
+ITERATIONS; FORMER, 1 where the experiment was begun with the flags of --formerly, which had the place of the first of FLAGS then, and
+goes on with them. What people should know goes to stderr. With --where nothing is checked. With --allowed it has ALLOWED and
 ALLOWED_SECONDS, the partition's limit, where that is less than --time, else nothing. Exit code 2: one line for each problem.
 """
 
@@ -14,15 +16,17 @@ import argparse
 import itertools
 import math
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import config
-from data.bins import dataset_folder, how_to_prepare, is_prepared
+from data.bins import dataset_folder, how_to_prepare, identity_of, is_prepared
 from errors import UserError
 from iridis.chain import Cause
 from models.variants import ALIASES
@@ -30,7 +34,9 @@ from optim import initial
 from optim.done import is_finished
 from optim.lock import holder
 from optim.names import FINAL, STOP, numbered
+from optim.peek import newest_first, peek
 from optim.reader import Record, printed, read_segments
+from optim.resumable import check_resumable
 
 SLURM_SECONDS = 20  # patience with SLURM's commands
 LEAD_SECONDS = 300  # before the time limit, where steps and saves have not been timed yet
@@ -135,11 +141,17 @@ def free_bytes(folder: Path) -> int:
     return free
 
 
+def checkpoints_at_once(args: Namespace) -> int:
+    """The most that lie in the folder at a time."""
+    every = args.save_checkpoint_freq or args.iterations
+    kept = min(args.keep_checkpoints or args.iterations, args.iterations // every)
+    apart = {step for step in args.keep_steps or () if step < args.iterations and (args.keep_checkpoints or step % every)}
+    return kept + len(apart) + 3
+
+
 def space_problems(args: Namespace, folder: Path) -> list[str]:
     """Whether the checkpoints to come find room: those that are kept, the one resumed from, the final one, and one being written."""
-    size = checkpoint_bytes(args, folder)
-    kept = args.keep_checkpoints or args.iterations // (args.save_checkpoint_freq or args.iterations)
-    count = min(kept, args.iterations // (args.save_checkpoint_freq or args.iterations)) + 3
+    size, count = checkpoint_bytes(args, folder), checkpoints_at_once(args)
     there = sum(path.stat().st_size for path in folder.glob("*.pt")) if folder.is_dir() else 0
     needed, free = count * size - there, free_bytes(folder)
     say(f"checkpoints: {size / 2**20:,.0f} MiB each, up to {count} at a time; {free / 2**30:,.1f} GiB free in {existing_parent(folder)}")
@@ -188,6 +200,56 @@ def is_done(record: Record, args: Namespace, where: bool, problems: list[str]) -
         return False
 
 
+def newest_readable(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that tells its numbers. Whether all of it is intact is for main.py to say, which reads it."""
+    from optim.checkpoint import newest_valid
+
+    readable = (path for path in newest_first(folder) if peek(path) is not None)
+    path = next(readable, None)
+    return newest_valid(folder) if path is None else (path, [])
+
+
+def resume_problems(args: Namespace, folder: Path, data: Path | None) -> list[str]:
+    """What main.py would refuse when it opens an experiment that is not finished. data: the dataset's folder; None before it is prepared."""
+    from optim.setup import starting_point
+
+    try:
+        path = starting_point(folder, args.use_pretrained, newest_readable)
+        state = None if path is None else peek(path)
+        if path is not None and state is not None:
+            check_resumable(path, state, args, None if data is None else identity_of(data))
+    except UserError as error:
+        return str(error).splitlines()
+    return []
+
+
+def recorded_args(folder: Path) -> Mapping[str, Any]:
+    """Flags of the training in a folder, as its summary or newest checkpoint has them; empty where there is neither."""
+    told = [Record(folder, problems=[]).summary, *(peek(path) for path in newest_first(folder))]
+    return next((each["args"] for each in told if each is not None and isinstance(each.get("args"), dict)), {})
+
+
+def changed_flags(now: Namespace, then: Namespace) -> list[str]:
+    return [name for name, value in vars(then).items() if value != getattr(now, name)]
+
+
+def began_as(args: Namespace, former: Namespace, experiment: Path | None) -> Namespace:
+    """`former` where the experiment that is meant was begun with those flags, else `args`.
+
+    experiment: the folder that a job was submitted for, whatever has been begun beside it since.
+    """
+    folder, before = config.experiment_folder(args), config.experiment_folder(former)
+    if folder == before:
+        recorded = recorded_args(folder)
+        changed = changed_flags(args, former)
+        is_former = bool(changed) and all(recorded.get(name) == getattr(former, name) for name in changed)
+    elif experiment in (folder.resolve(), before.resolve()):
+        is_former = experiment == before.resolve()
+    else:
+        is_former = before.is_dir() and not folder.exists()
+    return former if is_former else args
+
+
 def short_name(args: Namespace) -> str:
     """Of the model, with its size where it repeats layers: what tells jobs apart in the queue."""
     name = min((alias for alias, full in ALIASES.items() if full == args.model), key=len, default=args.model)
@@ -208,6 +270,8 @@ def options(argv: Sequence[str]) -> tuple[Namespace, list[str] | None]:
     parser.add_argument("--no-data", action="store_true", help="a job before this one prepares the data")
     parser.add_argument("--allowed", action="store_true", help="only say what the partition allows, where that is less than --time")
     parser.add_argument("--where", action="store_true", help="only say where the experiment is")
+    parser.add_argument("--formerly", type=shlex.split, default=[], help="flags that once stood where the first of FLAGS stand now")
+    parser.add_argument("--experiment", type=Path, help="of a job: what it was submitted for")
     return parser.parse_args(words), flags
 
 
@@ -220,19 +284,28 @@ def main(argv: Sequence[str]) -> int:
     problems = [] if wanted.partition is None else partition_problems(wanted.partition, wanted.time, wanted.nodes, wanted.gpus)
     answer: dict[str, object] = {}
     if flags is not None:
-        args = config.parse_args(flags)
+        asked = config.parse_args(flags)
+        former = config.parse_args([*wanted.formerly, *flags[len(wanted.formerly):]])
+        args = began_as(asked, former, wanted.experiment)
         folder = config.experiment_folder(args)
+        if args is not asked:
+            begun = [f"--{name} {getattr(args, name)}" for name in changed_flags(asked, args) if name != "data_seed"]  # that of --seed
+            say(f"note: going on with {' '.join(begun)}, with which {folder.name} was begun; they were the defaults then")
         record = Record(folder, problems=[])  # main.py tells of damage when it meets it
-        done = is_done(record, args, wanted.where, problems)
+        refused: list[str] = []
+        done = is_done(record, args, wanted.where, refused)
+        problems += refused
         answer = {"EXPERIMENT": folder.resolve(), "STATE": "finished" if done else "unfinished", "LEAD": lead_seconds(record, wanted.time),
                   "HOLDER": holder(folder / "lock"), "DEVICE": args.device, "MODEL": short_name(args),
-                  "SAVED_STEP": record.saved_step, "ITERATIONS": args.iterations}
+                  "SAVED_STEP": record.saved_step, "ITERATIONS": args.iterations, "FORMER": int(args is not asked)}
         if not wanted.where and not done:
             try:
                 config.check_world_size(args, wanted.processes)
             except UserError as error:
                 problems += str(error).splitlines()
             data = dataset_folder(args.dataset, args.data_dir)
+            if not refused and (folder.is_dir() or args.use_pretrained != "auto"):
+                problems += resume_problems(args, folder, None if wanted.no_data else data)
             if args.dataset != "stdlib" and not wanted.no_data and not is_prepared(data):
                 problems.append(f"dataset {args.dataset!r} is not prepared: {data} lacks train.bin or val.bin; {how_to_prepare(args.dataset)}")
             if args.init_from is not None and not record.saved_step:

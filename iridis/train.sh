@@ -17,24 +17,34 @@ HAND_OVER=30      # seconds that the end of a job keeps for handing over, at mos
 RETRY=10          # seconds between the first tries to submit the next job; each pause is longer, up to a minute
 KEEP_TRYING=3600  # seconds after which a job with time left gives that up
 
-# paper_flags: fill TRAIN_FLAGS, the flags of main.py: the paper's setting, the package's model, then what the user gave
+# paper_flags: fill TRAIN_FLAGS, the flags of main.py: the paper's setting, the package's model, then what the user gave; and
+# FORMERLY, what the first of them were when older experiments began. SEED and EVAL_FREQ can be set in the environment.
 paper_flags() {
     : "${ITERATIONS:=40000}" "${BATCH_SIZE:=8}" "${ACC_STEPS:=16}" "${CKPT_FREQ:=2000}" "${DATASET:=owt2}"
     : "${WANDB:=1}" "${WANDB_PROJECT:=rcotformer}"
-    TRAIN_FLAGS=(--dataset "$DATASET" --data_dir "$DATA_DIR" --results_base_folder "$RESULTS_DIR" --data_in_ram
+    local steps
+    TRAIN_FLAGS=() FORMERLY=()
+    [[ -n ${SEED:-} ]] || TRAIN_FLAGS+=(--seed 0) FORMERLY+=(--seed 2)
+    [[ -n ${EVAL_FREQ:-} ]] || TRAIN_FLAGS+=(--eval_freq 100) FORMERLY+=(--eval_freq 200)
+    TRAIN_FLAGS+=(${SEED:+--seed "$SEED"} ${EVAL_FREQ:+--eval_freq "$EVAL_FREQ"} --dataset "$DATASET" --data_dir "$DATA_DIR" --results_base_folder "$RESULTS_DIR" --data_in_ram
         --n_embd 768 --n_head 12 --sequence_length 256 --lr 1e-3 --warmup_percent 0.2
         --batch_size "$BATCH_SIZE" --acc_steps "$ACC_STEPS" --iterations "$ITERATIONS" --save_checkpoint_freq "$CKPT_FREQ")
+    read -ra steps <<<"${KEEP_STEPS:-}"
+    ((!${#steps[@]})) || TRAIN_FLAGS+=(--keep_steps "${steps[@]}")
     [[ $WANDB == 0 ]] || TRAIN_FLAGS+=(--wandb --wandb_project "$WANDB_PROJECT")
     TRAIN_FLAGS+=("${MODEL_FLAGS[@]}")
     [[ -z $NAME ]] || TRAIN_FLAGS+=(--exp_name "$NAME")
     TRAIN_FLAGS+=("${FLAGS[@]}")
 }
 
-# look OPTIONS...: ask the preflight; sets EXPERIMENT, STATE, LEAD, HOLDER, DEVICE and MODEL
+# look OPTIONS...: ask the preflight; sets EXPERIMENT, STATE, LEAD, HOLDER, DEVICE and MODEL, and gives an experiment the flags that it began with
 look() {
-    local answer
-    answer="$(python -m iridis.preflight "$@" --time "$TIME_LIMIT" --processes "$((PROCESSES * N_NODES))" -- "${TRAIN_FLAGS[@]}")" || exit $?
-    read_values EXPERIMENT STATE LEAD HOLDER DEVICE MODEL <<<"$answer"
+    local answer FORMER=0
+    [[ $HOW != segment ]] || set -- "$@" --experiment "$EXPERIMENT"
+    answer="$(python -m iridis.preflight "$@" --time "$TIME_LIMIT" --processes "$((PROCESSES * N_NODES))" --formerly="${FORMERLY[*]}" \
+        -- "${TRAIN_FLAGS[@]}")" || exit $?
+    read_values EXPERIMENT STATE LEAD HOLDER DEVICE MODEL FORMER <<<"$answer"
+    ((!FORMER)) || TRAIN_FLAGS=("${FORMERLY[@]}" "${TRAIN_FLAGS[@]:${#FORMERLY[@]}}")
     NAME_PREFIX="train-$MODEL" # whichever package: two of them may work on one experiment
     name_job "$EXPERIMENT"
 }

@@ -9,8 +9,6 @@ The zip container carries a CRC-32 of every record, so a torn or flipped file is
 
 from __future__ import annotations
 
-import math
-import os
 import random
 import threading
 import traceback
@@ -26,8 +24,8 @@ from numpy._core.multiarray import _reconstruct
 
 from errors import UserError
 from files import replace_atomically, sync
-from optim.names import FINAL, intermediate, numbered, step_of
-from optim.peek import step_in
+from optim.names import intermediate
+from optim.peek import age, newest_first
 
 READ_BYTES = 1 << 22
 PROBE_BYTES = 1 << 20  # more than is left on a disk that a checkpoint did not find room on
@@ -105,9 +103,9 @@ def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
     The newest is the one that holds the most steps; where a file does not tell, its name counts. Raises UserError where there
     are checkpoints and none is intact: training from scratch over them would be worse.
     """
-    candidates = ([folder / FINAL] if os.path.lexists(folder / FINAL) else []) + numbered(folder)  # a link to nowhere is told, too
+    candidates = newest_first(folder)
     notes: list[str] = []
-    for path in sorted(candidates, key=_age, reverse=True):
+    for path in candidates:
         wrong = fault(path)
         if wrong is None:
             return path, notes
@@ -117,20 +115,12 @@ def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
     return None, notes
 
 
-def _age(path: Path) -> tuple[float, float]:
-    """Steps that a checkpoint holds, then those that its name says; ckpt.pt goes before all that are alike."""
-    named = step_of(path)
-    by_name = math.inf if named is None else named
-    held = step_in(path)
-    return (by_name if held is None else held), by_name
-
-
-def prune(folder: Path, keep: int, protected: Collection[Path] = ()) -> None:
+def prune(folder: Path, keep: int, protected: Collection[Path] = (), kept_steps: Collection[int] = ()) -> None:
     """Delete all but the `keep` newest `ckpt_N.pt`, by the steps that they hold; 0 keeps all.
 
-    Protected ones, and final ones of before an extension, stay.
+    Protected ones, those of kept steps, and final ones of before an extension stay, and are not counted.
     """
-    for path in sorted(intermediate(folder), key=_age, reverse=True)[keep:] if keep else []:
+    for path in sorted(intermediate(folder, kept_steps), key=age, reverse=True)[keep:] if keep else []:
         if path not in protected:
             with suppress(OSError):  # one too many does no harm
                 path.unlink()

@@ -11,6 +11,7 @@ from errors import UserError
 from optim import initial
 from optim.names import FINAL, SUMMARY, numbered
 from optim.reader import Record
+from optim.schedules import WAYS_TO_EXTEND
 
 
 def is_finished(folder: Path, args: Namespace) -> bool:
@@ -31,8 +32,7 @@ def is_finished(folder: Path, args: Namespace) -> bool:
     if args.iterations < done:
         raise UserError(f"{folder} is finished with {done} iterations, --iterations asks for {args.iterations}; give another --exp_name")
     if args.iterations > done and args.extend is None:
-        raise UserError(f"{folder} is finished with {done} iterations, --iterations asks for {args.iterations}; say what the learning rate "
-                        "should do: --extend continue (from where it is to its end value) or --extend restart (warm up again first)")
+        raise UserError(f"{folder} is finished with {done} iterations, --iterations asks for {args.iterations}; {WAYS_TO_EXTEND}")
     if args.iterations > done and not (folder / FINAL).exists() and not numbered(folder):
         raise UserError(f"{folder} is finished, but holds no checkpoint to extend; give another --exp_name")
     return args.iterations == done

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -183,6 +183,6 @@ class Experiment:
         """Give the experiment up to others."""
         self.lock.release()
 
-    def remove_numbered(self) -> None:
-        for path in intermediate(self.folder):
+    def remove_numbered(self, kept_steps: Collection[int] = ()) -> None:
+        for path in intermediate(self.folder, kept_steps):
             path.unlink(missing_ok=True)

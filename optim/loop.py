@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from config.identity import differences, fingerprint
+from config.identity import fingerprint
 from data import SampleOrder, Splits
-from data.bins import data_differences, identity_of
+from data.bins import identity_of
 from data.order import mix
 from data.vocabulary import described, other_tokens
 from distributed.world import World
@@ -37,15 +37,13 @@ from optim.optimizers import load_optimizer_state, make_optimizer
 from optim.outcome import Ending, Kind, Outcome, ended, of_error
 from optim.partial import PartialSums, facts_of
 from optim.reporting import Reporter, log
+from optim.resumable import FORMAT, check_resumable
 from optim.schedules import make_scheduler
 from optim.setup import autocast_dtype, autocaster, is_own, named_file, need_compiler
 from optim.stopping import Stopper
 from optim.watchdog import Watchdog
 from processes import code_change, code_facts
 
-FORMAT = 1
-PARTS = {"itr", "args", "world_size", "optimizer", "scheduler", "scaler", "rng", "data", "gradient_meter"}  # of a state, beside format and model
-# and, where they are missing, a checkpoint is of before they were kept: skipped, overflows, vocabulary, precision, evaluation, rollbacks, initial
 SPIKE = 5.0  # largest gradient norm over the mean since the last evaluation, from which on it is called a spike
 BAD_IN_A_ROW = 10  # skipped steps, after which a run stops
 OVERFLOWS_IN_A_ROW = 20  # of the gradient in float16: the loss scaler gives way by halves, from 65536
@@ -105,6 +103,7 @@ class Trainer:
         self.writer = checkpoint.BackgroundWriter()
         self.step = self.saved_step = self.skipped = self.overflows = 0
         self.being_saved: int | None = None
+        self.kept_steps = frozenset(args.keep_steps or ())
         self.evaluation = EvaluationPlan(args.batch_size, args.eval_batches)
         self.resumed_from: Path | None = None
         self.initial: dict[str, str] | None = None  # the weights that --init_from gave
@@ -176,15 +175,7 @@ class Trainer:
     def _take_up(self, path: Path) -> str | None:
         """What `load` does on each process; returns what the schedule says of an extension."""
         state = checkpoint.load_checkpoint(path)
-        if state.get("format") != FORMAT:
-            raise UserError(f"{path} was not written by this training loop; eval.py can evaluate it, main.py cannot resume it")
-        lacking = sorted(PARTS - state.keys()) or (["generators of some processes"] if len(state["rng"]) != state["world_size"] else [])
-        if lacking:
-            raise UserError(f"cannot resume {path}: it lacks {', '.join(lacking)}; move it away to go on from an older one")
-        wrong = differences(vars(self.args), state["args"])
-        wrong += data_differences(self.data, state["data"]) + initial.differences(self.args.init_from, state.get("initial"))
-        if wrong:
-            raise UserError("\n".join(f"cannot resume {path}: {line}; give that, or another --exp_name" for line in wrong))
+        check_resumable(path, state, self.args, self.data)
         try:
             load_weights(self.raw_model, state["model"])
             load_optimizer_state(self.optimizer, state["optimizer"])
@@ -229,14 +220,15 @@ class Trainer:
         self.watchdog.beat()
 
     def _write(self, name: str, state: dict[str, Any]) -> None:
-        path, keep, state = self.folder / name, self.args.keep_checkpoints, checkpoint.to_cpu(state)
+        path, keep, kept_steps = self.folder / name, self.args.keep_checkpoints, self.kept_steps
+        state = checkpoint.to_cpu(state)
         protected = {path, *([self.resumed_from] if self.resumed_from else [])}
         self._note_saved()
 
         def write() -> None:
             history.make_way(path, state["itr"])
             checkpoint.save_checkpoint(path, state)
-            checkpoint.prune(self.folder, keep, protected)
+            checkpoint.prune(self.folder, keep, protected, kept_steps)
 
         self.being_saved, self.save_began = self.step, time.monotonic()
         self.writer.submit(write)
@@ -470,7 +462,7 @@ class Trainer:
                 self._report_step(loss, rate)
             if self._is_due(args.eval_freq) and not self._evaluate(whole=False):
                 return self._stop()  # and not on to the final checkpoint, whose gradient meter would be another
-            if self._is_due(args.save_checkpoint_freq) and self.step < args.iterations:
+            if (self._is_due(args.save_checkpoint_freq) or self.step in self.kept_steps) and self.step < args.iterations:
                 self._save(f"ckpt_{self.step}.pt")
             elif self.being_saved is not None and self.writer.idle:
                 self._note_saved()
@@ -498,7 +490,7 @@ class Trainer:
         if self.experiment:
             write_json(self.folder / SUMMARY, self._summary(self.experiment))
             if self.args.remove_intermediary_checkpoints_at_end:
-                self.experiment.remove_numbered()
+                self.experiment.remove_numbered(self.kept_steps)
         return ended(Kind.FINISHED, "all iterations done", self.step)
 
     def _summary(self, experiment: Experiment) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 SUMMARY = "summary.json"
@@ -38,9 +39,9 @@ def numbered(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: step_of(path) or 0, reverse=True)
 
 
-def intermediate(folder: Path) -> list[Path]:
-    """The numbered checkpoints, newest first, but for those that were final before an extension (`summary_N.json`)."""
-    return [path for path in numbered(folder) if not (folder / f"summary_{step_of(path)}.json").exists()]
+def intermediate(folder: Path, kept: Collection[int] = ()) -> list[Path]:
+    """The numbered checkpoints, newest first, but for those of steps that are kept, and of final ones before an extension (`summary_N.json`)."""
+    return [path for path in numbered(folder) if step_of(path) not in kept and not (folder / f"summary_{step_of(path)}.json").exists()]
 
 
 def free_name(path: Path, suffix: str) -> Path:

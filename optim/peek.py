@@ -6,11 +6,15 @@
 from __future__ import annotations
 
 import io
+import math
+import os
 import pickle
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
+
+from optim.names import FINAL, numbered, step_of
 
 LARGEST_RECORD_BYTES = 1 << 26  # of names, numbers and references to tensors
 
@@ -58,3 +62,17 @@ def step_in(path: Path) -> int | None:
     """The number of steps that a checkpoint holds (`itr`), None where it does not tell."""
     step = (peek(path) or {}).get("itr")
     return step if isinstance(step, int) else None
+
+
+def age(path: Path) -> tuple[float, float]:
+    """Steps that a checkpoint holds, then those that its name says; ckpt.pt goes before all that are alike."""
+    named = step_of(path)
+    by_name = math.inf if named is None else named
+    held = step_in(path)
+    return (by_name if held is None else held), by_name
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, intact or not."""
+    final = [folder / FINAL] if os.path.lexists(folder / FINAL) else []  # a link to nowhere is told, too
+    return sorted([*final, *numbered(folder)], key=age, reverse=True)

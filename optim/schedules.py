@@ -9,26 +9,47 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
-
-from torch.optim import Optimizer
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from errors import UserError
 from optim.experiment import Lineage
 
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
 START_DIVISOR = 100.0
+WAYS_TO_EXTEND = ("say what the learning rate should do: --extend continue (from where it is to its end value), --extend restart (warm up again "
+                  "first) or --extend rejoin (go over to the rates of a run that was planned this long)")
 
 
 @dataclass(frozen=True)
 class Leg:
-    """Steps [begin, end) of a run. `rise`: local step at which the top is reached (may be negative: no rise)."""
+    """Steps [begin, end) of a run. `rise`: the step, counted from `start`, at which the top is reached (may be negative: no rise).
+
+    origin: the step at which its course starts, where that is not `begin`: one that rejoins a longer plan is under way already.
+    """
 
     begin: int
     end: int
     start_rate: float
     top_rate: float
     rise: float
+    origin: int | None = None
+
+    @property
+    def start(self) -> int:
+        return self.begin if self.origin is None else self.origin
+
+    @property
+    def peak(self) -> int:
+        """The step of the run from which on the rate of this leg is at its top, or falls."""
+        return max(self.begin, self.start + max(0, math.ceil(self.rise)))
+
+    def as_json(self) -> dict[str, Any]:
+        """Without what it does not have: hashes of metrics rows are of these words (`Lineage`)."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -53,7 +74,7 @@ class Shape:
         """Rate used at a step of a leg."""
         if self.scheduler == "none":
             return self.lr
-        local, last = min(step, leg.end - 1) - leg.begin, leg.end - leg.begin - 1
+        local, last = min(step, leg.end - 1) - leg.start, leg.end - leg.start - 1
         if local <= leg.rise:
             return self._between(leg.start_rate, leg.top_rate, local / leg.rise if leg.rise > 0 else 1.0)
         fall_from = leg.rise
@@ -62,6 +83,10 @@ class Shape:
         if local <= fall_from:
             return leg.top_rate
         return self._between(leg.top_rate, self.end_rate, (local - fall_from) / (last - fall_from) if last > fall_from else 1.0)
+
+    def planned(self, iterations: int) -> Leg:
+        """The one leg of a run that is planned for so many steps."""
+        return Leg(0, iterations, self.start_rate, self.lr, self.warmup_percent * iterations - 1)
 
     def _between(self, a: float, b: float, share: float) -> float:
         if self.scheduler == "cos":
@@ -74,7 +99,7 @@ class Schedule:
 
     def __init__(self, optimizer: Optimizer, shape: Shape, iterations: int) -> None:
         self.optimizer, self.shape, self.taken = optimizer, shape, 0
-        self.legs = [Leg(0, iterations, shape.start_rate, shape.lr, shape.warmup_percent * iterations - 1)]
+        self.legs = [shape.planned(iterations)]
         self._apply()
 
     @property
@@ -100,7 +125,7 @@ class Schedule:
 
     def plan(self) -> dict[str, Any]:
         """The whole course of the rate: shape and legs, as plain data."""
-        return {"shape": asdict(self.shape), "legs": [asdict(leg) for leg in self.legs]}
+        return {"shape": asdict(self.shape), "legs": [leg.as_json() for leg in self.legs]}
 
     def state_dict(self) -> dict[str, Any]:
         return {**self.plan(), "taken": self.taken}
@@ -113,36 +138,21 @@ class Schedule:
     def load_state_dict(self, state: dict[str, Any], extend: str | None = None) -> str | None:
         """Go on where a run stood. Returns a line about the rates before and after where this extends it.
 
-        Raises UserError where the file's settings differ, or where its horizon does and `extend` does not say
-        ('continue' or 'restart') what the rate should do.
+        Raises UserError where it cannot (`resumed_legs`).
         """
-        mine = asdict(self.shape)
-        for name, value in state.get("shape", {}).items():
-            if mine.get(name) != value:
-                raise UserError(f"--{name} is {mine.get(name)}, but the checkpoint was trained with {value}; give that, or another --exp_name")
-        if not state.get("legs"):
-            raise UserError("the schedule in the checkpoint was not written by this training loop: the file cannot be resumed")
-        iterations, planned = self.horizon, [Leg(**leg) for leg in state["legs"]]
-        self.legs, self.taken = planned, int(state["taken"])
-        if iterations == self.horizon:
-            self._apply()
-            return None
-        if iterations < self.taken:
-            raise UserError(f"--iterations {iterations} is less than the {self.taken} steps that the experiment has made")
-        if iterations < self.horizon:
-            raise UserError(f"--iterations {iterations} is less than the {self.horizon} that the experiment was planned for; give another --exp_name")
-        if extend is None:
-            raise UserError(f"--iterations {iterations} is more than the {self.horizon} that the experiment was planned for; say what the learning "
-                            "rate should do: --extend continue (from where it is to its end value) or --extend restart (warm up again first)")
-        line = self._extend(iterations, extend)
+        iterations = self.horizon
+        self.legs, self.taken = resumed_legs(state, self.shape, iterations, extend), int(state["taken"])
+        line = self._extend(iterations, extend) if extend is not None and iterations > self.horizon else None
         self._apply()
         return line
 
     def _extend(self, iterations: int, how: str) -> str:
         old_leg, at = self.legs[-1], self.taken
         now = self.rate_at(max(at - 1, 0))
-        rise_left = old_leg.begin + old_leg.rise - at
-        if how == "restart":
+        rise_left = old_leg.start + old_leg.rise - at
+        if how == "rejoin":
+            leg = replace(self.shape.planned(iterations), begin=at, origin=0)
+        elif how == "restart":
             leg = Leg(at, iterations, now, self.shape.lr, self.shape.warmup_percent * (iterations - at) - 1)
         elif rise_left >= 0:
             leg = Leg(at, iterations, now, old_leg.top_rate, rise_left)
@@ -150,18 +160,43 @@ class Schedule:
             leg = Leg(at, iterations, now, now, -1.0)
         before = old_leg.end
         self.legs = [*self.legs, leg]
-        marks = sorted({at, at + max(0, round(leg.rise)), (at + iterations) // 2, iterations - 1})
+        marks = sorted({at, leg.peak, (at + iterations) // 2, iterations - 1})
         ahead = ", ".join(f"{self.rate_at(step):.3g} at {step}" for step in marks)
         return (f"extended from {before} to {iterations} steps ({how}): learning rate before {now:.3g} at {max(at - 1, 0)}; after: {ahead}")
 
     def describe(self) -> str:
         """The rate at the start, at its peak and at the end, for the first lines of a run."""
-        peak = 0 if self.shape.scheduler == "none" else self.legs[-1].begin + max(0, math.ceil(self.legs[-1].rise))
+        peak = 0 if self.shape.scheduler == "none" else self.legs[-1].peak
         return (f"learning rate ({self.shape.scheduler}): {self.rate_at(0):.3g} at the start, {self.rate_at(peak):.3g} at the peak "
                 f"(step {peak}), {self.rate_at(self.horizon - 1):.3g} at the end")
 
 
+def resumed_legs(state: Mapping[str, Any], shape: Shape, iterations: int, extend: str | None) -> list[Leg]:
+    """The legs of a run in a checkpoint, of its schedule's state, before any extension.
+
+    Raises UserError where the file's settings differ, or where its horizon does and `extend` does not say what the rate should do.
+    """
+    mine = asdict(shape)
+    for name, value in state.get("shape", {}).items():
+        if mine.get(name) != value:
+            raise UserError(f"--{name} is {mine.get(name)}, but the checkpoint was trained with {value}; give that, or another --exp_name")
+    if not state.get("legs"):
+        raise UserError("the schedule in the checkpoint was not written by this training loop: the file cannot be resumed")
+    legs, taken = [Leg(**leg) for leg in state["legs"]], int(state["taken"])
+    planned = legs[-1].end
+    if iterations < taken:
+        raise UserError(f"--iterations {iterations} is less than the {taken} steps that the experiment has made")
+    if iterations < planned:
+        raise UserError(f"--iterations {iterations} is less than the {planned} that the experiment was planned for; give another --exp_name")
+    if iterations > planned and extend is None:
+        raise UserError(f"--iterations {iterations} is more than the {planned} that the experiment was planned for; {WAYS_TO_EXTEND}")
+    return legs
+
+
+def shape_of(args: Any) -> Shape:
+    return Shape(args.scheduler, args.lr, args.warmup_percent, args.final_div_factor, args.decay_percent)
+
+
 def make_scheduler(optimizer: Optimizer, args: Any) -> Schedule:
     """The schedule that --scheduler and its companions ask for, at step 0."""
-    shape = Shape(args.scheduler, args.lr, args.warmup_percent, args.final_div_factor, args.decay_percent)
-    return Schedule(optimizer, shape, args.iterations)
+    return Schedule(optimizer, shape_of(args), args.iterations)

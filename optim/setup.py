@@ -75,14 +75,17 @@ def is_own(folder: Path, path: Path) -> bool:
     return path.resolve().parent == folder.resolve()
 
 
-def starting_point(folder: Path, use_pretrained: str | None) -> Path | None:
+def starting_point(folder: Path, use_pretrained: str | None,
+                   newest: Callable[[Path], tuple[Path | None, list[str]]] = checkpoint.newest_valid) -> Path | None:
     """The checkpoint to start from, or None for a fresh start. Raises UserError.
+
+    newest: finds the newest checkpoint of a folder, and a line about each that it passes over.
 
     A chain repeats its command: one that began from a checkpoint of another run, took its own back to an earlier one, or extended its
     final one (which has its number since), goes on from what it has saved since.
     """
     wanted = named_file(folder, use_pretrained)
-    own, notes = checkpoint.newest_valid(folder)
+    own, notes = newest(folder)
     is_ours = wanted is not None and is_own(folder, wanted)
     if own is None or wanted is None or not is_ours:
         has_begun = own is not None

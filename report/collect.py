@@ -35,6 +35,7 @@ class Leg(NamedTuple):
     start_rate: float
     top_rate: float
     rise: float
+    origin: int | None = None  # where its course starts, if not at `begin`: it rejoined a longer plan
 
 
 @dataclass(frozen=True)
@@ -217,8 +218,8 @@ def _legs(summary: _Object) -> tuple[Leg, ...]:
     if summary.values.get("schedule") is None:
         return ()
     schedule = _Object(summary.path, summary.values["schedule"], f"{summary.where}schedule.")
-    return tuple(Leg(leg.whole("begin"), leg.whole("end"), leg.number("start_rate"), leg.number("top_rate"), leg.number("rise"))
-                 for leg in schedule.rows("legs"))
+    return tuple(Leg(leg.whole("begin"), leg.whole("end"), leg.number("start_rate"), leg.number("top_rate"), leg.number("rise"),
+                     leg.whole_or_none("origin")) for leg in schedule.rows("legs"))
 
 
 def read_evaluation(path: Path, trainings: Trainings) -> Evaluation:

@@ -135,7 +135,7 @@ def extension(one: Evaluation) -> str | None:
     """How the schedule was extended; None where it was not. A training of before summaries told the legs says it by its flag."""
     if not one.legs:
         return one.trained.extend
-    begins = [f"{leg.begin:,}" for leg in one.legs[1:]]
+    begins = [f"{leg.begin:,}" + (" by rejoin" if leg.origin is not None else "") for leg in one.legs[1:]]
     return f"at step{'s' if len(begins) > 1 else ''} {' and '.join(begins)}" if begins else None
 
 

@@ -20,13 +20,13 @@ from optim.checkpoint import (
     BackgroundWriter,
     load_checkpoint,
     newest_valid,
-    numbered,
     prune,
     random_states,
     restore_random_states,
     save_checkpoint,
     to_cpu,
 )
+from optim.names import numbered
 from optim.optimizers import load_optimizer_state, make_optimizer
 from tests.helpers import PEER, fill, tiny_args, tiny_model, tokens
 
@@ -318,6 +318,13 @@ def test_pruning_keeps_the_newest(tmp_path, keep, left):
         saved(tmp_path / f"ckpt_{step}.pt")
     prune(tmp_path, keep)
     assert numbered(tmp_path) == [tmp_path / f"ckpt_{step}.pt" for step in left]
+
+
+def test_pruning_neither_deletes_nor_counts_the_steps_that_are_kept(tmp_path):
+    for step in (5, 100, 20, 40):
+        saved(tmp_path / f"ckpt_{step}.pt")
+    prune(tmp_path, 1, kept_steps={20, 100, 7})
+    assert numbered(tmp_path) == [tmp_path / f"ckpt_{step}.pt" for step in (100, 40, 20)]
 
 
 def test_pruning_touches_nothing_else(tmp_path):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import config
 from config.flags import FLAGS, OBSOLETE, Flag
+from config.identity import differences
 from errors import UserError
 
 ROOT = Path(config.__file__).resolve().parent.parent
@@ -290,6 +291,23 @@ def test_old_commands_are_answered_with_the_new_form(capsys, words, form):
 
 def test_min_repeat_of_the_published_commands_is_not_called_without_effect():
     assert config.unused_settings(config.parse_args(["--model", "cot", "--n_repeat", "5", "--min_repeat", "5"])) == []
+
+
+def test_a_step_to_keep_beyond_the_end_is_told():
+    words = ["--iterations", "60", "--keep_steps", "50", "60", "70"]
+    assert config.unused_settings(config.parse_args(words)) == ["--keep_steps 70 is beyond --iterations 60: there will be no checkpoint of that step"]
+
+
+@pytest.mark.parametrize("value", ["0", "-5", "2.5", "half"])
+def test_a_step_to_keep_is_a_positive_whole_number(value, capsys):
+    with pytest.raises(SystemExit) as ended:
+        config.parse_args(["--keep_steps", "10", value])
+    assert ended.value.code == 2 and "--keep_steps must be" in capsys.readouterr().err
+
+
+def test_steps_to_keep_make_no_other_training():
+    plain, keeping = config.parse_args([]), config.parse_args(["--keep_steps", "10"])
+    assert config.experiment_name(plain) == config.experiment_name(keeping) and differences(vars(keeping), vars(plain)) == []
 
 
 def test_default_settings_are_not_called_without_effect():

@@ -240,6 +240,13 @@ def test_numbered_checkpoints_can_be_removed(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt.pt", "lock", "summary.json"]
 
 
+def test_numbered_checkpoints_of_steps_that_are_kept_are_not_removed(tmp_path):
+    for name in ("ckpt.pt", "ckpt_5.pt", "ckpt_10.pt"):
+        (tmp_path / name).touch()
+    Experiment(tmp_path, 100).remove_numbered({5})
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["ckpt.pt", "ckpt_5.pt"]
+
+
 def test_missing_json_file_is_none(tmp_path):
     assert read_json(tmp_path / "summary.json") is None
 

@@ -117,6 +117,27 @@ def test_an_extension_from_an_older_checkpoint_gives_the_final_files_their_own_n
     assert summaries == {"summary.json": 60, "summary_40.json.abandoned": 40}
 
 
+def test_an_extension_from_an_older_checkpoint_leaves_it_as_it_was(finished: Path) -> None:
+    before = (folder(finished) / "ckpt_20.pt").read_bytes()
+    assert small(finished, iterations=60, extend="continue", use_pretrained="ckpt_20.pt", keep_steps=[20]).returncode == 0
+    assert (folder(finished) / "ckpt_20.pt").read_bytes() == before and steps_in(finished)["ckpt_40.pt.abandoned"] == 40
+
+
+def test_a_rejoined_run_that_was_killed_ends_with_the_same_bits(finished: Path, finished_once: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"iterations": 80, "extend": "rejoin", "log_freq": 1}
+    killed_after(finished, 56, **changes)
+    assert small(finished, **changes).returncode == 0
+    direct = shutil.copytree(finished_once, tmp_path / "direct")
+    assert small(direct, **changes).returncode == 0
+    assert differing(final_state(finished), final_state(direct)) == [] and metrics(finished) == metrics(direct)
+
+
+def test_the_legs_of_a_rejoined_run_are_in_its_summary(finished: Path) -> None:
+    assert small(finished, iterations=60, extend="rejoin").returncode == 0
+    legs = json.loads((folder(finished) / "summary.json").read_text())["schedule"]["legs"]
+    assert [(leg["begin"], leg["end"], leg.get("origin")) for leg in legs] == [(0, 40, None), (40, 60, 0)]
+
+
 def test_an_extension_from_an_older_checkpoint_goes_on_from_its_own_saves(finished: Path) -> None:
     changes = {"extend": "restart", "use_pretrained": "ckpt_20.pt"}
     first = stopped_after(finished, 23, **changes)
@@ -449,3 +470,26 @@ def test_a_checkpoint_is_pruned_by_the_step_that_it_holds(tmp_path: Path) -> Non
         save_checkpoint(tmp_path / name, {"itr": step, "model": {}})
     prune(tmp_path, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["ckpt_36.pt"]
+
+
+# steps that are kept
+
+
+def test_a_step_that_is_kept_has_its_checkpoint_to_the_end(tmp_path: Path) -> None:
+    assert small(tmp_path, keep_steps=[13, 20], keep_checkpoints=1).returncode == 0
+    assert steps_in(tmp_path) == {"ckpt_13.pt": 13, "ckpt_20.pt": 20, "ckpt_30.pt": 30, "ckpt.pt": 40}
+
+
+def test_a_step_that_is_kept_outlives_the_removal_of_intermediary_checkpoints(tmp_path: Path) -> None:
+    assert small(tmp_path, keep_steps=[13], remove_intermediary_checkpoints_at_end=True).returncode == 0
+    assert steps_in(tmp_path) == {"ckpt_13.pt": 13, "ckpt.pt": 40}
+
+
+def test_saving_at_further_steps_changes_no_bit(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"keep_steps": [7, 13, 33], "eval_freq": 4, "dropout": 0.1, "model": "adm", "n_repeat": 3, "iterations": 80,
+                               "log_freq": 1}
+    killed_after(tmp_path / "kept", 14, **changes)
+    assert small(tmp_path / "kept", **changes).returncode == 0
+    assert small(tmp_path / "plain", **{**changes, "keep_steps": None}).returncode == 0
+    assert differing(final_state(tmp_path / "kept"), final_state(tmp_path / "plain")) == []
+    assert metrics(tmp_path / "kept") == metrics(tmp_path / "plain")

@@ -302,7 +302,46 @@ def test_an_array_or_a_wait_in_the_options_of_sbatch_is_refused(clone: Path, opt
 @pytest.mark.slow
 def test_a_dry_run_without_slurm_shows_the_command_of_a_training(clone: Path, tmp_path: Path) -> None:
     done = call("bash", job(clone, "lncot-train"), "--dry-run", **DATASET, SCRATCH_DIR=str(tmp_path))
-    assert done.returncode == 0 and "python main.py --dataset openwebtext2" in done.stdout, done.stderr
+    assert done.returncode == 0 and "python main.py --seed 0 --eval_freq 100 --dataset openwebtext2" in done.stdout, done.stderr
+
+
+def begun_formerly(clone: Path, scratch: Path, **env: str) -> Path:
+    """The folder of an experiment of lncot-train that was begun under other defaults."""
+    done = call("bash", job(clone, "lncot-train"), "--where", **DATASET, **env, SEED="2", SCRATCH_DIR=str(scratch))
+    folder = Path(done.stdout.strip())
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_training_that_began_under_other_defaults_goes_on_with_them(clone: Path, tmp_path: Path) -> None:
+    folder = begun_formerly(clone, tmp_path)
+    done = call("bash", job(clone, "lncot-train"), "--local", "--dry-run", **DATASET, SCRATCH_DIR=str(tmp_path))
+    assert folder.name.endswith("_seed2") and "main.py --seed 2 --eval_freq 200 --dataset" in done.stdout, done.stderr
+    assert done.stderr.count(f"going on with --seed 2 --eval_freq 200, with which {folder.name} was begun") == 1
+
+
+@pytest.mark.slow
+def test_a_seed_of_the_environment_begins_another_training(clone: Path, tmp_path: Path) -> None:
+    begun_formerly(clone, tmp_path)
+    done = call("bash", job(clone, "lncot-train"), "--local", "--dry-run", **DATASET, SEED="0", SCRATCH_DIR=str(tmp_path))
+    assert "main.py --eval_freq 100 --seed 0 --dataset" in done.stdout and "going on" not in done.stderr, done.stderr
+
+
+@pytest.mark.slow
+def test_an_evaluation_is_of_the_training_that_began_under_other_defaults(clone: Path, tmp_path: Path) -> None:
+    folder = begun_formerly(clone, tmp_path)
+    done = call("bash", job(clone, "eval-lncot"), "--dry-run", **DATASET, SCRATCH_DIR=str(tmp_path))
+    assert f"--checkpoint {folder} " in done.stdout, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("package", "env", "words"), [
+    ("adm-train", {}, "--keep_steps 40000 "), ("lncot-train", {"KEEP_STEPS": "100 2000"}, "--keep_steps 100 2000 "),
+    ("adm-train", {"KEEP_STEPS": ""}, "")])
+def test_a_training_keeps_the_steps_of_its_configuration(clone: Path, tmp_path: Path, package: str, env: dict[str, str], words: str) -> None:
+    done = call("bash", job(clone, package), "--local", "--dry-run", **DATASET, **env, SCRATCH_DIR=str(tmp_path))
+    assert done.returncode == 0 and words in done.stdout and ("keep_steps" in done.stdout) == bool(words), done.stderr
 
 
 @pytest.mark.slow

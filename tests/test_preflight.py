@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+import config
 from errors import UserError
 from iridis import preflight
 from optim.reader import Record
+from tests.programs import flags, folder, train, trained
 
 
 @pytest.fixture
@@ -145,7 +150,118 @@ def test_weights_to_begin_with_are_looked_for_before_a_job_is_queued(tmp_path: P
         preflight.main(["--", "--dataset", "stdlib", "--init_from", "nowhere", "--results_base_folder", str(tmp_path)])
 
 
+@pytest.mark.parametrize(("flags", "count"), [
+    ("--save_checkpoint_freq 10", 5), ("--save_checkpoint_freq 10 --keep_steps 40 55 55 100 200", 7), ("--save_checkpoint_freq 60", 4),
+    ("--save_checkpoint_freq 10 --keep_checkpoints 0 --keep_steps 40 55", 14), ("--keep_steps 40", 5)])
+def test_checkpoints_of_steps_that_are_kept_are_counted(flags: str, count: int) -> None:
+    assert preflight.checkpoints_at_once(config.parse_args(["--iterations", "100", *flags.split()])) == count
+
+
 def test_lead_is_doubled_after_each_job_that_outlasted_it(tmp_path: Path) -> None:
     outlasted = {"reason": "time limit within a step or save"}
     ledger(tmp_path, outlasted, {"reason": "time limit"}, outlasted, outlasted)
     assert preflight.lead_seconds(looked(tmp_path, slowest_step_seconds=10, slowest_save_seconds=30), "1:00:00") == 400
+
+
+# what main.py would refuse when it opens the experiment
+
+SMALL = {"model": "lncot", "n_repeat": 2, "n_embd": 16, "n_head": 2, "n_layer": 3, "sequence_length": 16, "batch_size": 2, "acc_steps": 2,
+         "eval_freq": 0, "iterations": 20, "dropout": 0.0}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("finished"), **SMALL)
+
+
+@pytest.fixture(scope="module")
+def unfinished(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As a kill in the last evaluation leaves it."""
+    results = shutil.copytree(finished, tmp_path_factory.mktemp("unfinished") / "results")
+    (folder(results) / "summary.json").unlink()
+    return results
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_finished", [True, False])
+@pytest.mark.parametrize("changes", [{"iterations": 30}, {"iterations": 10}, {"seed": 7}, {"lr": 5e-4, "iterations": 30, "extend": "rejoin"},
+                                     {"iterations": 30, "extend": "continue", "use_pretrained": "ckpt_5.pt"}], ids=str)
+def test_what_main_py_would_refuse_is_refused_in_its_words(finished: Path, unfinished: Path, is_finished: bool, changes: dict[str, Any]) -> None:
+    results = finished if is_finished else unfinished
+    with pytest.raises(UserError) as refused:
+        preflight.main(["--", *flags(results, **{**SMALL, **changes})])
+    said = train(results, **{**SMALL, **changes}).stderr
+    assert [f"main.py: error: {line}" for line in str(refused.value).splitlines()] == said.splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extend", ["continue", "restart", "rejoin"])
+def test_an_extension_that_says_how_passes(finished: Path, unfinished: Path, extend: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for results in (finished, unfinished):
+        assert preflight.main(["--", *flags(results, **{**SMALL, "iterations": 30, "extend": extend})]) == 0
+        assert "STATE=unfinished" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_damaged_newest_checkpoint_is_passed_over_as_main_py_does(unfinished: Path, tmp_path: Path) -> None:
+    results = shutil.copytree(unfinished, tmp_path / "results")
+    shutil.copy(folder(results) / "ckpt.pt", folder(results) / "ckpt_15.pt")
+    (folder(results) / "ckpt.pt").write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"cannot resume .*ckpt_15\.pt: --seed"):
+        preflight.main(["--", *flags(results, **{**SMALL, "seed": 7})])
+
+
+# experiments that were begun under a package's former defaults
+
+FORMERLY = ["--formerly=--seed 2 --eval_freq 200", "--where"]
+NOW = ["--seed", "0", "--eval_freq", "100"]
+
+
+def named(seed: int) -> str:
+    return f"lr0.001_bs32x4_seqlen512_seed{seed}"
+
+
+def asked(results: Path, capsys: pytest.CaptureFixture[str], *words: str, options: Sequence[str] = ()) -> tuple[str, bool, str]:
+    """Of a command of a package: the name of the experiment that is meant, whether by the former flags, and what is said."""
+    assert preflight.main([*FORMERLY, *options, "--", *NOW, "--dataset", "stdlib", "--results_base_folder", str(results), *words]) == 0
+    out, err = capsys.readouterr()
+    values = dict(line.split("=", 1) for line in out.splitlines())
+    return Path(values["EXPERIMENT"]).name, values["FORMER"] == "1", err
+
+
+@pytest.mark.parametrize(("there", "words", "meant", "is_former"), [
+    ([], [], 0, False), ([2], [], 2, True), ([0], [], 0, False), ([0, 2], [], 0, False), ([2], ["--seed", "0"], 0, False),
+    ([2], ["--seed", "2"], 2, False), ([5], ["--seed", "5"], 5, False)])
+def test_an_experiment_of_the_former_defaults_is_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str], there: list[int],
+                                                              words: list[str], meant: int, is_former: bool) -> None:
+    for seed in there:
+        (tmp_path / "stdlib" / "base" / named(seed)).mkdir(parents=True)
+    name, former, said = asked(tmp_path, capsys, *words)
+    assert (name, former) == (named(meant), is_former)
+    assert said == (f"note: going on with --seed 2 --eval_freq 200, with which {named(meant)} was begun; they were the defaults then\n"
+                    if is_former else "")
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_a_job_goes_on_with_what_it_was_submitted_for(tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int) -> None:
+    for each in (0, 2):
+        (tmp_path / "stdlib" / "base" / named(each)).mkdir(parents=True)
+    submitted = tmp_path / "stdlib" / "base" / named(seed)
+    assert asked(tmp_path, capsys, options=["--experiment", str(submitted)])[:2] == (named(seed), seed == 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_finished", [True, False])
+@pytest.mark.parametrize(("recorded", "words", "is_former"), [
+    ({"seed": 2, "data_seed": 2, "eval_freq": 200}, [], True), ({"seed": 0, "data_seed": 0, "eval_freq": 100}, [], False),
+    ({"seed": 5, "data_seed": 5, "eval_freq": 200}, ["--seed", "5"], True)])
+def test_a_named_experiment_goes_on_as_it_was_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str], is_finished: bool,
+                                                       recorded: dict[str, int], words: list[str], is_former: bool) -> None:
+    experiment = tmp_path / "stdlib" / "base" / "mine"
+    experiment.mkdir(parents=True)
+    if is_finished:
+        (experiment / "summary.json").write_text(json.dumps({"args": recorded}))
+    else:
+        torch.save({"itr": 5, "args": recorded}, experiment / "ckpt_5.pt")
+    name, former, said = asked(tmp_path, capsys, "--exp_name", "mine", *words)
+    assert (name, former) == ("mine", is_former) and ("--seed 2" in said) == (is_former and not words)

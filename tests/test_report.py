@@ -292,6 +292,13 @@ def test_an_extension_is_told_by_the_legs_of_the_schedule(tmp_path: Path, steps:
     assert f"the schedule was extended ({told}) from a shorter training" in row_of(tmp_path).differs
 
 
+def test_a_plan_that_was_rejoined_is_told(tmp_path: Path) -> None:
+    legs = schedule(0, 30000, 40000)
+    legs["legs"][1]["origin"] = 0
+    trained_cot(tmp_path, recorded={"schedule": legs})
+    assert "the schedule was extended (at step 30,000 by rejoin) from a shorter training" in row_of(tmp_path).differs
+
+
 def test_extend_on_a_fresh_training_is_no_extension(tmp_path: Path) -> None:
     trained_cot(tmp_path, recorded={"schedule": schedule(0, 40000)}, extend="continue")
     assert row_of(tmp_path).differs == ("seeds 1 instead of 3",)

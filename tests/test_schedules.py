@@ -140,11 +140,11 @@ def state_after(steps, *args, **kwargs):
 
 @pytest.mark.parametrize("iterations", [101, 150, 1000])
 def test_longer_horizon_without_extend_is_refused_and_names_the_flag(iterations):
-    with pytest.raises(UserError, match=rf"--iterations {iterations} is more than the 100 .*--extend continue .*--extend restart"):
+    with pytest.raises(UserError, match=rf"--iterations {iterations} is more than the 100 .*--extend continue .*--extend restart .*--extend rejoin"):
         make(iterations=iterations).load_state_dict(state_after(40))
 
 
-@pytest.mark.parametrize("extend", [None, "continue", "restart"])
+@pytest.mark.parametrize("extend", [None, "continue", "restart", "rejoin"])
 @pytest.mark.parametrize("iterations", [30, 99])
 def test_shorter_horizon_is_refused(iterations, extend):
     with pytest.raises(UserError, match=f"--iterations {iterations} is less than"):
@@ -205,7 +205,7 @@ def test_continue_at_the_last_step_of_the_warm_up_still_reaches_the_peak(schedul
 
 
 @QUICK
-@given(SHAPES, st.sampled_from(["continue", "restart"]), st.integers(1, 100), st.integers(102, 1000))
+@given(SHAPES, st.sampled_from(["continue", "restart", "rejoin"]), st.integers(1, 100), st.integers(102, 1000))
 def test_extended_run_ends_at_the_end_rate(scheduler, how, taken, horizon):
     assert extended(scheduler, taken, horizon, how)[1][-1] == pytest.approx(0.2 * LR)
 
@@ -225,9 +225,44 @@ def test_restart_begins_where_the_rate_was(scheduler, taken, horizon):
     assert after[0] == pytest.approx(before)
 
 
-@pytest.mark.parametrize("how", ["continue", "restart"])
+@pytest.mark.parametrize("how", ["continue", "restart", "rejoin"])
 def test_constant_rate_stays_constant(how):
     assert extended("none", 60, 200, how)[1] == [LR] * 140
+
+
+@QUICK
+@given(SHAPES, st.sampled_from([0.05, 0.2, 0.333]), st.integers(1, 100), st.integers(101, 1000))
+def test_rejoin_goes_on_at_the_very_rates_of_the_longer_plan(scheduler, warmup, taken, horizon):
+    assert extended(scheduler, taken, horizon, "rejoin", warmup=warmup)[1] == rates(scheduler, horizon, warmup)[taken:]
+
+
+def test_rejoined_plan_can_be_rejoined_again_and_continued():
+    first = make(iterations=200)
+    first.load_state_dict(state_after(60), "rejoin")
+    advance(first, 100)
+    second = make(iterations=300)
+    second.load_state_dict(first.state_dict(), "rejoin")
+    assert advance(second, 50) == rates("cos", 300)[160:210]
+    third = make(iterations=400)
+    third.load_state_dict(second.state_dict(), "continue")
+    assert third.legs[-1].top_rate == rates("cos", 300)[209]
+
+
+def test_rejoin_in_the_warm_up_still_reaches_the_peak_where_the_longer_plan_does():
+    after = extended("cos", 10, 200, "rejoin", warmup=0.3)[1]
+    assert after.index(max(after)) == 59 - 10
+
+
+def test_rejoin_tells_the_rates_before_and_after():
+    line = make(iterations=150, warmup=0.2).load_state_dict(state_after(100, warmup=0.2), "rejoin")
+    assert line.startswith("extended from 100 to 150 steps (rejoin): learning rate before 0.0006 at 99; after: 0.00146 at 100, ")
+
+
+@pytest.mark.parametrize("how", ["continue", "restart"])
+def test_other_extensions_are_recorded_in_the_words_that_they_always_had(how):
+    schedule = make(iterations=200)
+    schedule.load_state_dict(state_after(60), how)
+    assert [set(leg) for leg in schedule.plan()["legs"]] == [{"begin", "end", "start_rate", "top_rate", "rise"}] * 2
 
 
 def test_wsd_extended_in_its_stable_phase_stays_at_the_peak():
@@ -244,7 +279,7 @@ def test_extension_is_told_with_the_rates_before_and_after():
 
 
 @pytest.mark.parametrize("scheduler", ["cos", "linear", "wsd", "none"])
-@pytest.mark.parametrize("how", ["continue", "restart"])
+@pytest.mark.parametrize("how", ["continue", "restart", "rejoin"])
 def test_extension_survives_being_saved_again(scheduler, how):
     first = make(scheduler, 200)
     first.load_state_dict(state_after(60, scheduler), how)

@@ -26,6 +26,15 @@ def test_a_job_finishes_and_leaves_its_logs_command_and_revision_in_its_run_fold
     assert shlex.split((outcome.run_dir / "command.txt").read_text()) == ["bash", site.script("lncot-train"), "--name", "run", "--", *SHORT]
 
 
+def test_a_training_that_began_under_former_defaults_ends_with_them(site: Site) -> None:
+    assert site.call("lncot-train", "--local", "--", *SHORT, "--max_runtime_minutes", "0", SEED="2").code != 0
+    outcome = site.submit("lncot-train", "--", *SHORT)
+    site.wait(outcome)
+    (summary,) = site.results.glob("*/*/*/summary.json")
+    assert json.loads(summary.read_text())["args"]["seed"] == 2 and summary.parent.name.endswith("_seed2")
+    assert logs(outcome.run_dir).count("note: going on with --seed 2") == 1, logs(outcome.run_dir)
+
+
 def test_a_finished_experiment_is_not_queued_again(site: Site) -> None:
     words = ("lncot-train", "--name", "run", "--", *SHORT)
     site.wait(first := site.submit(*words))
