@@ -33,6 +33,8 @@ OUTPUT = (Flag("output_dir", str, "figures", "folder for fig4.png, .pdf and .jso
 NOTE = "routing by capacity picks tokens by scores over the whole sequence: the router's points are not those of a causal model"
 CLOSE = 1.2  # perplexities that the close-up shows: 0.15 is an eighth of them
 FEWEST_CLOSE = 4  # points in it
+APART = (0.15, 0.08)  # of the width and the height of what is drawn, that the texts at two points need
+GREY = "#555555"
 KINDS = {"router": "Router", "fixed_depth": "Fixed Depth"}
 
 
@@ -105,13 +107,18 @@ def panel(axis: Any, data: dict[str, Any], x: str, scale: float, has_bars: bool)
 
 
 def name_cuts(axis: Any, points: Sequence[dict[str, Any]], x: str, scale: float) -> None:
-    """Beside the router's points: the lowest score that goes on; of several cuts with one point all, as a range."""
-    places: dict[tuple[float, float], list[float]] = {}
+    """Beside the router's points: the lowest score that goes on; of points too close together for a text each, the range."""
+    width, height = axis.dataLim.size
+    groups: list[tuple[float, float, list[float]]] = []
     for point in points:
-        places.setdefault((point[x] * scale, point["perplexity"]), []).append(point["label"])
-    for place, cuts in places.items():
-        text = f"{min(cuts):g}" + (f" to {max(cuts):g}" if len(cuts) > 1 else "")
-        axis.annotate(text, place, xytext=(2, 3), textcoords="offset points", fontsize=5, annotation_clip=True)
+        across, up = point[x] * scale, point["perplexity"]
+        if groups and abs(across - groups[-1][0]) < APART[0] * width and abs(up - groups[-1][1]) < APART[1] * height:
+            groups[-1][2].append(point["label"])
+        else:
+            groups.append((across, up, [point["label"]]))
+    for across, up, cuts in groups:
+        text = f"{min(cuts):g}" + (f" to {max(cuts):g}" if min(cuts) < max(cuts) else "")
+        axis.annotate(text, (across, up), xytext=(2, 3), textcoords="offset points", fontsize=8, color=GREY)
 
 
 def closer(data: dict[str, Any]) -> tuple[float, float] | None:

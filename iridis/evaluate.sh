@@ -151,11 +151,14 @@ thousands() {
 
 # name_by_step I FOLDER TEXT: the results of the I-th file, as eval.py and `evaluate` wrote them; names without a step become links
 name_by_step() {
-    local plain="$2/eval_summary_ckpt.json" numbered="eval_summary_ckpt_${AT[$1]}.json"
+    local plain="$2/eval_summary_ckpt" numbered="eval_summary_ckpt_${AT[$1]}" kind
     [[ $3 == eval.txt || ! -f "$2/$3" ]] || ln -sfn -- "$3" "$2/eval.txt"
-    [[ ${FILES[$1]} == */ckpt.pt && -n ${AT[$1]} && -f $plain && ! -L $plain ]] || return 0
-    mv -f -- "$plain" "$2/$numbered"
-    ln -sfn -- "$numbered" "$plain"
+    [[ ${FILES[$1]} == */ckpt.pt && -n ${AT[$1]} ]] || return 0
+    for kind in npz json; do
+        [[ -f $plain.$kind && ! -L $plain.$kind ]] || continue
+        mv -f -- "$plain.$kind" "$2/$numbered.$kind"
+        ln -sfn -- "$numbered.$kind" "$plain.$kind"
+    done
 }
 
 # part N: where the N-th checkpoint has its results, below a folder: by its label, else by its number where there are several

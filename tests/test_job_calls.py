@@ -155,8 +155,8 @@ def evaluated(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 def test_results_are_by_label_and_step(evaluated: tuple[Path, str]) -> None:
     for label in ("v1", "v2"):
         names = sorted(path.name for path in (evaluated[0] / label).iterdir())
-        assert names == ["eval.txt", "eval_150.txt", "eval_75.txt", "eval_summary_ckpt.json", "eval_summary_ckpt_150.json",
-                         "eval_summary_ckpt_75.json", "exp5"]
+        summaries = [f"eval_summary_ckpt{step}.{kind}" for step in ("", "_150", "_75") for kind in ("json", "npz")]
+        assert names == ["eval.txt", "eval_150.txt", "eval_75.txt", *summaries, "exp5"]
 
 
 @pytest.mark.slow
