@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from optim.intervals import Clusters
     from optim.partial import PartialSums
 
 OWN_FLAGS = {"evaluation of a checkpoint": (
@@ -42,21 +41,20 @@ ROUTING = {
 }
 
 
-def intervals(result: dict[str, Any], clusters: Clusters) -> dict[str, Any]:
-    """Errors of the mean loss and accuracy of one model, and 95% intervals; None where the windows tell nothing of their spread."""
+def intervals(result: dict[str, Any], documents: NDArray[np.int64] | None) -> dict[str, Any]:
+    """Errors of the mean loss and accuracy of one model, and 95% intervals; None of a single window."""
     from optim.evaluate import perplexity
     from optim.intervals import interval
 
-    losses = result["window_losses"]
-    loss, accuracy = (interval(result[name].numpy(), clusters) for name in ("window_losses", "window_accuracies"))
-    found = {"val_loss_std": float(losses.std()) if losses.numel() > 1 else None,
-             "interval": {"clusters": clusters.kind, "n_clusters": clusters.count, "n_windows": losses.numel()}}
+    losses, accuracies = (result[name].numpy() for name in ("window_losses", "window_accuracies"))
+    loss, accuracy = interval(losses, documents), interval(accuracies, documents)
     if loss is None or accuracy is None:
-        return {**found, **dict.fromkeys(("val_loss_sem", "val_acc_sem", "val_loss_ci95", "val_perplexity_ci95"))}
+        return dict.fromkeys(("val_loss_std", "val_loss_sem", "val_acc_sem", "val_loss_ci95", "val_perplexity_ci95", "interval"))
     half = loss.high - loss.mean
     low, high = result["val_loss"] - half, result["val_loss"] + half
-    return {**found, "val_loss_sem": loss.sem, "val_acc_sem": accuracy.sem, "val_loss_ci95": [low, high],
-            "val_perplexity_ci95": [perplexity(low), perplexity(high)]}
+    return {"val_loss_std": float(losses.std(ddof=1)), "val_loss_sem": loss.sem, "val_acc_sem": accuracy.sem, "val_loss_ci95": [low, high],
+            "val_perplexity_ci95": [perplexity(low), perplexity(high)],
+            "interval": {"clusters": loss.clusters.kind, "n_clusters": loss.clusters.count, "n_windows": losses.size, "by": loss.clusters.words()}}
 
 
 def bits_per_byte(splits: Any, loss: float, chosen: NDArray[np.int64], vocab_size: int) -> float | None:
@@ -85,11 +83,12 @@ def partial_sums(restored: Restored, model: Any, data: Any, place: Path | None) 
 
     None where neither can be written.
     """
+    from optim.intervals import SAMPLE
     from optim.partial import PartialSums, facts_of
 
     beside = restored.path.parent
     folder = beside if os.access(beside, os.W_OK) else place
-    facts = {**facts_of(restored.args, restored.args.batch_size, data, restored.world.device), "sample": "spread"}
+    facts = facts_of(restored.args, restored.args.batch_size, data, restored.world.device, SAMPLE)
     say = functools.partial(print, file=sys.stderr)
     return PartialSums(folder, restored.path.stem, model, facts, say) if folder else None
 
@@ -101,7 +100,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
 
     from data.bins import identity_of
     from optim.evaluate import evaluate, perplexity, windows_to_read
-    from optim.intervals import clusters_of
+    from optim.intervals import documents_of
     from optim.setup import autocaster
     from optim.window_losses import WindowLosses, save_windows
 
@@ -121,10 +120,10 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     if not world.is_main:
         return
     loss, routing = result["val_loss"], routing_of(args)
-    clusters = clusters_of(splits.val, chosen, splits.meta)
+    documents = documents_of(splits.val, chosen, splits.meta)
     summary = {
         "val_loss": loss, "val_perplexity": perplexity(loss), "val_acc": result["val_acc"], "average_depth": result["average_depth"],
-        "n_batches": result["n_batches"], "n_tokens": result["n_tokens"], **intervals(result, clusters),
+        "n_batches": result["n_batches"], "n_tokens": result["n_tokens"], **intervals(result, documents),
         "val_loss_batch_mean": result["val_loss_batch_mean"], "val_acc_batch_mean": result["val_acc_batch_mean"],
         "bits_per_byte": bits_per_byte(splits, loss, chosen, args.vocab_size), "routing": routing,
         "tokens_per_second": result["n_tokens"] / seconds, "itr": restored.state.get("itr"), "checkpoint": str(path), "args": vars(args),
@@ -132,7 +131,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
         "data": data and data["val"],
     }
     ci95, bits = summary["val_perplexity_ci95"], summary["bits_per_byte"]
-    spread = "one window: no interval" if ci95 is None else f"95% interval {ci95[0]:.4f} to {ci95[1]:.4f}, by {clusters.words()}"
+    spread = "one window: no interval" if ci95 is None else f"95% interval {ci95[0]:.4f} to {ci95[1]:.4f}, by {summary['interval']['by']}"
     print(f"checkpoint         {path}\nvalidation loss    {loss:.7f} nats a token\n"
           f"perplexity         {summary['val_perplexity']:.4f}  ({spread})\n"
           f"bits per byte      {'unknown: the dataset names no tokenizer that is here' if bits is None else f'{bits:.4f}'}\n"
@@ -141,7 +140,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
           + (f"\nrouting            {ROUTING[routing]}" if routing else ""), flush=True)
     if place:
         save_windows(place / window_losses_of(EVALUATION.format(path.stem)),
-                     WindowLosses(chosen, result["window_losses"].numpy(), result["window_accuracies"].numpy(), clusters))
+                     WindowLosses(chosen, result["window_losses"].numpy(), result["window_accuracies"].numpy(), documents))
     keep_result(place, EVALUATION.format(path.stem), summary, "summary            ")
     if kept:
         kept.remove()

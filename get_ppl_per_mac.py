@@ -143,14 +143,14 @@ def measure(restored: Restored, model: Any, splits: Any, chosen: NDArray[np.int6
     from data.bins import identity_of
     from models.macs import count_macs
     from optim.evaluate import evaluate, perplexity
-    from optim.intervals import clusters_of, interval
+    from optim.intervals import SAMPLE, documents_of, interval
     from optim.partial import PartialSums, facts_of
     from optim.routers import set_factors
     from optim.setup import autocaster
 
     args, world = restored.args, restored.world
-    facts = {**facts_of(args, args.batch_size, identity_of(splits.folder), world.device), "sample": "spread"}
-    clusters = clusters_of(splits.val, chosen, splits.meta)
+    facts = facts_of(args, args.batch_size, identity_of(splits.folder), world.device, SAMPLE)
+    documents = documents_of(splits.val, chosen, splits.meta)
     done: dict[tuple[float, ...], tuple[dict[str, Any], Any]] = {}
     everyone = of_depth(args.n_repeat, args.n_repeat)
 
@@ -172,12 +172,13 @@ def measure(restored: Restored, model: Any, splits: Any, chosen: NDArray[np.int6
                 full_depth = losses
             if full_depth is None:
                 full_depth = losses_at(everyone)["window_losses"].numpy()
-            own, paired = interval(losses, clusters), interval(losses - full_depth, clusters)
+            own, paired = interval(losses, documents), interval(losses - full_depth, documents)
             done[tuple(factors)] = {
                 "length_factors": factors, "macs": count_macs(args, args.sequence_length, factors), "val_loss": result["val_loss"],
                 "val_perplexity": result["val_pp"], "average_depth": result["average_depth"],
                 "val_perplexity_ci95": own and [perplexity(own.low), perplexity(own.high)],
                 "loss_difference": float((losses - full_depth).mean()), "loss_difference_ci95": paired and [paired.low, paired.high],
+                "interval_by": own and own.clusters.words(), "paired_by": paired and paired.clusters.words(),
                 "seconds_per_sequence": None}, losses
         return done[tuple(factors)]
 
@@ -233,7 +234,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
 
     from data.bins import identity_of
     from optim.evaluate import windows_to_read
-    from optim.intervals import clusters_of, spread
+    from optim.intervals import SAMPLE, spread
     from optim.routers import factors_at, need_routers
     from optim.setup import autocaster
     from optim.window_losses import save_arrays
@@ -243,14 +244,14 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     model, splits = restored.model(), restored.splits()
     need_routers(model)
     chosen = windows_to_read(args, splits.val.n_windows)
-    whole, clusters = chosen.size == splits.val.n_windows, clusters_of(splits.val, chosen, splits.meta)
+    whole = chosen.size == splits.val.n_windows
     router_sample = own["router_sample_size"] or (splits.val.tokens.size if own["published"] else ROUTER_SAMPLE)
     target = place / SWEEP
     begun = {"checkpoint": str(path), "modified": path.stat().st_mtime, "data": str(splits.folder.resolve()),
              "splits": world.from_main(lambda: identity_of(splits.folder)),
              "itr": restored.state.get("itr"), "model": args.model, "n_repeat": args.n_repeat,
              "sequence_length": args.sequence_length, "vocab_size": args.vocab_size, "n_tokens": chosen.size * args.sequence_length,
-             "sample": None if whole else "spread evenly", "clusters": clusters.kind, "n_clusters": clusters.count,
+             "sample": None if whole else SAMPLE,
              "published": own["published"], "router_sample_size": router_sample,
              "batch_size": args.batch_size, "dtype": args.dtype, "device": str(world.device),
              "measured": {}, "timing": None, "router": [], "fixed_depth": [], "args": vars(args)}
@@ -259,7 +260,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     point = measure(restored, model, splits, chosen, losses.get(name_of("fixed_depth", args.n_repeat)), place)
     missing = [value for value in own["thresholds"] if str(value) not in sweep["measured"]]
     if missing:
-        count = min(splits.train.n_windows, math.ceil(router_sample / args.sequence_length))
+        count = min(splits.train.n_windows, max(1, router_sample // args.sequence_length))
         sample = (np.random.RandomState(0).choice(splits.train.n_windows, count, replace=False)  # as the authors draw theirs
                   if own["published"] else spread(splits.train.n_windows, count))
         factors = factors_at(model, splits.train, sample, args.batch_size, missing, autocaster(args.dtype, world.device), world, own["published"])

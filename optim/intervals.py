@@ -1,12 +1,14 @@
 """Error of a mean over windows of text, which depend on each other: neighbours come from one document.
 
-    clusters = clusters_of(splits.val, chosen, splits.meta)
-    found = interval(losses, clusters)                          # losses (windows,)
-    found.mean, found.low, found.high, found.sem, clusters.words()
+    documents = documents_of(splits.val, chosen, splits.meta)
+    found = interval(losses, documents)                         # losses (windows,)
+    found.mean, found.low, found.high, found.sem, found.clusters.words()
 
-Windows are grouped by document, or where documents are not known or too few, into long stretches. The error of the mean is the delete-one
-jackknife over these groups, with Student's t: as many degrees of freedom as groups of equal size would have (Carter, Schnepel and
-Steigerwald 2017, Review of Economics and Statistics 99(4)). For pairs, give the differences of two models' losses.
+Windows are grouped in long stretches, and by document where meta.json tells what ends one; the wider of the two intervals counts, as
+neighbouring documents may be alike too. The error of the mean is the delete-one jackknife over the groups, with Student's t. Its degrees of
+freedom are those of as many groups of equal size as tell as much: Carter, Schnepel and Steigerwald (2017), Review of Economics and
+Statistics 99(4), for groups without a correlation inside; the jackknife makes up for the correlation that there is.
+For pairs, give the differences of two models' losses.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from data import TokenWindows
 
 LEVEL = 0.95
+SAMPLE = "spread evenly"  # how windows are chosen where not all are read
 BLOCKS, FEWEST_BLOCKS = 20, 8  # stretches of text; more would be shorter, and so depend on each other; fewer would tell less of the spread
 BLOCK_WINDOWS = 16  # in a stretch, where there are enough for the fewest
 FEWEST_DOCUMENTS = 3.0  # as if of equal size; fewer tell nothing of the spread
@@ -50,12 +53,13 @@ class Clusters:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean, its standard error and the ends of its 95% interval."""
+    """A mean, its standard error, the ends of its 95% interval, and the groups by which these were found."""
 
     mean: float
     sem: float
     low: float
     high: float
+    clusters: Clusters
 
 
 def spread(n_windows: int, count: int) -> NDArray[np.int64]:
@@ -69,41 +73,50 @@ def equal_clusters(of: NDArray[np.int64]) -> float:
     return float(sizes.sum() ** 2 / (sizes**2).sum())
 
 
-def document_of(windows: TokenWindows, chosen: NDArray[np.int64], end_of_text: int) -> NDArray[np.int64]:
-    """The document in which the middle of each window lies, counted from the beginning of the split."""
+def documents_of(windows: TokenWindows, chosen: NDArray[np.int64], meta: Mapping[str, Any]) -> NDArray[np.int64] | None:
+    """The document in which the middle of each chosen window lies, counted from the beginning of the split; (windows,) int64.
+
+    None where meta.json does not tell which token ends a document.
+    """
+    end_of_text, tokens = meta.get("end_of_text"), windows.tokens
+    if not isinstance(end_of_text, int):
+        return None
     middles = chosen * windows.length + windows.length // 2
-    tokens = windows.tokens
     ends = np.concatenate([np.flatnonzero(tokens[first:first + SLICE] == end_of_text) + first for first in range(0, tokens.size, SLICE)])
     return np.searchsorted(ends, middles).astype(np.int64)  # an end of text belongs to the document that it ends
 
 
-def clusters_of(windows: TokenWindows, chosen: NDArray[np.int64], meta: Mapping[str, Any]) -> Clusters:
-    """By document where meta.json tells what ends one and there are enough of them, else stretches of equal length."""
-    end_of_text = meta.get("end_of_text")
-    if isinstance(end_of_text, int):
-        of = document_of(windows, chosen, end_of_text)
-        if equal_clusters(of) >= FEWEST_DOCUMENTS:
-            return Clusters("documents", of)
-    count = min(max(FEWEST_BLOCKS, min(BLOCKS, chosen.size // BLOCK_WINDOWS)), chosen.size)
-    return Clusters("blocks", np.arange(chosen.size) * count // max(chosen.size, 1))
+def stretches(n_windows: int) -> NDArray[np.int64]:
+    """Windows in order, in stretches of equal length: (windows,) int64."""
+    count = min(max(FEWEST_BLOCKS, min(BLOCKS, n_windows // BLOCK_WINDOWS)), n_windows)
+    return np.arange(n_windows) * count // max(n_windows, 1)
 
 
-def interval(values: NDArray[np.float64], clusters: Clusters) -> Interval | None:
-    """Of the mean of values (windows,); None of a single cluster, which tells nothing of the spread."""
+def interval(values: NDArray[np.float64], documents: NDArray[np.int64] | None) -> Interval | None:
+    """Of the mean of values (windows,), in the order of the text; None of a single window, which tells nothing of the spread."""
+    if values.size < 2:
+        return None
+    found = [_jackknife(values, Clusters("blocks", stretches(values.size)))]
+    if documents is not None and equal_clusters(documents) >= FEWEST_DOCUMENTS:
+        found.append(_jackknife(values, Clusters("documents", documents)))
+    return max(found, key=lambda each: each.high - each.low)
+
+
+def _jackknife(values: NDArray[np.float64], clusters: Clusters) -> Interval:
     _, of = np.unique(clusters.of, return_inverse=True)
     sizes = np.bincount(of).astype(np.float64)
     mean = float(values.mean())
-    if sizes.size < 2:
-        return None
     # the mean without a cluster moves from that of all by this much; no difference of large sums, so that equal values have no error
     moves = np.bincount(of, weights=values - mean) / (sizes.sum() - sizes)
     sem = math.sqrt((sizes.size - 1) / sizes.size * float((moves**2).sum()))
     half = students_t(max(equal_clusters(of) - 1, 1.0)) * sem
-    return Interval(mean, sem, mean - half, mean + half)
+    return Interval(mean, sem, mean - half, mean + half, clusters)
 
 
 def students_t(degrees: float) -> float:
-    """Two-sided 95% quantile of Student's t (Abramowitz and Stegun 26.7.5; to 0.1% from 5 degrees on)."""
+    """Two-sided 95% quantile of Student's t (Abramowitz and Stegun 26.7.5): to 0.1% from 4 degrees on; exact at 1."""
+    if degrees == 1:
+        return math.tan(math.pi * LEVEL / 2)
     z = NormalDist().inv_cdf((1 + LEVEL) / 2)
     return (z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
             + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)

@@ -26,9 +26,13 @@ from optim.names import PARTIAL
 from optim.setup import autocast_dtype
 
 
-def facts_of(args: Namespace, batch_size: int, data: Mapping[str, Any] | None, device: torch.device) -> dict[str, Any]:
-    """All that changes an evaluation's sums, except the weights. data: of both splits, as data.bins.identity_of has it."""
-    return {"settings": evaluation_of(vars(args), without=BATCH), "batch_size": batch_size, "data": (data or {}).get("val"),
+def facts_of(args: Namespace, batch_size: int, data: Mapping[str, Any] | None, device: torch.device, sample: str = "") -> dict[str, Any]:
+    """All that changes an evaluation's sums, except the weights.
+
+    data: of both splits, as data.bins.identity_of has it. sample: how windows are chosen where they are not the first ones.
+    """
+    chosen = {"sample": sample} if sample else {}
+    return {**chosen, "settings": evaluation_of(vars(args), without=BATCH), "batch_size": batch_size, "data": (data or {}).get("val"),
             "precision": str(autocast_dtype(args.dtype, device)), "device": device.type, "torch": torch.__version__}
 
 
@@ -67,6 +71,9 @@ class PartialSums:
             with np.load(self.path, allow_pickle=False) as file:
                 key, done = str(file["key"]), int(file["done"])
                 kept = [torch.from_numpy(file[name].astype(np.float64)) for name in ("sums", "by_window")]
+        except KeyError:
+            self.say(f"note: {self.path} is of an earlier version; the evaluation begins anew")
+            return 0
         except Exception as error:  # whatever a damaged file makes of numpy's reader
             self.say(f"note: {self.path} cannot be read ({' '.join(str(error).split())[:80]}); the evaluation begins anew")
             return 0

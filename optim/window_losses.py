@@ -1,6 +1,6 @@
 """Losses of single windows beside an evaluation's summary, so that two models can be compared on each window.
 
-    save_windows(path, WindowLosses(chosen, losses, accuracies, clusters))
+    save_windows(path, WindowLosses(chosen, losses, accuracies, documents))
     windows = read_windows(path)                    # raises UserError
 
 A .npz of plain arrays; it needs no torch.
@@ -17,17 +17,19 @@ from numpy.typing import NDArray
 
 from errors import UserError
 from files import replace_atomically
-from optim.intervals import Clusters
 
 
 @dataclass(frozen=True)
 class WindowLosses:
-    """windows: (N,) int64, their numbers in the split, increasing. losses (nats a token), accuracies: (N,) float64, means of each window."""
+    """windows: (N,) int64, their numbers in the split, increasing. losses (nats a token), accuracies: (N,) float64, means of each window.
+
+    documents: (N,) int64, to which each belongs; None where that is not known.
+    """
 
     windows: NDArray[np.int64]
     losses: NDArray[np.float64]
     accuracies: NDArray[np.float64]
-    clusters: Clusters
+    documents: NDArray[np.int64] | None
 
 
 def save_arrays(path: Path, **arrays: Any) -> None:
@@ -45,22 +47,22 @@ def save_arrays(path: Path, **arrays: Any) -> None:
 
 def save_windows(path: Path, found: WindowLosses) -> None:
     """Raises UserError where it cannot be written."""
-    save_arrays(path, windows=found.windows, losses=found.losses, accuracies=found.accuracies, clusters=found.clusters.of,
-                kind=np.array(found.clusters.kind))
+    known = {} if found.documents is None else {"documents": found.documents}
+    save_arrays(path, windows=found.windows, losses=found.losses, accuracies=found.accuracies, **known)
 
 
 def read_windows(path: Path) -> WindowLosses:
     """Raises UserError where there is none, or it is damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            windows, of = (np.asarray(file[name], dtype=np.int64) for name in ("windows", "clusters"))
+            windows = np.asarray(file["windows"], dtype=np.int64)
             losses, accuracies = (np.asarray(file[name], dtype=np.float64) for name in ("losses", "accuracies"))
-            kind = str(file["kind"])
+            documents = np.asarray(file["documents"], dtype=np.int64) if "documents" in file.files else None
     except FileNotFoundError:
         raise UserError(f"{path} is not there: evaluate the checkpoint again (eval.py keeps the losses of its windows)") from None
     except Exception as error:  # whatever a damaged file makes of numpy's reader
         raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:80]}): evaluate the checkpoint again") from None
     is_sound = windows.ndim == 1 and windows.size and bool((np.diff(windows) > 0).all()) and bool(np.isfinite(losses).all())
-    if not is_sound or not windows.shape == of.shape == losses.shape == accuracies.shape:
+    if not is_sound or {each.shape for each in (losses, accuracies, windows if documents is None else documents)} != {windows.shape}:
         raise UserError(f"{path} is damaged: evaluate the checkpoint again")
-    return WindowLosses(windows, losses, accuracies, Clusters(kind, of))
+    return WindowLosses(windows, losses, accuracies, documents)

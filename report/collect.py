@@ -237,12 +237,8 @@ def read_evaluation(path: Path, trainings: Trainings) -> Evaluation:
 
 
 def _grouped(file: _Object) -> str:
-    """By what, and in how many clusters; empty in a file of before windows were grouped."""
-    if file.values.get("interval") is None:
-        return ""
-    told = _Object(file.path, file.values["interval"], "interval.")
-    kind, count = told.text("clusters"), told.whole("n_clusters")
-    return f"{count:,} documents" if kind == "documents" else f"{count:,} stretches of text"
+    """By what windows were grouped, for people; empty in a file of before they were."""
+    return "" if file.values.get("interval") is None else _Object(file.path, file.values["interval"], "interval.").text("by")
 
 
 def _paired(row: _Object, perplexity: float) -> tuple[float, float] | None:

@@ -16,7 +16,7 @@ import numpy as np
 from data.bins import data_differences
 from errors import UserError
 from files import read_json
-from optim.intervals import Clusters, Interval, interval
+from optim.intervals import Interval, interval
 from optim.names import window_losses_of
 from optim.window_losses import WindowLosses, read_windows
 
@@ -26,7 +26,7 @@ class Pair:
     """difference: of the losses of a and b, in nats a token. correlation: of their windows' losses; None where one has no spread."""
 
     difference: Interval
-    clusters: Clusters
+    n_windows: int
     correlation: float | None
 
     @property
@@ -62,13 +62,13 @@ def pair(a: Path, b: Path) -> Pair:
     if data_differences({"val": one["data"]}, {"val": other["data"]}):
         raise UserError(f"{a} and {b} read other data: they cannot be compared in pairs")
     _, at_a, at_b = np.intersect1d(of_a.windows, of_b.windows, assume_unique=True, return_indices=True)
-    clusters = Clusters(of_a.clusters.kind, of_a.clusters.of[at_a])
+    documents = None if of_a.documents is None else of_a.documents[at_a]
     left, right = of_a.losses[at_a], of_b.losses[at_b]
-    difference = interval(left - right, clusters) if at_a.size else None
+    difference = interval(left - right, documents)
     if difference is None:
         raise UserError(f"{a} and {b} have {at_a.size} windows in common: too few to be compared in pairs")
     has_spread = bool(np.ptp(left) and np.ptp(right))
-    return Pair(difference, clusters, float(np.corrcoef(left, right)[0, 1]) if has_spread else None)
+    return Pair(difference, at_a.size, float(np.corrcoef(left, right)[0, 1]) if has_spread else None)
 
 
 def section(a: Path, b: Path) -> list[str]:
@@ -78,6 +78,6 @@ def section(a: Path, b: Path) -> list[str]:
     verdict = ("A is better" if found.difference.mean < 0 else "B is better") if found.is_decided else "not decided by this text"
     correlation = "" if found.correlation is None else f"; the windows' losses correlate {found.correlation:.3f}"
     change = found.difference
-    return [f"in pairs, on {found.clusters.of.size:,} windows that both read ({found.clusters.words()}){correlation}:",
+    return [f"in pairs, on {found.n_windows:,} windows that both read ({change.clusters.words()}){correlation}:",
             f"  loss A - B          {change.mean:+.4f} nats a token, 95% {change.low:+.4f} to {change.high:+.4f}: {verdict}",
             f"  perplexity A / B    {mean:.4f}, 95% {low:.4f} to {high:.4f}"]

@@ -102,8 +102,8 @@ def _details(result: Result) -> list[str]:
 def _beside(each: Beside) -> list[str]:
     found = each.pair
     return [each.result.row.table, each.result.row.label, each.best.row.label, f"{found.difference.mean:+.4f}",
-            f"{found.difference.low:+.4f} to {found.difference.high:+.4f}", f"{found.ratio[0]:.4f}", f"{found.clusters.of.size:,}",
-            found.clusters.words()]
+            f"{found.difference.low:+.4f} to {found.difference.high:+.4f}", f"{found.ratio[0]:.4f}", f"{found.n_windows:,}",
+            found.difference.clusters.words()]
 
 
 def _other(other: Other) -> list[str]:
@@ -242,7 +242,8 @@ def as_json(report: Report) -> dict[str, Any]:
                                         "fixed_depth": [asdict(point) for point in curve.fixed_depth]} for curve in report.curves],
         "in_pairs": [{"table": each.result.row.table, "row": each.result.row.label, "beside": each.best.row.label,
                       "loss_difference": each.pair.difference.mean, "loss_difference_ci95": [each.pair.difference.low, each.pair.difference.high],
-                      "n_windows": each.pair.clusters.of.size, "clusters": each.pair.clusters.kind, "n_clusters": each.pair.clusters.count}
+                      "n_windows": each.pair.n_windows, "clusters": each.pair.difference.clusters.kind,
+                      "n_clusters": each.pair.difference.clusters.count}
                      for each in report.pairs],
         "problems": report.problems, "source": paper()["source"], "setting": paper()["setting"],
     }

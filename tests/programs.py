@@ -17,6 +17,7 @@ import torch
 
 from optim.selftest import leaves
 from processes import die_with
+from tests import forked
 
 ROOT = Path(__file__).parent.parent
 PEER = ROOT / "tests" / "data" / "peer"
@@ -80,7 +81,10 @@ def start(words: list[str], **env: str) -> subprocess.Popen[str]:
 
 
 def run(words: list[str], timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, cwd=ROOT, env=environment(**env), capture_output=True, text=True, timeout=timeout, check=False)
+    where = environment(**env)
+    if forked.can_fork(words, where):
+        return forked.run(words, ROOT, where, timeout)
+    return subprocess.run(words, cwd=ROOT, env=where, capture_output=True, text=True, timeout=timeout, check=False)
 
 
 def in_read_only(place: Path, words: list[str]) -> list[str]:

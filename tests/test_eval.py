@@ -81,14 +81,15 @@ def test_a_sample_is_spread_over_the_split_and_its_losses_are_kept_by_window(tmp
     assert np.allclose(some.losses, every.losses[some.windows], atol=1e-6)
     assert every.losses.mean() == pytest.approx(whole["val_loss"], abs=1e-9)
     assert every.accuracies.mean() == pytest.approx(whole["val_acc"], abs=1e-9)
-    assert part["interval"] == {"clusters": "blocks", "n_clusters": 8, "n_windows": 24}
+    assert part["interval"] == {"clusters": "blocks", "n_clusters": 8, "n_windows": 24, "by": "8 stretches of 3 windows"}
 
 
-def test_documents_of_the_split_are_the_groups_where_meta_tells_their_end(tmp_path: Path) -> None:
+def test_documents_of_windows_are_kept_where_meta_tells_their_end(tmp_path: Path) -> None:
     data = Path(shutil.copytree(PEER / "datasets" / "openwebtext2", tmp_path / "openwebtext2"))
     (data / "meta.json").write_text(json.dumps({"end_of_text": 10}))  # the line ends of this text
-    summary = evaluate(ADM, tmp_path / "out", "--data_dir", str(tmp_path))
-    assert summary["interval"]["clusters"] == "documents" and summary["interval"]["n_clusters"] > 100
+    evaluate(ADM, tmp_path / "out", "--data_dir", str(tmp_path))
+    documents = read_windows(tmp_path / "out" / "eval_summary_ckpt.npz").documents
+    assert documents is not None and np.unique(documents).size > 100
 
 
 FEW = ["--data_dir", str(PEER / "datasets"), "--device", "cpu", "--eval_sample_size", "48", "--batch_size", "1"]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from data import TokenWindows
 from errors import UserError
-from optim.intervals import Clusters, clusters_of, document_of, equal_clusters, interval, spread, students_t
+from optim.intervals import documents_of, equal_clusters, interval, spread, stretches, students_t
 from optim.window_losses import WindowLosses, read_windows, save_windows
 from report.collect import collect
 from report.compare import compare
@@ -50,8 +50,8 @@ def neighbours_alike(chance: np.random.Generator, count: int, correlation: float
 
 @pytest.mark.parametrize(("count", "correlation"), [(2000, 0.0), (2000, 0.57), (2000, 0.9), (100, 0.5)])
 def test_stretches_cover_the_mean_of_correlated_losses(count: int, correlation: float) -> None:
-    chance, clusters = np.random.default_rng(0), clusters_of(text_of([count + 1], 1), np.arange(count), {})
-    found = [interval(neighbours_alike(chance, count, correlation), clusters) for _ in range(TRIALS)]
+    chance = np.random.default_rng(0)
+    found = [interval(neighbours_alike(chance, count, correlation), None) for _ in range(TRIALS)]
     assert 0.90 <= np.mean([each is not None and each.low <= 0 <= each.high for each in found]) <= 0.98
 
 
@@ -70,7 +70,7 @@ def test_documents_cover_the_mean_of_losses_that_depend_on_them(tokens: int, mea
     chance, hits, widths = np.random.default_rng(0), 0, []
     for _ in range(TRIALS // 2):
         windows, losses = by_document(chance, tokens, mean_length, width)
-        found = interval(losses, clusters_of(windows, all_of(windows), {"end_of_text": END}))
+        found = interval(losses, documents_of(windows, all_of(windows), {"end_of_text": END}))
         assert found is not None
         hits += found.low <= 0 <= found.high
         widths.append((found.high - found.mean) / (1.96 * losses.std() / math.sqrt(losses.size)))
@@ -78,9 +78,16 @@ def test_documents_cover_the_mean_of_losses_that_depend_on_them(tokens: int, mea
     assert np.mean(widths) > 2  # times as wide as of windows that were independent
 
 
-@pytest.mark.parametrize(("degrees", "value"), [(2, 4.303), (5, 2.571), (19, 2.093), (1000, 1.962)])
+@pytest.mark.parametrize("correlation", [0.0, 0.3, 0.6, 0.9])
+def test_documents_that_are_like_their_neighbours_are_covered_too(correlation: float) -> None:
+    chance, documents = np.random.default_rng(0), np.repeat(np.arange(2000), 2)
+    found = [interval(np.repeat(neighbours_alike(chance, 2000, correlation), 2), documents) for _ in range(TRIALS)]
+    assert 0.90 <= np.mean([each is not None and each.low <= 0 <= each.high for each in found]) <= 0.99
+
+
+@pytest.mark.parametrize(("degrees", "value"), [(1, 12.7062), (4, 2.77645), (5, 2.57058), (19, 2.09302), (1000, 1.96234)])
 def test_quantiles_are_students(degrees: float, value: float) -> None:
-    assert students_t(degrees) == pytest.approx(value, rel=0.01)
+    assert students_t(degrees) == pytest.approx(value, rel=1e-3)
 
 
 # clusters
@@ -88,18 +95,26 @@ def test_quantiles_are_students(degrees: float, value: float) -> None:
 
 def test_a_window_belongs_to_the_document_of_its_middle() -> None:
     windows = text_of([6, 3, 20], 4)  # middles at 2, 6, 10, ...
-    assert document_of(windows, all_of(windows), END).tolist() == [0, 1, 2, 2, 2, 2, 2]
+    documents = documents_of(windows, all_of(windows), {"end_of_text": END})
+    assert documents is not None and documents.tolist() == [0, 1, 2, 2, 2, 2, 2]
 
 
-def test_documents_are_taken_where_meta_knows_them() -> None:
+def test_documents_are_not_known_where_meta_does_not_tell_their_end() -> None:
     windows = text_of([64] * 30, 16)
-    assert clusters_of(windows, all_of(windows), {"end_of_text": END}).words() == "30 documents"
-    assert clusters_of(windows, all_of(windows), {}).words() == "8 stretches of 15 windows"
+    assert documents_of(windows, all_of(windows), {}) is None
+
+
+def test_the_wider_interval_counts_and_is_named() -> None:
+    chance, documents = np.random.default_rng(0), np.repeat(np.arange(12), 40)
+    alike = interval(np.repeat(chance.standard_normal(12), 40), documents)
+    drifting = interval(np.linspace(0, 1, 480) + 0.1 * chance.standard_normal(480), np.arange(480))
+    assert alike is not None and alike.clusters.words() == "12 documents"
+    assert drifting is not None and drifting.clusters.words() == "20 stretches of 24 windows"
 
 
 def test_one_long_document_is_cut_into_stretches() -> None:
-    windows = text_of([4000, 5, 5], 16)
-    assert clusters_of(windows, all_of(windows), {"end_of_text": END}).kind == "blocks"
+    found = interval(np.arange(100.0), np.array([0] * 98 + [1, 2]))
+    assert found is not None and found.clusters.kind == "blocks"
 
 
 def test_unequal_clusters_count_for_less() -> None:
@@ -107,15 +122,19 @@ def test_unequal_clusters_count_for_less() -> None:
     assert equal_clusters(np.array([0] * 97 + [1, 2, 3])) == pytest.approx(1.06, abs=0.01)
 
 
-def test_clusters_of_one_window_each_give_the_textbook_error() -> None:
-    values = np.random.default_rng(0).standard_normal(500)
-    found = interval(values, Clusters("blocks", np.arange(500)))
-    assert found is not None
-    assert found.sem == pytest.approx(values.std(ddof=1) / math.sqrt(500))
+def test_documents_of_one_window_each_give_at_least_the_textbook_error() -> None:
+    values = np.random.default_rng(0).permutation(np.tile([-1.0, 1.0], 250))  # whose stretches differ by chance alone
+    found = interval(values, np.arange(500))
+    assert found is not None and found.sem >= 0.999 * values.std(ddof=1) / math.sqrt(500)
 
 
-def test_one_cluster_has_no_interval() -> None:
-    assert interval(np.array([1.0, 2.0]), Clusters("documents", np.zeros(2, dtype=np.int64))) is None
+def test_stretches_are_of_equal_length_and_in_order() -> None:
+    assert np.unique(stretches(1000), return_counts=True)[1].tolist() == [50] * 20
+    assert stretches(3).tolist() == [0, 1, 2]
+
+
+def test_one_window_has_no_interval() -> None:
+    assert interval(np.array([1.0]), None) is None
 
 
 def test_a_sample_is_spread_evenly_over_the_split_without_repeating_a_window() -> None:
@@ -135,8 +154,8 @@ def evaluated(folder: Path, losses: NDArray[np.float64], windows: NDArray[np.int
     numbers = np.arange(losses.size) if windows is None else windows
     args = {"model": "cot", "n_layer": 12, "n_repeat": 5, **{name: changes.pop(name) for name in ("sequence_length", "n_repeat") if name in changes}}
     path = evaluation(folder, math.exp(losses.mean()), **args)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"data": DATA, "interval": {"clusters": "documents", "n_clusters": 9}} | changes))
-    save_windows(path.with_suffix(".npz"), WindowLosses(numbers, losses, np.full(losses.size, 0.4), Clusters("documents", numbers // 4)))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"data": DATA, "interval": {"by": "100 documents"}} | changes))
+    save_windows(path.with_suffix(".npz"), WindowLosses(numbers, losses, np.full(losses.size, 0.4), numbers // 4))
     return path
 
 
@@ -157,14 +176,14 @@ def test_pairs_decide_what_intervals_beside_each_other_cannot(two: tuple[Path, P
 
 def test_section_says_which_is_better_and_by_how_much(two: tuple[Path, Path]) -> None:
     text = "\n".join(section(*two))
-    assert "on 400 windows that both read (100 documents)" in text and ": B is better" in text
+    assert "on 400 windows that both read (" in text and ": B is better" in text
 
 
 def test_only_windows_that_both_have_read_count(tmp_path: Path) -> None:
     losses = np.random.default_rng(0).standard_normal(400) + 3
     a, b = evaluated(tmp_path / "a", losses), evaluated(tmp_path / "b", losses[::5] - 0.5, np.arange(0, 400, 5))
     found = pair(a, b)
-    assert found.clusters.of.size == 80 and found.difference.mean == pytest.approx(0.5)
+    assert found.n_windows == 80 and found.difference.mean == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(("changes", "problem"), [

@@ -1,0 +1,71 @@
+"""Programs in forks of one process that has imported torch: real programs with their own memory, exit code and output, and no seconds for
+a start. Each still imports all of the project's own modules itself.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+PRELOADED = ["numpy", "torch", "torch._dynamo", "torch.distributed", "tqdm", "tests.forked"]
+# variables that the interpreter or a library reads but once, when it starts
+READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "MKL_", "TORCH", "MALLOC_", "GLIBC_")
+REAL_START = "REAL_START"  # set in the environment: every program is started from nothing
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(PRELOADED)
+
+
+def can_fork(words: list[str], env: dict[str, str]) -> bool:
+    """Whether a fork is as good as a start: a program of the repository, under the settings that this process was started with."""
+    def at_start(values: dict[str, str]) -> dict[str, str]:
+        return {name: value for name, value in values.items() if name.startswith(READ_AT_START)}
+
+    is_program = len(words) > 1 and words[0] == sys.executable and words[1].endswith(".py")
+    return is_program and REAL_START not in os.environ and at_start(env) == at_start(dict(os.environ))
+
+
+def take_place(folder: str, outputs: list[str], env: dict[str, str]) -> None:
+    """In a fork: what the shell and the interpreter do before a program begins."""
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(env)
+    for descriptor, path in enumerate(outputs, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  # the fork's own, until it ends
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+
+
+def _work(words: list[str], folder: str, outputs: list[str], env: dict[str, str]) -> None:
+    take_place(folder, outputs, env)
+    import torch
+
+    torch.set_num_threads(int(env.get("OMP_NUM_THREADS", "1")))
+    program = os.path.abspath(words[1])
+    sys.argv = words[1:]
+    sys.path.insert(0, os.path.dirname(program))
+    try:
+        runpy.run_path(program, run_name="__main__")
+    finally:
+        sys.stdout.flush()
+
+
+def run(words: list[str], folder: Path, env: dict[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
+    """As subprocess.run does it. Raises TimeoutExpired, once the program is killed."""
+    with tempfile.TemporaryDirectory() as place:
+        outputs = [os.path.join(place, name) for name in ("out", "err")]
+        process = _context.Process(target=_work, args=(words, str(folder), outputs, env))
+        process.start()
+        process.join(timeout)
+        code = process.exitcode
+        if code is None:
+            process.kill()
+            process.join()
+        out, err = (Path(path).read_text() if os.path.exists(path) else "" for path in outputs)
+    if code is None:
+        raise subprocess.TimeoutExpired(words, timeout, out, err)
+    return subprocess.CompletedProcess(words, code, out, err)
