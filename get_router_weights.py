@@ -95,20 +95,20 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     with ExitStack() as files:
         arrays = {kind: files.enter_context(growing_npz(output_dir / f"{stem}.npz", "weights", n * windows.length, args.n_repeat - 1))
                   for kind, stem in stems.items()}
-        at = 0
+        at, below = 0, {kind: np.zeros(args.n_repeat - 1) for kind in kinds}
         for scores in tqdm(batches, total=math.ceil(n / args.batch_size), unit="batch", disable=not sys.stderr.isatty()):
             for kind, array in arrays.items():
                 read = cascade(scores.to(world.device) if kind == "device" else scores, kind)
                 array[at:at + scores[..., 0].numel()] = read.flatten(0, 1).cpu().numpy()
+                below[kind] += (read < LOW).sum((0, 1)).cpu().numpy()
             at += scores[..., 0].numel()
         means = {kind: array.mean(axis=0, dtype=np.float64).tolist() for kind, array in arrays.items()}
-        low = {kind: (array < LOW).mean(axis=0).tolist() for kind, array in arrays.items()}
     for kind, stem in stems.items():
         write_json(output_dir / f"{stem}_meta.json", {
             "checkpoint": str(path), "itr": restored.state.get("itr"), "model": args.model, "cascade": kind, "split": own["split"],
             "data": data and data[own["split"]],
             "n_tokens": at, "n_repeat": args.n_repeat, "sequence_length": windows.length, "mean_by_pass": means[kind],
-            f"share_below_{LOW}": low[kind], "device": describe(world.device), "torch": torch.__version__, "args": vars(args)})
+            f"share_below_{LOW}": (below[kind] / at).tolist(), "device": describe(world.device), "torch": torch.__version__, "args": vars(args)})
         print(f"{output_dir / stem}.npz: {at:,} tokens, {kind} cascade, mean score after passes 1 to {args.n_repeat - 1}: "
               + ", ".join(f"{mean:.3f}" for mean in means[kind]))
 

@@ -112,7 +112,7 @@ def draw(data: dict[str, Any]) -> Figure:
     axes[0][0].set_ylabel("validation perplexity")
     axes[0][1].tick_params(left=False)
     legend(figure, axes, [f"{family}, {whose}" for family in FAMILIES for whose in ("paper", "ours")], columns=3)
-    ours = f"\nours: {len(data['ours'])} models, bars: 95% intervals over windows of one model; checkpoints are named in fig2.json"
+    ours = f"\nours: {len(data['ours'])} models, bars: 95% intervals over texts of one model; checkpoints are named in fig2.json"
     figure.suptitle("Perplexity against compute: Table 1 and more repeats, OpenWebText2, 40,000 steps" + (ours if data["ours"] else ""))
     return figure
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from config import guarded
 from config.flags import Flag
-from report.command import paths_and_flags, without_labels
+from report.command import paths_and_flags
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,7 +100,7 @@ def panel(axis: Any, data: dict[str, Any], x: str, scale: float, has_bars: bool)
         is_router = one["kind"] == "router"
         line = "none" if x == "seconds" and not one["timed_together"] else "-" if is_router else "--"
         axis.errorbar([point[x] * scale for point in points], values, whiskers(values, bars),
-                      color=colour if number == 1 else others[number % len(others) - 2], marker=marker, linestyle=line, linewidth=0.8, markersize=3,
+                      color=colour if number == 1 else others[(number - 2) % len(others)], marker=marker, linestyle=line, linewidth=0.8, markersize=3,
                       markeredgewidth=0.7, markerfacecolor=None if is_router else "white", elinewidth=0.6, capsize=1.5, label=one["label"])
         if is_router and x == "macs":
             name_cuts(axis, points, x, scale)
@@ -147,7 +147,8 @@ def draw(data: dict[str, Any]) -> Figure:
     heading = [*textwrap.wrap(f"Perplexity against compute, {bars}", letters),
                *(line for model in data["models"] for line in textwrap.wrap(model, letters)),
                *textwrap.wrap("Router: by capacity, which looks at later tokens (not a causal model's perplexity)", letters)]
-    heading += textwrap.wrap("Numbers at the router's points: the lowest score that goes on (1 - t of the paper's thresholds)", letters)
+    if any(one["kind"] == "router" for one in data["curves"]):
+        heading += textwrap.wrap("Numbers at the router's points: the lowest score that goes on (1 - t of the paper's thresholds)", letters)
     if is_timed and not all(one["timed_together"] for one in data["curves"]):
         heading += textwrap.wrap("Points without a line: each was timed once, on its own", letters)
     labels = [one["label"] for one in (*data["curves"], *data["paper"])]
@@ -175,8 +176,9 @@ def draw(data: dict[str, Any]) -> Figure:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    words, labels = without_labels(sys.argv[1:] if argv is None else argv)
-    paths, flags = paths_and_flags(words, "plot_fig4.py", "Figure 4: perplexity against compute.", OUTPUT, "[LABEL=]PPL_PER_MAC_JSON...")
+    labels: dict[Path, str] = {}
+    paths, flags = paths_and_flags(argv, "plot_fig4.py", "Figure 4: perplexity against compute.", OUTPUT, "[LABEL=]PPL_PER_MAC_JSON...",
+                                   labels=labels)
 
     def work() -> int:
         from errors import UserError

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from config import guarded
 from config.flags import Flag
 from errors import UserError
-from report.command import paths_and_flags, without_labels
+from report.command import paths_and_flags
 
 if TYPE_CHECKING:
     import numpy as np
@@ -161,8 +161,9 @@ def draw(data: dict[str, Any], scale: str = "all") -> Figure:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    words, labels = without_labels(sys.argv[1:] if argv is None else argv)
-    paths, flags = paths_and_flags(words, "plot_fig5.py", "Figure 5: distribution of router weights.", OUTPUT, "[LABEL=]ROUTER_WEIGHTS_NPZ...")
+    labels: dict[Path, str] = {}
+    paths, flags = paths_and_flags(argv, "plot_fig5.py", "Figure 5: distribution of router weights.", OUTPUT, "[LABEL=]ROUTER_WEIGHTS_NPZ...",
+                                   labels=labels)
 
     def work() -> int:
         from report.figures import save

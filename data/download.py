@@ -35,7 +35,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from data.bins import DEFAULT_DATA_DIR, META, SPLITS, dataset_folder
-from data.bpe import RANKS, cache_folder, cached_path, gpt2
+from data.bpe import cache_folder, gpt2
 from data.tokenize import RAW_OWT2, WORK, say_now
 from errors import UserError
 from files import load_json, remove_folder, sync, sync_folder, write_json
@@ -286,11 +286,11 @@ def need_idle(folder: Path) -> None:
 
 
 def start_over(target: Path, origin: Origin, sure: bool) -> None:
-    """Delete the download, what was made of it, and the cached ranks, after asking. Raises UserError."""
+    """Delete the download and what was made of it, after asking. The BPE ranks stay: they are of another source. Raises UserError."""
     need_idle(target.parent)
     if os.path.exists(origin.address) and target.exists() and target.samefile(origin.address):
         raise UserError(f"--source {origin.address} is the very file that --reset would delete")
-    reset([*downloaded(target), *prepared(target.parent), *map(cached_path, RANKS)], sure)
+    reset([*downloaded(target), *prepared(target.parent)], sure)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -91,7 +91,8 @@ add_checkpoint() {
     local label="" path="$1"
     if [[ ! -e $1 && $1 =~ ^([A-Za-z0-9_][A-Za-z0-9_.-]*)=(.+)$ ]]; then
         label="${BASH_REMATCH[1]}" path="${BASH_REMATCH[2]}"
-        [[ $label != "done" && $label != code ]] || die "--checkpoint $1: a run folder has a $label of its own; take another label"
+        [[ ! $label =~ ^(done|code|.*\.(txt|json|png|pdf|md|tex|npz|out|err))$ ]] ||
+            die "--checkpoint $1: a run folder has files of such a name; take another label than $label"
         [[ " ${LABELS[*]} " != *" $label "* ]] || die "--checkpoint $1: $label is the label of another checkpoint"
     fi
     LABELS+=("$label")

@@ -224,9 +224,8 @@ def resume_problems(args: Namespace, folder: Path, data: Path | None) -> list[st
 
 
 def recorded_args(folder: Path) -> Mapping[str, Any]:
-    """Flags of the training in a folder, as its summary or newest checkpoint has them; empty where there is neither."""
-    told = [Record(folder, problems=[]).summary, *(peek(path) for path in newest_first(folder))]
-    return next((each["args"] for each in told if each is not None and isinstance(each.get("args"), dict)), {})
+    """Flags of the training in a folder, as its newest checkpoint or summary has them; empty where there is neither."""
+    return Record(folder, problems=[]).flags or {}
 
 
 def changed_flags(now: Namespace, then: Namespace) -> list[str]:

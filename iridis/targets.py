@@ -36,11 +36,8 @@ def steps_there(folder: Path) -> dict[int, Path]:
 
 def recorded(path: Path) -> dict[str, Any]:
     """The flags of the training that wrote a checkpoint, as far as it or the summary beside it tells."""
-    for holder in (peek(path), Record(path.parent, problems=[]).summary):
-        args = (holder or {}).get("args")
-        if isinstance(args, dict):
-            return args
-    return {}
+    args = (peek(path) or {}).get("args")
+    return args if isinstance(args, dict) else Record(path.parent, problems=[]).flags or {}
 
 
 def missing(folder: Path, steps: Sequence[int]) -> list[str]:
@@ -96,7 +93,12 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="do not read the newest checkpoint through to see whether it is intact")
     parser.add_argument("checkpoints", nargs="+", type=Path)
     given = parser.parse_args(argv)
-    problems = [line for checkpoint in given.checkpoints if checkpoint.is_dir() for line in missing(checkpoint, given.steps)]
+    problems = []
+    for checkpoint in given.checkpoints:
+        if checkpoint.is_dir():
+            problems += missing(checkpoint, given.steps)
+        elif given.steps and checkpoint.is_file():
+            problems.append(f"--steps: {checkpoint} is one checkpoint; give the folder of its experiment")
     if problems:
         raise UserError("\n".join(problems))
     fields: list[str] = []

@@ -29,25 +29,29 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return paths, flags
 
 
-def without_labels(words: Sequence[str]) -> tuple[list[str], dict[Path, str]]:
-    """Words of which some are LABEL=PATH, without the labels; and the label of each such path. What is there as a path is one."""
+def labelled(words: Sequence[str]) -> tuple[list[str], dict[Path, str]]:
+    """Paths of words of which some are LABEL=PATH, and the label of each such path. What is there as a path is one."""
     labels = {}
-    plain = []
+    paths = []
     for word in words:
         match = None if os.path.exists(word) else LABELLED.fullmatch(word)
         if match:
             labels[Path(match[2])] = match[1]
-        plain.append(match[2] if match else word)
-    return plain, labels
+        paths.append(match[2] if match else word)
+    return paths, labels
 
 
 def paths_and_flags(argv: Sequence[str] | None, prog: str, description: str, flags: Sequence[Flag], paths: str,
-                    needed: bool = True, may_be_names: bool = False) -> tuple[list[Path], dict[str, Any]]:
+                    needed: bool = True, may_be_names: bool = False, labels: dict[Path, str] | None = None) -> tuple[list[Path], dict[str, Any]]:
     """Paths and the value of every flag. Exits 2 on bad ones.
 
-    paths: what they are, for the help. needed: at least one. may_be_names: of experiments, which the caller looks for.
+    paths: what they are, for the help. needed: at least one. may_be_names: of experiments, which the caller looks for. labels: paths may be
+    LABEL=PATH; it is filled with the labels.
     """
     files, words = _split(sys.argv[1:] if argv is None else argv)
+    if labels is not None:
+        files, found = labelled(files)
+        labels.update(found)
     given, wrong = parse(words, prog=f"{prog} {paths}", description=description, groups={"output": flags})
     problems: list[str] = [*wrong]
     if needed and not files:

@@ -62,7 +62,8 @@ def pair(a: Path, b: Path) -> Pair:
     if data_differences({"val": one["data"]}, {"val": other["data"]}):
         raise UserError(f"{a} and {b} read other data: they cannot be compared in pairs")
     _, at_a, at_b = np.intersect1d(of_a.windows, of_b.windows, assume_unique=True, return_indices=True)
-    documents = None if of_a.documents is None else of_a.documents[at_a]
+    fuller, at = (of_a, at_a) if of_a.windows.size >= of_b.windows.size else (of_b, at_b)
+    documents = None if fuller.documents is None else fuller.documents[at]
     left, right = of_a.losses[at_a], of_b.losses[at_b]
     difference = interval(left - right, documents)
     if difference is None:

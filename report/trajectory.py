@@ -97,8 +97,8 @@ def remark(told: Row | None, step: int, perplexity: float) -> str | None:
     yardstick = None if args is None else yardstick_of(args)
     if args is None or yardstick is None or differences(args, yardstick) or not yardstick.told_at(step):
         return None
-    return (f"{yardstick.label}: validation perplexity {perplexity:.2f} at step {step:,}; the re-run had {yardstick.told_at(step)} there, "
-            f"the paper {yardstick.paper.perplexity:.2f} at the end")
+    said = f"{yardstick.label}: validation perplexity {perplexity:.2f} at step {step:,}; the re-run had {yardstick.told_at(step)} there"
+    return said if yardstick.paper.perplexity is None else f"{said}, the paper {yardstick.paper.perplexity:.2f} at the end"
 
 
 def curve_of(rows: Sequence[Row], kind: str) -> Points:
@@ -136,8 +136,12 @@ def lines(name: str, args: Namespace | None, yardstick: Yardstick | None, curve:
 def final_values(yardstick: Yardstick) -> str:
     paper, rerun = yardstick.paper, yardstick.rerun
     sem = "" if paper.sem is None else f" +- {paper.sem:.2f}"
-    said = f"the paper's model had {paper.perplexity:.2f}{sem} after {yardstick.steps:,} steps"
-    return said if rerun is None else f"{said}; a re-run had {rerun.perplexity:.2f} [{rerun.low:.2f}, {rerun.high:.2f}]"
+    said = []
+    if paper.perplexity is not None:
+        said.append(f"the paper's model had {paper.perplexity:.2f}{sem} after {yardstick.steps:,} steps")
+    if rerun is not None:
+        said.append(f"a re-run had {rerun.perplexity:.2f} [{rerun.low:.2f}, {rerun.high:.2f}]")
+    return "; ".join(said) or "neither the paper nor the re-run tells this model's perplexity"
 
 
 def draw(folder: Path, stem: str, title: str, yardstick: Yardstick | None, curve: Points, final: Points) -> None:
@@ -154,7 +158,8 @@ def draw(folder: Path, stem: str, title: str, yardstick: Yardstick | None, curve
     data: dict[str, Any] = {"experiment": title, "curve": curve, "final": final}
     if yardstick is not None:
         paper, rerun = yardstick.paper.perplexity, yardstick.rerun
-        axis.axhline(paper, color=BLACK, linestyle="--", linewidth=0.8, label=f"paper, {yardstick.steps:,} steps: {paper:.2f}")
+        if paper is not None:
+            axis.axhline(paper, color=BLACK, linestyle="--", linewidth=0.8, label=f"paper, {yardstick.steps:,} steps: {paper:.2f}")
         if rerun is not None:
             axis.errorbar([yardstick.steps], [rerun.perplexity], [[rerun.perplexity - rerun.low], [rerun.high - rerun.perplexity]], color=ORANGE,
                           marker="D", label=f"re-run: {rerun.perplexity:.2f}")

@@ -312,6 +312,11 @@ def test_figure_4_has_labels_and_steps_in_its_legend(inputs: dict[int, list[Path
     assert said[:2] == ["v1 (Router), 60,000 steps", "v1 (Fixed Depth), 60,000 steps"] and "v2 (Router), 60,000 steps" in said
 
 
+def test_what_looks_like_a_label_in_the_value_of_a_flag_is_left_there(inputs: dict[int, list[Path]], tmp_path: Path) -> None:
+    draw(plot_fig4, [inputs[4][0]], tmp_path / "lr=0.1")
+    assert (tmp_path / "lr=0.1" / "fig4.png").is_file()
+
+
 def test_figure_4_gives_each_of_four_checkpoints_a_colour(inputs: dict[int, list[Path]], tmp_path: Path) -> None:
     words = [f"v{number}={shutil.copy(inputs[4][0], tmp_path / f'{number}.json')}" for number in range(4)]
     axis = plot_fig4.draw(draw(plot_fig4, words, tmp_path / "out")).axes[0]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from errors import UserError
 from iridis import targets
 from tests.programs import PEER, ROOT
 
@@ -57,6 +58,11 @@ def test_a_step_that_is_missing_is_named_with_those_that_are_there(experiment: P
                           text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"iridis.targets: error: --steps 45: {experiment} has no checkpoint of that step; there are 40, 50, 60\n"
+
+
+def test_steps_of_a_single_file_are_refused(experiment: Path) -> None:
+    with pytest.raises(UserError, match="is one checkpoint; give the folder of its experiment"):
+        targets.run(["--steps", "10", "--", str(next(experiment.glob("ckpt_*.pt")))])
 
 
 def test_a_damaged_final_file_is_passed_over(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:

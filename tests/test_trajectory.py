@@ -49,6 +49,13 @@ def test_each_trajectory_is_of_a_row_and_ends_near_its_final_value() -> None:
         assert kept["trajectories"][key][-1] == pytest.approx(kept[key]["perplexity"], abs=0.2)
 
 
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.table} {row.label}")
+def test_every_model_of_the_paper_has_its_lines_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str], row: Any) -> None:
+    """Also those of which the paper or the re-run tells no value."""
+    shape = {name: value for name, value in vars(row.args()).items() if value is not None}
+    assert any("step 900" in line for line in told(capsys, experiment(tmp_path / "run", evaluated(900, 60.0), **shape)))
+
+
 @pytest.mark.parametrize(("step", "perplexity"), [(5999, None), (6000, 55.8), (14142, pytest.approx((43.7 * 34.9) ** 0.5, abs=0.01)), (40000, 27.4),
                                                   (40001, None)])
 def test_between_two_points_the_re_run_is_on_a_power_law(step: int, perplexity: float | None) -> None:

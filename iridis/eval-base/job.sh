@@ -20,7 +20,7 @@ choose_checkpoints() {
     [[ -d $RESULTS_DIR ]] || die "nothing is trained: there is no folder $RESULTS_DIR"
     found="$(python -m report.trained "$RESULTS_DIR" --dataset "$DATASET")" || exit $?
     mapfile -t CHECKPOINTS <<<"$found"
-    LABELS=("${CHECKPOINTS[@]//*/}") # an empty one for each
+    for _ in "${CHECKPOINTS[@]}"; do LABELS+=(""); done
 }
 
 # draw: of all that this package has evaluated, in whichever run
