@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from data.bins import dataset_folder, is_prepared
 
+BUILT_IN = "stdlib"
+
 
 def ensure_prepared(dataset: str, data_dir: str | None) -> None:
-    """Prepare `stdlib` where it is not. Raises UserError."""
+    """Prepare the built-in corpus where it is not. Raises UserError."""
     folder = dataset_folder(dataset, data_dir)
-    if dataset == "stdlib" and not is_prepared(folder):
+    if dataset == BUILT_IN and not is_prepared(folder):
         from data.tokenize import prepare_stdlib
 
         prepare_stdlib(folder)

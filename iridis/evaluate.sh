@@ -7,6 +7,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 PROGRAMS=(eval) # that get the flags after --
 TAKES_WORDS=1 # those of the training that is evaluated
+NEEDS_ROUTERS=0 # 1: only adaptive models can be evaluated so
 
 # find_checkpoints: those given by --checkpoint, else the experiment of the training package with the same --name
 find_checkpoints() {
@@ -30,6 +31,7 @@ find_targets() {
     find_checkpoints
     [[ ! " ${FLAGS[*]}" =~ \ --data(_dir|set)[=\ ] ]] || options=(--steps "${STEPS[@]}") # the user says where
     ((!DRY_RUN)) || options+=(--quick)
+    [[ -z $AFTER ]] || ((!DRY_RUN)) || options+=(--later)
     mapfile -d '' -t fields < <(command python -m iridis.targets "${options[@]}" -- "${CHECKPOINTS[@]}")
     wait $! || exit $?
     OF=() AT=() FILES=() DATA=()
@@ -122,7 +124,11 @@ before_local() {
     for checkpoint in "${CHECKPOINTS[@]}"; do
         [[ -n $AFTER || -e $checkpoint ]] || die "there is no checkpoint $checkpoint; train it (iridis/$TRAINED_BY/job.sh), or name one: --checkpoint DIR_OR_FILE"
     done
-    ((!${#STEPS[@]})) || [[ -n $AFTER ]] || python -m iridis.targets --quick --steps "${STEPS[@]}" -- "${CHECKPOINTS[@]}" >/dev/null || exit $?
+    [[ -z $AFTER ]] || return 0
+    local options=(--quick --steps "${STEPS[@]}")
+    ((!NEEDS_ROUTERS)) || options+=(--routed)
+    [[ " ${FLAGS[*]}" =~ \ --data(_dir|set)[=\ ] ]] || options+=(--need_data --data_dir "$DATA_DIR")
+    python -m iridis.targets "${options[@]}" -- "${CHECKPOINTS[@]}" >/dev/null || exit $?
 }
 
 # evaluate FOLDER CHECKPOINT FLAGS...: perplexity over the validation split; what is printed is kept as TEXT, by default eval.txt
@@ -175,14 +181,17 @@ place() {
     printf '%s%s' "$(part "${OF[$1]}")" "${AT[$1]:+/ckpt_${AT[$1]}}"
 }
 
-# found NAME FOLDER N...: fill FOUND with the files of that name that those checkpoints have below a folder, each behind its label
+# found NAME FOLDER N...: fill FOUND with the files of that name that those checkpoints have below a folder, each behind its label; none,
+# or some of each checkpoint
 found() {
-    local n file files
+    local n file files without=""
     FOUND=()
     for n in "${@:3}"; do
-        mapfile -t files < <(find "$2$(part "$n")" -name "$1" | sort -V)
+        mapfile -t files < <(find "$2$(part "$n")" -name "$1" 2>/dev/null | sort -V)
+        ((${#files[@]})) || without="${LABELS[n]:-${CHECKPOINTS[n]}}"
         for file in "${files[@]}"; do FOUND+=("${LABELS[n]:+${LABELS[n]}=}$file"); done
     done
+    [[ -z $without ]] || ((!${#FOUND[@]})) || die "no $1 of $without is left below $2: evaluate again"
 }
 
 # draw: everything that is made of the data in RUN_DIR and WORKSPACE; a package adds its figures

@@ -45,6 +45,7 @@ LATE_SETTING = re.compile(r"[A-Z][A-Z0-9_]*=")
 SETTING = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 INCLUDE = re.compile(r"include\s+(\S+)")
 JOB_LINE = re.compile(r"^job: +(\d+) ", re.MULTILINE)
+LABELLED = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]*=)?@(.+)", re.DOTALL)  # a stage's folder, or that with a label (iridis/lib.sh)
 FLAGS = "@flags"
 MOST_NAMES = 6  # of stages that one waits for, beside it in the tree
 AT_ONCE = 4  # stages that are asked at the same time; each starts a Python
@@ -70,7 +71,7 @@ class Stage:
     @property
     def uses(self) -> list[str]:
         """The stages whose experiment folders stand in the words."""
-        return [word[1:] for word in self.words if word.startswith("@") and word != FLAGS]
+        return [found[2] for word in self.words if word != FLAGS and (found := LABELLED.fullmatch(word))]
 
 
 # reading a table
@@ -153,7 +154,7 @@ def word_problems(settings: Sequence[tuple[str, str]], words: Sequence[str]) -> 
     problems = [f"{name}={value}: settings take no @" for name, value in settings if value.startswith("@")]
     options = words[:words.index("--")] if "--" in words else words
     problems += [f"{word}: settings come before arguments" for word in options if LATE_SETTING.match(word)]
-    problems += [f"{word}: what begins with @ must be a word of its own" for word in words if "=@" in word]
+    problems += [f"{word}: what begins with @ must be a word of its own" for word in words if "=@" in word and not LABELLED.fullmatch(word)]
     return problems
 
 
@@ -256,8 +257,8 @@ class Call:
         for word in stage.words:
             if word == FLAGS:
                 filled += self.flags
-            elif word.startswith("@"):
-                filled.append(self.folders[word[1:]])
+            elif found := LABELLED.fullmatch(word):
+                filled.append((found[1] or "") + self.folders[found[2]])
             else:
                 filled.append(word)
         return filled

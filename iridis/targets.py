@@ -1,11 +1,12 @@
 """Which checkpoint files an evaluation reads. An experiment's are its milestones and the final one, or the steps that are asked for.
 
-    python -m iridis.targets [--steps 40000 60000] [--data_dir DIR] [--quick] -- DIR_OR_FILE...
+    python -m iridis.targets [--steps 40000 60000] [--data_dir DIR] [--quick] [--later] [--routed] [--need_data] -- DIR_OR_FILE...
 
 Prints four fields for each file, each ended by a NUL: the number of its checkpoint on the command line, its step (empty: unknown), its
 path, and DIR where the data that it was trained on are not at the recorded place but are below DIR (else empty). A milestone is a
-`ckpt_N.pt` of a step that the training was told to keep (--keep_steps). --quick: files are taken for intact. Exit code 2: a line for
-each step that is missing.
+`ckpt_N.pt` of a step that the training was told to keep (--keep_steps). --quick: files are taken for intact. --later: steps may be missing,
+as their training goes on. Exit code 2: a line for each step that is missing, with --routed for each model that has no routers, and with
+--need_data for each whose data are neither at the recorded place nor below DIR.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from typing import Any
 
 from config import guarded
 from data.bins import dataset_folder, is_prepared
+from data.setup import BUILT_IN
 from errors import UserError
+from models.variants import ROUTED_POLICIES, VARIANTS
 from optim.names import FINAL, numbered, step_of
 from optim.peek import peek, step_in
 from optim.reader import Record
@@ -60,7 +63,7 @@ def newest(folder: Path, quick: bool) -> Path | None:
 
 
 def files_of(checkpoint: Path, steps: Sequence[int], quick: bool) -> list[Path]:
-    """A file itself; of an experiment's folder these steps, which must be there, else the milestones and the newest.
+    """A file itself; of an experiment's folder these steps, else the milestones and the newest.
 
     A folder without checkpoints stands for itself: eval.py says what is wrong with it.
     """
@@ -68,7 +71,7 @@ def files_of(checkpoint: Path, steps: Sequence[int], quick: bool) -> list[Path]:
         return [checkpoint]
     if steps:
         there = steps_there(checkpoint)
-        return [there[step] for step in dict.fromkeys(steps)]
+        return [there.get(step, checkpoint / f"ckpt_{step}.pt") for step in dict.fromkeys(steps)]
     last = newest(checkpoint, quick)
     if last is None:
         return [checkpoint]
@@ -86,19 +89,39 @@ def other_place(path: Path, data_dir: str) -> str:
     return data_dir if is_prepared(dataset_folder(dataset, data_dir)) else ""
 
 
+def unfit(path: Path, routed: bool, data_dir: str | None) -> list[str]:
+    """A line for each reason why a checkpoint cannot be evaluated, as far as its flags are known. data_dir: where its data may be too."""
+    args = recorded(path)
+    model, dataset, place = args.get("model"), args.get("dataset"), args.get("data_dir")
+    lines = []
+    if routed and model in VARIANTS and VARIANTS[model].policy not in ROUTED_POLICIES:
+        lines.append(f"{path}: {model} routes no tokens; this is for adaptive models (adm, but_mod)")
+    if data_dir and isinstance(dataset, str) and isinstance(place, str | None) and dataset != BUILT_IN:
+        places = [dataset_folder(dataset, each) for each in (place, data_dir)]
+        if not any(map(is_prepared, places)):
+            lines.append(f"{path}: its dataset {dataset} is neither in {places[0]}, where it was trained, nor in {places[1]} (DATA_DIR)")
+    return lines
+
+
 def run(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="targets", description="Which checkpoint files an evaluation reads.")
     parser.add_argument("--steps", type=int, nargs="*", default=[], help="of each experiment, instead of its milestones and the final one")
     parser.add_argument("--data_dir", help="root of the datasets where the recorded one is not there")
     parser.add_argument("--quick", action="store_true", help="do not read the newest checkpoint through to see whether it is intact")
+    parser.add_argument("--later", action="store_true", help="name checkpoints of steps that are not there yet")
+    parser.add_argument("--routed", action="store_true", help="refuse models without routers")
+    parser.add_argument("--need_data", action="store_true", help="refuse checkpoints whose data are at neither place")
     parser.add_argument("checkpoints", nargs="+", type=Path)
     given = parser.parse_args(argv)
     problems = []
     for checkpoint in given.checkpoints:
         if checkpoint.is_dir():
-            problems += missing(checkpoint, given.steps)
+            problems += [] if given.later else missing(checkpoint, given.steps)
         elif given.steps and checkpoint.is_file():
             problems.append(f"--steps: {checkpoint} is one checkpoint; give the folder of its experiment")
+    if not problems:
+        files = dict.fromkeys(path for checkpoint in given.checkpoints for path in files_of(checkpoint, given.steps, quick=True))
+        problems = [line for path in files for line in unfit(path, given.routed, given.data_dir if given.need_data else None)]
     if problems:
         raise UserError("\n".join(problems))
     fields: list[str] = []

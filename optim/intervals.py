@@ -30,6 +30,8 @@ SAMPLE = "spread evenly"  # how windows are chosen where not all are read
 BLOCKS, FEWEST_BLOCKS = 20, 8  # stretches of text; more would be shorter, and so depend on each other; fewer would tell less of the spread
 BLOCK_WINDOWS = 16  # in a stretch, where there are enough for the fewest
 FEWEST_DOCUMENTS = 3.0  # as if of equal size; fewer tell nothing of the spread
+FEW_DOCUMENTS = 8.0  # as if of equal size; an interval by fewer holds the mean less often than it says
+UNEQUAL = 0.5  # share of the documents that they are worth, below which that is told
 SLICE = 1 << 24  # tokens that are searched at once
 
 
@@ -46,9 +48,13 @@ class Clusters:
 
     def words(self) -> str:
         """For people."""
+        worth = equal_clusters(self.of)
         if self.kind == "documents":
-            return f"{self.count:,} documents"
-        return f"{self.count} stretches of {self.of.size / self.count:,.0f} windows"
+            said = f"{self.count:,} documents" + (f", worth {worth:,.0f} of equal length" if worth < UNEQUAL * self.count else "")
+            return said if worth >= FEW_DOCUMENTS else f"{said}: too few to be relied on"
+        length = self.of.size / self.count
+        said = f"{self.count} stretches of {length:,.0f} windows"
+        return said if length >= BLOCK_WINDOWS else f"{said}: too short to be relied on where documents are longer"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -185,6 +186,7 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.meter = GradientMeter.restored(state["gradient_meter"], self.world.device)
         self.step, self.skipped, self.overflows = state["itr"], state.get("skipped", 0), state.get("overflows", 0)
+        self._keep_steps(state["args"].get("keep_steps") or [])
         self.rollbacks, self.initial = list(state.get("rollbacks", [])), state.get("initial")
         self._keep_evaluation(EvaluationPlan(**state["evaluation"]) if "evaluation" in state else
                               EvaluationPlan(state["args"]["batch_size"], state["args"]["eval_batches"]))
@@ -204,6 +206,15 @@ class Trainer:
             log.info(f"note: --eval_batches {self.args.eval_batches} is not taken up: this run began to evaluate on {plan.batches} batches of "
                      f"{plan.batch_size} sequences, and goes on with these")
         self.evaluation = plan
+
+    def _keep_steps(self, before: Sequence[int]) -> None:
+        """Steps whose checkpoints an earlier run was told to keep are kept for good: what is kept cannot be told from a run's own flags."""
+        passed = [step for step in sorted(self.kept_steps) if step < self.step and not (self.folder / f"ckpt_{step}.pt").exists()]
+        if passed:
+            log.info(f"note: --keep_steps {' '.join(map(str, passed))}: passed already, and there is no checkpoint of "
+                     f"{'that step' if len(passed) == 1 else 'these steps'}")
+        self.kept_steps |= set(before)
+        self.args.keep_steps = sorted(self.kept_steps) or None  # for the runs after this one
 
     def _save(self, name: str) -> None:
         """Start writing a checkpoint, once the one before it is written; every process must call this.

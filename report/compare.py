@@ -33,6 +33,7 @@ DEFAULTS = ("weight_decay", "beta1", "beta2", "grad_clip", "scheduler", "final_d
             "ponder_lambda_p", "ponder_kl_div_loss_weight")
 NO_SUMMARY = "its training's summary.json was not found, so training settings are those that the evaluation recorded"
 
+REPEAT = "another training with the same flags and the same seed was evaluated later, and is counted"
 UNGROUPED = ("its interval is of an earlier version, which took neighbouring windows for independent: it is several times too narrow, and so is "
              "the verdict; evaluate again")
 
@@ -174,6 +175,12 @@ def _identity(one: Evaluation) -> tuple[Any, ...]:
             schedule, alone, *settings)
 
 
+def repeats(evaluations: Sequence[Evaluation], chosen: Sequence[Group]) -> list[Evaluation]:
+    """Evaluations of other trainings than those in the groups that have the same flags and the same seed."""
+    kept = {(_identity(one), one.seed): one for group in chosen for one in group.members}
+    return [one for one in evaluations if kept[_identity(one), one.seed].checkpoint != one.checkpoint]
+
+
 def groups(evaluations: Sequence[Evaluation], identity: Callable[[Evaluation], Any] = _identity) -> list[Group]:
     """Evaluations by model; of several of one model and seed the newest counts."""
     found: dict[Any, dict[tuple[int, int], Evaluation]] = {}
@@ -268,6 +275,7 @@ def compare(found: Found) -> Report:
         results.append(min(candidates, key=_closeness) if candidates else _result(row, None))
         placed |= {one.path for one in results[-1].group.members} if results[-1].group else set()
     others = [Other(group, _why_other(group)) for group in final if group.first.path not in placed]
+    others += [Other(Group((one,)), REPEAT) for one in repeats([one for one in found.evaluations if reasons[one.path] is None], final)]
     others += [Other(Group((one,)), reason) for one in found.evaluations if (reason := reasons[one.path]) is not None]
     return Report(results, sorted(others, key=lambda other: (title(other.group.first.args), other.reason, str(other.group.first.path))), found.curves,
                   in_pairs(results), list(found.problems))

@@ -254,7 +254,11 @@ def windows(a: Path, b: Path) -> list[str]:
     return said
 
 
+def unlike(a: Path, b: Path) -> list[str]:
+    return ["an experiment and an evaluation have no more in common: give two of a kind"]
+
+
 Section = Callable[[Path, Path], list[str]]
 SECTIONS: tuple[Section, ...] = (flags, losses, windows, ledgers, weights)
 OF_EVALUATIONS: tuple[Section, ...] = (flags, perplexities, windows)
-OF_BOTH: tuple[Section, ...] = (flags,)  # an experiment and an evaluation have no more in common
+OF_BOTH: tuple[Section, ...] = (flags, unlike)

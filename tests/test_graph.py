@@ -125,6 +125,14 @@ def test_stages_are_put_in_order_whatever_their_lines(table: Callable[..., str])
     assert [stage.name for stage in graph.in_order(stages)] == ["a", "b", "c"]
 
 
+def test_a_stage_s_folder_may_have_a_label(table: Callable[..., str]) -> None:
+    stages = graph.load(table("include reproduce\nboth\tadm lncot\teval-adm\t--checkpoint v1=@adm v2=@lncot --steps 40000 60000\n"))
+    both = next(stage for stage in stages if stage.name == "both")
+    assert both.uses == ["adm", "lncot"]
+    words = graph.Call([], {"adm": "/exps/a b", "lncot": "/exps/c"}).arguments(both)
+    assert words == ["--checkpoint", "v1=/exps/a b", "v2=/exps/c", "--steps", "40000", "60000"]
+
+
 # wrong tables
 
 

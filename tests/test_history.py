@@ -485,6 +485,21 @@ def test_a_step_that_is_kept_outlives_the_removal_of_intermediary_checkpoints(tm
     assert steps_in(tmp_path) == {"ckpt_13.pt": 13, "ckpt.pt": 40}
 
 
+def test_a_step_that_an_earlier_run_was_told_to_keep_stays_kept(tmp_path: Path) -> None:
+    """Through two further runs: one with other steps, and one without any."""
+    changes: dict[str, Any] = {"iterations": 80, "keep_checkpoints": 1}
+    killed_after(tmp_path, 14, keep_steps=[10], **changes)
+    killed_after(tmp_path, 24, keep_steps=[5, 33], **changes)
+    assert small(tmp_path, remove_intermediary_checkpoints_at_end=True, **changes).returncode == 0
+    assert steps_in(tmp_path) == {"ckpt_10.pt": 10, "ckpt_33.pt": 33, "ckpt.pt": 80}
+
+
+def test_a_step_to_keep_that_has_passed_is_told(tmp_path: Path) -> None:
+    killed_after(tmp_path, 14, iterations=80)
+    outcome = small(tmp_path, iterations=80, keep_steps=[5])
+    assert "note: --keep_steps 5: passed already, and there is no checkpoint of that step" in outcome.stdout
+
+
 def test_saving_at_further_steps_changes_no_bit(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"keep_steps": [7, 13, 33], "eval_freq": 4, "dropout": 0.1, "model": "adm", "n_repeat": 3, "iterations": 80,
                                "log_freq": 1}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from data import TokenWindows
 from errors import UserError
-from optim.intervals import documents_of, equal_clusters, interval, spread, stretches, students_t
+from optim.intervals import Clusters, documents_of, equal_clusters, interval, spread, stretches, students_t
 from optim.window_losses import WindowLosses, read_windows, save_windows
 from report.collect import collect
 from report.compare import compare
@@ -115,6 +115,16 @@ def test_the_wider_interval_counts_and_is_named() -> None:
 def test_one_long_document_is_cut_into_stretches() -> None:
     found = interval(np.arange(100.0), np.array([0] * 98 + [1, 2]))
     assert found is not None and found.clusters.kind == "blocks"
+
+
+def test_few_or_unequal_documents_are_told() -> None:
+    assert Clusters("documents", np.repeat(np.arange(5), 9)).words() == "5 documents: too few to be relied on"
+    assert Clusters("documents", np.array([0] * 90 + list(range(1, 60)))).words() == "60 documents, worth 3 of equal length: too few to be relied on"
+    assert Clusters("documents", np.repeat(np.arange(50), 2)).words() == "50 documents"
+
+
+def test_short_stretches_are_told() -> None:
+    assert Clusters("blocks", stretches(40)).words() == "8 stretches of 5 windows: too short to be relied on where documents are longer"
 
 
 def test_unequal_clusters_count_for_less() -> None:

@@ -557,3 +557,17 @@ def test_an_evaluation_of_one_window_has_no_interval(tmp_path: Path) -> None:
     path = cot(tmp_path)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"val_perplexity_ci95": None}))
     assert "none: one window" in render.markdown(report_on(tmp_path))
+
+
+def test_two_trainings_of_one_seed_are_both_in_the_report(tmp_path: Path) -> None:
+    cot(tmp_path / "v1", 24.07, age=60, checkpoint="/exps/owt2/cot/v1/ckpt.pt")
+    cot(tmp_path / "v2", 24.06, checkpoint="/exps/owt2/cot/v2/ckpt.pt")
+    report = report_on(tmp_path)
+    (other,) = report.others
+    assert other.group.first.perplexity == 24.07 and "the same seed was evaluated later" in other.reason
+
+
+def test_of_one_checkpoint_the_newest_evaluation_alone_counts(tmp_path: Path) -> None:
+    cot(tmp_path / "first", 24.07, age=60, checkpoint="/exps/owt2/cot/v1/ckpt.pt")
+    cot(tmp_path / "again", 24.06, checkpoint="/exps/owt2/cot/v1/ckpt.pt")
+    assert report_on(tmp_path).others == []

@@ -65,6 +65,20 @@ def test_steps_of_a_single_file_are_refused(experiment: Path) -> None:
         targets.run(["--steps", "10", "--", str(next(experiment.glob("ckpt_*.pt")))])
 
 
+def test_steps_of_a_training_that_goes_on_may_be_named_before_they_are_there(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert [name for _, _, name, _ in chosen(capsys, "--quick", "--later", "--steps", 40, 70, "--", experiment)] == ["ckpt_40.pt", "ckpt_70.pt"]
+
+
+@pytest.mark.parametrize(("recorded", "words", "problem"), [
+    ({"model": "cotformer_full_depth"}, ["--routed"], "cotformer_full_depth routes no tokens"),
+    ({"dataset": "owt2", "data_dir": "/gone"}, ["--need_data", "--data_dir", "/neither"],
+     r"its dataset owt2 is neither in /gone/openwebtext2, where it was trained, nor in /neither/openwebtext2 \(DATA_DIR\)")])
+def test_what_cannot_be_evaluated_is_told_before_it_is_queued(tmp_path: Path, recorded: dict[str, str], words: list[str], problem: str) -> None:
+    path = checkpoint(tmp_path / "ckpt.pt", 60, **recorded)
+    with pytest.raises(UserError, match=problem):
+        targets.run([*words, "--", str(path)])
+
+
 def test_a_damaged_final_file_is_passed_over(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (experiment / "ckpt.pt").write_bytes(b"torn")
     assert chosen(capsys, "--", experiment) == [("0", "50", "ckpt_50.pt", "")]

@@ -13,13 +13,15 @@ parse_options "$@"
 : "${N_GPUS:=1}" "${TIME_LIMIT:=10:00:00}" # an evaluation takes some 11 minutes on an L4, Figure 4 has 15 of them
 : "${FIGURE_4:=1}"  # 0: without the sweep for Figure 4, which lncot-exp4 makes too
 : "${SPLIT:=train}" # of the router scores; train, as in the paper: as many tokens as the validation split has, spread over it
+[[ $FIGURE_4 == [01] ]] || die "FIGURE_4 must be 0 or 1, not $FIGURE_4"
+[[ $SPLIT == train || $SPLIT == val ]] || die "SPLIT must be train or val, not $SPLIT"
 PROGRAMS=(eval get_ppl_per_mac get_router_weights)
+NEEDS_ROUTERS=1
 TRAINED_BY=adm-train # whose experiment is evaluated unless --checkpoint names others
 
 # work: and the sweep over compute budgets, and the router scores, which are large
 work() {
     local i
-    [[ $FIGURE_4 == [01] ]] || die "FIGURE_4 must be 0 or 1, not $FIGURE_4"
     evaluate_all
     for i in "${!FILES[@]}"; do
         ((FIGURE_4)) && [[ ${OF[i]} != "${OF[i + 1]:-}" ]] || continue
@@ -40,6 +42,7 @@ figures() {
     found ppl_per_mac.json "$RUN_DIR" "${@:3}"
     ((!${#FOUND[@]})) || python plot_fig4.py "${FOUND[@]}" --output_dir "$1"
     found 'router_weights*.npz' "$WORKSPACE" "${@:3}"
+    ((${#FOUND[@]})) || die "no router scores are left in $WORKSPACE: evaluate again"
     python plot_fig5.py "${FOUND[@]}" --output_dir "$2"
 }
 

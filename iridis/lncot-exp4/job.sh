@@ -9,6 +9,7 @@ LIBRARY="$(dirname "$(readlink -f "$0")")/../evaluate.sh" # sbatch would run a c
 parse_options "$@"
 
 PROGRAMS=(get_ppl_per_mac)
+NEEDS_ROUTERS=1
 TRAINED_BY=adm-train # whose experiment is evaluated unless --checkpoint names others
 
 # CONFIGURATION (each can be set in the environment)
@@ -33,6 +34,7 @@ sweep() {
 # draw: the curves of all sweeps in one figure
 draw() {
     found ppl_per_mac.json "$RUN_DIR" "${!CHECKPOINTS[@]}"
+    ((${#FOUND[@]})) || die "no sweep is left in $RUN_DIR: evaluate again"
     python plot_fig4.py "${FOUND[@]}" --output_dir "$RUN_DIR"
 }
 
