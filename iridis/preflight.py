@@ -214,6 +214,7 @@ def resume_problems(args: Namespace, folder: Path, data: Path | None) -> list[st
     from optim.setup import starting_point
 
     try:
+        Record(folder).finished()  # a damaged summary.json
         path = starting_point(folder, args.use_pretrained, newest_readable)
         state = None if path is None else peek(path)
         if path is not None and state is not None:

@@ -598,11 +598,14 @@ def test_json_that_would_fill_memory_or_stack_is_named_among_many(tmp_path: Path
 
 @pytest.mark.parametrize("bomb", BOMBS)
 @pytest.mark.parametrize("name", ["status.json", "summary.json"])
-def test_a_job_is_checked_whatever_its_experiment_holds(tmp_path: Path, call: Any, name: str, bomb: str) -> None:
+def test_a_job_is_refused_before_it_is_queued_where_its_training_would_refuse_what_its_experiment_holds(tmp_path: Path, call: Any, name: str,
+                                                                                                        bomb: str) -> None:
     of_a_run(tmp_path).mkdir(parents=True)
     BOMBS[bomb](of_a_run(tmp_path) / name)
     with within(60, 600):
-        assert call(check_job, "--", *flags(tmp_path / "results")).code == 0
+        outcomes = call(check_job, "--", *flags(tmp_path / "results")), call(training.main, *flags(tmp_path / "results", **QUICK))
+    for outcome in outcomes:
+        assert outcome.code == 2 and f"{name} cannot be read" in outcome.err, outcome
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
