@@ -95,7 +95,7 @@ def test_a_job_after_a_chain_moves_to_its_next_job_and_starts_only_when_the_chai
     (successor,) = site.queue("%i", f"--name={chain.job_name}")
     assert f"afterok:{successor}(" in site.show(evaluation.job, "Dependency")
     site.wait(evaluation)
-    (summary,) = evaluation.run_dir.glob("eval_summary_*.json")
+    summary = evaluation.run_dir / "eval_summary_ckpt_100.json"
     assert json.loads(summary.read_text())["itr"] == 100, logs(evaluation.run_dir)
 
 
