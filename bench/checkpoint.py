@@ -21,6 +21,7 @@ from bench.common import arguments, flags, report, seconds
 from models import make_model_from_args
 from optim import checkpoint
 from optim.optimizers import make_optimizer
+from optim.saving import BackgroundWriter
 
 
 def main() -> None:
@@ -34,7 +35,7 @@ def main() -> None:
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
     times: dict[str, list[float]] = {"plain": [], "background": [], "written": []}
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        path, writer = Path(folder) / "ckpt.pt", checkpoint.BackgroundWriter()
+        path, writer = Path(folder) / "ckpt.pt", BackgroundWriter()
 
         def plain() -> None:
             with path.open("wb") as file:

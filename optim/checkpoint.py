@@ -10,10 +10,8 @@ The zip container carries a CRC-32 of every record, so a torn or flipped file is
 from __future__ import annotations
 
 import random
-import threading
-import traceback
 import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -159,46 +157,3 @@ def to_cpu(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(to_cpu(item) for item in value)
     return value
-
-
-def release(error: BaseException) -> None:
-    """Let go of what the frames of an error hold: the removed file of a failed write, still open there, would keep the disk full."""
-    reason: BaseException | None = error
-    while reason is not None:
-        traceback.clear_frames(reason.__traceback__)
-        reason = reason.__cause__ or reason.__context__
-
-
-class BackgroundWriter:
-    """Writes one checkpoint at a time in a thread; the training waits only for the copy of its tensors."""
-
-    def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
-
-    def submit(self, work: Callable[[], None]) -> None:
-        """Start `work` once the one before is done. Raises what the one before raised."""
-        self.wait()
-
-        def run() -> None:
-            try:
-                work()
-            except BaseException as error:  # handed to the training loop by wait()
-                release(error)
-                self._error = error
-
-        self._thread = threading.Thread(target=run, name="checkpoint-writer")
-        self._thread.start()
-
-    @property
-    def idle(self) -> bool:
-        return self._thread is None or not self._thread.is_alive()
-
-    def wait(self) -> None:
-        """Return when nothing is being written; raise what the last write raised."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error

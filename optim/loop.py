@@ -8,25 +8,23 @@ what the unbroken one does.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from config.identity import fingerprint
-from data import SampleOrder, Splits
+from data import Splits
 from data.bins import identity_of
-from data.order import mix
 from data.vocabulary import described, other_tokens
 from distributed.world import World
 from errors import BadNumbers, UserError
-from files import PASSING_FAULTS, write_json
+from files import write_json
 from models.macs import training_flops_per_token
 from models.transformer import Transformer
 from models.weights import load_weights
@@ -39,48 +37,16 @@ from optim.outcome import Ending, Kind, Outcome, ended, of_error
 from optim.partial import PartialSums, facts_of
 from optim.reporting import Reporter, log
 from optim.resumable import FORMAT, check_resumable
+from optim.saving import Saver
 from optim.schedules import make_scheduler
-from optim.setup import autocast_dtype, autocaster, is_own, named_file, need_compiler
+from optim.setup import autocast_dtype, is_own, named_file, need_compiler
+from optim.step import GradientMeter, OptimizerStep
 from optim.stopping import Stopper
 from optim.watchdog import Watchdog
 from processes import code_change, code_facts
 
 SPIKE = 5.0  # largest gradient norm over the mean since the last evaluation, from which on it is called a spike
-BAD_IN_A_ROW = 10  # skipped steps, after which a run stops
-OVERFLOWS_IN_A_ROW = 20  # of the gradient in float16: the loss scaler gives way by halves, from 65536
-SHOWN_WINDOWS = 8  # of a bad batch
 STATUS_SECONDS = 5.0  # least time between two updates of status.json for progress alone
-
-
-@dataclass
-class GradientMeter:
-    """Norms since the last evaluation, and how many steps had none: those that the scaler of float16 skipped for an overflow."""
-
-    last: Tensor
-    largest: Tensor
-    total: Tensor
-    count: int
-    overflows: int = 0
-
-    @classmethod
-    def on(cls, device: torch.device) -> GradientMeter:
-        zero = torch.zeros((), device=device)
-        return cls(zero, zero, zero, 0)
-
-    @classmethod
-    def restored(cls, state: dict[str, Any], device: torch.device) -> GradientMeter:
-        """That of a checkpoint, or a new one where earlier code has let an overflow into it, which would stay."""
-        last, largest, total = (state[name].to(device) for name in ("last", "largest", "total"))
-        is_sound = bool(torch.stack((last, largest, total)).isfinite().all())
-        return cls(last, largest, total, state["count"], state.get("overflows", 0)) if is_sound else cls.on(device)
-
-    def add(self, norm: Tensor) -> None:
-        self.last, self.largest, self.total = norm, torch.maximum(self.largest, norm), self.total + norm
-        self.count += 1
-
-    def values(self) -> dict[str, float]:
-        return {"grad_norm": float(self.last), "max_grad_norm": float(self.largest),
-                "mean_grad_norm": float(self.total) / max(self.count, 1)}
 
 
 class Trainer:
@@ -96,22 +62,16 @@ class Trainer:
             self.raw_model.compile_blocks()
         self.optimizer = make_optimizer(model, args)
         self.schedule = make_scheduler(self.optimizer, args)
-        self.autocast = autocaster(args.dtype, world.device)
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=autocast_dtype(args.dtype, world.device) == torch.float16)
-        self.order = SampleOrder(splits.train.n_windows, args.data_seed)
+        self.steps = OptimizerStep(args, world, self.model, self.optimizer, splits.train)
         self.data = world.from_main(lambda: identity_of(splits.folder)) or {}
-        self.meter = GradientMeter.on(world.device)
-        self.writer = checkpoint.BackgroundWriter()
-        self.step = self.saved_step = self.skipped = self.overflows = 0
-        self.being_saved: int | None = None
-        self.kept_steps = frozenset(args.keep_steps or ())
+        self.step = 0
         self.evaluation = EvaluationPlan(args.batch_size, args.eval_batches)
-        self.resumed_from: Path | None = None
         self.initial: dict[str, str] | None = None  # the weights that --init_from gave
         self.rollbacks: list[int] = []  # steps to which a person has taken this training back
         self.is_rollback = False  # whether this run does so
         self.watchdog = Watchdog(args.watchdog_minutes, lambda: f"process {world.rank} of {world.size}, after step {self.step},", self.ending.hung)
-        self.status_at = self.save_began = 0.0
+        self.saver = Saver(folder, args.keep_checkpoints, args.keep_steps or (), self.watchdog.beat)
+        self.status_at = 0.0
 
     # state
 
@@ -128,10 +88,9 @@ class Trainer:
         return {
             "format": FORMAT, "itr": self.step, "args": vars(self.args), "world_size": self.world.size,
             "model": self.raw_model.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.schedule.state_dict(), "scaler": self.scaler.state_dict(), "rng": ranks,
+            "scheduler": self.schedule.state_dict(), "rng": ranks, **self.steps.state_dict(),
             "data": {"data_seed": self.args.data_seed, "next_sample": self.step * self.args.batch_size * self.args.acc_steps,
                      "train_tokens": int(self.splits.train.tokens.size), **self.data},
-            "gradient_meter": dict(vars(self.meter)), "skipped": self.skipped, "overflows": self.overflows,
             "vocabulary": asdict(described(self.splits.meta)), "precision": self._precision,
             "evaluation": asdict(self.evaluation), "rollbacks": list(self.rollbacks), **self._initial(),
         }
@@ -154,15 +113,15 @@ class Trainer:
         extended = self.world.from_each(lambda: self._take_up(path))
         log.info(f"resumed from {path} at step {self.step}")
         if is_own(self.folder, path):
-            self.saved_step, self.resumed_from = self.step, self.folder / path.name
+            self.saver.saved_step, self.saver.resumed_from = self.step, self.folder / path.name
             wanted = named_file(self.folder, self.args.use_pretrained)
             if wanted is not None and wanted.resolve() == path.resolve():
                 self._roll_back()
         if extended:
             log.info(extended)
-            if self.resumed_from is not None:  # another experiment's files are not ours to rename
-                own = self.resumed_from
-                self.resumed_from = self.world.from_main(lambda: history.keep_final(own))
+            own = self.saver.resumed_from
+            if own is not None:  # another experiment's files are not ours to rename
+                self.saver.resumed_from = self.world.from_main(lambda: history.keep_final(own))
 
     def _roll_back(self) -> None:
         """A person takes the training back to the checkpoint that has been loaded: what came after it is set aside."""
@@ -183,9 +142,8 @@ class Trainer:
         except UserError as error:
             raise UserError(f"cannot resume {path}: {error}") from None
         extended = self.schedule.load_state_dict(state["scheduler"], self.args.extend)
-        self.scaler.load_state_dict(state["scaler"])
-        self.meter = GradientMeter.restored(state["gradient_meter"], self.world.device)
-        self.step, self.skipped, self.overflows = state["itr"], state.get("skipped", 0), state.get("overflows", 0)
+        self.steps.load_state_dict(state)
+        self.step = state["itr"]
         self._keep_steps(state["args"].get("keep_steps") or [])
         self.rollbacks, self.initial = list(state.get("rollbacks", [])), state.get("initial")
         self._keep_evaluation(EvaluationPlan(**state["evaluation"]) if "evaluation" in state else
@@ -209,12 +167,12 @@ class Trainer:
 
     def _keep_steps(self, before: Sequence[int]) -> None:
         """Steps whose checkpoints an earlier run was told to keep are kept for good: what is kept cannot be told from a run's own flags."""
-        passed = [step for step in sorted(self.kept_steps) if step < self.step and not (self.folder / f"ckpt_{step}.pt").exists()]
+        passed = [step for step in sorted(self.saver.kept_steps) if step < self.step and not (self.folder / f"ckpt_{step}.pt").exists()]
         if passed:
             log.info(f"note: --keep_steps {' '.join(map(str, passed))}: passed already, and there is no checkpoint of "
                      f"{'that step' if len(passed) == 1 else 'these steps'}")
-        self.kept_steps |= set(before)
-        self.args.keep_steps = sorted(self.kept_steps) or None  # for the runs after this one
+        self.saver.kept_steps |= set(before)
+        self.args.keep_steps = sorted(self.saver.kept_steps) or None  # for the runs after this one
 
     def _save(self, name: str) -> None:
         """Start writing a checkpoint, once the one before it is written; every process must call this.
@@ -223,50 +181,18 @@ class Trainer:
         """
         if not all(bool(torch.isfinite(p).all()) for p in self.raw_model.parameters()):
             self._wait_for_last_save()
-            raise BadNumbers(f"the weights of step {self.step} are not finite; {self._last_good()}")
+            raise BadNumbers(f"the weights of step {self.step} are not finite; {self.saver.last_good()}")
         state = self._state()
         if state is not None:
-            self._write(name, state)
+            self.saver.start(name, state)
         self.world.tell(None)  # all have waited for the checkpoint before this one
         self.watchdog.beat()
-
-    def _write(self, name: str, state: dict[str, Any]) -> None:
-        path, keep, kept_steps = self.folder / name, self.args.keep_checkpoints, self.kept_steps
-        state = checkpoint.to_cpu(state)
-        protected = {path, *([self.resumed_from] if self.resumed_from else [])}
-        self._note_saved()
-
-        def write() -> None:
-            history.make_way(path, state["itr"])
-            checkpoint.save_checkpoint(path, state)
-            checkpoint.prune(self.folder, keep, protected, kept_steps)
-
-        self.being_saved, self.save_began = self.step, time.monotonic()
-        self.writer.submit(write)
 
     def _wait_for_last_save(self) -> None:
         """Before an error that all processes raise: the first to end has its launcher kill the others."""
         with suppress(UserError, OSError):  # the error that is about to be told matters more
-            self._note_saved()
+            self.saver.settle()
         self.world.tell(None)
-
-    def _note_saved(self) -> None:
-        """Wait for the checkpoint that is being written and count it. Raises UserError, or OSError, where it could not be written."""
-        try:
-            self.writer.wait()
-            self.watchdog.beat()
-        except OSError as error:
-            failed, self.being_saved = self.being_saved, None
-            told = f"the checkpoint of step {failed} could not be written: {error.strerror or error}; {self._last_good()}"
-            if error.errno in PASSING_FAULTS:  # not the user's to mend: the chain tries again
-                raise OSError(error.errno, told, str(self.folder)) from None
-            raise UserError(told) from None
-        if self.being_saved is not None:
-            self.saved_step, self.being_saved = self.being_saved, None
-            self.stopper.slowest_save = max(self.stopper.slowest_save, time.monotonic() - self.save_began)
-
-    def _last_good(self) -> str:
-        return f"the last good checkpoint is of step {self.saved_step}" if self.saved_step else "there is no checkpoint yet"
 
     # steps
 
@@ -275,85 +201,30 @@ class Trainer:
 
         Raises UserError where loss or gradient are such that the step must not be taken, unless it is to be skipped.
         """
-        args, world = self.args, self.world
-        mine = args.acc_steps // world.size
-        losses = []
-        for turn in range(mine):
-            micro = turn * world.size + world.rank
-            first = (self.step * args.acc_steps + micro) * args.batch_size
-            idx, targets = self._to_device(self.splits.train.batch(self.order.windows(first, args.batch_size)))
-            torch.manual_seed(mix(mix(args.seed) ^ (self.step * args.acc_steps + micro)) >> 1)
-            with world.accumulating(self.model, last=turn == mine - 1):
-                with self.autocast():
-                    loss = self.model(idx, targets=targets)["loss"] / mine
-                self.scaler.scale(loss).backward()
-            losses.append(loss.detach())
-        self.scaler.unscale_(self.optimizer)
-        parameters = [p for p in self.raw_model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        wrong = self._what_is_wrong(losses, norm)
-        if wrong is None:
-            if args.grad_clip > 0:
-                torch.nn.utils.clip_grads_with_norm_(parameters, args.grad_clip, norm)
-            if self.overflows:
-                self.meter.overflows += 1
-            else:
-                self.meter.add(norm)
-            self.scaler.step(self.optimizer)
-        elif args.on_bad_step == "stop" or self.skipped + 1 == BAD_IN_A_ROW:
-            self._end_before(wrong)
-        self.skipped = 0 if wrong is None else self.skipped + 1
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            loss, skipped = self.steps.take(self.step)
+        except BadNumbers as error:
+            self._end_before(str(error))
         self.schedule.step()
         self.step += 1
-        if wrong is not None:
-            self.reporter.row({"kind": "skipped", "step": self.step, "reason": wrong}, [f"warning: skipped {wrong}"])
-        return torch.stack(losses).sum()
+        if skipped is not None:
+            self.reporter.row({"kind": "skipped", "step": self.step, "reason": skipped}, [f"warning: skipped {skipped}"])
+        return loss
 
-    def _what_is_wrong(self, losses: list[Tensor], norm: Tensor) -> str | None:
-        """Why the step that these micro-batches make must not be taken, in words; the same on every process."""
-        values, size = torch.stack(losses).double().cpu(), float(norm)
-        finite, limit = math.isfinite(size), self.args.grad_norm_limit
-        self.overflows = self.overflows + 1 if self.scaler.is_enabled() and not finite else 0  # which the scaler skips
-        bad_norm = (finite and limit is not None and size > limit) or (not finite and not 0 < self.overflows < OVERFLOWS_IN_A_ROW)
-        if not self.world.largest(int(bad_norm or not bool(values.isfinite().all()))):
-            return None
-        everyone = self.world.gather(values.tolist())
-        return self.world.tell(self._describe_bad_step(everyone, size) if self.world.is_main else None)
-
-    def _describe_bad_step(self, losses: list[list[float]], norm: float) -> str:
-        """losses: of each process's micro-batches, each divided by their number."""
-        args = self.args
-        each = {turn * len(losses) + rank: value * len(own) for rank, own in enumerate(losses) for turn, value in enumerate(own)}
-        bad = sorted(micro for micro, value in each.items() if not math.isfinite(value))
-        first, count = self.step * args.acc_steps * args.batch_size, args.acc_steps * args.batch_size
-        if bad:
-            first, count = first + bad[0] * args.batch_size, args.batch_size
-        windows = ", ".join(map(str, self.order.windows(first, min(count, SHOWN_WINDOWS)))) + (", ..." if count > SHOWN_WINDOWS else "")
-        what = f"the loss of micro-batch {bad[0]} is {each[bad[0]]}" if bad else f"the loss is {sum(each.values()) / len(each):.4g}"
-        return (f"step {self.step + 1}: {what}, the gradient norm {norm:.4g}; "
-                f"samples {first} to {first + count - 1} of the order, sequences {windows} of the training split")
-
-    def _end_before(self, wrong: str) -> None:
-        """Raise UserError for a step that must not be taken, with what came before it saved where that can be."""
+    def _end_before(self, wrong: str) -> NoReturn:
+        """Raise BadNumbers for a step that must not be taken, with what came before it saved where that can be."""
         with suppress(UserError, OSError):  # the error that is about to be told matters more
             self._save_progress()
         self._wait_for_last_save()
         again = self.args.on_bad_step == "skip"
-        raise BadNumbers(f"{wrong}; {self._last_good()}; "
-                        + (f"{self.skipped} steps before it were skipped" if again else "--on_bad_step skip passes over such steps"))
-
-    def _to_device(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        if self.world.device.type != "cuda":
-            return batch
-        idx, targets = (t.pin_memory().to(self.world.device, non_blocking=True) for t in batch)
-        return idx, targets
+        raise BadNumbers(f"{wrong}; {self.saver.last_good()}; "
+                        + (f"{self.steps.skipped} steps before it were skipped" if again else "--on_bad_step skip passes over such steps"))
 
     def _poll(self) -> bool:
         """Whether to stop; every process comes by here between steps and between batches of an evaluation."""
         self.watchdog.beat()
         self.ending.step = self.step
+        self.stopper.slowest_save = self.saver.slowest
         return self.stopper.poll()
 
     def _is_due(self, every: int | None) -> bool:
@@ -361,7 +232,7 @@ class Trainer:
 
     def _report_step(self, loss: Tensor, rate: float) -> None:
         mean = float(self.world.sum(loss.double().cpu())) / self.world.size
-        norm = None if self.overflows else float(self.meter.last)
+        norm = None if self.steps.overflows else float(self.steps.meter.last)
         self.reporter.train_row(self.step, {"loss": mean, "lr": rate, "grad_norm": norm})
         if self.experiment and time.monotonic() - self.status_at > STATUS_SECONDS:
             self.status_at = time.monotonic()
@@ -371,12 +242,12 @@ class Trainer:
         """Evaluate and report; False where a stop cut it short."""
         begin = time.monotonic()
         kept = self._partial_sums()
-        result = evaluate(self.raw_model, self.splits.val, self.evaluation.batch_size, self.world, self.autocast,
+        result = evaluate(self.raw_model, self.splits.val, self.evaluation.batch_size, self.world, self.steps.autocast,
                           0 if whole else self.evaluation.batches, self._poll, kept=kept)
         if result is None:
             return False
-        gradients = self.meter.values()
-        overflows = {"overflows": self.meter.overflows} if self.scaler.is_enabled() else {}
+        gradients = self.steps.meter.values()
+        overflows = {"overflows": self.steps.meter.overflows} if self.steps.scaler.is_enabled() else {}
         for name in ("window_losses", "window_accuracies", "val_loss_batch_mean", "val_acc_batch_mean"):
             del result[name]
         row = {"kind": "final" if whole else "eval", "step": self.step, **result, **({} if whole else gradients | overflows),
@@ -385,11 +256,11 @@ class Trainer:
                  f"perplexity {result['val_pp']:.2f}  accuracy {result['val_acc']:.4f}  average depth {result['average_depth']:.2f}"]
         if not whole:
             lines.append("gradient norm: now {grad_norm:.3g}, largest {max_grad_norm:.3g}, mean {mean_grad_norm:.3g}".format(**gradients)
-                         + (f"; {self.meter.overflows} steps overflowed, and were skipped" if self.meter.overflows else ""))
+                         + (f"; {self.steps.meter.overflows} steps overflowed, and were skipped" if self.steps.meter.overflows else ""))
             if gradients["max_grad_norm"] > SPIKE * gradients["mean_grad_norm"] > 0:
                 lines.append(f"warning: gradient spike: the largest norm since the last evaluation is "
                              f"{gradients['max_grad_norm'] / gradients['mean_grad_norm']:.1f} times the mean")
-            self.meter = GradientMeter.on(self.world.device)
+            self.steps.meter = GradientMeter.on(self.world.device)
         self.reporter.row(row, lines)
         if self.world.is_main:
             kept.remove()
@@ -420,7 +291,7 @@ class Trainer:
         except BaseException as error:
             self.ending.step = self.step
             with suppress(UserError, OSError):
-                self._note_saved()
+                self.saver.settle()
             outcome = self.ending.told() or of_error(error, self.step)
             raise
         finally:
@@ -433,8 +304,8 @@ class Trainer:
     def _record(self, state: str, reason: str = UNKNOWN, **more: float) -> None:
         """Tell the ledger and status.json, on the main process, where the run is and how long its steps and saves take."""
         assert self.experiment is not None, "the main process has the experiment"
-        self.experiment.record(state, self.step, self.saved_step, reason, slowest_step_seconds=round(self.stopper.slowest_step, 3),
-                               slowest_save_seconds=round(self.stopper.slowest_save, 3), **more)
+        self.experiment.record(state, self.step, self.saver.saved_step, reason, slowest_step_seconds=round(self.stopper.slowest_step, 3),
+                               slowest_save_seconds=round(self.saver.slowest, 3), **more)
 
     def _open(self, experiment: Experiment | None) -> None:
         assert experiment is not None, "the main process has the experiment"
@@ -442,7 +313,7 @@ class Trainer:
         settings = fingerprint(vars(self.args), self.data | self._initial())
         before = next((row["settings"] for row in reversed(experiment.segments) if "settings" in row), settings)
         # rows of a run that left no checkpoint may be of other settings, which nothing else would tell
-        is_another = self.resumed_from is None and before != settings
+        is_another = self.saver.resumed_from is None and before != settings
         abandoned = experiment.metrics.go_on(self.schedule.lineage(), self.step if self.is_rollback or is_another else None)
         if abandoned:
             log.info(f"{abandoned} rows of metrics.jsonl are of steps that are trained anew: set aside in metrics.jsonl.{ABANDONED}")
@@ -450,14 +321,14 @@ class Trainer:
         changed = code_change(next((row for row in reversed(experiment.segments) if "revision" in row), {}), code)
         if changed:
             log.info(f"warning: {changed}")
-        experiment.begin_segment(self.step, self.saved_step, world_size=self.world.size, settings=settings, **code)
+        experiment.begin_segment(self.step, self.saver.saved_step, world_size=self.world.size, settings=settings, **code)
 
     def _run(self) -> Outcome:
         args = self.args
         self.model.train()
         if self.step and self._is_due(args.eval_freq):
             if self.world.tell(self.experiment is not None and self.experiment.metrics.has("eval", self.step)):
-                self.meter = GradientMeter.on(self.world.device)
+                self.steps.meter = GradientMeter.on(self.world.device)
             elif not self._evaluate(whole=False):  # which a stop cut short, and now again
                 return self._stop()
         while self.step < args.iterations:
@@ -469,27 +340,27 @@ class Trainer:
             seconds = time.monotonic() - begin
             self.stopper.slowest_step = max(self.stopper.slowest_step, seconds)
             self.reporter.stepped(seconds)
-            if not self.skipped and (self._is_due(args.log_freq) or self.step == args.iterations):
+            if not self.steps.skipped and (self._is_due(args.log_freq) or self.step == args.iterations):
                 self._report_step(loss, rate)
             if self._is_due(args.eval_freq) and not self._evaluate(whole=False):
                 return self._stop()  # and not on to the final checkpoint, whose gradient meter would be another
-            if (self._is_due(args.save_checkpoint_freq) or self.step in self.kept_steps) and self.step < args.iterations:
+            if (self._is_due(args.save_checkpoint_freq) or self.step in self.saver.kept_steps) and self.step < args.iterations:
                 self._save(f"ckpt_{self.step}.pt")
-            elif self.being_saved is not None and self.writer.idle:
-                self._note_saved()
-        if self.world.tell(self.saved_step < self.step or not (self.folder / FINAL).exists()):
+            else:
+                self.saver.settle_if_written()
+        if self.world.tell(self.saver.saved_step < self.step or not (self.folder / FINAL).exists()):
             self._save(FINAL)
-            self._note_saved()
+            self.saver.settle()
         return self._finish()
 
     def _save_progress(self) -> None:
         """Save what is not saved."""
-        if self.world.tell(self.step not in (self.saved_step, self.being_saved)):
+        if self.world.tell(not self.saver.has(self.step)):
             self._save(f"ckpt_{self.step}.pt")
 
     def _stop(self) -> Outcome:
         self._save_progress()
-        self._note_saved()
+        self.saver.settle()
         first = "".join(f"remove {path} and " for path in self.stopper.stop_files[:1] if path.exists())
         log.info(f"stopped at step {self.step}/{self.args.iterations}: {self.stopper.reason}; {first}run the same command again to go on")
         return ended(Kind.STOPPED, self.stopper.reason, self.step, self.stopper.by_hand)
@@ -501,7 +372,7 @@ class Trainer:
         if self.experiment:
             write_json(self.folder / SUMMARY, self._summary(self.experiment))
             if self.args.remove_intermediary_checkpoints_at_end:
-                self.experiment.remove_numbered(self.kept_steps)
+                self.experiment.remove_numbered(self.saver.kept_steps)
         return ended(Kind.FINISHED, "all iterations done", self.step)
 
     def _summary(self, experiment: Experiment) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def describe(trainer: Trainer) -> list[str]:
     args, world, settings = trainer.args, trainer.world, trainer.raw_model.settings
     begin, middle, end = settings.stack_sizes
     stack = f"{begin} -> {middle} x {settings.n_repeat} -> {end} layers" if settings.row.loop else f"{begin} layers"
-    with trainer.autocast():
+    with trainer.steps.autocast():
         slow = settings.attention == "fast" and settings.dropout == 0 and not trainer.raw_model.is_fast(world.device, alike=True)
     where = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     return [
@@ -133,7 +133,7 @@ def describe(trainer: Trainer) -> list[str]:
         f"data: {trainer.splits.folder}, {trainer.splits.train.tokens.size:,} training and {trainer.splits.val.tokens.size:,} validation tokens",
         f"effective batch: {args.batch_size * args.acc_steps} sequences of {args.sequence_length} tokens "
         f"({args.batch_size} x {args.acc_steps // world.size} on each of {world.size} processes); "
-        f"{args.iterations * args.batch_size * args.acc_steps / trainer.order.n_windows:.2f} epochs in {args.iterations} steps",
+        f"{args.iterations * args.batch_size * args.acc_steps / trainer.splits.train.n_windows:.2f} epochs in {args.iterations} steps",
         trainer.schedule.describe(),
         *(["note: this device's flash attention cannot be used pass by pass; attention is the reference"] if slow else []),
     ]

@@ -17,7 +17,6 @@ import models
 from errors import UserError
 from models.weights import load_weights
 from optim.checkpoint import (
-    BackgroundWriter,
     load_checkpoint,
     newest_valid,
     prune,
@@ -28,6 +27,7 @@ from optim.checkpoint import (
 )
 from optim.names import numbered
 from optim.optimizers import load_optimizer_state, make_optimizer
+from optim.saving import BackgroundWriter
 from tests.helpers import PEER, fill, tiny_args, tiny_model, tokens
 
 CPU = torch.device("cpu")

@@ -153,7 +153,8 @@ class Starts:
         finally:
             log.removeHandler(listener)
         return leaves({"step": trainer.step, "model": trainer.raw_model.state_dict(), "optimizer": trainer.optimizer.state_dict(),
-                       "schedule": trainer.schedule.state_dict(), "meter": vars(trainer.meter), "rng": random_states(torch.device("cpu"))}), lines
+                       "schedule": trainer.schedule.state_dict(), "meter": vars(trainer.steps.meter),
+                       "rng": random_states(torch.device("cpu"))}), lines
 
     def judge(self) -> str:
         """What a start makes of the newest checkpoint: "passed over", "no harm", or what went wrong."""

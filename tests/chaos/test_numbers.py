@@ -20,8 +20,9 @@ from errors import UserError
 from models import make_model_from_args
 from optim.checkpoint import load_checkpoint, save_checkpoint
 from optim.experiment import Experiment
-from optim.loop import OVERFLOWS_IN_A_ROW, Trainer
+from optim.loop import Trainer
 from optim.selftest import differing
+from optim.step import OVERFLOWS_IN_A_ROW
 from optim.stopping import Stopper
 from tests.programs import TINY, command, final_state, flags, folder, metrics, start, status, train, trained, wait_for_step
 
@@ -165,7 +166,7 @@ def test_a_meter_that_earlier_code_let_overflow_begins_anew(overflowing: Path, t
     splits = open_splits(args.dataset, args.data_dir, args.sequence_length, args.vocab_size)
     trainer = Trainer(args, World(torch.device("cpu")), splits, make_model_from_args(args), tmp_path)
     trainer.load(tmp_path / "ckpt.pt")
-    assert trainer.meter.values() == {"grad_norm": 0.0, "max_grad_norm": 0.0, "mean_grad_norm": 0.0}
+    assert trainer.steps.meter.values() == {"grad_norm": 0.0, "max_grad_norm": 0.0, "mean_grad_norm": 0.0}
 
 
 def rows_of(results: Path, kind: str) -> list[dict[str, Any]]:

@@ -1,0 +1,159 @@
+"""One optimiser step: its micro-batches forward and backward, whether its numbers can be used, and the update."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from data import SampleOrder, TokenWindows
+from data.order import mix
+from distributed.world import World
+from errors import BadNumbers
+from optim.setup import autocast_dtype, autocaster
+
+BAD_IN_A_ROW = 10  # skipped steps, after which a run stops
+OVERFLOWS_IN_A_ROW = 20  # of the gradient in float16: the loss scaler gives way by halves, from 65536
+SHOWN_WINDOWS = 8  # of a bad batch
+
+
+@dataclass
+class GradientMeter:
+    """Norms since the last evaluation, and how many steps had none: those that the scaler of float16 skipped for an overflow."""
+
+    last: Tensor
+    largest: Tensor
+    total: Tensor
+    count: int
+    overflows: int = 0
+
+    @classmethod
+    def on(cls, device: torch.device) -> GradientMeter:
+        zero = torch.zeros((), device=device)
+        return cls(zero, zero, zero, 0)
+
+    @classmethod
+    def restored(cls, state: dict[str, Any], device: torch.device) -> GradientMeter:
+        """That of a checkpoint, or a new one where earlier code has let an overflow into it, which would stay."""
+        last, largest, total = (state[name].to(device) for name in ("last", "largest", "total"))
+        is_sound = bool(torch.stack((last, largest, total)).isfinite().all())
+        return cls(last, largest, total, state["count"], state.get("overflows", 0)) if is_sound else cls.on(device)
+
+    def add(self, norm: Tensor) -> None:
+        self.last, self.largest, self.total = norm, torch.maximum(self.largest, norm), self.total + norm
+        self.count += 1
+
+    def values(self) -> dict[str, float]:
+        return {"grad_norm": float(self.last), "max_grad_norm": float(self.largest),
+                "mean_grad_norm": float(self.total) / max(self.count, 1)}
+
+
+class OptimizerStep:
+    """Takes the steps of a training, all processes together.
+
+    meter: gradient norms. skipped, overflows: how many steps up to the last one were passed over, or overflowed, in a row.
+    """
+
+    def __init__(self, args: Any, world: World, model: nn.Module, optimizer: Optimizer, windows: TokenWindows) -> None:
+        """model: as the world has wrapped it; windows: of the training split."""
+        self.args, self.world, self.model, self.optimizer, self.windows = args, world, model, optimizer, windows
+        self.order = SampleOrder(windows.n_windows, args.data_seed)
+        self.autocast = autocaster(args.dtype, world.device)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=autocast_dtype(args.dtype, world.device) == torch.float16)
+        self.meter = GradientMeter.on(world.device)
+        self.skipped = self.overflows = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Parts of a checkpoint."""
+        return {"scaler": self.scaler.state_dict(), "gradient_meter": dict(vars(self.meter)), "skipped": self.skipped, "overflows": self.overflows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """From a checkpoint, also of before there were all of these parts."""
+        self.scaler.load_state_dict(state["scaler"])
+        self.meter = GradientMeter.restored(state["gradient_meter"], self.world.device)
+        self.skipped, self.overflows = state.get("skipped", 0), state.get("overflows", 0)
+
+    def take(self, step: int) -> tuple[Tensor, str | None]:
+        """Take the step after `step`. Returns the mean loss of this process's micro-batches, and why the step was passed over, if it was.
+
+        Raises BadNumbers where loss or gradient are such that the step must not be taken and the training not go on.
+        """
+        losses = self._accumulate(step)
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        wrong = self._what_is_wrong(step, losses, norm)
+        if wrong is None:
+            self._update(parameters, norm)
+        elif self.args.on_bad_step == "stop" or self.skipped + 1 == BAD_IN_A_ROW:
+            raise BadNumbers(wrong)
+        self.skipped = 0 if wrong is None else self.skipped + 1
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return torch.stack(losses).sum(), wrong
+
+    def _accumulate(self, step: int) -> list[Tensor]:
+        """Gradients of this process's share of the micro-batches; returns their losses, each divided by the number of this share."""
+        args, world = self.args, self.world
+        mine = args.acc_steps // world.size
+        losses = []
+        for turn in range(mine):
+            micro = turn * world.size + world.rank
+            first = (step * args.acc_steps + micro) * args.batch_size
+            idx, targets = self._to_device(self.windows.batch(self.order.windows(first, args.batch_size)))
+            torch.manual_seed(mix(mix(args.seed) ^ (step * args.acc_steps + micro)) >> 1)
+            with world.accumulating(self.model, last=turn == mine - 1):
+                with self.autocast():
+                    loss = self.model(idx, targets=targets)["loss"] / mine
+                self.scaler.scale(loss).backward()
+            losses.append(loss.detach())
+        return losses
+
+    def _to_device(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        if self.world.device.type != "cuda":
+            return batch
+        idx, targets = (t.pin_memory().to(self.world.device, non_blocking=True) for t in batch)
+        return idx, targets
+
+    def _update(self, parameters: list[nn.Parameter], norm: Tensor) -> None:
+        if self.args.grad_clip > 0:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.args.grad_clip, norm)
+        if self.overflows:
+            self.meter.overflows += 1
+        else:
+            self.meter.add(norm)
+        self.scaler.step(self.optimizer)
+
+    def _what_is_wrong(self, step: int, losses: list[Tensor], norm: Tensor) -> str | None:
+        """Why the step that these micro-batches make must not be taken, in words; the same on every process."""
+        values, size = torch.stack(losses).double().cpu(), float(norm)
+        finite, limit = math.isfinite(size), self.args.grad_norm_limit
+        self.overflows = self.overflows + 1 if self.scaler.is_enabled() and not finite else 0  # which the scaler skips
+        bad_norm = (finite and limit is not None and size > limit) or (not finite and not 0 < self.overflows < OVERFLOWS_IN_A_ROW)
+        if not self.world.largest(int(bad_norm or not bool(values.isfinite().all()))):
+            return None
+        everyone = self.world.gather(values.tolist())
+        return self.world.tell(self._describe(step, everyone, size) if self.world.is_main else None)
+
+    def _describe(self, step: int, losses: list[list[float]], norm: float) -> str:
+        """A step that must not be taken. losses: of each process's micro-batches, each divided by their number."""
+        args = self.args
+        loss_of = {}  # of each micro-batch
+        for rank, of_rank in enumerate(losses):
+            for turn, share in enumerate(of_rank):
+                loss_of[turn * len(losses) + rank] = share * len(of_rank)
+        bad = sorted(micro for micro, loss in loss_of.items() if not math.isfinite(loss))
+        first, count = step * args.acc_steps * args.batch_size, args.acc_steps * args.batch_size
+        what = f"the loss is {sum(loss_of.values()) / len(loss_of):.4g}"
+        if bad:
+            first, count = first + bad[0] * args.batch_size, args.batch_size
+            what = f"the loss of micro-batch {bad[0]} is {loss_of[bad[0]]}"
+        windows = ", ".join(map(str, self.order.windows(first, min(count, SHOWN_WINDOWS))))
+        if count > SHOWN_WINDOWS:
+            windows += ", ..."
+        return (f"step {step + 1}: {what}, the gradient norm {norm:.4g}; "
+                f"samples {first} to {first + count - 1} of the order, sequences {windows} of the training split")
