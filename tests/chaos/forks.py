@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.forked import take_place
 from tests.programs import ROOT, environment
 
 SECONDS = 90.0  # a case takes less than three; more is a hang, also on a machine that others use
@@ -34,14 +34,8 @@ class Outcome:
 
 
 def _work(module: str, argv: list[str], folder: str, outputs: list[str], env: dict[str, str]) -> None:
-    """In the fork: what the interpreter and the shell do for `python program argv`."""
-    os.chdir(folder)
-    os.environ.clear()
-    os.environ.update(env)
-    for descriptor, path in enumerate(outputs, start=1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  # the fork's own, until it ends
-    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    """In the fork: `python program argv`, but that the program is imported already."""
+    take_place(folder, outputs, env)
     try:
         sys.exit(importlib.import_module(module).main(argv))
     finally:
