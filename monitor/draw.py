@@ -162,6 +162,12 @@ def curves(rows: Sequence[dict[str, Any]], keys: Iterable[str]) -> dict[str, Cur
     return found
 
 
+def _of_kind(rows: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    with suppress(KeyError):
+        return [row for row in rows if row["kind"] == kind]
+    return [row for row in rows if row.get("kind") == kind]  # slower
+
+
 def _in_order(steps: Sequence[Any], values: Sequence[Any]) -> Curve:
     found = {}
     for each, told in zip(steps, values, strict=True):
@@ -308,11 +314,9 @@ def drawing(rows: Sequence[dict[str, Any]], starts: Sequence[float], limit: int 
     starts: steps where further segments began; limit: points of a curve, at least 2.
     """
     found: dict[Line, Curve] = {}
-    kinds = [row.get("kind") for row in rows]
     for kind in ("train", "eval", "final"):
         lines = {line.key: line for panel in PANELS for line in panel.lines if line.kind == kind}
-        of_kind = curves([row for row, each in zip(rows, kinds, strict=True) if each == kind], lines)
-        found |= {lines[key]: curve for key, curve in of_kind.items() if curve}
+        found |= {lines[key]: curve for key, curve in curves(_of_kind(rows, kind), lines).items() if curve}
     if not found:
         return ""
     low, high = min(curve.steps[0] for curve in found.values()), max(curve.steps[-1] for curve in found.values())
