@@ -228,6 +228,15 @@ def add_times(restored: Restored, model: Any, windows: Any, sweep: dict[str, Any
     sweep["timing"] = "least of several rounds in which all budgets take turns"
 
 
+def new_sweep(restored: Restored, facts: dict[str, Any]) -> dict[str, Any]:
+    """A sweep without points. facts: more of its head."""
+    args, path = restored.args, restored.path
+    return {"checkpoint": str(path), "modified": path.stat().st_mtime, "itr": restored.state.get("itr"), "model": args.model,
+            "n_repeat": args.n_repeat, "sequence_length": args.sequence_length, "vocab_size": args.vocab_size,
+            "batch_size": args.batch_size, "dtype": args.dtype, "device": str(restored.world.device), **facts,
+            "measured": {}, "timing": None, "router": [], "fixed_depth": [], "args": vars(args)}
+
+
 def run(restored: Restored, own: dict[str, Any]) -> None:
     """Both sweeps, point by point, and their times."""
     import numpy as np
@@ -247,14 +256,10 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     whole = chosen.size == splits.val.n_windows
     router_sample = own["router_sample_size"] or (splits.val.tokens.size if own["published"] else ROUTER_SAMPLE)
     target = place / SWEEP
-    begun = {"checkpoint": str(path), "modified": path.stat().st_mtime, "data": str(splits.folder.resolve()),
-             "splits": world.from_main(lambda: identity_of(splits.folder)),
-             "itr": restored.state.get("itr"), "model": args.model, "n_repeat": args.n_repeat,
-             "sequence_length": args.sequence_length, "vocab_size": args.vocab_size, "n_tokens": chosen.size * args.sequence_length,
-             "sample": None if whole else SAMPLE,
-             "published": own["published"], "router_sample_size": router_sample,
-             "batch_size": args.batch_size, "dtype": args.dtype, "device": str(world.device),
-             "measured": {}, "timing": None, "router": [], "fixed_depth": [], "args": vars(args)}
+    facts = {"splits": world.from_main(lambda: identity_of(splits.folder)), "data": str(splits.folder.resolve()),
+             "n_tokens": chosen.size * args.sequence_length, "sample": None if whole else SAMPLE,
+             "published": own["published"], "router_sample_size": router_sample}
+    begun = new_sweep(restored, facts)
     sweep = world.from_main(lambda: earlier(target, begun))
     losses = world.from_main(lambda: read_losses(target.with_suffix(".npz"), sweep, chosen, whole))
     point = measure(restored, model, splits, chosen, losses.get(name_of("fixed_depth", args.n_repeat)), place)

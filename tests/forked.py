@@ -10,6 +10,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 PRELOADED = ["numpy", "torch", "torch._dynamo", "torch.distributed", "tqdm", "tests.forked"]
@@ -54,17 +55,22 @@ def _work(words: list[str], folder: str, outputs: list[str], env: dict[str, str]
         sys.stdout.flush()
 
 
+def code_of(process: BaseProcess, seconds: float) -> int | None:
+    """Start a fork and wait for its exit code; None where it had to be killed after so many seconds."""
+    process.start()
+    process.join(seconds)
+    code = process.exitcode
+    if code is None:
+        process.kill()
+        process.join()
+    return code
+
+
 def run(words: list[str], folder: Path, env: dict[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
     """As subprocess.run does it. Raises TimeoutExpired, once the program is killed."""
     with tempfile.TemporaryDirectory() as place:
         outputs = [os.path.join(place, name) for name in ("out", "err")]
-        process = _context.Process(target=_work, args=(words, str(folder), outputs, env))
-        process.start()
-        process.join(timeout)
-        code = process.exitcode
-        if code is None:
-            process.kill()
-            process.join()
+        code = code_of(_context.Process(target=_work, args=(words, str(folder), outputs, env)), timeout)
         out, err = (Path(path).read_text() if os.path.exists(path) else "" for path in outputs)
     if code is None:
         raise subprocess.TimeoutExpired(words, timeout, out, err)

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.forked import take_place
+from tests.forked import code_of, take_place
 from tests.programs import ROOT, environment
 
 SECONDS = 90.0  # a case takes less than three; more is a hang, also on a machine that others use
@@ -46,13 +46,7 @@ def fork(program: str, argv: list[str], folder: Path, **env: str) -> Outcome:
     """Run `program argv` in a folder."""
     outputs = [folder.with_name(f"{folder.name}.{name}") for name in ("out", "err")]
     process = _context.Process(target=_work, args=(MODULES[program], argv, str(folder), list(map(str, outputs)), environment(**env)))
-    process.start()
-    process.join(SECONDS)
-    code = process.exitcode
-    if code is None:
-        process.kill()
-        process.join()
-    return Outcome(code, *(path.read_text(errors="replace") if path.exists() else "" for path in outputs))
+    return Outcome(code_of(process, SECONDS), *(path.read_text(errors="replace") if path.exists() else "" for path in outputs))
 
 
 def start(program: str, argv: list[str], folder: Path, **env: str) -> Outcome:
