@@ -1,4 +1,6 @@
-"""matplotlib as the figures need it: without a screen, and whatever the user's notebooks are set to; stands below every room."""
+"""matplotlib as the figures need it: without a screen, and whatever the user's notebooks are set to;
+stands below every room.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from types import ModuleType
 def load_matplotlib() -> ModuleType:
     """matplotlib with its own defaults. Raises ImportError where it is not installed.
 
-    A notebook leaves MPLBACKEND to what is started in it, a backend that may not be there; a matplotlibrc may ask for TeX.
+    A notebook leaves MPLBACKEND to what is started in it, a backend that may not be there; a matplotlibrc may
+    ask for TeX.
     """
     os.environ["MPLBACKEND"] = "agg"
     import matplotlib

@@ -1,4 +1,6 @@
-"""Errors that the user can mend, and the exit codes that all programs share. Imported by every room; imports none."""
+"""Errors that the user can mend, and the exit codes that all programs share. Imported by every room;
+imports none.
+"""
 
 import sys
 from pathlib import Path
@@ -38,14 +40,20 @@ def missing_package(error: BaseException | None) -> str | None:
     """A line about a package that is not installed, None for any other error."""
     name = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     root = Path(__file__).parent
-    if not name or name in sys.stdlib_module_names or (root / name).is_dir() or (root / f"{name}.py").is_file():
+    if (
+        not name
+        or name in sys.stdlib_module_names
+        or (root / name).is_dir()
+        or (root / f"{name}.py").is_file()
+    ):
         return None
     environment = "source .venv/bin/activate, or " if (root / ".venv" / "bin" / "activate").is_file() else ""
     return f"{name} is not installed: {environment}pip install -r requirements.txt"
 
 
 def tell_missing_package() -> None:
-    """Where `python -m ROOM.PROGRAM` is starting: one line and exit code 2 for a package that it lacks, as config.guarded does later.
+    """Where `python -m ROOM.PROGRAM` is starting: one line and exit code 2 for a package that it lacks, as
+    config.guarded does later.
 
     For rooms whose programs import packages before they run. Elsewhere the error stays what it is.
     """

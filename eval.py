@@ -1,11 +1,12 @@
 """Perplexity of a checkpoint over the validation split.
 
-    python eval.py --checkpoint exps/stdlib/cotformer_full_depth_lnmid_depthemb/NAME      # the newest one in the folder
-    python eval.py --checkpoint exps/.../ckpt_40000.pt --eval_seq_length 128 --eval_length_factor 0.8 0.5 0.3 0.1
+    python eval.py --checkpoint exps/stdlib/cotformer_full_depth_lnmid_depthemb/NAME      # the newest one in
+    the folder python eval.py --checkpoint exps/.../ckpt_40000.pt --eval_seq_length 128 --eval_length_factor
+    0.8 0.5 0.3 0.1
 
-The settings are those that the checkpoint was trained with; any flag given overrides one. Also reads checkpoints of
-the authors' implementation. Writes eval_summary_<checkpoint's name>.json, and the losses of all windows beside it (.npz), by
-which two models are compared in pairs (python -m report compare A B).
+The settings are those that the checkpoint was trained with; any flag given overrides one. Also reads
+checkpoints of the authors' implementation. Writes eval_summary_<checkpoint's name>.json, and the losses of
+all windows beside it (.npz), by which two models are compared in pairs (python -m report compare A B).
 """
 
 from __future__ import annotations
@@ -30,13 +31,18 @@ if TYPE_CHECKING:
 
     from optim.partial import PartialSums
 
-OWN_FLAGS = {"evaluation of a checkpoint": (
-    CHECKPOINT,
-    Flag("output_dir", str, None, "where to write the summary (None: beside the checkpoint)"),
-)}
+OWN_FLAGS = {
+    "evaluation of a checkpoint": (
+        CHECKPOINT,
+        Flag("output_dir", str, None, "where to write the summary (None: beside the checkpoint)"),
+    )
+}
 ROUTING = {
     "everyone": "every token makes all passes",
-    "capacity": "by capacity: the choice of tokens looks at later ones, so this is not a causal model's perplexity (--routing threshold is)",
+    "capacity": (
+        "by capacity: the choice of tokens looks at later ones, so this is not a causal model's perplexity"
+        " (--routing threshold is)"
+    ),
     "threshold": "by threshold: causal",
 }
 
@@ -49,23 +55,47 @@ def intervals(result: dict[str, Any], documents: NDArray[np.int64] | None) -> di
     losses, accuracies = (result[name].numpy() for name in ("window_losses", "window_accuracies"))
     loss, accuracy = interval(losses, documents), interval(accuracies, documents)
     if loss is None or accuracy is None:
-        return dict.fromkeys(("val_loss_std", "val_loss_sem", "val_acc_sem", "val_loss_ci95", "val_perplexity_ci95", "interval"))
+        return dict.fromkeys(
+            (
+                "val_loss_std",
+                "val_loss_sem",
+                "val_acc_sem",
+                "val_loss_ci95",
+                "val_perplexity_ci95",
+                "interval",
+            )
+        )
     half = loss.high - loss.mean
     low, high = result["val_loss"] - half, result["val_loss"] + half
-    return {"val_loss_std": float(losses.std(ddof=1)), "val_loss_sem": loss.sem, "val_acc_sem": accuracy.sem, "val_loss_ci95": [low, high],
-            "val_perplexity_ci95": [perplexity(low), perplexity(high)],
-            "interval": {"clusters": loss.clusters.kind, "n_clusters": loss.clusters.count, "n_windows": losses.size, "by": loss.clusters.words()}}
+    return {
+        "val_loss_std": float(losses.std(ddof=1)),
+        "val_loss_sem": loss.sem,
+        "val_acc_sem": accuracy.sem,
+        "val_loss_ci95": [low, high],
+        "val_perplexity_ci95": [perplexity(low), perplexity(high)],
+        "interval": {
+            "clusters": loss.clusters.kind,
+            "n_clusters": loss.clusters.count,
+            "n_windows": losses.size,
+            "by": loss.clusters.words(),
+        },
+    }
 
 
 def bits_per_byte(splits: Any, loss: float, chosen: NDArray[np.int64], vocab_size: int) -> float | None:
-    """A mean loss in nats a token over some windows of the split, in bits per byte of their text; None where that is not known."""
+    """A mean loss in nats a token over some windows of the split, in bits per byte of their text; None
+    where that is not known.
+    """
     from data.sizes import token_sizes
 
     sizes = token_sizes(splits.meta, vocab_size)
     if sizes is None:
         return None
     length, n_tokens = splits.val.length, chosen.size * splits.val.length
-    n_bytes = sum(int(sizes[splits.val.tokens[window * length + 1:(window + 1) * length + 1]].sum()) for window in chosen.tolist())
+    n_bytes = sum(
+        int(sizes[splits.val.tokens[window * length + 1 : (window + 1) * length + 1]].sum())
+        for window in chosen.tolist()
+    )
     return loss * n_tokens / math.log(2) / n_bytes if n_bytes else None
 
 
@@ -75,11 +105,16 @@ def routing_of(args: Namespace) -> str | None:
 
     if VARIANTS[args.model].policy not in ROUTED_POLICIES:
         return None
-    return "everyone" if args.routing == "capacity" and min(args.eval_length_factor or [1.0]) == 1 else args.routing
+    return (
+        "everyone"
+        if args.routing == "capacity" and min(args.eval_length_factor or [1.0]) == 1
+        else args.routing
+    )
 
 
 def partial_sums(restored: Restored, model: Any, data: Any, place: Path | None) -> PartialSums | None:
-    """What a call that was cut short has left: beside the checkpoint, where each run of a job looks, else with the results.
+    """What a call that was cut short has left: beside the checkpoint, where each run of a job looks, else
+    with the results.
 
     None where neither can be written.
     """
@@ -112,9 +147,19 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     chosen = windows_to_read(args, splits.val.n_windows)
     batches = math.ceil(chosen.size / args.batch_size)
     begin = time.monotonic()
-    with tqdm(total=batches, unit="batch", desc="evaluating", disable=not (world.is_main and sys.stderr.isatty())) as bar:
-        result = evaluate(model, splits.val, args.batch_size, world, autocaster(args.dtype, world.device), chosen,
-                          progress=lambda done: bar.update(done - bar.n), kept=kept)
+    with tqdm(
+        total=batches, unit="batch", desc="evaluating", disable=not (world.is_main and sys.stderr.isatty())
+    ) as bar:
+        result = evaluate(
+            model,
+            splits.val,
+            args.batch_size,
+            world,
+            autocaster(args.dtype, world.device),
+            chosen,
+            progress=lambda done: bar.update(done - bar.n),
+            kept=kept,
+        )
     assert result is not None, "nothing asked this evaluation to stop"
     seconds = time.monotonic() - begin
     if not world.is_main:
@@ -122,25 +167,52 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     loss, routing = result["val_loss"], routing_of(args)
     documents = documents_of(splits.val, chosen, splits.meta)
     summary = {
-        "val_loss": loss, "val_perplexity": perplexity(loss), "val_acc": result["val_acc"], "average_depth": result["average_depth"],
-        "n_batches": result["n_batches"], "n_tokens": result["n_tokens"], **intervals(result, documents),
-        "val_loss_batch_mean": result["val_loss_batch_mean"], "val_acc_batch_mean": result["val_acc_batch_mean"],
-        "bits_per_byte": bits_per_byte(splits, loss, chosen, args.vocab_size), "routing": routing,
-        "tokens_per_second": result["n_tokens"] / seconds, "itr": restored.state.get("itr"), "checkpoint": str(path), "args": vars(args),
-        "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__,
+        "val_loss": loss,
+        "val_perplexity": perplexity(loss),
+        "val_acc": result["val_acc"],
+        "average_depth": result["average_depth"],
+        "n_batches": result["n_batches"],
+        "n_tokens": result["n_tokens"],
+        **intervals(result, documents),
+        "val_loss_batch_mean": result["val_loss_batch_mean"],
+        "val_acc_batch_mean": result["val_acc_batch_mean"],
+        "bits_per_byte": bits_per_byte(splits, loss, chosen, args.vocab_size),
+        "routing": routing,
+        "tokens_per_second": result["n_tokens"] / seconds,
+        "itr": restored.state.get("itr"),
+        "checkpoint": str(path),
+        "args": vars(args),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "torch": torch.__version__,
         "data": data and data["val"],
     }
     ci95, bits = summary["val_perplexity_ci95"], summary["bits_per_byte"]
-    spread = "one window: no interval" if ci95 is None else f"95% interval {ci95[0]:.4f} to {ci95[1]:.4f}, by {summary['interval']['by']}"
-    print(f"checkpoint         {path}\nvalidation loss    {loss:.7f} nats a token\n"
-          f"perplexity         {summary['val_perplexity']:.4f}  ({spread})\n"
-          f"bits per byte      {'unknown: the dataset names no tokenizer that is here' if bits is None else f'{bits:.4f}'}\n"
-          f"accuracy           {summary['val_acc']:.7f}\naverage depth      {summary['average_depth']:.4f} layers\n"
-          f"tokens             {summary['n_tokens']:,} in {summary['n_batches']} batches, {summary['tokens_per_second']:,.0f} tokens/s"
-          + (f"\nrouting            {ROUTING[routing]}" if routing else ""), flush=True)
+    spread = (
+        "one window: no interval"
+        if ci95 is None
+        else f"95% interval {ci95[0]:.4f} to {ci95[1]:.4f}, by {summary['interval']['by']}"
+    )
+    bits_said = "unknown: the dataset names no tokenizer that is here" if bits is None else f"{bits:.4f}"
+    lines = [
+        f"checkpoint         {path}",
+        f"validation loss    {loss:.7f} nats a token",
+        f"perplexity         {summary['val_perplexity']:.4f}  ({spread})",
+        f"bits per byte      {bits_said}",
+        f"accuracy           {summary['val_acc']:.7f}",
+        f"average depth      {summary['average_depth']:.4f} layers",
+        f"tokens             {summary['n_tokens']:,} in {summary['n_batches']} batches,"
+        f" {summary['tokens_per_second']:,.0f} tokens/s",
+    ]
+    if routing:
+        lines.append(f"routing            {ROUTING[routing]}")
+    print("\n".join(lines), flush=True)
     if place:
-        save_windows(place / window_losses_of(EVALUATION.format(path.stem)),
-                     WindowLosses(chosen, result["window_losses"].numpy(), result["window_accuracies"].numpy(), documents))
+        save_windows(
+            place / window_losses_of(EVALUATION.format(path.stem)),
+            WindowLosses(
+                chosen, result["window_losses"].numpy(), result["window_accuracies"].numpy(), documents
+            ),
+        )
     keep_result(place, EVALUATION.format(path.stem), summary, "summary            ")
     if kept:
         kept.remove()

@@ -14,9 +14,12 @@ from typing import Any
 from errors import UserError
 
 STORAGE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG)
-PASSING_FAULTS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN)  # of a network's storage: worth another try, so no bad input
+# of a network's storage: worth another try, so no bad input
+PASSING_FAULTS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN)
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # of a mount that knows no fsync
-LARGEST_JSON_BYTES = 1 << 27  # a summary with a curve of a million points; a larger file would fill the memory before it is found to be none
+# a summary with a curve of a million points; a larger file would fill the memory before it is found to be
+# none
+LARGEST_JSON_BYTES = 1 << 27
 
 
 def is_of_a_place(error: OSError) -> bool:
@@ -48,12 +51,17 @@ def sync_folder(folder: Path) -> None:
 
 
 def is_kept_open(path: Path) -> bool:
-    """Whether a name is that of a removed file which NFS or FUSE keeps until whoever has it open closes it."""
+    """Whether a name is that of a removed file which NFS or FUSE keeps until whoever has it open closes
+    it.
+    """
     return path.name.startswith((".nfs", ".fuse_hidden"))
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder with all that is in it. Where the mount keeps removed files that are open, it stays, with those alone."""
+    """Remove a folder with all that is in it.
+
+    Where the mount keeps removed files that are open, it stays, with those alone.
+    """
     faults: list[OSError] = []
 
     def note(function: object, name: str, error: Any) -> None:
@@ -65,7 +73,9 @@ def remove_folder(folder: Path) -> None:
 
 
 def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then sync it and rename it over `path`; on failure, remove it."""
+    """Let `write` fill a temporary file beside `path`, then sync it and rename it over `path`; on failure,
+    remove it.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
@@ -83,7 +93,10 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """Strict JSON, as every reader takes it: infinities and what is no number become null. Raises TypeError."""
+    """Strict JSON, as every reader takes it: infinities and what is no number become null.
+
+    Raises TypeError.
+    """
     try:
         return json.dumps(value, indent=indent, allow_nan=False)
     except ValueError:
@@ -104,7 +117,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def load_json(path: Path) -> Any:
-    """What a JSON file holds. Raises ValueError for one that is damaged or larger than any that this project writes."""
+    """What a JSON file holds.
+
+    Raises ValueError for one that is damaged or larger than any that this project writes.
+    """
     size = path.stat().st_size
     if size > LARGEST_JSON_BYTES:
         raise ValueError(f"{size:,} bytes are too many")
@@ -128,7 +144,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def try_to_write(folder: Path) -> None:
-    """Make a folder where it is missing, and a file in it that goes at once. Raises OSError where that cannot be done."""
+    """Make a folder where it is missing, and a file in it that goes at once.
+
+    Raises OSError where that cannot be done.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f".write_test.{os.getpid()}.tmp"
     probe.touch()

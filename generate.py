@@ -1,11 +1,14 @@
 """Text from a checkpoint, token by token, at a chosen compute budget.
 
-    python generate.py --checkpoint exps/.../NAME --prompt "import os" [--max_new_tokens 100] [--temperature 0.8 --top_k 50 --top_p 0.9]
-    python generate.py --checkpoint ADAPTIVE --prompt "def " "class " --budget 0.5          # about half the multiply-accumulates
+    python generate.py --checkpoint exps/.../NAME --prompt "import os" [--max_new_tokens 100] [--temperature
+    0.8 --top_k 50 --top_p 0.9]
+    python generate.py --checkpoint ADAPTIVE --prompt "def " "class " --budget 0.5          # about half the
+    multiply-accumulates
 
-Keys and values of earlier tokens are kept in every pass, so that a new token costs one token; the logits are those of the
-whole forward pass. Several prompts run as one batch. Adaptive models route by threshold here, which is causal: without
---budget or --router_threshold every token makes all passes. Text goes to stdout, all else to stderr.
+Keys and values of earlier tokens are kept in every pass, so that a new token costs one token; the logits are
+those of the whole forward pass. Several prompts run as one batch. Adaptive models route by threshold here,
+which is causal: without --budget or --router_threshold every token makes all passes. Text goes to stdout, all
+else to stderr.
 """
 
 from __future__ import annotations
@@ -25,19 +28,47 @@ from optim.restore import CHECKPOINT, TOKENIZER, Restored, with_checkpoint
 if TYPE_CHECKING:
     from data.vocabulary import Vocabulary
 
-OWN_FLAGS = {"generation": (
-    CHECKPOINT,
-    Flag("prompt", prose, None, "texts to go on from (None: --eval_seq_prefix)", many=True),
-    TOKENIZER,
-    Flag("max_new_tokens", int, 256, "most tokens to add to each prompt", low=1),
-    Flag("temperature", float, 1.0, "divides the logits; 0 takes the likeliest token each time", low=0),
-    Flag("top_k", int, None, "choose among the likeliest K tokens only (None: all)", low=1),
-    Flag("top_p", float, None, "choose among the fewest tokens that hold this probability (None: all)", low=0, high=1),
-    Flag("stop", prose, None, "texts with which a continuation ends, beside the end of the document", many=True),
-    Flag("budget", float, None, "adaptive models: share of the multiply-accumulates of full depth to spend; its threshold is measured on training "
-         "data", low=0, high=1),
-    Flag("calibration_tokens", int, 16384, "training tokens from which --budget measures its threshold", low=1),
-)}
+OWN_FLAGS = {
+    "generation": (
+        CHECKPOINT,
+        Flag("prompt", prose, None, "texts to go on from (None: --eval_seq_prefix)", many=True),
+        TOKENIZER,
+        Flag("max_new_tokens", int, 256, "most tokens to add to each prompt", low=1),
+        Flag("temperature", float, 1.0, "divides the logits; 0 takes the likeliest token each time", low=0),
+        Flag("top_k", int, None, "choose among the likeliest K tokens only (None: all)", low=1),
+        Flag(
+            "top_p",
+            float,
+            None,
+            "choose among the fewest tokens that hold this probability (None: all)",
+            low=0,
+            high=1,
+        ),
+        Flag(
+            "stop",
+            prose,
+            None,
+            "texts with which a continuation ends, beside the end of the document",
+            many=True,
+        ),
+        Flag(
+            "budget",
+            float,
+            None,
+            "adaptive models: share of the multiply-accumulates of full depth to spend; its threshold is"
+            " measured on training data",
+            low=0,
+            high=1,
+        ),
+        Flag(
+            "calibration_tokens",
+            int,
+            16384,
+            "training tokens from which --budget measures its threshold",
+            low=1,
+        ),
+    )
+}
 
 
 def say(line: str) -> None:
@@ -59,7 +90,8 @@ class Transcript:
     """What each row says. A single row is printed as it grows, several when they are done."""
 
     def __init__(self, text: Codec, prompts: list[str], stops: Sequence[str]) -> None:
-        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal may know fewer characters than the model
+        # a terminal may know fewer characters than the model
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
         self.text, self.prompts, self.stops, self.said = text, prompts, stops, list(prompts)
         self.decoders = [codecs.getincrementaldecoder("utf-8")("replace") for _ in prompts]
         self._show(prompts[0])
@@ -75,13 +107,15 @@ class Transcript:
         for stop in self.stops:
             place = self.said[row].find(stop, len(self.prompts[row]))
             if place >= 0:
-                self.said[row], stopped = self.said[row][:place + len(stop)], True
+                self.said[row], stopped = self.said[row][: place + len(stop)], True
         self._show(self.said[row][begin:])
         return stopped
 
     def ends(self, row: int, new: list[int]) -> bool:
         """Take up the last of a row's new tokens; True where the row ends with it."""
-        return new[-1] == self.text.end or self._add(row, self.decoders[row].decode(self.text.to_bytes(new[-1])))
+        return new[-1] == self.text.end or self._add(
+            row, self.decoders[row].decode(self.text.to_bytes(new[-1]))
+        )
 
     def close(self) -> None:
         """Show what is left: half a character at the end, the rows of a batch."""
@@ -104,14 +138,18 @@ def codec(known: Vocabulary, args: Any) -> Codec:
         def encode(text: str) -> list[int]:
             strange = sorted(set(text) - set(numbers))
             if strange:
-                raise UserError(f"--prompt {text!r}: the training data have no {strange[0]!r}; give another --prompt")
+                raise UserError(
+                    f"--prompt {text!r}: the training data have no {strange[0]!r}; give another --prompt"
+                )
             return [numbers[character] for character in text]
 
         return Codec(encode, lambda token: characters[token].encode(errors="replace"), len(numbers), None)
     if known.tokenizer != GPT2 or known.end_of_text is None:
         raise unknown(args)
     encoding = gpt2()
-    return Codec(encoding.encode_ordinary, encoding.decode_single_token_bytes, known.end_of_text + 1, known.end_of_text)
+    return Codec(
+        encoding.encode_ordinary, encoding.decode_single_token_bytes, known.end_of_text + 1, known.end_of_text
+    )
 
 
 def route(restored: Restored, model: Any, own: dict[str, Any]) -> None:
@@ -132,11 +170,20 @@ def route(restored: Restored, model: Any, own: dict[str, Any]) -> None:
         windows = restored.splits().train
         n = min(windows.n_windows, max(1, own["calibration_tokens"] // args.sequence_length))
         chosen = np.linspace(0, windows.n_windows - 1, n).astype(np.int64)
-        scores = [cascade(part, "token").flatten(0, 1)
-                  for part in router_scores(model, windows, chosen, args.batch_size, autocaster(args.dtype, world.device), world.device)]
+        scores = [
+            cascade(part, "token").flatten(0, 1)
+            for part in router_scores(
+                model, windows, chosen, args.batch_size, autocaster(args.dtype, world.device), world.device
+            )
+        ]
         thresholds = [threshold_for(own["budget"], model.settings, torch.cat(scores))]
-        say(f"budget {own['budget']:g}: tokens go on where their score exceeds {thresholds[0]:.4f}, measured on {n} sequences")
-    model.settings = dataclasses.replace(model.settings, routing="threshold", router_threshold=tuple(thresholds))
+        say(
+            f"budget {own['budget']:g}: tokens go on where their score exceeds {thresholds[0]:.4f}, measured"
+            f" on {n} sequences"
+        )
+    model.settings = dataclasses.replace(
+        model.settings, routing="threshold", router_threshold=tuple(thresholds)
+    )
 
 
 def run(restored: Restored, own: dict[str, Any]) -> None:
@@ -160,7 +207,10 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     if not all(prompts):
         raise UserError("--prompt must not be empty")
     if any(len(prompt) > args.sequence_length for prompt in prompts):
-        say(f"note: a prompt has more tokens than the model's {args.sequence_length}; its last {args.sequence_length // 2 + 1} are taken")
+        say(
+            f"note: a prompt has more tokens than the model's {args.sequence_length}; its last"
+            f" {args.sequence_length // 2 + 1} are taken"
+        )
     model = restored.model()
     if model.settings.row.policy in ROUTED_POLICIES or own["budget"] is not None:
         route(restored, model, own)
@@ -168,19 +218,33 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     torch.manual_seed(args.seed)  # pondernet draws its exits
     transcript = Transcript(text, texts, own["stop"] or ())
     begin = time.monotonic()
-    count = sum(1 for _ in generate(session, prompts, own["max_new_tokens"], Sampling(own["temperature"], own["top_k"], own["top_p"]), args.seed,
-                                    min(text.size, args.vocab_size), transcript.ends))
+    count = sum(
+        1
+        for _ in generate(
+            session,
+            prompts,
+            own["max_new_tokens"],
+            Sampling(own["temperature"], own["top_k"], own["top_p"]),
+            args.seed,
+            min(text.size, args.vocab_size),
+            transcript.ends,
+        )
+    )
     seconds = time.monotonic() - begin
     transcript.close()
     say(f"{count} tokens in {seconds:.1f} s: {count / seconds:.1f} tokens/s")
     if model.settings.row.policy in ROUTED_POLICIES:
         shares = session.shares()
-        say(f"went on after each pass: {', '.join(f'{share:.2f}' for share in shares)}; "
-            f"{share_of_macs(model.settings, shares):.2f} of the multiply-accumulates of full depth")
+        say(
+            f"went on after each pass: {', '.join(f'{share:.2f}' for share in shares)}; "
+            f"{share_of_macs(model.settings, shares):.2f} of the multiply-accumulates of full depth"
+        )
 
 
 def main(argv: list[str] | None = None) -> int:
-    return with_checkpoint("generate.py", "Text from a checkpoint, at a chosen compute budget.", OWN_FLAGS, argv, run)
+    return with_checkpoint(
+        "generate.py", "Text from a checkpoint, at a chosen compute budget.", OWN_FLAGS, argv, run
+    )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
-"""Perplexity of an adaptive checkpoint at every compute budget, beside multiply-accumulates and seconds: the data of Figure 4.
+"""Perplexity of an adaptive checkpoint at every compute budget, beside multiply-accumulates and seconds: the
+data of Figure 4.
 
-    python get_ppl_per_mac.py --checkpoint exps/.../NAME --output_dir results/ [--thresholds 0 0.1 ... 1] [--router_sample_size N]
+    python get_ppl_per_mac.py --checkpoint exps/.../NAME --output_dir results/ [--thresholds 0 0.1 ... 1]
+    [--router_sample_size N]
 
-Router sweep: for each cut, the shares of the training tokens that every router so far has scored at least so high become the
-capacities of the passes. The cuts are the paper's: 1 - t for its thresholds t. --published takes the shares as the authors' code does: of
-scores by place after the device's top-k, rounded up to 1/256 and then to two decimals, on a random sample of the training tokens.
-Fixed depth: every token makes the same 1, 2, ... n_repeat passes. All budgets read the same windows, so each point has the
-interval of its paired difference to full depth. Writes ppl_per_mac.json and the windows' losses
-(ppl_per_mac.npz) after each point, and goes on with the missing points when it is run again. Times are measured at the end,
-budget after budget in several rounds.
+Router sweep: for each cut, the shares of the training tokens that every router so far has scored at least so
+high become the capacities of the passes. The cuts are the paper's: 1 - t for its thresholds t. --published
+takes the shares as the authors' code does: of scores by place after the device's top-k, rounded up to 1/256
+and then to two decimals, on a random sample of the training tokens.
+Fixed depth: every token makes the same 1, 2, ... n_repeat passes. All budgets read the same windows, so each
+point has the interval of its paired difference to full depth. Writes ppl_per_mac.json and the windows' losses
+(ppl_per_mac.npz) after each point, and goes on with the missing points when it is run again. Times are
+measured at the end, budget after budget in several rounds.
 """
 
 from __future__ import annotations
@@ -32,29 +35,60 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-PUBLISHED_THRESHOLDS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 0.85, 0.9, 0.95, 1.0)  # of Figure 4: a token goes on with a score of 1 - t or more
+# of Figure 4: a token goes on with a score of 1 - t or more
+PUBLISHED_THRESHOLDS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 0.85, 0.9, 0.95, 1.0)
 CUTS = [round(1 - t, 2) for t in PUBLISHED_THRESHOLDS]
 ROUTER_SAMPLE = 262144
 KEYS = {"fixed_depth": "passes", "router": "threshold"}  # what tells the points of a kind apart
-ROUNDS, MOST_ROUNDS, ROUNDS_SECONDS = 7, 50, 3.0  # of measuring times: at least, at most, and how long more than the least go on
-OWN_FLAGS = {"sweep": (
-    CHECKPOINT,
-    Flag("output_dir", str, None, "where to write (None: beside the checkpoint)"),
-    Flag("thresholds", float, CUTS, "cuts: router scores with which a token goes on, or with any higher one", low=0, high=1, many=True),
-    Flag("router_sample_size", int, None, f"training tokens from which the capacities are measured (None: {ROUTER_SAMPLE}, spread evenly over the "
-         "split; with --published as many as the validation split has, drawn at random)", low=1),
-    switch("published", "capacities as the authors' code takes them, rounding and order of scores included"),
-)}
-# beside the settings and the data, what makes two sweeps the same, so that one may go on where the other stopped
+# of measuring times: at least, at most, and how long more than the least go on
+ROUNDS, MOST_ROUNDS, ROUNDS_SECONDS = 7, 50, 3.0
+OWN_FLAGS = {
+    "sweep": (
+        CHECKPOINT,
+        Flag("output_dir", str, None, "where to write (None: beside the checkpoint)"),
+        Flag(
+            "thresholds",
+            float,
+            CUTS,
+            "cuts: router scores with which a token goes on, or with any higher one",
+            low=0,
+            high=1,
+            many=True,
+        ),
+        Flag(
+            "router_sample_size",
+            int,
+            None,
+            f"training tokens from which the capacities are measured (None: {ROUTER_SAMPLE}, spread evenly"
+            " over the split; with --published as many as the validation split has, drawn at random)",
+            low=1,
+        ),
+        switch(
+            "published", "capacities as the authors' code takes them, rounding and order of scores included"
+        ),
+    )
+}
+# beside the settings and the data, what makes two sweeps the same, so that one may go on where the other
+# stopped
 SAME = ("checkpoint", "modified", "itr", "sequence_length", "n_tokens", "router_sample_size", "device")
 # of files of before there was a choice, what they are
 SAME_SINCE = {"published": False, "sample": None}
 # varied by the sweep itself, told by sequence_length and n_tokens, or of other programs
-NOT_OF_A_SWEEP = ("eval_length_factor", "routing", "router_threshold", "sequence_length", *OF_ONE_EVALUATION, "eval_batches", "eval_seq_prefix")
+NOT_OF_A_SWEEP = (
+    "eval_length_factor",
+    "routing",
+    "router_threshold",
+    "sequence_length",
+    *OF_ONE_EVALUATION,
+    "eval_batches",
+    "eval_seq_prefix",
+)
 
 
 def same_data(there: dict[str, Any], begun: dict[str, Any]) -> bool:
-    """Whether two sweeps read the same data; a file of before these were known by what they hold names their folder."""
+    """Whether two sweeps read the same data; a file of before these were known by what they hold names
+    their folder.
+    """
     from data.bins import data_differences
 
     if "splits" in there:
@@ -72,11 +106,18 @@ def others(there: dict[str, Any], begun: dict[str, Any]) -> list[str]:
     if not isinstance(args, dict):
         return [*names, "args"]
     settings = evaluation_of(begun["args"], without=NOT_OF_A_SWEEP).items()
-    return names + [f"{name} ({args[name]} there, {value} now)" for name, value in settings if name in args and args[name] != value]
+    return names + [
+        f"{name} ({args[name]} there, {value} now)"
+        for name, value in settings
+        if name in args and args[name] != value
+    ]
 
 
 def earlier(target: Path, begun: dict[str, Any]) -> dict[str, Any]:
-    """The points of an earlier sweep of the same kind, or none. Raises UserError where there is one of another kind."""
+    """The points of an earlier sweep of the same kind, or none.
+
+    Raises UserError where there is one of another kind.
+    """
     from files import read_json
 
     there = read_json(target)
@@ -84,9 +125,15 @@ def earlier(target: Path, begun: dict[str, Any]) -> dict[str, Any]:
         return begun
     other = others(there, begun)
     if other:
-        raise UserError(f"{target} is a sweep with another {', '.join(other)}; give another --output_dir, or move it away")
-    return {**begun, **{name: there.get(name, []) for name in ("router", "fixed_depth")}, "measured": there.get("measured", {}),
-            "timing": there.get("timing")}
+        raise UserError(
+            f"{target} is a sweep with another {', '.join(other)}; give another --output_dir, or move it away"
+        )
+    return {
+        **begun,
+        **{name: there.get(name, []) for name in ("router", "fixed_depth")},
+        "measured": there.get("measured", {}),
+        "timing": there.get("timing"),
+    }
 
 
 def save(target: Path, content: dict[str, Any]) -> None:
@@ -100,11 +147,13 @@ def save(target: Path, content: dict[str, Any]) -> None:
         raise UserError(f"cannot write {target}: {error.strerror}") from None
 
 
-def read_losses(target: Path, sweep: dict[str, Any], chosen: NDArray[np.int64], whole: bool) -> dict[str, Any]:
+def read_losses(
+    target: Path, sweep: dict[str, Any], chosen: NDArray[np.int64], whole: bool
+) -> dict[str, Any]:
     """Mean loss of each window at each budget, (windows,) float64, as an earlier call kept them.
 
-    Those of the same windows alone, whose mean is the loss that the sweep has for the budget, so none of another sweep. whole: these are all
-    windows of the split, as where a file of before does not say which.
+    Those of the same windows alone, whose mean is the loss that the sweep has for the budget, so none of
+    another sweep. whole: these are all windows of the split, as where a file of before does not say which.
     """
     import numpy as np
 
@@ -114,14 +163,27 @@ def read_losses(target: Path, sweep: dict[str, Any], chosen: NDArray[np.int64], 
     except FileNotFoundError:
         return {}
     except Exception as error:  # whatever a damaged file makes of numpy's reader
-        print(f"note: {target} is not readable ({' '.join(str(error).split())[:80]}): full depth is evaluated again")
+        print(
+            f"note: {target} is not readable ({' '.join(str(error).split())[:80]}): full depth is evaluated"
+            " again"
+        )
         return {}
     windows = there.pop("windows", chosen if whole else None)
     if windows is None or not np.array_equal(windows, chosen):
         return {}
-    told = {name_of(kind, point.get(key)): point.get("val_loss") for kind, key in KEYS.items() for point in sweep[kind]}
-    return {name: values for name, values in there.items()
-            if values.ndim == 1 and values.dtype == np.float64 and isinstance(told.get(name), float) and abs(values.mean() - told[name]) < 1e-9}
+    told = {
+        name_of(kind, point.get(key)): point.get("val_loss")
+        for kind, key in KEYS.items()
+        for point in sweep[kind]
+    }
+    return {
+        name: values
+        for name, values in there.items()
+        if values.ndim == 1
+        and values.dtype == np.float64
+        and isinstance(told.get(name), float)
+        and abs(values.mean() - told[name]) < 1e-9
+    }
 
 
 def name_of(kind: str, value: Any) -> str:
@@ -134,11 +196,14 @@ def of_depth(passes: int, n_repeat: int) -> list[float]:
     return [float(number < passes) for number in range(1, n_repeat)]
 
 
-def measure(restored: Restored, model: Any, splits: Any, chosen: NDArray[np.int64], full_depth: Any, place: Path,
-            ) -> Callable[[list[float]], tuple[dict[str, Any], Any]]:
-    """A function from shares of the tokens that go on to a point of the figure and its windows' losses; equal shares are evaluated once.
+def measure(
+    restored: Restored, model: Any, splits: Any, chosen: NDArray[np.int64], full_depth: Any, place: Path
+) -> Callable[[list[float]], tuple[dict[str, Any], Any]]:
+    """A function from shares of the tokens that go on to a point of the figure and its windows' losses; equal
+    shares are evaluated once.
 
-    full_depth: (windows,) losses at full depth, where they are known. place: where a point that is cut short keeps its sums.
+    full_depth: (windows,) losses at full depth, where they are known. place: where a point that is cut short
+    keeps its sums.
     """
     from data.bins import identity_of
     from models.macs import count_macs
@@ -156,8 +221,12 @@ def measure(restored: Restored, model: Any, splits: Any, chosen: NDArray[np.int6
 
     def losses_at(factors: list[float]) -> dict[str, Any]:
         set_factors(model, factors)
-        kept = PartialSums(place, "sweep", model, {**facts, "factors": factors}, functools.partial(print, file=sys.stderr))
-        result = evaluate(model, splits.val, args.batch_size, world, autocaster(args.dtype, world.device), chosen, kept=kept)
+        kept = PartialSums(
+            place, "sweep", model, {**facts, "factors": factors}, functools.partial(print, file=sys.stderr)
+        )
+        result = evaluate(
+            model, splits.val, args.batch_size, world, autocaster(args.dtype, world.device), chosen, kept=kept
+        )
         assert result is not None, "nothing asked this evaluation to stop"
         if world.is_main:
             kept.remove()
@@ -173,19 +242,30 @@ def measure(restored: Restored, model: Any, splits: Any, chosen: NDArray[np.int6
             if full_depth is None:
                 full_depth = losses_at(everyone)["window_losses"].numpy()
             own, paired = interval(losses, documents), interval(losses - full_depth, documents)
-            done[tuple(factors)] = {
-                "length_factors": factors, "macs": count_macs(args, args.sequence_length, factors), "val_loss": result["val_loss"],
-                "val_perplexity": result["val_pp"], "average_depth": result["average_depth"],
-                "val_perplexity_ci95": own and [perplexity(own.low), perplexity(own.high)],
-                "loss_difference": float((losses - full_depth).mean()), "loss_difference_ci95": paired and [paired.low, paired.high],
-                "interval_by": own and own.clusters.words(), "paired_by": paired and paired.clusters.words(),
-                "seconds_per_sequence": None}, losses
+            done[tuple(factors)] = (
+                {
+                    "length_factors": factors,
+                    "macs": count_macs(args, args.sequence_length, factors),
+                    "val_loss": result["val_loss"],
+                    "val_perplexity": result["val_pp"],
+                    "average_depth": result["average_depth"],
+                    "val_perplexity_ci95": own and [perplexity(own.low), perplexity(own.high)],
+                    "loss_difference": float((losses - full_depth).mean()),
+                    "loss_difference_ci95": paired and [paired.low, paired.high],
+                    "interval_by": own and own.clusters.words(),
+                    "paired_by": paired and paired.clusters.words(),
+                    "seconds_per_sequence": None,
+                },
+                losses,
+            )
         return done[tuple(factors)]
 
     return point
 
 
-def seconds_per_sequence(restored: Restored, model: Any, windows: Any, budgets: Sequence[Sequence[float]]) -> list[float]:
+def seconds_per_sequence(
+    restored: Restored, model: Any, windows: Any, budgets: Sequence[Sequence[float]]
+) -> list[float]:
     """Of each budget, the least over some rounds in which the budgets take turns with one batch.
 
     What else a machine does only ever adds to a time, and slow phases of it meet all budgets alike.
@@ -219,7 +299,9 @@ def seconds_per_sequence(restored: Restored, model: Any, windows: Any, budgets: 
 
 
 def add_times(restored: Restored, model: Any, windows: Any, sweep: dict[str, Any]) -> None:
-    """Time all points of the sweep together; those of an earlier call too, which ran on another day beside other programs."""
+    """Time all points of the sweep together; those of an earlier call too, which ran on another day beside
+    other programs.
+    """
     points = [point for kind in KEYS for point in sweep[kind] if point.get("length_factors")]
     budgets = list(dict.fromkeys(tuple(point["length_factors"]) for point in points))
     seconds = dict(zip(budgets, seconds_per_sequence(restored, model, windows, budgets), strict=True))
@@ -231,10 +313,24 @@ def add_times(restored: Restored, model: Any, windows: Any, sweep: dict[str, Any
 def new_sweep(restored: Restored, facts: dict[str, Any]) -> dict[str, Any]:
     """A sweep without points. facts: more of its head."""
     args, path = restored.args, restored.path
-    return {"checkpoint": str(path), "modified": path.stat().st_mtime, "itr": restored.state.get("itr"), "model": args.model,
-            "n_repeat": args.n_repeat, "sequence_length": args.sequence_length, "vocab_size": args.vocab_size,
-            "batch_size": args.batch_size, "dtype": args.dtype, "device": str(restored.world.device), **facts,
-            "measured": {}, "timing": None, "router": [], "fixed_depth": [], "args": vars(args)}
+    return {
+        "checkpoint": str(path),
+        "modified": path.stat().st_mtime,
+        "itr": restored.state.get("itr"),
+        "model": args.model,
+        "n_repeat": args.n_repeat,
+        "sequence_length": args.sequence_length,
+        "vocab_size": args.vocab_size,
+        "batch_size": args.batch_size,
+        "dtype": args.dtype,
+        "device": str(restored.world.device),
+        **facts,
+        "measured": {},
+        "timing": None,
+        "router": [],
+        "fixed_depth": [],
+        "args": vars(args),
+    }
 
 
 def run(restored: Restored, own: dict[str, Any]) -> None:
@@ -254,11 +350,18 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     need_routers(model)
     chosen = windows_to_read(args, splits.val.n_windows)
     whole = chosen.size == splits.val.n_windows
-    router_sample = own["router_sample_size"] or (splits.val.tokens.size if own["published"] else ROUTER_SAMPLE)
+    router_sample = own["router_sample_size"] or (
+        splits.val.tokens.size if own["published"] else ROUTER_SAMPLE
+    )
     target = place / SWEEP
-    facts = {"splits": world.from_main(lambda: identity_of(splits.folder)), "data": str(splits.folder.resolve()),
-             "n_tokens": chosen.size * args.sequence_length, "sample": None if whole else SAMPLE,
-             "published": own["published"], "router_sample_size": router_sample}
+    facts = {
+        "splits": world.from_main(lambda: identity_of(splits.folder)),
+        "data": str(splits.folder.resolve()),
+        "n_tokens": chosen.size * args.sequence_length,
+        "sample": None if whole else SAMPLE,
+        "published": own["published"],
+        "router_sample_size": router_sample,
+    }
     begun = new_sweep(restored, facts)
     sweep = world.from_main(lambda: earlier(target, begun))
     losses = world.from_main(lambda: read_losses(target.with_suffix(".npz"), sweep, chosen, whole))
@@ -266,9 +369,22 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     missing = [value for value in own["thresholds"] if str(value) not in sweep["measured"]]
     if missing:
         count = min(splits.train.n_windows, max(1, router_sample // args.sequence_length))
-        sample = (np.random.RandomState(0).choice(splits.train.n_windows, count, replace=False)  # as the authors draw theirs
-                  if own["published"] else spread(splits.train.n_windows, count))
-        factors = factors_at(model, splits.train, sample, args.batch_size, missing, autocaster(args.dtype, world.device), world, own["published"])
+        # as the authors draw theirs
+        sample = (
+            np.random.RandomState(0).choice(splits.train.n_windows, count, replace=False)
+            if own["published"]
+            else spread(splits.train.n_windows, count)
+        )
+        factors = factors_at(
+            model,
+            splits.train,
+            sample,
+            args.batch_size,
+            missing,
+            autocaster(args.dtype, world.device),
+            world,
+            own["published"],
+        )
         sweep["measured"] |= {str(value): row for value, row in zip(missing, factors, strict=True)}
 
     def add(kind: str, value: float, shares: list[float]) -> None:
@@ -282,9 +398,16 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
             world.from_main(lambda: save(target, sweep))
         each = next(each for each in sweep[kind] if each[key] == value)
         if world.is_main:
-            name = f"scores >= {value:g} go on (t = {1 - value:.4g})" if kind == "router" else f"{value:g} pass{'es' if value > 1 else ''}"
-            print(f"{name:<34} {each['macs'] / 1e9:8.3f} GMACs  perplexity {each['val_perplexity']:.4f}  "
-                  f"depth {each['average_depth']:.2f}", flush=True)
+            name = (
+                f"scores >= {value:g} go on (t = {1 - value:.4g})"
+                if kind == "router"
+                else f"{value:g} pass{'es' if value > 1 else ''}"
+            )
+            print(
+                f"{name:<34} {each['macs'] / 1e9:8.3f} GMACs  perplexity {each['val_perplexity']:.4f}  "
+                f"depth {each['average_depth']:.2f}",
+                flush=True,
+            )
 
     for passes in range(args.n_repeat, 0, -1):  # full depth first: the others are compared with it
         add("fixed_depth", passes, of_depth(passes, args.n_repeat))
@@ -295,12 +418,19 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
         world.from_main(lambda: save(target, sweep))
     if world.is_main:
         for kind, key in KEYS.items():
-            print(f"ms a sequence by {key}: " + ", ".join(f"{each[key]:g}: {1e3 * (each.get('seconds_per_sequence') or math.nan):.2f}"
-                                                          for each in sweep[kind]))
+            print(
+                f"ms a sequence by {key}: "
+                + ", ".join(
+                    f"{each[key]:g}: {1e3 * (each.get('seconds_per_sequence') or math.nan):.2f}"
+                    for each in sweep[kind]
+                )
+            )
         old = sum("loss_difference" not in each for kind in KEYS for each in sweep[kind])
         if old:
-            print(f"note: {old} points are of an earlier version and have no paired difference to full depth; in another --output_dir "
-                  "they are evaluated again")
+            print(
+                f"note: {old} points are of an earlier version and have no paired difference to full depth;"
+                " in another --output_dir they are evaluated again"
+            )
         print(f"summary   {target}")
 
 

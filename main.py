@@ -5,8 +5,9 @@
 
     python main.py --selftest_resume        # does a killed run end with the same bits on this machine?
 
-Exit codes: 0 finished (now or earlier), 2 something for the user to mend, 83 stopped cleanly with work left (0 under torchrun,
-which would report anything else as a failure). outcome.json in the experiment's folder tells more: kind, reason, step.
+Exit codes: 0 finished (now or earlier), 2 something for the user to mend, 83 stopped cleanly with work left
+(0 under torchrun, which would report anything else as a failure). outcome.json in the experiment's folder
+tells more: kind, reason, step.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
 
 
 def build_and_run(args: Namespace, world: World, ending: Ending, closing: ExitStack, began: float) -> Outcome:
-    """Everything between the command line and how the run ended; `closing` is left by the caller. Raises UserError."""
+    """Everything between the command line and how the run ended; `closing` is left by the caller.
+
+    Raises UserError.
+    """
     from data import open_splits
     from data.setup import ensure_prepared
     from models import make_model_from_args
@@ -62,13 +66,27 @@ def build_and_run(args: Namespace, world: World, ending: Ending, closing: ExitSt
             wanted = named_file(folder, args.use_pretrained)
             log.info(f"{folder} is finished already: nothing to do")
             if wanted is not None and is_own(folder, wanted):
-                log.info(f"to go back to {wanted.name} all the same, move {SUMMARY} and the newer checkpoints away")
+                log.info(
+                    f"to go back to {wanted.name} all the same, move {SUMMARY} and the newer checkpoints away"
+                )
             return ended(Kind.FINISHED, "finished already", args.iterations)
-        path = world.from_main(lambda: starting_point(folder, args.use_pretrained))  # a wrong name is told before data are prepared
-        first_weights = world.from_main(lambda: initial.find(args.init_from)) if path is None and args.init_from is not None else None
+        # a wrong name is told before data are prepared
+        path = world.from_main(lambda: starting_point(folder, args.use_pretrained))
+        first_weights = (
+            world.from_main(lambda: initial.find(args.init_from))
+            if path is None and args.init_from is not None
+            else None
+        )
         world.from_main(lambda: ensure_prepared(args.dataset, args.data_dir))
-        splits = world.from_each(lambda: open_splits(args.dataset, args.data_dir, args.sequence_length, args.vocab_size,
-                                                     populate=args.data_in_ram and world.local_rank == 0))
+        splits = world.from_each(
+            lambda: open_splits(
+                args.dataset,
+                args.data_dir,
+                args.sequence_length,
+                args.vocab_size,
+                populate=args.data_in_ram and world.local_rank == 0,
+            )
+        )
         seed_everything(args.seed, world.rank)
         trainer = Trainer(args, world, splits, make_model_from_args(args), folder, ending)
         if path is not None:
@@ -89,8 +107,11 @@ def main(argv: list[str] | None = None) -> int:
             from optim.selftest import selftest
 
             return selftest(args)
-        ending = Ending(config.experiment_folder(args), Path(args.outcome_file) if args.outcome_file else None)
+        ending = Ending(
+            config.experiment_folder(args), Path(args.outcome_file) if args.outcome_file else None
+        )
         with ExitStack() as closing:  # the experiment is given up after its outcome has been written
+
             def run() -> Outcome:
                 config.check_world_size(args, distributed.launched_world_size())
                 world = distributed.start(args.distributed_backend, args.device, args.watchdog_minutes)

@@ -1,7 +1,8 @@
-"""Figure 2: perplexity against the multiply-accumulates of one sequence of 256 tokens, for the models of Table 1 and some with more repeats.
+"""Figure 2: perplexity against the multiply-accumulates of one sequence of 256 tokens, for the models of
+Table 1 and some with more repeats.
 
-    python plot_fig2.py                                       # the paper's points
-    python plot_fig2.py exps iridis --output_dir figures      # and our evaluations on top
+python plot_fig2.py                                       # the paper's points
+python plot_fig2.py exps iridis --output_dir figures      # and our evaluations on top
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 OUTPUT = (Flag("output_dir", str, "figures", "folder for fig2.png, .pdf and .json"),)
 LAYERS = (12, 24)
 TABLES = ("Table 1", "Figure 2")  # rows of the report that are drawn
-# where the label of a point stands: offset in points, horizontal and vertical alignment; by size (12x5 and 12x6 are close), else by family
+# where the label of a point stands: offset in points, horizontal and vertical alignment; by size (12x5 and
+# 12x6 are close), else by family
 LABELS = {"12x6": ((3, -3), "left", "top"), "CoTFormer": ((-4, -3), "right", "top")}
 UPPER_RIGHT = ((3, 4), "left", "bottom")
 
@@ -43,8 +45,16 @@ def paper_points() -> list[dict[str, Any]]:
     points = []
     for row in (row for row in ROWS if row.table in TABLES and row.paper):
         args, value = row.args(), paper_value(row.paper)
-        points.append({"family": NAMES[row.model], "n_layer": row.n_layer, "size": size(args), "macs": count_macs(args, args.sequence_length),
-                       "perplexity": value.perplexity, "sem_over_seeds": value.sem})
+        points.append(
+            {
+                "family": NAMES[row.model],
+                "n_layer": row.n_layer,
+                "size": size(args),
+                "macs": count_macs(args, args.sequence_length),
+                "perplexity": value.perplexity,
+                "sem_over_seeds": value.sem,
+            }
+        )
     return points
 
 
@@ -66,9 +76,18 @@ def our_points(folders: Sequence[Path]) -> list[dict[str, Any]]:
             print(f"left out: {result.row.label}, {'; '.join(result.decisive)}")
             continue
         args = group.first.args
-        points.append({"family": NAMES[args.model], "n_layer": args.n_layer, "size": size(args), "macs": count_macs(args, args.sequence_length),
-                       "perplexity": group.perplexity, "interval_over_windows": list(group.interval), "seeds": len(group.members),
-                       "checkpoints": [one.checkpoint for one in group.members]})
+        points.append(
+            {
+                "family": NAMES[args.model],
+                "n_layer": args.n_layer,
+                "size": size(args),
+                "macs": count_macs(args, args.sequence_length),
+                "perplexity": group.perplexity,
+                "interval_over_windows": list(group.interval),
+                "seeds": len(group.members),
+                "checkpoints": [one.checkpoint for one in group.members],
+            }
+        )
     if not points:
         print("note: none of the evaluations is of a model of Figure 2; the figure shows the paper's points")
     return points
@@ -87,17 +106,44 @@ def panel(axis: Any, layers: int, data: dict[str, Any]) -> None:
         colour, marker = FAMILIES[family]
         points = [point for point in data["paper"] if point["family"] == family and here(point)]
         x, y = [point["macs"] / 1e9 for point in points], [point["perplexity"] for point in points]
-        axis.plot(x, y, color=colour, marker=marker, markerfacecolor="white", linestyle="-" if family == "CoTFormer" else "--",
-                  alpha=FAINT if data["ours"] else 1, label=f"{family}, paper")
+        axis.plot(
+            x,
+            y,
+            color=colour,
+            marker=marker,
+            markerfacecolor="white",
+            linestyle="-" if family == "CoTFormer" else "--",
+            alpha=FAINT if data["ours"] else 1,
+            label=f"{family}, paper",
+        )
         for point, at in zip(points, x, strict=True):
             offset, horizontal, vertical = LABELS.get(point["size"]) or LABELS.get(family, UPPER_RIGHT)
-            axis.annotate(point["size"], (at, point["perplexity"]), xytext=offset, textcoords="offset points", fontsize=8, color=colour,
-                          path_effects=[withStroke(linewidth=2, foreground="white")], ha=horizontal, va=vertical)
+            axis.annotate(
+                point["size"],
+                (at, point["perplexity"]),
+                xytext=offset,
+                textcoords="offset points",
+                fontsize=8,
+                color=colour,
+                path_effects=[withStroke(linewidth=2, foreground="white")],
+                ha=horizontal,
+                va=vertical,
+            )
         ours = [point for point in data["ours"] if point["family"] == family and here(point)]
         if ours:
             values = [point["perplexity"] for point in ours]
-            axis.errorbar([point["macs"] / 1e9 for point in ours], values, whiskers(values, [point["interval_over_windows"] for point in ours]),
-                          color=colour, marker=marker, linestyle="none", elinewidth=0.7, capsize=2, zorder=3, label=f"{family}, ours")
+            axis.errorbar(
+                [point["macs"] / 1e9 for point in ours],
+                values,
+                whiskers(values, [point["interval_over_windows"] for point in ours]),
+                color=colour,
+                marker=marker,
+                linestyle="none",
+                elinewidth=0.7,
+                capsize=2,
+                zorder=3,
+                label=f"{family}, ours",
+            )
     axis.set_title(f"{layers} layers")
     axis.set_xlabel(r"MACs of a 256-token sequence ($\times 10^9$)")
 
@@ -111,20 +157,39 @@ def draw(data: dict[str, Any]) -> Figure:
         axis.margins(x=0.12, y=0.07)
     axes[0][0].set_ylabel("validation perplexity")
     axes[0][1].tick_params(left=False)
-    legend(figure, axes, [f"{family}, {whose}" for family in FAMILIES for whose in ("paper", "ours")], columns=3)
-    ours = f"\nours: {len(data['ours'])} models, bars: 95% intervals over texts of one model; checkpoints are named in fig2.json"
-    figure.suptitle("Perplexity against compute: Table 1 and more repeats, OpenWebText2, 40,000 steps" + (ours if data["ours"] else ""))
+    legend(
+        figure, axes, [f"{family}, {whose}" for family in FAMILIES for whose in ("paper", "ours")], columns=3
+    )
+    ours = (
+        f"\nours: {len(data['ours'])} models, bars: 95% intervals over texts of one model; checkpoints are"
+        " named in fig2.json"
+    )
+    figure.suptitle(
+        "Perplexity against compute: Table 1 and more repeats, OpenWebText2, 40,000 steps"
+        + (ours if data["ours"] else "")
+    )
     return figure
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    folders, flags = paths_and_flags(argv, "plot_fig2.py", "Figure 2: perplexity against multiply-accumulates.", OUTPUT, "[RESULTS_FOLDER...]",
-                                     needed=False)
+    folders, flags = paths_and_flags(
+        argv,
+        "plot_fig2.py",
+        "Figure 2: perplexity against multiply-accumulates.",
+        OUTPUT,
+        "[RESULTS_FOLDER...]",
+        needed=False,
+    )
 
     def work() -> int:
         from report.figures import save
 
-        data = {"figure": "2", "sequence_length": 256, "ours": our_points(folders) if folders else [], "paper": paper_points()}
+        data = {
+            "figure": "2",
+            "sequence_length": 256,
+            "ours": our_points(folders) if folders else [],
+            "paper": paper_points(),
+        }
         save(draw(data), Path(flags["output_dir"]), "fig2", data)
         return 0
 

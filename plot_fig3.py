@@ -1,6 +1,7 @@
-"""Figure 3: how the multiply-accumulates of one sequence grow with its length. A closed form: needs no checkpoint and no GPU.
+"""Figure 3: how the multiply-accumulates of one sequence grow with its length. A closed form: needs no
+checkpoint and no GPU.
 
-    python plot_fig3.py --output_dir figures
+python plot_fig3.py --output_dir figures
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
 
 OUTPUT = (Flag("output_dir", str, "figures", "folder for fig3.png, .pdf and .json"),)
 LENGTHS = tuple(range(256, 12288 + 1, 256))
-SIZES = {"base": ((12, 1), (24, 1), (48, 1)), "but": ((12, 2), (12, 3), (12, 5)), "cot": ((12, 2), (12, 3), (12, 5))}
+SIZES = {
+    "base": ((12, 1), (24, 1), (48, 1)),
+    "but": ((12, 2), (12, 3), (12, 5)),
+    "cot": ((12, 2), (12, 3), (12, 5)),
+}
 BASELINE = "Standard 48"
 DASHES = (":", "--", "-")  # from the smallest model of a family to the largest
 
@@ -36,11 +41,20 @@ def curves() -> list[dict[str, Any]]:
     for alias, sizes in SIZES.items():
         model = ALIASES.get(alias, alias)
         for dash, (layers, repeats) in zip(DASHES, sizes, strict=True):
-            args = add_defaults({"model": model, "n_layer": layers, "n_repeat": repeats, "n_embd": setting("n_embd"), "n_head": setting("n_head"),
-                                 "vocab_size": setting("vocab_size")})
+            args = add_defaults(
+                {
+                    "model": model,
+                    "n_layer": layers,
+                    "n_repeat": repeats,
+                    "n_embd": setting("n_embd"),
+                    "n_head": setting("n_head"),
+                    "vocab_size": setting("vocab_size"),
+                }
+            )
             label = f"{NAMES[model]} {layers}" + (f"x{repeats}" if VARIANTS[model].loop else "")
             macs = [count_macs(args, length) for length in LENGTHS]
-            label += "".join(f" (= {other['label']})" for other in result if other["macs"] == macs)  # one line hides the other
+            # one line hides the other
+            label += "".join(f" (= {other['label']})" for other in result if other["macs"] == macs)
             result.append({"family": NAMES[model], "label": label, "dash": dash, "macs": macs})
     return result
 
@@ -55,8 +69,14 @@ def draw(data: dict[str, Any]) -> Figure:
     for curve in data["curves"]:
         style = {"color": FAMILIES[curve["family"]][0], "linestyle": curve["dash"]}
         absolute.plot(data["lengths"], [macs / 1e12 for macs in curve["macs"]], label=curve["label"], **style)
-        relative.plot(data["lengths"], [macs / base for macs, base in zip(curve["macs"], baseline, strict=True)], **style)
-    absolute.set(xscale="log", yscale="log", ylabel=r"MACs of one sequence ($\times 10^{12}$)", title="absolute")
+        relative.plot(
+            data["lengths"],
+            [macs / base for macs, base in zip(curve["macs"], baseline, strict=True)],
+            **style,
+        )
+    absolute.set(
+        xscale="log", yscale="log", ylabel=r"MACs of one sequence ($\times 10^{12}$)", title="absolute"
+    )
     relative.set(ylabel="ratio of MACs", title=f"relative to {BASELINE}", ylim=(0, None))
     ticks = [256, 1024, 4096, 12288]
     absolute.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -70,7 +90,14 @@ def draw(data: dict[str, Any]) -> Figure:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    words, flags = paths_and_flags(argv, "plot_fig3.py", "Figure 3: multiply-accumulates against sequence length.", OUTPUT, "", needed=False)
+    words, flags = paths_and_flags(
+        argv,
+        "plot_fig3.py",
+        "Figure 3: multiply-accumulates against sequence length.",
+        OUTPUT,
+        "",
+        needed=False,
+    )
 
     def work() -> int:
         from errors import UserError

@@ -1,14 +1,16 @@
 """Figure 5: how the router's weights are distributed at each repeat, for one or several checkpoints.
 
     python plot_fig5.py router_weights_ckpt_40000.npz router_weights_ckpt.npz --output_dir figures
-    python plot_fig5.py run_0/router_weights_*.npz             # a row of panels for each cascade, a colour for each checkpoint
-    python plot_fig5.py v1=a/router_weights.npz v2=b/router_weights.npz       # with labels of your own in the legend
+    python plot_fig5.py run_0/router_weights_*.npz             # a row of panels for each cascade, a colour
+                                                               for each checkpoint
+    python plot_fig5.py v1=a/router_weights.npz v2=b/router_weights.npz       # with labels of your own in the
+    legend
 
-Axes begin and end where the scores do; all panels have one scale (--scale row: those of a row). The files come from
-get_router_weights.py, which can cascade the scores of successive repeats in four ways:
+Axes begin and end where the scores do; all panels have one scale (--scale row: those of a row). The files
+come from get_router_weights.py, which can cascade the scores of successive repeats in four ways:
   raw        each router's own score
-  device     the authors' code: the minimum so far by place in the array, in the order in which the device's unsorted top-k leaves
-             it; a place holds other tokens after a top-k, so it mixes tokens
+  device     the authors' code: the minimum so far by place in the array, in the order in which the device's
+             unsorted top-k leaves it; a place holds other tokens after a top-k, so it mixes tokens
   position   the same with a sorted top-k: the minimum so far by rank
   token      the right one: the minimum so far of the same token
 """
@@ -31,10 +33,22 @@ if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
 
-OUTPUT = (Flag("output_dir", str, "figures", "folder for fig5.png, .pdf and .json"),
-          Flag("scale", str, "all", "which panels share their axis of shares: all, or those of a row", choices=("all", "row")))
-CASCADES = {"raw": "each router's\nown score", "device": "lowest so far at a place\n(the authors' code here)",
-            "position": "lowest so far at a rank\n(their code, top-k sorted)", "token": "lowest so far of a token\n(the right one)"}
+OUTPUT = (
+    Flag("output_dir", str, "figures", "folder for fig5.png, .pdf and .json"),
+    Flag(
+        "scale",
+        str,
+        "all",
+        "which panels share their axis of shares: all, or those of a row",
+        choices=("all", "row"),
+    ),
+)
+CASCADES = {
+    "raw": "each router's\nown score",
+    "device": "lowest so far at a place\n(the authors' code here)",
+    "position": "lowest so far at a rank\n(their code, top-k sorted)",
+    "token": "lowest so far of a token\n(the right one)",
+}
 WIDTHS = (0.02, 0.01, 0.004, 0.002)  # of a bin: narrower ones for scores that lie close together
 FEWEST_BINS = 25  # over the scores, while there is a narrower width
 
@@ -64,8 +78,15 @@ def read_meta(path: Path) -> tuple[dict[str, Any], str]:
         raise UserError(f"{path}: there is no {' or '.join(place.name for place in places)} beside it")
     cascade = named or meta.get("cascade")
     itr, texts = meta.get("itr"), [meta.get("checkpoint"), meta.get("model"), cascade]
-    if not all(isinstance(text, str) for text in texts) or cascade not in CASCADES or not (itr is None or type(itr) is int):
-        raise UserError(f"{path}: its _meta.json must name the checkpoint, the model, the step (itr) and the cascade ({', '.join(CASCADES)})")
+    if (
+        not all(isinstance(text, str) for text in texts)
+        or cascade not in CASCADES
+        or not (itr is None or type(itr) is int)
+    ):
+        raise UserError(
+            f"{path}: its _meta.json must name the checkpoint, the model, the step (itr) and the cascade"
+            f" ({', '.join(CASCADES)})"
+        )
     return meta, cascade
 
 
@@ -76,17 +97,34 @@ def read_weights(path: Path) -> Weights:
     try:
         with np.load(path, allow_pickle=False) as file:
             weights = np.asarray(file["weights"])  # bytes, where the entry is no array
-    except Exception as error:  # whatever a foreign file makes of numpy's reader, which may be that it lacks memory
-        raise UserError(f"{path} holds no readable array 'weights': {' '.join(str(error).split())[:100]}") from None
+    except (
+        Exception
+    ) as error:  # whatever a foreign file makes of numpy's reader, which may be that it lacks memory
+        raise UserError(
+            f"{path} holds no readable array 'weights': {' '.join(str(error).split())[:100]}"
+        ) from None
     if weights.ndim != 2 or 0 in weights.shape or weights.dtype.kind != "f":
-        raise UserError(f"{path}: weights must be floats, tokens x repeats, not {weights.dtype} of shape {weights.shape}")
+        raise UserError(
+            f"{path}: weights must be floats, tokens x repeats, not {weights.dtype} of shape {weights.shape}"
+        )
     if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.max() <= 1):
         raise UserError(f"{path}: weights must lie between 0 and 1")
     meta, cascade = read_meta(path)
     if cascade == "position" and "device" not in meta:
-        print(f"note: {path} is of an earlier version, whose position cascade took scores from before the top-k of their pass; "
-              "get_router_weights.py writes it anew", file=sys.stderr)
-    return Weights(path, weights, meta["checkpoint"], meta.get("itr"), cascade, str(meta.get("model", "")), str(meta.get("split", "")))
+        print(
+            f"note: {path} is of an earlier version, whose position cascade took scores from before the top-k"
+            " of their pass; get_router_weights.py writes it anew",
+            file=sys.stderr,
+        )
+    return Weights(
+        path,
+        weights,
+        meta["checkpoint"],
+        meta.get("itr"),
+        cascade,
+        str(meta.get("model", "")),
+        str(meta.get("split", "")),
+    )
 
 
 def label_of(one: Weights, labels: Mapping[Path, str]) -> str:
@@ -100,7 +138,9 @@ def label_of(one: Weights, labels: Mapping[Path, str]) -> str:
 
 
 def histograms(files: Sequence[Weights], labels: Mapping[Path, str] = MappingProxyType({})) -> dict[str, Any]:
-    """Counts of tokens by weight: a row for each cascade, a column for each repeat, an entry for each file."""
+    """Counts of tokens by weight: a row for each cascade, a column for each repeat, an entry for each
+    file.
+    """
     import numpy as np
 
     from report.rows import NAMES
@@ -112,19 +152,43 @@ def histograms(files: Sequence[Weights], labels: Mapping[Path, str] = MappingPro
     last = max(int(np.searchsorted(edges, high)), first + 1)
     rows = []
     for cascade in (name for name in CASCADES if any(one.cascade == name for one in files)):
-        rows.append({"cascade": cascade, "files": [
-            {"file": str(one.path), "checkpoint": one.checkpoint, "steps": one.steps, "tokens": len(one.weights),
-             "label": label_of(one, labels),
-             "counts": [np.histogram(column, edges)[0].tolist() for column in one.weights.T],
-             "mean": [float(column.mean()) for column in one.weights.T]} for one in files if one.cascade == cascade]})
+        rows.append(
+            {
+                "cascade": cascade,
+                "files": [
+                    {
+                        "file": str(one.path),
+                        "checkpoint": one.checkpoint,
+                        "steps": one.steps,
+                        "tokens": len(one.weights),
+                        "label": label_of(one, labels),
+                        "counts": [np.histogram(column, edges)[0].tolist() for column in one.weights.T],
+                        "mean": [float(column.mean()) for column in one.weights.T],
+                    }
+                    for one in files
+                    if one.cascade == cascade
+                ],
+            }
+        )
     models = dict.fromkeys(NAMES.get(one.model, one.model) for one in files)
     splits = dict.fromkeys(one.split for one in files if one.split)
-    return {"figure": "5", "models": list(models), "splits": list(splits), "edges": edges.tolist(),
-            "span": [float(edges[first]), float(edges[last])], "repeats": max(one.weights.shape[1] for one in files), "rows": rows}
+    return {
+        "figure": "5",
+        "models": list(models),
+        "splits": list(splits),
+        "edges": edges.tolist(),
+        "span": [float(edges[first]), float(edges[last])],
+        "repeats": max(one.weights.shape[1] for one in files),
+        "rows": rows,
+    }
 
 
-def panel(axis: Any, edges: Sequence[float], row: dict[str, Any], repeat: int, colours: dict[str, str]) -> None:
-    """Share of tokens in each bin, filled so that the histogram underneath is seen, and the means as dashes."""
+def panel(
+    axis: Any, edges: Sequence[float], row: dict[str, Any], repeat: int, colours: dict[str, str]
+) -> None:
+    """Share of tokens in each bin, filled so that the histogram underneath is seen, and the means as
+    dashes.
+    """
     for one in row["files"]:
         if repeat < len(one["counts"]):
             colour = colours[one["label"]]
@@ -143,7 +207,14 @@ def draw(data: dict[str, Any], scale: str = "all") -> Figure:
     labels = dict.fromkeys(one["label"] for row in rows for one in row["files"])
     palette = (ORANGE, BLUE, GREEN, PURPLE, SKY, BLACK)
     colours = {label: palette[number % len(palette)] for number, label in enumerate(labels)}
-    figure, axes = panels(len(rows), repeats, TWO_COLUMNS, 0.9 + 1.35 * len(rows) + 0.17 * len(labels), sharex=True, sharey=scale)
+    figure, axes = panels(
+        len(rows),
+        repeats,
+        TWO_COLUMNS,
+        0.9 + 1.35 * len(rows) + 0.17 * len(labels),
+        sharex=True,
+        sharey=scale,
+    )
     for line, row in zip(axes, rows, strict=True):
         for repeat, axis in enumerate(line):
             panel(axis, data["edges"], row, repeat, colours)
@@ -154,16 +225,27 @@ def draw(data: dict[str, Any], scale: str = "all") -> Figure:
     axes[0][0].set_xlim(*data["span"])  # every panel's
     axes[0][0].xaxis.set_major_locator(MaxNLocator(4))
     legend(figure, axes, list(labels), columns=1)
-    figure.suptitle(plain(f"{', '.join(data['models'])}: the routers' scores of tokens, from 0 (stop) to 1 (go on to the next pass)\n"
-                          f"share of the tokens{' of split ' + ' and '.join(data['splits']) if data['splits'] else ''} "
-                          f"in bins of {data['edges'][1]:g}, dashed: mean"))
+    figure.suptitle(
+        plain(
+            f"{', '.join(data['models'])}: the routers' scores of tokens, from 0 (stop) to 1 (go on to the"
+            " next pass)\nshare of the"
+            f" tokens{' of split ' + ' and '.join(data['splits']) if data['splits'] else ''} in bins of"
+            f" {data['edges'][1]:g}, dashed: mean"
+        )
+    )
     return figure
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     labels: dict[Path, str] = {}
-    paths, flags = paths_and_flags(argv, "plot_fig5.py", "Figure 5: distribution of router weights.", OUTPUT, "[LABEL=]ROUTER_WEIGHTS_NPZ...",
-                                   labels=labels)
+    paths, flags = paths_and_flags(
+        argv,
+        "plot_fig5.py",
+        "Figure 5: distribution of router weights.",
+        OUTPUT,
+        "[LABEL=]ROUTER_WEIGHTS_NPZ...",
+        labels=labels,
+    )
 
     def work() -> int:
         from report.figures import save

@@ -14,13 +14,17 @@ from typing import Any
 
 from files import read_json
 
-SNAPSHOT = Path(__file__).resolve().parent / "revision.json"  # of code that --pin-code copied: what `code_facts` told of the original
+# of code that --pin-code copied: what `code_facts` told of the original
+SNAPSHOT = Path(__file__).resolve().parent / "revision.json"
 GIT_SECONDS = 10  # patience with a checkout on slow storage
 _PR_SET_PDEATHSIG = 1
 
 
 def die_with(parent: int) -> None:
-    """Have this process killed when `parent`, which started it, is gone. Does nothing where the kernel cannot."""
+    """Have this process killed when `parent`, which started it, is gone.
+
+    Does nothing where the kernel cannot.
+    """
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -46,12 +50,15 @@ def peak_kib() -> int:
 
 
 def code_facts() -> dict[str, Any]:
-    """Which code runs: `revision`, of git, with `+changes` where tracked files differ from it; `dirty`, whether they do; and
-    `changes`, a hash of the differences. All None outside a checkout.
+    """Which code runs: `revision`, of git, with `+changes` where tracked files differ from it; `dirty`,
+    whether they do; and `changes`, a hash of the differences. All None outside a checkout.
     """
+
     def git(*words: str) -> bytes:
         command = ["git", "-C", str(SNAPSHOT.parent), *words]
-        return subprocess.run(command, capture_output=True, timeout=GIT_SECONDS, check=True, stdin=subprocess.DEVNULL).stdout
+        return subprocess.run(
+            command, capture_output=True, timeout=GIT_SECONDS, check=True, stdin=subprocess.DEVNULL
+        ).stdout
 
     pinned = read_json(SNAPSHOT)
     if pinned is not None:
@@ -66,11 +73,22 @@ def code_facts() -> dict[str, Any]:
 
 
 def code_change(before: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """In words, how the code of a job differs from that of the one before, both as `code_facts`; None where it does not, as far as
+    """In words, how the code of a job differs from that of the one before, both as `code_facts`; None where
+    it does not, as far as
     is known: ledgers of before there were hashes tell the revision alone.
     """
-    known = [name for name in ("revision", "changes") if before.get("revision") and now.get("revision") and name in before]
+    known = [
+        name
+        for name in ("revision", "changes")
+        if before.get("revision") and now.get("revision") and name in before
+    ]
     if all(before[name] == now.get(name) for name in known):
         return None
-    then, here = (f"{each['revision'][:12]}{'+changes' * ('+' in each['revision'])} {each.get('changes') or ''}".strip() for each in (before, now))
-    return f"the code has changed since the last job: {then} then, {here} now; --pin-code keeps a chain on one version"
+    then, here = (
+        f"{each['revision'][:12]}{'+changes' * ('+' in each['revision'])} {each.get('changes') or ''}".strip()
+        for each in (before, now)
+    )
+    return (
+        f"the code has changed since the last job: {then} then, {here} now; --pin-code keeps a chain on one"
+        " version"
+    )

@@ -1,13 +1,16 @@
-"""Where every experiment stands: a table, JSON, or one HTML page with curves. It needs neither torch nor SLURM.
+"""Where every experiment stands: a table, JSON, or one HTML page with curves. It needs neither torch nor
+SLURM.
 
-    python status.py [FOLDER ...]                   # default: $RESULTS_DIR, /scratch/$USER/exps, scratch/exps of the clone, ./exps
+    python status.py [FOLDER ...]                   # default: $RESULTS_DIR, /scratch/$USER/exps, scratch/exps
+    of the clone, ./exps
     python status.py --watch 30                     # redrawn every 30 s until Ctrl-C
     python status.py --html page.html FOLDER        # one file that opens without a server or a network
     python status.py --json FOLDER                  # for scripts; null is what is not known
 
-Folders are searched at any depth and only read; they may be mounted by sshfs or copied by rsync. What the page draws is kept in
-$XDG_CACHE_HOME, or ~/.cache, under cotformer-status/; that may be deleted. Exit codes: 0, or 2 with one line where a flag or
-folder is wrong or there is no experiment.
+Folders are searched at any depth and only read; they may be mounted by sshfs or copied by rsync. What the
+page draws is kept in
+$XDG_CACHE_HOME, or ~/.cache, under cotformer-status/; that may be deleted. Exit codes: 0, or 2 with one line
+where a flag or folder is wrong or there is no experiment.
 """
 
 from __future__ import annotations
@@ -36,7 +39,13 @@ from optim.reader import Record
 
 WATCH_SECONDS = "10"
 NUMBER = r"-?\d*\.?\d+"
-OPEN_SCREEN, HOME, CLEAR_LINE, CLEAR_BELOW, CLOSE_SCREEN = "\x1b[?1049h\x1b[?25l", "\x1b[H", "\x1b[K", "\x1b[J", "\x1b[?25h\x1b[?1049l"
+OPEN_SCREEN, HOME, CLEAR_LINE, CLEAR_BELOW, CLOSE_SCREEN = (
+    "\x1b[?1049h\x1b[?25l",
+    "\x1b[H",
+    "\x1b[K",
+    "\x1b[J",
+    "\x1b[?25h\x1b[?1049l",
+)
 
 
 def report(bases: Sequence[Path]) -> list[str]:
@@ -45,17 +54,26 @@ def report(bases: Sequence[Path]) -> list[str]:
     rows = sorted(found.values(), key=lambda row: not is_live(row))
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     lines = table(rows, columns)
-    names = {row.name: shortened(short_models(row.name), columns // 3) if columns else row.name for row in rows}
-    remarks = [f"{names[row.name]}: {note}" for row in rows for note in notes(row)] + ([queue.note] if queue.note else [])
+    names = {
+        row.name: shortened(short_models(row.name), columns // 3) if columns else row.name for row in rows
+    }
+    remarks = [f"{names[row.name]}: {note}" for row in rows for note in notes(row)] + (
+        [queue.note] if queue.note else []
+    )
     if columns:
-        remarks = [part for remark in remarks for part in textwrap.wrap(remark, columns, subsequent_indent="  ")]
+        remarks = [
+            part for remark in remarks for part in textwrap.wrap(remark, columns, subsequent_indent="  ")
+        ]
     return lines + [""] * bool(remarks) + remarks
 
 
 def watch(bases: Sequence[Path], seconds: float) -> None:
-    """Redraw the report until Ctrl-C or SIGTERM raises KeyboardInterrupt; the last one stays on the terminal."""
+    """Redraw the report until Ctrl-C or SIGTERM raises KeyboardInterrupt; the last one stays on the
+    terminal.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    is_screen, lines = sys.stdout.isatty(), report(bases)  # a wrong folder ends it here; one that goes away later does not
+    # a wrong folder ends it here; one that goes away later does not
+    is_screen, lines = sys.stdout.isatty(), report(bases)
     try:
         print(end=OPEN_SCREEN if is_screen else "")
         while True:
@@ -74,8 +92,12 @@ def draw(lines: list[str], is_screen: bool) -> None:
     if is_screen:
         columns, height = shutil.get_terminal_size()
         if len(lines) > height - 1:
-            lines = [*lines[:height - 2], f"and {len(lines) - height + 2} more lines"]
-        print(HOME + "".join(line[:columns] + CLEAR_LINE + "\n" for line in lines) + CLEAR_BELOW, end="", flush=True)
+            lines = [*lines[: height - 2], f"and {len(lines) - height + 2} more lines"]
+        print(
+            HOME + "".join(line[:columns] + CLEAR_LINE + "\n" for line in lines) + CLEAR_BELOW,
+            end="",
+            flush=True,
+        )
     else:
         print(*lines, "", sep="\n", flush=True)
 
@@ -88,7 +110,10 @@ def write_page(path: Path, bases: Sequence[Path]) -> None:
     drawings = drawings_of(ledgers)
     chapters = (Chapter(row, drawings[folder], ledgers[folder]) for folder, row in rows.items())
     write_atomically(path, page(list(rows.values()), chapters, queue.note))
-    print(f"wrote {path}: {len(rows)} experiment{'s' * (len(rows) != 1)}, {size(path.stat().st_size)}", flush=True)
+    print(
+        f"wrote {path}: {len(rows)} experiment{'s' * (len(rows) != 1)}, {size(path.stat().st_size)}",
+        flush=True,
+    )
 
 
 class Parser(argparse.ArgumentParser):
@@ -105,13 +130,29 @@ def interval(text: str) -> float:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Raises UserError. A word after --watch that is no number is a folder."""
     parser = Parser(prog="status.py", description="Where every experiment stands.", allow_abbrev=False)
-    parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="results, searched at any depth [$RESULTS_DIR, or where jobs write]")
+    parser.add_argument(
+        "folders",
+        nargs="*",
+        type=Path,
+        metavar="FOLDER",
+        help="results, searched at any depth [$RESULTS_DIR, or where jobs write]",
+    )
     ways = parser.add_mutually_exclusive_group()
-    ways.add_argument("--watch", type=interval, nargs="?", metavar="SECONDS", help=f"redraw until Ctrl-C [off; {WATCH_SECONDS} s]")
+    ways.add_argument(
+        "--watch",
+        type=interval,
+        nargs="?",
+        metavar="SECONDS",
+        help=f"redraw until Ctrl-C [off; {WATCH_SECONDS} s]",
+    )
     ways.add_argument("--json", action="store_true", help="print a JSON list [off]")
     ways.add_argument("--html", type=Path, metavar="FILE", help="write a page with curves [off]")
-    return parser.parse_args([f"--watch={WATCH_SECONDS}" if word == "--watch" and not re.fullmatch(NUMBER, after) else word
-                              for word, after in pairwise([*argv, ""])])
+    return parser.parse_args(
+        [
+            f"--watch={WATCH_SECONDS}" if word == "--watch" and not re.fullmatch(NUMBER, after) else word
+            for word, after in pairwise([*argv, ""])
+        ]
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,7 +170,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(*report(bases), sep="\n", flush=True)
         return 0
 
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # names in any alphabet, on any terminal
+    # names in any alphabet, on any terminal
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     return guarded("status.py", work)
 
 

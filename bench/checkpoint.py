@@ -1,6 +1,6 @@
 """How long the training loop stands still for a checkpoint, against torch.save and fsync in the loop.
 
-    python bench/checkpoint.py [--n_embd 768] [--folder /scratch/me] [--rounds 5]
+python bench/checkpoint.py [--n_embd 768] [--folder /scratch/me] [--rounds 5]
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not this folder, where a module would hide the standard library's tokenize
+# not this folder, where a module would hide the standard library's tokenize
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 # ruff: noqa: E402
 import os
@@ -53,7 +54,13 @@ def main() -> None:
             times["written"].append(stall + seconds(writer.wait, args.device))
         size = path.stat().st_size
     medians = {name: statistics.median(values) for name, values in times.items()}
-    report("checkpoint", args.device, bytes=size, seconds=medians, stall_ratio=medians["background"] / medians["plain"])
+    report(
+        "checkpoint",
+        args.device,
+        bytes=size,
+        seconds=medians,
+        stall_ratio=medians["background"] / medians["plain"],
+    )
 
 
 if __name__ == "__main__":

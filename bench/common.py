@@ -1,4 +1,6 @@
-"""What the benchmarks share: models by flags, ways that take turns in one process, medians, memory, the matmul rate."""
+"""What the benchmarks share: models by flags, ways that take turns in one process, medians, memory, the
+matmul rate.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,11 @@ MATRIX = 2048  # side of the square matrices whose product sets the rate
 def arguments(description: str | None, **defaults: int | str) -> Namespace:
     """Options --NAME with these defaults, and --device and --dtype."""
     parser = ArgumentParser(description=description)
-    for name, default in {"device": "cuda" if torch.cuda.is_available() else "cpu", "dtype": "float32", **defaults}.items():
+    for name, default in {
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "dtype": "float32",
+        **defaults,
+    }.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
     args = parser.parse_args()
     set_precision(deterministic=False)
@@ -38,8 +44,19 @@ def arguments(description: str | None, **defaults: int | str) -> Namespace:
 
 def flags(**given: Any) -> Namespace:
     """All flags of main.py: LN-CoTFormer of 2 + 3 x 5 + 1 layers, T 256, but for what is given."""
-    return config.add_defaults({"model": "lncot", "n_layer": 6, "n_layer_begin": 2, "n_layer_end": 1, "n_repeat": 5, "batch_size": 8,
-                                "depth_embedding": "linear_learned", "sequence_length": 256, **given})
+    return config.add_defaults(
+        {
+            "model": "lncot",
+            "n_layer": 6,
+            "n_layer_begin": 2,
+            "n_layer_end": 1,
+            "n_repeat": 5,
+            "batch_size": 8,
+            "depth_embedding": "linear_learned",
+            "sequence_length": 256,
+            **given,
+        }
+    )
 
 
 def synchronise(device: str) -> None:
@@ -80,7 +97,9 @@ def matmul_rate(seconds_of_one: float) -> float:
     return 2 * MATRIX**3 / seconds_of_one
 
 
-def training_step(args: Namespace, device: str, dtype: str, *, plain: bool) -> tuple[Transformer, Callable[[], None]]:
+def training_step(
+    args: Namespace, device: str, dtype: str, *, plain: bool
+) -> tuple[Transformer, Callable[[], None]]:
     """A model, and one whole step of its training on random tokens: forward, backward, optimiser.
 
     plain: as published, with logits of the whole vocabulary in float32 (attention follows the flags).
@@ -90,7 +109,10 @@ def training_step(args: Namespace, device: str, dtype: str, *, plain: bool) -> t
     if args.compile:
         model.compile_blocks()
     optimizer = make_optimizer(model, args)
-    idx, targets = (torch.randint(0, args.vocab_size, (args.batch_size, args.sequence_length), device=device) for _ in range(2))
+    idx, targets = (
+        torch.randint(0, args.vocab_size, (args.batch_size, args.sequence_length), device=device)
+        for _ in range(2)
+    )
 
     def loss() -> Tensor:
         if not plain:
@@ -113,7 +135,9 @@ def resident_mib() -> float:
 
 
 def peak_growth(work: Callable[[], object], device: str = "cpu") -> float:
-    """Largest growth of memory while `work` runs, in MiB: of the GPU's, or of what is resident, sampled each millisecond."""
+    """Largest growth of memory while `work` runs, in MiB: of the GPU's, or of what is resident, sampled
+    each millisecond.
+    """
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -136,5 +160,9 @@ def peak_growth(work: Callable[[], object], device: str = "cpu") -> float:
 
 def report(bench: str, device: str, **figures: Any) -> None:
     """Print the one line of JSON."""
-    machine = torch.cuda.get_device_name() if device.startswith("cuda") else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    machine = (
+        torch.cuda.get_device_name()
+        if device.startswith("cuda")
+        else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    )
     print(json_text({"bench": bench, "machine": machine, "torch": torch.__version__, **figures}))

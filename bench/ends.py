@@ -1,9 +1,11 @@
-"""How often the end of two processes on CPUs aborts: as the interpreter ends by itself, and as ours do (distributed.run_and_end).
+"""How often the end of two processes on CPUs aborts: as the interpreter ends by itself, and as ours do
+(distributed.run_and_end).
 
     python -m bench.ends --ends 150
 
-Each end is that of a real process group after a few averaged gradients, on a machine kept busy by --load other processes. Processes
-are forked from one that has imported torch, so that an end costs less than a second.
+Each end is that of a real process group after a few averaged gradients, on a machine kept busy by --load
+other processes. Processes are forked from one that has imported torch, so that an end costs less than a
+second.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from argparse import ArgumentParser
 from collections import Counter
 
 import torch
-import torch._dynamo  # as the gradients of several processes do; a second for each end, if it were left to them
+
+# as the gradients of several processes do; a second for each end, if it were left to them
+import torch._dynamo
 import torch.distributed as dist
 
 import distributed
@@ -46,11 +50,22 @@ def work(way: str) -> int:
 
 
 def start(way: str, rank: int, port: int) -> int:
-    """Fork a process that works and ends; its id. The child leaves by the interpreter's own end, but for ours."""
+    """Fork a process that works and ends; its id.
+
+    The child leaves by the interpreter's own end, but for ours.
+    """
     child = os.fork()
     if child:
         return child
-    os.environ.update({"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)})
+    os.environ.update(
+        {
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+        }
+    )
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     if way == "ours":
         distributed.run_and_end(lambda: work(way))
@@ -72,7 +87,11 @@ def main() -> None:
                 codes[way][os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])] += 1
     for process in busy:
         process.kill()
-    print(json.dumps({"ends": args.ends, "load": args.load, **{way: dict(counts) for way, counts in codes.items()}}))
+    print(
+        json.dumps(
+            {"ends": args.ends, "load": args.load, **{way: dict(counts) for way, counts in codes.items()}}
+        )
+    )
 
 
 if __name__ == "__main__":

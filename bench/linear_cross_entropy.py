@@ -1,4 +1,5 @@
-"""Output projection and cross-entropy in slices against the plain way: time and peak memory of forward and backward.
+"""Output projection and cross-entropy in slices against the plain way: time and peak memory of forward and
+backward.
 
     python bench/linear_cross_entropy.py [--tokens 1024] [--width 128] [--vocabulary 50304]
 
@@ -10,7 +11,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not this folder, where a module would hide the standard library's tokenize
+# not this folder, where a module would hide the standard library's tokenize
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 # ruff: noqa: E402
 import argparse
@@ -55,10 +57,22 @@ def main() -> None:
             work()
             times[name].append(time.perf_counter() - begin)
     seconds = {name: statistics.median(values) for name, values in times.items()}
-    print(json_text({
-        "bench": "linear_cross_entropy", "tokens": args.tokens, "width": args.width, "vocabulary": args.vocabulary,
-        "threads": torch.get_num_threads(), "torch": torch.__version__, "seconds": seconds,
-        "time_ratio": seconds["sliced"] / seconds["plain"], "peak_mib": memory, "memory_ratio": memory["sliced"] / memory["plain"]}))
+    print(
+        json_text(
+            {
+                "bench": "linear_cross_entropy",
+                "tokens": args.tokens,
+                "width": args.width,
+                "vocabulary": args.vocabulary,
+                "threads": torch.get_num_threads(),
+                "torch": torch.__version__,
+                "seconds": seconds,
+                "time_ratio": seconds["sliced"] / seconds["plain"],
+                "peak_mib": memory,
+                "memory_ratio": memory["sliced"] / memory["plain"],
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

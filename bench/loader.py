@@ -1,4 +1,5 @@
-"""Share of a training step that is spent on its data: finding the samples, reading the windows, handing them to the device.
+"""Share of a training step that is spent on its data: finding the samples, reading the windows, handing them
+to the device.
 
     python bench/loader.py [--n_embd 128] [--batch_size 8] [--rounds 15]
 
@@ -10,7 +11,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not this folder, where a module would hide the standard library's tokenize
+# not this folder, where a module would hide the standard library's tokenize
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 # ruff: noqa: E402
 import tempfile
@@ -22,9 +24,16 @@ from data import SampleOrder, TokenWindows
 
 
 def main() -> None:
-    args = arguments(__doc__, n_embd=128, n_layer=6, batch_size=8, sequence_length=256, rounds=15, tokens=100_000_000)
-    settings = flags(n_embd=args.n_embd, n_head=max(1, args.n_embd // 64), n_layer=args.n_layer, batch_size=args.batch_size,
-                     sequence_length=args.sequence_length)
+    args = arguments(
+        __doc__, n_embd=128, n_layer=6, batch_size=8, sequence_length=256, rounds=15, tokens=100_000_000
+    )
+    settings = flags(
+        n_embd=args.n_embd,
+        n_head=max(1, args.n_embd // 64),
+        n_layer=args.n_layer,
+        batch_size=args.batch_size,
+        sequence_length=args.sequence_length,
+    )
     _, step = training_step(settings, args.device, args.dtype, plain=False)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.bin"
@@ -39,8 +48,14 @@ def main() -> None:
             first += args.batch_size
 
         times = alternate({"step": step, "load": load}, args.rounds, args.device)
-    report("loader", args.device, n_embd=args.n_embd, batch_size=args.batch_size, seconds=times,
-           share=times["load"] / (times["load"] + times["step"]))
+    report(
+        "loader",
+        args.device,
+        n_embd=args.n_embd,
+        batch_size=args.batch_size,
+        seconds=times,
+        share=times["load"] / (times["load"] + times["step"]),
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Peak memory of a training step over weights and optimiser, against the plain mode; and how many sequences fit a 24 GB GPU.
+"""Peak memory of a training step over weights and optimiser, against the plain mode; and how many sequences
+fit a 24 GB GPU.
 
     python bench/memory.py [--n_embd 768] [--dtype float32] [--batch_size 8] [--gpu_gib 22.0]
 
-Each way runs in a process of its own, so that none finds another's memory. The estimate is what a sequence more leaves in memory
-after a forward pass of the paper's 24 layers under bfloat16 autocast, from two batch sizes on this machine, and how many
-of that fit beside weights, gradients and moments; the GPU's own kernels may want less or more.
+Each way runs in a process of its own, so that none finds another's memory. The estimate is what a sequence
+more leaves in memory after a forward pass of the paper's 24 layers under bfloat16 autocast, from two batch
+sizes on this machine, and how many of that fit beside weights, gradients and moments; the GPU's own kernels
+may want less or more.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not this folder, where a module would hide the standard library's tokenize
+# not this folder, where a module would hide the standard library's tokenize
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 # ruff: noqa: E402
 import multiprocessing
@@ -26,12 +29,18 @@ from bench.common import arguments, autocast, flags, peak_growth, report, reside
 from models import make_model_from_args
 
 WAYS: dict[str, dict[str, Any]] = {
-    "plain": {"attention": "reference"}, "fast": {}, "pass": {"activation_checkpointing": "pass"}, "block": {"activation_checkpointing": "block"}}
+    "plain": {"attention": "reference"},
+    "fast": {},
+    "pass": {"activation_checkpointing": "pass"},
+    "block": {"activation_checkpointing": "block"},
+}
 
 
 def peak(way: str, device: str, dtype: str, compiled: bool, shape: dict[str, Any]) -> float:
     """Growth in MiB while one step runs, gradients included."""
-    _, step = training_step(flags(**shape, compile=compiled and way != "plain", **WAYS[way]), device, dtype, plain=way == "plain")
+    _, step = training_step(
+        flags(**shape, compile=compiled and way != "plain", **WAYS[way]), device, dtype, plain=way == "plain"
+    )
     step()  # makes the optimiser's state
     return peak_growth(step, device)
 
@@ -50,27 +59,70 @@ def kept(device: str, dtype: str, shape: dict[str, Any]) -> float:
 
 
 def main() -> None:
-    args = arguments(__doc__, n_embd=768, n_layer=6, batch_size=8, sequence_length=256, compile=0, gpu_gib=22.0, gpu_layers=24)
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"  # freed tensors leave the process at once, so that resident memory is live memory
+    args = arguments(
+        __doc__,
+        n_embd=768,
+        n_layer=6,
+        batch_size=8,
+        sequence_length=256,
+        compile=0,
+        gpu_gib=22.0,
+        gpu_layers=24,
+    )
+    # freed tensors leave the process at once, so that resident memory is live memory
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"
     processes = multiprocessing.get_context("spawn")
 
     def alone(work: Callable[..., float], *given: Any) -> float:
         with processes.Pool(1) as pool:
             return pool.apply(work, given)
 
-    shape = {"n_embd": args.n_embd, "n_head": max(1, args.n_embd // 64), "sequence_length": args.sequence_length}
-    peaks = {way: alone(peak, way, args.device, args.dtype, bool(args.compile), {**shape, "n_layer": args.n_layer, "batch_size": args.batch_size})
-             for way in WAYS}
+    shape = {
+        "n_embd": args.n_embd,
+        "n_head": max(1, args.n_embd // 64),
+        "sequence_length": args.sequence_length,
+    }
+    peaks = {
+        way: alone(
+            peak,
+            way,
+            args.device,
+            args.dtype,
+            bool(args.compile),
+            {**shape, "n_layer": args.n_layer, "batch_size": args.batch_size},
+        )
+        for way in WAYS
+    }
     large = {**shape, "n_layer": args.gpu_layers}
     weights = sum(p.numel() for p in make_model_from_args(flags(**large)).parameters()) * 4 / 2**20
-    grown = {way: (alone(kept, args.device, "bfloat16", {**large, **WAYS[way], "batch_size": 8})
-                   - alone(kept, args.device, "bfloat16", {**large, **WAYS[way], "batch_size": 4})) / 4 for way in ("fast", "pass")}
+    grown = {
+        way: (
+            (
+                alone(kept, args.device, "bfloat16", {**large, **WAYS[way], "batch_size": 8})
+                - alone(kept, args.device, "bfloat16", {**large, **WAYS[way], "batch_size": 4})
+            )
+            / 4
+        )
+        for way in ("fast", "pass")
+    }
     grown["pass"] += grown["fast"] / flags().n_repeat  # a pass that is computed again
-    # beside weights, gradients, two moments, and half as much again for bfloat16 copies, embedding gradients and slices of logits
+    # beside weights, gradients, two moments, and half as much again for bfloat16 copies, embedding gradients
+    # and slices of logits
     fits = {way: int((args.gpu_gib * 2**10 - 6 * weights) / mib) for way, mib in grown.items()}
-    report("memory", args.device, dtype=args.dtype, **shape, n_layer=args.n_layer, batch_size=args.batch_size, peak_mib=peaks,
-           ratio={way: peaks[way] / peaks["plain"] for way in WAYS}, gpu_gib=args.gpu_gib, gpu_layers=args.gpu_layers,
-           mib_a_sequence=grown, estimated_micro_batch=fits)
+    report(
+        "memory",
+        args.device,
+        dtype=args.dtype,
+        **shape,
+        n_layer=args.n_layer,
+        batch_size=args.batch_size,
+        peak_mib=peaks,
+        ratio={way: peaks[way] / peaks["plain"] for way in WAYS},
+        gpu_gib=args.gpu_gib,
+        gpu_layers=args.gpu_layers,
+        mib_a_sequence=grown,
+        estimated_micro_batch=fits,
+    )
 
 
 if __name__ == "__main__":

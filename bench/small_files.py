@@ -1,9 +1,10 @@
-"""One file per document: small files that share a shard, against a shard each, and against the same documents as one file.
+"""One file per document: small files that share a shard, against a shard each, and against the same documents
+as one file.
 
     python bench/small_files.py [--files 400] [--many 100000] [--workers N]
 
-The three ways run one after the other as processes of their own, then the many files once. `files_at_work` is what a
-preparation of the many keeps on disk before it is done. Prints one JSON line.
+The three ways run one after the other as processes of their own, then the many files once. `files_at_work` is
+what a preparation of the many keeps on disk before it is done. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -43,8 +44,22 @@ def write(folder: Path, count: int) -> Path:
 def seconds(folder: Path, source: Path, workers: int, before: str = "pass") -> float:
     """What one preparation takes, with some code run before it."""
     begin = time.perf_counter()
-    subprocess.run([sys.executable, "-c", f"import sys, data.tokenize as own; {before}; sys.exit(own.main())", "--name", str(folder),
-                    "--input", str(source), "--workers", str(workers)], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"import sys, data.tokenize as own; {before}; sys.exit(own.main())",
+            "--name",
+            str(folder),
+            "--input",
+            str(source),
+            "--workers",
+            str(workers),
+        ],
+        check=True,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+    )
     return time.perf_counter() - begin
 
 
@@ -59,18 +74,30 @@ def main() -> None:
     try:
         apart = write(folder / "apart", args.files)
         together = folder / "together.jsonl"
-        together.write_text("".join(json.dumps({"text": TEXT.format(number)}) + "\n" for number in range(args.files)))
+        together.write_text(
+            "".join(json.dumps({"text": TEXT.format(number)}) + "\n" for number in range(args.files))
+        )
         one = seconds(folder / "one", together, args.workers)
         shared = seconds(folder / "shared", apart, args.workers)
         each = seconds(folder / "each", apart, args.workers, "own.GROUP_BYTES = 1")
         same = len({(folder / name / "train.bin").read_bytes() for name in ("one", "shared", "each")}) == 1
-        result = {"bench": "small_files", "files": args.files, "workers": args.workers, "of_a_shard_each": shared / each, "of_one_file": shared / one,
-                  "tokens_identical": same}
+        result = {
+            "bench": "small_files",
+            "files": args.files,
+            "workers": args.workers,
+            "of_a_shard_each": shared / each,
+            "of_one_file": shared / one,
+            "tokens_identical": same,
+        }
         if args.many:
             many = write(folder / "many", args.many)
             taken = seconds(folder / "set", many, args.workers)
-            result |= {"many": args.many, "files_a_second": args.many / taken, "seconds": taken,
-                       "files_at_work": 3 * len(grouped(find_shards([many]).shards)) + 2}
+            result |= {
+                "many": args.many,
+                "files_a_second": args.many / taken,
+                "seconds": taken,
+                "files_at_work": 3 * len(grouped(find_shards([many]).shards)) + 2,
+            }
         print(json.dumps(result))
     finally:
         shutil.rmtree(folder)

@@ -1,10 +1,13 @@
-"""Corpus to bins against the plain way: MB of text a second from tar to bins, peak memory, and whether all tokens agree.
+"""Corpus to bins against the plain way: MB of text a second from tar to bins, peak memory, and whether all
+tokens agree.
 
     python bench/tokenize.py [--megabytes 300] [--workers N] [--skip-plain]
 
-Makes a corpus in OpenWebText2's form (a tar of zstandard JSON lines) out of text files on this machine. The plain way
-is: for each member, decompress, parse, tiktoken's encode_ordinary_batch with all cores, concatenate with numpy. Both run
-in turn as processes of their own; memory is the resident memory of all their processes together. Prints one JSON line.
+Makes a corpus in OpenWebText2's form (a tar of zstandard JSON lines) out of text files on this machine. The
+plain way
+is: for each member, decompress, parse, tiktoken's encode_ordinary_batch with all cores, concatenate with
+numpy. Both run in turn as processes of their own; memory is the resident memory of all their processes
+together. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -37,13 +40,37 @@ from files import json_text
 
 MEMBERS = 32
 LONGEST = 20_000  # characters of a document
-SUFFIXES = {".py", ".txt", ".md", ".rst", ".html", ".js", ".ts", ".c", ".h", ".hpp", ".tcl", ".pl", ".pm", ".json", ".css", ".xml", ".el"}
+SUFFIXES = {
+    ".py",
+    ".txt",
+    ".md",
+    ".rst",
+    ".html",
+    ".js",
+    ".ts",
+    ".c",
+    ".h",
+    ".hpp",
+    ".tcl",
+    ".pl",
+    ".pm",
+    ".json",
+    ".css",
+    ".xml",
+    ".el",
+}
 
 
 def real_text() -> Iterator[str]:
     """Text files of this machine's own installation, cut into documents."""
     installed = sysconfig.get_paths()
-    roots = [Path(installed["stdlib"]), Path(installed["purelib"]), Path("/usr/share"), Path("/usr/lib"), Path("/usr/include")]
+    roots = [
+        Path(installed["stdlib"]),
+        Path(installed["purelib"]),
+        Path("/usr/share"),
+        Path("/usr/lib"),
+        Path("/usr/include"),
+    ]
     for root in roots:
         for folder, folders, names in os.walk(root):
             folders.sort()
@@ -55,11 +82,14 @@ def real_text() -> Iterator[str]:
                     text = path.read_text(encoding="utf-8")
                 except (OSError, UnicodeDecodeError):
                     continue
-                yield from (text[begin:begin + LONGEST] for begin in range(0, len(text), LONGEST))
+                yield from (text[begin : begin + LONGEST] for begin in range(0, len(text), LONGEST))
 
 
 def make_corpus(archive: Path, megabytes: int) -> tuple[int, int]:
-    """Bytes and documents written. Where the machine has less text, it is taken again with another first line."""
+    """Bytes and documents written.
+
+    Where the machine has less text, it is taken again with another first line.
+    """
     wanted, written, count, turn = megabytes * 1_000_000, 0, 0, 0
     with tarfile.open(archive, "w") as tar:
         lines: list[bytes] = []
@@ -109,7 +139,9 @@ def plain(archive: Path, folder: Path) -> None:
     chosen = is_validation(0, len(parts), VAL_SHARE)
     folder.mkdir(parents=True, exist_ok=True)
     for name, mine in (("val", True), ("train", False)):
-        np.concatenate([part for part, val in zip(parts, chosen, strict=True) if val == mine]).tofile(folder / f"{name}.bin")
+        np.concatenate([part for part, val in zip(parts, chosen, strict=True) if val == mine]).tofile(
+            folder / f"{name}.bin"
+        )
 
 
 def children(pid: int) -> Iterator[int]:
@@ -165,14 +197,38 @@ def main() -> None:
     try:
         archive = folder / "corpus.tar"
         size, count = make_corpus(archive, args.megabytes)
-        ours = measure([sys.executable, "-m", "data.tokenize", "--name", "ours", "--data_dir", str(folder), "--input", str(archive),
-                        "--workers", str(args.workers)])
-        result: dict[str, Any] = {"bench": "tokenize", "megabytes": size / 1e6, "documents": count, "cores": os.cpu_count(),
-                                  "workers": args.workers, "mb_per_second": size / 1e6 / ours["seconds"], "peak_mb": ours["peak_mb"]}
+        ours = measure(
+            [
+                sys.executable,
+                "-m",
+                "data.tokenize",
+                "--name",
+                "ours",
+                "--data_dir",
+                str(folder),
+                "--input",
+                str(archive),
+                "--workers",
+                str(args.workers),
+            ]
+        )
+        result: dict[str, Any] = {
+            "bench": "tokenize",
+            "megabytes": size / 1e6,
+            "documents": count,
+            "cores": os.cpu_count(),
+            "workers": args.workers,
+            "mb_per_second": size / 1e6 / ours["seconds"],
+            "peak_mb": ours["peak_mb"],
+        }
         if not args.skip_plain:
             reference = measure([sys.executable, __file__, "--as-plain", str(archive), str(folder / "plain")])
-            result |= {"plain_mb_per_second": size / 1e6 / reference["seconds"], "plain_peak_mb": reference["peak_mb"],
-                       "ratio": reference["seconds"] / ours["seconds"], "tokens_identical": sums(folder / "ours") == sums(folder / "plain")}
+            result |= {
+                "plain_mb_per_second": size / 1e6 / reference["seconds"],
+                "plain_peak_mb": reference["peak_mb"],
+                "ratio": reference["seconds"] / ours["seconds"],
+                "tokens_identical": sums(folder / "ours") == sums(folder / "plain"),
+            }
         print(json_text(result))
     finally:
         shutil.rmtree(folder)

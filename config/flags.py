@@ -1,11 +1,14 @@
-"""Every flag of main.py, once: name, type, default, help. Nothing heavy is imported here, so `--help` is instant.
+"""Every flag of main.py, once: name, type, default, help. Nothing heavy is imported here, so `--help` is
+instant.
 
-`scope` says what a flag is, once for all that compare settings (naming.py, identity.py, the resume check, evaluations,
-the sweep, the report):
+`scope` says what a flag is, once for all that compare settings (naming.py, identity.py, the resume check,
+evaluations, the sweep, the report):
 
-    IDENTITY    makes it another training: in the experiment's path, and refused on a resume with another value
-    SCHEDULE    may change within an experiment by extension only; asking for more steps must meet the experiment that is
-                there (and be refused without `--extend`), not open a second folder beside it
+    IDENTITY    makes it another training: in the experiment's path, and refused on a resume with another
+                value
+    SCHEDULE    may change within an experiment by extension only; asking for more steps must meet the
+                experiment that is there (and be refused without `--extend`), not open a second folder beside
+                it
     EVALUATION  changes what an evaluation measures, and nothing that is trained
     PLACE       changes neither: where, how and how often
 """
@@ -71,90 +74,328 @@ DEFAULT_STOP_SIGNALS = STOP_SIGNALS[:5]
 
 GROUPS: dict[str, tuple[Flag, ...]] = {
     "run": (
-        Flag("config", str, None, "JSON file of flag values, between the defaults and the command line", scope=PLACE),
-        Flag("config_format", str, "base", "accepted for old command lines; only 'base' exists", choices=("base",), scope=PLACE),
+        Flag(
+            "config",
+            str,
+            None,
+            "JSON file of flag values, between the defaults and the command line",
+            scope=PLACE,
+        ),
+        Flag(
+            "config_format",
+            str,
+            "base",
+            "accepted for old command lines; only 'base' exists",
+            choices=("base",),
+            scope=PLACE,
+        ),
         Flag("iterations", int, 25000, "optimiser steps in all (not epochs)", low=1, scope=SCHEDULE),
         Flag("batch_size", int, 32, "sequences of one micro-batch on one process", low=1),
-        Flag("acc_steps", int, 4, "micro-batches of one step, over all processes; effective batch = batch_size x acc_steps", low=1),
+        Flag(
+            "acc_steps",
+            int,
+            4,
+            "micro-batches of one step, over all processes; effective batch = batch_size x acc_steps",
+            low=1,
+        ),
         Flag("seed", int, 2, "seed of the weights, dropout and depth draws", low=0),
         Flag("data_seed", int, None, "seed of the order of the samples (None: the value of --seed)", low=0),
         Flag("device", str, "auto", "auto (cuda if there, else cpu), cpu, cuda or cuda:N", scope=PLACE),
-        switch("deterministic", "use only deterministic algorithms (exact resume on GPUs; slower)", scope=PLACE),
-        Flag("stop_file", str, None, "stop cleanly when this file exists; its text, if any, is the reason. The file 'stop' in the experiment "
-             "folder always does (None: only that one)", scope=PLACE),
-        Flag("stop_signals", str, None, f"signals at which to finish the step, save and end (None: {' '.join(DEFAULT_STOP_SIGNALS)}); a SIGHUP "
-             "that nohup has ignored stays ignored", choices=STOP_SIGNALS, many=True, scope=PLACE),
-        Flag("outcome_file", str, None, "write a copy of outcome.json here, also where the experiment's folder cannot be written (None: no copy)",
-             scope=PLACE),
-        Flag("max_runtime_minutes", float, None, "stop cleanly after this many minutes (None: no limit)", low=0, scope=PLACE),
-        Flag("extend", str, None, "when --iterations was raised on an experiment: 'continue' takes the rate from where it is to its end value "
-             "over the new steps; 'restart' warms it up again first; 'rejoin' takes the rates of a run that was planned this long from the start, "
-             "from this step on", choices=("continue", "restart", "rejoin"), scope=SCHEDULE),
+        switch(
+            "deterministic", "use only deterministic algorithms (exact resume on GPUs; slower)", scope=PLACE
+        ),
+        Flag(
+            "stop_file",
+            str,
+            None,
+            "stop cleanly when this file exists; its text, if any, is the reason. The file 'stop' in the"
+            " experiment folder always does (None: only that one)",
+            scope=PLACE,
+        ),
+        Flag(
+            "stop_signals",
+            str,
+            None,
+            f"signals at which to finish the step, save and end (None: {' '.join(DEFAULT_STOP_SIGNALS)}); a"
+            " SIGHUP that nohup has ignored stays ignored",
+            choices=STOP_SIGNALS,
+            many=True,
+            scope=PLACE,
+        ),
+        Flag(
+            "outcome_file",
+            str,
+            None,
+            "write a copy of outcome.json here, also where the experiment's folder cannot be written (None:"
+            " no copy)",
+            scope=PLACE,
+        ),
+        Flag(
+            "max_runtime_minutes",
+            float,
+            None,
+            "stop cleanly after this many minutes (None: no limit)",
+            low=0,
+            scope=PLACE,
+        ),
+        Flag(
+            "extend",
+            str,
+            None,
+            "when --iterations was raised on an experiment: 'continue' takes the rate from where it is to its"
+            " end value over the new steps; 'restart' warms it up again first; 'rejoin' takes the rates of a"
+            " run that was planned this long from the start, from this step on",
+            choices=("continue", "restart", "rejoin"),
+            scope=SCHEDULE,
+        ),
     ),
     "optimiser": (
         Flag("opt", str, "adamw", "optimiser; adamw is fused where the device allows it", choices=OPTIMIZERS),
         Flag("lr", float, 1e-3, "peak learning rate", low=0, high=1e30),
         Flag("beta1", float, 0.9, "decay of AdamW's first moment (momentum of sgd)", low=0, high=1),
         Flag("beta2", float, 0.95, "decay of AdamW's second moment", low=0, high=1),
-        Flag("weight_decay", float, 0.1, "on Linear weights only; norms, embeddings and biases have none", low=0, high=1e6),
-        Flag("grad_clip", float, 0.0, "largest L2 norm of the gradient; 0 = no clipping (it is measured all the same)", low=0),
-        Flag("scheduler", str, "cos", "cos and linear: warm-up, then down over the whole run; wsd: warm-up, stable, decay at the end "
-             "(the one that can be extended); none: constant", choices=SCHEDULERS),
-        Flag("warmup_percent", float, 0.05, "share of --iterations spent in warm-up, from lr/100 to lr", low=0, high=1),
-        Flag("final_div_factor", float, 0.05, "the last rate is lr/100/final_div_factor: 20% of the peak at 0.05 (not 5%)", low=1e-12),
-        Flag("decay_percent", float, 0.2, "share of --iterations spent in the final decay of wsd", low=0, high=1),
+        Flag(
+            "weight_decay",
+            float,
+            0.1,
+            "on Linear weights only; norms, embeddings and biases have none",
+            low=0,
+            high=1e6,
+        ),
+        Flag(
+            "grad_clip",
+            float,
+            0.0,
+            "largest L2 norm of the gradient; 0 = no clipping (it is measured all the same)",
+            low=0,
+        ),
+        Flag(
+            "scheduler",
+            str,
+            "cos",
+            "cos and linear: warm-up, then down over the whole run; wsd: warm-up, stable, decay at the end "
+            "(the one that can be extended); none: constant",
+            choices=SCHEDULERS,
+        ),
+        Flag(
+            "warmup_percent",
+            float,
+            0.05,
+            "share of --iterations spent in warm-up, from lr/100 to lr",
+            low=0,
+            high=1,
+        ),
+        Flag(
+            "final_div_factor",
+            float,
+            0.05,
+            "the last rate is lr/100/final_div_factor: 20% of the peak at 0.05 (not 5%)",
+            low=1e-12,
+        ),
+        Flag(
+            "decay_percent",
+            float,
+            0.2,
+            "share of --iterations spent in the final decay of wsd",
+            low=0,
+            high=1,
+        ),
     ),
     "data": (
-        Flag("dataset", str, "slimpajama", "prepared folder under --data_dir, or a path to one; 'stdlib' is built in; owt2 = openwebtext2"),
-        Flag("data_dir", str, None, "root of the datasets (None: data/datasets in the repository)", scope=PLACE),
-        switch("data_in_ram", "read the token files into memory before training (one copy for all processes of a node)", scope=PLACE),
-        Flag("vocab_size", int, 50304, "GPT-2's 50257 rounded up to a multiple of 64; must cover every token of the data", low=1),
+        Flag(
+            "dataset",
+            str,
+            "slimpajama",
+            "prepared folder under --data_dir, or a path to one; 'stdlib' is built in; owt2 = openwebtext2",
+        ),
+        Flag(
+            "data_dir", str, None, "root of the datasets (None: data/datasets in the repository)", scope=PLACE
+        ),
+        switch(
+            "data_in_ram",
+            "read the token files into memory before training (one copy for all processes of a node)",
+            scope=PLACE,
+        ),
+        Flag(
+            "vocab_size",
+            int,
+            50304,
+            "GPT-2's 50257 rounded up to a multiple of 64; must cover every token of the data",
+            low=1,
+        ),
         switch("add_additional_space", "unused; accepted for old command lines", scope=PLACE),
     ),
     "model": (
-        Flag("model", str, "base", "architecture: " + ", ".join(VARIANTS) + " (short: " + ", ".join(ALIASES) + ")",
-             choices=(*VARIANTS, *ALIASES)),
+        Flag(
+            "model",
+            str,
+            "base",
+            "architecture: " + ", ".join(VARIANTS) + " (short: " + ", ".join(ALIASES) + ")",
+            choices=(*VARIANTS, *ALIASES),
+        ),
         Flag("n_layer", int, 24, "transformer blocks in all: begin + middle + end", low=1),
         Flag("n_embd", int, 768, "model width", low=1),
         Flag("n_head", int, 12, "attention heads; divides n_embd", low=1),
         Flag("sequence_length", int, 512, "tokens of a training sequence", low=1),
-        Flag("dtype", dtype_name, "auto", "of the autocast: auto (bfloat16 on CUDA, float32 on CPU) or one of the others; weights stay float32",
-             choices=DTYPES),
+        Flag(
+            "dtype",
+            dtype_name,
+            "auto",
+            "of the autocast: auto (bfloat16 on CUDA, float32 on CPU) or one of the others; weights stay"
+            " float32",
+            choices=DTYPES,
+        ),
         switch("bias", "bias in Linear layers and norms"),
         Flag("dropout", float, 0.0, "after embedding, attention and MLP; 0 = off", low=0, high=1),
-        switch("compile", "compile what blocks do around attention (torch.compile; needs a compiler)", scope=PLACE),
-        Flag("activation_checkpointing", str, "none", "save memory: keep only the inputs of a pass, or of a block, and compute the rest anew for the "
-             "gradients", choices=("none", "pass", "block"), scope=PLACE),
-        Flag("attention", str, "fast", "fast, or reference: all passes' keys under one dense mask, as published; the same numbers, for checking",
-             choices=ATTENTION, scope=PLACE),
-        Flag("rmsnorm_eps", float, 1e-5, "unused by these models; accepted for old command lines", low=0, scope=PLACE),
-        Flag("multiple_of", int, 256, "unused by these models; accepted for old command lines", low=1, scope=PLACE),
+        switch(
+            "compile",
+            "compile what blocks do around attention (torch.compile; needs a compiler)",
+            scope=PLACE,
+        ),
+        Flag(
+            "activation_checkpointing",
+            str,
+            "none",
+            "save memory: keep only the inputs of a pass, or of a block, and compute the rest anew for the "
+            "gradients",
+            choices=("none", "pass", "block"),
+            scope=PLACE,
+        ),
+        Flag(
+            "attention",
+            str,
+            "fast",
+            "fast, or reference: all passes' keys under one dense mask, as published; the same numbers, for"
+            " checking",
+            choices=ATTENTION,
+            scope=PLACE,
+        ),
+        Flag(
+            "rmsnorm_eps",
+            float,
+            1e-5,
+            "unused by these models; accepted for old command lines",
+            low=0,
+            scope=PLACE,
+        ),
+        Flag(
+            "multiple_of",
+            int,
+            256,
+            "unused by these models; accepted for old command lines",
+            low=1,
+            scope=PLACE,
+        ),
         Flag("positional_encoder", str, "rotary", "rotary, or none", choices=positional_encoders),
-        Flag("attention_window_length", int, None, "a query sees keys at most this many positions back (None: all)", low=0),
+        Flag(
+            "attention_window_length",
+            int,
+            None,
+            "a query sees keys at most this many positions back (None: all)",
+            low=0,
+        ),
     ),
     "recurrent depth": (
         Flag("n_repeat", int, 2, "passes through the middle layers", low=1),
         Flag("n_layer_begin", int, 0, "layers before the repeated ones", low=0),
         Flag("n_layer_end", int, 0, "layers after the repeated ones", low=0),
-        Flag("min_repeat", int, 1, "fewest passes; the models here ignore it, accepted for the published commands", low=1),
-        Flag("depth_random_method", str, "uniform", "how routed models draw the training factors: uniform and uniform_random_range (sorted uniform "
-             "draws), or one of the others; sb_act adds the stick-breaking gate to pondernet's state", choices=random_depth_methods),
-        Flag("depth_embedding", str, None, "added before each pass: linear_learned (one vector x passes left), learned (a table), None",
-             choices=("linear_learned", "learned")),
+        Flag(
+            "min_repeat",
+            int,
+            1,
+            "fewest passes; the models here ignore it, accepted for the published commands",
+            low=1,
+        ),
+        Flag(
+            "depth_random_method",
+            str,
+            "uniform",
+            "how routed models draw the training factors: uniform and uniform_random_range (sorted uniform "
+            "draws), or one of the others; sb_act adds the stick-breaking gate to pondernet's state",
+            choices=random_depth_methods,
+        ),
+        Flag(
+            "depth_embedding",
+            str,
+            None,
+            "added before each pass: linear_learned (one vector x passes left), learned (a table), None",
+            choices=("linear_learned", "learned"),
+        ),
         switch("disable_ln_mid", "no norm between passes"),
-        Flag("mod_capacity_factor", float, 0.6, "unused, factors are drawn or given; accepted for old command lines", low=0, high=1, scope=PLACE),
-        Flag("eval_length_factor", float, None, "n_repeat - 1 shares of the tokens that go on after each pass, in evaluation (None: all go on)",
-             low=0, high=1, many=True, scope=EVALUATION),
-        Flag("routing", str, "capacity", "how routed models choose in evaluation: capacity (the paper's: the best scores of the whole "
-             "sequence, so it looks at later tokens) or threshold (causal: each score against --router_threshold)",
-             choices=("capacity", "threshold"), scope=EVALUATION),
-        Flag("router_threshold", float, None, "with --routing threshold: the score above which a token goes on, one for all passes or "
-             "n_repeat - 1 of them (None: 0.5)", low=0, high=1, many=True, scope=EVALUATION),
-        Flag("training_length_factor", float, None, "the same in training, instead of the random draw", low=0, high=1, many=True),
-        Flag("halt_threshold", float, 0.999, "a stick-breaking token stops when its halting mass exceeds this", low=0, high=1),
-        Flag("depth_predictor_loss_coef", float, None, "weight of the stick-breaking depth penalty, summed over tokens (None: 0.03)", low=0),
-        Flag("ponder_lambda_p", float, 0.4, "pondernet: rate of the geometric prior over passes", low=0, high=1),
-        Flag("ponder_kl_div_loss_weight", float, 0.01, "pondernet: weight of the divergence from the prior", low=0),
+        Flag(
+            "mod_capacity_factor",
+            float,
+            0.6,
+            "unused, factors are drawn or given; accepted for old command lines",
+            low=0,
+            high=1,
+            scope=PLACE,
+        ),
+        Flag(
+            "eval_length_factor",
+            float,
+            None,
+            "n_repeat - 1 shares of the tokens that go on after each pass, in evaluation (None: all go on)",
+            low=0,
+            high=1,
+            many=True,
+            scope=EVALUATION,
+        ),
+        Flag(
+            "routing",
+            str,
+            "capacity",
+            "how routed models choose in evaluation: capacity (the paper's: the best scores of the whole"
+            " sequence, so it looks at later tokens) or threshold (causal: each score against"
+            " --router_threshold)",
+            choices=("capacity", "threshold"),
+            scope=EVALUATION,
+        ),
+        Flag(
+            "router_threshold",
+            float,
+            None,
+            "with --routing threshold: the score above which a token goes on, one for all passes or "
+            "n_repeat - 1 of them (None: 0.5)",
+            low=0,
+            high=1,
+            many=True,
+            scope=EVALUATION,
+        ),
+        Flag(
+            "training_length_factor",
+            float,
+            None,
+            "the same in training, instead of the random draw",
+            low=0,
+            high=1,
+            many=True,
+        ),
+        Flag(
+            "halt_threshold",
+            float,
+            0.999,
+            "a stick-breaking token stops when its halting mass exceeds this",
+            low=0,
+            high=1,
+        ),
+        Flag(
+            "depth_predictor_loss_coef",
+            float,
+            None,
+            "weight of the stick-breaking depth penalty, summed over tokens (None: 0.03)",
+            low=0,
+        ),
+        Flag(
+            "ponder_lambda_p", float, 0.4, "pondernet: rate of the geometric prior over passes", low=0, high=1
+        ),
+        Flag(
+            "ponder_kl_div_loss_weight",
+            float,
+            0.01,
+            "pondernet: weight of the divergence from the prior",
+            low=0,
+        ),
     ),
     "unused": (
         Flag("pos_jump_freq", int, None, "unused; accepted for old command lines", scope=PLACE),
@@ -164,70 +405,233 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("lm_cache", str, "none", "only 'none' exists", choices=("none",), scope=PLACE),
         Flag("mem_cache_size", int, None, "unused; accepted for old command lines", scope=PLACE),
         Flag("cache_topk", int, 1, "unused; accepted for old command lines", scope=PLACE),
-        Flag("cache_selection_method", str, "per_token_and_head", "unused; accepted for old command lines", scope=PLACE),
+        Flag(
+            "cache_selection_method",
+            str,
+            "per_token_and_head",
+            "unused; accepted for old command lines",
+            scope=PLACE,
+        ),
         Flag("cache_indexing_scheme", str, "by_total", "unused; accepted for old command lines", scope=PLACE),
         switch("track_cache_attention", "unused; accepted for old command lines", scope=PLACE),
         switch("allow_cache_during_training", "unused; accepted for old command lines", scope=PLACE),
     ),
     "evaluation": (
         Flag("eval_freq", int, 200, "evaluate every N steps; 0 = only at the end", low=0, scope=PLACE),
-        Flag("eval_batches", int, 24, "batches of an evaluation during training, always the same ones; 0 = the whole split, as at the end",
-             low=0, scope=EVALUATION),
+        Flag(
+            "eval_batches",
+            int,
+            24,
+            "batches of an evaluation during training, always the same ones; 0 = the whole split, as at"
+            " the end",
+            low=0,
+            scope=EVALUATION,
+        ),
         Flag("eval_seq_prefix", str, "Once upon a time", "prompt of text samples", scope=EVALUATION),
-        Flag("eval_seq_length", int, None, "eval.py: tokens of a sequence (None: --sequence_length)", low=1, scope=EVALUATION),
-        Flag("eval_sample_size", int, None, "eval.py: tokens to evaluate (None: the whole split)", low=1, scope=EVALUATION),
-        Flag("log_freq", int, 10, "write a log line and a metrics row every N steps; 0 = never", low=0, scope=PLACE),
-        switch("wandb", "log to Weights & Biases (WANDB_MODE=offline on nodes without internet)", scope=PLACE),
-        Flag("wandb_project", str, "my-project", "project in Weights & Biases; WANDB_PROJECT counts where this is not given", scope=PLACE),
-        Flag("wandb_entity", str, None, "team in Weights & Biases (None: WANDB_ENTITY, else the personal account)", scope=PLACE),
+        Flag(
+            "eval_seq_length",
+            int,
+            None,
+            "eval.py: tokens of a sequence (None: --sequence_length)",
+            low=1,
+            scope=EVALUATION,
+        ),
+        Flag(
+            "eval_sample_size",
+            int,
+            None,
+            "eval.py: tokens to evaluate (None: the whole split)",
+            low=1,
+            scope=EVALUATION,
+        ),
+        Flag(
+            "log_freq",
+            int,
+            10,
+            "write a log line and a metrics row every N steps; 0 = never",
+            low=0,
+            scope=PLACE,
+        ),
+        switch(
+            "wandb", "log to Weights & Biases (WANDB_MODE=offline on nodes without internet)", scope=PLACE
+        ),
+        Flag(
+            "wandb_project",
+            str,
+            "my-project",
+            "project in Weights & Biases; WANDB_PROJECT counts where this is not given",
+            scope=PLACE,
+        ),
+        Flag(
+            "wandb_entity",
+            str,
+            None,
+            "team in Weights & Biases (None: WANDB_ENTITY, else the personal account)",
+            scope=PLACE,
+        ),
     ),
     "checkpoints": (
-        Flag("results_base_folder", str, "./exps", "root of the experiment folders <dataset>/<model>/<name>", scope=PLACE),
-        Flag("exp_name", str, None, "name of the experiment folder (None: built from what differs from the defaults)", scope=PLACE),
+        Flag(
+            "results_base_folder",
+            str,
+            "./exps",
+            "root of the experiment folders <dataset>/<model>/<name>",
+            scope=PLACE,
+        ),
+        Flag(
+            "exp_name",
+            str,
+            None,
+            "name of the experiment folder (None: built from what differs from the defaults)",
+            scope=PLACE,
+        ),
         Flag("run_prefix", str, None, "put before the name that is built", scope=PLACE),
-        Flag("save_checkpoint_freq", int, None, "write ckpt_N.pt every N steps (None: only the final ckpt.pt and on a stop)", low=1, scope=PLACE),
+        Flag(
+            "save_checkpoint_freq",
+            int,
+            None,
+            "write ckpt_N.pt every N steps (None: only the final ckpt.pt and on a stop)",
+            low=1,
+            scope=PLACE,
+        ),
         Flag("keep_checkpoints", int, 2, "newest ckpt_N.pt to keep; 0 = all", low=0, scope=PLACE),
-        Flag("keep_steps", int, None, "write ckpt_N.pt after these steps too, and never delete those (None: no such steps)", low=1, many=True,
-             scope=PLACE),
-        switch("remove_intermediary_checkpoints_at_end", "delete every ckpt_N.pt but those of --keep_steps once ckpt.pt is there", scope=PLACE),
-        Flag("init_from", str, None, "begin with the weights of a checkpoint file, or of the newest one of an experiment (folder or name), "
-             "ours or the authors': fresh optimiser, any data and schedule. Read once; later jobs resume without it (None: random weights)"),
-        Flag("use_pretrained", str, "auto", "auto: resume from the newest valid checkpoint of the experiment; a file; None: start afresh",
-             scope=PLACE),
+        Flag(
+            "keep_steps",
+            int,
+            None,
+            "write ckpt_N.pt after these steps too, and never delete those (None: no such steps)",
+            low=1,
+            many=True,
+            scope=PLACE,
+        ),
+        switch(
+            "remove_intermediary_checkpoints_at_end",
+            "delete every ckpt_N.pt but those of --keep_steps once ckpt.pt is there",
+            scope=PLACE,
+        ),
+        Flag(
+            "init_from",
+            str,
+            None,
+            "begin with the weights of a checkpoint file, or of the newest one of an experiment (folder or"
+            " name), ours or the authors': fresh optimiser, any data and schedule. Read once; later jobs"
+            " resume without it (None: random weights)",
+        ),
+        Flag(
+            "use_pretrained",
+            str,
+            "auto",
+            "auto: resume from the newest valid checkpoint of the experiment; a file; None: start afresh",
+            scope=PLACE,
+        ),
     ),
     "when things go wrong": (
-        Flag("on_bad_step", str, "stop", "what to do where a step's loss or gradient is not finite, or its norm is above --grad_norm_limit: stop, "
-             "or skip the step (ten in a row stop the run)", choices=("stop", "skip"), scope=PLACE),
-        Flag("grad_norm_limit", float, None, "gradient norm that counts as an explosion (None: only one that is not finite)", low=0, scope=PLACE),
-        Flag("watchdog_minutes", float, 30.0, "a process that has not got past a step, an evaluation batch or a save in this time writes the "
-             "stacks of its threads and ends; 0 = never", low=0, high=1e6, scope=PLACE),
-        switch("selftest_resume", "train a small model here with and without kills, compare every bit, print the verdict; trains nothing else",
-               scope=PLACE),
+        Flag(
+            "on_bad_step",
+            str,
+            "stop",
+            "what to do where a step's loss or gradient is not finite, or its norm is above"
+            " --grad_norm_limit: stop, or skip the step (ten in a row stop the run)",
+            choices=("stop", "skip"),
+            scope=PLACE,
+        ),
+        Flag(
+            "grad_norm_limit",
+            float,
+            None,
+            "gradient norm that counts as an explosion (None: only one that is not finite)",
+            low=0,
+            scope=PLACE,
+        ),
+        Flag(
+            "watchdog_minutes",
+            float,
+            30.0,
+            "a process that has not got past a step, an evaluation batch or a save in this time writes the "
+            "stacks of its threads and ends; 0 = never",
+            low=0,
+            high=1e6,
+            scope=PLACE,
+        ),
+        switch(
+            "selftest_resume",
+            "train a small model here with and without kills, compare every bit, print the verdict; trains"
+            " nothing else",
+            scope=PLACE,
+        ),
     ),
     "distributed": (
-        Flag("distributed_backend", str, None, "nccl or gloo (None under torchrun: nccl with CUDA, else gloo)", choices=BACKENDS, scope=PLACE),
+        Flag(
+            "distributed_backend",
+            str,
+            None,
+            "nccl or gloo (None under torchrun: nccl with CUDA, else gloo)",
+            choices=BACKENDS,
+            scope=PLACE,
+        ),
     ),
 }
 
 FLAGS: dict[str, Flag] = {flag.name: flag for group in GROUPS.values() for flag in group}
 
-# accepted for old command lines, without effect. min_repeat stands in built names all the same, and so stays of identity
-OBSOLETE = frozenset({"config_format", "add_additional_space", "rmsnorm_eps", "multiple_of", "mod_capacity_factor", "min_repeat",
-                      *(flag.name for flag in GROUPS["unused"])})
+# accepted for old command lines, without effect. min_repeat stands in built names all the same, and so stays
+# of identity
+OBSOLETE = frozenset(
+    {
+        "config_format",
+        "add_additional_space",
+        "rmsnorm_eps",
+        "multiple_of",
+        "mod_capacity_factor",
+        "min_repeat",
+        *(flag.name for flag in GROUPS["unused"]),
+    }
+)
 
-# flags of the reference repository's programs that have another form here, and that form; under either spelling, - or _
+# flags of the reference repository's programs that have another form here, and that form; under either
+# spelling, - or _
 OTHER_FORMS = {
-    "method": "get_router_weights.py takes --cascade raw position token device, in one pass over the data (cf: device; cf-sorted: position)",
-    "config_loading": "leave it out: the settings come from the checkpoint, and flags given here stand above them",
-    "weights_40k": "give the files as they are: python plot_fig5.py router_weights_ckpt_40000.npz router_weights_ckpt_60000.npz",
-    "weights_60k": "give the files as they are: python plot_fig5.py router_weights_ckpt_40000.npz router_weights_ckpt_60000.npz",
+    "method": (
+        "get_router_weights.py takes --cascade raw position token device, in one pass over the data (cf:"
+        " device; cf-sorted: position)"
+    ),
+    "config_loading": (
+        "leave it out: the settings come from the checkpoint, and flags given here stand above them"
+    ),
+    "weights_40k": (
+        "give the files as they are: python plot_fig5.py router_weights_ckpt_40000.npz"
+        " router_weights_ckpt_60000.npz"
+    ),
+    "weights_60k": (
+        "give the files as they are: python plot_fig5.py router_weights_ckpt_40000.npz"
+        " router_weights_ckpt_60000.npz"
+    ),
     "output": "--output_dir FOLDER takes its place",
-    "checkpoint": "plots take the files of get_ppl_per_mac.py and get_router_weights.py: python plot_fig4.py ppl_per_mac.json",
+    "checkpoint": (
+        "plots take the files of get_ppl_per_mac.py and get_router_weights.py: python plot_fig4.py"
+        " ppl_per_mac.json"
+    ),
 }
 
 # the small training of --selftest_resume, between the defaults and what is given
 SELFTEST: dict[str, Any] = {
-    "dataset": "selftest", "vocab_size": 256, "model": "adm", "n_layer": 4, "n_layer_begin": 1, "n_layer_end": 1, "n_repeat": 3, "n_embd": 64,
-    "n_head": 4, "sequence_length": 64, "batch_size": 4, "acc_steps": 4, "iterations": 60, "dropout": 0.1, "depth_embedding": "linear_learned",
-    "eval_freq": 10, "eval_batches": 4, "log_freq": 1, "save_checkpoint_freq": 7,
+    "dataset": "selftest",
+    "vocab_size": 256,
+    "model": "adm",
+    "n_layer": 4,
+    "n_layer_begin": 1,
+    "n_layer_end": 1,
+    "n_repeat": 3,
+    "n_embd": 64,
+    "n_head": 4,
+    "sequence_length": 64,
+    "batch_size": 4,
+    "acc_steps": 4,
+    "iterations": 60,
+    "dropout": 0.1,
+    "depth_embedding": "linear_learned",
+    "eval_freq": 10,
+    "eval_batches": 4,
+    "log_freq": 1,
+    "save_checkpoint_freq": 7,
 }

@@ -1,4 +1,5 @@
-"""What two sets of flags have in common: the same training, the same evaluation. All of it follows from the flags' scopes.
+"""What two sets of flags have in common: the same training, the same evaluation. All of it follows from the
+flags' scopes.
 
     differences(now, then)      # a line for each setting that makes `now` another training than `then`
 
@@ -17,7 +18,8 @@ from config.flags import EVALUATION, FLAGS, IDENTITY, SCHEDULE
 from models.variants import ROUTED_POLICIES, VARIANTS
 
 BATCH = ("batch_size", "acc_steps")  # most trainings depend on their product alone
-OF_ONE_EVALUATION = ("eval_seq_length", "eval_sample_size")  # how much text is read: no setting of the model, so none inherits it
+# how much text is read: no setting of the model, so none inherits it
+OF_ONE_EVALUATION = ("eval_seq_length", "eval_sample_size")
 
 
 def names_of(*scopes: str) -> tuple[str, ...]:
@@ -25,7 +27,8 @@ def names_of(*scopes: str) -> tuple[str, ...]:
     return tuple(name for name, flag in FLAGS.items() if flag.scope in scopes)
 
 
-# what a program that opens a checkpoint takes over; where the training ran is no business of an evaluation elsewhere
+# what a program that opens a checkpoint takes over; where the training ran is no business of an evaluation
+# elsewhere
 INHERITED = tuple(name for name in names_of(IDENTITY, SCHEDULE, EVALUATION) if name not in OF_ONE_EVALUATION)
 
 
@@ -46,13 +49,19 @@ def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
     passed = {"dataset", *(BATCH if same_batch else ())}
     if now.get("init_from") is not None and then.get("init_from") is not None:
         passed.add("init_from")  # by what the files hold: optim.initial
-    then = {"init_from": None, **then} if now.get("init_from") is not None else then  # which older checkpoints do not tell
-    return [f"--{name}: the checkpoint has {then[name]}, this run {now[name]}" for name in names_of(IDENTITY)
-            if name not in passed and name in then and now[name] != then[name]]
+    # which older checkpoints do not tell
+    then = {"init_from": None, **then} if now.get("init_from") is not None else then
+    return [
+        f"--{name}: the checkpoint has {then[name]}, this run {now[name]}"
+        for name in names_of(IDENTITY)
+        if name not in passed and name in then and now[name] != then[name]
+    ]
 
 
 def fingerprint(args: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    """A short hash of what makes a training this one: its identity, its number of steps, what its data hold, and what weights it began with."""
+    """A short hash of what makes a training this one: its identity, its number of steps, what its data
+    hold, and what weights it began with.
+    """
     values = {name: args[name] for name in names_of(IDENTITY) if name not in ("dataset", "init_from", *BATCH)}
     batch = [args[name] for name in BATCH] if cut_matters(args) else effective_batch(args)
     told = json.dumps([values, batch, args["iterations"], data], sort_keys=True)
@@ -60,8 +69,14 @@ def fingerprint(args: Mapping[str, Any], data: Mapping[str, Any]) -> str:
 
 
 def evaluation_of(args: Mapping[str, Any], without: Collection[str] = ()) -> dict[str, Any]:
-    """Every setting that changes an evaluation's numbers, except the data and those that a program itself varies (`without`)."""
-    return {name: args[name] for name in names_of(IDENTITY, EVALUATION) if name in args and name != "dataset" and name not in without}
+    """Every setting that changes an evaluation's numbers, except the data and those that a program itself
+    varies (`without`).
+    """
+    return {
+        name: args[name]
+        for name in names_of(IDENTITY, EVALUATION)
+        if name in args and name != "dataset" and name not in without
+    }
 
 
 def changed_for_evaluation(args: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, str]:
@@ -69,8 +84,11 @@ def changed_for_evaluation(args: Mapping[str, Any], trained: Mapping[str, Any]) 
 
     Batches are no such settings: no network's outputs depend on what it is evaluated together with.
     """
-    return {name: f"--{name} {args[name]} instead of {trained[name]}" for name in names_of(IDENTITY)
-            if name not in ("dataset", *BATCH) and args[name] != trained[name]}
+    return {
+        name: f"--{name} {args[name]} instead of {trained[name]}"
+        for name in names_of(IDENTITY)
+        if name not in ("dataset", *BATCH) and args[name] != trained[name]
+    }
 
 
 def is_full_compute(args: Namespace, trained: Namespace) -> bool:

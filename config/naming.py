@@ -1,4 +1,6 @@
-"""Where an experiment lives: <results_base_folder>/<dataset>/<model>/<name>, the name built from what is not default."""
+"""Where an experiment lives: <results_base_folder>/<dataset>/<model>/<name>, the name built from what is
+not default.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,20 @@ _IN_STEM = ("lr", "batch_size", "acc_steps", "sequence_length", "seed")  # shown
 
 def bad_name(name: str) -> str | None:
     """Why a name cannot be a folder below another one, or None."""
-    if name != name.strip() or not name or name.startswith("/") or any(part in ("", ".", "..") for part in name.split("/")):
+    if (
+        name != name.strip()
+        or not name
+        or name.startswith("/")
+        or any(part in ("", ".", "..") for part in name.split("/"))
+    ):
         return f"{name!r} must be a plain folder name"
     return None
 
 
 def shorten(component: str) -> str:
-    """The same text, or its beginning and a hash of the whole where it is longer than a path component should be."""
+    """The same text, or its beginning and a hash of the whole where it is longer than a path component
+    should be.
+    """
     raw = component.encode()
     if len(raw) <= MAX_COMPONENT:
         return component
@@ -38,7 +47,10 @@ def _text(value: object) -> str:
 
 
 def weights_label(given: str) -> str:
-    """What --init_from adds to a built name: the experiment, and the checkpoint where it names one. Their content is compared later."""
+    """What --init_from adds to a built name: the experiment, and the checkpoint where it names one.
+
+    Their content is compared later.
+    """
     path = Path(given)
     is_file = path.suffix in (".pt", ".pth") and path.parent.name
     return f"{path.parent.name}-{path.name}" if is_file else path.name
@@ -67,7 +79,9 @@ def dataset_label(dataset: str) -> str:
 
 
 def _cut_otherwise(folder: Path, args: Namespace) -> list[Path]:
-    """Folders beside one, whose built names differ from its own only in how the batch is cut into micro-batches; the newest first."""
+    """Folders beside one, whose built names differ from its own only in how the batch is cut into
+    micro-batches; the newest first.
+    """
     found = []
     for path in folder.parent.iterdir():
         cut = re.search(r"_bs(\d+)x(\d+)_seqlen", path.name)
@@ -84,25 +98,41 @@ def _named_folder(args: Namespace) -> Path:
 
 
 def _others(args: Namespace) -> list[Path]:
-    """Where an experiment would begin, those that are there under a built name for another cut of the same batch."""
+    """Where an experiment would begin, those that are there under a built name for another cut of the same
+    batch.
+    """
     folder = _named_folder(args)
-    return _cut_otherwise(folder, args) if args.exp_name is None and not folder.exists() and folder.parent.is_dir() else []
+    return (
+        _cut_otherwise(folder, args)
+        if args.exp_name is None and not folder.exists() and folder.parent.is_dir()
+        else []
+    )
 
 
 def experiment_folder(args: Namespace) -> Path:
     """Folder of the experiment; not created here.
 
-    Half the --batch_size and twice the --acc_steps is the same training, for most models: where the built name has no folder yet, an
-    experiment that is there under another cut of the same batch is the one that is meant.
+    Half the --batch_size and twice the --acc_steps is the same training, for most models: where the built
+    name has no folder yet, an experiment that is there under another cut of the same batch is the one that is
+    meant.
     """
     others = [] if cut_matters(vars(args)) else _others(args)
     return next(iter(others), _named_folder(args))
 
 
 def notes_on_cut(args: Namespace) -> list[str]:
-    """A line where an experiment of another cut of the same batch is gone on with, or left alone. To be asked before the folder is made."""
+    """A line where an experiment of another cut of the same batch is gone on with, or left alone.
+
+    To be asked before the folder is made.
+    """
     batch = f"its {args.batch_size * args.acc_steps} sequences of a step cut otherwise"
     if not cut_matters(vars(args)):
-        return [f"going on with {path.name}: the same training, {batch}; --exp_name begins another" for path in _others(args)[:1]]
-    return [f"{path.name} is another training, {batch}, which matters to {args.model}; give its --batch_size and --acc_steps to go on with it"
-            for path in _others(args)[:1]]
+        return [
+            f"going on with {path.name}: the same training, {batch}; --exp_name begins another"
+            for path in _others(args)[:1]
+        ]
+    return [
+        f"{path.name} is another training, {batch}, which matters to {args.model}; give its --batch_size and"
+        " --acc_steps to go on with it"
+        for path in _others(args)[:1]
+    ]

@@ -1,4 +1,5 @@
-"""Turn a command line into a Namespace that has every flag, or say everything that is wrong with it and exit 2.
+"""Turn a command line into a Namespace that has every flag, or say everything that is wrong with it and exit
+2.
 
     args = parse_args(["--model", "lncot", "--n_layer", "24", "--n_repeat", "5"])
 
@@ -60,8 +61,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def convert(flag: Flag, value: Any) -> Any:
-    """Value of a flag from text (command line) or JSON (config file). Raises ValueError with what is wrong."""
-    if flag.many and value is not None and (flag.type is prose or not (isinstance(value, str) and value.lower() == "none")):
+    """Value of a flag from text (command line) or JSON (config file).
+
+    Raises ValueError with what is wrong.
+    """
+    if (
+        flag.many
+        and value is not None
+        and (flag.type is prose or not (isinstance(value, str) and value.lower() == "none"))
+    ):
         parts = value if isinstance(value, list) else [value]
         if not parts:
             raise ValueError("needs a value")
@@ -89,10 +97,14 @@ def _scalar(flag: Flag, value: Any) -> Any:
     try:
         result = flag.type(text)
     except (ValueError, OverflowError):
-        kind = {int: "a whole number", float: "a number", boolean: "true or false"}.get(flag.type, "a valid value")
+        kind = {int: "a whole number", float: "a number", boolean: "true or false"}.get(
+            flag.type, "a valid value"
+        )
         raise ValueError(f"must be {kind}, not {text!r}") from None
     if flag.choices and result not in flag.choices:
-        raise ValueError(f"must be one of {', '.join(flag.choices)}, not {text!r}{nearest(text, flag.choices)}")
+        raise ValueError(
+            f"must be one of {', '.join(flag.choices)}, not {text!r}{nearest(text, flag.choices)}"
+        )
     if isinstance(result, (int, float)) and not isinstance(result, bool):
         if isinstance(result, int) and abs(result) >= 2**63:
             raise ValueError(f"is too large: {text}")
@@ -108,27 +120,54 @@ def _scalar(flag: Flag, value: Any) -> Any:
 
 
 def _build(prog: str, description: str, groups: Mapping[str, Sequence[Flag]]) -> _Parser:
-    parser = _Parser(prog=prog, description=description, allow_abbrev=False, add_help=True,
-                     formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=118))
+    parser = _Parser(
+        prog=prog,
+        description=description,
+        allow_abbrev=False,
+        add_help=True,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=118),
+    )
     for title, flags in groups.items():
         group = parser.add_argument_group(title)
         for flag in flags:
             nargs = "*" if flag.many else "?"  # a flag without its value is told with the other problems
             text = f"{flag.help} [{'off' if flag.default is False else flag.default}]".replace("%", "%%")
-            metavar = "ON" if flag.type is boolean else "N" if flag.type is int else "X" if flag.type is float else "S"
-            group.add_argument(f"--{flag.name}", default=MISSING, nargs=nargs, help=text, metavar=metavar,
-                               const=None if flag.many else "true" if flag.type is boolean else NO_VALUE)
+            metavar = (
+                "ON"
+                if flag.type is boolean
+                else "N"
+                if flag.type is int
+                else "X"
+                if flag.type is float
+                else "S"
+            )
+            group.add_argument(
+                f"--{flag.name}",
+                default=MISSING,
+                nargs=nargs,
+                help=text,
+                metavar=metavar,
+                const=None if flag.many else "true" if flag.type is boolean else NO_VALUE,
+            )
     return parser
 
 
 def _underscored(word: str, flags: Mapping[str, Flag]) -> str:
-    """--output-dir is --output_dir, as old evaluation commands have it, and so for all that main.py does not take. Other words stay."""
+    """--output-dir is --output_dir, as old evaluation commands have it, and so for all that main.py does
+    not take. Other words stay.
+    """
     name, equals, value = word.partition("=")
     known = name[2:].replace("-", "_")
-    return f"--{known}{equals}{value}" if name.startswith("--") and known in flags and known not in FLAGS else word
+    return (
+        f"--{known}{equals}{value}"
+        if name.startswith("--") and known in flags and known not in FLAGS
+        else word
+    )
 
 
-def _explicit(parser: _Parser, argv: Sequence[str], flags: Mapping[str, Flag], problems: list[Problem]) -> dict[str, Any]:
+def _explicit(
+    parser: _Parser, argv: Sequence[str], flags: Mapping[str, Flag], problems: list[Problem]
+) -> dict[str, Any]:
     try:
         raw, extras = parser.parse_known_args([_underscored(word, flags) for word in argv])
     except _Usage as error:
@@ -148,7 +187,9 @@ def _explicit(parser: _Parser, argv: Sequence[str], flags: Mapping[str, Flag], p
     return _converted(given, flags, problems, "--")
 
 
-def _converted(given: Mapping[str, Any], flags: Mapping[str, Flag], problems: list[Problem], prefix: str) -> dict[str, Any]:
+def _converted(
+    given: Mapping[str, Any], flags: Mapping[str, Flag], problems: list[Problem], prefix: str
+) -> dict[str, Any]:
     values = {}
     for name, value in given.items():
         try:
@@ -163,7 +204,9 @@ def read_config_file(path: str, flags: Mapping[str, Flag], problems: list[Proble
     try:
         size = os.stat(path).st_size
         if size > LARGEST_CONFIG_BYTES:
-            problems.append(Problem(f"--config {path}: {size} bytes is too large for a file of flags", "config"))
+            problems.append(
+                Problem(f"--config {path}: {size} bytes is too large for a file of flags", "config")
+            )
             return {}
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -184,14 +227,21 @@ def read_config_file(path: str, flags: Mapping[str, Flag], problems: list[Proble
     return _converted(known, flags, problems, f"--config {path}: ")
 
 
-def parse(argv: Sequence[str] | None, *, prog: str, description: str,
-          extra: Mapping[str, Sequence[Flag]] | None = None, groups: Mapping[str, Sequence[Flag]] = GROUPS,
-          ) -> tuple[dict[str, Any], list[Problem]]:
+def parse(
+    argv: Sequence[str] | None,
+    *,
+    prog: str,
+    description: str,
+    extra: Mapping[str, Sequence[Flag]] | None = None,
+    groups: Mapping[str, Sequence[Flag]] = GROUPS,
+) -> tuple[dict[str, Any], list[Problem]]:
     """Values given in a config file and on the command line (no defaults), and a line for each problem."""
     groups = {**(extra or {}), **groups}
     flags = {flag.name: flag for group in groups.values() for flag in group}
     problems: list[Problem] = []
-    given = _explicit(_build(prog, description, groups), sys.argv[1:] if argv is None else argv, flags, problems)
+    given = _explicit(
+        _build(prog, description, groups), sys.argv[1:] if argv is None else argv, flags, problems
+    )
     if given.get("config") is not None:
         given = {**read_config_file(given["config"], flags, problems), **given}
     return given, problems
@@ -200,7 +250,8 @@ def parse(argv: Sequence[str] | None, *, prog: str, description: str,
 def stop(prog: str, problems: Sequence[str], code: int = 2, alone: bool = False) -> NoReturn:
     """Print one line a problem and exit; on the first process only, unless this one met the problem alone.
 
-    The others end after it: at the first end torchrun terminates all that still run, and that one is to speak before.
+    The others end after it: at the first end torchrun terminates all that still run, and that one is to speak
+    before.
     """
     if alone or os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1":
         for problem in dict.fromkeys(problems):
@@ -225,7 +276,11 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
     except OSError as error:
         if not is_of_a_place(error):
             raise
-        stop(prog, [f"{error.filename or 'writing'}: {error.strerror}"], 1 if error.errno in PASSING_FAULTS else 2)
+        stop(
+            prog,
+            [f"{error.filename or 'writing'}: {error.strerror}"],
+            1 if error.errno in PASSING_FAULTS else 2,
+        )
     except ModuleNotFoundError as error:
         line = missing_package(error)
         if line is None:
@@ -236,7 +291,10 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
 
 
 def recorded(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Flags out of those that a training recorded, which may be of another version. Raises ValueError with name and fault."""
+    """Flags out of those that a training recorded, which may be of another version.
+
+    Raises ValueError with name and fault.
+    """
     known = {}
     for name, value in values.items():
         if name in FLAGS and not (value is None and FLAGS[name].default is not None):
@@ -248,7 +306,9 @@ def recorded(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def add_defaults(given: Mapping[str, Any]) -> Namespace:
-    """All flags: the given values over the defaults. Short model names become long ones; data_seed follows seed."""
+    """All flags: the given values over the defaults. Short model names become long ones; data_seed follows
+    seed.
+    """
     values = {**{name: flag.default for name, flag in FLAGS.items()}, **given}
     values["model"] = ALIASES.get(values["model"], values["model"])
     if values["data_seed"] is None:
@@ -266,40 +326,69 @@ def check(args: Namespace) -> list[Problem]:
     row = VARIANTS[args.model]
     middle = args.n_layer - args.n_layer_begin - args.n_layer_end
     if middle < (1 if row.loop else 0):
-        wrong(f"--n_layer_begin {args.n_layer_begin} + --n_layer_end {args.n_layer_end} leave no layer of --n_layer {args.n_layer} "
-              "between them", "n_layer_begin", "n_layer_end", "n_layer")
+        wrong(
+            f"--n_layer_begin {args.n_layer_begin} + --n_layer_end {args.n_layer_end} leave no layer of"
+            f" --n_layer {args.n_layer} between them",
+            "n_layer_begin",
+            "n_layer_end",
+            "n_layer",
+        )
     if args.n_embd % args.n_head:
         wrong(f"--n_embd {args.n_embd} is not divisible by --n_head {args.n_head}", "n_embd", "n_head")
     elif args.positional_encoder == "rotary" and (args.n_embd // args.n_head) % 2:
-        wrong(f"rotary positions need an even head width, but --n_embd {args.n_embd} / --n_head {args.n_head} = "
-              f"{args.n_embd // args.n_head}", "n_embd", "n_head")
+        wrong(
+            f"rotary positions need an even head width, but --n_embd {args.n_embd} / --n_head {args.n_head} ="
+            f" {args.n_embd // args.n_head}",
+            "n_embd",
+            "n_head",
+        )
     if row.loop and args.min_repeat > args.n_repeat:
-        wrong(f"--min_repeat {args.min_repeat} is more than --n_repeat {args.n_repeat}", "min_repeat", "n_repeat")
+        wrong(
+            f"--min_repeat {args.min_repeat} is more than --n_repeat {args.n_repeat}",
+            "min_repeat",
+            "n_repeat",
+        )
     for name in ("eval_length_factor", "training_length_factor"):
         factors = getattr(args, name)
         if factors is None:
             continue
         if row.policy in ROUTED_POLICIES and len(factors) != args.n_repeat - 1:
-            wrong(f"--{name} needs n_repeat - 1 = {args.n_repeat - 1} values, not {len(factors)}", name, "n_repeat")
+            wrong(
+                f"--{name} needs n_repeat - 1 = {args.n_repeat - 1} values, not {len(factors)}",
+                name,
+                "n_repeat",
+            )
         if any(later > earlier for earlier, later in pairwise(factors)):
             wrong(f"--{name} must not increase: a token that has stopped cannot go on again", name)
     if args.router_threshold is not None and len(args.router_threshold) not in (1, args.n_repeat - 1):
-        wrong(f"--router_threshold needs one value or n_repeat - 1 = {args.n_repeat - 1}, not {len(args.router_threshold)}",
-              "router_threshold", "n_repeat")
+        wrong(
+            f"--router_threshold needs one value or n_repeat - 1 = {args.n_repeat - 1}, not"
+            f" {len(args.router_threshold)}",
+            "router_threshold",
+            "n_repeat",
+        )
     if args.dropout >= 1:
         wrong("--dropout must be below 1", "dropout")
     if args.opt == "adamw" and (args.beta1 >= 1 or args.beta2 >= 1):
         wrong("--beta1 and --beta2 must be below 1", "beta1", "beta2")
     if args.scheduler == "wsd" and args.warmup_percent + args.decay_percent > 1:
-        wrong(f"--warmup_percent {args.warmup_percent} + --decay_percent {args.decay_percent} are more than the whole run",
-              "warmup_percent", "decay_percent")
-    if args.device not in ("auto", "cpu", "cuda") and not (args.device.startswith("cuda:") and args.device[5:].isdigit()):
+        wrong(
+            f"--warmup_percent {args.warmup_percent} + --decay_percent {args.decay_percent} are more than the"
+            " whole run",
+            "warmup_percent",
+            "decay_percent",
+        )
+    if args.device not in ("auto", "cpu", "cuda") and not (
+        args.device.startswith("cuda:") and args.device[5:].isdigit()
+    ):
         wrong(f"--device must be auto, cpu, cuda or cuda:N, not {args.device!r}", "device")
     for name in ("exp_name", "run_prefix"):
         reason = bad_name(getattr(args, name)) if getattr(args, name) is not None else None
         if reason:
             wrong(f"--{name} {reason}", name)
-    if args.exp_name is not None and any(len(part.encode()) > MAX_COMPONENT for part in args.exp_name.split("/")):
+    if args.exp_name is not None and any(
+        len(part.encode()) > MAX_COMPONENT for part in args.exp_name.split("/")
+    ):
         wrong(f"--exp_name must stay under {MAX_COMPONENT + 1} bytes", "exp_name")
     if not args.dataset or bad_name(Path(args.dataset).name):
         wrong(f"--dataset {args.dataset!r} is not a folder name", "dataset")
@@ -309,8 +398,10 @@ def check(args: Namespace) -> list[Problem]:
 def check_world_size(args: Namespace, world_size: int) -> None:
     """Raises UserError where the micro-batches of a step cannot be shared evenly."""
     if args.acc_steps % world_size:
-        raise UserError(f"--acc_steps {args.acc_steps} is not divisible by {world_size} processes: each runs acc_steps / processes "
-                        f"micro-batches of --batch_size {args.batch_size} a step")
+        raise UserError(
+            f"--acc_steps {args.acc_steps} is not divisible by {world_size} processes: each runs acc_steps /"
+            f" processes micro-batches of --batch_size {args.batch_size} a step"
+        )
 
 
 def unused_settings(args: Namespace) -> list[str]:
@@ -325,10 +416,17 @@ def unused_settings(args: Namespace) -> list[str]:
         said = [name for name in said if name != "min_repeat"]
     lines = [f"--{name} has no effect: the flag is accepted for old command lines" for name in said]
     if row.policy not in ROUTED_POLICIES:
-        lines += [f"--{name} has no effect on {args.model}: it routes no tokens"
-                  for name in ("eval_length_factor", "training_length_factor", "routing", "router_threshold") if changed(name)]
-    lines += [f"--keep_steps {step} is beyond --iterations {args.iterations}: there will be no checkpoint of that step"
-              for step in sorted(set(args.keep_steps or ())) if step > args.iterations]
+        lines += [
+            f"--{name} has no effect on {args.model}: it routes no tokens"
+            for name in ("eval_length_factor", "training_length_factor", "routing", "router_threshold")
+            if changed(name)
+        ]
+    lines += [
+        f"--keep_steps {step} is beyond --iterations {args.iterations}: there will be no checkpoint of that"
+        " step"
+        for step in sorted(set(args.keep_steps or ()))
+        if step > args.iterations
+    ]
     if not row.depth_emb and changed("depth_embedding"):
         lines.append(f"--depth_embedding has no effect on {args.model}")
     return lines
@@ -336,7 +434,9 @@ def unused_settings(args: Namespace) -> list[str]:
 
 def parse_args(argv: Sequence[str] | None = None, prog: str = "main.py") -> Namespace:
     """Every flag of main.py as a Namespace. On bad input: one line per problem on stderr, exit 2."""
-    given, problems = parse(argv, prog=prog, description="Train a CoTFormer-family language model; run it again to resume.")
+    given, problems = parse(
+        argv, prog=prog, description="Train a CoTFormer-family language model; run it again to resume."
+    )
     args = add_defaults({**SELFTEST, **given} if given.get("selftest_resume") else given)
     faulty = frozenset[str]().union(*(problem.flags for problem in problems))  # their defaults were not meant
     problems += [problem for problem in check(args) if not problem.flags & faulty]

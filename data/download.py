@@ -1,15 +1,16 @@
 """Fetch OpenWebText2 (28 GB, one tar) and GPT-2's BPE ranks, on a machine with internet.
 
-    python -m data.download                   # asks; Enter means both, and without a terminal it is the ranks alone
+    python -m data.download                   # asks; Enter means both, and without a terminal it is the ranks
+                                              alone
     python -m data.download --full            # both
     python -m data.download --bpe             # the ranks alone
     python -m data.download --check           # is what is here whole and right?
     python -m data.download --reset           # delete the download, after asking
-    python -m data.download --reset --full    # delete download, token bins and caches, after asking, and download again
-    python -m data.download --full --source DIR|URL [--sha256 HEX]
+    python -m data.download --reset --full    # delete download, token bins and caches, after asking, and
+    download again python -m data.download --full --source DIR|URL [--sha256 HEX]
 
-An interrupted download goes on where it was. The tar appears under its name only when its size and SHA-256 are those
-that its source states.
+An interrupted download goes on where it was. The tar appears under its name only when its size and SHA-256
+are those that its source states.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ class Origin:
 
 
 def hub_origin() -> Origin:
-    """The tar in its dataset repository on the Hugging Face hub, with the size and SHA-256 that the hub states."""
+    """The tar in its dataset repository on the Hugging Face hub, with the size and SHA-256 that the hub
+    states.
+    """
     try:
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
@@ -68,13 +71,18 @@ def hub_origin() -> Origin:
         stated = get_hf_file_metadata(url, timeout=TIMEOUT_SECONDS)
     except Exception as error:  # the hub's client raises what its HTTP library raises
         said = (str(error).splitlines() or [""])[0][:150]
-        raise UserError(f"the hub cannot be reached ({type(error).__name__}: {said}); try on a node with internet, "
-                        f"or fetch the file elsewhere and give --source DIR") from None
+        raise UserError(
+            f"the hub cannot be reached ({type(error).__name__}: {said}); try on a node with internet, "
+            "or fetch the file elsewhere and give --source DIR"
+        ) from None
     return Origin(url, stated.size, as_sum((stated.etag or "").strip('"')))
 
 
 def source_origin(source: str, sha256: str | None) -> Origin:
-    """A folder, a file, or an http(s) address of either. A `<file>.sha256` beside it is read where no sum is given."""
+    """A folder, a file, or an http(s) address of either.
+
+    A `<file>.sha256` beside it is read where no sum is given.
+    """
     if urlsplit(source).scheme in ("http", "https"):
         address = source if source.endswith(".tar") else f"{source.rstrip('/')}/{RAW_OWT2}"
         return Origin(address, None, sha256 or remote_sum(address))
@@ -83,7 +91,11 @@ def source_origin(source: str, sha256: str | None) -> Origin:
     if not path.is_file():
         raise UserError(f"--source {source}: no {RAW_OWT2} there")
     beside = path.with_name(f"{path.name}.sha256")
-    return Origin(str(path), path.stat().st_size, sha256 or (as_sum(beside.read_text(errors="replace")) if beside.is_file() else None))
+    return Origin(
+        str(path),
+        path.stat().st_size,
+        sha256 or (as_sum(beside.read_text(errors="replace")) if beside.is_file() else None),
+    )
 
 
 def as_sum(text: str) -> str | None:
@@ -93,7 +105,10 @@ def as_sum(text: str) -> str | None:
 
 
 def remote_sum(address: str) -> str | None:
-    """The sum that stands beside a file, or None where there is none. Raises UserError where that cannot be told."""
+    """The sum that stands beside a file, or None where there is none.
+
+    Raises UserError where that cannot be told.
+    """
     for attempt in range(ATTEMPTS):
         time.sleep(min(5.0, 0.05 * 2**attempt) if attempt else 0)
         try:
@@ -108,7 +123,9 @@ def remote_sum(address: str) -> str | None:
 
 
 def open_from(address: str, place: int) -> tuple[IO[bytes], int, int | None]:
-    """Content from a byte on: the stream, the byte at which it really starts, and the whole size where known."""
+    """Content from a byte on: the stream, the byte at which it really starts, and the whole size where
+    known.
+    """
     if urlsplit(address).scheme not in ("http", "https"):
         file = open(address, "rb")  # noqa: SIM115  # closed by the caller
         file.seek(place)
@@ -121,13 +138,19 @@ def open_from(address: str, place: int) -> tuple[IO[bytes], int, int | None]:
 
 
 def chunks(stream: IO[bytes]) -> Iterator[bytes]:
-    while chunk := stream.read1(READ_BYTES):  # type: ignore[attr-defined]  # what has come is kept when the rest does not
+    # read1: what has come is kept when the rest does not
+    while chunk := stream.read1(READ_BYTES):  # type: ignore[attr-defined]
         yield chunk
 
 
 def file_sum(path: Path, title: str) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as file, tqdm(total=path.stat().st_size, unit="B", unit_scale=True, desc=title, disable=not sys.stderr.isatty()) as bar:
+    with (
+        open(path, "rb") as file,
+        tqdm(
+            total=path.stat().st_size, unit="B", unit_scale=True, desc=title, disable=not sys.stderr.isatty()
+        ) as bar,
+    ):
         for chunk in chunks(file):
             digest.update(chunk)
             bar.update(len(chunk))
@@ -155,8 +178,17 @@ def receive(origin: Origin, target: Path, part: Path) -> int:
         place = 0
     need_space(target.parent, max(0, (origin.size or 0) - place))
     size, idle = origin.size, 0
-    with open(part, "ab") as file, tqdm(initial=place, total=size, unit="B", unit_scale=True, desc="downloading",
-                                        disable=not sys.stderr.isatty()) as bar:
+    with (
+        open(part, "ab") as file,
+        tqdm(
+            initial=place,
+            total=size,
+            unit="B",
+            unit_scale=True,
+            desc="downloading",
+            disable=not sys.stderr.isatty(),
+        ) as bar,
+    ):
         while size is None or place < size:
             before = place
             try:
@@ -176,7 +208,8 @@ def receive(origin: Origin, target: Path, part: Path) -> int:
                 if size is None:
                     size = place
             except urllib.error.HTTPError as error:
-                if error.code == 416 and place:  # nothing from here on: all is here, or what is here is of another file
+                # nothing from here on: all is here, or what is here is of another file
+                if error.code == 416 and place:
                     size = int((error.headers.get("Content-Range") or "").rpartition("/")[2] or -1)
                     if size != place:
                         file.truncate(0)
@@ -188,10 +221,15 @@ def receive(origin: Origin, target: Path, part: Path) -> int:
                 pass
             except OSError as error:
                 if error.errno in STORAGE_FAULTS:
-                    raise UserError(f"{part}: {error.strerror}; make room and run the same command again to go on") from None
+                    raise UserError(
+                        f"{part}: {error.strerror}; make room and run the same command again to go on"
+                    ) from None
             idle = 0 if place > before else idle + 1
             if idle >= ATTEMPTS:
-                raise UserError(f"{origin.address}: no byte in {ATTEMPTS} attempts, {place:,} are here; run the same command again to go on")
+                raise UserError(
+                    f"{origin.address}: no byte in {ATTEMPTS} attempts, {place:,} are here; run the same"
+                    " command again to go on"
+                )
             if size is None or place < size:
                 file.flush()
                 time.sleep(min(5.0, 0.05 * 2**idle))
@@ -206,10 +244,24 @@ def publish(part: Path, target: Path, origin: Origin, size: int) -> None:
     sha256 = file_sum(part, "verifying")
     if got != size or (origin.sha256 is not None and sha256 != origin.sha256):
         part.unlink()
-        wrong = f"{got:,} bytes instead of {size:,}" if got != size else f"SHA-256 {sha256} instead of {origin.sha256}"
-        raise UserError(f"{origin.address}: the download has {wrong}; it was deleted, run the same command to fetch it again")
-    write_json(target.with_name(f"{target.name}.json"), {"source": origin.address.split("?")[0], "size": got, "sha256": sha256,
-                                                         "stated_sha256": origin.sha256})
+        wrong = (
+            f"{got:,} bytes instead of {size:,}"
+            if got != size
+            else f"SHA-256 {sha256} instead of {origin.sha256}"
+        )
+        raise UserError(
+            f"{origin.address}: the download has {wrong}; it was deleted, run the same command to fetch it"
+            " again"
+        )
+    write_json(
+        target.with_name(f"{target.name}.json"),
+        {
+            "source": origin.address.split("?")[0],
+            "size": got,
+            "sha256": sha256,
+            "stated_sha256": origin.sha256,
+        },
+    )
     os.replace(part, target)
     sync_folder(target.parent)
 
@@ -217,7 +269,10 @@ def publish(part: Path, target: Path, origin: Origin, size: int) -> None:
 def need_space(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if size + MARGIN_BYTES > free:
-        raise UserError(f"{folder} has {free / 1e9:.1f} GB free, the download needs {(size + MARGIN_BYTES) / 1e9:.1f} GB more")
+        raise UserError(
+            f"{folder} has {free / 1e9:.1f} GB free, the download needs {(size + MARGIN_BYTES) / 1e9:.1f} GB"
+            " more"
+        )
 
 
 def faults(target: Path) -> list[str]:
@@ -225,7 +280,9 @@ def faults(target: Path) -> list[str]:
     described = target.with_name(f"{target.name}.json")
     if not target.is_file():
         part = target.with_name(f"{target.name}.part")
-        return [f"{target} is not there" + (f"; {part.stat().st_size:,} bytes of it are" if part.exists() else "")]
+        return [
+            f"{target} is not there" + (f"; {part.stat().st_size:,} bytes of it are" if part.exists() else "")
+        ]
     try:
         stated = load_json(described)
         size, sha256 = int(stated["size"]), str(stated["sha256"])
@@ -254,7 +311,9 @@ def downloaded(target: Path) -> list[Path]:
 
 
 def prepared(folder: Path) -> list[Path]:
-    """What was made of the download: the bins, their description, and the finished groups of a tokenisation that was cut short."""
+    """What was made of the download: the bins, their description, and the finished groups of a
+    tokenisation that was cut short.
+    """
     return [*(folder / f"{split}.bin" for split in SPLITS), folder / META, folder / WORK]
 
 
@@ -286,7 +345,9 @@ def need_idle(folder: Path) -> None:
 
 
 def start_over(target: Path, origin: Origin, sure: bool) -> None:
-    """Delete the download and what was made of it, after asking. The BPE ranks stay: they are of another source. Raises UserError."""
+    """Delete the download and what was made of it, after asking. The BPE ranks stay: they are of another
+    source. Raises UserError.
+    """
     need_idle(target.parent)
     if os.path.exists(origin.address) and target.exists() and target.samefile(origin.address):
         raise UserError(f"--source {origin.address} is the very file that --reset would delete")
@@ -319,7 +380,10 @@ def run(args: argparse.Namespace) -> int:
         return 0
     origin = origin_of(args)
     fetch(origin, target)
-    say_now(f"{target}: {target.stat().st_size:,} bytes, " + ("SHA-256 as stated" if origin.sha256 else "no SHA-256 was stated to compare with"))
+    say_now(
+        f"{target}: {target.stat().st_size:,} bytes, "
+        + ("SHA-256 as stated" if origin.sha256 else "no SHA-256 was stated to compare with")
+    )
     return 0
 
 
@@ -328,16 +392,28 @@ def origin_of(args: argparse.Namespace) -> Origin:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="data.download", description="Fetch OpenWebText2 and GPT-2's BPE ranks.")
+    parser = argparse.ArgumentParser(
+        prog="data.download", description="Fetch OpenWebText2 and GPT-2's BPE ranks."
+    )
     parser.add_argument("--full", action="store_true", help="the corpus and the ranks, without asking")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--bpe", action="store_true", help="the ranks alone")
-    what.add_argument("--check", action="store_true", help="verify the download that is here; exit 1 where it is not right")
-    what.add_argument("--reset", action="store_true", help="delete the download; with --full bins and caches too, then download again; asks first")
+    what.add_argument(
+        "--check", action="store_true", help="verify the download that is here; exit 1 where it is not right"
+    )
+    what.add_argument(
+        "--reset",
+        action="store_true",
+        help="delete the download; with --full bins and caches too, then download again; asks first",
+    )
     parser.add_argument("--yes", action="store_true", help="with --reset: do not ask")
-    parser.add_argument("--source", default=None, help="folder or address that holds the tar [the Hugging Face hub]")
+    parser.add_argument(
+        "--source", default=None, help="folder or address that holds the tar [the Hugging Face hub]"
+    )
     parser.add_argument("--sha256", default=None, help="of the tar, for a --source that does not state it")
-    parser.add_argument("--data_dir", "--data-dir", default=None, help=f"root of the datasets [{DEFAULT_DATA_DIR}]")
+    parser.add_argument(
+        "--data_dir", "--data-dir", default=None, help=f"root of the datasets [{DEFAULT_DATA_DIR}]"
+    )
     args = parser.parse_args(argv)
     if args.full and (args.bpe or args.check):
         parser.error("--full: not allowed with --bpe or --check")

@@ -54,15 +54,21 @@ class Tiktoken:
 
     def encode(self, texts: list[str]) -> tuple[Tokens, NDArray[np.int64]]:
         each = [self.one(text) for text in texts]
-        return _with_ends(np.fromiter((token for tokens in each for token in tokens), dtype=TOKEN),
-                          np.array([len(tokens) for tokens in each], dtype=np.int64))
+        return _with_ends(
+            np.fromiter((token for tokens in each for token in tokens), dtype=TOKEN),
+            np.array([len(tokens) for tokens in each], dtype=np.int64),
+        )
 
 
 def rank_file() -> Path:
-    """GPT-2's ranks as gigatoken reads them: a line of base64 and rank for each token, made from tiktoken's."""
+    """GPT-2's ranks as gigatoken reads them: a line of base64 and rank for each token, made from
+    tiktoken's.
+    """
     path = cache_folder() / "gpt2.tiktoken"
-    content = b"".join(base64.b64encode(token) + b" %d\n" % rank
-                       for token, rank in sorted(gpt2()._mergeable_ranks.items(), key=lambda item: item[1]))
+    content = b"".join(
+        base64.b64encode(token) + b" %d\n" % rank
+        for token, rank in sorted(gpt2()._mergeable_ranks.items(), key=lambda item: item[1])
+    )
     if not path.is_file() or path.read_bytes() != content:
         cache_folder().mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
@@ -77,12 +83,14 @@ class Gigatoken:
     def __init__(self) -> None:
         import gigatoken
 
-        self.tokenizer = gigatoken.Tokenizer.from_tiktoken(rank_file(), pretokenizer="gpt2", special_tokens={})
+        self.tokenizer = gigatoken.Tokenizer.from_tiktoken(
+            rank_file(), pretokenizer="gpt2", special_tokens={}
+        )
 
     def encode(self, texts: list[str]) -> tuple[Tokens, NDArray[np.int64]]:
         layout = self.tokenizer.encode_batch(texts, parallel=False).layout
         offsets = np.asarray(layout.offsets, dtype=np.int64)
-        return _with_ends(np.asarray(layout.content.data)[offsets[0]:offsets[-1]], np.diff(offsets))
+        return _with_ends(np.asarray(layout.content.data)[offsets[0] : offsets[-1]], np.diff(offsets))
 
 
 @cache
@@ -97,7 +105,9 @@ def reference_engine() -> Tiktoken:
 
 
 class Checked:
-    """An engine whose results are compared with tiktoken's for the first document and a random sample of a shard."""
+    """An engine whose results are compared with tiktoken's for the first document and a random sample of a
+    shard.
+    """
 
     def __init__(self, shard_number: int) -> None:
         self.engine = best_engine()
@@ -113,9 +123,11 @@ class Checked:
                 number = self.number + index
                 if number and mix(self.key ^ number) % SAMPLED:
                     continue
-                mine = tokens[begins[index]:begins[index] + lengths[index] - 1]
+                mine = tokens[begins[index] : begins[index] + lengths[index] - 1]
                 if not np.array_equal(mine, np.array(self.reference.one(text), dtype=TOKEN)):
-                    raise UserError(f"{shard_name}: document {number + 1} is encoded differently by {self.engine.name} and tiktoken; "
-                                    f"uninstall {self.engine.name} and report the document")
+                    raise UserError(
+                        f"{shard_name}: document {number + 1} is encoded differently by {self.engine.name}"
+                        f" and tiktoken; uninstall {self.engine.name} and report the document"
+                    )
         self.number += len(texts)
         return tokens, lengths

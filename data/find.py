@@ -1,6 +1,7 @@
 """The shards of files, tars and folders: what is read, in which order, and what is passed over and why.
 
-Hidden entries are passed over, linked folders are followed once, and a file is read once however often it is named.
+Hidden entries are passed over, linked folders are followed once, and a file is read once however often it is
+named.
 """
 
 from __future__ import annotations
@@ -23,7 +24,20 @@ FORMS = (".jsonl", ".ndjson", ".txt", ".parquet", ".json")
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 READ = f"{', '.join(FORMS)}, the texts among them also with {', '.join(COMPRESSIONS)}"
 SHOWN_REASONS = 10
-ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".zip", ".7z", ".rar")
+ARCHIVES = (
+    ".tar.gz",
+    ".tgz",
+    ".tar.bz2",
+    ".tbz",
+    ".tbz2",
+    ".tar.xz",
+    ".txz",
+    ".tar.zst",
+    ".tzst",
+    ".zip",
+    ".7z",
+    ".rar",
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +61,10 @@ class Passed:
 
     def lines(self) -> list[str]:
         found = self.counts.most_common()
-        lines = [f"passed over: {count:,} {reason}, the first is {self.first[reason]}" for reason, count in found[:SHOWN_REASONS]]
+        lines = [
+            f"passed over: {count:,} {reason}, the first is {self.first[reason]}"
+            for reason, count in found[:SHOWN_REASONS]
+        ]
         if rest := found[SHOWN_REASONS:]:
             lines.append(f"passed over: {sum(count for _, count in rest):,} more, of {len(rest)} other kinds")
         return lines
@@ -66,11 +83,17 @@ class Found:
 
 
 def kind_of(name: str, named: bool = True) -> str | None:
-    """The form of a file and its compression, by its name. named: was asked for by name, which plain .json must be."""
+    """The form of a file and its compression, by its name. named: was asked for by name, which plain .json
+    must be.
+    """
     name = name.lower()
     compression = next((ending for ending in COMPRESSIONS if name.endswith(ending)), "")
     form = next((form for form in FORMS if name.removesuffix(compression).endswith(form)), None)
-    if form is None or (form == ".parquet" and compression) or (form == ".json" and not compression and not named):
+    if (
+        form is None
+        or (form == ".parquet" and compression)
+        or (form == ".json" and not compression and not named)
+    ):
         return None
     return form + compression
 
@@ -82,7 +105,11 @@ def _why_not(name: str) -> str:
         return f"{archive} archives (unpack them first)"
     if lower.endswith(".json"):
         return ".json files (read where --input or --include names them)"
-    suffix = "".join(PurePosixPath(lower).suffixes[-2:] if lower.endswith(COMPRESSIONS) else PurePosixPath(lower).suffixes[-1:])
+    suffix = "".join(
+        PurePosixPath(lower).suffixes[-2:]
+        if lower.endswith(COMPRESSIONS)
+        else PurePosixPath(lower).suffixes[-1:]
+    )
     return f"{printable(suffix)} files" if suffix else "files without a suffix"
 
 
@@ -93,7 +120,9 @@ def _is_hidden(name: str) -> bool:
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     """Whether a path, or the last part of it, matches a pattern; * stands for any characters, / too."""
-    return any(fnmatchcase(name, pattern) or fnmatchcase(PurePosixPath(name).name, pattern) for pattern in patterns)
+    return any(
+        fnmatchcase(name, pattern) or fnmatchcase(PurePosixPath(name).name, pattern) for pattern in patterns
+    )
 
 
 class _Folders:
@@ -104,7 +133,9 @@ class _Folders:
         self.visited: set[str] = set()
 
     def files(self, given: Path) -> list[str]:
-        """Paths of the files below a folder, what lies there before what is linked; the caller puts them in order."""
+        """Paths of the files below a folder, what lies there before what is linked; the caller puts them
+        in order.
+        """
         real = os.path.realpath(given)
         if real in self.visited:
             self.passed.add("folders named twice", printable(str(given)))
@@ -163,7 +194,8 @@ class _Folders:
 
 
 def find_shards(inputs: list[Path], include: Sequence[str] = ()) -> Found:
-    """The shards of files, tars and folders, in order of name, and what in them cannot be one. Raises UserError.
+    """The shards of files, tars and folders, in order of name, and what in them cannot be one. Raises
+    UserError.
 
     include: patterns; of folders and tars only what matches one is read, and all of a tar that does.
     """
@@ -177,17 +209,25 @@ def find_shards(inputs: list[Path], include: Sequence[str] = ()) -> Found:
         is_folder = given.is_dir()
         if not is_folder and not given.is_file():
             raise UserError(f"--input {shown}: a pipe, socket or device; it must be a file or a folder")
-        for path in sorted(folders.files(given) if is_folder else [str(given)], key=lambda path: path.split(os.sep)):
+        for path in sorted(
+            folders.files(given) if is_folder else [str(given)], key=lambda path: path.split(os.sep)
+        ):
             relative = os.path.relpath(path, given) if is_folder and include else os.path.basename(path)
             chosen = not is_folder or not include or _matches(relative, include)
-            kind = ".tar" if path.lower().endswith(".tar") else kind_of(path, named=not is_folder or bool(include))
+            kind = (
+                ".tar"
+                if path.lower().endswith(".tar")
+                else kind_of(path, named=not is_folder or bool(include))
+            )
             if not chosen and kind != ".tar":
                 found.passed.add("files that match no --include", printable(path))
             elif kind is None:
                 if not is_folder:
                     raise UserError(f"--input {shown}: not a .tar or one of {READ}")
                 found.passed.add(_why_not(os.path.basename(path)), printable(path))
-            elif not _is_new(path, seen, found.passed):  # what is passed over under one name may be read under another
+            elif not _is_new(
+                path, seen, found.passed
+            ):  # what is passed over under one name may be read under another
                 continue
             elif kind == ".tar":
                 tar_shards(Path(path), found, () if is_folder and chosen else include)
@@ -195,13 +235,22 @@ def find_shards(inputs: list[Path], include: Sequence[str] = ()) -> Found:
                 _add(found, Shard(path, "", kind, 0, os.stat(path).st_size))
     if not found.shards and not found.bad:
         names = ", ".join(printable(str(given)) for given in inputs)
-        raise UserError("\n".join([*found.passed.lines(), f"--input {names}: nothing to read; there must be a .tar or one of {READ}"]))
+        raise UserError(
+            "\n".join(
+                [
+                    *found.passed.lines(),
+                    f"--input {names}: nothing to read; there must be a .tar or one of {READ}",
+                ]
+            )
+        )
     _tell_twins(found)
     return found
 
 
 def _is_new(path: str, seen: dict[object, str], passed: Passed) -> bool:
-    """Whether a file has not been met under this or another name: its resolved path, or its inode where it has several names."""
+    """Whether a file has not been met under this or another name: its resolved path, or its inode where it
+    has several names.
+    """
     status = os.stat(path)
     keys: list[object] = [os.path.realpath(path)]
     if status.st_nlink > 1:
@@ -226,16 +275,24 @@ def _tell_twins(found: Found) -> None:
     met: dict[str, Shard] = {}
     twins = []
     for shard in found.shards:
-        plain = shard.name.removesuffix(next((ending for ending in COMPRESSIONS if shard.kind.endswith(ending)), ""))
+        plain = shard.name.removesuffix(
+            next((ending for ending in COMPRESSIONS if shard.kind.endswith(ending)), "")
+        )
         other = met.setdefault(plain, shard)
         if other is not shard:
             twins.append(f"{other.name} and {shard.name}")
     if twins:
-        found.notes.append(f"note: {len(twins):,} files differ from another in compression alone, and both are read (--include chooses): {twins[0]}")
+        found.notes.append(
+            f"note: {len(twins):,} files differ from another in compression alone, and both are read"
+            f" (--include chooses): {twins[0]}"
+        )
 
 
 def tar_shards(path: Path, found: Found, include: Sequence[str] = ()) -> None:
-    """Members of an uncompressed tar, or of several in one file, by reading the headers alone. Raises UserError for a damaged one."""
+    """Members of an uncompressed tar, or of several in one file, by reading the headers alone.
+
+    Raises UserError for a damaged one.
+    """
     shown = printable(str(path))
     try:
         with open(path, "rb") as file:
@@ -296,7 +353,9 @@ def _members(tar: tarfile.TarFile, path: Path, found: Found, include: Sequence[s
             found.passed.add(_why_not(pure.name), place)
         else:
             if str(pure) in shards:
-                found.passed.add("entries that a later one of the same name replaces", shards.pop(str(pure)).name)
+                found.passed.add(
+                    "entries that a later one of the same name replaces", shards.pop(str(pure)).name
+                )
             begin = member.offset if member.issparse() else member.offset_data
             shards[str(pure)] = Shard(str(path), member.name, kind, begin, member.size, member.issparse())
     return list(shards.values())

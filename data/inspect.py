@@ -1,6 +1,6 @@
 """Look at a prepared dataset: counts, checksums, three random documents, and how long documents are.
 
-    python -m data.inspect data/datasets/stdlib [--seed 0] [--png FILE]
+python -m data.inspect data/datasets/stdlib [--seed 0] [--png FILE]
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHOWN_CHARACTERS = 300
 
 def slices(tokens: NDArray[np.uint16]) -> Iterator[NDArray[np.uint16]]:
     for begin in range(0, tokens.size, SCAN_TOKENS):
-        yield tokens[begin:begin + SCAN_TOKENS]
+        yield tokens[begin : begin + SCAN_TOKENS]
 
 
 def sha256(tokens: NDArray[np.uint16]) -> str:
@@ -38,11 +38,19 @@ def sha256(tokens: NDArray[np.uint16]) -> str:
 
 def ends_of(tokens: NDArray[np.uint16], end_of_text: int) -> NDArray[np.int64]:
     """Places of the tokens that end documents."""
-    return np.concatenate([np.flatnonzero(part == end_of_text) + begin * SCAN_TOKENS for begin, part in enumerate(slices(tokens))])
+    return np.concatenate(
+        [
+            np.flatnonzero(part == end_of_text) + begin * SCAN_TOKENS
+            for begin, part in enumerate(slices(tokens))
+        ]
+    )
 
 
 def decoder(meta: dict[str, Any]) -> Any:
-    """A function from tokens to text, None for a tokenizer that is not known here. It raises UserError for tokens that it does not know."""
+    """A function from tokens to text, None for a tokenizer that is not known here.
+
+    It raises UserError for tokens that it does not know.
+    """
     if meta.get("tokenizer") == CHARACTERS:
         characters = meta["characters"]
     elif meta.get("tokenizer") != GPT2:
@@ -54,15 +62,23 @@ def decoder(meta: dict[str, Any]) -> Any:
 
     def decode(tokens: list[int]) -> str:
         try:
-            return encoding.decode(tokens) if characters is None else "".join(characters[token] for token in tokens)
+            return (
+                encoding.decode(tokens)
+                if characters is None
+                else "".join(characters[token] for token in tokens)
+            )
         except (KeyError, IndexError):
-            raise UserError("the bins hold tokens that their tokenizer does not know; prepare the dataset again") from None
+            raise UserError(
+                "the bins hold tokens that their tokenizer does not know; prepare the dataset again"
+            ) from None
 
     return decode
 
 
 def faults(folder: Path, check_documents: int = 3) -> list[str]:
-    """What is wrong with the bins: counts and checksums against meta.json, and whether sampled documents decode."""
+    """What is wrong with the bins: counts and checksums against meta.json, and whether sampled documents
+    decode.
+    """
     meta, wrong = read_meta(folder), []
     if not meta.get("splits"):
         return [f"{folder / META} does not describe the bins: nothing to compare with"]
@@ -78,8 +94,10 @@ def faults(folder: Path, check_documents: int = 3) -> list[str]:
             ends = ends_of(tokens, meta["end_of_text"])
             if ends.size != described.get("documents") or not ends.size or ends[-1] != tokens.size - 1:
                 wrong.append(f"{path} holds {ends.size} documents, {META} says {described.get('documents')}")
-            for number in np.linspace(0, ends.size - 1, min(check_documents, ends.size)).astype(int) if decode else ():
-                decode(tokens[ends[number - 1] + 1 if number else 0:ends[number]].tolist())
+            for number in (
+                np.linspace(0, ends.size - 1, min(check_documents, ends.size)).astype(int) if decode else ()
+            ):
+                decode(tokens[ends[number - 1] + 1 if number else 0 : ends[number]].tolist())
     return wrong
 
 
@@ -95,7 +113,9 @@ def histogram(lengths: NDArray[np.int64], title: str, path: Path) -> None:
     axes.axvline(float(lengths.mean()), color="#009E73", linestyle="--", label=f"mean {lengths.mean():,.0f}")
     axes.set(xscale="log", xlabel="length of a document (tokens)", ylabel="documents", title=title)
     axes.legend(frameon=False)
-    replace_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150, format=path.suffix[1:] or "png"))
+    replace_atomically(
+        path, lambda temporary: figure.savefig(temporary, dpi=150, format=path.suffix[1:] or "png")
+    )
     pyplot.close(figure)
 
 
@@ -110,9 +130,21 @@ def show(folder: Path, seed: int, png: Path | None) -> int:
         tokens, described = map_tokens(path), meta.get("splits", {}).get(name, {})
         documents = f"{described['documents']:,} documents, " if "documents" in described else ""
         check_format(path, tokens, meta)
-        print(f"{name:<10} {documents}{tokens.size:,} tokens, largest {described.get('largest_token', 'unknown')}")
+        print(
+            f"{name:<10} {documents}{tokens.size:,} tokens, largest"
+            f" {described.get('largest_token', 'unknown')}"
+        )
     wrong = faults(folder) if meta.get("splits") else []
-    print("checksums  " + ("WRONG" if wrong else "right" if meta.get("splits") else f"none: {META} does not describe the bins"))
+    print(
+        "checksums  "
+        + (
+            "WRONG"
+            if wrong
+            else "right"
+            if meta.get("splits")
+            else f"none: {META} does not describe the bins"
+        )
+    )
     for line in wrong:
         print(f"           {line}")
     train = map_tokens(folder / "train.bin")
@@ -120,17 +152,29 @@ def show(folder: Path, seed: int, png: Path | None) -> int:
     if ends.size:
         decode = decoder(meta)
         lengths = np.diff(ends, prepend=-1) - 1
-        print(f"lengths    median {np.median(lengths):,.0f}, mean {lengths.mean():,.0f}, longest {lengths.max():,} tokens")
+        print(
+            f"lengths    median {np.median(lengths):,.0f}, mean {lengths.mean():,.0f}, longest"
+            f" {lengths.max():,} tokens"
+        )
         if decode is None:
             print(f"documents  not shown: the tokenizer {meta.get('tokenizer')!r} is not known here")
-        for number in () if decode is None else sorted(np.random.default_rng(seed).choice(ends.size, min(3, ends.size), replace=False)):
+        for number in (
+            ()
+            if decode is None
+            else sorted(np.random.default_rng(seed).choice(ends.size, min(3, ends.size), replace=False))
+        ):
             begin = ends[number] - lengths[number]
-            text = decode(train[begin:ends[number]].tolist())
+            text = decode(train[begin : ends[number]].tolist())
             more = "..." if len(text) > SHOWN_CHARACTERS else ""
-            print(f"--- document {number + 1} of {ends.size:,}, {lengths[number]:,} tokens\n{text[:SHOWN_CHARACTERS]}{more}")
+            print(
+                f"--- document {number + 1} of {ends.size:,}, {lengths[number]:,}"
+                f" tokens\n{text[:SHOWN_CHARACTERS]}{more}"
+            )
         place = png or folder / "document_lengths.png"
         try:
-            histogram(lengths, f"{folder.name}: {ends.size:,} training documents, {train.size:,} tokens", place)
+            histogram(
+                lengths, f"{folder.name}: {ends.size:,} training documents, {train.size:,} tokens", place
+            )
             print(f"--- picture of the lengths: {place}")
         except OSError as error:
             if png is not None:

@@ -1,8 +1,10 @@
-"""Which window of the data a sample is: a pure function of (data_seed, sample number), nothing to keep or to replay.
+"""Which window of the data a sample is: a pure function of (data_seed, sample number), nothing to keep or to
+replay.
 
-Sample i of a run stands in epoch i // n; the n windows of an epoch are permuted by a Feistel network keyed by the
-seed and the epoch, walked until it lands inside n (Black and Rogaway 2002). So every window comes once an epoch,
-seeking costs nothing, and neither the number of processes nor the cut into micro-batches can change the order.
+Sample i of a run stands in epoch i // n; the n windows of an epoch are permuted by a Feistel network keyed by
+the seed and the epoch, walked until it lands inside n (Black and Rogaway 2002). So every window comes once an
+epoch, seeking costs nothing, and neither the number of processes nor the cut into micro-batches can change
+the order.
 """
 
 from __future__ import annotations
@@ -60,5 +62,7 @@ class SampleOrder:
         out = np.empty(count, dtype=np.int64)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            out[here] = permute(places[here], self.n_windows, mix(self.data_seed) ^ mix(~int(epoch) & _MASK)).astype(np.int64)
+            out[here] = permute(
+                places[here], self.n_windows, mix(self.data_seed) ^ mix(~int(epoch) & _MASK)
+            ).astype(np.int64)
         return out

@@ -11,7 +11,8 @@ from errors import UserError
 
 
 def token_sizes(meta: dict[str, Any], vocab_size: int) -> np.ndarray | None:
-    """Bytes (int64) of each token id, by what meta.json says of the tokenizer; None where it does not say, or cannot be asked.
+    """Bytes (int64) of each token id, by what meta.json says of the tokenizer; None where it does not say, or
+    cannot be asked.
 
     The end of a document is no text: it has 0 bytes, though it is predicted and its loss counts.
     """

@@ -1,4 +1,6 @@
-"""Encoded groups of documents to the two bins: some documents for validation, or the last part of the text."""
+"""Encoded groups of documents to the two bins: some documents for validation, or the last part of the
+text.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,12 @@ class Split:
         self.largest = max(self.largest, int(tokens.max(initial=0)))
 
     def describe(self) -> dict[str, Any]:
-        return {"documents": self.documents, "tokens": self.tokens, "largest_token": self.largest, "sha256": self.sha256.hexdigest()}
+        return {
+            "documents": self.documents,
+            "tokens": self.tokens,
+            "largest_token": self.largest,
+            "sha256": self.sha256.hexdigest(),
+        }
 
     def publish(self) -> None:
         self.file.flush()
@@ -58,9 +65,16 @@ class Split:
         self.temporary.unlink(missing_ok=True)
 
 
-def assemble(results: list[dict[str, Any]], work: Path, folder: Path, share: float, fraction: float | None,
-             description: dict[str, Any]) -> dict[str, Any]:
-    """Put the groups together as val.bin, meta.json and, last, train.bin. Raises UserError where a split stays empty.
+def assemble(
+    results: list[dict[str, Any]],
+    work: Path,
+    folder: Path,
+    share: float,
+    fraction: float | None,
+    description: dict[str, Any],
+) -> dict[str, Any]:
+    """Put the groups together as val.bin, meta.json and, last, train.bin. Raises UserError where a split
+    stays empty.
 
     share: of the documents, for validation. fraction: of the tokens, the last ones, instead.
     """
@@ -70,12 +84,20 @@ def assemble(results: list[dict[str, Any]], work: Path, folder: Path, share: flo
             by_document(results, work, share, train, val)
         else:
             by_place(results, work, fraction, train, val)
-        meta = {**description, "end_of_text": END_OF_TEXT,
-                **({"split_seed": SPLIT_SEED, "val_share": share} if fraction is None else {"val_fraction": fraction}),
-                "bytes": sum(result["bytes"] for result in results),
-                "bad_lines": description["bad_lines"] + sum(result["bad"] for result in results),
-                "splits": {"train": train.describe(), "val": val.describe()}}
-        (folder / "train.bin").unlink(missing_ok=True)  # of an earlier preparation: it must not stand beside the new val.bin
+        meta = {
+            **description,
+            "end_of_text": END_OF_TEXT,
+            **(
+                {"split_seed": SPLIT_SEED, "val_share": share}
+                if fraction is None
+                else {"val_fraction": fraction}
+            ),
+            "bytes": sum(result["bytes"] for result in results),
+            "bad_lines": description["bad_lines"] + sum(result["bad"] for result in results),
+            "splits": {"train": train.describe(), "val": val.describe()},
+        }
+        # of an earlier preparation: it must not stand beside the new val.bin
+        (folder / "train.bin").unlink(missing_ok=True)
         sync_folder(folder)
         val.publish()
         write_json(folder / META, meta)
@@ -86,12 +108,17 @@ def assemble(results: list[dict[str, Any]], work: Path, folder: Path, share: flo
     return meta
 
 
-def encoded(results: list[dict[str, Any]], work: Path) -> Iterator[tuple[NDArray[np.uint16], NDArray[np.int64]]]:
+def encoded(
+    results: list[dict[str, Any]], work: Path
+) -> Iterator[tuple[NDArray[np.uint16], NDArray[np.int64]]]:
     """Of each group that holds documents: its tokens, and the place after the last token of each document."""
     for result in results:
         if result["documents"]:
             stem = work / f"{result['number']:06d}"
-            yield np.memmap(f"{stem}.bin", dtype=TOKEN, mode="r"), np.cumsum(np.fromfile(f"{stem}.len", dtype="<u4"), dtype=np.int64)
+            yield (
+                np.memmap(f"{stem}.bin", dtype=TOKEN, mode="r"),
+                np.cumsum(np.fromfile(f"{stem}.len", dtype="<u4"), dtype=np.int64),
+            )
 
 
 def by_document(results: list[dict[str, Any]], work: Path, share: float, train: Split, val: Split) -> None:
@@ -100,13 +127,17 @@ def by_document(results: list[dict[str, Any]], work: Path, share: float, train: 
     if total < 2:
         hint = " (--val-fraction 0.1 cuts one document, its last tenth for validation)" if total else ""
         raise UserError(f"{total} documents are too few: both splits need one{hint}")
-    chosen = np.concatenate([np.flatnonzero(is_validation(first, min(1 << 20, total - first), share)) + first
-                             for first in range(0, total, 1 << 20)])
+    chosen = np.concatenate(
+        [
+            np.flatnonzero(is_validation(first, min(1 << 20, total - first), share)) + first
+            for first in range(0, total, 1 << 20)
+        ]
+    )
     if not 0 < chosen.size < total:
         chosen = np.array([mix(SPLIT_SEED) % total])
     first = 0
     for tokens, ends in encoded(results, work):
-        mine = chosen[np.searchsorted(chosen, first):np.searchsorted(chosen, first + ends.size)] - first
+        mine = chosen[np.searchsorted(chosen, first) : np.searchsorted(chosen, first + ends.size)] - first
         place = 0
         for document in mine:
             begin, end = int(ends[document - 1]) if document else 0, int(ends[document])
@@ -120,11 +151,15 @@ def by_document(results: list[dict[str, Any]], work: Path, share: float, train: 
 
 
 def by_place(results: list[dict[str, Any]], work: Path, fraction: float, train: Split, val: Split) -> None:
-    """The last tokens for validation, the document at the cut in two. Raises UserError where there are too few."""
+    """The last tokens for validation, the document at the cut in two.
+
+    Raises UserError where there are too few.
+    """
     total = sum(result["tokens"] for result in results)
     if total < 10:
         raise UserError(f"{total} tokens are too few to be cut in two")
-    left = min(max(total - round(total * fraction), 1), total - 2)  # tokens before the cut, of the groups to come
+    # tokens before the cut, of the groups to come
+    left = min(max(total - round(total * fraction), 1), total - 2)
     for tokens, ends in encoded(results, work):
         cut = min(left, tokens.size)
         if 0 < left < tokens.size:
@@ -141,11 +176,13 @@ def by_place(results: list[dict[str, Any]], work: Path, fraction: float, train: 
 
 
 def readable_cut(tokens: NDArray[np.uint16], place: int) -> int:
-    """The next place at which a word begins, at least a character; the same place where there is none before the document's end."""
+    """The next place at which a word begins, at least a character; the same place where there is none
+    before the document's end.
+    """
     if tokens[place - 1] == END_OF_TEXT:
         return place
     pieces = []
-    for token in tokens[place:place + WORD_TOKENS].tolist():
+    for token in tokens[place : place + WORD_TOKENS].tolist():
         if token == END_OF_TEXT:
             break
         pieces.append(gpt2().decode_single_token_bytes(token))
@@ -156,4 +193,4 @@ def readable_cut(tokens: NDArray[np.uint16], place: int) -> int:
 
 def copy(tokens: NDArray[np.uint16], begin: int, end: int, split: Split) -> None:
     for place in range(begin, end, COPY_TOKENS):
-        split.add(np.ascontiguousarray(tokens[place:min(end, place + COPY_TOKENS)]))
+        split.add(np.ascontiguousarray(tokens[place : min(end, place + COPY_TOKENS)]))

@@ -1,4 +1,6 @@
-"""Bytes of a shard as they lie on disk, and what they are uncompressed: gzip, bzip2, xz and zstandard, in bounded memory."""
+"""Bytes of a shard as they lie on disk, and what they are uncompressed: gzip, bzip2, xz and zstandard, in
+bounded memory.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,21 @@ import zstandard
 
 READ_BYTES = 1 << 20
 LONGEST_WINDOW = 1 << 31  # of a zstandard frame, what `zstd --long=31` makes
-DAMAGE = (zstandard.ZstdError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, EOFError, UnicodeDecodeError, tarfile.TarError)
+DAMAGE = (
+    zstandard.ZstdError,
+    zlib.error,
+    lzma.LZMAError,
+    gzip.BadGzipFile,
+    EOFError,
+    UnicodeDecodeError,
+    tarfile.TarError,
+)
 
 
 def printable(name: str) -> str:
-    """A file's name for a line of text: bytes that are no UTF-8, and characters that a terminal would obey, are escaped."""
+    """A file's name for a line of text: bytes that are no UTF-8, and characters that a terminal would
+    obey, are escaped.
+    """
     if name.isprintable():
         return name
     text = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
@@ -91,7 +103,10 @@ def open_shard(shard: Shard) -> Iterator[IO[bytes]]:
 
 
 def plain_chunks(content: IO[bytes], kind: str) -> Iterator[bytes]:
-    """Uncompressed bytes, by the last suffix of `kind`. Raises one of DAMAGE, EOFError where a stream is cut short."""
+    """Uncompressed bytes, by the last suffix of `kind`.
+
+    Raises one of DAMAGE, EOFError where a stream is cut short.
+    """
     if kind.endswith(".zst"):
         yield from _zstandard_chunks(content)
     elif kind.endswith(".bz2"):

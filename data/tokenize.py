@@ -4,12 +4,13 @@
     python -m data.tokenize --name mine --input corpus/ more.jsonl.gz --text-key body --include '*.jsonl.gz'
     python -m data.tokenize --name book --input book.txt --val-fraction 0.1       # one document, which is cut
     python -m data.tokenize --name shakespeare-char --input shakespeare.txt
-    python -m data.tokenize --name stdlib                                 # Python's own library, nothing to download
+    python -m data.tokenize --name stdlib                                 # Python's own library, nothing to
+    download
 
-Workers encode one group of shards each (a shard is a file, or a member of a tar; small ones that follow one another share
-a group) into <folder>/.tokenize; the groups are then put together in order. A group that is done stays done: after any kill,
-the same command goes on, and neither kills nor the number of workers can be told from the result. train.bin appears last,
-so a folder that has it is complete.
+Workers encode one group of shards each (a shard is a file, or a member of a tar; small ones that follow one
+another share a group) into <folder>/.tokenize; the groups are then put together in order. A group that is
+done stays done: after any kill, the same command goes on, and neither kills nor the number of workers can be
+told from the result. train.bin appears last, so a folder that has it is complete.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ VAL_SHARE = 0.0005
 STDLIB_VAL_SHARE = 0.01
 BATCH_BYTES = 1 << 21  # text encoded at once by a worker
 SHOWN_BAD = 5
-GROUP_BYTES, GROUP_SHARDS = 1 << 22, 4096  # small shards share a group up to this size on disk and this number
+# small shards share a group up to this size on disk and this number
+GROUP_BYTES, GROUP_SHARDS = 1 << 22, 4096
 GROUPS_OF_AN_ENGINE = 16  # then a new one takes its place: it remembers every word that it has met
 LINE_SECONDS = 5.0
 RAW_OWT2 = "openwebtext2.jsonl.zst.tar"
@@ -76,7 +78,9 @@ class Job:
 
     @property
     def name(self) -> str:
-        return self.shards[0].name + (f" and the {len(self.shards) - 1:,} that follow" if self.shards[1:] else "")
+        return self.shards[0].name + (
+            f" and the {len(self.shards) - 1:,} that follow" if self.shards[1:] else ""
+        )
 
     @property
     def size(self) -> int:
@@ -84,7 +88,9 @@ class Job:
 
 
 def grouped(shards: list[Shard]) -> list[list[Shard]]:
-    """The same shards in the same order; small ones are put together, for a group costs three files and as many syncs."""
+    """The same shards in the same order; small ones are put together, for a group costs three files and as
+    many syncs.
+    """
     groups: list[list[Shard]] = []
     size = 0
     for shard in shards:
@@ -124,7 +130,8 @@ def _batches(items: Iterator[str | Bad], bad: list[Bad], max_bad: int) -> Iterat
 
 
 def encode_group(job: Job) -> dict[str, Any]:
-    """Encode a group into N.bin (tokens) and N.len (tokens of each document, uint32), described by N.json, last of all.
+    """Encode a group into N.bin (tokens) and N.len (tokens of each document, uint32), described by N.json,
+    last of all.
 
     With more bad lines than `max_bad` nothing is kept and the description says so.
     """
@@ -153,8 +160,15 @@ def encode_group(job: Job) -> dict[str, Any]:
         for file in (tokens_file, lengths_file):
             file.flush()
             sync(file.fileno())
-    result = {"number": job.number, "shards": len(job.shards), "bad": len(bad), "shown": [asdict(b) for b in bad[:SHOWN_BAD]], "passed": passed,
-              **total, "peak_kib": peak_kib()}
+    result = {
+        "number": job.number,
+        "shards": len(job.shards),
+        "bad": len(bad),
+        "shown": [asdict(b) for b in bad[:SHOWN_BAD]],
+        "passed": passed,
+        **total,
+        "peak_kib": peak_kib(),
+    }
     if len(bad) > job.max_bad:
         for part in parts:
             part.unlink()
@@ -195,7 +209,10 @@ def finished_groups(work: Path, groups: list[list[Shard]]) -> dict[int, dict[str
 
 @contextmanager
 def working_folder(folder: Path, plan: dict[str, Any]) -> Iterator[Path]:
-    """The folder of finished groups, emptied where they belong to another plan. Raises UserError where it is in use."""
+    """The folder of finished groups, emptied where they belong to another plan.
+
+    Raises UserError where it is in use.
+    """
     work = folder / WORK
     work.mkdir(parents=True, exist_ok=True)
     with open(work / "lock", "w") as lock:
@@ -220,13 +237,17 @@ def working_folder(folder: Path, plan: dict[str, Any]) -> Iterator[Path]:
 
 
 class Progress:
-    """A bar on a terminal, else a line every few seconds: documents, MB and tokens a second, and the time left."""
+    """A bar on a terminal, else a line every few seconds: documents, MB and tokens a second, and the time
+    left.
+    """
 
     def __init__(self, total_bytes: int, counters: Any, say: Callable[[str], None]) -> None:
         self.total, self.counters, self.say = max(total_bytes, 1), counters, say
         self.began = self.said = time.monotonic()
         self.read = 0
-        self.bar = tqdm(total=total_bytes, unit="B", unit_scale=True, desc="tokenising", disable=not sys.stderr.isatty())
+        self.bar = tqdm(
+            total=total_bytes, unit="B", unit_scale=True, desc="tokenising", disable=not sys.stderr.isatty()
+        )
 
     def update(self, read: int) -> None:
         """`read` more bytes of the input are done."""
@@ -239,21 +260,38 @@ class Progress:
         number, size, tokens = (int(c) for c in self.counters[:STOP])
         seconds = now - self.began
         left = timedelta(seconds=round(seconds * (self.total - self.read) / self.read)) if self.read else "?"
-        line = f"{number / seconds:,.0f} documents/s  {size / seconds / 1e6:,.1f} MB/s  {tokens / seconds:,.0f} tokens/s  ETA {left}"
+        line = (
+            f"{number / seconds:,.0f} documents/s  {size / seconds / 1e6:,.1f} MB/s  {tokens / seconds:,.0f}"
+            f" tokens/s  ETA {left}"
+        )
         if self.bar.disable:
             self.say(f"{self.read / self.total:4.0%}  {line}")
         else:
             self.bar.set_postfix_str(line)
 
 
-def encode_all(shards: list[Shard], work: Path, text_key: str, workers: int, max_bad: int, found: list[Bad],
-               say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Descriptions of all groups in order, encoded now or before. Raises UserError with the first bad lines."""
+def encode_all(
+    shards: list[Shard],
+    work: Path,
+    text_key: str,
+    workers: int,
+    max_bad: int,
+    found: list[Bad],
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Descriptions of all groups in order, encoded now or before.
+
+    Raises UserError with the first bad lines.
+    """
     groups = grouped(shards)
     done = finished_groups(work, groups)
     if done:
         say(f"{sum(len(groups[number]) for number in done)} of {len(shards)} shards are done already")
-    jobs = [Job(number, group, text_key, work, max_bad) for number, group in enumerate(groups) if number not in done]
+    jobs = [
+        Job(number, group, text_key, work, max_bad)
+        for number, group in enumerate(groups)
+        if number not in done
+    ]
     shown = [*found, *(Bad(**bad) for result in done.values() for bad in result["shown"])]
     count = len(found) + sum(result["bad"] for result in done.values())
     refuse_bad(count, shown, max_bad)
@@ -262,7 +300,9 @@ def encode_all(shards: list[Shard], work: Path, text_key: str, workers: int, max
     progress = Progress(sum(job.size for job in jobs), counters, say)
     if jobs:
         best_engine()  # its files are made once, before the workers look for them
-        with ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker, (counters, os.getpid())) as pool:
+        with ProcessPoolExecutor(
+            min(workers, len(jobs)), context, _start_worker, (counters, os.getpid())
+        ) as pool:
             waiting = {pool.submit(encode_group, job) for job in jobs}
             try:
                 while waiting:
@@ -275,7 +315,10 @@ def encode_all(shards: list[Shard], work: Path, text_key: str, workers: int, max
                         progress.update(sum(shard.size for shard in groups[result["number"]]))
                     progress.update(0)
             except BrokenProcessPool:
-                raise UserError("a worker was killed (out of memory?): what is done stays done; try again with fewer --workers") from None
+                raise UserError(
+                    "a worker was killed (out of memory?): what is done stays done; try again with fewer"
+                    " --workers"
+                ) from None
             except BaseException:
                 counters[STOP] = 1
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -290,15 +333,25 @@ def refuse_bad(count: int, shown: list[Bad], max_bad: int) -> None:
     """Raises UserError naming the first bad lines where there are more than --max-bad."""
     if count > max_bad:
         lines = [f"{bad.place}: {bad.reason}" for bad in shown[:SHOWN_BAD]]
-        raise UserError("\n".join([*lines, f"{count} bad lines or more, --max-bad is {max_bad}: nothing was written"]))
+        raise UserError(
+            "\n".join([*lines, f"{count} bad lines or more, --max-bad is {max_bad}: nothing was written"])
+        )
 
 
 # the command
 
 
-def tokenize(inputs: list[Path], folder: Path, text_key: str = "text", workers: int | None = None, max_bad: int = 0,
-             val_share: float = VAL_SHARE, say: Callable[[str], None] = print, include: Sequence[str] = (),
-             val_fraction: float | None = None) -> dict[str, Any]:
+def tokenize(
+    inputs: list[Path],
+    folder: Path,
+    text_key: str = "text",
+    workers: int | None = None,
+    max_bad: int = 0,
+    val_share: float = VAL_SHARE,
+    say: Callable[[str], None] = print,
+    include: Sequence[str] = (),
+    val_fraction: float | None = None,
+) -> dict[str, Any]:
     """Prepare a dataset folder from raw files. Returns what meta.json holds. Raises UserError."""
     began = time.monotonic()
     found = find_shards(inputs, include)
@@ -310,7 +363,11 @@ def tokenize(inputs: list[Path], folder: Path, text_key: str = "text", workers: 
             for result in results:
                 for reason, known in result["passed"].items():
                     found.passed.add(reason, known["first"], known["count"])
-            description: dict[str, Any] = {"tokenizer": "gpt2", "engine": best_engine().name, "bad_lines": len(bad)}
+            description: dict[str, Any] = {
+                "tokenizer": "gpt2",
+                "engine": best_engine().name,
+                "bad_lines": len(bad),
+            }
             if found.passed.counts:
                 description["passed_over"] = dict(sorted(found.passed.counts.items()))
             meta = assemble(results, work, folder, val_share, val_fraction, description)
@@ -318,7 +375,9 @@ def tokenize(inputs: list[Path], folder: Path, text_key: str = "text", workers: 
         with suppress(OSError):
             work.rmdir()  # where the mount has kept the lock, which is closed only now
     except OSError as error:
-        raise UserError(f"cannot prepare {folder}: {error.filename or ''} {error.strerror or error}") from None
+        raise UserError(
+            f"cannot prepare {folder}: {error.filename or ''} {error.strerror or error}"
+        ) from None
     for line in found.lines():
         say(line)
     report(meta, results, time.monotonic() - began, say)
@@ -326,39 +385,73 @@ def tokenize(inputs: list[Path], folder: Path, text_key: str = "text", workers: 
 
 
 def plan_of(found: Found, text_key: str) -> dict[str, Any]:
-    """What finished groups belong to: the shards, when their files changed, and how they are read and grouped."""
+    """What finished groups belong to: the shards, when their files changed, and how they are read and
+    grouped.
+    """
     digest = hashlib.sha256()
     changed: dict[str, int] = {}
     for shard in found.shards:
         if shard.path not in changed:
             changed[shard.path] = os.stat(shard.path).st_mtime_ns
         digest.update(json.dumps([*astuple(shard), changed[shard.path]]).encode())
-    return {"shards": len(found.shards), "sha256": digest.hexdigest(), "groups": [GROUP_BYTES, GROUP_SHARDS], "text_key": text_key,
-            "tokenizer": "gpt2"}
+    return {
+        "shards": len(found.shards),
+        "sha256": digest.hexdigest(),
+        "groups": [GROUP_BYTES, GROUP_SHARDS],
+        "text_key": text_key,
+        "tokenizer": "gpt2",
+    }
 
 
 def need_space(folder: Path, raw_bytes: int) -> None:
-    """Raises UserError where the disk cannot hold the shards and the bins: about the size of compressed input, twice."""
+    """Raises UserError where the disk cannot hold the shards and the bins: about the size of compressed
+    input, twice.
+    """
     free = shutil.disk_usage(folder).free
     if free < 2 * raw_bytes:
-        raise UserError(f"{folder} has {free / 1e9:.1f} GB free; about {2 * raw_bytes / 1e9:.1f} GB are needed for shards and bins")
+        raise UserError(
+            f"{folder} has {free / 1e9:.1f} GB free; about {2 * raw_bytes / 1e9:.1f} GB are needed for shards"
+            " and bins"
+        )
 
 
-def report(meta: dict[str, Any], results: list[dict[str, Any]], seconds: float, say: Callable[[str], None]) -> None:
+def report(
+    meta: dict[str, Any], results: list[dict[str, Any]], seconds: float, say: Callable[[str], None]
+) -> None:
     """The table at the end."""
     tokens = sum(split["tokens"] for split in meta["splits"].values())
     own = peak_kib()
-    rows = [("documents", f"{sum(s['documents'] for s in meta['splits'].values()):,}  ({meta['splits']['val']['documents']:,} for validation)"),
-            ("tokens", f"{tokens:,}  ({meta['splits']['val']['tokens']:,} for validation)"),
-            ("bytes per token", f"{meta['bytes'] / max(1, tokens):.3f}"), ("left out", f"{meta['bad_lines']:,} lines"),
-            ("engine", meta["engine"]), ("seconds", f"{seconds:.1f}  ({meta['bytes'] / seconds / 1e6:,.1f} MB of text a second)"),
-            ("peak memory", f"{own / 1024:,.0f} MiB, and {max((r['peak_kib'] for r in results), default=0) / 1024:,.0f} MiB a worker")]
+    rows = [
+        (
+            "documents",
+            (
+                f"{sum(s['documents'] for s in meta['splits'].values()):,} "
+                f" ({meta['splits']['val']['documents']:,} for validation)"
+            ),
+        ),
+        ("tokens", f"{tokens:,}  ({meta['splits']['val']['tokens']:,} for validation)"),
+        ("bytes per token", f"{meta['bytes'] / max(1, tokens):.3f}"),
+        ("left out", f"{meta['bad_lines']:,} lines"),
+        ("engine", meta["engine"]),
+        ("seconds", f"{seconds:.1f}  ({meta['bytes'] / seconds / 1e6:,.1f} MB of text a second)"),
+        (
+            "peak memory",
+            (
+                f"{own / 1024:,.0f} MiB, and {max((r['peak_kib'] for r in results), default=0) / 1024:,.0f}"
+                " MiB a worker"
+            ),
+        ),
+    ]
     for name, value in rows:
         say(f"{name:<16} {value}")
 
 
-def prepare_stdlib(folder: Path, workers: int | None = None, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """The standard library as a dataset: packed as a raw corpus, then through the same pipeline as any other."""
+def prepare_stdlib(
+    folder: Path, workers: int | None = None, say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """The standard library as a dataset: packed as a raw corpus, then through the same pipeline as any
+    other.
+    """
     archive = folder / "raw" / "stdlib.jsonl.zst.tar"
     try:
         if not archive.exists():
@@ -391,20 +484,56 @@ def _named(text: str) -> str:
 
 def parse(argv: list[str] | None) -> Namespace:
     parser = argparse.ArgumentParser(prog="data.tokenize", description="Prepare a dataset for training.")
-    parser.add_argument("--name", type=_named, default="openwebtext2", help="of the dataset: its folder below --data_dir [openwebtext2]")
-    parser.add_argument("--input", nargs="+", type=lambda text: Path(_named(text)), default=None, metavar="PATH",
-                        help="files or folders [the downloaded tar of --name]")
-    parser.add_argument("--include", nargs="+", default=(), metavar="PATTERN",
-                        help="of folders and tars read only files whose name or path matches, as '*.jsonl' or 'en/*' [all]")
-    parser.add_argument("--data_dir", "--data-dir", default=None, help=f"root of the datasets [{DEFAULT_DATA_DIR}]")
-    parser.add_argument("--text-key", type=_named, default="text", help="key or column of a document's text, a.b is b within a [text]")
-    parser.add_argument("--tokenizer", choices=["gpt2", "char"], default=None, help="[char for names that end in -char, else gpt2]")
+    parser.add_argument(
+        "--name",
+        type=_named,
+        default="openwebtext2",
+        help="of the dataset: its folder below --data_dir [openwebtext2]",
+    )
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        type=lambda text: Path(_named(text)),
+        default=None,
+        metavar="PATH",
+        help="files or folders [the downloaded tar of --name]",
+    )
+    parser.add_argument(
+        "--include",
+        nargs="+",
+        default=(),
+        metavar="PATTERN",
+        help="of folders and tars read only files whose name or path matches, as '*.jsonl' or 'en/*' [all]",
+    )
+    parser.add_argument(
+        "--data_dir", "--data-dir", default=None, help=f"root of the datasets [{DEFAULT_DATA_DIR}]"
+    )
+    parser.add_argument(
+        "--text-key",
+        type=_named,
+        default="text",
+        help="key or column of a document's text, a.b is b within a [text]",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        choices=["gpt2", "char"],
+        default=None,
+        help="[char for names that end in -char, else gpt2]",
+    )
     parser.add_argument("--workers", type=int, default=None, help="processes [all cores]")
     parser.add_argument("--max-bad", type=int, default=0, help="bad lines to leave out before stopping [0]")
-    parser.add_argument("--val-share", type=float, default=None, help=f"share of the documents for validation [{VAL_SHARE}]")
-    parser.add_argument("--val-fraction", type=float, default=None,
-                        help="instead: the last part of the text for validation, of one document too [characters: 0.1]")
-    parser.add_argument("--delete-raw", action="store_true", help="delete the input files once the bins are verified")
+    parser.add_argument(
+        "--val-share", type=float, default=None, help=f"share of the documents for validation [{VAL_SHARE}]"
+    )
+    parser.add_argument(
+        "--val-fraction",
+        type=float,
+        default=None,
+        help="instead: the last part of the text for validation, of one document too [characters: 0.1]",
+    )
+    parser.add_argument(
+        "--delete-raw", action="store_true", help="delete the input files once the bins are verified"
+    )
     parser.add_argument("--force", action="store_true", help="prepare again what is there")
     args = parser.parse_args(argv)
     if args.workers is not None and args.workers < 1:
@@ -437,14 +566,30 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         inputs = args.input or [folder / RAW_OWT2]
         if args.input is None and not inputs[0].exists():
-            raise UserError(f"{inputs[0]} is not there: bash iridis/download-dataset/job.sh --full fetches it, or give --input")
+            raise UserError(
+                f"{inputs[0]} is not there: bash iridis/download-dataset/job.sh --full fetches it, or give"
+                " --input"
+            )
         if (args.tokenizer or ("char" if args.name.endswith("-char") else "gpt2")) == "char":
             if args.val_share is not None:
-                say_now("note: --val-share counts documents and has no effect on characters; --val-fraction has")
-            tokenize_characters(inputs, folder, args.text_key, args.max_bad, say_now, args.include, args.val_fraction)
+                say_now(
+                    "note: --val-share counts documents and has no effect on characters; --val-fraction has"
+                )
+            tokenize_characters(
+                inputs, folder, args.text_key, args.max_bad, say_now, args.include, args.val_fraction
+            )
         else:
-            tokenize(inputs, folder, args.text_key, args.workers, args.max_bad, args.val_share or VAL_SHARE, say_now, args.include,
-                     args.val_fraction)
+            tokenize(
+                inputs,
+                folder,
+                args.text_key,
+                args.workers,
+                args.max_bad,
+                args.val_share or VAL_SHARE,
+                say_now,
+                args.include,
+                args.val_fraction,
+            )
         if args.delete_raw:
             delete_raw(inputs, folder, say_now)
     except UserError as error:

@@ -1,7 +1,8 @@
-"""What the tokens of a training stand for. It travels with the checkpoint: nobody guesses it from the size of a vocabulary.
+"""What the tokens of a training stand for. It travels with the checkpoint: nobody guesses it from the size of
+a vocabulary.
 
-    state["vocabulary"] = asdict(described(splits.meta))       # when a checkpoint is written
-    known = vocabulary_of(state, args)                         # when one is opened
+state["vocabulary"] = asdict(described(splits.meta))       # when a checkpoint is written
+known = vocabulary_of(state, args)                         # when one is opened
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ OF_GPT2 = ("openwebtext2", "slimpajama", "stdlib")  # datasets that have no othe
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """tokenizer: gpt2, char or another's name, None where nobody says. end_of_text: the token that ends a document, if there is one.
+    """tokenizer: gpt2, char or another's name, None where nobody says. end_of_text: the token that ends a
+    document, if there is one.
 
     characters: those of a character-level dataset, in the order of their tokens.
     """
@@ -45,7 +47,8 @@ def described(meta: Mapping[str, Any]) -> Vocabulary:
 
 
 def vocabulary_of(state: Mapping[str, Any], args: Namespace, tokenizer: str | None = None) -> Vocabulary:
-    """Of a checkpoint with these flags: as it says itself, else as its dataset does where that is here, else as its name tells.
+    """Of a checkpoint with these flags: as it says itself, else as its dataset does where that is here, else
+    as its name tells.
 
     tokenizer: as the user says, where nobody else does. Raises UserError for a damaged meta.json.
     """
@@ -54,23 +57,37 @@ def vocabulary_of(state: Mapping[str, Any], args: Namespace, tokenizer: str | No
     folder = dataset_folder(args.dataset, args.data_dir)
     if known.tokenizer is None and folder.is_dir():
         known = described(read_meta(folder))
-    if known.tokenizer is None and args.vocab_size > END_OF_TEXT and (tokenizer == GPT2 or label(args.dataset) in OF_GPT2):
+    if (
+        known.tokenizer is None
+        and args.vocab_size > END_OF_TEXT
+        and (tokenizer == GPT2 or label(args.dataset) in OF_GPT2)
+    ):
         return OF_BPE
     return known
 
 
 def other_tokens(state: Mapping[str, Any], meta: Mapping[str, Any], folder: Path) -> str | None:
-    """What a checkpoint's tokens stand for and a dataset's, where these differ as far as both say; None where they do not."""
+    """What a checkpoint's tokens stand for and a dataset's, where these differ as far as both say; None
+    where they do not.
+    """
     said = state.get("vocabulary")
     mine, others = described(said) if isinstance(said, Mapping) else Vocabulary(), described(meta)
-    if not (mine.tokenizer and others.tokenizer) or (mine.tokenizer, mine.characters) == (others.tokenizer, others.characters):
+    if not (mine.tokenizer and others.tokenizer) or (mine.tokenizer, mine.characters) == (
+        others.tokenizer,
+        others.characters,
+    ):
         return None
     more = ", of other characters" if mine.tokenizer == others.tokenizer else ""
-    return f"the model's tokens are of the tokenizer {mine.tokenizer!r}, those in {folder} of {others.tokenizer!r}{more}"
+    return (
+        f"the model's tokens are of the tokenizer {mine.tokenizer!r}, those in {folder} of"
+        f" {others.tokenizer!r}{more}"
+    )
 
 
 def need_same_tokens(state: Mapping[str, Any], meta: Mapping[str, Any], folder: Path) -> None:
-    """Raises UserError where a dataset's tokens stand for something else than those of a checkpoint, as far as both say."""
+    """Raises UserError where a dataset's tokens stand for something else than those of a checkpoint, as
+    far as both say.
+    """
     differ = other_tokens(state, meta, folder)
     if differ:
         raise UserError(f"{differ}: a loss on them would say nothing; give a --dataset of the model's tokens")
@@ -78,5 +95,8 @@ def need_same_tokens(state: Mapping[str, Any], meta: Mapping[str, Any], folder: 
 
 def unknown(args: Namespace) -> UserError:
     """That nobody says what a model's tokens are."""
-    return UserError(f"nobody says what the {args.vocab_size} tokens of this model stand for: neither its checkpoint nor its dataset "
-                     f"({dataset_folder(args.dataset, args.data_dir)}) names a tokenizer; give --data_dir, or --tokenizer {GPT2} where it is that")
+    return UserError(
+        f"nobody says what the {args.vocab_size} tokens of this model stand for: neither its checkpoint nor"
+        f" its dataset ({dataset_folder(args.dataset, args.data_dir)}) names a tokenizer; give --data_dir, or"
+        f" --tokenizer {GPT2} where it is that"
+    )

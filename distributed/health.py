@@ -1,9 +1,10 @@
-"""Is this node fit to train? Allocate, multiply, and all-reduce with the other processes, within a time limit.
+"""Is this node fit to train? Allocate, multiply, and all-reduce with the other processes, within a time
+limit.
 
     python -m distributed.health --report FILE [--gpus N] [--device cpu] [--distributed_backend gloo]
 
-Started like a training (alone, or by torchrun). Each process that finds its node fit adds the node's name as a line to
-FILE; a node whose lines are missing is not. Exit codes: 0 fit, 1 not.
+Started like a training (alone, or by torchrun). Each process that finds its node fit adds the node's name as
+a line to FILE; a node whose lines are missing is not. Exit codes: 0 fit, 1 not.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ def multiply(device: str) -> None:
     """Fill memory and multiply matrices whose product is known. Raises RuntimeError for a wrong result."""
     import torch
 
-    block = torch.full(((GPU_MIB if device.startswith("cuda") else CPU_MIB) * 2**20,), 1, dtype=torch.uint8, device=device)
+    block = torch.full(
+        ((GPU_MIB if device.startswith("cuda") else CPU_MIB) * 2**20,), 1, dtype=torch.uint8, device=device
+    )
     if int(block[:: 2**20].sum()) != len(block) // 2**20:
         raise RuntimeError("memory does not hold what was written")
     left = torch.ones(SIZE, SIZE, device=device)
@@ -45,7 +48,9 @@ def check(gpus: int, device: str, backend: str | None) -> str:
     import distributed
 
     if gpus and device != "cpu" and not torch.cuda.is_available():
-        raise RuntimeError(f"{gpus} GPUs were asked for, CUDA sees none (for training on CPUs say --device cpu)")
+        raise RuntimeError(
+            f"{gpus} GPUs were asked for, CUDA sees none (for training on CPUs say --device cpu)"
+        )
     if gpus and device != "cpu" and torch.cuda.device_count() < gpus:
         raise RuntimeError(f"{gpus} GPUs were asked for, CUDA sees {torch.cuda.device_count()}")
     with distributed.start(backend, device) as world:
@@ -55,7 +60,11 @@ def check(gpus: int, device: str, backend: str | None) -> str:
             torch.distributed.all_reduce(ones)
             if not bool((ones == world.size).all()):
                 raise RuntimeError("an all-reduce is wrong")
-    return torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return (
+        torch.cuda.get_device_name(world.device)
+        if world.device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -71,7 +80,11 @@ def main(argv: Sequence[str]) -> int:
     try:
         words = check(args.gpus, args.device, args.distributed_backend)
     except Exception as error:  # whatever a broken driver, full memory or network makes of it
-        print(f"health: {node_name()} is not fit: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", file=sys.stderr)
+        print(
+            f"health: {node_name()} is not fit: {type(error).__name__}:"
+            f" {str(error).splitlines()[0] if str(error) else ''}",
+            file=sys.stderr,
+        )
         return 1
     with open(args.report, "a") as report:
         report.write(f"{node_name()}\n")

@@ -1,10 +1,12 @@
-"""torchrun for jobs: it survives the signals that a cluster sends, and ends with the exit code of its workers.
+"""torchrun for jobs: it survives the signals that a cluster sends, and ends with the exit code of its
+workers.
 
     python -m distributed.torchrun --standalone --nproc_per_node 2 main.py ...
 
-torchrun itself dies of SIGUSR1 and leaves its workers behind, kills them 30 s after a SIGTERM or a closed terminal, takes
-back what nohup has ignored, and ends with 1 whatever happened. Here the workers decide: signals are passed on to them, who
-have sessions of their own and see no terminal, and those that come before they are ready are kept for them.
+torchrun itself dies of SIGUSR1 and leaves its workers behind, kills them 30 s after a SIGTERM or a closed
+terminal, takes back what nohup has ignored, and ends with 1 whatever happened. Here the workers decide:
+signals are passed on to them, who have sessions of their own and see no terminal, and those that come before
+they are ready are kept for them.
 """
 
 from __future__ import annotations
@@ -24,12 +26,15 @@ from errors import BAD_INPUT
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-FOR_WORKERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)  # held back until a worker has handlers
+# held back until a worker has handlers
+FOR_WORKERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 OF_THE_TERMINAL = (signal.SIGINT, signal.SIGHUP)  # these end a worker that has none
 
 
 def exit_code(error: ChildFailedError) -> int:
-    """Of the failed workers: 2 if one of them reported bad input, else that of the first; a signal is 128 + its number."""
+    """Of the failed workers: 2 if one of them reported bad input, else that of the first; a signal is 128
+    + its number.
+    """
     codes = [failure.exitcode for failure in error.failures.values()]
     code = BAD_INPUT if BAD_INPUT in codes else error.get_first_failure()[1].exitcode
     return code if code > 0 else 128 - code
@@ -69,7 +74,8 @@ def take_signals() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, FOR_WORKERS)
     threading.Thread(target=_pass_on_for_ever, name="signals", daemon=True).start()
     for number in OF_THE_TERMINAL:
-        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it, which workers inherit
+        # as nohup has it, which workers inherit
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _of_the_terminal)
 
 

@@ -1,6 +1,7 @@
 """The processes of a run and what they tell each other.
 
-Everything that is not a gradient goes through a gloo group: collectives on the GPU around slow storage hang in the field.
+Everything that is not a gradient goes through a gloo group: collectives on the GPU around slow storage hang
+in the field.
 """
 
 from __future__ import annotations
@@ -21,17 +22,23 @@ from errors import OwnError, UserError
 from files import PASSING_FAULTS
 
 GRADIENT_TIMEOUT = timedelta(minutes=30)  # at least
-CONTROL_TIMEOUT = timedelta(hours=4)  # at least: one process may prepare data or check a checkpoint while the others wait
+# at least: one process may prepare data or check a checkpoint while the others wait
+CONTROL_TIMEOUT = timedelta(hours=4)
 
 
 def pick_device(device: str, local_rank: int = 0) -> torch.device:
-    """The device that `auto`, `cpu`, `cuda` or `cuda:N` means here. Raises UserError where it is not there."""
+    """The device that `auto`, `cpu`, `cuda` or `cuda:N` means here.
+
+    Raises UserError where it is not there.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise (UserError if local_rank else OwnError)(f"--device {device}: this machine has no CUDA device; use --device cpu")
+        raise (UserError if local_rank else OwnError)(
+            f"--device {device}: this machine has no CUDA device; use --device cpu"
+        )
     index = local_rank if launched_world_size() > 1 or device == "cuda" else int(device.split(":")[1])
     if index >= torch.cuda.device_count():
         raise OwnError(f"--device cuda:{index}: there are only {torch.cuda.device_count()} CUDA devices")
@@ -39,7 +46,9 @@ def pick_device(device: str, local_rank: int = 0) -> torch.device:
 
 
 def _tried(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
-    """What `work` returns, or the error that it ends with, for all processes to raise; only an OSError that may pass stays one."""
+    """What `work` returns, or the error that it ends with, for all processes to raise; only an OSError
+    that may pass stays one.
+    """
     try:
         return work(), None
     except UserError as error:
@@ -69,15 +78,20 @@ class World:
     def wrap(self, model: nn.Module, may_leave_unused: bool) -> nn.Module:
         """The module whose backward averages gradients over the processes.
 
-        may_leave_unused: a step may leave a parameter without a gradient, as a router that no token reached. Only then must torch
-        search for such; but the search also keeps the buckets as they were laid out at the start, so that sums of more than two
-        numbers, whose order matters, come out alike before and after a resume.
+        may_leave_unused: a step may leave a parameter without a gradient, as a router that no token reached.
+        Only then must torch search for such; but the search also keeps the buckets as they were laid out at
+        the start, so that sums of more than two numbers, whose order matters, come out alike before and after
+        a resume.
         """
         if self.size == 1:
             return model
         return nn.parallel.DistributedDataParallel(
-            model, device_ids=[self.device.index] if self.device.type == "cuda" else None,
-            process_group=dist.group.WORLD, find_unused_parameters=may_leave_unused or self.size > 2, gradient_as_bucket_view=True)
+            model,
+            device_ids=[self.device.index] if self.device.type == "cuda" else None,
+            process_group=dist.group.WORLD,
+            find_unused_parameters=may_leave_unused or self.size > 2,
+            gradient_as_bucket_view=True,
+        )
 
     @contextmanager
     def accumulating(self, model: nn.Module, last: bool) -> Iterator[None]:
@@ -120,14 +134,18 @@ class World:
         return box[0]
 
     def from_main(self, work: Callable[[], Any]) -> Any:
-        """What `work` returns on the main process, on every process; a UserError or OSError there is raised everywhere."""
+        """What `work` returns on the main process, on every process; a UserError or OSError there is
+        raised everywhere.
+        """
         value, wrong = self.tell(_tried(work) if self.is_main else None)
         if wrong is not None:
             raise wrong
         return value
 
     def from_each(self, work: Callable[[], Any]) -> Any:
-        """What `work` returns on this process; the UserErrors and OSErrors of all are raised everywhere, so that the main one tells them."""
+        """What `work` returns on this process; the UserErrors and OSErrors of all are raised everywhere,
+        so that the main one tells them.
+        """
         value, mine = _tried(work)
         errors = {str(error): error for error in self.tell(self.gather(mine)) if error is not None}
         if len(errors) > 1:
@@ -140,7 +158,9 @@ class World:
         return self
 
     def __exit__(self, kind: object, *unused: object) -> None:
-        """Leave the other processes: with them where the work is done, without waiting where it has failed."""
+        """Leave the other processes: with them where the work is done, without waiting where it has
+        failed.
+        """
         if self.size == 1:
             return
         if kind is None:
@@ -150,13 +170,16 @@ class World:
 
 
 def join(backend: str | None, device: str, watchdog_minutes: float = 0.0) -> World:
-    """Join the processes that torchrun started, or be alone. Raises UserError for a backend that cannot work here.
+    """Join the processes that torchrun started, or be alone. Raises UserError for a backend that cannot work
+    here.
 
     watchdog_minutes: what ends a process that hangs; until it has, the others wait for it.
     """
     size, local_rank = launched_world_size(), int(os.environ.get("LOCAL_RANK", "0"))
     if backend is not None and "WORLD_SIZE" not in os.environ:
-        raise UserError(f"--distributed_backend {backend} needs torchrun: torchrun --nproc_per_node N main.py ...")
+        raise UserError(
+            f"--distributed_backend {backend} needs torchrun: torchrun --nproc_per_node N main.py ..."
+        )
     where = pick_device(device, local_rank)
     if backend == "nccl" and where.type != "cuda":
         raise UserError("--distributed_backend nccl needs CUDA devices; use gloo")
@@ -166,6 +189,8 @@ def join(backend: str | None, device: str, watchdog_minutes: float = 0.0) -> Wor
         return World(where)
     backend = backend or ("nccl" if where.type == "cuda" else "gloo")
     patience = timedelta(minutes=2 * watchdog_minutes)
-    dist.init_process_group(backend, timeout=max(GRADIENT_TIMEOUT, patience), device_id=where if backend == "nccl" else None)
+    dist.init_process_group(
+        backend, timeout=max(GRADIENT_TIMEOUT, patience), device_id=where if backend == "nccl" else None
+    )
     control = dist.new_group(backend="gloo", timeout=max(CONTROL_TIMEOUT, patience))
     return World(where, dist.get_rank(), size, local_rank, control)

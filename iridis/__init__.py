@@ -1,5 +1,6 @@
-"""The jobs' Python: preflight.py and check_flags.py (before a job is queued), chain.py (after a job of a chain ended), graph.py
-(tables of jobs), notify.py (messages to a webhook); the rest is shell."""
+"""The jobs' Python: preflight.py and check_flags.py (before a job is queued), chain.py (after a job of a
+chain ended), graph.py (tables of jobs), notify.py (messages to a webhook); the rest is shell.
+"""
 
 from errors import tell_missing_package
 

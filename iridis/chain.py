@@ -1,12 +1,13 @@
 """After a job of a chain: is the training finished, is another job worth its while, or must a person look?
 
-    python -m iridis.chain EXPERIMENT_FOLDER --code EXIT_CODE [--outcome FILE] [--cause CAUSE] [--memory MEMORY]
-    python -m iridis.chain EXPERIMENT_FOLDER --ended "why there is no further job"
+    python -m iridis.chain EXPERIMENT_FOLDER --code EXIT_CODE [--outcome FILE] [--cause CAUSE] [--memory
+    MEMORY] python -m iridis.chain EXPERIMENT_FOLDER --ended "why there is no further job"
 
-Prints two lines, VERDICT= (finished, again, stop or replaced) and REASON=; the ledger's row of this job gets them too. Run by
-the job that did the training, after it. FILE is the outcome that its main.py wrote for it; without one, what the exit code tells
-is written into the experiment's folder. A chain goes on as long as its jobs advance the newest checkpoint; it stops when three in a
-row did not, when the same step crashed twice, on bad input, and where a person or a hook stopped the run.
+Prints two lines, VERDICT= (finished, again, stop or replaced) and REASON=; the ledger's row of this job gets
+them too. Run by the job that did the training, after it. FILE is the outcome that its main.py wrote for it;
+without one, what the exit code tells is written into the experiment's folder. A chain goes on as long as its
+jobs advance the newest checkpoint; it stops when three in a row did not, when the same step crashed twice, on
+bad input, and where a person or a hook stopped the run.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Cause(StrEnum):
 
     NONE = ""
     TIME_LIMIT = "time limit"
-    OUTLASTED = "time limit within a step or save"  # that took longer than the signal before the limit allows for; killed
+    # that took longer than the signal before the limit allows for; killed
+    OUTLASTED = "time limit within a step or save"
     REQUEUED = "requeued"
     PREEMPTED = "preempted"
     CANCELLED = "cancelled"
@@ -49,7 +51,10 @@ NOT_ITS_FAULT = (Cause.REQUEUED, Cause.PREEMPTED)  # a job that had not begun to
 
 
 def oom_killed(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> bool:
-    """Whether the kernel has killed a process of this job's control groups for want of memory. Those above count other jobs' too."""
+    """Whether the kernel has killed a process of this job's control groups for want of memory.
+
+    Those above count other jobs' too.
+    """
     counts = ""
     with suppress(OSError):
         for line in own.read_text().splitlines():
@@ -66,10 +71,14 @@ def oom_killed(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs
 
 
 def seen(code: int, told: Outcome | None, memory: str) -> Outcome | None:
-    """How the training ended, as it told, but where it was killed for its memory: then at most its other processes told of a crash."""
+    """How the training ended, as it told, but where it was killed for its memory: then at most its other
+    processes told of a crash.
+    """
     if code == 0 or (told is not None and told.kind != Kind.CRASHED) or not oom_killed():
         return told
-    reason = f"out of memory: the job had MEMORY={memory}, of which its processes took more; set a larger MEMORY"
+    reason = (
+        f"out of memory: the job had MEMORY={memory}, of which its processes took more; set a larger MEMORY"
+    )
     return ended(Kind.OUT_OF_MEMORY, reason, told.step if told else None)
 
 
@@ -92,7 +101,7 @@ def verdict(folder: Path, rows: list[Row], outcome: Outcome, cause: Cause) -> tu
     if outcome.by_hand or cause == Cause.CANCELLED:
         return STOP, Cause.CANCELLED
     ends = [n for n, each in enumerate(rows[:-1], 1) if str(each.get("chain", "")).startswith(STOP)]
-    rows = rows[ends[-1] if ends else 0:]  # what ended an earlier chain has been mended since
+    rows = rows[ends[-1] if ends else 0 :]  # what ended an earlier chain has been mended since
     tail = rows[-FRUITLESS:]
     if len(tail) == FRUITLESS and not any(map(advanced, tail)):
         return STOP, f"no progress in {FRUITLESS} jobs: {row['reason']}"
@@ -103,7 +112,8 @@ def verdict(folder: Path, rows: list[Row], outcome: Outcome, cause: Cause) -> tu
 
 
 def judge(folder: Path, code: int, cause: Cause, told: Outcome | None) -> tuple[str, str]:
-    """Complete this job's row of the ledger, and decide. Raises UserError where another process has the experiment.
+    """Complete this job's row of the ledger, and decide. Raises UserError where another process has the
+    experiment.
 
     told: how the training says that it ended.
     """
@@ -141,7 +151,9 @@ def _before_its_row(code: int, cause: Cause, told: Outcome | None) -> tuple[str,
 
 
 def _untold(code: int, row: Row | None) -> Outcome:
-    """What is known of a training that left no outcome: the row of the ledger that it may have completed, else its exit code."""
+    """What is known of a training that left no outcome: the row of the ledger that it may have completed,
+    else its exit code.
+    """
     row = row or {}
     if row.get("state") in (Kind.FINISHED, Kind.STOPPED):
         return ended(Kind(row["state"]), str(row.get("reason")), row.get("reached"))
@@ -154,10 +166,14 @@ def _complete_row(experiment: Experiment, record: Record, outcome: Outcome, caus
     if row is None:
         saved = record.saved_step
         experiment.begin_segment(saved, **code_facts())
-        experiment.record("stopped" if cause else "failed", saved, saved, cause or f"at the start: {outcome.reason}")
+        experiment.record(
+            "stopped" if cause else "failed", saved, saved, cause or f"at the start: {outcome.reason}"
+        )
     elif row.get("state") == "running" and cause == Cause.OUTLASTED:
         experiment.record("stopped", row["reached"], row["end_step"], cause)
-    elif row.get("state") == "running" or outcome.kind == Kind.OUT_OF_MEMORY:  # of which the process that is left saw a lost connection
+    elif (
+        row.get("state") == "running" or outcome.kind == Kind.OUT_OF_MEMORY
+    ):  # of which the process that is left saw a lost connection
         experiment.record("failed", row["reached"], row["end_step"], outcome.reason)
     elif row.get("state") == "stopped" and cause:
         row["reason"] = str(cause)
@@ -181,15 +197,23 @@ def decide(args: Any) -> tuple[str, str]:
     told = seen(args.code, read_outcome(args.outcome) if args.outcome else None, args.memory)
     try:
         return judge(args.folder, args.code, args.cause, told)
-    except (UserError, OSError) as error:  # another has the experiment, or the disk is full: the ledger cannot be written either
-        if args.cause == Cause.OUTLASTED:  # its processes, stuck in the file system, have the experiment still
+    except (
+        UserError,
+        OSError,
+    ) as error:  # another has the experiment, or the disk is full: the ledger cannot be written either
+        # its processes, stuck in the file system, have the experiment still
+        if args.cause == Cause.OUTLASTED:
             return AGAIN, args.cause
         here = of_error(error).reason
-        return STOP, "; ".join(dict.fromkeys([told.reason, here] if told and told.state == "failed" else [here]))
+        return STOP, "; ".join(
+            dict.fromkeys([told.reason, here] if told and told.state == "failed" else [here])
+        )
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="iridis.chain", description="Decide whether a training needs another job.")
+    parser = argparse.ArgumentParser(
+        prog="iridis.chain", description="Decide whether a training needs another job."
+    )
     parser.add_argument("folder", type=Path)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--code", type=int)
@@ -199,7 +223,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--cause", type=Cause, choices=list(Cause), default=Cause.NONE)
     args = parser.parse_args(argv)
     if args.ended:
-        with suppress(UserError, OSError):  # another has the experiment, or the disk is full: the job has said it too
+        # another has the experiment, or the disk is full: the job has said it too
+        with suppress(UserError, OSError):
             note_end(args.folder, args.ended)
         return 0
     decision, reason = decide(args)

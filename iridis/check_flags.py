@@ -1,6 +1,6 @@
 """Whether programs that open a checkpoint will take some flags, asked before a job is queued for them.
 
-    python -m iridis.check_flags eval get_router_weights -- --eval_sample_size 4096
+python -m iridis.check_flags eval get_router_weights -- --eval_sample_size 4096
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ from errors import UserError
 
 
 def main(argv: Sequence[str]) -> int:
-    """0; ends with 2 and a line for each flag that one of the programs refuses. One that does not name its flags is not asked."""
-    programs, flags = argv[:argv.index("--")], argv[argv.index("--") + 1:]
+    """0; ends with 2 and a line for each flag that one of the programs refuses.
+
+    One that does not name its flags is not asked.
+    """
+    programs, flags = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
     if {"-h", "--help"} & set(flags):
         raise UserError(f"--help is nothing to queue: python {programs[0]}.py --help")
     for name in programs:

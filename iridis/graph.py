@@ -1,19 +1,22 @@
 """A graph of jobs out of a table: its stages, what each waits for, and how far they are. Needs no torch.
 
-    python -m iridis.graph [TABLE] [-- FLAGS]             # check the table, ask for every state, print the tree
-    python -m iridis.graph [TABLE] --queue [-- FLAGS]     # and queue what is to do; bash iridis/pipeline.sh says so where there is SLURM
+    python -m iridis.graph [TABLE] [-- FLAGS]             # check the table, ask for every state, print the
+    tree
+    python -m iridis.graph [TABLE] --queue [-- FLAGS]     # and queue what is to do; bash iridis/pipeline.sh
+    says so where there is SLURM
 
-TABLE is the name of a file in iridis/graphs/, or a path to a file of your own that ends in .tsv. Its lines have four columns,
-separated by tabs; `-` stands for an empty one, `#` begins a line of comment:
+TABLE is the name of a file in iridis/graphs/, or a path to a file of your own that ends in .tsv. Its lines
+have four columns, separated by tabs; `-` stands for an empty one, `#` begins a line of comment:
 
     stage      a name
     after      the stages that it waits for, separated by spaces or commas
     package    a folder of iridis/ that holds a job.sh
-    words      as in a shell: settings for the environment (NAME=VALUE, or NAME= to unset one), then arguments for job.sh.
-               `@STAGE` is the experiment folder of an earlier training; `@flags` are the FLAGS of this command line.
+    words      as in a shell: settings for the environment (NAME=VALUE, or NAME= to unset one), then arguments
+               for job.sh. `@STAGE` is the experiment folder of an earlier training; `@flags` are the FLAGS of
+               this command line.
 
-A line `include TABLE` brings the stages of another table (a path is taken from this table's folder). Exit code 2: a line for
-each problem of the table, or for each stage that could not be asked or queued.
+A line `include TABLE` brings the stages of another table (a path is taken from this table's folder). Exit
+code 2: a line for each problem of the table, or for each stage that could not be asked or queued.
 """
 
 from __future__ import annotations
@@ -45,7 +48,8 @@ LATE_SETTING = re.compile(r"[A-Z][A-Z0-9_]*=")
 SETTING = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
 INCLUDE = re.compile(r"include\s+(\S+)")
 JOB_LINE = re.compile(r"^job: +(\d+) ", re.MULTILINE)
-LABELLED = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]*=)?@(.+)", re.DOTALL)  # a stage's folder, or that with a label (iridis/lib.sh)
+# a stage's folder, or that with a label (iridis/lib.sh)
+LABELLED = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]*=)?@(.+)", re.DOTALL)
 FLAGS = "@flags"
 MOST_NAMES = 6  # of stages that one waits for, beside it in the tree
 AT_ONCE = 4  # stages that are asked at the same time; each starts a Python
@@ -83,7 +87,10 @@ def table_names() -> list[str]:
 
 
 def table_path(table: str, folder: Path) -> Path:
-    """The file of a table: a path, from this folder, or the name of one of the project's. Raises UserError where there is none."""
+    """The file of a table: a path, from this folder, or the name of one of the project's.
+
+    Raises UserError where there is none.
+    """
     if "/" in table or table.endswith(".tsv"):
         path = folder / table
         if not path.is_file():
@@ -95,7 +102,10 @@ def table_path(table: str, folder: Path) -> Path:
 
 
 def read_table(path: Path, problems: list[str], including: tuple[Path, ...] = ()) -> list[Stage]:
-    """The stages of a table and of those that it includes, in their order. Adds a line to `problems` for each that cannot be read."""
+    """The stages of a table and of those that it includes, in their order.
+
+    Adds a line to `problems` for each that cannot be read.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except ValueError as error:
@@ -121,11 +131,16 @@ def read_stage(line: str, place: str) -> Stage:
     """A stage out of its line. Raises UserError with a line for each fault."""
     columns = [column.strip() for column in line.split("\t")]
     if len(columns) != len(COLUMNS):
-        raise UserError(f"{len(columns)} columns instead of {len(COLUMNS)} ({', '.join(COLUMNS)}); tabs separate them")
+        raise UserError(
+            f"{len(columns)} columns instead of {len(COLUMNS)} ({', '.join(COLUMNS)}); tabs separate them"
+        )
     name, after, package, text = ["" if column == "-" else column for column in columns]
     problems = []
     if not NAME.fullmatch(name) or f"@{name}" == FLAGS:
-        problems.append(f"{name!r} cannot be the name of a stage: letters, digits and ._- make one, and @flags has another meaning")
+        problems.append(
+            f"{name!r} cannot be the name of a stage: letters, digits and ._- make one, and @flags has"
+            " another meaning"
+        )
     try:
         settings, words = split_words(shlex.split(text))
     except ValueError as error:
@@ -146,15 +161,19 @@ def split_words(words: Sequence[str]) -> tuple[tuple[tuple[str, str], ...], tupl
         if setting is None:
             break
         settings.append((setting[1], setting[2]))
-    return tuple(settings), tuple(words[len(settings):])
+    return tuple(settings), tuple(words[len(settings) :])
 
 
 def word_problems(settings: Sequence[tuple[str, str]], words: Sequence[str]) -> list[str]:
     """A line for each word that would not mean what it looks like."""
     problems = [f"{name}={value}: settings take no @" for name, value in settings if value.startswith("@")]
-    options = words[:words.index("--")] if "--" in words else words
+    options = words[: words.index("--")] if "--" in words else words
     problems += [f"{word}: settings come before arguments" for word in options if LATE_SETTING.match(word)]
-    problems += [f"{word}: what begins with @ must be a word of its own" for word in words if "=@" in word and not LABELLED.fullmatch(word)]
+    problems += [
+        f"{word}: what begins with @ must be a word of its own"
+        for word in words
+        if "=@" in word and not LABELLED.fullmatch(word)
+    ]
     return problems
 
 
@@ -162,7 +181,10 @@ def word_problems(settings: Sequence[tuple[str, str]], words: Sequence[str]) -> 
 
 
 def load(table: str) -> list[Stage]:
-    """The stages of a table, in its order. Raises UserError with file, line number and fault of each line that is wrong."""
+    """The stages of a table, in its order.
+
+    Raises UserError with file, line number and fault of each line that is wrong.
+    """
     path = table_path(table, Path())
     problems: list[str] = []
     stages = read_table(path, problems)
@@ -192,7 +214,9 @@ def stage_problems(stage: Stage, known: Mapping[str, Stage]) -> list[str]:
     if not is_package(stage.package):
         packages = sorted(path.parent.name for path in IRIDIS.glob("*/job.sh"))
         problems.append(f"there is no package {stage.package!r}; there are {', '.join(packages)}")
-    problems += [f"{stage.name} waits for {name}, which is no stage" for name in stage.after if name not in known]
+    problems += [
+        f"{stage.name} waits for {name}, which is no stage" for name in stage.after if name not in known
+    ]
     waits_for = ancestors(stage, known)
     for name in stage.uses:
         if name not in known:
@@ -230,7 +254,9 @@ def cycle_problems(known: Mapping[str, Stage]) -> list[str]:
         in_order(list(known.values()))
     except CycleError as error:
         names = error.args[1]
-        return [f"{known[names[0]].place}: these stages wait for each other: {', '.join(dict.fromkeys(names))}"]
+        return [
+            f"{known[names[0]].place}: these stages wait for each other: {', '.join(dict.fromkeys(names))}"
+        ]
     return []
 
 
@@ -246,7 +272,9 @@ def in_order(stages: Sequence[Stage]) -> list[Stage]:
 
 @dataclass(frozen=True)
 class Call:
-    """How the job.sh of a stage is called: with the flags of the command line and the folders of earlier trainings."""
+    """How the job.sh of a stage is called: with the flags of the command line and the folders of earlier
+    trainings.
+    """
 
     flags: Sequence[str]
     folders: Mapping[str, str]
@@ -264,17 +292,30 @@ class Call:
         return filled
 
     def run(self, stage: Stage, *options: str, errors: int | None = None) -> subprocess.CompletedProcess[str]:
-        """Run the job.sh of a stage with these options before its own words. `errors`: where its stderr goes."""
+        """Run the job.sh of a stage with these options before its own words. `errors`: where its stderr
+        goes.
+        """
         command = ["bash", str(IRIDIS / stage.package / "job.sh"), *options, *self.arguments(stage)]
-        return subprocess.run(command, env=environment(stage), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
-                              text=True, errors="replace", check=False)
+        return subprocess.run(
+            command,
+            env=environment(stage),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            errors="replace",
+            check=False,
+        )
 
     def ask(self, stage: Stage, option: str) -> str:
         """The last line that job.sh answers. Raises UserError with its lines about what is wrong."""
         return self.answer(stage, option)[-1]
 
     def answer(self, stage: Stage, option: str) -> list[str]:
-        """The lines that job.sh answers, at least one. Raises UserError with its lines about what is wrong."""
+        """The lines that job.sh answers, at least one.
+
+        Raises UserError with its lines about what is wrong.
+        """
         done = self.run(stage, option, errors=subprocess.PIPE)
         lines = done.stdout.splitlines()
         if done.returncode == 0 and lines:
@@ -296,7 +337,10 @@ def environment(stage: Stage) -> dict[str, str]:
 
 
 def ask_all(stages: Sequence[Stage], ask: Callable[[Stage], Any]) -> dict[str, Any]:
-    """What each stage answers, several at a time. Raises UserError with a line for each problem and the stages that have it."""
+    """What each stage answers, several at a time.
+
+    Raises UserError with a line for each problem and the stages that have it.
+    """
     with ThreadPoolExecutor(AT_ONCE) as pool:
         futures = {stage.name: pool.submit(ask, stage) for stage in stages}
     answers: dict[str, Any] = {}
@@ -313,7 +357,9 @@ def ask_all(stages: Sequence[Stage], ask: Callable[[Stage], Any]) -> dict[str, A
 
 
 def experiment_folders(stages: Sequence[Stage], flags: Sequence[str]) -> dict[str, str]:
-    """The folders of the trainings that words of other stages name; a training may itself start from an earlier one's."""
+    """The folders of the trainings that words of other stages name; a training may itself start from an
+    earlier one's.
+    """
     used = {name for stage in stages for name in stage.uses}
     waiting = [stage for stage in stages if stage.name in used]
     folders: dict[str, str] = {}
@@ -325,9 +371,13 @@ def experiment_folders(stages: Sequence[Stage], flags: Sequence[str]) -> dict[st
 
 
 def state(call: Call, stage: Stage) -> tuple[str, str | None]:
-    """DONE, NEW, or the id of the job that the stage has in the queue; and the experiment that it trains, if any. Raises UserError."""
+    """DONE, NEW, or the id of the job that the stage has in the queue; and the experiment that it trains,
+    if any. Raises UserError.
+    """
     *before, answer = call.answer(stage, "--state")
-    experiment = next((line.removeprefix("experiment ") for line in before if line.startswith("experiment ")), None)
+    experiment = next(
+        (line.removeprefix("experiment ") for line in before if line.startswith("experiment ")), None
+    )
     queued, _, job = answer.partition(" ")
     if queued == "queued" and job:
         return job, experiment
@@ -337,18 +387,24 @@ def state(call: Call, stage: Stage) -> tuple[str, str | None]:
 
 
 def shared_experiments(stages: Sequence[Stage], experiments: Mapping[str, str | None]) -> list[str]:
-    """A line for each stage that would train the experiment of another one: they would wait for each other, or mix their settings."""
+    """A line for each stage that would train the experiment of another one: they would wait for each
+    other, or mix their settings.
+    """
     problems, trained_by = [], dict[str, Stage]()
     for stage in stages:
         folder = experiments[stage.name]
         first = trained_by.setdefault(folder, stage) if folder else stage
         if first is not stage:
-            problems.append(f"{stage.place}: stage {stage.name} trains the experiment of stage {first.name}, {folder}; give it a --name")
+            problems.append(
+                f"{stage.place}: stage {stage.name} trains the experiment of stage {first.name}, {folder};"
+                " give it a --name"
+            )
     return problems
 
 
 def queue(stages: Sequence[Stage], call: Call, states: dict[str, str]) -> list[str]:
-    """Queue the stages that are NEW, each behind the jobs of those that it waits for, and put what became of them into `states`.
+    """Queue the stages that are NEW, each behind the jobs of those that it waits for, and put what became of
+    them into `states`.
 
     Returns a line for each stage that is not queued though it should be.
     """
@@ -367,7 +423,10 @@ def queue(stages: Sequence[Stage], call: Call, states: dict[str, str]) -> list[s
         job = JOB_LINE.search(done.stdout)
         if done.returncode:
             states[stage.name] = FAILED
-            problems.append(f"stage {stage.name} is not queued: {stage.package}/job.sh ended with code {done.returncode}, see above")
+            problems.append(
+                f"stage {stage.name} is not queued: {stage.package}/job.sh ended with code {done.returncode},"
+                " see above"
+            )
         else:
             states[stage.name] = job[1] if job else DONE  # it ran here, or turned out to be finished
     return problems
@@ -376,8 +435,12 @@ def queue(stages: Sequence[Stage], call: Call, states: dict[str, str]) -> list[s
 # showing it
 
 
-def branches(stages: Sequence[Stage], parent: str | None = None, stem: str = "") -> Iterator[tuple[str, Stage]]:
-    """Each stage once, below the last of those that it waits for; with its name behind the lines of the tree."""
+def branches(
+    stages: Sequence[Stage], parent: str | None = None, stem: str = ""
+) -> Iterator[tuple[str, Stage]]:
+    """Each stage once, below the last of those that it waits for; with its name behind the lines of the
+    tree.
+    """
     below = [stage for stage in stages if stage.parent == parent]
     for stage in below:
         knot, bar = ("└─ ", "   ") if stage is below[-1] else ("├─ ", "│  ")
@@ -388,7 +451,9 @@ def branches(stages: Sequence[Stage], parent: str | None = None, stem: str = "")
 
 
 def tree(stages: Sequence[Stage], states: Mapping[str, str]) -> list[str]:
-    """The lines that show a graph: name, state and package of each stage, and what it waits for if that is not one stage."""
+    """The lines that show a graph: name, state and package of each stage, and what it waits for if that is
+    not one stage.
+    """
     rows = [("stage", "state", "package")]
     for label, stage in branches(stages):
         rows.append((label, states[stage.name], stage.package + _after(stage)))
@@ -400,16 +465,28 @@ def _after(stage: Stage) -> str:
     """The stages that one waits for, where the tree does not show that."""
     if len(stage.after) < 2:
         return ""
-    return f", after {', '.join(stage.after) if len(stage.after) <= MOST_NAMES else f'{len(stage.after)} stages'}"
+    return (
+        ", after"
+        f" {', '.join(stage.after) if len(stage.after) <= MOST_NAMES else f'{len(stage.after)} stages'}"
+    )
 
 
 def run(argv: Sequence[str]) -> int:
     at = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(prog="pipeline", description="Show or queue a graph of jobs.")
-    parser.add_argument("table", nargs="?", default=DEFAULT, help=f"{', '.join(table_names())}, or a file that ends in .tsv [{DEFAULT}]")
-    parser.add_argument("--queue", action="store_true", help="queue what is to do; without SLURM each job.sh would run here instead")
+    parser.add_argument(
+        "table",
+        nargs="?",
+        default=DEFAULT,
+        help=f"{', '.join(table_names())}, or a file that ends in .tsv [{DEFAULT}]",
+    )
+    parser.add_argument(
+        "--queue",
+        action="store_true",
+        help="queue what is to do; without SLURM each job.sh would run here instead",
+    )
     wanted = parser.parse_args(argv[:at])
-    stages, flags = load(wanted.table), argv[at + 1:]
+    stages, flags = load(wanted.table), argv[at + 1 :]
     call = Call(flags, experiment_folders(stages, flags))
     answers = ask_all(stages, partial(state, call))
     shared = shared_experiments(stages, {name: experiment for name, (_, experiment) in answers.items()})
@@ -426,7 +503,8 @@ def run(argv: Sequence[str]) -> int:
 def main(argv: Sequence[str]) -> int:
     """The exit code. Problems are told as the job scripts tell theirs, between whose lines they stand."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show the lines of the tree still shows the names
+        # a terminal that cannot show the lines of the tree still shows the names
+        sys.stdout.reconfigure(errors="replace")
     try:
         return run(argv)
     except UserError as error:

@@ -1,13 +1,16 @@
 """Before a job is queued: can it run there, is there room for its checkpoints, how long will it take?
 
-    python -m iridis.preflight [--partition P --time T --nodes N --gpus N --processes N] [--no-data] [--where] [--formerly FLAGS [--experiment E]] \
+    python -m iridis.preflight [--partition P --time T --nodes N --gpus N --processes N] [--no-data] [--where]
+    [--formerly FLAGS [--experiment E]] \
         -- FLAGS OF main.py
 
-stdout has lines NAME=VALUE for the job library: EXPERIMENT, its folder; STATE, finished or unfinished; LEAD, how many seconds
-before its time limit the job should be told to stop; HOLDER, who trains the experiment now, if anyone; DEVICE; MODEL, its short name; SAVED_STEP and
-ITERATIONS; FORMER, 1 where the experiment was begun with the flags of --formerly, which had the place of the first of FLAGS then, and
-goes on with them. What people should know goes to stderr. With --where nothing is checked. With --allowed it has ALLOWED and
-ALLOWED_SECONDS, the partition's limit, where that is less than --time, else nothing. Exit code 2: one line for each problem.
+stdout has lines NAME=VALUE for the job library: EXPERIMENT, its folder; STATE, finished or unfinished; LEAD,
+how many seconds before its time limit the job should be told to stop; HOLDER, who trains the experiment now,
+if anyone; DEVICE; MODEL, its short name; SAVED_STEP and ITERATIONS; FORMER, 1 where the experiment was begun
+with the flags of --formerly, which had the place of the first of FLAGS then, and goes on with them. What
+people should know goes to stderr. With --where nothing is checked. With --allowed it has ALLOWED and
+ALLOWED_SECONDS, the partition's limit, where that is less than --time, else nothing. Exit code 2: one line
+for each problem.
 """
 
 from __future__ import annotations
@@ -49,12 +52,18 @@ def say(line: str) -> None:
 
 
 def seconds_of(text: str) -> int | None:
-    """SLURM's D-HH:MM:SS, HH:MM:SS, MM:SS, MM or D-HH in seconds; None for UNLIMITED. Raises UserError for anything else."""
+    """SLURM's D-HH:MM:SS, HH:MM:SS, MM:SS, MM or D-HH in seconds; None for UNLIMITED.
+
+    Raises UserError for anything else.
+    """
     if text.lower() in ("infinite", "unlimited", "none", "n/a"):
         return None
     days, _, clock = text.rpartition("-")
     parts = clock.split(":")
-    if not all(part.isascii() and part.isdigit() for part in [*parts, *([days] if "-" in text else [])]) or len(parts) > 3:
+    if (
+        not all(part.isascii() and part.isdigit() for part in [*parts, *([days] if "-" in text else [])])
+        or len(parts) > 3
+    ):
         raise UserError(f"{text!r} is no time limit; write D-HH:MM:SS, HH:MM:SS or minutes")
     numbers = [int(part) for part in parts]
     if days:
@@ -71,7 +80,9 @@ def slurm(*command: str) -> list[str]:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UserError(f"{command[0]} does not answer: {error}") from None
     if done.returncode:
-        raise UserError(f"{command[0]}: {(done.stderr or done.stdout).strip().splitlines()[-1:] or done.returncode}")
+        raise UserError(
+            f"{command[0]}: {(done.stderr or done.stdout).strip().splitlines()[-1:] or done.returncode}"
+        )
     return done.stdout.splitlines()
 
 
@@ -80,7 +91,10 @@ def partition_problems(partition: str, limit: str, nodes: int, gpus: int) -> lis
     known = sorted({line.rstrip("*") for line in slurm("sinfo", "-h", "-o", "%P")})
     wrong = [name for name in partition.split(",") if name not in known]
     if wrong:
-        return [f"there is no partition {name!r} here; set PARTITION to one of: {', '.join(known)}" for name in wrong]
+        return [
+            f"there is no partition {name!r} here; set PARTITION to one of: {', '.join(known)}"
+            for name in wrong
+        ]
     problems, rows = [], [line.split("|") for line in slurm("sinfo", "-h", "-p", partition, "-o", "%l|%D|%G")]
     wanted, allowed = seconds_of(limit), seconds_of(rows[0][0])
     if allowed is not None and (wanted is None or wanted > allowed):
@@ -88,12 +102,17 @@ def partition_problems(partition: str, limit: str, nodes: int, gpus: int) -> lis
     if sum(int(row[1]) for row in rows) < nodes:
         problems.append(f"N_NODES {nodes} is more than partition {partition} has")
     if gpus and max(gpus_in(row[2]) for row in rows) < gpus:
-        problems.append(f"N_GPUS {gpus} is more than a node of partition {partition} has ({', '.join(row[2] for row in rows)})")
+        problems.append(
+            f"N_GPUS {gpus} is more than a node of partition {partition} has"
+            f" ({', '.join(row[2] for row in rows)})"
+        )
     return problems
 
 
 def allowed_limit(partition: str, limit: str) -> tuple[str, int] | None:
-    """The longest time limit that a partition (the most generous of several) takes, in words and seconds, if `limit` is more."""
+    """The longest time limit that a partition (the most generous of several) takes, in words and seconds,
+    if `limit` is more.
+    """
     rows = [(seconds_of(text), text) for text in slurm("sinfo", "-h", "-p", partition, "-o", "%l")]
     wanted, limits = seconds_of(limit), [(seconds, text) for seconds, text in rows if seconds is not None]
     if not rows or len(limits) < len(rows):  # one of them has no limit
@@ -133,7 +152,9 @@ def free_bytes(folder: Path) -> int:
     if shutil.which("lfs"):
         try:
             words = slurm("lfs", "quota", "-q", "-u", str(os.getuid()), str(place))[-1].split()
-            used, _, limit = (int(word.rstrip("*")) if word.rstrip("*").isdigit() else 0 for word in words[-8:-5])
+            used, _, limit = (
+                int(word.rstrip("*")) if word.rstrip("*").isdigit() else 0 for word in words[-8:-5]
+            )
         except (UserError, IndexError, ValueError):  # no answer, or none that has a quota's columns
             return free
         if limit:
@@ -145,21 +166,32 @@ def checkpoints_at_once(args: Namespace) -> int:
     """The most that lie in the folder at a time."""
     every = args.save_checkpoint_freq or args.iterations
     kept = min(args.keep_checkpoints or args.iterations, args.iterations // every)
-    apart = {step for step in args.keep_steps or () if step < args.iterations and (args.keep_checkpoints or step % every)}
+    apart = {
+        step
+        for step in args.keep_steps or ()
+        if step < args.iterations and (args.keep_checkpoints or step % every)
+    }
     return kept + len(apart) + 3
 
 
 def space_problems(args: Namespace, folder: Path) -> list[str]:
-    """Whether the checkpoints to come find room: those that are kept, the one resumed from, the final one, and one being written."""
+    """Whether the checkpoints to come find room: those that are kept, the one resumed from, the final one,
+    and one being written.
+    """
     size, count = checkpoint_bytes(args, folder), checkpoints_at_once(args)
     there = sum(path.stat().st_size for path in folder.glob("*.pt")) if folder.is_dir() else 0
     needed, free = count * size - there, free_bytes(folder)
-    say(f"checkpoints: {size / 2**20:,.0f} MiB each, up to {count} at a time; {free / 2**30:,.1f} GiB free in {existing_parent(folder)}")
+    say(
+        f"checkpoints: {size / 2**20:,.0f} MiB each, up to {count} at a time; {free / 2**30:,.1f} GiB free in"
+        f" {existing_parent(folder)}"
+    )
     if not os.access(existing_parent(folder), os.W_OK):
         return [f"{existing_parent(folder)} cannot be written to; set RESULTS_DIR"]
     if needed > free:
-        return [f"{folder} needs {needed / 2**30:.1f} GiB more for checkpoints, but {free / 2**30:.1f} GiB are free; make room, "
-                "or lower --keep_checkpoints, or set RESULTS_DIR"]
+        return [
+            f"{folder} needs {needed / 2**30:.1f} GiB more for checkpoints, but {free / 2**30:.1f} GiB are"
+            " free; make room, or lower --keep_checkpoints, or set RESULTS_DIR"
+        ]
     return []
 
 
@@ -172,11 +204,15 @@ def forecast(record: Record, iterations: int, limit: str | None) -> str | None:
     hours = left / per_hour
     job = seconds_of(limit) if limit else None
     jobs = f", {max(1, math.ceil(hours * 3600 / job))} more job(s) of {limit}" if job and left else ""
-    return f"forecast: {per_hour:,.0f} steps/h, {left:,} of {iterations:,} steps left: {hours:.1f} h = {hours / 24:.1f} days of running{jobs}"
+    return (
+        f"forecast: {per_hour:,.0f} steps/h, {left:,} of {iterations:,} steps left: {hours:.1f} h ="
+        f" {hours / 24:.1f} days of running{jobs}"
+    )
 
 
 def lead_seconds(record: Record, limit: str | None) -> int:
-    """How long before the limit to stop: the slowest step and save that were seen and a minute; never a quarter of the limit.
+    """How long before the limit to stop: the slowest step and save that were seen and a minute; never a
+    quarter of the limit.
 
     Twice as long after each job in a row for which that was too short.
     """
@@ -188,7 +224,8 @@ def lead_seconds(record: Record, limit: str | None) -> int:
 
 
 def is_done(record: Record, args: Namespace, where: bool, problems: list[str]) -> bool:
-    """Whether the experiment is finished as it is asked for. Why it cannot be goes to `problems`; with `where` main.py is to tell it.
+    """Whether the experiment is finished as it is asked for. Why it cannot be goes to `problems`; with
+    `where` main.py is to tell it.
 
     So is damage, which may be mended until the job begins.
     """
@@ -201,7 +238,10 @@ def is_done(record: Record, args: Namespace, where: bool, problems: list[str]) -
 
 
 def newest_readable(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that tells its numbers. Whether all of it is intact is for main.py to say, which reads it."""
+    """The newest checkpoint that tells its numbers.
+
+    Whether all of it is intact is for main.py to say, which reads it.
+    """
     from optim.checkpoint import newest_valid
 
     readable = (path for path in newest_first(folder) if peek(path) is not None)
@@ -210,7 +250,9 @@ def newest_readable(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def resume_problems(args: Namespace, folder: Path, data: Path | None) -> list[str]:
-    """What main.py would refuse when it opens an experiment that is not finished. data: the dataset's folder; None before it is prepared."""
+    """What main.py would refuse when it opens an experiment that is not finished. data: the dataset's
+    folder; None before it is prepared.
+    """
     from optim.setup import starting_point
 
     try:
@@ -225,7 +267,9 @@ def resume_problems(args: Namespace, folder: Path, data: Path | None) -> list[st
 
 
 def recorded_args(folder: Path) -> Mapping[str, Any]:
-    """Flags of the training in a folder, as its newest checkpoint or summary has them; empty where there is neither."""
+    """Flags of the training in a folder, as its newest checkpoint or summary has them; empty where there
+    is neither.
+    """
     return Record(folder, problems=[]).flags or {}
 
 
@@ -261,16 +305,25 @@ def options(argv: Sequence[str]) -> tuple[Namespace, list[str] | None]:
     flags = None
     if "--" in words:
         at = words.index("--")
-        words, flags = words[:at], words[at + 1:]
+        words, flags = words[:at], words[at + 1 :]
     parser = argparse.ArgumentParser(prog="preflight", description="Check a job before it is queued.")
     parser.add_argument("--partition")
     parser.add_argument("--time")
     for name in ("nodes", "gpus", "processes"):
         parser.add_argument(f"--{name}", type=int, default=0 if name == "gpus" else 1)
     parser.add_argument("--no-data", action="store_true", help="a job before this one prepares the data")
-    parser.add_argument("--allowed", action="store_true", help="only say what the partition allows, where that is less than --time")
+    parser.add_argument(
+        "--allowed",
+        action="store_true",
+        help="only say what the partition allows, where that is less than --time",
+    )
     parser.add_argument("--where", action="store_true", help="only say where the experiment is")
-    parser.add_argument("--formerly", type=shlex.split, default=[], help="flags that once stood where the first of FLAGS stand now")
+    parser.add_argument(
+        "--formerly",
+        type=shlex.split,
+        default=[],
+        help="flags that once stood where the first of FLAGS stand now",
+    )
     parser.add_argument("--experiment", type=Path, help="of a job: what it was submitted for")
     return parser.parse_args(words), flags
 
@@ -281,23 +334,43 @@ def main(argv: Sequence[str]) -> int:
         allowed = allowed_limit(wanted.partition, wanted.time)
         print(printed({"ALLOWED": allowed[0], "ALLOWED_SECONDS": allowed[1]} if allowed else {}))
         return 0
-    problems = [] if wanted.partition is None else partition_problems(wanted.partition, wanted.time, wanted.nodes, wanted.gpus)
+    problems = (
+        []
+        if wanted.partition is None
+        else partition_problems(wanted.partition, wanted.time, wanted.nodes, wanted.gpus)
+    )
     answer: dict[str, object] = {}
     if flags is not None:
         asked = config.parse_args(flags)
-        former = config.parse_args([*wanted.formerly, *flags[len(wanted.formerly):]])
+        former = config.parse_args([*wanted.formerly, *flags[len(wanted.formerly) :]])
         args = began_as(asked, former, wanted.experiment)
         folder = config.experiment_folder(args)
         if args is not asked:
-            begun = [f"--{name} {getattr(args, name)}" for name in changed_flags(asked, args) if name != "data_seed"]  # that of --seed
-            say(f"note: going on with {' '.join(begun)}, with which {folder.name} was begun; they were the defaults then")
+            # that of --seed
+            begun = [
+                f"--{name} {getattr(args, name)}"
+                for name in changed_flags(asked, args)
+                if name != "data_seed"
+            ]
+            say(
+                f"note: going on with {' '.join(begun)}, with which {folder.name} was begun; they were the"
+                " defaults then"
+            )
         record = Record(folder, problems=[])  # main.py tells of damage when it meets it
         refused: list[str] = []
         done = is_done(record, args, wanted.where, refused)
         problems += refused
-        answer = {"EXPERIMENT": folder.resolve(), "STATE": "finished" if done else "unfinished", "LEAD": lead_seconds(record, wanted.time),
-                  "HOLDER": holder(folder / "lock"), "DEVICE": args.device, "MODEL": short_name(args),
-                  "SAVED_STEP": record.saved_step, "ITERATIONS": args.iterations, "FORMER": int(args is not asked)}
+        answer = {
+            "EXPERIMENT": folder.resolve(),
+            "STATE": "finished" if done else "unfinished",
+            "LEAD": lead_seconds(record, wanted.time),
+            "HOLDER": holder(folder / "lock"),
+            "DEVICE": args.device,
+            "MODEL": short_name(args),
+            "SAVED_STEP": record.saved_step,
+            "ITERATIONS": args.iterations,
+            "FORMER": int(args is not asked),
+        }
         if not wanted.where and not done:
             try:
                 config.check_world_size(args, wanted.processes)
@@ -307,7 +380,10 @@ def main(argv: Sequence[str]) -> int:
             if not refused and (folder.is_dir() or args.use_pretrained != "auto"):
                 problems += resume_problems(args, folder, None if wanted.no_data else data)
             if args.dataset != "stdlib" and not wanted.no_data and not is_prepared(data):
-                problems.append(f"dataset {args.dataset!r} is not prepared: {data} lacks train.bin or val.bin; {how_to_prepare(args.dataset)}")
+                problems.append(
+                    f"dataset {args.dataset!r} is not prepared: {data} lacks train.bin or val.bin;"
+                    f" {how_to_prepare(args.dataset)}"
+                )
             if args.init_from is not None and not record.saved_step:
                 initial.find(args.init_from)
             if (folder / STOP).exists():

@@ -1,11 +1,14 @@
-"""Which checkpoint files an evaluation reads. An experiment's are its milestones and the final one, or the steps that are asked for.
+"""Which checkpoint files an evaluation reads. An experiment's are its milestones and the final one, or the
+steps that are asked for.
 
-    python -m iridis.targets [--steps 40000 60000] [--data_dir DIR] [--quick] [--later] [--routed] [--need_data] -- DIR_OR_FILE...
+    python -m iridis.targets [--steps 40000 60000] [--data_dir DIR] [--quick] [--later] [--routed]
+    [--need_data] -- DIR_OR_FILE...
 
-Prints four fields for each file, each ended by a NUL: the number of its checkpoint on the command line, its step (empty: unknown), its
-path, and DIR where the data that it was trained on are not at the recorded place but are below DIR (else empty). A milestone is a
-`ckpt_N.pt` of a step that the training was told to keep (--keep_steps). --quick: files are taken for intact. --later: steps may be missing,
-as their training goes on. Exit code 2: a line for each step that is missing, with --routed for each model that has no routers, and with
+Prints four fields for each file, each ended by a NUL: the number of its checkpoint on the command line, its
+step (empty: unknown), its path, and DIR where the data that it was trained on are not at the recorded place
+but are below DIR (else empty). A milestone is a `ckpt_N.pt` of a step that the training was told to keep
+(--keep_steps). --quick: files are taken for intact. --later: steps may be missing, as their training goes on.
+Exit code 2: a line for each step that is missing, with --routed for each model that has no routers, and with
 --need_data for each whose data are neither at the recorded place nor below DIR.
 """
 
@@ -28,7 +31,9 @@ from optim.reader import Record
 
 
 def steps_there(folder: Path) -> dict[int, Path]:
-    """The checkpoint of each step in an experiment's folder, in their order; the final one by the step that it holds."""
+    """The checkpoint of each step in an experiment's folder, in their order; the final one by the step
+    that it holds.
+    """
     found = {step_of(path) or 0: path for path in numbered(folder)}
     final = folder / FINAL
     step = step_in(final) if final.is_file() else None
@@ -47,11 +52,17 @@ def missing(folder: Path, steps: Sequence[int]) -> list[str]:
     """A line for each of these steps of which an experiment's folder has no checkpoint."""
     there = steps_there(folder)
     known = f"there are {', '.join(map(str, there))}" if there else "there is no checkpoint"
-    return [f"--steps {step}: {folder} has no checkpoint of that step; {known}" for step in steps if step not in there]
+    return [
+        f"--steps {step}: {folder} has no checkpoint of that step; {known}"
+        for step in steps
+        if step not in there
+    ]
 
 
 def newest(folder: Path, quick: bool) -> Path | None:
-    """The newest checkpoint; if not quick, the newest intact one, with a line on stderr about each newer one that is not."""
+    """The newest checkpoint; if not quick, the newest intact one, with a line on stderr about each newer
+    one that is not.
+    """
     if quick:
         return next(reversed(steps_there(folder).values()), None)
     from optim.checkpoint import newest_valid
@@ -76,21 +87,33 @@ def files_of(checkpoint: Path, steps: Sequence[int], quick: bool) -> list[Path]:
     if last is None:
         return [checkpoint]
     kept, final = recorded(last).get("keep_steps"), step_in(last)
-    milestones = {step: path for step, path in steps_there(checkpoint).items() if isinstance(kept, list) and step in kept}
+    milestones = {
+        step: path
+        for step, path in steps_there(checkpoint).items()
+        if isinstance(kept, list) and step in kept
+    }
     return [path for step, path in milestones.items() if step != final] + [last]
 
 
 def other_place(path: Path, data_dir: str) -> str:
-    """data_dir where the data that a checkpoint was trained on are there and not at the place that it names, else empty."""
+    """data_dir where the data that a checkpoint was trained on are there and not at the place that it
+    names, else empty.
+    """
     args = recorded(path)
     dataset, place = args.get("dataset"), args.get("data_dir")
-    if not isinstance(dataset, str) or not isinstance(place, str | None) or is_prepared(dataset_folder(dataset, place)):
+    if (
+        not isinstance(dataset, str)
+        or not isinstance(place, str | None)
+        or is_prepared(dataset_folder(dataset, place))
+    ):
         return ""
     return data_dir if is_prepared(dataset_folder(dataset, data_dir)) else ""
 
 
 def unfit(path: Path, routed: bool, data_dir: str | None) -> list[str]:
-    """A line for each reason why a checkpoint cannot be evaluated, as far as its flags are known. data_dir: where its data may be too."""
+    """A line for each reason why a checkpoint cannot be evaluated, as far as its flags are known.
+    data_dir: where its data may be too.
+    """
     args = recorded(path)
     model, dataset, place = args.get("model"), args.get("dataset"), args.get("data_dir")
     lines = []
@@ -99,18 +122,37 @@ def unfit(path: Path, routed: bool, data_dir: str | None) -> list[str]:
     if data_dir and isinstance(dataset, str) and isinstance(place, str | None) and dataset != BUILT_IN:
         places = [dataset_folder(dataset, each) for each in (place, data_dir)]
         if not any(map(is_prepared, places)):
-            lines.append(f"{path}: its dataset {dataset} is neither in {places[0]}, where it was trained, nor in {places[1]} (DATA_DIR)")
+            lines.append(
+                f"{path}: its dataset {dataset} is neither in {places[0]}, where it was trained, nor in"
+                f" {places[1]} (DATA_DIR)"
+            )
     return lines
 
 
 def run(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="targets", description="Which checkpoint files an evaluation reads.")
-    parser.add_argument("--steps", type=int, nargs="*", default=[], help="of each experiment, instead of its milestones and the final one")
+    parser = argparse.ArgumentParser(
+        prog="targets", description="Which checkpoint files an evaluation reads."
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        nargs="*",
+        default=[],
+        help="of each experiment, instead of its milestones and the final one",
+    )
     parser.add_argument("--data_dir", help="root of the datasets where the recorded one is not there")
-    parser.add_argument("--quick", action="store_true", help="do not read the newest checkpoint through to see whether it is intact")
-    parser.add_argument("--later", action="store_true", help="name checkpoints of steps that are not there yet")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="do not read the newest checkpoint through to see whether it is intact",
+    )
+    parser.add_argument(
+        "--later", action="store_true", help="name checkpoints of steps that are not there yet"
+    )
     parser.add_argument("--routed", action="store_true", help="refuse models without routers")
-    parser.add_argument("--need_data", action="store_true", help="refuse checkpoints whose data are at neither place")
+    parser.add_argument(
+        "--need_data", action="store_true", help="refuse checkpoints whose data are at neither place"
+    )
     parser.add_argument("checkpoints", nargs="+", type=Path)
     given = parser.parse_args(argv)
     problems = []
@@ -120,8 +162,14 @@ def run(argv: Sequence[str]) -> int:
         elif given.steps and checkpoint.is_file():
             problems.append(f"--steps: {checkpoint} is one checkpoint; give the folder of its experiment")
     if not problems:
-        files = dict.fromkeys(path for checkpoint in given.checkpoints for path in files_of(checkpoint, given.steps, quick=True))
-        problems = [line for path in files for line in unfit(path, given.routed, given.data_dir if given.need_data else None)]
+        files = dict.fromkeys(
+            path for checkpoint in given.checkpoints for path in files_of(checkpoint, given.steps, quick=True)
+        )
+        problems = [
+            line
+            for path in files
+            for line in unfit(path, given.routed, given.data_dir if given.need_data else None)
+        ]
     if problems:
         raise UserError("\n".join(problems))
     fields: list[str] = []
@@ -129,7 +177,11 @@ def run(argv: Sequence[str]) -> int:
         for path in files_of(checkpoint, given.steps, given.quick):
             place = other_place(path, given.data_dir) if given.data_dir else ""
             if place:
-                print(f"note: the data of {path} are not where it was trained; reading them below DATA_DIR, {place}", file=sys.stderr)
+                print(
+                    f"note: the data of {path} are not where it was trained; reading them below DATA_DIR,"
+                    f" {place}",
+                    file=sys.stderr,
+                )
             step = step_in(path) if path.is_file() else None
             fields += [str(number), "" if step is None else str(step), str(path), place]
     sys.stdout.write("".join(f"{field}\0" for field in fields))

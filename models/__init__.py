@@ -1,4 +1,5 @@
-"""One transformer, nine rows: names in variants.py, the network in transformer.py, who goes round again in policies.py.
+"""One transformer, nine rows: names in variants.py, the network in transformer.py, who goes round again in
+policies.py.
 
     model = make_model_from_args(args)
     out = model(idx, targets=targets)          # idx (B, T) int64
@@ -23,7 +24,10 @@ def registered_models() -> list[str]:
 
 
 def make_model_from_args(args: Any) -> Transformer:
-    """A freshly initialised model (float32, CPU) for a Namespace of flags. Raises UserError for an unknown name."""
+    """A freshly initialised model (float32, CPU) for a Namespace of flags.
+
+    Raises UserError for an unknown name.
+    """
     from models.settings import ModelSettings
     from models.transformer import Transformer
 

@@ -7,7 +7,8 @@ from models.variants import ROUTED_POLICIES
 
 
 def looks_ahead(settings: ModelSettings, training: bool = False) -> bool:
-    """Routing picks the best scores of a whole row, so what stands later (padding, too) changes who is picked.
+    """Routing picks the best scores of a whole row, so what stands later (padding, too) changes who is
+    picked.
 
     Where everyone goes on there is no choice, and routed models are causal like the others.
     """

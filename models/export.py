@@ -3,12 +3,13 @@
     python -m models.export exps/stdlib/cotformer_full_depth_lnmid_depthemb/NAME exported/
     python -m models.export exps/.../ckpt_40000.pt exported/ --dtype bfloat16
 
-    python -m models.export exps/.../NAME --authors theirs/ckpt.pt       # instead: a checkpoint that the authors' code loads
+    python -m models.export exps/.../NAME --authors theirs/ckpt.pt       # instead: a checkpoint that the
+    authors' code loads
 
     AutoModelForCausalLM.from_pretrained("exported/", trust_remote_code=True)
 
-The folder holds the weights (safetensors), config.json, a model card, the tokenizer where it is known which, and the files of the
-model itself, copied from here.
+The folder holds the weights (safetensors), config.json, a model card, the tokenizer where it is known which,
+and the files of the model itself, copied from here.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ DTYPES = ("float32", "bfloat16")
 
 
 def local_imports(source: str) -> dict[str, Path]:
-    """Modules of this repository that a source file imports, and their files. They must be imported by `from X import Y`."""
+    """Modules of this repository that a source file imports, and their files.
+
+    They must be imported by `from X import Y`.
+    """
     found = {}
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -45,18 +49,27 @@ def local_imports(source: str) -> dict[str, Path]:
 
 
 def model_code() -> dict[str, str]:
-    """Name -> text of the interface and of everything it needs, side by side, importing each other relatively."""
+    """Name -> text of the interface and of everything it needs, side by side, importing each other
+    relatively.
+    """
     waiting, code = [INTERFACE], dict[str, str]()
     taken = dict[str, Path]()
     while waiting:
         path = waiting.pop()
-        assert taken.setdefault(path.name, path) == path, f"two files named {path.name} cannot stand side by side"
+        assert taken.setdefault(path.name, path) == path, (
+            f"two files named {path.name} cannot stand side by side"
+        )
         if path.name in code:
             continue
         text = (ROOT / path).read_text(encoding="utf-8")
         modules = local_imports(text)
         for module, target in modules.items():
-            text = re.sub(rf"^(\s*)from {re.escape(module)} import", rf"\1from .{target.stem} import", text, flags=re.MULTILINE)
+            text = re.sub(
+                rf"^(\s*)from {re.escape(module)} import",
+                rf"\1from .{target.stem} import",
+                text,
+                flags=re.MULTILINE,
+            )
         assert not local_imports(text), f"{path} imports its neighbours in a way that cannot be rewritten"
         code[path.name] = text
         waiting += modules.values()
@@ -66,13 +79,21 @@ def model_code() -> dict[str, str]:
 def config_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """config.json of a model with these settings (the fields of ModelSettings).
 
-    The stated dtype is that of computation, float32, however the weights are stored: half precision throughout is not
-    what these models were trained in (autocast), and stays a choice of who loads them.
+    The stated dtype is that of computation, float32, however the weights are stored: half precision
+    throughout is not what these models were trained in (autocast), and stays a choice of who loads them.
     """
     stem = INTERFACE.stem
-    return {"architectures": ["CoTFormerForCausalLM"], "model_type": "cotformer",
-            "auto_map": {"AutoConfig": f"{stem}.CoTFormerConfig", "AutoModelForCausalLM": f"{stem}.CoTFormerForCausalLM"},
-            "dtype": "float32", "tie_word_embeddings": True, **settings}
+    return {
+        "architectures": ["CoTFormerForCausalLM"],
+        "model_type": "cotformer",
+        "auto_map": {
+            "AutoConfig": f"{stem}.CoTFormerConfig",
+            "AutoModelForCausalLM": f"{stem}.CoTFormerForCausalLM",
+        },
+        "dtype": "float32",
+        "tie_word_embeddings": True,
+        **settings,
+    }
 
 
 def generation_config(end_of_text: int | None) -> dict[str, Any]:
@@ -82,7 +103,10 @@ def generation_config(end_of_text: int | None) -> dict[str, Any]:
 
 
 def stored_weights(settings: Any, weights: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """Tensors by their names in the file: each tied one once, buffers (angles) always in float32. Raises UserError."""
+    """Tensors by their names in the file: each tied one once, buffers (angles) always in float32.
+
+    Raises UserError.
+    """
     import torch
 
     from models.transformer import Transformer
@@ -97,10 +121,11 @@ def stored_weights(settings: Any, weights: Mapping[str, Any], dtype: str) -> dic
 
 
 def authors_weights(settings: Any, weights: Mapping[str, Any]) -> dict[str, Any]:
-    """The state dict that the authors' model of these settings has, name by name, as their main.py loads it. Raises UserError.
+    """The state dict that the authors' model of these settings has, name by name, as their main.py loads it.
+    Raises UserError.
 
-    Beside ours it has causal masks in the rows that keep them, and a router after the last pass, which nothing reads: that of
-    `weights` where they are the authors', else zeros.
+    Beside ours it has causal masks in the rows that keep them, and a router after the last pass, which
+    nothing reads: that of `weights` where they are the authors', else zeros.
     """
     import torch
 
@@ -110,16 +135,23 @@ def authors_weights(settings: Any, weights: Mapping[str, Any]) -> dict[str, Any]
 
     row, length = settings.row, settings.sequence_length
     if settings.attention_window_length is not None:
-        raise UserError("the authors' code refuses --attention_window_length under torch 2: there is no checkpoint of theirs for this model")
+        raise UserError(
+            "the authors' code refuses --attention_window_length under torch 2: there is no checkpoint of"
+            " theirs for this model"
+        )
     model = Transformer(settings)
     load_weights(model, weights)
     state: dict[str, Any] = dict(model.state_dict())
     if row.policy in ROUTED_POLICIES:
         last = f"transformer.mod.{settings.n_repeat - 1}.mod_router.weight"
-        state[last] = {WRAPPERS.sub("", name): value for name, value in weights.items()}.get(last, torch.zeros(1, settings.n_embd))
+        state[last] = {WRAPPERS.sub("", name): value for name, value in weights.items()}.get(
+            last, torch.zeros(1, settings.n_embd)
+        )
     if row.policy == "ponder" or (row.attends == "all" and row.policy == "fixed"):
         mask = torch.ones(length, length).tril().view(1, 1, length, length)
-        state |= {f"{name}.attn.bias": mask for name, module in model.named_modules() if isinstance(module, Block)}
+        state |= {
+            f"{name}.attn.bias": mask for name, module in model.named_modules() if isinstance(module, Block)
+        }
     return state
 
 
@@ -131,11 +163,19 @@ def check_target(folder: Path) -> None:
         raise UserError(f"{folder} is not empty; give a new folder")
 
 
-def export(settings: Any, weights: Mapping[str, Any], folder: Path, dtype: str = "float32", card: str = "",
-           tokenizer: Mapping[str, Any] = MappingProxyType({}), end_of_text: int | None = None) -> None:
+def export(
+    settings: Any,
+    weights: Mapping[str, Any],
+    folder: Path,
+    dtype: str = "float32",
+    card: str = "",
+    tokenizer: Mapping[str, Any] = MappingProxyType({}),
+    end_of_text: int | None = None,
+) -> None:
     """Write a model to a folder that is new or empty: all of it or nothing.
 
-    settings: ModelSettings. weights: state dict of a Transformer, ours or the authors'. card: README.md of the folder.
+    settings: ModelSettings. weights: state dict of a Transformer, ours or the authors'. card: README.md of
+    the folder.
     tokenizer: name -> JSON of its files. end_of_text: the token that ends a document, where one is known.
     Raises UserError for weights of another model.
     """
@@ -154,7 +194,8 @@ def export(settings: Any, weights: Mapping[str, Any], folder: Path, dtype: str =
         write_json(temporary / "config.json", config_of(asdict(settings)))
         _save(stored, temporary / "model.safetensors")
         with suppress(OSError):  # a mount without modes
-            shutil.copymode(temporary / "config.json", temporary / "model.safetensors")  # safetensors lets only the owner read
+            # safetensors lets only the owner read
+            shutil.copymode(temporary / "config.json", temporary / "model.safetensors")
         write_json(temporary / "generation_config.json", generation_config(end_of_text))
         for name, content in tokenizer.items():
             write_json(temporary / name, content)
@@ -182,14 +223,34 @@ def main(argv: list[str] | None = None) -> int:
     import config  # the rooms know nothing of each other; as a program, this file stands above them
 
     prog = "models.export"
-    parser = argparse.ArgumentParser(prog=prog, usage=argparse.SUPPRESS,  # so that an error is one line
-                                     description="python -m models.export CHECKPOINT FOLDER: write a folder that transformers loads. "
-                                                 "With --authors FILE instead of FOLDER: a checkpoint that the authors' code loads.")
-    parser.add_argument("checkpoint", help="experiment folder (its newest valid checkpoint is taken) or checkpoint file, ours or the authors'")
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        usage=argparse.SUPPRESS,  # so that an error is one line
+        description=(
+            "python -m models.export CHECKPOINT FOLDER: write a folder that transformers loads. "
+            "With --authors FILE instead of FOLDER: a checkpoint that the authors' code loads."
+        ),
+    )
+    parser.add_argument(
+        "checkpoint",
+        help=(
+            "experiment folder (its newest valid checkpoint is taken) or checkpoint file, ours or the"
+            " authors'"
+        ),
+    )
     parser.add_argument("folder", type=Path, nargs="?", help="where to write; must be new or empty")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the stored weights [float32]")
-    parser.add_argument("--tokenizer", choices=("gpt2",), help="what the tokens stand for, where neither checkpoint nor dataset says so")
-    parser.add_argument("--authors", type=Path, metavar="FILE", help="write the weights as the authors' code stores them, under their names")
+    parser.add_argument(
+        "--tokenizer",
+        choices=("gpt2",),
+        help="what the tokens stand for, where neither checkpoint nor dataset says so",
+    )
+    parser.add_argument(
+        "--authors",
+        type=Path,
+        metavar="FILE",
+        help="write the weights as the authors' code stores them, under their names",
+    )
     given = parser.parse_args(argv)
     if (given.folder is None) == (given.authors is None):
         parser.error("the following arguments are required: folder, or --authors FILE instead of it")
@@ -213,18 +274,33 @@ def main(argv: list[str] | None = None) -> int:
         args = config.add_defaults(trained_settings(path, state))
         problems = config.check(args)
         if problems:
-            raise UserError("\n".join(f"the settings of {path} cannot be used: {problem}" for problem in problems))
+            raise UserError(
+                "\n".join(f"the settings of {path} cannot be used: {problem}" for problem in problems)
+            )
         settings = ModelSettings.from_args(args)
         if given.authors is not None:
             given.authors.parent.mkdir(parents=True, exist_ok=True)
-            save_checkpoint(given.authors, {"model": authors_weights(settings, state["model"]), "itr": state.get("itr"), "args": vars(args)})
-            print(f"{settings.model} of {path} is in {given.authors}, with the authors' names; their eval.py reads summary.json beside it")
+            save_checkpoint(
+                given.authors,
+                {
+                    "model": authors_weights(settings, state["model"]),
+                    "itr": state.get("itr"),
+                    "args": vars(args),
+                },
+            )
+            print(
+                f"{settings.model} of {path} is in {given.authors}, with the authors' names; their eval.py"
+                " reads summary.json beside it"
+            )
             return 0
         known = vocabulary_of(state, args, given.tokenizer)
         tokenizer, words = tokenizer_files(known, settings.sequence_length)
         card = model_card(settings, given.dtype, facts_of(path, state, args), words)
         export(settings, state["model"], given.folder, given.dtype, card, tokenizer, known.end_of_text)
-        print(f"{settings.model} of {path} is in {given.folder}: transformers loads it with trust_remote_code=True")
+        print(
+            f"{settings.model} of {path} is in {given.folder}: transformers loads it with"
+            " trust_remote_code=True"
+        )
         print(words)
         return 0
 

@@ -1,6 +1,7 @@
 """The models behind the interface of transformers: AutoModelForCausalLM, generate, Trainer.
 
-`python -m models.export` copies this file, and the files that it imports, beside the weights. Nothing else here imports
+`python -m models.export` copies this file, and the files that it imports, beside the weights. Nothing else
+here imports
 it: transformers is needed only where an exported model is used.
 
 Legend: B batch, T positions, V vocabulary.
@@ -43,8 +44,12 @@ class CoTFormerConfig(PretrainedConfig):
 
     model_type = "cotformer"
     has_no_defaults_at_init = True  # a model has no default size
-    attribute_map: ClassVar = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
-                               "max_position_embeddings": "sequence_length"}
+    attribute_map: ClassVar = {
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "max_position_embeddings": "sequence_length",
+    }
 
 
 class Kept:
@@ -68,7 +73,8 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = Transformer(ModelSettings.from_args(config))
         head = "to_logits.1" if self.model.settings.row.policy == "ponder" else "lm_head"
-        self._keep_in_fp32_modules_strict = {"wpe"}  # angles of positions: half precision would confuse neighbours
+        # angles of positions: half precision would confuse neighbours
+        self._keep_in_fp32_modules_strict = {"wpe"}
         self._tied_weights_keys = {f"model.{head}.weight": "model.transformer.wte.weight"}
         self.gradient_checkpointing = False
         self.post_init()
@@ -82,29 +88,48 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
         """By the model's own means, a block at a time; off: as it was exported."""
         super()._set_gradient_checkpointing(enable, *args, **kwargs)
-        self.model.settings = replace(self.model.settings, activation_checkpointing="block" if enable else self.config.activation_checkpointing)
+        self.model.settings = replace(
+            self.model.settings,
+            activation_checkpointing="block" if enable else self.config.activation_checkpointing,
+        )
 
     def _check(self, length: int, attention_mask: Tensor | None, rows: int) -> None:
         longest = self.model.settings.sequence_length
         if length > longest:
-            raise ValueError(f"{length} tokens are more than the {longest} that this model was trained for (config.sequence_length)")
+            raise ValueError(
+                f"{length} tokens are more than the {longest} that this model was trained for"
+                " (config.sequence_length)"
+            )
         if attention_mask is None:
             return
         if attention_mask.shape != (rows, length):
-            raise ValueError(f"attention_mask is {tuple(attention_mask.shape)}, the tokens are {(rows, length)}")
+            raise ValueError(
+                f"attention_mask is {tuple(attention_mask.shape)}, the tokens are {(rows, length)}"
+            )
         if not bool(attention_mask.all()) and looks_ahead(self.model.settings, self.training):
-            raise ValueError("this model chooses the tokens that go on over the whole row, so padding would change its output: "
-                             "give rows of one length, without padding")
+            raise ValueError(
+                "this model chooses the tokens that go on over the whole row, so padding would change its"
+                " output: give rows of one length, without padding"
+            )
 
-    def forward(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, labels: Tensor | None = None,
-                inputs_embeds: Tensor | None = None, use_cache: bool | None = None, output_hidden_states: bool | None = None,
-                return_dict: bool | None = None, kept: Kept | None = None) -> CausalLMOutput | tuple[Tensor, ...]:
-        """input_ids (B, T), or their inputs_embeds (B, T, D); labels (B, T) or None -> logits (B, T, V), and the loss of each label
-        given the tokens before it.
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        kept: Kept | None = None,
+    ) -> CausalLMOutput | tuple[Tensor, ...]:
+        """input_ids (B, T), or their inputs_embeds (B, T, D); labels (B, T) or None -> logits (B, T, V), and
+        the loss of each label given the tokens before it.
 
-        What attention_mask (B, T) leaves out is as if it were not there, on either side: its logits are 0 and its labels do not
-        count. output_hidden_states: embeddings, then what each block gives in the order of computation (middle blocks once a pass),
-        the last after the last norm; each (B, T, D). kept: of `generate`, whose new tokens these are; logits of the last only.
+        What attention_mask (B, T) leaves out is as if it were not there, on either side: its logits are 0 and
+        its labels do not count. output_hidden_states: embeddings, then what each block gives in the order of
+        computation (middle blocks once a pass), the last after the last norm; each (B, T, D). kept: of
+        `generate`, whose new tokens these are; logits of the last only.
         """
         given = input_ids if inputs_embeds is None else inputs_embeds
         if given is None or (input_ids is not None and inputs_embeds is not None):
@@ -135,14 +160,26 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
         return result if return_dict is not False else result.to_tuple()
 
     def _watched(self, given: Tensor, targets: Tensor | None) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
-        """A run, and its hidden states. Raises ValueError where blocks do not see all tokens, or where there is no last state."""
+        """A run, and its hidden states.
+
+        Raises ValueError where blocks do not see all tokens, or where there is no last state.
+        """
         policy = self.model.settings.row.policy
         if policy == "ponder" or (policy == "compact" and looks_ahead(self.model.settings, self.training)):
-            raise ValueError("this model has no hidden states of all tokens to give: "
-                             + ("each token leaves after a pass of its own" if policy == "ponder" else "passes leave tokens out"))
+            raise ValueError(
+                "this model has no hidden states of all tokens to give: "
+                + (
+                    "each token leaves after a pass of its own"
+                    if policy == "ponder"
+                    else "passes leave tokens out"
+                )
+            )
         states = [given if given.is_floating_point() else self.get_input_embeddings()(given)]
-        hooks = [module.register_forward_hook(lambda module, given, made: states.append(made[0]))
-                 for module in self.modules() if isinstance(module, Block)]
+        hooks = [
+            module.register_forward_hook(lambda module, given, made: states.append(made[0]))
+            for module in self.modules()
+            if isinstance(module, Block)
+        ]
         try:
             out = self.model(given, targets=targets, get_logits=True)
         finally:
@@ -151,12 +188,16 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
         return out, (*states[:-1], self.model.head[0](out["hidden"]))
 
     def _go_on(self, idx: Tensor, attention_mask: Tensor | None, kept: Kept) -> Tensor:
-        """Logits (B, 1, V) after new tokens idx (B, S), whose keys and values are put to those of the tokens before them."""
+        """Logits (B, 1, V) after new tokens idx (B, S), whose keys and values are put to those of the
+        tokens before them.
+        """
         rows, new = idx.shape
         nowhere = self.model.settings.sequence_length
         if attention_mask is None:
             attention_mask = idx.new_ones(rows, kept.columns + new)
-        positions = (attention_mask.cumsum(1) - 1).masked_fill(attention_mask == 0, nowhere)[:, kept.columns:]
+        positions = (attention_mask.cumsum(1) - 1).masked_fill(attention_mask == 0, nowhere)[
+            :, kept.columns :
+        ]
         if kept.slots is None:
             kept.slots = Slots(self.model, rows)
         kept.slots.begin(positions, int(attention_mask.sum(1).max()), ragged=not bool(attention_mask.all()))
@@ -164,22 +205,43 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
         norm, weight = self.model.head
         return F.linear(norm(self.model(idx, memory=kept.slots)["hidden"][:, -1:]), weight)
 
-    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any,  # type: ignore[override]
-                                      *args: Any, **kwargs: Any) -> None:
-        """Keys and values of its own kind, of all passes. None for beams, for a choice over the whole row, and where exits are drawn."""
+    def _prepare_cache_for_generation(  # type: ignore[override]
+        self,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        generation_mode: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Keys and values of its own kind, of all passes.
+
+        None for beams, for a choice over the whole row, and where exits are drawn.
+        """
         settings = self.model.settings
-        if (generation_config.use_cache and generation_mode in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
-                and settings.row.policy != "ponder" and not looks_ahead(settings, self.training) and not generation_config.output_hidden_states):
+        if (
+            generation_config.use_cache
+            and generation_mode in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+            and settings.row.policy != "ponder"
+            and not looks_ahead(settings, self.training)
+            and not generation_config.output_hidden_states
+        ):
             model_kwargs["kept"] = Kept()
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The last tokens that fit. Raises ValueError for prompts that are padded at the end: new tokens would follow the padding."""
+        """The last tokens that fit. Raises ValueError for prompts that are padded at the end: new tokens
+        would follow the padding.
+        """
         longest = self.model.settings.sequence_length
         attention_mask = kwargs.get("attention_mask")
         if attention_mask is not None and not bool(attention_mask[:, -1].all()):
-            raise ValueError("generate() takes padding on the left only (padding_side=\"left\"): new tokens would follow it")
+            raise ValueError(
+                'generate() takes padding on the left only (padding_side="left"): new tokens would follow it'
+            )
         kept = kwargs.get("kept")
         if kept is not None and input_ids.shape[1] <= longest:  # beyond, positions begin anew with each token
-            return {"input_ids": input_ids[:, kept.columns:], "attention_mask": attention_mask, "kept": kept}
-        return {"input_ids": input_ids[:, -longest:], "attention_mask": None if attention_mask is None else attention_mask[:, -longest:],
-                "use_cache": False}
+            return {"input_ids": input_ids[:, kept.columns :], "attention_mask": attention_mask, "kept": kept}
+        return {
+            "input_ids": input_ids[:, -longest:],
+            "attention_mask": None if attention_mask is None else attention_mask[:, -longest:],
+            "use_cache": False,
+        }

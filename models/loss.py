@@ -1,4 +1,5 @@
-"""Cross-entropy straight from hidden states, in slices of tokens, so that logits of all tokens never exist at once.
+"""Cross-entropy straight from hidden states, in slices of tokens, so that logits of all tokens never exist at
+once.
 
 Legend: N tokens, D model width, V vocabulary.
 """
@@ -17,22 +18,31 @@ SLICE_ELEMENTS = 1 << 25  # logits held at once: 128 MiB in float32
 class _LinearCrossEntropy(torch.autograd.Function):
     """Gradients are made in the forward pass, slice by slice, while the slice's logits are at hand.
 
-    The softmax gradient stays in [-1, 1] until the last multiplication, so that half precision does not lose it.
+    The softmax gradient stays in [-1, 1] until the last multiplication, so that half precision does not lose
+    it.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, token_weights: Tensor,
-                dtype: torch.dtype, want_grad: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        token_weights: Tensor,
+        dtype: torch.dtype,
+        want_grad: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         n, rows = hidden.shape[0], max(1, SLICE_ELEMENTS // weight.shape[0])
         x, w = hidden.to(dtype), weight.to(dtype)
         losses = torch.empty(n, dtype=torch.float32, device=hidden.device)
         hits = torch.zeros(n, dtype=torch.bool, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if want_grad else None
         grad_weight = torch.zeros_like(weight) if want_grad else None
-        buffer = torch.empty(min(rows, n), weight.shape[0], dtype=dtype, device=hidden.device)  # one for all slices
+        # one for all slices
+        buffer = torch.empty(min(rows, n), weight.shape[0], dtype=dtype, device=hidden.device)
         for begin in range(0, n, rows):
             part = slice(begin, min(n, begin + rows))
-            logits = torch.mm(x[part], w.t(), out=buffer[:part.stop - begin]).float()
+            logits = torch.mm(x[part], w.t(), out=buffer[: part.stop - begin]).float()
             target = targets[part].unsqueeze(-1)
             counted = target != IGNORE
             target = target.clamp_min(0)
@@ -45,7 +55,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 log_norm = logits.sub_(largest).exp_().sum(-1, keepdim=True).log_()
                 losses[part] = ((log_norm + largest - of_target) * counted).squeeze(-1)
                 continue
-            odds = torch.softmax(logits, -1, out=logits if logits.device.type == "cpu" else None)  # of a row at a time, in place
+            # of a row at a time, in place
+            odds = torch.softmax(logits, -1, out=logits if logits.device.type == "cpu" else None)
             log_norm = -odds.amax(-1, keepdim=True).log_()
             losses[part] = ((log_norm + largest - of_target) * counted).squeeze(-1)
             scale = counted * token_weights[part].unsqueeze(-1)
@@ -63,21 +74,33 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_total: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight, losses = ctx.saved_tensors
         token_weights_grad = losses * grad_total if ctx.needs_input_grad[3] else None
-        # in place, for a copy would stand in memory beside all activations; torch refuses a second backward pass of itself
-        return grad_hidden.mul_(grad_total), grad_weight.mul_(grad_total), None, token_weights_grad, None, None
+        # in place, for a copy would stand in memory beside all activations; torch refuses a second backward
+        # pass of itself
+        return (
+            grad_hidden.mul_(grad_total),
+            grad_weight.mul_(grad_total),
+            None,
+            token_weights_grad,
+            None,
+            None,
+        )
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, token_weights: Tensor | None = None,
-                         ) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighted sum of the tokens' cross-entropies; per token the loss in nats; and whether the best guess is right.
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, token_weights: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighted sum of the tokens' cross-entropies; per token the loss in nats; and whether the best guess is
+    right.
 
-    hidden (N, D), weight (V, D), targets (N,) int64 with IGNORE for tokens that do not count, token_weights (N,)
-    float32 or None for ones. Only the sum carries a gradient; guesses are judged only where no gradient is wanted.
-    Under autocast the products are taken in its dtype.
+    hidden (N, D), weight (V, D), targets (N,) int64 with IGNORE for tokens that do not count, token_weights
+    (N,) float32 or None for ones. Only the sum carries a gradient; guesses are judged only where no gradient
+    is wanted. Under autocast the products are taken in its dtype.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     if token_weights is None:
         token_weights = torch.ones(hidden.shape[0], device=hidden.device)
     with torch.autocast(device, enabled=False):
-        return _LinearCrossEntropy.apply(hidden, weight, targets, token_weights, dtype, torch.is_grad_enabled())
+        return _LinearCrossEntropy.apply(
+            hidden, weight, targets, token_weights, dtype, torch.is_grad_enabled()
+        )

@@ -2,9 +2,10 @@
 
     count_macs(args, sequence_length=256, length_factors=[0.9, 0.6, 0.3, 0.1])
 
-The authors' accounting, to the last unit: every Linear, Q.K and attention.V over the full rectangle of queries x keys
-so far, the routers, and the output head once, on the last position only. In their masked model only active tokens
-are counted as queries and keys' makers, but all tokens are attended to and scored by the routers.
+The authors' accounting, to the last unit: every Linear, Q.K and attention.V over the full rectangle of
+queries x keys so far, the routers, and the output head once, on the last position only. In their masked model
+only active tokens are counted as queries and keys' makers, but all tokens are attended to and scored by the
+routers.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from models.settings import ModelSettings
 from models.variants import ROUTED_POLICIES
 
 
-def active_tokens(settings: ModelSettings, sequence_length: int, length_factors: Sequence[float] | None) -> list[int]:
+def active_tokens(
+    settings: ModelSettings, sequence_length: int, length_factors: Sequence[float] | None
+) -> list[int]:
     """Tokens that take part in each pass."""
     counts = [sequence_length]
     if settings.row.policy not in ROUTED_POLICIES:
@@ -60,16 +63,23 @@ def _outside(settings: ModelSettings, length: int, seen: float) -> float:
 
 
 def count_macs(args: Any, sequence_length: int, length_factors: Sequence[float] | None = None) -> int:
-    """MACs to process one sequence, from flags (or ModelSettings) and, for routed models, the shares that go on."""
+    """MACs to process one sequence, from flags (or ModelSettings) and, for routed models, the shares that
+    go on.
+    """
     settings = args if isinstance(args, ModelSettings) else ModelSettings.from_args(args)
     tokens = active_tokens(settings, sequence_length, length_factors) if settings.row.loop else []
-    total = (_outside(settings, sequence_length, 1.0) + _middle(settings, tokens, sequence_length, 1.0)
-             + _extras(settings, tokens, sequence_length) + settings.n_embd * settings.vocab_size)
+    total = (
+        _outside(settings, sequence_length, 1.0)
+        + _middle(settings, tokens, sequence_length, 1.0)
+        + _extras(settings, tokens, sequence_length)
+        + settings.n_embd * settings.vocab_size
+    )
     return int(total)
 
 
 def training_flops_per_token(settings: ModelSettings) -> float:
-    """Useful floating-point operations of forward and backward per token: causal attention only, head on every token.
+    """Useful floating-point operations of forward and backward per token: causal attention only, head on
+    every token.
 
     Routed models are counted at their factors' expectation, n uniform draws in order, where none are given.
     """
@@ -77,9 +87,15 @@ def training_flops_per_token(settings: ModelSettings) -> float:
     tokens: list[float] = []
     if settings.row.loop:
         routed = settings.row.policy in ROUTED_POLICIES
-        shares = settings.training_length_factor or (tuple((n - i) / (n + 1) for i in range(n)) if routed else (1.0,) * n)
+        shares = settings.training_length_factor or (
+            tuple((n - i) / (n + 1) for i in range(n)) if routed else (1.0,) * n
+        )
         tokens = [float(length), *(share * length for share in shares)]
     causal = (length + 1) / (2 * length)
-    macs = (_outside(settings, length, causal) + _middle(settings, tokens, length, causal)
-            + _extras(settings, tokens, length) + settings.n_embd * settings.vocab_size * length)
+    macs = (
+        _outside(settings, length, causal)
+        + _middle(settings, tokens, length, causal)
+        + _extras(settings, tokens, length)
+        + settings.n_embd * settings.vocab_size * length
+    )
     return 6 * macs / length

@@ -1,7 +1,7 @@
 """Who goes round the middle layers again: one function for each policy of the table in models/variants.py.
 
-Each takes the model, x (B, T, D) after the first layers, the memory through which blocks run, and the targets; and
-returns a dict:
+Each takes the model, x (B, T, D) after the first layers, the memory through which blocks run, and the
+targets; and returns a dict:
   hidden          (B, T, D) to be normed and projected to logits
   passes          middle passes per token, on average (scalar)
   active          of routed models, tokens of a sequence that take part in each pass, on average
@@ -29,13 +29,17 @@ if TYPE_CHECKING:
 
 
 class Memory:
-    """Keys and values of one forward pass over whole sequences: the middle layers see earlier passes, if they do in this model, all else itself."""
+    """Keys and values of one forward pass over whole sequences: the middle layers see earlier passes, if
+    they do in this model, all else itself.
+    """
 
     def __init__(self, model: Transformer, everyone: Tensor) -> None:
         """everyone: positions (1, T) of all tokens."""
         self.model, self.everyone = model, everyone
         self.here = model.positions(everyone, [everyone])
-        self.past: list[list[KeyValue]] = [[] for _ in model.blocks("h_mid")] if model.settings.row.attends == "all" else []
+        self.past: list[list[KeyValue]] = (
+            [[] for _ in model.blocks("h_mid")] if model.settings.row.attends == "all" else []
+        )
         self.positions: list[Tensor] = []
 
     def run(self, stack: str, number: int, x: Tensor, positions: Tensor) -> Tensor:
@@ -52,7 +56,9 @@ class Memory:
 
         x_keys: what keys and values are made of, if not x.
         """
-        return self.model.remade(self.model.blocks("h_mid")[layer], x, x_keys, [], self.here, units=("block", "pass"))[0]
+        return self.model.remade(
+            self.model.blocks("h_mid")[layer], x, x_keys, [], self.here, units=("block", "pass")
+        )[0]
 
 
 def fixed(model: Transformer, x: Tensor, memory: Memory, targets: Tensor | None) -> dict[str, Any]:
@@ -60,21 +66,30 @@ def fixed(model: Transformer, x: Tensor, memory: Memory, targets: Tensor | None)
     repeats = model.settings.n_repeat
     for number in range(1, repeats + 1):
         x = model.norm_mid(memory.run("h_mid", number, model.add_depth(x, number), memory.everyone))
-    return {"hidden": memory.run("h_end", 1, x, memory.everyone), "passes": torch.tensor(float(repeats), device=x.device)}
+    return {
+        "hidden": memory.run("h_end", 1, x, memory.everyone),
+        "passes": torch.tensor(float(repeats), device=x.device),
+    }
 
 
 def tokens_kept(policy: str, share: float, active: int) -> int:
-    """How many of the active tokens go on. The authors' masked model multiplies in float32, which can round otherwise."""
+    """How many of the active tokens go on.
+
+    The authors' masked model multiplies in float32, which can round otherwise.
+    """
     return int(np.float32(active) * np.float32(share)) if policy == "masked" else int(share * active)
 
 
 def capacities(factors: list[float]) -> list[float]:
     """Shares of all tokens -> shares of those still active."""
-    return [after / before if before else 0.0 for before, after in zip([1.0, *factors], factors, strict=False)]
+    return [
+        after / before if before else 0.0 for before, after in zip([1.0, *factors], factors, strict=False)
+    ]
 
 
 def passing(logits: Tensor, thresholds: list[float] | None, number: int, active: Tensor) -> Tensor | None:
-    """After a pass (1-based): with threshold routing, which of the active tokens (B, T_r) go on; None where capacities decide.
+    """After a pass (1-based): with threshold routing, which of the active tokens (B, T_r) go on; None where
+    capacities decide.
 
     Causal: a token's own score against a number that is fixed beforehand.
     """
@@ -84,12 +99,16 @@ def passing(logits: Tensor, thresholds: list[float] | None, number: int, active:
 def compact(model: Transformer, x: Tensor, memory: Memory, targets: Tensor | None) -> dict[str, Any]:
     """Mixture of Repeats (section 4.1): only the tokens that go on are gathered for the next pass.
 
-    By capacity those with the best scores do: the choice compares scores over the whole sequence, so it looks at later
-    tokens and is not causal. By threshold sequences keep different numbers; they are filled up with tokens that stand
-    nowhere, which no query sees.
+    By capacity those with the best scores do: the choice compares scores over the whole sequence, so it looks
+    at later tokens and is not causal. By threshold sequences keep different numbers; they are filled up with
+    tokens that stand nowhere, which no query sees.
     """
     batch, length, width = x.shape
-    shares, thresholds, nowhere = capacities(model.length_factors()), model.thresholds(), model.settings.sequence_length
+    shares, thresholds, nowhere = (
+        capacities(model.length_factors()),
+        model.thresholds(),
+        model.settings.sequence_length,
+    )
     places = F.pad(memory.everyone.expand(batch, -1), (0, 1), value=nowhere)  # column T is what fills up
     columns = torch.arange(length, device=x.device).expand(batch, -1)
     at, scores, routed, active = memory.everyone, None, [], []
@@ -106,10 +125,15 @@ def compact(model: Transformer, x: Tensor, memory: Memory, targets: Tensor | Non
         logits = model.route(x, number)
         routed.append((columns, logits.sigmoid()))
         going = passing(logits, thresholds, number, real)
-        kept = tokens_kept("compact", shares[number - 1], columns.shape[1]) if going is None else int(going.sum(1).max())
+        kept = (
+            tokens_kept("compact", shares[number - 1], columns.shape[1])
+            if going is None
+            else int(going.sum(1).max())
+        )
         if kept == 0:
             break
-        if going is None and kept == columns.shape[1]:  # everyone: nothing to gather, and attention stays in plain causal order
+        # everyone: nothing to gather, and attention stays in plain causal order
+        if going is None and kept == columns.shape[1]:
             scores = logits.sigmoid()
             continue
         if going is None:
@@ -121,14 +145,21 @@ def compact(model: Transformer, x: Tensor, memory: Memory, targets: Tensor | Non
         at = places.gather(1, columns)
         scores = logits.gather(1, chosen).sigmoid()
         x = x.gather(1, chosen.unsqueeze(-1).expand(-1, -1, width))
-    return {"hidden": memory.run("h_end", 1, final[:, :length], memory.everyone), "router_weights": routed, "active": active,
-            "passes": torch.tensor(sum(active) / length, device=x.device)}
+    return {
+        "hidden": memory.run("h_end", 1, final[:, :length], memory.everyone),
+        "router_weights": routed,
+        "active": active,
+        "passes": torch.tensor(sum(active) / length, device=x.device),
+    }
 
 
 def masked(model: Transformer, x: Tensor, memory: Memory, targets: Tensor | None) -> dict[str, Any]:
-    """The same choices over a block universal transformer: tokens that stopped keep their state, and serve as keys."""
+    """The same choices over a block universal transformer: tokens that stopped keep their state, and serve
+    as keys.
+    """
     shares, thresholds = capacities(model.length_factors()), model.thresholds()
-    active = (memory.everyone < model.settings.sequence_length).expand(x.shape[:2])  # what fills up a batch stands beyond
+    # what fills up a batch stands beyond
+    active = (memory.everyone < model.settings.sequence_length).expand(x.shape[:2])
     scores, routed, counts, kept = None, [], [], x.shape[1]
     for number in range(1, model.settings.n_repeat + 1):
         counts.append(kept if thresholds is None else float(active.sum()) / x.shape[0])
@@ -148,8 +179,12 @@ def masked(model: Transformer, x: Tensor, memory: Memory, targets: Tensor | None
             going = torch.zeros_like(active).scatter(1, chosen, True)
         active = going
         scores = logits.sigmoid() * active
-    return {"hidden": memory.run("h_end", 1, x, memory.everyone), "router_weights": routed, "active": counts,
-            "passes": torch.tensor(sum(counts) / x.shape[1], device=x.device)}
+    return {
+        "hidden": memory.run("h_end", 1, x, memory.everyone),
+        "router_weights": routed,
+        "active": counts,
+        "passes": torch.tensor(sum(counts) / x.shape[1], device=x.device),
+    }
 
 
 def _mix(x_in: Tensor, x_out: Tensor, scores: Tensor | None) -> Tensor:
@@ -160,14 +195,18 @@ def _mix(x_in: Tensor, x_out: Tensor, scores: Tensor | None) -> Tensor:
 
 
 def sticks(model: Transformer, x: Tensor, memory: Memory, targets: Tensor | None) -> dict[str, Any]:
-    """Stick breaking (Tan et al. 2023): keys are a mix, by halting mass, of the states at which tokens halted.
+    """Stick breaking (Tan et al. 2023): keys are a mix, by halting mass, of the states at which tokens
+    halted.
 
     The depth penalty is a sum over tokens, as the authors have it, not a mean.
     """
     settings = model.settings
     going_on = torch.ones(x.shape[:2], device=x.device)  # probability that a token has not halted
     log_going_on = torch.zeros_like(going_on)
-    active, open_mass = torch.ones_like(going_on, dtype=torch.bool), torch.ones_like(going_on, dtype=torch.bool)
+    active, open_mass = (
+        torch.ones_like(going_on, dtype=torch.bool),
+        torch.ones_like(going_on, dtype=torch.bool),
+    )
     frozen, depth, total = torch.zeros_like(x), x.new_zeros(()), x.new_zeros(())
     for number in range(1, settings.n_repeat + 1):
         x_in = x
@@ -189,7 +228,9 @@ def sticks(model: Transformer, x: Tensor, memory: Memory, targets: Tensor | None
 
 
 def ponder(model: Transformer, x: Tensor, memory: Memory, targets: Tensor | None) -> dict[str, Any]:
-    """PonderNet (Banino et al. 2021): every pass has an exit; training weighs all exits, evaluation draws one a token."""
+    """PonderNet (Banino et al. 2021): every pass has an exit; training weighs all exits, evaluation draws
+    one a token.
+    """
     exits, halts = [], []
     for number in range(1, model.settings.n_repeat + 1):
         x = memory.run("h_mid", number, model.add_depth(x, number), memory.everyone)
@@ -198,9 +239,13 @@ def ponder(model: Transformer, x: Tensor, memory: Memory, targets: Tensor | None
     hidden, halt = torch.stack(exits, dim=1), torch.stack(halts, dim=1)  # (B, R, T, D), (B, R, T)
     stopped = (torch.rand_like(halt) <= halt).cumsum(1) > 0
     exit_pass = (~stopped).sum(1).clamp(max=model.settings.n_repeat - 1)  # (B, T)
-    done = {"hidden": hidden.gather(1, exit_pass[:, None, :, None].expand(-1, 1, -1, x.shape[-1])).squeeze(1),
-            "passes": (exit_pass + 1).float().mean()}
-    return done | _ponder_loss(model, hidden, halt, targets) if model.training and targets is not None else done
+    done = {
+        "hidden": hidden.gather(1, exit_pass[:, None, :, None].expand(-1, 1, -1, x.shape[-1])).squeeze(1),
+        "passes": (exit_pass + 1).float().mean(),
+    }
+    return (
+        done | _ponder_loss(model, hidden, halt, targets) if model.training and targets is not None else done
+    )
 
 
 def _ponder_loss(model: Transformer, hidden: Tensor, halt: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -210,11 +255,19 @@ def _ponder_loss(model: Transformer, hidden: Tensor, halt: Tensor, targets: Tens
     prior = _rest_to_last(_geometric(torch.full((1, repeats), settings.ponder_lambda_p, device=halt.device)))
     divergence = F.kl_div((mass + 1e-8).log(), prior.expand_as(mass), reduction="batchmean")
     norm, weight = model.head
-    # the authors read the (B T, R) masses in the order (B, R, T) of the losses; their published numbers stand on it
-    total, _, _ = linear_cross_entropy(norm(hidden).reshape(-1, width), weight,
-                                       targets.unsqueeze(1).expand(-1, repeats, -1).flatten(), mass.flatten())
+    # the authors read the (B T, R) masses in the order (B, R, T) of the losses; their published numbers stand
+    # on it
+    total, _, _ = linear_cross_entropy(
+        norm(hidden).reshape(-1, width),
+        weight,
+        targets.unsqueeze(1).expand(-1, repeats, -1).flatten(),
+        mass.flatten(),
+    )
     expected = total / mass.numel()
-    return {"cross_entropy_loss": expected, "loss": expected + settings.ponder_kl_div_loss_weight * divergence}
+    return {
+        "cross_entropy_loss": expected,
+        "loss": expected + settings.ponder_kl_div_loss_weight * divergence,
+    }
 
 
 def _geometric(rates: Tensor) -> Tensor:

@@ -63,7 +63,9 @@ class ModelSettings:
 
     @property
     def stack_sizes(self) -> tuple[int, int, int]:
-        """Layers before, inside and after the repeated part; a model without a loop has all of them in the first."""
+        """Layers before, inside and after the repeated part; a model without a loop has all of them in the
+        first.
+        """
         if not self.row.loop:
             return self.n_layer, 0, 0
         return self.n_layer_begin, self.n_layer - self.n_layer_begin - self.n_layer_end, self.n_layer_end
@@ -71,4 +73,6 @@ class ModelSettings:
     @property
     def act_penalty(self) -> float:
         """Weight of the stick-breaking depth loss, which is a sum over tokens."""
-        return DEFAULT_ACT_PENALTY if self.depth_predictor_loss_coef is None else self.depth_predictor_loss_coef
+        return (
+            DEFAULT_ACT_PENALTY if self.depth_predictor_loss_coef is None else self.depth_predictor_loss_coef
+        )

@@ -32,16 +32,26 @@ class MLP(nn.Module):
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
         width, bias = settings.n_embd, settings.bias
-        self.c_fc, self.c_proj = nn.Linear(width, 4 * width, bias=bias), nn.Linear(4 * width, width, bias=bias)
-        self.dropout, self.lean = nn.Dropout(settings.dropout), settings.attention == "fast"  # the reference stays as published
+        self.c_fc, self.c_proj = (
+            nn.Linear(width, 4 * width, bias=bias),
+            nn.Linear(4 * width, width, bias=bias),
+        )
+        # the reference stays as published
+        self.dropout, self.lean = nn.Dropout(settings.dropout), settings.attention == "fast"
 
     def forward(self, x: Tensor) -> Tensor:
         def narrow(inner: Tensor) -> Tensor:
             return self.c_proj(F.gelu(inner))
 
-        lean = self.lean and torch.is_grad_enabled() and not torch.compiler.is_compiling()  # a compiler decides by itself
-        inner = self.c_fc(x)  # kept; the GELU's output is the widest activation of a block, and the cheapest to make again
-        return self.dropout(checkpoint(narrow, inner, use_reentrant=False, preserve_rng_state=False) if lean else narrow(inner))
+        # a compiler decides by itself
+        lean = self.lean and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        # kept; the GELU's output is the widest activation of a block, and the cheapest to make again
+        inner = self.c_fc(x)
+        return self.dropout(
+            checkpoint(narrow, inner, use_reentrant=False, preserve_rng_state=False)
+            if lean
+            else narrow(inner)
+        )
 
 
 class Block(nn.Module):
@@ -55,7 +65,9 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(width, bias=bias)
         self.mlp = MLP(settings)
 
-    def project(self, x: Tensor, x_keys: Tensor | None, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+    def project(
+        self, x: Tensor, x_keys: Tensor | None, rope: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """What comes before attention: queries, keys and values, each (B, H, T, Dh)."""
         return self.attn.project(self.ln_1(x), None if x_keys is None else self.ln_1(x_keys), rope)
 
@@ -64,7 +76,9 @@ class Block(nn.Module):
         x = x + self.attn.output(y)
         return x + self.mlp(self.ln_2(x))
 
-    def forward(self, x: Tensor, x_keys: Tensor | None, past: list[KeyValue], at: Positions) -> tuple[Tensor, KeyValue]:
+    def forward(
+        self, x: Tensor, x_keys: Tensor | None, past: list[KeyValue], at: Positions
+    ) -> tuple[Tensor, KeyValue]:
         """x (B, T, D) -> output (B, T, D), and this pass's keys and values.
 
         x_keys: what keys and values are made of, if not x itself. past: keys and values of earlier passes.
@@ -116,7 +130,9 @@ class Transformer(nn.Module):
         super().__init__()
         self.settings = settings
         row, width = settings.row, settings.n_embd
-        begin, middle, end = (nn.ModuleList(Block(settings) for _ in range(size)) for size in settings.stack_sizes)
+        begin, middle, end = (
+            nn.ModuleList(Block(settings) for _ in range(size)) for size in settings.stack_sizes
+        )
         rotary = settings.positional_encoder == "rotary"
         parts: dict[str, nn.Module] = {
             "wte": nn.Embedding(settings.vocab_size, width),
@@ -125,7 +141,9 @@ class Transformer(nn.Module):
         }
         parts |= {"h_begin": begin, "h_mid": middle, "h_end": end} if row.loop else {"h": begin}
         if row.ln_mid:
-            parts["ln_mid"] = nn.Identity() if settings.disable_ln_mid else nn.LayerNorm(width, bias=settings.bias)
+            parts["ln_mid"] = (
+                nn.Identity() if settings.disable_ln_mid else nn.LayerNorm(width, bias=settings.bias)
+            )
         if row.policy in ROUTED_POLICIES:
             parts["mod"] = nn.ModuleList(Router(width) for _ in range(settings.n_repeat - 1))
         norm = nn.LayerNorm(width, bias=settings.bias)
@@ -141,7 +159,8 @@ class Transformer(nn.Module):
             self.lm_head = head
         if row.depth_emb and settings.depth_embedding is not None:
             self.depth_emb = DepthEmbedding(settings)
-        # pondernet has no use for the gate: the authors' state dict has it when their only predictor is asked for
+        # pondernet has no use for the gate: the authors' state dict has it when their only predictor is asked
+        # for
         if row.policy == "sticks" or (row.policy == "ponder" and settings.depth_random_method == "sb_act"):
             self.depth_predictor = HaltingGate(width)
         self._initialise()
@@ -164,11 +183,21 @@ class Transformer(nn.Module):
 
     def computes_in(self, device: torch.device) -> torch.dtype:
         """The dtype of attention: the autocast's, or that of the weights."""
-        return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else next(self.parameters()).dtype
+        return (
+            torch.get_autocast_dtype(device.type)
+            if torch.is_autocast_enabled(device.type)
+            else next(self.parameters()).dtype
+        )
 
     def is_fast(self, device: torch.device, alike: bool) -> bool:
-        """Whether attention may go pass by pass. alike: all passes are of the same tokens; GPUs' kernels take no mask."""
-        if self.settings.attention == "reference" or (self.training and self.settings.dropout > 0) or (device.type != "cpu" and not alike):
+        """Whether attention may go pass by pass. alike: all passes are of the same tokens; GPUs' kernels
+        take no mask.
+        """
+        if (
+            self.settings.attention == "reference"
+            or (self.training and self.settings.dropout > 0)
+            or (device.type != "cpu" and not alike)
+        ):
             return False
         return flash_works(device, self.computes_in(device), self.settings.head_width)
 
@@ -179,7 +208,13 @@ class Transformer(nn.Module):
             return Positions(rope)
         alike = window is None and all(positions is query_positions for positions in key_positions)
         if self.is_fast(query_positions.device, alike):
-            return Positions(rope, causal_tiles(query_positions, key_positions, window), query_positions, tuple(key_positions), window)
+            return Positions(
+                rope,
+                causal_tiles(query_positions, key_positions, window),
+                query_positions,
+                tuple(key_positions),
+                window,
+            )
         rows = max(keys.shape[0] for keys in key_positions)
         all_keys = torch.cat([keys.expand(rows, -1) for keys in key_positions], dim=-1)
         return Positions(rope, mask=visible(query_positions, all_keys, window))
@@ -193,20 +228,30 @@ class Transformer(nn.Module):
         return cast(nn.ModuleList, self.transformer["mod"])[pass_number - 1](x)
 
     def compile_blocks(self) -> None:
-        """Compile what a block does before and after attention, once: all layers and passes share the two programs."""
-        varies = True if self.settings.row.policy == "compact" else None  # the number of tokens, from pass to pass
+        """Compile what a block does before and after attention, once: all layers and passes share the two
+        programs.
+        """
+        # the number of tokens, from pass to pass
+        varies = True if self.settings.row.policy == "compact" else None
         for block in (module for module in self.modules() if isinstance(module, Block)):
             for name in ("project", "finish"):
                 setattr(block, name, torch.compile(getattr(block, name), dynamic=varies))
 
     def remade(self, work: Callable[..., Any], *given: Any, units: tuple[str, ...]) -> Any:
-        """work(*given). Where --activation_checkpointing is one of the units, what its gradients need is computed again when they are due."""
+        """work(*given). Where --activation_checkpointing is one of the units, what its gradients need is
+        computed again when they are due.
+        """
         if not torch.is_grad_enabled() or self.settings.activation_checkpointing not in units:
             return work(*given)
         return checkpoint(work, *given, use_reentrant=False, preserve_rng_state=self.settings.dropout > 0)
 
-    def one_pass(self, stack: str, x: Tensor, past: list[list[KeyValue]], at: Positions) -> tuple[Tensor, list[KeyValue]]:
-        """A stack of blocks over x (B, T, D), each seeing its own keys of earlier passes; returns those of this one too."""
+    def one_pass(
+        self, stack: str, x: Tensor, past: list[list[KeyValue]], at: Positions
+    ) -> tuple[Tensor, list[KeyValue]]:
+        """A stack of blocks over x (B, T, D), each seeing its own keys of earlier passes; returns those of
+        this one too.
+        """
+
         def work(x: Tensor) -> tuple[Tensor, list[KeyValue]]:
             made = []
             for block, earlier in zip(self.blocks(stack), past, strict=True):
@@ -241,18 +286,26 @@ class Transformer(nn.Module):
         return draw_length_factors(self.settings.depth_random_method, self.settings.n_repeat - 1)
 
     def thresholds(self) -> list[float] | None:
-        """Scores above which a token goes on after each pass but the last; None where capacities decide, as in training."""
+        """Scores above which a token goes on after each pass but the last; None where capacities decide,
+        as in training.
+        """
         given = self.settings.router_threshold or (0.5,)
         if self.training or self.settings.routing == "capacity":
             return None
         return list(given) * (self.settings.n_repeat - 1) if len(given) == 1 else list(given)
 
-    def forward(self, idx: Tensor, targets: Tensor | None = None, get_logits: bool = False,
-                get_router_weights: bool = False, memory: Memory | None = None) -> dict[str, Any]:
+    def forward(
+        self,
+        idx: Tensor,
+        targets: Tensor | None = None,
+        get_logits: bool = False,
+        get_router_weights: bool = False,
+        memory: Memory | None = None,
+    ) -> dict[str, Any]:
         """Run the model.
 
-        idx (B, T) int64, or its embeddings (B, T, D); targets (B, T) int64, -1 where there is none; memory: of the tokens before, and of where these
-        stand (None: these are whole sequences). Returns a dict:
+        idx (B, T) int64, or its embeddings (B, T, D); targets (B, T) int64, -1 where there is none; memory:
+        of the tokens before, and of where these stand (None: these are whole sequences). Returns a dict:
           hidden              (B, T, D) before the last norm
           logits              (B, T, V) where get_logits, else None
           loss                what training minimises, in nats per token; None without targets
@@ -260,7 +313,8 @@ class Transformer(nn.Module):
           token_losses, hits  (B, T) cross-entropies in nats and, where no gradient is taken, correct guesses
           average_depth       layers that a token passes through, on average (scalar)
           active              of routed models, tokens of a sequence that took part in each pass, on average
-          router_weights      where get_router_weights: per routed pass, positions and scores of its tokens, (B, T_r)
+          router_weights      where get_router_weights: per routed pass, positions and scores of its tokens,
+                              (B, T_r)
         """
         assert idx.shape[1] <= self.settings.sequence_length, "longer than the model's sequence_length"
         x = self.transformer["drop"](idx if idx.is_floating_point() else self.transformer["wte"](idx))
@@ -271,7 +325,13 @@ class Transformer(nn.Module):
             done = POLICIES[self.settings.row.policy](self, x, memory, targets)
         else:
             done = {"hidden": x, "passes": torch.ones((), device=x.device)}
-        out: dict[str, Any] = {"logits": None, "loss": None, "cross_entropy_loss": None, "hidden": done["hidden"], "active": done.get("active")}
+        out: dict[str, Any] = {
+            "logits": None,
+            "loss": None,
+            "cross_entropy_loss": None,
+            "hidden": done["hidden"],
+            "active": done.get("active"),
+        }
         norm, weight = self.head
         if "loss" in done:
             out |= {name: done[name] for name in ("loss", "cross_entropy_loss")}
@@ -288,21 +348,29 @@ class Transformer(nn.Module):
 
     def _losses(self, hidden: Tensor, weight: Tensor, targets: Tensor) -> dict[str, Tensor]:
         total, losses, hits = linear_cross_entropy(hidden.flatten(0, 1), weight, targets.flatten())
-        return {"cross_entropy_loss": total / (targets != IGNORE).sum(),
-                "token_losses": losses.view_as(targets), "hits": hits.view_as(targets)}
+        return {
+            "cross_entropy_loss": total / (targets != IGNORE).sum(),
+            "token_losses": losses.view_as(targets),
+            "hits": hits.view_as(targets),
+        }
 
 
 def draw_length_factors(method: str, n: int) -> list[float]:
     """n non-increasing shares in [0, 1] from torch's CPU generator, one draw for each forward in training."""
-    reach = {"pick_mid_and_recurse": 1.05, "pick_mid_and_recurse_more_chance_for_one": 1.5,
-             "pick_mid_and_recurse_more_chance_for_one_even_more": 2.0}
+    reach = {
+        "pick_mid_and_recurse": 1.05,
+        "pick_mid_and_recurse_more_chance_for_one": 1.5,
+        "pick_mid_and_recurse_more_chance_for_one_even_more": 2.0,
+    }
     if method in reach:
+
         def between(count: int, low: float, high: float) -> list[float]:
             if count == 0:
                 return []
             middle = torch.clamp(torch.rand(1) * reach[method], max=1).item() * (high - low) + low
             above = (count - 1) // 2
             return [*between(above, middle, high), middle, *between(count - 1 - above, low, middle)]
+
         return between(n, 0.0, 1.0)
     if method == "exponential_decay":
         return (torch.clamp(torch.rand(1) * 1.05, max=1) ** torch.arange(1, n + 1)).tolist()

@@ -1,4 +1,5 @@
-"""The nine models as rows over one transformer. Plain data, no torch: the command line reads its names from here.
+"""The nine models as rows over one transformer. Plain data, no torch: the command line reads its names from
+here.
 
 Columns (paper: Mohtashami et al., ICLR 2025)
   loop       the middle layers are repeated (False: one stack `transformer.h`, section 2)
@@ -25,7 +26,8 @@ class Variant:
     depth_emb: bool = False
     policy: str = "fixed"
     split_qkv: bool = False
-    cut_matters: bool = False  # the loss has a sum over the tokens of a micro-batch, so the cut of a batch changes what is trained
+    # the loss has a sum over the tokens of a micro-batch, so the cut of a batch changes what is trained
+    cut_matters: bool = False
 
 
 _MASKED = Variant(ln_mid=True, depth_emb=True, policy="masked")
@@ -36,11 +38,14 @@ VARIANTS: dict[str, Variant] = {
     "cotformer_full_depth": Variant(attends="all"),
     "cotformer_full_depth_lnmid_depthemb": Variant(attends="all", ln_mid=True, depth_emb=True),
     "adaptive_cotformer_mod_efficient_sigmoid_crw_lnmid_de_random_factor_single_final": Variant(
-        attends="all", ln_mid=True, depth_emb=True, policy="compact"),
+        attends="all", ln_mid=True, depth_emb=True, policy="compact"
+    ),
     "but_mod_efficient_sigmoid_lnmid_depthemb_random_factor": _MASKED,
     "but_mod_efficient_sigmoid_lnmid_depthemb_random_factor_for_mac_compute": _MASKED,
     "pondernet": Variant(depth_emb=True, policy="ponder", split_qkv=True),
-    "but_halting_freeze_input_on_stop": Variant(attends="frozen", depth_emb=True, policy="sticks", split_qkv=True, cut_matters=True),
+    "but_halting_freeze_input_on_stop": Variant(
+        attends="frozen", depth_emb=True, policy="sticks", split_qkv=True, cut_matters=True
+    ),
 }
 
 ALIASES: dict[str, str] = {
@@ -57,6 +62,13 @@ ROUTED_POLICIES = ("compact", "masked")
 positional_encoders = ("rotary", "none")
 
 random_depth_methods = (
-    "uniform", "uniform_random_range", "more_chance_for_zero_too", "exponential_decay", "pick_mid_and_recurse", "at_least_10percent",
-    "pick_mid_and_recurse_more_chance_for_one", "pick_mid_and_recurse_more_chance_for_one_even_more", "sb_act",
+    "uniform",
+    "uniform_random_range",
+    "more_chance_for_zero_too",
+    "exponential_decay",
+    "pick_mid_and_recurse",
+    "at_least_10percent",
+    "pick_mid_and_recurse_more_chance_for_one",
+    "pick_mid_and_recurse_more_chance_for_one_even_more",
+    "sb_act",
 )

@@ -1,10 +1,12 @@
 """The curves of an experiment as SVG: four panels, whose titles, units and legends a page holds once.
 
-    body = drawing(rows, starts, limit=500)            # rows of metrics.jsonl; empty where there is nothing to draw
-    svg = figure("owt2/base/run", body, has_frame=True)
+    body = drawing(rows, starts, limit=500)            # rows of metrics.jsonl; empty where there is nothing
+    to draw svg = figure("owt2/base/run", body, has_frame=True)
 
-A noisy curve of more points than `limit` is drawn as the area between the lowest and the highest of each stretch, with its spikes one by
-one: a dense curve looks the same, and no extreme is lost. Coordinates are whole units, of which the figure is 1200 wide.
+A noisy curve of more points than `limit` is drawn as the area between the lowest and the highest of each
+stretch, with its spikes one by
+one: a dense curve looks the same, and no extreme is lost. Coordinates are whole units, of which the figure is
+1200 wide.
 """
 
 from __future__ import annotations
@@ -23,14 +25,16 @@ from typing import Any, TypeGuard
 from optim.reader import number
 
 POINTS = 2000  # at most so many of a curve are drawn
-CROWDED = 60  # points from which they are no longer marked one by one; they are not on a page of many experiments either
+# points from which they are no longer marked one by one; they are not on a page of many experiments either
+CROWDED = 60
 CALM = 4  # a curve that turns at no more than one in so many of its points is a line, however long
 FEW_IN_A_STRETCH = 20  # one in so many may be a spike
 SPIKES = 3  # at most so many upwards, and downwards, in a stretch
 LOG_RANGE = 30.0  # largest over smallest gradient norm from which their axis is logarithmic
 TICKS = 3  # at most so many on an axis, and one more
 MARGIN = 0.05  # of the height, above and below the curves
-BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#555555"  # Okabe and Ito: for every kind of colour vision
+# Okabe and Ito: for every kind of colour vision
+BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#555555"
 
 Point = tuple[float, float]  # step and value
 Spike = tuple[float, float, float]  # step, and the values at its foot and tip
@@ -76,25 +80,51 @@ WIDTH, HEIGHT = 510, 200  # of a panel
 FIGURE_WIDTH, FIGURE_HEIGHT = 1200, 580
 COLUMNS, ROWS = (70, 670), (60, 330)  # where panels begin
 PANELS = (
-    Panel("loss", "nats per token", COLUMNS[0], ROWS[0], (
-        Line("train", "loss", "t", "training"),
-        Line("eval", "val_loss", "v", "validation", may_be_marked=True),
-        Line("final", "val_loss", "w", "validation, whole split", may_be_marked=True))),
-    Panel("learning rate", "learning rate", COLUMNS[1], ROWS[0], (Line("train", "lr", "r", "learning rate"),)),
-    Panel("gradient norm", "norm before clipping", COLUMNS[0], ROWS[1], (Line("train", "grad_norm", "n", "gradient norm"),),
-          may_be_logarithmic=True),
-    Panel("throughput", "tokens/s", COLUMNS[1], ROWS[1], (Line("train", "tokens_per_second", "s", "throughput"),), from_zero=True),
+    Panel(
+        "loss",
+        "nats per token",
+        COLUMNS[0],
+        ROWS[0],
+        (
+            Line("train", "loss", "t", "training"),
+            Line("eval", "val_loss", "v", "validation", may_be_marked=True),
+            Line("final", "val_loss", "w", "validation, whole split", may_be_marked=True),
+        ),
+    ),
+    Panel(
+        "learning rate", "learning rate", COLUMNS[1], ROWS[0], (Line("train", "lr", "r", "learning rate"),)
+    ),
+    Panel(
+        "gradient norm",
+        "norm before clipping",
+        COLUMNS[0],
+        ROWS[1],
+        (Line("train", "grad_norm", "n", "gradient norm"),),
+        may_be_logarithmic=True,
+    ),
+    Panel(
+        "throughput",
+        "tokens/s",
+        COLUMNS[1],
+        ROWS[1],
+        (Line("train", "tokens_per_second", "s", "throughput"),),
+        from_zero=True,
+    ),
 )
 
 # no rule names an ancestor: in what <use> shows there is none
 STYLE = f"""
 svg {{ width: 100%; height: auto; font-size: 11px; fill: #222; }}
 path {{ fill: none; stroke: currentColor; stroke-linejoin: round; stroke-linecap: round; }}
-.t, .s {{ color: {BLUE}; }} .v {{ color: {ORANGE}; stroke-width: 1.5; }} .w {{ color: #000; }} .r {{ color: {GREEN}; }} .n {{ color: {PINK}; }}
+.t, .s {{ color: {BLUE}; }} .v {{ color: {ORANGE}; stroke-width: 1.5; }} .w {{ color: #000; }} .r {{ color: \
+{GREEN}; }} .n {{ color: {PINK}; }}
 .v.m {{ marker: url(#dot); }} .w.m {{ marker: url(#diamond); }} path.a {{ fill: currentColor; }}
 .g {{ color: #ddd; }} .b {{ color: {GREY}; stroke-dasharray: 4 3; }} .c {{ text-anchor: middle; }}
-.h {{ text-anchor: middle; font-size: 13px; }} .x {{ text-anchor: middle; transform: translate(0, {ROWS[1] + HEIGHT + 16}px); }}
-.y {{ text-anchor: end; transform: translate({COLUMNS[0] - 5}px, 4px); }} .y + .y {{ transform: translate({COLUMNS[1] - 5}px, 4px); }}
+.h {{ text-anchor: middle; font-size: 13px; }} .x {{ text-anchor: middle; transform: translate(0, {
+    ROWS[1] + HEIGHT + 16
+}px); }}
+.y {{ text-anchor: end; transform: translate({COLUMNS[0] - 5}px, 4px); }} .y + .y {{ transform: \
+translate({COLUMNS[1] - 5}px, 4px); }}
 """
 
 
@@ -102,13 +132,15 @@ path {{ fill: none; stroke: currentColor; stroke-linejoin: round; stroke-linecap
 
 
 def thin(curve: Curve, limit: int = POINTS) -> Curve:
-    """The whole, or at most `limit` of its points: of equal stretches the lowest and the highest, so that no spike is lost."""
+    """The whole, or at most `limit` of its points: of equal stretches the lowest and the highest, so that
+    no spike is lost.
+    """
     if len(curve) <= limit:
         return curve
     stretch = math.ceil(len(curve) / (limit // 2))
     kept: list[int] = []
     for first in range(0, len(curve), stretch):
-        part = curve.values[first:first + stretch]
+        part = curve.values[first : first + stretch]
         kept += sorted((first + part.index(min(part)), first + part.index(max(part))))
     return Curve([curve.steps[place] for place in kept], [curve.values[place] for place in kept])
 
@@ -122,24 +154,34 @@ def band(curve: Curve, limit: int) -> tuple[Curve, Curve, list[Spike]]:
     edges: tuple[list[Point], list[Point]] = ([], [])
     spikes: list[Spike] = []
     for first in range(0, len(curve), stretch):
-        part = curve.values[first:first + stretch]
+        part = curve.values[first : first + stretch]
         ordered = sorted(part)
         few = len(part) // FEW_IN_A_STRETCH
         low, high = ordered[few], ordered[-1 - few]
-        top, bottom = ordered[bisect_right(ordered, 2 * high - low) - 1], ordered[bisect_left(ordered, 2 * low - high)]
+        top, bottom = (
+            ordered[bisect_right(ordered, 2 * high - low) - 1],
+            ordered[bisect_left(ordered, 2 * low - high)],
+        )
         for edge, outermost, foot in ((edges[0], ordered[-1], top), (edges[1], ordered[0], bottom)):
             edge.append((curve.steps[first + part.index(foot)], foot))
             if outermost != foot:
-                spikes += [(curve.steps[first + place], foot, tip) for place, tip in _beyond(part, foot, outermost)]
+                spikes += [
+                    (curve.steps[first + place], foot, tip) for place, tip in _beyond(part, foot, outermost)
+                ]
     few = max(1, stretch // FEW_IN_A_STRETCH)
     begin, end = (sorted(near) for near in (curve.values[:few], curve.values[-few:]))
     upper, lower = edges
-    return (_from_end_to_end(curve, upper, min(begin[-1], upper[0][1]), min(end[-1], upper[-1][1])),
-            _from_end_to_end(curve, lower, max(begin[0], lower[0][1]), max(end[0], lower[-1][1])), spikes)
+    return (
+        _from_end_to_end(curve, upper, min(begin[-1], upper[0][1]), min(end[-1], upper[-1][1])),
+        _from_end_to_end(curve, lower, max(begin[0], lower[0][1]), max(end[0], lower[-1][1])),
+        spikes,
+    )
 
 
 def _beyond(part: Sequence[float], foot: float, outermost: float) -> list[tuple[int, float]]:
-    """Of what is further out than `foot`, on the side of `outermost`, the SPIKES that are furthest: places and values."""
+    """Of what is further out than `foot`, on the side of `outermost`, the SPIKES that are furthest: places
+    and values.
+    """
     sign = 1 if outermost > foot else -1
     out = [(place, value) for place, value in enumerate(part) if sign * (value - foot) > 0]
     return sorted(out, key=lambda each: -sign * each[1])[:SPIKES]
@@ -185,11 +227,16 @@ def _values(rows: Sequence[dict[str, Any]], key: str) -> list[Any]:
     with suppress(KeyError, TypeError):
         return [row[key] if key in row else row["time"][key] for row in rows]
     clocks = [row.get("time") for row in rows]
-    return [row.get(key, clock.get(key) if isinstance(clock, dict) else None) for row, clock in zip(rows, clocks, strict=True)]
+    return [
+        row.get(key, clock.get(key) if isinstance(clock, dict) else None)
+        for row, clock in zip(rows, clocks, strict=True)
+    ]
 
 
 def _are_plain(values: Sequence[Any]) -> TypeGuard[Sequence[float]]:
-    """Whether all are numbers that `number` lets pass, found out at once; it may say no where they are large."""
+    """Whether all are numbers that `number` lets pass, found out at once; it may say no where they are
+    large.
+    """
     return {*map(type, values)} <= {int, float} and number(sum(map(abs, values))) is not None
 
 
@@ -217,11 +264,13 @@ class Axis:
         if not self.is_logarithmic:
             return _multiples(self.low, self.high)
         powers = range(math.ceil(math.log10(self.low)), math.floor(math.log10(self.high)) + 1)
-        return [10.0**power for power in powers[::math.ceil(len(powers) / TICKS)]]
+        return [10.0**power for power in powers[:: math.ceil(len(powers) / TICKS)]]
 
 
 def _multiples(low: float, high: float) -> list[float]:
-    """Of 1, 2 or 5 times a power of ten, those between two numbers; none where the two are too close to tell apart."""
+    """Of 1, 2 or 5 times a power of ten, those between two numbers; none where the two are too close to
+    tell apart.
+    """
     power = math.floor(math.log10((high - low) / TICKS))
     for unit in (scale * 10.0**power for scale in (1, 2, 5, 10, 20)):
         first, last = (math.ceil(low / unit), math.floor(high / unit)) if unit else (0, math.inf)
@@ -257,7 +306,11 @@ def _straightened(places: Sequence[Place], tolerance: float) -> list[Place]:
         else:
             kept.append(last)
             across, up = place[0] - last[0], place[1] - last[1]
-            low, high = ((up - tolerance) / across, (up + tolerance) / across) if across > 0 else (math.inf, -math.inf)
+            low, high = (
+                ((up - tolerance) / across, (up + tolerance) / across)
+                if across > 0
+                else (math.inf, -math.inf)
+            )
         last = place
     return [*kept, last]
 
@@ -272,7 +325,10 @@ def _path(places: Sequence[Place]) -> str:
 
 
 def _drawn(line: Line, curve: Curve, kept: Curve, across: Axis, upright: Axis, limit: int) -> str:
-    """A curve: the line through what is kept of its points, or where these are too few for its turns an area."""
+    """A curve: the line through what is kept of its points, or where these are too few for its turns an
+    area.
+    """
+
     def places(curve: Curve) -> list[Place]:
         return [*zip(map(across.place, curve.steps), map(upright.place, curve.values), strict=True)]
 
@@ -283,12 +339,16 @@ def _drawn(line: Line, curve: Curve, kept: Curve, across: Axis, upright: Axis, l
         return f'<path class="{line.style}" d="{_path(_straightened(through, 0.5 if has_room else 1.0))}"/>'
     upper, lower, spikes = band(curve, limit)
     above, below = (_straightened(places(edge), 1.0) for edge in (upper, lower))
-    needles = _needles((across.place(step), upright.place(foot), upright.place(tip)) for step, foot, tip in spikes)
+    needles = _needles(
+        (across.place(step), upright.place(foot), upright.place(tip)) for step, foot, tip in spikes
+    )
     return f'<path class="{line.style} a" d="{_path([*above, *below[::-1]])}z{needles}"/>'
 
 
 def _needles(spikes: Iterable[tuple[int, int, int]]) -> str:
-    """Upright lines, each told by where it is from the end of the one before. spikes: across, foot and tip."""
+    """Upright lines, each told by where it is from the end of the one before. spikes: across, foot and
+    tip.
+    """
     longest: dict[tuple[int, bool], Place] = {}
     for x, foot, tip in spikes:
         there = longest.get((x, tip > foot), (foot, foot))
@@ -319,7 +379,10 @@ def drawing(rows: Sequence[dict[str, Any]], starts: Sequence[float], limit: int 
         found |= {lines[key]: curve for key, curve in curves(_of_kind(rows, kind), lines).items() if curve}
     if not found:
         return ""
-    low, high = min(curve.steps[0] for curve in found.values()), max(curve.steps[-1] for curve in found.values())
+    low, high = (
+        min(curve.steps[0] for curve in found.values()),
+        max(curve.steps[-1] for curve in found.values()),
+    )
     axes = {left: Axis(low, high if high > low else low + 1, left, WIDTH) for left in COLUMNS}
     grid, drawn, labels = "", "", dict.fromkeys(COLUMNS, "")
     for panel in PANELS:
@@ -329,37 +392,67 @@ def drawing(rows: Sequence[dict[str, Any]], starts: Sequence[float], limit: int 
             ticks = [(upright.place(value), value) for value in upright.ticks()]
             grid += "".join(f"M{panel.left} {y}h{WIDTH}" for y, _ in ticks)
             labels[panel.left] += "".join(f'<text y="{y}">{value:,.10g}</text>' for y, value in ticks)
-            drawn += "".join(_drawn(line, found[line], curve, axes[panel.left], upright, limit) for line, curve in kept.items())
-    bounds = "".join(f"M{axis.place(step)} {ROWS[0]}v{HEIGHT}m0 {ROWS[1] - ROWS[0] - HEIGHT}v{HEIGHT}"
-                     for step in starts if low <= step <= high for axis in axes.values())
-    beside = "".join(f'<g class="y">{texts}</g>' for texts in labels.values())  # their places in the figure: STYLE
-    below = "".join(f'<text x="{axis.place(step)}">{step:,.10g}</text>' for axis in axes.values() for step in axis.ticks())
-    return f'<path class="g" d="{grid}"/>{drawn}<path class="b" d="{bounds}"/>{beside}<g class="x">{below}</g>'
+            drawn += "".join(
+                _drawn(line, found[line], curve, axes[panel.left], upright, limit)
+                for line, curve in kept.items()
+            )
+    bounds = "".join(
+        f"M{axis.place(step)} {ROWS[0]}v{HEIGHT}m0 {ROWS[1] - ROWS[0] - HEIGHT}v{HEIGHT}"
+        for step in starts
+        if low <= step <= high
+        for axis in axes.values()
+    )
+    # their places in the figure: STYLE
+    beside = "".join(f'<g class="y">{texts}</g>' for texts in labels.values())
+    below = "".join(
+        f'<text x="{axis.place(step)}">{step:,.10g}</text>' for axis in axes.values() for step in axis.ticks()
+    )
+    return (
+        f'<path class="g" d="{grid}"/>{drawn}<path class="b" d="{bounds}"/>{beside}<g class="x">{below}</g>'
+    )
 
 
 def _frame() -> str:
     """What all figures of a page share: axes, titles, units, legends and marks."""
-    text = '<g id="frame"><defs>' + _marker("dot", f'<circle r="2.5" style="fill:{ORANGE}"/>') \
-        + _marker("diamond", '<path d="M0-4L4 0L0 4L-4 0z" style="fill:#000;stroke:none"/>') + "</defs>"
+    text = (
+        '<g id="frame"><defs>'
+        + _marker("dot", f'<circle r="2.5" style="fill:{ORANGE}"/>')
+        + _marker("diamond", '<path d="M0-4L4 0L0 4L-4 0z" style="fill:#000;stroke:none"/>')
+        + "</defs>"
+    )
     for panel in PANELS:
         bottom, middle, half = panel.top + HEIGHT, panel.top + HEIGHT // 2, panel.left + WIDTH // 2
-        text += f'<path d="M{panel.left} {panel.top}v{HEIGHT}h{WIDTH}"/><text class="h" x="{half}" y="{panel.top - 24}">{panel.title}</text>' \
-            f'<text class="c" transform="translate({panel.left - 56} {middle})rotate(-90)">{panel.unit}</text>'
+        text += (
+            f'<path d="M{panel.left} {panel.top}v{HEIGHT}h{WIDTH}"/><text class="h" x="{half}"'
+            f' y="{panel.top - 24}">{panel.title}</text><text class="c"'
+            f' transform="translate({panel.left - 56} {middle})rotate(-90)">{panel.unit}</text>'
+        )
         if panel.top == ROWS[1]:
             text += f'<text class="c" x="{half}" y="{bottom + 34}">optimiser step</text>'
         x = panel.left + 4
-        for style, label in [*((line.style + " m" * line.may_be_marked, line.label) for line in panel.lines), ("b", "next segment")]:
-            text += f'<path class="{style}" d="M{x} {panel.top - 8}h20"/><text x="{x + 28}" y="{panel.top - 4}">{label}</text>'
+        for style, label in [
+            *((line.style + " m" * line.may_be_marked, line.label) for line in panel.lines),
+            ("b", "next segment"),
+        ]:
+            text += (
+                f'<path class="{style}" d="M{x} {panel.top - 8}h20"/><text x="{x + 28}"'
+                f' y="{panel.top - 4}">{label}</text>'
+            )
             x += 50 + 6 * len(label)
     return text + "</g>"
 
 
 def _marker(name: str, shape: str) -> str:
-    return f'<marker id="{name}" markerUnits="userSpaceOnUse" viewBox="-5 -5 10 10" markerWidth="10" markerHeight="10">{shape}</marker>'
+    return (
+        f'<marker id="{name}" markerUnits="userSpaceOnUse" viewBox="-5 -5 10 10" markerWidth="10"'
+        f' markerHeight="10">{shape}</marker>'
+    )
 
 
 def figure(name: str, body: str, has_frame: bool) -> str:
     """The whole figure of a drawing. Of several on a page one must have the frame; the others show that."""
-    space, frame = (' xmlns="http://www.w3.org/2000/svg"', _frame()) if has_frame else ("", '<use href="#frame"/>')
+    space, frame = (
+        (' xmlns="http://www.w3.org/2000/svg"', _frame()) if has_frame else ("", '<use href="#frame"/>')
+    )
     text = f'<text class="h" x="{FIGURE_WIDTH // 2}" y="16">{escape(name)}</text>'
     return f'<svg{space} viewBox="0 0 {FIGURE_WIDTH} {FIGURE_HEIGHT}">{frame}{text}{body}</svg>'

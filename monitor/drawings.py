@@ -1,8 +1,10 @@
-"""Drawings of many experiments: from a cache where their files are as they were, else made anew, in several processes where they are many.
+"""Drawings of many experiments: from a cache where their files are as they were, else made anew, in several
+processes where they are many.
 
     drawings = drawings_of({folder: rows of its ledger, ...})
 
-The cache is one file in the user's own folder for caches; without such a folder, or with a damaged file, everything is drawn anew.
+The cache is one file in the user's own folder for caches; without such a folder, or with a damaged file,
+everything is drawn anew.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ PROCESSES = 8  # at most; a login node is for others as well
 CACHE = Path("cotformer-status", "drawings.json")
 LARGEST_CACHE = 1 << 25  # characters of drawings that are kept
 
-Task = tuple[Path, Sequence[float], int]  # folder of an experiment, steps where its further segments began, points of a curve
+# folder of an experiment, steps where its further segments began, points of a curve
+Task = tuple[Path, Sequence[float], int]
 Entries = dict[str, tuple[str, str]]  # stamp and drawing, by folder
 
 
@@ -44,7 +47,11 @@ def drawings_of(ledgers: dict[Path, list[Row]]) -> dict[Path, str]:
     stamps = {task[0]: _stamp(task) for task in tasks}
     path = cache_path()
     kept = _load(path)
-    found = {folder: kept[str(folder)][1] for folder, stamp in stamps.items() if stamp and kept.get(str(folder), ("", ""))[0] == stamp}
+    found = {
+        folder: kept[str(folder)][1]
+        for folder, stamp in stamps.items()
+        if stamp and kept.get(str(folder), ("", ""))[0] == stamp
+    }
     missing = [task for task in tasks if task[0] not in found]
     found |= dict(zip((task[0] for task in missing), _draw_all(missing), strict=True))
     if missing:
@@ -66,13 +73,18 @@ def _draw_all(tasks: Sequence[Task]) -> list[str]:
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     workers = min(PROCESSES, cores)
     if len(tasks) > FEW and workers > 1:
-        with suppress(OSError, BrokenProcessPool), ProcessPoolExecutor(workers, get_context("fork"), _begin_work, (os.getpid(),)) as pool:
+        with (
+            suppress(OSError, BrokenProcessPool),
+            ProcessPoolExecutor(workers, get_context("fork"), _begin_work, (os.getpid(),)) as pool,
+        ):
             return list(pool.map(_draw, tasks, chunksize=4))
     return [*map(_draw, tasks)]  # also where there is no room for more processes
 
 
 def _begin_work(parent: int) -> None:
-    """In a process that draws. It collects no garbage: its millions of small objects refer to each other in no circle."""
+    """In a process that draws. It collects no garbage: its millions of small objects refer to each other
+    in no circle.
+    """
     die_with(parent)
     gc.disable()
 
@@ -89,7 +101,8 @@ def cache_path() -> Path | None:
 
 
 def _stamp(task: Task) -> str:
-    """Tells what a drawing is made from: the file as it is, the ledger, this code. Empty where there is no file to read.
+    """Tells what a drawing is made from: the file as it is, the ledger, this code. Empty where there is no
+    file to read.
 
     It is taken before the file is read: what is written meanwhile makes the next stamp another one.
     """
@@ -121,7 +134,9 @@ def _load(path: Path | None) -> Entries:
 
 
 def _keep(path: Path | None, own: Entries, others: Entries) -> None:
-    """Write these drawings and, as far as there is room, those of other pages; nothing, where that cannot be done."""
+    """Write these drawings and, as far as there is room, those of other pages; nothing, where that cannot
+    be done.
+    """
     entries, room = dict(own), LARGEST_CACHE - sum(len(text) for _, text in own.values())
     for name, entry in others.items():
         if name not in own:

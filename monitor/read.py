@@ -1,6 +1,7 @@
-"""Where every experiment stands, from its folder and the queue. It only reads, and needs neither torch nor SLURM.
+"""Where every experiment stands, from its folder and the queue. It only reads, and needs neither torch nor
+SLURM.
 
-    rows, queue = survey([Path("exps")])
+rows, queue = survey([Path("exps")])
 """
 
 from __future__ import annotations
@@ -29,11 +30,14 @@ from report.trajectory import KNOWN_LENGTHS, remark
 
 SILENT_SECONDS = 600.0  # a run that says "running" and has changed nothing for so long
 SQUEUE_SECONDS = 10.0  # patience with the queue
-NO_CLUSTER = "configuration source"  # in what SLURM's programs say where they are installed and there is no cluster; so does iridis/lib.sh
+# in what SLURM's programs say where they are installed and there is no cluster; so does iridis/lib.sh
+NO_CLUSTER = "configuration source"
 CHECKPOINT = re.compile(r"ckpt(_.*)?\.pt")
-OF_A_PROFILE = ("SQUEUE_", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")  # by which a user changes what squeue shows when it is typed by hand
+# by which a user changes what squeue shows when it is typed by hand
+OF_A_PROFILE = ("SQUEUE_", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
 UNDER_WAY = ("RUNNING", "CONFIGURING", "COMPLETING")
-TRAINING = re.compile(r"train-(?P<experiment>.+)-(?P<mark>[0-9a-f]{8})")  # the name of a job, as iridis/train.sh and name_job make it
+# the name of a job, as iridis/train.sh and name_job make it
+TRAINING = re.compile(r"train-(?P<experiment>.+)-(?P<mark>[0-9a-f]{8})")
 PACKAGES = Path(__file__).resolve().parents[1] / "iridis"
 
 
@@ -52,7 +56,10 @@ class Job:
     def note(self) -> str:
         """What it waits for, empty where it is under way."""
         if self.state == "PENDING":
-            return f"job {self.id} waits ({self.reason}), expected start {self.start if self.start not in ('', 'N/A') else 'unknown'}"
+            return (
+                f"job {self.id} waits ({self.reason}), expected start"
+                f" {self.start if self.start not in ('', 'N/A') else 'unknown'}"
+            )
         return "" if self.state in UNDER_WAY else f"job {self.id} is {self.state} ({self.reason})"
 
 
@@ -74,7 +81,9 @@ class Queue:
         return found
 
     def jobs_of(self, folder: Path, told: str) -> list[Job]:
-        """Jobs of an experiment, those that run first: the one that its files tell, and all that are named for it."""
+        """Jobs of an experiment, those that run first: the one that its files tell, and all that are named
+        for it.
+        """
         own = [self.jobs[told]] if self.jobs and told in self.jobs else []
         named = self.trainings.get(mark_of(folder), []) if self.trainings else []
         return sorted(dict.fromkeys([*own, *named]), key=lambda job: not job.is_running)
@@ -97,7 +106,9 @@ def is_slurm_job(told: str) -> bool:
 
 
 def mark_of(folder: Path) -> str:
-    """What ends the names of an experiment's jobs: name_job of iridis/lib.sh takes it from the folder's path."""
+    """What ends the names of an experiment's jobs: name_job of iridis/lib.sh takes it from the folder's
+    path.
+    """
     return hashlib.sha256(os.fsencode(f"{folder}\n")).hexdigest()[:8]
 
 
@@ -106,7 +117,15 @@ def read_queue() -> Queue:
     command = ["squeue", "--me", "-a", "-h", "-o", "%i|%T|%r|%A|%S|%j"]
     env = {name: value for name, value in os.environ.items() if not name.startswith(OF_A_PROFILE)}
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SQUEUE_SECONDS, stdin=subprocess.DEVNULL, env=env)
+        answer = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=SQUEUE_SECONDS,
+            stdin=subprocess.DEVNULL,
+            env=env,
+        )
     except FileNotFoundError:
         return Queue(None)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -118,7 +137,8 @@ def read_queue() -> Queue:
     jobs = {}
     for line in answer.stdout.splitlines():
         shown, state, reason, plain, start, name, *_ = [*map(words, line.split("|", 5)), *[""] * 6]
-        jobs[shown] = jobs[plain] = Job(shown, state, reason, start, name)  # of an array: 12_3, and the number that its jobs know
+        # of an array: 12_3, and the number that its jobs know
+        jobs[shown] = jobs[plain] = Job(shown, state, reason, start, name)
     return Queue(jobs)
 
 
@@ -151,7 +171,10 @@ def weigh(folder: Path, problems: list[str]) -> tuple[int, float | None]:
 def updated_at(folder: Path, status: Row, *rows: Row) -> float | None:
     """When the run last wrote. A held lock is renewed every few seconds, also during a long evaluation."""
     clocks = (row.get("time") for row in rows)
-    times = [number(status.get("updated")), *(number(clock.get("unix")) for clock in clocks if isinstance(clock, dict))]
+    times = [
+        number(status.get("updated")),
+        *(number(clock.get("unix")) for clock in clocks if isinstance(clock, dict)),
+    ]
     with suppress(OSError):
         lock = (folder / "lock").stat()
         times.append(lock.st_mtime if lock.st_size else None)
@@ -159,7 +182,9 @@ def updated_at(folder: Path, status: Row, *rows: Row) -> float | None:
 
 
 def state_of(record: Record, summary: Row, problems: list[str], age: float | None, job: Job | None) -> str:
-    """The state that the run told, by its status or a later ending; `silent` where it says running and nobody hears of it."""
+    """The state that the run told, by its status or a later ending; `silent` where it says running and
+    nobody hears of it.
+    """
     if record.status:
         is_silent = age is not None and age > SILENT_SECONDS and (job is None or not job.is_running)
         told = record.status.get("state", "unknown")
@@ -174,13 +199,16 @@ def state_of(record: Record, summary: Row, problems: list[str], age: float | Non
 
 
 def reason_of(record: Record) -> str:
-    """Why the last run ended: as its outcome says, where it did not come as far as a status, else as it said itself."""
+    """Why the last run ended: as its outcome says, where it did not come as far as a status, else as it
+    said itself.
+    """
     told = record.ending if record.status else record.outcome
     return words(told.reason if told is not None else record.status.get("reason") or "")
 
 
 def dead_chain(record: Record, queue: Queue, told: str, age: float | None) -> str | None:
-    """Why an unfinished experiment that no job works on or waits for has no further one; empty where no reason was given.
+    """Why an unfinished experiment that no job works on or waits for has no further one; empty where no
+    reason was given.
 
     None where nothing is known of a chain, or of what became of it. told: the job that the files name.
     """
@@ -189,7 +217,8 @@ def dead_chain(record: Record, queue: Queue, told: str, age: float | None) -> st
     if chain.startswith(STOP):
         return chain.removeprefix(STOP).lstrip(": ")
     with suppress(OSError):
-        if not queue.has_lost(told) or record.folder.stat().st_uid != os.getuid():  # the queue shows nobody else's jobs
+        # the queue shows nobody else's jobs
+        if not queue.has_lost(told) or record.folder.stat().st_uid != os.getuid():
             return None
     if chain == AGAIN:
         return "another job was promised, none is queued"
@@ -198,7 +227,8 @@ def dead_chain(record: Record, queue: Queue, told: str, age: float | None) -> st
 
 
 def yardstick_of(record: Record, evaluation: Row) -> str | None:
-    """How a training in progress stands beside that of the paper's re-run at its last evaluation; None where that is not known.
+    """How a training in progress stands beside that of the paper's re-run at its last evaluation; None where
+    that is not known.
 
     A checkpoint is opened only where the steps planned are those of a training that is known.
     """
@@ -227,19 +257,39 @@ def look(folder: Path, name: str, queue: Queue, now: float) -> Progress:
     age = None if updated is None else max(0.0, now - updated)
     state = state_of(record, summary, problems, age, jobs[0] if jobs else None)
     total = number(status.get("iterations")) or (number(record.done_iterations) if summary else None)
-    steps = (number(row.get(key)) for row, key in ((status, "itr"), (summary, "itr"), (train, "step"), (last, "end_step")))
+    steps = (
+        number(row.get(key))
+        for row, key in ((status, "itr"), (summary, "itr"), (train, "step"), (last, "end_step"))
+    )
     step = next((found for found in steps if found is not None), None)
     rate = record.steps_per_hour()
-    left = number(max(0.0, total - step) / rate * 3600) if rate and total and step is not None and state != "finished" else None
+    left = (
+        number(max(0.0, total - step) / rate * 3600)
+        if rate and total and step is not None and state != "finished"
+        else None
+    )
     return Progress(
-        name=words(name), folder=words(folder), state=state, step=None if step is None else int(step), iterations=int(total) if total else None,
+        name=words(name),
+        folder=words(folder),
+        state=state,
+        step=None if step is None else int(step),
+        iterations=int(total) if total else None,
         percent=None if step is None or not total else int(100 * step // total),
-        loss=number(train.get("loss", status.get("loss"))), val_perplexity=number(evaluation.get("val_pp", summary.get("final_val_pp"))),
-        steps_per_hour=rate, eta_seconds=left,
-        segments=len(segments) or int(number(status.get("segments")) or 0), checkpoint_age_seconds=None if saved is None else max(0.0, now - saved),
-        updated_age_seconds=age, disk_bytes=disk_bytes, reason=reason_of(record), segment_reason=words(last.get("reason") or ""),
-        chain_end=None if jobs or state == "finished" else dead_chain(record, queue, told, age), problems=closed or problems,
-        yardstick=None if state == "finished" else yardstick_of(record, evaluation), **in_queue(queue, jobs, told))
+        loss=number(train.get("loss", status.get("loss"))),
+        val_perplexity=number(evaluation.get("val_pp", summary.get("final_val_pp"))),
+        steps_per_hour=rate,
+        eta_seconds=left,
+        segments=len(segments) or int(number(status.get("segments")) or 0),
+        checkpoint_age_seconds=None if saved is None else max(0.0, now - saved),
+        updated_age_seconds=age,
+        disk_bytes=disk_bytes,
+        reason=reason_of(record),
+        segment_reason=words(last.get("reason") or ""),
+        chain_end=None if jobs or state == "finished" else dead_chain(record, queue, told, age),
+        problems=closed or problems,
+        yardstick=None if state == "finished" else yardstick_of(record, evaluation),
+        **in_queue(queue, jobs, told),
+    )
 
 
 def in_queue(queue: Queue, jobs: Sequence[Job], told: str) -> dict[str, Any]:
@@ -248,22 +298,36 @@ def in_queue(queue: Queue, jobs: Sequence[Job], told: str) -> dict[str, Any]:
     # of a job of an array the files know another number than the queue shows
     name = told if job is None or (queue.jobs or {}).get(told) is job else job.id
     waiting = [replace(each, id=name if each is job else each.id).note() for each in jobs]
-    return {"job_id": name or None, "queue": queue.word(jobs, told), "queue_reason": job.reason if job else None,
-            "queue_start": job.start if job else None, "waiting": list(filter(None, waiting))}
+    return {
+        "job_id": name or None,
+        "queue": queue.word(jobs, told),
+        "queue_reason": job.reason if job else None,
+        "queue_start": job.start if job else None,
+        "waiting": list(filter(None, waiting)),
+    }
 
 
 # experiments without a folder
 
 
 def first_jobs(queue: Queue, known: Iterable[Path], bases: Sequence[Path]) -> dict[Path, Progress]:
-    """Experiments whose first job has yet to make their folder, but for those that belong elsewhere than below `bases`."""
+    """Experiments whose first job has yet to make their folder, but for those that belong elsewhere than
+    below `bases`.
+    """
     marks = set(map(mark_of, known)) if queue.trainings else set()
     unknown = {mark: jobs for mark, jobs in queue.trainings.items() if mark not in marks}
     folders = submitted() if unknown else {}
     found = {}
     for mark, jobs in unknown.items():
         match, folder = TRAINING.fullmatch(jobs[0].name), folders.get(mark)
-        base = next((base.resolve() for base in bases if folder is not None and folder.is_relative_to(base.resolve())), None)
+        base = next(
+            (
+                base.resolve()
+                for base in bases
+                if folder is not None and folder.is_relative_to(base.resolve())
+            ),
+            None,
+        )
         if match is not None and (folder is None or base is not None):
             name = match["experiment"] if folder is None or base is None else str(folder.relative_to(base))
             found[folder or Path(jobs[0].name)] = _unbegun(queue, jobs, name, folder)
@@ -282,9 +346,26 @@ def submitted() -> dict[str, Path]:
 
 def _unbegun(queue: Queue, jobs: Sequence[Job], name: str, folder: Path | None) -> Progress:
     return Progress(
-        name=words(name), folder=words(folder or ""), state="queued" if jobs[0].state == "PENDING" else "starting", step=None, iterations=None,
-        percent=None, loss=None, val_perplexity=None, steps_per_hour=None, eta_seconds=None, segments=0, checkpoint_age_seconds=None,
-        updated_age_seconds=None, disk_bytes=0, reason="", segment_reason="", chain_end=None, problems=[], **in_queue(queue, jobs, jobs[0].id))
+        name=words(name),
+        folder=words(folder or ""),
+        state="queued" if jobs[0].state == "PENDING" else "starting",
+        step=None,
+        iterations=None,
+        percent=None,
+        loss=None,
+        val_perplexity=None,
+        steps_per_hour=None,
+        eta_seconds=None,
+        segments=0,
+        checkpoint_age_seconds=None,
+        updated_age_seconds=None,
+        disk_bytes=0,
+        reason="",
+        segment_reason="",
+        chain_end=None,
+        problems=[],
+        **in_queue(queue, jobs, jobs[0].id),
+    )
 
 
 # finding folders
@@ -299,14 +380,18 @@ def is_experiment(names: Iterable[str]) -> bool:
 
 
 def find(bases: Sequence[Path]) -> dict[Path, str]:
-    """Name of each experiment's folder, and of each that may not be read; a name tells its base only where two are alike."""
+    """Name of each experiment's folder, and of each that may not be read; a name tells its base only where
+    two are alike.
+    """
     found: dict[Path, tuple[Path, str]] = {}
     for base in bases:
         refusals: list[OSError] = []
         if not base.is_dir():
             raise UserError(f"{base}: no such folder; name another, or set RESULTS_DIR")
         root = base.resolve()  # what is below it needs no resolving: links are not followed
-        places = [folder for folder, _, names in os.walk(root, onerror=refusals.append) if is_experiment(names)]
+        places = [
+            folder for folder, _, names in os.walk(root, onerror=refusals.append) if is_experiment(names)
+        ]
         # one that vanished meanwhile is left out
         places += [error.filename for error in refusals if not isinstance(error, FileNotFoundError)]
         for place in map(Path, places):
@@ -319,7 +404,10 @@ def default_folder() -> Path:
     """As iridis/env.sh chooses, and then main.py."""
     if os.environ.get("RESULTS_DIR"):
         return Path(os.environ["RESULTS_DIR"])
-    places = (Path("/scratch", os.environ.get("USER", ""), "exps"), Path(__file__).resolve().parents[1] / "scratch" / "exps")
+    places = (
+        Path("/scratch", os.environ.get("USER", ""), "exps"),
+        Path(__file__).resolve().parents[1] / "scratch" / "exps",
+    )
     return next((place for place in places if os.path.isdir(place)), Path("exps"))
 
 

@@ -24,7 +24,8 @@ pipeline_tag: text-generation
 ---
 # {model}
 
-A recurrent-depth language model of the CoTFormer family (Mohtashami et al., ICLR 2025), exported from its training checkpoint.
+A recurrent-depth language model of the CoTFormer family (Mohtashami et al., ICLR 2025), exported from its \
+training checkpoint.
 
 {facts}
 
@@ -39,52 +40,89 @@ model = AutoModelForCausalLM.from_pretrained("PATH/TO/THIS/FOLDER", trust_remote
 
 
 def model_card(settings: ModelSettings, dtype: str, facts: Mapping[str, str], tokenizer: str) -> str:
-    """The text for a model with these settings and weights stored in `dtype`; facts: more of its lines; tokenizer: a sentence about it."""
+    """The text for a model with these settings and weights stored in `dtype`; facts: more of its lines;
+    tokenizer: a sentence about it.
+    """
     with torch.device("meta"):  # to count, not to compute
         parameters = sum(parameter.numel() for parameter in Transformer(settings).parameters())
     begin, middle, end = settings.stack_sizes
-    stack = f"{begin} -> {middle} x {settings.n_repeat} -> {end} layers" if settings.row.loop else f"{begin} layers"
-    rows = {"stack": f"{stack}, width {settings.n_embd}, {settings.n_head} heads", "context": f"{settings.sequence_length} tokens",
-            "vocabulary": f"{settings.vocab_size}", "parameters": f"{parameters:,}, stored as {dtype}", **facts}
-    notes = ["The code in this folder runs on your machine: read it before you trust it. Greedy search and sampling keep keys "
-             "and values of earlier tokens up to the context\'s length; beyond it, for beams, for pondernet and where routing compares a whole "
-             "row, each new token takes the whole sequence.", tokenizer]
+    stack = (
+        f"{begin} -> {middle} x {settings.n_repeat} -> {end} layers"
+        if settings.row.loop
+        else f"{begin} layers"
+    )
+    rows = {
+        "stack": f"{stack}, width {settings.n_embd}, {settings.n_head} heads",
+        "context": f"{settings.sequence_length} tokens",
+        "vocabulary": f"{settings.vocab_size}",
+        "parameters": f"{parameters:,}, stored as {dtype}",
+        **facts,
+    }
+    notes = [
+        (
+            "The code in this folder runs on your machine: read it before you trust it. Greedy search and"
+            " sampling keep keys and values of earlier tokens up to the context's length; beyond it, for"
+            " beams, for pondernet and where routing compares a whole row, each new token takes the whole"
+            " sequence."
+        ),
+        tokenizer,
+    ]
     if settings.row.policy in ROUTED_POLICIES:
-        notes.append("Tokens are routed. All of them take all passes unless `eval_length_factor` in config.json (or as an argument of "
-                     f"`from_pretrained`) gives the {settings.n_repeat - 1} shares that go on; the choice then compares scores over the whole "
-                     "row, so batches must not be padded, and the model is not causal.")
+        notes.append(
+            "Tokens are routed. All of them take all passes unless `eval_length_factor` in config.json (or"
+            f" as an argument of `from_pretrained`) gives the {settings.n_repeat - 1} shares that go on; the"
+            " choice then compares scores over the whole row, so batches must not be padded, and the model"
+            " is not causal."
+        )
     if settings.row.policy == "ponder":
-        notes.append("Evaluation draws the pass at which each token leaves: outputs vary from call to call unless `torch.manual_seed` is set.")
+        notes.append(
+            "Evaluation draws the pass at which each token leaves: outputs vary from call to call unless"
+            " `torch.manual_seed` is set."
+        )
     notes.append("No licence is stated here: who publishes this folder chooses one.")
-    return CARD.format(model=settings.model, facts="\n".join(f"- {name}: {value}" for name, value in rows.items()), notes="\n\n".join(notes))
+    return CARD.format(
+        model=settings.model,
+        facts="\n".join(f"- {name}: {value}" for name, value in rows.items()),
+        notes="\n\n".join(notes),
+    )
 
 
 def is_of_the_model(evaluation: Mapping[str, Any], trained: Namespace, data: Mapping[str, Any]) -> bool:
-    """Whether an evaluation speaks of the model as it was trained: the whole split of its own data, all compute, no setting changed.
+    """Whether an evaluation speaks of the model as it was trained: the whole split of its own data, all
+    compute, no setting changed.
 
     data: as the checkpoint recorded them; a name alone may stand for other data by now.
     """
     said = evaluation.get("args", {})
     try:
-        args = Namespace(**{**vars(trained), **config.recorded(said if isinstance(said, dict) else {"model": said})})
+        args = Namespace(
+            **{**vars(trained), **config.recorded(said if isinstance(said, dict) else {"model": said})}
+        )
     except ValueError:
         return False
-    if args.eval_sample_size is not None or label(args.dataset) != label(trained.dataset) or of_other_data(evaluation, data):
+    if (
+        args.eval_sample_size is not None
+        or label(args.dataset) != label(trained.dataset)
+        or of_other_data(evaluation, data)
+    ):
         return False
     return is_full_compute(args, trained) and not changed_for_evaluation(vars(args), vars(trained))
 
 
 def of_other_data(evaluation: Mapping[str, Any], trained: Mapping[str, Any]) -> bool:
-    """Whether an evaluation read another validation split than the training's, as far as both say what theirs holds."""
+    """Whether an evaluation read another validation split than the training's, as far as both say what
+    theirs holds.
+    """
     own = evaluation.get("data")
     return isinstance(own, Mapping) and bool(data_differences({"val": own}, {"val": trained.get("val")}))
 
 
 def perplexity_of(path: Path, state: Mapping[str, Any], trained: Namespace) -> tuple[float, str] | None:
-    """The validation perplexity of a checkpoint as a file beside it states it, and the file's name; None where none does.
+    """The validation perplexity of a checkpoint as a file beside it states it, and the file's name; None
+    where none does.
 
-    A file of another step is passed over: what was evaluated before an extension stays beside the new ckpt.pt. A summary that does
-    not tell its step is that of ckpt.pt.
+    A file of another step is passed over: what was evaluated before an extension stays beside the new
+    ckpt.pt. A summary that does not tell its step is that of ckpt.pt.
     """
     steps, data = state.get("itr"), state.get("data")
     for name, key in ((EVALUATION.format(path.stem), "val_perplexity"), (SUMMARY, "final_val_pp")):
@@ -98,7 +136,9 @@ def perplexity_of(path: Path, state: Mapping[str, Any], trained: Namespace) -> t
 
 
 def facts_of(path: Path, state: Mapping[str, Any], args: Namespace) -> dict[str, str]:
-    """What is known of a checkpoint beside its weights: steps, data, and the perplexity that a summary beside it states."""
+    """What is known of a checkpoint beside its weights: steps, data, and the perplexity that a summary
+    beside it states.
+    """
     facts = {"checkpoint": path.name, "training data": args.dataset}
     steps = state.get("itr")
     if isinstance(steps, int):

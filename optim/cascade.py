@@ -1,4 +1,5 @@
-"""What router scores say about how deep a token goes: four ways to read them (section 5, Figure 5; iridis/eval-adm/README.md).
+"""What router scores say about how deep a token goes: four ways to read them (section 5, Figure 5;
+iridis/eval-adm/README.md).
 
 Legend: B batch, T positions, R passes.
 """
@@ -14,12 +15,15 @@ CASCADES = ("raw", "device", "position", "token")
 
 
 def cascade(scores: Tensor, kind: str) -> Tensor:
-    """Scores (B, T, R - 1) of every token after every pass but the last, in token order -> what a cascade makes of them.
+    """Scores (B, T, R - 1) of every token after every pass but the last, in token order -> what a cascade
+    makes of them.
 
-    raw: as they are. token: the least score so far, since a token that a router has stopped never meets the next one.
-    device, position: the least score so far at each place of the authors' arrays, where scores stand as the top-k of their pass
-    has put them, so that a place holds different tokens in different passes. device: their code as it is, whose unsorted top-k
-    leaves an order that is up to the device of `scores`. position: with a sorted top-k, so that a place is a rank.
+    raw: as they are. token: the least score so far, since a token that a router has stopped never meets the
+    next one.
+    device, position: the least score so far at each place of the authors' arrays, where scores stand as the
+    top-k of their pass has put them, so that a place holds different tokens in different passes. device:
+    their code as it is, whose unsorted top-k leaves an order that is up to the device of `scores`. position:
+    with a sorted top-k, so that a place is a rank.
     """
     if kind == "raw":
         return scores

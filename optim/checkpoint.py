@@ -1,4 +1,5 @@
-"""Checkpoints: plain tensors and numbers in torch's zip format, never half written, checked before they are believed.
+"""Checkpoints: plain tensors and numbers in torch's zip format, never half written, checked before they are
+believed.
 
 The zip container carries a CRC-32 of every record, so a torn or flipped file is told from a good one, and
 `weights_only` loading keeps a hostile one from running anything.
@@ -29,18 +30,25 @@ READ_BYTES = 1 << 22
 PROBE_BYTES = 1 << 20  # more than is left on a disk that a checkpoint did not find room on
 # numpy objects in the authors' checkpoints: their random states are arrays of integers
 NUMPY_TYPES: list[Any] = [
-    (np.ndarray, "numpy.ndarray"), (np.dtype, "numpy.dtype"), type(np.dtype(np.uint32)),
+    (np.ndarray, "numpy.ndarray"),
+    (np.dtype, "numpy.dtype"),
+    type(np.dtype(np.uint32)),
     (_reconstruct, "numpy.core.multiarray._reconstruct"),
     (_reconstruct, "numpy._core.multiarray._reconstruct"),
 ]
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint under a temporary name, sync it and rename it. Raises OSError where the disk is full."""
+    """Write a checkpoint under a temporary name, sync it and rename it.
+
+    Raises OSError where the disk is full.
+    """
+
     def write(temporary: Path) -> None:
         try:
             torch.save(dict(state), temporary)
-        except RuntimeError as error:  # torch's zip writer does not say what was wrong with the storage: a full disk, a quota, a stale handle
+        except RuntimeError as error:
+            # torch's zip writer does not say what was wrong: a full disk, a quota, a stale handle
             with open(temporary, "ab") as file:
                 file.write(bytes(PROBE_BYTES))  # raises the same fault by its name
                 sync(file.fileno())
@@ -52,7 +60,8 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 def fault(path: Path) -> str | None:
     """Why a file is not an intact checkpoint, or None: every record is read and its checksum compared.
 
-    torch's own reader must find its records too, and fields of the directory that no checksum covers must be as torch
+    torch's own reader must find its records too, and fields of the directory that no checksum covers must be
+    as torch
     writes them: a record marked as a folder, say, would be read as nothing.
     """
     try:
@@ -78,7 +87,10 @@ def first_line(error: BaseException) -> str:
 
 
 def load_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Content of a checkpoint, loaded without executing anything in it. Raises UserError for a file that is none."""
+    """Content of a checkpoint, loaded without executing anything in it.
+
+    Raises UserError for a file that is none.
+    """
     path = Path(path)
     wrong = fault(path)
     if wrong is not None:
@@ -87,7 +99,9 @@ def load_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> dic
         with torch.serialization.safe_globals(NUMPY_TYPES):
             state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # whatever a foreign file makes of torch's reader
-        raise UserError(f"{path} is not a checkpoint that can be loaded safely: {first_line(error)}") from None
+        raise UserError(
+            f"{path} is not a checkpoint that can be loaded safely: {first_line(error)}"
+        ) from None
     if isinstance(state, dict) and state and all(isinstance(value, torch.Tensor) for value in state.values()):
         state = {"model": state}  # weights alone
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
@@ -98,7 +112,8 @@ def load_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> dic
 def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that is intact, and a line about each newer one that is not.
 
-    The newest is the one that holds the most steps; where a file does not tell, its name counts. Raises UserError where there
+    The newest is the one that holds the most steps; where a file does not tell, its name counts. Raises
+    UserError where there
     are checkpoints and none is intact: training from scratch over them would be worse.
     """
     candidates = newest_first(folder)
@@ -109,11 +124,15 @@ def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
             return path, notes
         notes.append(f"passing over {path.name}: {wrong}")
     if candidates:
-        raise UserError(f"no valid checkpoint in {folder} ({'; '.join(notes)}); move these files away to start afresh")
+        raise UserError(
+            f"no valid checkpoint in {folder} ({'; '.join(notes)}); move these files away to start afresh"
+        )
     return None, notes
 
 
-def prune(folder: Path, keep: int, protected: Collection[Path] = (), kept_steps: Collection[int] = ()) -> None:
+def prune(
+    folder: Path, keep: int, protected: Collection[Path] = (), kept_steps: Collection[int] = ()
+) -> None:
     """Delete all but the `keep` newest `ckpt_N.pt`, by the steps that they hold; 0 keeps all.
 
     Protected ones, those of kept steps, and final ones of before an extension stay, and are not counted.
@@ -131,8 +150,13 @@ def random_states(device: torch.device) -> dict[str, Any]:
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-        "numpy": {"name": str(name), "keys": torch.from_numpy(np.asarray(keys, dtype=np.int64)), "place": int(place),
-                  "has_gauss": int(has_gauss), "gauss": float(gauss)},
+        "numpy": {
+            "name": str(name),
+            "keys": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
+            "place": int(place),
+            "has_gauss": int(has_gauss),
+            "gauss": float(gauss),
+        },
         "python": {"version": version, "words": list(words), "gauss": next_gauss},
     }
 
@@ -143,7 +167,15 @@ def restore_random_states(states: Mapping[str, Any], device: torch.device) -> No
     if states["cuda"] is not None and device.type == "cuda":
         torch.cuda.set_rng_state(states["cuda"].cpu(), device)
     numpy = states["numpy"]
-    np.random.set_state((numpy["name"], numpy["keys"].numpy().astype(np.uint32), numpy["place"], numpy["has_gauss"], numpy["gauss"]))
+    np.random.set_state(
+        (
+            numpy["name"],
+            numpy["keys"].numpy().astype(np.uint32),
+            numpy["place"],
+            numpy["has_gauss"],
+            numpy["gauss"],
+        )
+    )
     python = states["python"]
     random.setstate((python["version"], tuple(python["words"]), python["gauss"]))
 

@@ -1,4 +1,7 @@
-"""Whether an experiment is finished as a command asks for it. Needs no torch, so that a job can ask before it is queued."""
+"""Whether an experiment is finished as a command asks for it.
+
+Needs no torch, so that a job can ask before it is queued.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +18,40 @@ from optim.schedules import WAYS_TO_EXTEND
 
 
 def is_finished(folder: Path, args: Namespace) -> bool:
-    """Whether all iterations of the experiment are done. Raises UserError where it is another one than was asked for."""
+    """Whether all iterations of the experiment are done.
+
+    Raises UserError where it is another one than was asked for.
+    """
     record = Record(folder)
     if record.summary is None:
         return False
     then, done = record.summary.get("args"), record.done_iterations
     if not isinstance(then, dict) or done is None:
-        raise UserError(f"{folder / SUMMARY} does not say how many iterations were done; move it away to train on")
+        raise UserError(
+            f"{folder / SUMMARY} does not say how many iterations were done; move it away to train on"
+        )
     wrong = differences(vars(args), then)
     data = identity_of(dataset_folder(args.dataset, args.data_dir))
     if data is not None and isinstance(record.summary.get("data"), dict):
         wrong += data_differences(data, record.summary["data"])
     wrong += initial.differences(args.init_from, record.summary.get("initial"))
     if wrong:
-        raise UserError("\n".join(f"{folder} is finished with other settings: {line}; give that, or another --exp_name" for line in wrong))
+        raise UserError(
+            "\n".join(
+                f"{folder} is finished with other settings: {line}; give that, or another --exp_name"
+                for line in wrong
+            )
+        )
     if args.iterations < done:
-        raise UserError(f"{folder} is finished with {done} iterations, --iterations asks for {args.iterations}; give another --exp_name")
+        raise UserError(
+            f"{folder} is finished with {done} iterations, --iterations asks for {args.iterations}; give"
+            " another --exp_name"
+        )
     if args.iterations > done and args.extend is None:
-        raise UserError(f"{folder} is finished with {done} iterations, --iterations asks for {args.iterations}; {WAYS_TO_EXTEND}")
+        raise UserError(
+            f"{folder} is finished with {done} iterations, --iterations asks for {args.iterations};"
+            f" {WAYS_TO_EXTEND}"
+        )
     if args.iterations > done and not (folder / FINAL).exists() and not numbered(folder):
         raise UserError(f"{folder} is finished, but holds no checkpoint to extend; give another --exp_name")
     return args.iterations == done

@@ -26,7 +26,8 @@ EVAL_SEED = 20259  # of models that draw in evaluation; one draw a batch, whoeve
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """What evaluations during a training read: the same windows in the same batches all through the run, however training is cut.
+    """What evaluations during a training read: the same windows in the same batches all through the run,
+    however training is cut.
 
     batches: how many, 0 for the whole split.
     """
@@ -41,27 +42,40 @@ def perplexity(loss: float) -> float:
 
 
 def windows_to_read(args: Namespace, n_windows: int) -> NDArray[np.int64]:
-    """Numbers of the windows that an evaluation reads: all, or whole batches of at least --eval_sample_size tokens, spread over the split."""
+    """Numbers of the windows that an evaluation reads: all, or whole batches of at least
+    --eval_sample_size tokens, spread over the split.
+    """
     tokens = args.eval_sample_size or n_windows * args.sequence_length
     return spread(n_windows, math.ceil(tokens / (args.batch_size * args.sequence_length)) * args.batch_size)
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, windows: TokenWindows, batch_size: int, world: World,
-             autocast: Callable[[], AbstractContextManager[Any]], windows_read: NDArray[np.int64] | int = 0,
-             should_stop: Callable[[], bool] = lambda: False, progress: Callable[[int], object] = lambda done: None,
-             kept: PartialSums | None = None) -> dict[str, Any] | None:
-    """Token-weighted means over some windows: those of these numbers, or the first so many batches (0: all windows).
+def evaluate(
+    model: nn.Module,
+    windows: TokenWindows,
+    batch_size: int,
+    world: World,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    windows_read: NDArray[np.int64] | int = 0,
+    should_stop: Callable[[], bool] = lambda: False,
+    progress: Callable[[int], object] = lambda done: None,
+    kept: PartialSums | None = None,
+) -> dict[str, Any] | None:
+    """Token-weighted means over some windows: those of these numbers, or the first so many batches (0: all
+    windows).
 
-    Batch b is run by process b % world.size; sums are kept per batch and added in one order, so that the number of
-    processes leaves no trace. Returns loss, perplexity, accuracy, depth and counts; the mean loss and the accuracy of each
-    window, (windows,) float64; and the means over batches, which weigh a last, partial batch like a full one, as the authors' numbers do.
-    None where `should_stop` (called by all processes together) said so. The model is left in training mode if it was.
-    progress: called with the number of batches that are done. kept: where the sums go at a stop and from time to time, and from
-    where they are taken up; it is the caller's to remove, once the numbers are told.
+    Batch b is run by process b % world.size; sums are kept per batch and added in one order, so that the
+    number of processes leaves no trace. Returns loss, perplexity, accuracy, depth and counts; the mean loss
+    and the accuracy of each window, (windows,) float64; and the means over batches, which weigh a last,
+    partial batch like a full one, as the authors' numbers do. None where `should_stop` (called by all
+    processes together) said so. The model is left in training mode if it was.
+    progress: called with the number of batches that are done. kept: where the sums go at a stop and from time
+    to time, and from where they are taken up; it is the caller's to remove, once the numbers are told.
     """
     if isinstance(windows_read, int):
-        windows_read = np.arange(min(windows.n_windows, windows_read * batch_size) if windows_read else windows.n_windows)
+        windows_read = np.arange(
+            min(windows.n_windows, windows_read * batch_size) if windows_read else windows.n_windows
+        )
     n_windows = windows_read.size
     n_batches = math.ceil(n_windows / batch_size)
     sums = torch.zeros(n_batches, 4, dtype=torch.float64)  # loss, hits, tokens, depth x tokens
@@ -76,15 +90,24 @@ def evaluate(model: nn.Module, windows: TokenWindows, batch_size: int, world: Wo
             number = first + world.rank
             if number < n_batches:
                 here = slice(number * batch_size, (number + 1) * batch_size)
-                idx, targets = (t.to(world.device, non_blocking=True) for t in windows.batch(windows_read[here]))
+                idx, targets = (
+                    t.to(world.device, non_blocking=True) for t in windows.batch(windows_read[here])
+                )
                 devices = [world.device] if world.device.type == "cuda" else []
                 with torch.random.fork_rng(devices), autocast():
                     torch.manual_seed(EVAL_SEED + number)
                     out = model(idx, targets=targets)
                 losses = out["token_losses"].double()
                 by_window[here] = torch.stack([losses.mean(1), out["hits"].double().mean(1)], dim=1).cpu()
-                sums[number] = torch.tensor([losses.sum().item(), out["hits"].sum().item(), targets.numel(),
-                                             float(out["average_depth"]) * targets.numel()], dtype=torch.float64)
+                sums[number] = torch.tensor(
+                    [
+                        losses.sum().item(),
+                        out["hits"].sum().item(),
+                        targets.numel(),
+                        float(out["average_depth"]) * targets.numel(),
+                    ],
+                    dtype=torch.float64,
+                )
             done = min(first + world.size, n_batches)
             progress(done)
             stop = should_stop()
@@ -101,7 +124,15 @@ def evaluate(model: nn.Module, windows: TokenWindows, batch_size: int, world: Wo
     loss, hits, tokens, depth = by_batch.sum(0).tolist()
     loss_of_batches, hits_of_batches = (by_batch[:, :2] / by_batch[:, 2:3]).mean(0).tolist()
     window_losses, window_accuracies = world.sum(by_window).unbind(1)
-    return {"val_loss": loss / tokens, "val_pp": perplexity(loss / tokens), "val_acc": hits / tokens,
-            "average_depth": depth / tokens, "n_batches": n_batches, "n_tokens": int(tokens),
-            "window_losses": window_losses, "window_accuracies": window_accuracies,
-            "val_loss_batch_mean": loss_of_batches, "val_acc_batch_mean": hits_of_batches}
+    return {
+        "val_loss": loss / tokens,
+        "val_pp": perplexity(loss / tokens),
+        "val_acc": hits / tokens,
+        "average_depth": depth / tokens,
+        "n_batches": n_batches,
+        "n_tokens": int(tokens),
+        "window_losses": window_losses,
+        "window_accuracies": window_accuracies,
+        "val_loss_batch_mean": loss_of_batches,
+        "val_acc_batch_mean": hits_of_batches,
+    }

@@ -1,7 +1,8 @@
-"""The folder of an experiment: status.json, segments.jsonl, metrics.jsonl, summary.json, as users and jobs read them.
+"""The folder of an experiment: status.json, segments.jsonl, metrics.jsonl, summary.json, as users and jobs
+read them.
 
-Only the main process writes. Every file is replaced as a whole or appended to by whole lines, so that a kill at any
-moment leaves something that can be read.
+Only the main process writes. Every file is replaced as a whole or appended to by whole lines, so that a kill
+at any moment leaves something that can be read.
 """
 
 from __future__ import annotations
@@ -24,15 +25,18 @@ from optim.reader import read_segments, refuse_large
 
 UNKNOWN = "unknown"
 SCORES = ("val_loss", "val_pp", "val_acc")
-ROW_KEYS = {"train": ("loss",), "eval": SCORES, "final": (*SCORES, "average_depth", "n_tokens")}  # that a summary is made of
+# that a summary is made of
+ROW_KEYS = {"train": ("loss",), "eval": SCORES, "final": (*SCORES, "average_depth", "n_tokens")}
 ABANDONED_SECONDS = 3600.0  # age of a temporary file that a killed job must have left
 
 
 class Metrics:
-    """metrics.jsonl: a row for each step that is told, appended; steps that are replayed after a kill are not written twice.
+    """metrics.jsonl: a row for each step that is told, appended; steps that are replayed after a kill are not
+    written twice.
 
-    Rows are {"kind": "train" | "eval" | "final" | "skipped", "step": N, ...}; what depends on the clock is under "time". Beyond the
-    first leg of the schedule a row also says which one it was trained in ("extension", counted) and as what ("legs", a hash).
+    Rows are {"kind": "train" | "eval" | "final" | "skipped", "step": N, ...}; what depends on the clock is
+    under "time". Beyond the first leg of the schedule a row also says which one it was trained in
+    ("extension", counted) and as what ("legs", a hash).
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,7 +46,7 @@ class Metrics:
             return
         refuse_large(path)
         raw = path.read_bytes()
-        whole = raw[:raw.rfind(b"\n") + 1]
+        whole = raw[: raw.rfind(b"\n") + 1]
         if len(whole) < len(raw):  # a line that a kill cut short
             os.truncate(path, len(whole))
         for line in whole.splitlines():
@@ -52,7 +56,10 @@ class Metrics:
                 if not isinstance(row["step"], int) or not row.keys() >= set(ROW_KEYS.get(row["kind"], ())):
                     raise KeyError
             except (ValueError, KeyError, TypeError, RecursionError):
-                raise UserError(f"{path} holds a line that is no metrics row: {line[:80].decode(errors='replace')!r}; move it away") from None
+                raise UserError(
+                    f"{path} holds a line that is no metrics row: {line[:80].decode(errors='replace')!r};"
+                    " move it away"
+                ) from None
 
     def has(self, kind: str, step: int) -> bool:
         return (kind, step) in self.seen
@@ -63,12 +70,16 @@ class Metrics:
         return sorted(newest.values(), key=lambda row: row["step"])
 
     def _read(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.path.read_bytes().splitlines()] if self.path.exists() else []
+        return (
+            [json.loads(line) for line in self.path.read_bytes().splitlines()] if self.path.exists() else []
+        )
 
     def go_on(self, lineage: Lineage, at_most: int | None = None) -> int:
-        """The training goes on under this schedule: set aside the rows of steps that were trained under another one.
+        """The training goes on under this schedule: set aside the rows of steps that were trained under
+        another one.
 
-        at_most: a step to which the training has been rolled back, with all rows beyond it. Returns how many rows that were.
+        at_most: a step to which the training has been rolled back, with all rows beyond it. Returns how many
+        rows that were.
         """
         self.lineage = lineage
         kept: list[dict[str, Any]] = []
@@ -102,8 +113,10 @@ def _lines(rows: list[dict[str, Any]]) -> str:
 class Lineage:
     """Which schedule a step is trained under, as marks of its metrics rows.
 
-    begins: of each leg, the step after which it holds; contents: of each leg, the leg and all before it in words. A mark is of
-    what the legs are, not of how many: an extension that was given up is told from the one that took its place.
+    begins: of each leg, the step after which it holds; contents: of each leg, the leg and all before it in
+    words. A mark is of
+    what the legs are, not of how many: an extension that was given up is told from the one that took its
+    place.
     """
 
     def __init__(self, begins: Sequence[int], contents: Sequence[str]) -> None:
@@ -118,7 +131,9 @@ class Lineage:
     def holds(self, row: dict[str, Any]) -> bool:
         """Whether a row is of this training. Rows of before there were hashes have the count alone."""
         mine = self.mark(row["step"])
-        return row.get("extension", 0) == mine.get("extension", 0) and row.get("legs", mine.get("legs")) == mine.get("legs")
+        return row.get("extension", 0) == mine.get("extension", 0) and row.get(
+            "legs", mine.get("legs")
+        ) == mine.get("legs")
 
 
 class Experiment:
@@ -148,27 +163,56 @@ class Experiment:
     def begin_segment(self, step: int, saved_step: int | None = None, **facts: Any) -> None:
         """Open this job's row, with a reason that stays if the job is killed, and set the status to running.
 
-        saved_step: that of the newest checkpoint in this folder, where it is not `step`. facts: more of the row, which stays as it is.
+        saved_step: that of the newest checkpoint in this folder, where it is not `step`. facts: more of the
+        row, which stays as it is.
         """
-        self.segments.append({"segment": len(self.segments), "job_id": job_name(), "restart": restart_count(), "start_step": step,
-                              "end_step": step, "reached": step, "reason": UNKNOWN, "seconds": 0.0, "started": self.began, **facts})
+        self.segments.append(
+            {
+                "segment": len(self.segments),
+                "job_id": job_name(),
+                "restart": restart_count(),
+                "start_step": step,
+                "end_step": step,
+                "reached": step,
+                "reason": UNKNOWN,
+                "seconds": 0.0,
+                "started": self.began,
+                **facts,
+            }
+        )
         self.record("running", step, step if saved_step is None else saved_step)
 
     def record(self, state: str, step: int, saved_step: int, reason: str = UNKNOWN, **more: Any) -> None:
         """Write this job's row and the status: running, stopped, finished or failed.
 
-        step: where the training is; saved_step: that of the newest checkpoint, which is how far this job has brought the
-        experiment. Writes nothing where another process has taken the experiment over.
+        step: where the training is; saved_step: that of the newest checkpoint, which is how far this job has
+        brought the experiment. Writes nothing where another process has taken the experiment over.
         """
         if self.lock.lost:
             return
         now = time.time()
-        self.segments[-1] |= {"end_step": saved_step, "reached": step, "state": state, "reason": reason,
-                              "seconds": round(now - self.began, 3)}
+        self.segments[-1] |= {
+            "end_step": saved_step,
+            "reached": step,
+            "state": state,
+            "reason": reason,
+            "seconds": round(now - self.began, 3),
+        }
         self.write_segments()
-        write_json(self.folder / STATUS, {
-            "state": state, "itr": step, "iterations": self.iterations, "reason": "" if state == "running" else reason,
-            "updated": now, "checkpoint": saved_step, "segments": len(self.segments), "job_id": job_name(), **more})
+        write_json(
+            self.folder / STATUS,
+            {
+                "state": state,
+                "itr": step,
+                "iterations": self.iterations,
+                "reason": "" if state == "running" else reason,
+                "updated": now,
+                "checkpoint": saved_step,
+                "segments": len(self.segments),
+                "job_id": job_name(),
+                **more,
+            },
+        )
 
     def note(self, **facts: Any) -> None:
         """Enter more into this job's row, unless another process has taken the experiment over."""

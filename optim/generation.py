@@ -22,7 +22,9 @@ from optim.slots import Slots
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature 0: the likeliest token. top_k, top_p: only the likeliest k tokens, or the fewest that hold this mass (None: all)."""
+    """temperature 0: the likeliest token. top_k, top_p: only the likeliest k tokens, or the fewest that
+    hold this mass (None: all).
+    """
 
     temperature: float = 1.0
     top_k: int | None = None
@@ -31,10 +33,13 @@ class Sampling:
     def choose(self, logits: Tensor, generator: torch.Generator) -> int:
         """A token from logits (V,) on the CPU."""
         if not bool(logits.isfinite().all()):
-            raise UserError("the model's logits are not finite: its weights are ruined; take an older checkpoint")
+            raise UserError(
+                "the model's logits are not finite: its weights are ruined; take an older checkpoint"
+            )
         if self.temperature == 0:
             return int(logits.argmax())
-        # the whole vocabulary is sorted only where its order matters: that takes longer than all the rest of a choice
+        # the whole vocabulary is sorted only where its order matters: that takes longer than all the rest of
+        # a choice
         tokens = None
         if self.top_k is not None:
             logits, tokens = logits.topk(min(self.top_k, len(logits)))
@@ -44,7 +49,11 @@ class Sampling:
         if self.top_p is not None:
             odds[1:][(odds.cumsum(0) - odds)[1:] >= self.top_p] = 0
         reached = odds.cumsum(0)
-        place = int(torch.searchsorted(reached, torch.rand((), dtype=torch.float64, generator=generator) * reached[-1], right=True))
+        place = int(
+            torch.searchsorted(
+                reached, torch.rand((), dtype=torch.float64, generator=generator) * reached[-1], right=True
+            )
+        )
         place = min(place, len(odds) - 1)
         return place if tokens is None else int(tokens[place])
 
@@ -55,9 +64,16 @@ class Session:
     Routed models must route by threshold: capacities would ask for tokens that are not there yet.
     """
 
-    def __init__(self, model: Transformer, rows: int, device: torch.device,
-                 autocast: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
-        assert model.settings.row.policy not in ROUTED_POLICIES or model.settings.routing == "threshold", "capacities look at later tokens"
+    def __init__(
+        self,
+        model: Transformer,
+        rows: int,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        assert model.settings.row.policy not in ROUTED_POLICIES or model.settings.routing == "threshold", (
+            "capacities look at later tokens"
+        )
         self.model, self.device, self.autocast = model.to(device).eval(), device, autocast
         self.rows: list[list[int]] = [[] for _ in range(rows)]
         self.taken = [0.0] * model.settings.n_repeat  # tokens that took part in each pass
@@ -68,20 +84,32 @@ class Session:
 
     @torch.no_grad()
     def feed(self, new: Sequence[Sequence[int]]) -> Tensor:
-        """Append tokens to each row (some may get none) -> logits (B, V) after the last of them, float32 on the CPU."""
+        """Append tokens to each row (some may get none) -> logits (B, V) after the last of them, float32
+        on the CPU.
+        """
         for row, more in zip(self.rows, new, strict=True):
             row.extend(more)
         longest, fed = self.model.settings.sequence_length, new
         if max(length + len(more) for length, more in zip(self.lengths, new, strict=True)) > longest:
             held = [length + len(more) for length, more in zip(self.lengths, new, strict=True)]
-            fed = [row[-(count if count <= longest else longest // 2 + 1):] for row, count in zip(self.rows, held, strict=True)]
+            fed = [
+                row[-(count if count <= longest else longest // 2 + 1) :]
+                for row, count in zip(self.rows, held, strict=True)
+            ]
             self._restart()
         width = max(map(len, fed))
         idx = torch.tensor([[*more, *[0] * (width - len(more))] for more in fed], device=self.device)
-        positions = torch.tensor([[*range(length, length + len(more)), *[longest] * (width - len(more))]
-                                  for length, more in zip(self.lengths, fed, strict=True)], device=self.device)
+        positions = torch.tensor(
+            [
+                [*range(length, length + len(more)), *[longest] * (width - len(more))]
+                for length, more in zip(self.lengths, fed, strict=True)
+            ],
+            device=self.device,
+        )
         self.lengths = [length + len(more) for length, more in zip(self.lengths, fed, strict=True)]
-        self.slots.begin(positions, max(self.lengths), ragged=len(set(self.lengths)) > 1 or len(set(map(len, fed))) > 1)
+        self.slots.begin(
+            positions, max(self.lengths), ragged=len(set(self.lengths)) > 1 or len(set(map(len, fed))) > 1
+        )
         with self.autocast():
             out = self.model(idx, memory=self.slots)
             norm, weight = self.model.head
@@ -98,11 +126,20 @@ class Session:
         return [taken / self.taken[0] for taken in self.taken[1:]]
 
 
-def generate(session: Session, prompts: Sequence[Sequence[int]], most: int, sampling: Sampling, seed: int, vocabulary: int,
-             ends: Callable[[int, list[int]], bool]) -> Iterator[tuple[int, int]]:
-    """Yield (row, token) as they are found, until each row has `most` or `ends(row, its new tokens)`, which is asked once a token.
+def generate(
+    session: Session,
+    prompts: Sequence[Sequence[int]],
+    most: int,
+    sampling: Sampling,
+    seed: int,
+    vocabulary: int,
+    ends: Callable[[int, list[int]], bool],
+) -> Iterator[tuple[int, int]]:
+    """Yield (row, token) as they are found, until each row has `most` or `ends(row, its new tokens)`, which
+    is asked once a token.
 
-    Each row has a generator of its own, so that what it says does not depend on the others. Tokens are below `vocabulary`.
+    Each row has a generator of its own, so that what it says does not depend on the others. Tokens are below
+    `vocabulary`.
     """
     generators = [torch.Generator().manual_seed(seed + row) for row in range(len(prompts))]
     said: list[list[int]] = [[] for _ in prompts]

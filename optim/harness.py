@@ -1,4 +1,6 @@
-"""Our models as EleutherAI's lm-evaluation-harness sees one (the only file that needs lm_eval to be imported)."""
+"""Our models as EleutherAI's lm-evaluation-harness sees one (the only file that needs lm_eval to be
+imported).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ MOST_NEW_TOKENS = 256  # of tasks that state none, as the harness's own models h
 
 
 class CheckpointLM(TemplateLM):
-    """Text in, numbers out: GPT-2's BPE (tiktoken's encoding) around a Scorer. Text is never read as a special token."""
+    """Text in, numbers out: GPT-2's BPE (tiktoken's encoding) around a Scorer.
+
+    Text is never read as a special token.
+    """
 
     def __init__(self, scorer: Scorer, encoding: Any) -> None:
         super().__init__()
@@ -29,12 +34,16 @@ class CheckpointLM(TemplateLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         return self.encoding.encode_ordinary(string)
 
-    def _score(self, requests: Sequence[tuple[list[int], list[int]]], quiet: bool) -> list[tuple[float, bool]]:
-        with tqdm(total=len(requests), desc="scoring", disable=quiet or None) as bar:  # None: no bar where there is no terminal
+    def _score(
+        self, requests: Sequence[tuple[list[int], list[int]]], quiet: bool
+    ) -> list[tuple[float, bool]]:
+        # None: no bar where there is no terminal
+        with tqdm(total=len(requests), desc="scoring", disable=quiet or None) as bar:
             return self.scorer.loglikelihoods(requests, progress=bar.update)
 
-    def _loglikelihood_tokens(self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False,
-                              **kwargs: Any) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
+    ) -> list[tuple[float, bool]]:
         return self._score([(context, continuation) for _, context, continuation in requests], disable_tqdm)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
@@ -43,15 +52,22 @@ class CheckpointLM(TemplateLM):
         return [total for total, _ in self._score(encoded, disable_tqdm)]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Greedy continuations, cut before the first of the task's stop strings. Raises UserError for a task that samples."""
+        """Greedy continuations, cut before the first of the task's stop strings.
+
+        Raises UserError for a task that samples.
+        """
         prompts, stops = [], []
         for request in requests:
             context, wishes = request.args
             if wishes.get("do_sample") and wishes.get("temperature", 1.0) > 0:
-                raise UserError(f"task {request.task_name} asks for sampled text; only greedy decoding is supported")
+                raise UserError(
+                    f"task {request.task_name} asks for sampled text; only greedy decoding is supported"
+                )
             until = wishes.get("until") or []
             stops.append([until] if isinstance(until, str) else list(until))
-            prompts.append((self.tok_encode(context) or [END_OF_TEXT], int(wishes.get("max_gen_toks", MOST_NEW_TOKENS))))
+            prompts.append(
+                (self.tok_encode(context) or [END_OF_TEXT], int(wishes.get("max_gen_toks", MOST_NEW_TOKENS)))
+            )
 
         def finished(row: int, tokens: list[int]) -> bool:
             return tokens[-1] == END_OF_TEXT or any(stop in self._text(tokens) for stop in stops[row])

@@ -1,7 +1,9 @@
-"""Earlier results of an experiment, when a run goes on from a point before its end: what keeps a number of its own, what is set aside.
+"""Earlier results of an experiment, when a run goes on from a point before its end: what keeps a number of
+its own, what is set aside.
 
-A file's number is that of the step that it holds, whatever the run is at. Nothing is replaced by something else: what must make
-way is renamed (`ckpt_20.pt.abandoned`, `ckpt.pt.damaged`), and a reader of the folder no longer takes it for a result.
+A file's number is that of the step that it holds, whatever the run is at. Nothing is replaced by something
+else: what must make way is renamed (`ckpt_20.pt.abandoned`, `ckpt.pt.damaged`), and a reader of the folder no
+longer takes it for a result.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from optim.reader import Record
 
 
 def set_aside(path: Path, why: str, name: str | None = None) -> Path:
-    """Rename a file to `name` (its own) with a suffix, `.2` and so on where that is taken; returns the new path."""
+    """Rename a file to `name` (its own) with a suffix, `.2` and so on where that is taken; returns the new
+    path.
+    """
     target = free_name(path.with_name(name or path.name), why)
     os.replace(path, target)
     sync_folder(path.parent)
@@ -26,9 +30,11 @@ def set_aside(path: Path, why: str, name: str | None = None) -> Path:
 
 
 def make_way(path: Path, step: int) -> None:
-    """Before a checkpoint of a step is written: what has its name and is of another step gets its own name, or is set aside.
+    """Before a checkpoint of a step is written: what has its name and is of another step gets its own name,
+    or is set aside.
 
-    A damaged file whose name gives that very step makes way for the good one; a damaged ckpt.pt may have been of any step.
+    A damaged file whose name gives that very step makes way for the good one; a damaged ckpt.pt may have been
+    of any step.
     """
     there = step_in(path) if path.exists() else step
     if there == step or (there is None and step_of(path) == step):
@@ -53,10 +59,12 @@ def _rename(path: Path, target: Path) -> Path:
 
 
 def keep_final(loaded: Path) -> Path:
-    """Give the final files of an experiment that is being extended the number of their own step: they stay beside the new ones.
+    """Give the final files of an experiment that is being extended the number of their own step: they stay
+    beside the new ones.
 
-    loaded: its own checkpoint, from which the extension starts; returns where that is afterwards. A ckpt.pt that was passed over
-    keeps its name; a summary whose checkpoint was passed over is set aside, as another checkpoint may take that number.
+    loaded: its own checkpoint, from which the extension starts; returns where that is afterwards. A ckpt.pt
+    that was passed over keeps its name; a summary whose checkpoint was passed over is set aside, as another
+    checkpoint may take that number.
     """
     summary, step = loaded.with_name(SUMMARY), step_in(loaded)
     of = summary_step(summary)
@@ -64,7 +72,11 @@ def keep_final(loaded: Path) -> Path:
         _rename(summary, summary.with_name(f"summary_{of}.json"))
     elif of is not None:
         set_aside(summary, ABANDONED, f"summary_{of}.json")
-    return _rename(loaded, loaded.with_name(f"ckpt_{step}.pt")) if loaded.name == FINAL and step is not None else loaded
+    return (
+        _rename(loaded, loaded.with_name(f"ckpt_{step}.pt"))
+        if loaded.name == FINAL and step is not None
+        else loaded
+    )
 
 
 def summary_step(path: Path) -> int | None:
@@ -74,7 +86,9 @@ def summary_step(path: Path) -> int | None:
 
 
 def roll_back(folder: Path, step: int) -> list[str]:
-    """Set aside every checkpoint, summary and evaluation of beyond a step; returns the names that they had."""
+    """Set aside every checkpoint, summary and evaluation of beyond a step; returns the names that they
+    had.
+    """
     names = []
     for path in [*numbered(folder), folder / FINAL, folder / BEST]:
         if not path.exists():

@@ -1,7 +1,9 @@
-"""--init_from: a training that begins with the weights of another one, under a fresh optimiser, on any data and schedule.
+"""--init_from: a training that begins with the weights of another one, under a fresh optimiser, on any data
+and schedule.
 
-What it began with is part of the experiment's identity by its content: the SHA-256 of the file is kept in every checkpoint and in
-summary.json. The file itself is read once, when the experiment begins; to resume, it need not be there any more.
+What it began with is part of the experiment's identity by its content: the SHA-256 of the file is kept in
+every checkpoint and in summary.json. The file itself is read once, when the experiment begins; to resume, it
+need not be there any more.
 """
 
 from __future__ import annotations
@@ -19,8 +21,22 @@ if TYPE_CHECKING:
     from models.transformer import Transformer
 
 FLAG = "--init_from"
-SHAPING = ("model", "vocab_size", "n_layer", "n_embd", "n_head", "n_layer_begin", "n_layer_end", "n_repeat", "bias", "positional_encoder",
-           "depth_embedding", "disable_ln_mid", "depth_random_method")  # flags that say which weights there are, and of what shape
+SHAPING = (
+    "model",
+    "vocab_size",
+    "n_layer",
+    "n_embd",
+    "n_head",
+    "n_layer_begin",
+    "n_layer_end",
+    "n_repeat",
+    "bias",
+    "positional_encoder",
+    # flags that say which weights there are, and of what shape
+    "depth_embedding",
+    "disable_ln_mid",
+    "depth_random_method",
+)
 
 
 def describe(path: Path, given: str) -> dict[str, str]:
@@ -37,24 +53,38 @@ def find(given: str) -> Path:
 
 
 def differences(given: str | None, kept: Any) -> list[str]:
-    """A line where the flag means other weights than those that an experiment began with (`kept`, of `describe`).
+    """A line where the flag means other weights than those that an experiment began with (`kept`, of
+    `describe`).
 
-    A file is known by what it holds. One that is gone, or a folder, whose newest checkpoint may be another one by now, is known by
-    how it was called. That only one of the two has the flag is told with the other flags (config.identity).
+    A file is known by what it holds. One that is gone, or a folder, whose newest checkpoint may be another
+    one by now, is known by how it was called. That only one of the two has the flag is told with the other
+    flags (config.identity).
     """
     if given is None or not isinstance(kept, dict):
         return []
     if Path(given).is_file():
         is_same = describe(Path(given), given)["sha256"] == kept["sha256"]
     else:
-        is_same = weights_label(given) == weights_label(kept["given"]) or describe(find(given), given)["sha256"] == kept["sha256"]
-    return [] if is_same else [f"{FLAG} {given}: the training began with other weights, of {kept['file']} ({kept['sha256'][:12]})"]
+        is_same = (
+            weights_label(given) == weights_label(kept["given"])
+            or describe(find(given), given)["sha256"] == kept["sha256"]
+        )
+    return (
+        []
+        if is_same
+        else [
+            f"{FLAG} {given}: the training began with other weights, of {kept['file']}"
+            f" ({kept['sha256'][:12]})"
+        ]
+    )
 
 
 def load(model: Transformer, path: Path) -> dict[str, Any]:
-    """Put the weights of a checkpoint, ours or the authors', into a new model. Returns all that the checkpoint holds.
+    """Put the weights of a checkpoint, ours or the authors', into a new model. Returns all that the
+    checkpoint holds.
 
-    Raises UserError with a line for each kind of weight that does not fit, and for the flags that would make it fit.
+    Raises UserError with a line for each kind of weight that does not fit, and for the flags that would make
+    it fit.
     """
     from models.weights import load_weights
     from optim.checkpoint import load_checkpoint
@@ -64,16 +94,23 @@ def load(model: Transformer, path: Path) -> dict[str, Any]:
     wrong = _misfits(model, state["model"])
     if wrong:
         settings = state.get("args") or (Record(path.parent, problems=[]).summary or {}).get("args")
-        raise UserError("\n".join([f"{FLAG} {path} does not fit this model:", *wrong, *_flags_that_fit(model, settings)]))
+        raise UserError(
+            "\n".join([f"{FLAG} {path} does not fit this model:", *wrong, *_flags_that_fit(model, settings)])
+        )
     try:
-        load_weights(model, {name: value for name, value in state["model"].items() if not name.endswith("wpe.freqs")})  # computed, not trained
+        # computed, not trained
+        load_weights(
+            model, {name: value for name, value in state["model"].items() if not name.endswith("wpe.freqs")}
+        )
     except UserError as error:
         raise UserError(f"{FLAG} {path}: {error}") from None
     return state
 
 
 def _misfits(model: Transformer, state: Mapping[str, Any]) -> list[str]:
-    """A line for each kind of weight that a model and a state dict do not share, or share in another shape; blocks of a stack together."""
+    """A line for each kind of weight that a model and a state dict do not share, or share in another
+    shape; blocks of a stack together.
+    """
     from models.weights import WRAPPERS, may_differ
 
     mine: dict[str, Any] = model.state_dict()
@@ -90,7 +127,10 @@ def _misfits(model: Transformer, state: Mapping[str, Any]) -> list[str]:
         if what:
             kind = re.sub(r"\.\d+\.", ".N.", name), what
             kinds[kind] = kinds.get(kind, 0) + 1
-    return [f"{name} {what}" + (f" ({count} blocks)" if count > 1 else "") for (name, what), count in kinds.items()]
+    return [
+        f"{name} {what}" + (f" ({count} blocks)" if count > 1 else "")
+        for (name, what), count in kinds.items()
+    ]
 
 
 def _flags_that_fit(model: Transformer, settings: Any) -> list[str]:
@@ -98,5 +138,9 @@ def _flags_that_fit(model: Transformer, settings: Any) -> list[str]:
     mine = vars(model.settings)
     if not isinstance(settings, Mapping):
         return []
-    other = [f"--{name} {settings[name]} (here {mine[name]})" for name in SHAPING if name in settings and settings[name] != mine[name]]
+    other = [
+        f"--{name} {settings[name]} (here {mine[name]})"
+        for name in SHAPING
+        if name in settings and settings[name] != mine[name]
+    ]
     return [f"it was trained with {', '.join(other)}"] if other else []

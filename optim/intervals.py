@@ -4,11 +4,12 @@
     found = interval(losses, documents)                         # losses (windows,)
     found.mean, found.low, found.high, found.sem, found.clusters.words()
 
-Windows are grouped in long stretches, and by document where meta.json tells what ends one; the wider of the two intervals counts, as
-neighbouring documents may be alike too. The error of the mean is the delete-one jackknife over the groups, with Student's t. Its degrees of
-freedom are those of as many groups of equal size as tell as much: Carter, Schnepel and Steigerwald (2017), Review of Economics and
-Statistics 99(4), for groups without a correlation inside; the jackknife makes up for the correlation that there is.
-For pairs, give the differences of two models' losses.
+Windows are grouped in long stretches, and by document where meta.json tells what ends one; the wider of the
+two intervals counts, as neighbouring documents may be alike too. The error of the mean is the delete-one
+jackknife over the groups, with Student's t. Its degrees of freedom are those of as many groups of equal size
+as tell as much: Carter, Schnepel and Steigerwald (2017), Review of Economics and Statistics 99(4), for groups
+without a correlation inside; the jackknife makes up for the correlation that there is. For pairs, give the
+differences of two models' losses.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
 LEVEL = 0.95
 SAMPLE = "spread evenly"  # how windows are chosen where not all are read
-BLOCKS, FEWEST_BLOCKS = 20, 8  # stretches of text; more would be shorter, and so depend on each other; fewer would tell less of the spread
+# stretches of text; more would be shorter, and so depend on each other; fewer would tell less of the spread
+BLOCKS, FEWEST_BLOCKS = 20, 8
 BLOCK_WINDOWS = 16  # in a stretch, where there are enough for the fewest
 FEWEST_DOCUMENTS = 3.0  # as if of equal size; fewer tell nothing of the spread
 FEW_DOCUMENTS = 8.0  # as if of equal size; an interval by fewer holds the mean less often than it says
@@ -50,11 +52,17 @@ class Clusters:
         """For people."""
         worth = equal_clusters(self.of)
         if self.kind == "documents":
-            said = f"{self.count:,} documents" + (f", worth {worth:,.0f} of equal length" if worth < UNEQUAL * self.count else "")
+            said = f"{self.count:,} documents" + (
+                f", worth {worth:,.0f} of equal length" if worth < UNEQUAL * self.count else ""
+            )
             return said if worth >= FEW_DOCUMENTS else f"{said}: too few to be relied on"
         length = self.of.size / self.count
         said = f"{self.count} stretches of {length:,.0f} windows"
-        return said if length >= BLOCK_WINDOWS else f"{said}: too short to be relied on where documents are longer"
+        return (
+            said
+            if length >= BLOCK_WINDOWS
+            else f"{said}: too short to be relied on where documents are longer"
+        )
 
 
 @dataclass(frozen=True)
@@ -79,8 +87,11 @@ def equal_clusters(of: NDArray[np.int64]) -> float:
     return float(sizes.sum() ** 2 / (sizes**2).sum())
 
 
-def documents_of(windows: TokenWindows, chosen: NDArray[np.int64], meta: Mapping[str, Any]) -> NDArray[np.int64] | None:
-    """The document in which the middle of each chosen window lies, counted from the beginning of the split; (windows,) int64.
+def documents_of(
+    windows: TokenWindows, chosen: NDArray[np.int64], meta: Mapping[str, Any]
+) -> NDArray[np.int64] | None:
+    """The document in which the middle of each chosen window lies, counted from the beginning of the split;
+    (windows,) int64.
 
     None where meta.json does not tell which token ends a document.
     """
@@ -88,8 +99,14 @@ def documents_of(windows: TokenWindows, chosen: NDArray[np.int64], meta: Mapping
     if not isinstance(end_of_text, int):
         return None
     middles = chosen * windows.length + windows.length // 2
-    ends = np.concatenate([np.flatnonzero(tokens[first:first + SLICE] == end_of_text) + first for first in range(0, tokens.size, SLICE)])
-    return np.searchsorted(ends, middles).astype(np.int64)  # an end of text belongs to the document that it ends
+    ends = np.concatenate(
+        [
+            np.flatnonzero(tokens[first : first + SLICE] == end_of_text) + first
+            for first in range(0, tokens.size, SLICE)
+        ]
+    )
+    # an end of text belongs to the document that it ends
+    return np.searchsorted(ends, middles).astype(np.int64)
 
 
 def stretches(n_windows: int) -> NDArray[np.int64]:
@@ -99,7 +116,9 @@ def stretches(n_windows: int) -> NDArray[np.int64]:
 
 
 def interval(values: NDArray[np.float64], documents: NDArray[np.int64] | None) -> Interval | None:
-    """Of the mean of values (windows,), in the order of the text; None of a single window, which tells nothing of the spread."""
+    """Of the mean of values (windows,), in the order of the text; None of a single window, which tells
+    nothing of the spread.
+    """
     if values.size < 2:
         return None
     found = [_jackknife(values, Clusters("blocks", stretches(values.size)))]
@@ -112,7 +131,8 @@ def _jackknife(values: NDArray[np.float64], clusters: Clusters) -> Interval:
     _, of = np.unique(clusters.of, return_inverse=True)
     sizes = np.bincount(of).astype(np.float64)
     mean = float(values.mean())
-    # the mean without a cluster moves from that of all by this much; no difference of large sums, so that equal values have no error
+    # the mean without a cluster moves from that of all by this much; no difference of large sums, so that
+    # equal values have no error
     moves = np.bincount(of, weights=values - mean) / (sizes.sum() - sizes)
     sem = math.sqrt((sizes.size - 1) / sizes.size * float((moves**2).sum()))
     half = students_t(max(equal_clusters(of) - 1, 1.0)) * sem
@@ -120,10 +140,16 @@ def _jackknife(values: NDArray[np.float64], clusters: Clusters) -> Interval:
 
 
 def students_t(degrees: float) -> float:
-    """Two-sided 95% quantile of Student's t (Abramowitz and Stegun 26.7.5): to 0.1% from 4 degrees on; exact at 1."""
+    """Two-sided 95% quantile of Student's t (Abramowitz and Stegun 26.7.5): to 0.1% from 4 degrees on;
+    exact at 1.
+    """
     if degrees == 1:
         return math.tan(math.pi * LEVEL / 2)
     z = NormalDist().inv_cdf((1 + LEVEL) / 2)
-    return (z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-            + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
-            + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * degrees**4))
+    return (
+        z
+        + (z**3 + z) / (4 * degrees)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
+        + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * degrees**4)
+    )

@@ -1,9 +1,11 @@
-"""Who trains an experiment: one process at a time, also where the file system has no locks, and past dead holders.
+"""Who trains an experiment: one process at a time, also where the file system has no locks, and past dead
+holders.
 
-The holder keeps a flock and renews the time of the file `lock`, which names it. A flock alone is not enough: some
-cluster mounts keep locks within a node, some have none. So a lock that is free is taken at once only where its last
-holder gave it up or was on this host; otherwise its file is watched, and taken when nobody has renewed it for a while.
-Whoever finds another name in the file has lost the experiment and stops without writing.
+The holder keeps a flock and renews the time of the file `lock`, which names it. A flock alone is not enough:
+some cluster mounts keep locks within a node, some have none. So a lock that is free is taken at once only
+where its last holder gave it up or was on this host; otherwise its file is watched, and taken when nobody has
+renewed it for a while. Whoever finds another name in the file has lost the experiment and stops without
+writing.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from processes import is_running
 
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0  # silence after which a holder on another host counts as dead
-YIELD_SECONDS = 900.0  # how long an earlier start of the same job may take to notice that it has been replaced
+# how long an earlier start of the same job may take to notice that it has been replaced
+YIELD_SECONDS = 900.0
 TAKEN_OVER = "another process has taken the experiment over"
 SETTLE_SECONDS = 2.0  # without flock: time in which two that write at once see each other
 
@@ -56,7 +59,9 @@ def name_of(holder: dict[str, Any]) -> str:
 
 
 def holder(path: Path) -> str | None:
-    """Who seems to hold a lock, without trying to take it: it was renewed lately, and is not of a dead process here."""
+    """Who seems to hold a lock, without trying to take it: it was renewed lately, and is not of a dead
+    process here.
+    """
     who = read_holder(path)
     if not who or time.time() - path.stat().st_mtime > STALE_SECONDS:
         return None
@@ -67,13 +72,21 @@ def holder(path: Path) -> str | None:
 
 
 class Lock:
-    """Held from construction until `release`, or the end of the process. Raises UserError where another holds it."""
+    """Held from construction until `release`, or the end of the process.
+
+    Raises UserError where another holds it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lost = False
-        self.me = {"job": job_name(), "restart": restart_count(), "host": socket.gethostname(), "pid": os.getpid(),
-                   "token": secrets.token_hex(8)}
+        self.me = {
+            "job": job_name(),
+            "restart": restart_count(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "token": secrets.token_hex(8),
+        }
         self._file: IO[str] = open(path, "a+")  # noqa: SIM115  # held open
         self._released = threading.Event()
         self._take()
@@ -109,7 +122,11 @@ class Lock:
 
     def _is_earlier_start(self, holder: dict[str, Any]) -> bool:
         """Whether SLURM gave the holder up for lost, requeued it, and this is its next start."""
-        return holder.get("job") == self.me["job"] and "SLURM_JOB_ID" in os.environ and holder.get("restart", 0) < restart_count()
+        return (
+            holder.get("job") == self.me["job"]
+            and "SLURM_JOB_ID" in os.environ
+            and holder.get("restart", 0) < restart_count()
+        )
 
     def _replace_earlier_start(self) -> None:
         """Put this process's name into the file, and wait until the earlier start has seen it and ended."""

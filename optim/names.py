@@ -14,7 +14,8 @@ METRICS = "metrics.jsonl"
 FINAL = "ckpt.pt"
 BEST = "best.pt"
 STOP = "stop"
-EVALUATION, SWEEP = "eval_summary_{}.json", "ppl_per_mac.json"  # of a checkpoint's name; of all compute budgets
+# of a checkpoint's name; of all compute budgets
+EVALUATION, SWEEP = "eval_summary_{}.json", "ppl_per_mac.json"
 PARTIAL = "eval_partial_{}.npz"  # of an evaluation that was cut short: of what, and a hash of its settings
 OF_TRAINING = "training"
 EVALUATIONS = (EVALUATION.format("*"), "ppl_per_mac*.json")
@@ -40,8 +41,14 @@ def numbered(folder: Path) -> list[Path]:
 
 
 def intermediate(folder: Path, kept: Collection[int] = ()) -> list[Path]:
-    """The numbered checkpoints, newest first, but for those of steps that are kept, and of final ones before an extension (`summary_N.json`)."""
-    return [path for path in numbered(folder) if step_of(path) not in kept and not (folder / f"summary_{step_of(path)}.json").exists()]
+    """The numbered checkpoints, newest first, but for those of steps that are kept, and of final ones
+    before an extension (`summary_N.json`).
+    """
+    return [
+        path
+        for path in numbered(folder)
+        if step_of(path) not in kept and not (folder / f"summary_{step_of(path)}.json").exists()
+    ]
 
 
 def free_name(path: Path, suffix: str) -> Path:

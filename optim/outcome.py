@@ -2,7 +2,8 @@
 
     ending = Ending(folder, copy)          # before anything can go wrong
     ending.take(lock); ending.held = True  # this run has the experiment
-    outcome = ending.recorded(work)        # `work` returns an Outcome; an error makes one too, and is raised on
+    outcome = ending.recorded(work)        # `work` returns an Outcome; an error makes one too, and is raised
+                                           on
 
 A run that is killed outright writes none; the job that started it then writes one for it (iridis/chain.py).
 """
@@ -39,13 +40,23 @@ class Kind(StrEnum):
     REPLACED = "replaced"  # another process has taken the experiment over
 
 
-CODES = {Kind.FINISHED: 0, Kind.COMPLETE: 0, Kind.PAUSED: STOPPED, Kind.STOPPED: STOPPED, Kind.REFUSED: BAD_INPUT,
-         Kind.BAD_NUMBERS: BAD_INPUT, Kind.CRASHED: 1, Kind.OUT_OF_MEMORY: 1, Kind.REPLACED: BAD_INPUT}
+CODES = {
+    Kind.FINISHED: 0,
+    Kind.COMPLETE: 0,
+    Kind.PAUSED: STOPPED,
+    Kind.STOPPED: STOPPED,
+    Kind.REFUSED: BAD_INPUT,
+    Kind.BAD_NUMBERS: BAD_INPUT,
+    Kind.CRASHED: 1,
+    Kind.OUT_OF_MEMORY: 1,
+    Kind.REPLACED: BAD_INPUT,
+}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """step: where the training was, None where it had not begun. by_hand: a person stopped it, so it must not go on by itself.
+    """step: where the training was, None where it had not begun. by_hand: a person stopped it, so it must not
+    go on by itself.
 
     code: what main.py ends with, but for torchrun, under which a clean stop ends with 0.
     """
@@ -73,7 +84,13 @@ class Outcome:
         return "stopped" if self.kind in (Kind.PAUSED, Kind.STOPPED) else "failed"
 
     def as_json(self) -> dict[str, Any]:
-        return {"code": self.code, "kind": str(self.kind), "reason": self.reason, "step": self.step, "by_hand": self.by_hand}
+        return {
+            "code": self.code,
+            "kind": str(self.kind),
+            "reason": self.reason,
+            "step": self.step,
+            "by_hand": self.by_hand,
+        }
 
 
 def ended(kind: Kind, reason: str, step: int | None = None, by_hand: bool = False) -> Outcome:
@@ -95,7 +112,11 @@ def of_error(error: BaseException, step: int | None = None) -> Outcome:
         kind = Kind.CRASHED if error.errno in PASSING_FAULTS else Kind.REFUSED
         return ended(kind, f"{error.filename or 'writing'}: {error.strerror}", step)
     # torch.OutOfMemoryError on a GPU; the allocator of CPUs raises a RuntimeError with its name
-    no_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: " in words
+    no_memory = (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator: " in words
+    )
     return ended(Kind.OUT_OF_MEMORY if no_memory else Kind.CRASHED, words, step)
 
 
@@ -115,16 +136,22 @@ def read_outcome(path: Path) -> Outcome | None:
     except (OSError, ValueError, TypeError, KeyError):
         return None
     step, code, reason = (value.get(name) for name in ("step", "code", "reason"))
-    return Outcome(kind, str(reason or "")[:LONGEST_REASON], step if isinstance(step, int) else None,
-                   code if isinstance(code, int) else CODES[kind], value.get("by_hand") is True)
+    return Outcome(
+        kind,
+        str(reason or "")[:LONGEST_REASON],
+        step if isinstance(step, int) else None,
+        code if isinstance(code, int) else CODES[kind],
+        value.get("by_hand") is True,
+    )
 
 
 class Ending:
-    """Writes how this process's run ended: into the experiment's folder, and into `copy` for the job that started it.
+    """Writes how this process's run ended: into the experiment's folder, and into `copy` for the job that
+    started it.
 
-    Of several processes the main one speaks for all, unless another one alone met an error. The first that fails is believed:
-    the others then fail for the loss of their connection. Nothing is written into the folder of an experiment that another
-    run has.
+    Of several processes the main one speaks for all, unless another one alone met an error. The first that
+    fails is believed: the others then fail for the loss of their connection. Nothing is written into the
+    folder of an experiment that another run has.
     """
 
     def __init__(self, folder: Path, copy: Path | None) -> None:

@@ -1,9 +1,10 @@
-"""What an evaluation has summed up before it was cut short: it may take longer than a job, and the next one goes on from there.
+"""What an evaluation has summed up before it was cut short: it may take longer than a job, and the next one
+goes on from there.
 
-    kept = PartialSums(folder, "ckpt_40", model, facts_of(args, batch_size, data, device), print)
-    done = kept.load(sums, by_window)           # how many batches are in them by now
-    kept.save(done + 1, sums, by_window)
-    kept.remove()
+kept = PartialSums(folder, "ckpt_40", model, facts_of(args, batch_size, data, device), print)
+done = kept.load(sums, by_window)           # how many batches are in them by now
+kept.save(done + 1, sums, by_window)
+kept.remove()
 """
 
 from __future__ import annotations
@@ -26,14 +27,24 @@ from optim.names import PARTIAL
 from optim.setup import autocast_dtype
 
 
-def facts_of(args: Namespace, batch_size: int, data: Mapping[str, Any] | None, device: torch.device, sample: str = "") -> dict[str, Any]:
+def facts_of(
+    args: Namespace, batch_size: int, data: Mapping[str, Any] | None, device: torch.device, sample: str = ""
+) -> dict[str, Any]:
     """All that changes an evaluation's sums, except the weights.
 
-    data: of both splits, as data.bins.identity_of has it. sample: how windows are chosen where they are not the first ones.
+    data: of both splits, as data.bins.identity_of has it. sample: how windows are chosen where they are not
+    the first ones.
     """
     chosen = {"sample": sample} if sample else {}
-    return {**chosen, "settings": evaluation_of(vars(args), without=BATCH), "batch_size": batch_size, "data": (data or {}).get("val"),
-            "precision": str(autocast_dtype(args.dtype, device)), "device": device.type, "torch": torch.__version__}
+    return {
+        **chosen,
+        "settings": evaluation_of(vars(args), without=BATCH),
+        "batch_size": batch_size,
+        "data": (data or {}).get("val"),
+        "precision": str(autocast_dtype(args.dtype, device)),
+        "device": device.type,
+        "torch": torch.__version__,
+    }
 
 
 def _text(facts: Mapping[str, Any]) -> bytes:
@@ -41,22 +52,33 @@ def _text(facts: Mapping[str, Any]) -> bytes:
 
 
 class PartialSums:
-    """A file of the main process, for the same weights, windows and arithmetic alone; anything else begins anew.
+    """A file of the main process, for the same weights, windows and arithmetic alone; anything else begins
+    anew.
 
-    say: tells a line. advanced: called when this process has kept more than it found; not where it had to begin anew, as one that
-    never gets further must not look like progress.
+    say: tells a line. advanced: called when this process has kept more than it found; not where it had to
+    begin anew, as one that never gets further must not look like progress.
     """
 
-    def __init__(self, folder: Path, name: str, model: nn.Module, facts: Mapping[str, Any], say: Callable[[str], object],
-                 advanced: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        model: nn.Module,
+        facts: Mapping[str, Any],
+        say: Callable[[str], object],
+        advanced: Callable[[], object] = lambda: None,
+    ) -> None:
         short = hashlib.sha256(_text(facts)).hexdigest()[:8]
-        self.path = folder / PARTIAL.format(f"{name}_{short}")  # another evaluation of the same checkpoint has a file of its own
+        # another evaluation of the same checkpoint has a file of its own
+        self.path = folder / PARTIAL.format(f"{name}_{short}")
         self.model, self.facts, self.say, self.advanced = model, facts, say, advanced
         self.found = 0
 
     @cached_property
     def key(self) -> str:
-        """A hash of the facts and of every weight; a second of work for a gigabyte, so only where it is needed."""
+        """A hash of the facts and of every weight; a second of work for a gigabyte, so only where it is
+        needed.
+        """
         told = hashlib.sha256(_text(self.facts))
         for name, value in self.model.state_dict().items():
             told.update(name.encode())
@@ -64,7 +86,9 @@ class PartialSums:
         return told.hexdigest()
 
     def load(self, sums: Tensor, by_window: Tensor) -> int:
-        """Fill both from the file and return the number of batches in them; 0 where there is none that is of this evaluation."""
+        """Fill both from the file and return the number of batches in them; 0 where there is none that is
+        of this evaluation.
+        """
         if not self.path.exists():
             return 0
         try:
@@ -75,9 +99,16 @@ class PartialSums:
             self.say(f"note: {self.path} is of an earlier version; the evaluation begins anew")
             return 0
         except Exception as error:  # whatever a damaged file makes of numpy's reader
-            self.say(f"note: {self.path} cannot be read ({' '.join(str(error).split())[:80]}); the evaluation begins anew")
+            self.say(
+                f"note: {self.path} cannot be read ({' '.join(str(error).split())[:80]}); the evaluation"
+                " begins anew"
+            )
             return 0
-        if key != self.key or [each.shape for each in kept] != [sums.shape, by_window.shape] or not 0 < done <= len(sums):
+        if (
+            key != self.key
+            or [each.shape for each in kept] != [sums.shape, by_window.shape]
+            or not 0 < done <= len(sums)
+        ):
             return 0
         for mine, old in zip((sums, by_window), kept, strict=True):
             mine.copy_(old)
@@ -86,7 +117,11 @@ class PartialSums:
         return done
 
     def save(self, done: int, sums: Tensor, by_window: Tensor) -> None:
-        """Keep the sums of the first `done` batches. An evaluation does not fail where that cannot be written."""
+        """Keep the sums of the first `done` batches.
+
+        An evaluation does not fail where that cannot be written.
+        """
+
         def write(path: Path) -> None:
             with open(path, "wb") as file:
                 np.savez(file, key=self.key, done=done, sums=sums.numpy(), by_window=by_window.numpy())
@@ -94,7 +129,10 @@ class PartialSums:
         try:
             replace_atomically(self.path, write)
         except OSError as error:
-            self.say(f"warning: {self.path} cannot be written ({error.strerror}): this evaluation, if it is cut short, begins anew")
+            self.say(
+                f"warning: {self.path} cannot be written ({error.strerror}): this evaluation, if it is cut"
+                " short, begins anew"
+            )
             return
         if self.found:
             self.advanced()

@@ -1,6 +1,7 @@
-"""The numbers and texts of a checkpoint, without its tensors and without torch: a few kilobytes of a file of gigabytes.
+"""The numbers and texts of a checkpoint, without its tensors and without torch: a few kilobytes of a file of
+gigabytes.
 
-    peek(path)["itr"]           # how many steps a checkpoint holds, whatever its name
+peek(path)["itr"]           # how many steps a checkpoint holds, whatever its name
 """
 
 from __future__ import annotations
@@ -43,9 +44,11 @@ class _Unpickler(pickle.Unpickler):
 
 
 def peek(path: Path) -> dict[str, Any] | None:
-    """The state in a checkpoint with `_Nothing` for each tensor; None for a file that holds none that can be read.
+    """The state in a checkpoint with `_Nothing` for each tensor; None for a file that holds none that can be
+    read.
 
-    Checksums of other records are not compared: whether a file is intact is for optim.checkpoint.fault to say.
+    Checksums of other records are not compared: whether a file is intact is for optim.checkpoint.fault to
+    say.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -65,7 +68,9 @@ def step_in(path: Path) -> int | None:
 
 
 def age(path: Path) -> tuple[float, float]:
-    """Steps that a checkpoint holds, then those that its name says; ckpt.pt goes before all that are alike."""
+    """Steps that a checkpoint holds, then those that its name says; ckpt.pt goes before all that are
+    alike.
+    """
     named = step_of(path)
     by_name = math.inf if named is None else named
     held = step_in(path)

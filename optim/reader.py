@@ -1,4 +1,5 @@
-"""What the folder of an experiment tells: the only place that reads status.json, segments.jsonl and summary.json to decide something.
+"""What the folder of an experiment tells: the only place that reads status.json, segments.jsonl and
+summary.json to decide something.
 
     record = Record(folder)                     # raises UserError for a damaged file
     record = Record(folder, problems=[])        # notes damage there, and goes on without the file
@@ -33,7 +34,8 @@ except ImportError:  # the status board needs nothing that is not in Python
 
 LARGEST_ROWS_BYTES = 1 << 29  # of a file of rows that is read whole: more than a million of them
 LARGEST_LOG = 1 << 26  # bytes of a file of rows that are read at most where damage is tolerated
-TAILS = (1 << 13, 1 << 16, 1 << 19, 1 << 22)  # bytes of a file of rows that are read, until they hold what is looked for
+# bytes of a file of rows that are read, until they hold what is looked for
+TAILS = (1 << 13, 1 << 16, 1 << 19, 1 << 22)
 Row = dict[str, Any]
 
 
@@ -68,11 +70,12 @@ def tail_of(path: Path, size: int) -> bytes:
         start = max(0, file.seek(0, os.SEEK_END) - size)
         file.seek(start)
         raw = file.read()
-    return raw[raw.find(b"\n") + 1:] if start else raw
+    return raw[raw.find(b"\n") + 1 :] if start else raw
 
 
 def read_rows(path: Path, problems: list[str], size: int | None = None) -> list[Row]:
-    """JSON objects, one a line, at most the last `size` bytes; what is wrong with the file goes to `problems`.
+    """JSON objects, one a line, at most the last `size` bytes; what is wrong with the file goes to
+    `problems`.
 
     A last line without its end is still being written, or a kill cut it short.
     """
@@ -112,7 +115,8 @@ def _rows_at_once(raw: bytes) -> list[Row] | None:
 
 
 def newest_rows(path: Path, problems: list[str], *groups: Sequence[str]) -> list[Row]:
-    """Of each group of kinds the last row, empty where the end of the file has none; what is wrong with that end goes to `problems`.
+    """Of each group of kinds the last row, empty where the end of the file has none; what is wrong with that
+    end goes to `problems`.
 
     Only as much is read, and only such lines are parsed, as it takes to find them.
     """
@@ -127,13 +131,17 @@ def newest_rows(path: Path, problems: list[str], *groups: Sequence[str]) -> list
             if not isinstance(error, FileNotFoundError):
                 problems.append(f"{path.name}: {error.strerror}")
             return found
-        damaged = {line for line in lines if line and not (line.startswith(b"{") and line.rstrip().endswith(b"}"))}
+        damaged = {
+            line for line in lines if line and not (line.startswith(b"{") and line.rstrip().endswith(b"}"))
+        }
         found = [_last_of([*lines, last], kinds, damaged) for kinds in groups]
         damaged.discard(last)  # still being written, or a kill cut it short
         if is_whole or all(found):
             break
     if damaged:
-        problems.append(f"{path.name}: {sum(line in damaged for line in lines)} of {len(lines)} lines are no JSON objects")
+        problems.append(
+            f"{path.name}: {sum(line in damaged for line in lines)} of {len(lines)} lines are no JSON objects"
+        )
     return found
 
 
@@ -160,7 +168,9 @@ def number(value: Any) -> float | None:
 
 
 def advanced(row: Row) -> bool:
-    """Whether a job of the ledger has brought the newest checkpoint on, or an evaluation that takes longer than a job."""
+    """Whether a job of the ledger has brought the newest checkpoint on, or an evaluation that takes longer
+    than a job.
+    """
     start, end = number(row.get("start_step")), number(row.get("end_step"))
     return row.get("evaluated") is True or (start is not None and end is not None and end > start)
 
@@ -204,14 +214,18 @@ class Record:
 
     @cached_property
     def ending(self) -> Outcome | None:
-        """How the last run ended that left no status at its end: the outcome, where it is no older than the status."""
+        """How the last run ended that left no status at its end: the outcome, where it is no older than
+        the status.
+        """
         with suppress(OSError):
             if (self.folder / OUTCOME).stat().st_mtime_ns >= (self.folder / STATUS).stat().st_mtime_ns:
                 return self.outcome
         return None
 
     def summary_of(self, checkpoint: str) -> Row | None:
-        """The summary that a checkpoint file had: of `ckpt_N.pt` that of its step, where it was final before an extension."""
+        """The summary that a checkpoint file had: of `ckpt_N.pt` that of its step, where it was final
+        before an extension.
+        """
         step = step_of(Path(checkpoint))
         own = None if step is None else self.object(f"summary_{step}.json")
         return self.summary if own is None else own
@@ -220,7 +234,9 @@ class Record:
 
     @cached_property
     def flags(self) -> Row | None:
-        """Flags of the training, by name: those that its newest checkpoint tells, else its summary; None where neither does."""
+        """Flags of the training, by name: those that its newest checkpoint tells, else its summary; None
+        where neither does.
+        """
         for path in (self.folder / FINAL, *numbered(self.folder)):
             told = (peek(path) or {}).get("args")
             if isinstance(told, dict):
@@ -260,11 +276,17 @@ class Record:
         return int(told) if told else None
 
     def steps_per_hour(self) -> float | None:
-        """Over the jobs that advanced, with all that they do: start, evaluate, save. What a kill lost does not count."""
+        """Over the jobs that advanced, with all that they do: start, evaluate, save.
+
+        What a kill lost does not count.
+        """
         steps = seconds = 0.0
         for row in self.segments:
-            start, end, reached, took = (number(row.get(key)) for key in ("start_step", "end_step", "reached", "seconds"))
-            if row is self.segments[-1] and self.status.get("state") == "running":  # its steps since the last checkpoint are not lost yet
+            start, end, reached, took = (
+                number(row.get(key)) for key in ("start_step", "end_step", "reached", "seconds")
+            )
+            # its steps since the last checkpoint are not lost yet
+            if row is self.segments[-1] and self.status.get("state") == "running":
                 end = max(end or 0, reached or 0)
             if start is not None and end is not None and took is not None and end > start and took > 0:
                 steps, seconds = steps + end - start, seconds + took
@@ -272,7 +294,9 @@ class Record:
 
     @property
     def slowest(self) -> tuple[float, float] | None:
-        """Seconds of the slowest step and of the slowest save that the last run has seen; None where it has not timed both."""
+        """Seconds of the slowest step and of the slowest save that the last run has seen; None where it
+        has not timed both.
+        """
         step, save = (number(self.status.get(f"slowest_{what}_seconds")) for what in ("step", "save"))
         return (step, save) if step and save and step > 0 and save > 0 else None
 
@@ -283,7 +307,10 @@ class Record:
 
 
 def printed(values: dict[str, object]) -> str:
-    """Lines NAME=VALUE, as iridis/lib.sh reads them: by name, never by place. Raises UserError where a value is more than a line."""
+    """Lines NAME=VALUE, as iridis/lib.sh reads them: by name, never by place.
+
+    Raises UserError where a value is more than a line.
+    """
     for name, value in values.items():
         if "\n" in str(value):
             raise UserError(f"{name} holds a line break: {value!r}")
@@ -298,9 +325,18 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{folder} is no folder")
     record = Record(folder)
     outcome = record.outcome
-    print(printed({"FINISHED": int(record.finished()), "FINISHED_AT": record.finished_at, "SAVED_STEP": record.saved_step,
-                   "ITERATIONS": record.iterations, "KIND": outcome.kind if outcome else None,
-                   "REASON": outcome.reason.replace("\n", "; ") if outcome else None}))
+    print(
+        printed(
+            {
+                "FINISHED": int(record.finished()),
+                "FINISHED_AT": record.finished_at,
+                "SAVED_STEP": record.saved_step,
+                "ITERATIONS": record.iterations,
+                "KIND": outcome.kind if outcome else None,
+                "REASON": outcome.reason.replace("\n", "; ") if outcome else None,
+            }
+        )
+    )
     return 0
 
 

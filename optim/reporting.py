@@ -1,4 +1,7 @@
-"""What a run tells: log lines, a progress bar on a terminal, metrics rows, Weights & Biases. Main process only."""
+"""What a run tells: log lines, a progress bar on a terminal, metrics rows, Weights & Biases.
+
+Main process only.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +27,31 @@ from processes import peak_kib
 log = logging.getLogger("cotformer")
 
 # dense matrix throughput in bfloat16 with float32 accumulation, FLOP/s, from the makers' data sheets
-PEAK_FLOPS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L40": 181e12,
-              "L4": 121e12, "A10": 125e12, "V100": 125e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "V100": 125e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
 
 # charts in Weights & Biases that bear the names of the reference repository too
-REFERENCE_NAMES = {"eval/val_loss": "val/loss", "eval/val_pp": "val/perplexity", "eval/val_acc": "val/acc", "train/lr": "lr",
-                   "eval/max_grad_norm": "train/max_grad_norm", "final/val_loss": "val/final-loss", "final/val_pp": "val/final-ppl",
-                   "final/val_acc": "val/final-acc"}
+REFERENCE_NAMES = {
+    "eval/val_loss": "val/loss",
+    "eval/val_pp": "val/perplexity",
+    "eval/val_acc": "val/acc",
+    "train/lr": "lr",
+    "eval/max_grad_norm": "train/max_grad_norm",
+    "final/val_loss": "val/final-loss",
+    "final/val_pp": "val/final-ppl",
+    "final/val_acc": "val/final-acc",
+}
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -52,7 +73,8 @@ class _Console(logging.Handler):
     """Lines above a progress bar, if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError):  # a full disk under the job's log must not end the training, whose own disk may have room
+        # a full disk under the job's log must not end the training, whose own disk may have room
+        with suppress(OSError):
             tqdm.write(self.format(record), file=sys.stdout)
             sys.stdout.flush()
 
@@ -69,7 +91,9 @@ def start_logging(is_main: bool) -> None:
 
 
 class _LogFile(logging.FileHandler):
-    """A line that finds no room, or its file gone stale, is left out: what matters more is written elsewhere and speaks up itself."""
+    """A line that finds no room, or its file gone stale, is left out: what matters more is written
+    elsewhere and speaks up itself.
+    """
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
@@ -90,11 +114,15 @@ def log_to_file(path: Path) -> None:
 def account(args: Any) -> tuple[str, str | None]:
     """Project and team in Weights & Biases: those of the flags, else those of wandb's own variables."""
     project, default = args.wandb_project, FLAGS["wandb_project"].default
-    return (os.environ.get("WANDB_PROJECT") or default) if project == default else project, args.wandb_entity or os.environ.get("WANDB_ENTITY")
+    return (
+        (os.environ.get("WANDB_PROJECT") or default) if project == default else project
+    ), args.wandb_entity or os.environ.get("WANDB_ENTITY")
 
 
 def start_wandb(args: Any, experiment: Experiment) -> Any:
-    """The one run of this experiment in Weights & Biases: its id is kept in the folder, so that segments join it."""
+    """The one run of this experiment in Weights & Biases: its id is kept in the folder, so that segments
+    join it.
+    """
     try:
         import wandb
     except ImportError:
@@ -109,17 +137,33 @@ def start_wandb(args: Any, experiment: Experiment) -> Any:
         write_atomically(path, secrets.token_hex(4))
     project, entity = account(args)
     try:
-        return wandb.init(id=path.read_text().strip(), resume="allow", dir=place, project=project, entity=entity,
-                          name=experiment.folder.name, config=vars(args), settings=wandb.Settings(console="off", quiet=True))
+        return wandb.init(
+            id=path.read_text().strip(),
+            resume="allow",
+            dir=place,
+            project=project,
+            entity=entity,
+            name=experiment.folder.name,
+            config=vars(args),
+            settings=wandb.Settings(console="off", quiet=True),
+        )
     except wandb.errors.Error as error:
-        raise UserError(f"--wandb: {str(error).splitlines()[0]} (WANDB_MODE=offline needs no account)") from None
+        raise UserError(
+            f"--wandb: {str(error).splitlines()[0]} (WANDB_MODE=offline needs no account)"
+        ) from None
 
 
 def charts(row: dict[str, Any]) -> dict[str, float]:
-    """What Weights & Biases gets of a metrics row: its numbers, throughput and memory, and some again under the reference repository's names."""
+    """What Weights & Biases gets of a metrics row: its numbers, throughput and memory, and some again
+    under the reference repository's names.
+    """
     kind = row["kind"]
     numbers = {**row, **row.get("time", {})}
-    flat = {f"{kind}/{key}": value for key, value in numbers.items() if isinstance(value, (int, float)) and key not in ("step", "unix")}
+    flat = {
+        f"{kind}/{key}": value
+        for key, value in numbers.items()
+        if isinstance(value, (int, float)) and key not in ("step", "unix")
+    }
     again = {name: flat[key] for key, name in REFERENCE_NAMES.items() if key in flat}
     return flat | again
 
@@ -127,7 +171,14 @@ def charts(row: dict[str, Any]) -> dict[str, float]:
 class Reporter:
     """Progress of one segment; on processes other than the main one every call does nothing."""
 
-    def __init__(self, args: Any, experiment: Experiment | None, device: torch.device, world_size: int, flops_per_token: float) -> None:
+    def __init__(
+        self,
+        args: Any,
+        experiment: Experiment | None,
+        device: torch.device,
+        world_size: int,
+        flops_per_token: float,
+    ) -> None:
         self.args, self.experiment, self.device = args, experiment, device
         peak = peak_flops(device)
         self.peak = None if peak is None else peak * world_size
@@ -144,8 +195,14 @@ class Reporter:
 
     def begin(self, step: int) -> None:
         if self.experiment:
-            self.bar = tqdm(total=self.args.iterations, initial=step, unit="step", desc="training", dynamic_ncols=True,
-                            disable=not sys.stderr.isatty())
+            self.bar = tqdm(
+                total=self.args.iterations,
+                initial=step,
+                unit="step",
+                desc="training",
+                dynamic_ncols=True,
+                disable=not sys.stderr.isatty(),
+            )
 
     def stepped(self, seconds: float) -> None:
         """A training step took this long."""
@@ -165,7 +222,9 @@ class Reporter:
             log.info(line)
 
     def train_row(self, step: int, values: dict[str, float | None]) -> None:
-        """The row and line of a step; rates are over the steps since the last such line. No gradient norm: it overflowed."""
+        """The row and line of a step; rates are over the steps since the last such line. No gradient norm:
+        it overflowed.
+        """
         per_step = self.seconds / max(self.steps, 1)
         rate = self.tokens_per_step / per_step if per_step else 0.0
         left = timedelta(seconds=round((self.args.iterations - step) * per_step))
@@ -173,14 +232,26 @@ class Reporter:
         memory = peak_memory_mib(self.device)
         self.steps, self.seconds = 0, 0.0
         norm = values["grad_norm"]
-        words = [f"step {step}/{self.args.iterations}", f"loss {values['loss']:.4f}", f"lr {values['lr']:.3g}",
-                 "gradient overflow" if norm is None else f"grad norm {norm:.3g}", f"{rate:,.0f} tokens/s", f"{memory:,.0f} MiB", f"ETA {left}"]
+        words = [
+            f"step {step}/{self.args.iterations}",
+            f"loss {values['loss']:.4f}",
+            f"lr {values['lr']:.3g}",
+            "gradient overflow" if norm is None else f"grad norm {norm:.3g}",
+            f"{rate:,.0f} tokens/s",
+            f"{memory:,.0f} MiB",
+            f"ETA {left}",
+        ]
         if share is not None:
             words.insert(5, f"{share:.1%} of peak")
         if self.bar is not None:
             self.bar.set_postfix_str(f"loss {values['loss']:.3f}, {rate:,.0f} tok/s")
-        clock = {"seconds_per_step": per_step, "tokens_per_second": rate, "peak_memory_mib": memory, "eta_seconds": left.total_seconds(),
-                 "share_of_peak_flops": share}
+        clock = {
+            "seconds_per_step": per_step,
+            "tokens_per_second": rate,
+            "peak_memory_mib": memory,
+            "eta_seconds": left.total_seconds(),
+            "share_of_peak_flops": share,
+        }
         self.row({"kind": "train", "step": step, **values, "time": clock}, ["  ".join(words)])
 
     def close(self, exit_code: int) -> None:

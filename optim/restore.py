@@ -1,7 +1,8 @@
-"""From a checkpoint to the model and data that it was trained with: what every program that reads one does first.
+"""From a checkpoint to the model and data that it was trained with: what every program that reads one does
+first.
 
-    def run(restored: Restored, given: dict[str, Any]) -> None: ...
-    sys.exit(with_checkpoint("eval.py", "Perplexity of a checkpoint.", OWN_FLAGS, None, run))
+def run(restored: Restored, given: dict[str, Any]) -> None: ...
+sys.exit(with_checkpoint("eval.py", "Perplexity of a checkpoint.", OWN_FLAGS, None, run))
 """
 
 from __future__ import annotations
@@ -23,15 +24,27 @@ from config.identity import INHERITED
 from errors import UserError
 from files import try_to_write, write_json
 
-CHECKPOINT = Flag("checkpoint", str, None, "experiment's folder or name (its newest valid checkpoint is taken), or a checkpoint file; "
-                  "names are looked for in $RESULTS_DIR and ./exps")
-TOKENIZER = Flag("tokenizer", str, None, "what the tokens stand for, where neither the checkpoint nor its dataset says so (None: as these say)",
-                 choices=(GPT2,))
+CHECKPOINT = Flag(
+    "checkpoint",
+    str,
+    None,
+    "experiment's folder or name (its newest valid checkpoint is taken), or a checkpoint file; "
+    "names are looked for in $RESULTS_DIR and ./exps",
+)
+TOKENIZER = Flag(
+    "tokenizer",
+    str,
+    None,
+    "what the tokens stand for, where neither the checkpoint nor its dataset says so (None: as these say)",
+    choices=(GPT2,),
+)
 
 
 @dataclass(frozen=True)
 class Restored:
-    """An opened checkpoint. args: every flag, of the training but for what was given now; given: the names of those."""
+    """An opened checkpoint. args: every flag, of the training but for what was given now; given: the names
+    of those.
+    """
 
     path: Path
     state: dict[str, Any]
@@ -40,15 +53,24 @@ class Restored:
     given: frozenset[str] = frozenset()
 
     def splits(self) -> Any:
-        """Its dataset. Raises UserError where it is not prepared, or where its tokens stand for something else than the model's."""
+        """Its dataset. Raises UserError where it is not prepared, or where its tokens stand for something
+        else than the model's.
+        """
         from data import open_splits
         from data.setup import ensure_prepared
         from data.vocabulary import need_same_tokens
 
         args, world = self.args, self.world
         world.from_main(lambda: ensure_prepared(args.dataset, args.data_dir))
-        splits = world.from_each(lambda: open_splits(args.dataset, args.data_dir, args.sequence_length, args.vocab_size,
-                                                     populate=args.data_in_ram and world.local_rank == 0))
+        splits = world.from_each(
+            lambda: open_splits(
+                args.dataset,
+                args.data_dir,
+                args.sequence_length,
+                args.vocab_size,
+                populate=args.data_in_ram and world.local_rank == 0,
+            )
+        )
         need_same_tokens(self.state, splits.meta, splits.folder)
         return splits
 
@@ -63,7 +85,8 @@ class Restored:
 
 
 def by_name(flag: str, name: str) -> Path:
-    """The experiment <results>/<dataset>/<model>/NAME, or a file in it; a path that is there is meant as it stands.
+    """The experiment <results>/<dataset>/<model>/NAME, or a file in it; a path that is there is meant as it
+    stands.
 
     NAME may begin with the model, or with dataset and model, where it is not unique. Raises UserError.
     """
@@ -72,17 +95,30 @@ def by_name(flag: str, name: str) -> Path:
     bases = [Path(base) for base in dict.fromkeys([os.environ.get("RESULTS_DIR") or "exps", "exps"])]
     is_plain = not name.startswith("/") and not {"", ".", ".."} & set(name.split("/"))
     patterns = [above + glob.escape(name) for above in ("*/*/", "*/", "")] if is_plain else []
-    found = sorted({Path(path) for base in bases for pattern in patterns for path in glob.glob(f"{glob.escape(str(base))}/{pattern}")})
+    found = sorted(
+        {
+            Path(path)
+            for base in bases
+            for pattern in patterns
+            for path in glob.glob(f"{glob.escape(str(base))}/{pattern}")
+        }
+    )
     if len(found) > 1:
         raise UserError(f"{flag} {name}: several experiments have this name: {', '.join(map(str, found))}")
     if not found:
         known = {path.name for base in bases for path in base.glob("*/*/*")}
-        raise UserError(f"{flag} {name}: no such file or folder, nor an experiment below {' or '.join(map(str, bases))}{config.nearest(name, known)}")
+        raise UserError(
+            f"{flag} {name}: no such file or folder, nor an experiment below"
+            f" {' or '.join(map(str, bases))}{config.nearest(name, known)}"
+        )
     return found[0]
 
 
 def find_checkpoint(name: str | None, flag: str = "--checkpoint") -> Path:
-    """The file that --checkpoint means: a file, the newest in a folder, or that of an experiment by its name. Raises UserError."""
+    """The file that --checkpoint means: a file, the newest in a folder, or that of an experiment by its name.
+
+    Raises UserError.
+    """
     from optim.checkpoint import newest_valid
 
     if name is None:
@@ -103,22 +139,31 @@ def find_checkpoint(name: str | None, flag: str = "--checkpoint") -> Path:
 def output_folder(given: str | None, checkpoint: Path, prints: bool) -> Path | None:
     """Where a program writes its results, tried before the work: --output_dir, or beside the checkpoint.
 
-    prints: the results are printed too, so that a checkpoint in a folder that one may only read is no obstacle: None, after a note.
-    Raises UserError.
+    prints: the results are printed too, so that a checkpoint in a folder that one may only read is no
+    obstacle: None, after a note. Raises UserError.
     """
     folder = Path(given or checkpoint.parent)
     try:
         try_to_write(folder)
     except OSError as error:
         if given is None and prints:
-            print(f"note: cannot write to {folder}: {error.strerror}; the results are printed only, --output_dir keeps them", file=sys.stderr)
+            print(
+                f"note: cannot write to {folder}: {error.strerror}; the results are printed only,"
+                " --output_dir keeps them",
+                file=sys.stderr,
+            )
             return None
-        raise UserError(f"cannot write to {folder}: {error.strerror}; give {'another' if given else 'an'} --output_dir") from None
+        raise UserError(
+            f"cannot write to {folder}: {error.strerror}; give {'another' if given else 'an'} --output_dir"
+        ) from None
     return folder
 
 
 def keep_result(place: Path | None, name: str, content: dict[str, Any], words: str) -> None:
-    """Write a program's JSON into the folder that `output_folder` gave, if it did, and say where it is. Raises UserError."""
+    """Write a program's JSON into the folder that `output_folder` gave, if it did, and say where it is.
+
+    Raises UserError.
+    """
     if place is None:
         return
     try:
@@ -128,10 +173,14 @@ def keep_result(place: Path | None, name: str, content: dict[str, Any], words: s
     print(f"{words}{place / name}")
 
 
-def trained_settings(path: Path, state: dict[str, Any], given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
-    """Flags of the training run: from the checkpoint, else from summary.json beside it (the authors' checkpoints).
+def trained_settings(
+    path: Path, state: dict[str, Any], given: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Flags of the training run: from the checkpoint, else from summary.json beside it (the authors'
+    checkpoints).
 
-    given: those of this call, which stand alone where nothing is recorded and they name the model. Raises UserError.
+    given: those of this call, which stand alone where nothing is recorded and they name the model. Raises
+    UserError.
     """
     from optim.names import SUMMARY
     from optim.reader import Record
@@ -142,8 +191,10 @@ def trained_settings(path: Path, state: dict[str, Any], given: Mapping[str, Any]
     if args is None:
         args = (Record(path.parent).summary or {}).get("args", {} if given.get("model") else None)
     if not isinstance(args, dict):
-        raise UserError(f"{path} holds no settings and there is no {SUMMARY} with them beside it; put it there, "
-                        "or, for programs that take flags of main.py, give --model and the rest (--config FILE)")
+        raise UserError(
+            f"{path} holds no settings and there is no {SUMMARY} with them beside it; put it there, "
+            "or, for programs that take flags of main.py, give --model and the rest (--config FILE)"
+        )
     try:
         return config.recorded(args)
     except ValueError as error:
@@ -151,10 +202,14 @@ def trained_settings(path: Path, state: dict[str, Any], given: Mapping[str, Any]
 
 
 def resolve(prog: str, path: Path, state: dict[str, Any], given: dict[str, Any]) -> Namespace:
-    """All flags for this program: defaults, then the training run's, then those given here. Exits 2 on bad ones."""
+    """All flags for this program: defaults, then the training run's, then those given here.
+
+    Exits 2 on bad ones.
+    """
     trained = trained_settings(path, state, given)
     inherited = {name: value for name, value in trained.items() if name in INHERITED}
-    if "dataset" in trained and "data_dir" in trained and given.get("dataset") is None:  # the two say together where the data are
+    # the two say together where the data are
+    if "dataset" in trained and "data_dir" in trained and given.get("dataset") is None:
         inherited["data_dir"] = trained["data_dir"]
     args = config.add_defaults({**inherited, **{k: v for k, v in given.items() if k in FLAGS}})
     problems = config.check(args)
@@ -163,7 +218,9 @@ def resolve(prog: str, path: Path, state: dict[str, Any], given: dict[str, Any])
     said = {name: value for name, value in given.items() if name in FLAGS}
     notes = config.unused_settings(config.add_defaults({"model": args.model, **said}))
     if args.eval_seq_length is not None and args.eval_seq_length > args.sequence_length:
-        notes.append(f"the model was trained on {args.sequence_length} tokens; positions beyond them are new to it")
+        notes.append(
+            f"the model was trained on {args.sequence_length} tokens; positions beyond them are new to it"
+        )
     if os.environ.get("RANK", "0") == "0":
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
@@ -172,8 +229,14 @@ def resolve(prog: str, path: Path, state: dict[str, Any], given: dict[str, Any])
     return args
 
 
-def with_checkpoint(prog: str, description: str, own: Mapping[str, Sequence[Flag]], argv: Sequence[str] | None,
-                    run: Callable[[Restored, dict[str, Any]], None], preset: Mapping[str, Any] = MappingProxyType({})) -> int:
+def with_checkpoint(
+    prog: str,
+    description: str,
+    own: Mapping[str, Sequence[Flag]],
+    argv: Sequence[str] | None,
+    run: Callable[[Restored, dict[str, Any]], None],
+    preset: Mapping[str, Any] = MappingProxyType({}),
+) -> int:
     """Parse, open the checkpoint, join the other processes, run, and leave; returns the exit code.
 
     own: the program's flags beside those of main.py; `run` gets them converted, with their defaults.

@@ -1,4 +1,7 @@
-"""Whether a command may go on from a checkpoint, by its numbers and texts alone. Needs no torch, so that a job can ask before it is queued."""
+"""Whether a command may go on from a checkpoint, by its numbers and texts alone.
+
+Needs no torch, so that a job can ask before it is queued.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +17,35 @@ from optim import initial
 from optim.schedules import resumed_legs, shape_of
 
 FORMAT = 1
-PARTS = {"itr", "args", "world_size", "optimizer", "scheduler", "scaler", "rng", "data", "gradient_meter"}  # of a state, beside format and model
-# and, where they are missing, a checkpoint is of before they were kept: skipped, overflows, vocabulary, precision, evaluation, rollbacks, initial
+# of a state, beside format and model
+PARTS = {"itr", "args", "world_size", "optimizer", "scheduler", "scaler", "rng", "data", "gradient_meter"}
+# and, where they are missing, a checkpoint is of before they were kept: skipped, overflows, vocabulary,
+# precision, evaluation, rollbacks, initial
 
 
-def check_resumable(path: Path, state: Mapping[str, Any], args: Namespace, data: Mapping[str, Any] | None) -> None:
-    """Raises UserError where the training in a checkpoint is not the one that the flags and data ask for, or cannot be gone on with.
+def check_resumable(
+    path: Path, state: Mapping[str, Any], args: Namespace, data: Mapping[str, Any] | None
+) -> None:
+    """Raises UserError where the training in a checkpoint is not the one that the flags and data ask for, or
+    cannot be gone on with.
 
     data: of `identity_of`; None where the data are not there yet.
     """
     if state.get("format") != FORMAT:
-        raise UserError(f"{path} was not written by this training loop; eval.py can evaluate it, main.py cannot resume it")
-    lacking = sorted(PARTS - state.keys()) or (["generators of some processes"] if len(state["rng"]) != state["world_size"] else [])
+        raise UserError(
+            f"{path} was not written by this training loop; eval.py can evaluate it, main.py cannot resume it"
+        )
+    lacking = sorted(PARTS - state.keys()) or (
+        ["generators of some processes"] if len(state["rng"]) != state["world_size"] else []
+    )
     if lacking:
-        raise UserError(f"cannot resume {path}: it lacks {', '.join(lacking)}; move it away to go on from an older one")
+        raise UserError(
+            f"cannot resume {path}: it lacks {', '.join(lacking)}; move it away to go on from an older one"
+        )
     wrong = differences(vars(args), state["args"])
     wrong += data_differences(data, state["data"]) + initial.differences(args.init_from, state.get("initial"))
     if wrong:
-        raise UserError("\n".join(f"cannot resume {path}: {line}; give that, or another --exp_name" for line in wrong))
+        raise UserError(
+            "\n".join(f"cannot resume {path}: {line}; give that, or another --exp_name" for line in wrong)
+        )
     resumed_legs(state["scheduler"], shape_of(args), args.iterations, args.extend)

@@ -16,7 +16,9 @@ from optim.checkpoint import prune, save_checkpoint, to_cpu
 
 
 def release(error: BaseException) -> None:
-    """Let go of what the frames of an error hold: the removed file of a failed write, still open there, would keep the disk full."""
+    """Let go of what the frames of an error hold: the removed file of a failed write, still open there,
+    would keep the disk full.
+    """
     reason: BaseException | None = error
     while reason is not None:
         traceback.clear_frames(reason.__traceback__)
@@ -59,14 +61,21 @@ class BackgroundWriter:
 
 
 class Saver:
-    """Idle, or writing the checkpoint of the step `being_saved`. Only the main process writes; elsewhere it stays idle.
+    """Idle, or writing the checkpoint of the step `being_saved`. Only the main process writes; elsewhere it
+    stays idle.
 
-    saved_step: of the newest checkpoint in the folder, 0 where there is none. slowest: seconds of the slowest write.
-    kept_steps: whose checkpoints are never deleted. resumed_from: the checkpoint that this run began with; it stays, too.
+    saved_step: of the newest checkpoint in the folder, 0 where there is none. slowest: seconds of the slowest
+    write.
+    kept_steps: whose checkpoints are never deleted. resumed_from: the checkpoint that this run began with; it
+    stays, too.
     """
 
-    def __init__(self, folder: Path, keep: int, kept_steps: Iterable[int], beat: Callable[[], object]) -> None:
-        """keep: how many of the newest numbered checkpoints stay, 0 for all. beat: called when a write has ended."""
+    def __init__(
+        self, folder: Path, keep: int, kept_steps: Iterable[int], beat: Callable[[], object]
+    ) -> None:
+        """keep: how many of the newest numbered checkpoints stay, 0 for all. beat: called when a write has
+        ended.
+        """
         self.folder, self.keep, self.beat = folder, keep, beat
         self.kept_steps = set(kept_steps)
         self.resumed_from: Path | None = None
@@ -77,7 +86,8 @@ class Saver:
         self._writer = BackgroundWriter()
 
     def start(self, name: str, state: Mapping[str, Any]) -> None:
-        """Write a state, whose step is state["itr"]; returns once it is copied and the one before it is written.
+        """Write a state, whose step is state["itr"]; returns once it is copied and the one before it is
+        written.
 
         Raises UserError, or OSError, where the one before could not be written.
         """
@@ -95,13 +105,19 @@ class Saver:
         self._writer.submit(write)
 
     def settle(self) -> None:
-        """Wait for the checkpoint that is being written and count it. Raises UserError, or OSError, where it could not be written."""
+        """Wait for the checkpoint that is being written and count it.
+
+        Raises UserError, or OSError, where it could not be written.
+        """
         try:
             self._writer.wait()
             self.beat()
         except OSError as error:
             failed, self.being_saved = self.being_saved, None
-            told = f"the checkpoint of step {failed} could not be written: {error.strerror or error}; {self.last_good()}"
+            told = (
+                f"the checkpoint of step {failed} could not be written: {error.strerror or error};"
+                f" {self.last_good()}"
+            )
             if error.errno in PASSING_FAULTS:  # not the user's to mend: the chain tries again
                 raise OSError(error.errno, told, str(self.folder)) from None
             raise UserError(told) from None
@@ -120,4 +136,8 @@ class Saver:
 
     def last_good(self) -> str:
         """For messages."""
-        return f"the last good checkpoint is of step {self.saved_step}" if self.saved_step else "there is no checkpoint yet"
+        return (
+            f"the last good checkpoint is of step {self.saved_step}"
+            if self.saved_step
+            else "there is no checkpoint yet"
+        )

@@ -1,8 +1,9 @@
-"""Learning rates as a closed form of the step, in legs: one for the run as planned, one more for each extension.
+"""Learning rates as a closed form of the step, in legs: one for the run as planned, one more for each
+extension.
 
-A leg rises from a start rate to a top rate and then falls to the end rate at its last step. `cos` and `linear` are
-the authors' OneCycleLR to the last digit, which ends at lr / 100 / final_div_factor; `wsd` stays at the top until its
-final decay; `none` stays at lr.
+A leg rises from a start rate to a top rate and then falls to the end rate at its last step. `cos` and
+`linear` are the authors' OneCycleLR to the last digit, which ends at lr / 100 / final_div_factor; `wsd` stays
+at the top until its final decay; `none` stays at lr.
 """
 
 from __future__ import annotations
@@ -20,15 +21,20 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 START_DIVISOR = 100.0
-WAYS_TO_EXTEND = ("say what the learning rate should do: --extend continue (from where it is to its end value), --extend restart (warm up again "
-                  "first) or --extend rejoin (go over to the rates of a run that was planned this long)")
+WAYS_TO_EXTEND = (
+    "say what the learning rate should do: --extend continue (from where it is to its end value), --extend"
+    " restart (warm up again first) or --extend rejoin (go over to the rates of a run that was planned this"
+    " long)"
+)
 
 
 @dataclass(frozen=True)
 class Leg:
-    """Steps [begin, end) of a run. `rise`: the step, counted from `start`, at which the top is reached (may be negative: no rise).
+    """Steps [begin, end) of a run. `rise`: the step, counted from `start`, at which the top is reached (may
+    be negative: no rise).
 
-    origin: the step at which its course starts, where that is not `begin`: one that rejoins a longer plan is under way already.
+    origin: the step at which its course starts, where that is not `begin`: one that rejoins a longer plan is
+    under way already.
     """
 
     begin: int
@@ -82,7 +88,9 @@ class Shape:
             fall_from = max(leg.rise, last - self.decay_percent * leg.end)
         if local <= fall_from:
             return leg.top_rate
-        return self._between(leg.top_rate, self.end_rate, (local - fall_from) / (last - fall_from) if last > fall_from else 1.0)
+        return self._between(
+            leg.top_rate, self.end_rate, (local - fall_from) / (last - fall_from) if last > fall_from else 1.0
+        )
 
     def planned(self, iterations: int) -> Leg:
         """The one leg of a run that is planned for so many steps."""
@@ -133,7 +141,10 @@ class Schedule:
     def lineage(self) -> Lineage:
         """By which metrics rows are told from those of another course of the rate."""
         legs = self.plan()["legs"]
-        return Lineage([leg.begin for leg in self.legs], [json.dumps([asdict(self.shape), legs[:n + 1]]) for n in range(len(legs))])
+        return Lineage(
+            [leg.begin for leg in self.legs],
+            [json.dumps([asdict(self.shape), legs[: n + 1]]) for n in range(len(legs))],
+        )
 
     def load_state_dict(self, state: dict[str, Any], extend: str | None = None) -> str | None:
         """Go on where a run stood. Returns a line about the rates before and after where this extends it.
@@ -162,34 +173,54 @@ class Schedule:
         self.legs = [*self.legs, leg]
         marks = sorted({at, leg.peak, (at + iterations) // 2, iterations - 1})
         ahead = ", ".join(f"{self.rate_at(step):.3g} at {step}" for step in marks)
-        return (f"extended from {before} to {iterations} steps ({how}): learning rate before {now:.3g} at {max(at - 1, 0)}; after: {ahead}")
+        return (
+            f"extended from {before} to {iterations} steps ({how}): learning rate before {now:.3g} at"
+            f" {max(at - 1, 0)}; after: {ahead}"
+        )
 
     def describe(self) -> str:
         """The rate at the start, at its peak and at the end, for the first lines of a run."""
         peak = 0 if self.shape.scheduler == "none" else self.legs[-1].peak
-        return (f"learning rate ({self.shape.scheduler}): {self.rate_at(0):.3g} at the start, {self.rate_at(peak):.3g} at the peak "
-                f"(step {peak}), {self.rate_at(self.horizon - 1):.3g} at the end")
+        return (
+            f"learning rate ({self.shape.scheduler}): {self.rate_at(0):.3g} at the start,"
+            f" {self.rate_at(peak):.3g} at the peak (step {peak}), {self.rate_at(self.horizon - 1):.3g} at"
+            " the end"
+        )
 
 
 def resumed_legs(state: Mapping[str, Any], shape: Shape, iterations: int, extend: str | None) -> list[Leg]:
     """The legs of a run in a checkpoint, of its schedule's state, before any extension.
 
-    Raises UserError where the file's settings differ, or where its horizon does and `extend` does not say what the rate should do.
+    Raises UserError where the file's settings differ, or where its horizon does and `extend` does not say
+    what the rate should do.
     """
     mine = asdict(shape)
     for name, value in state.get("shape", {}).items():
         if mine.get(name) != value:
-            raise UserError(f"--{name} is {mine.get(name)}, but the checkpoint was trained with {value}; give that, or another --exp_name")
+            raise UserError(
+                f"--{name} is {mine.get(name)}, but the checkpoint was trained with {value}; give that, or"
+                " another --exp_name"
+            )
     if not state.get("legs"):
-        raise UserError("the schedule in the checkpoint was not written by this training loop: the file cannot be resumed")
+        raise UserError(
+            "the schedule in the checkpoint was not written by this training loop: the file cannot be resumed"
+        )
     legs, taken = [Leg(**leg) for leg in state["legs"]], int(state["taken"])
     planned = legs[-1].end
     if iterations < taken:
-        raise UserError(f"--iterations {iterations} is less than the {taken} steps that the experiment has made")
+        raise UserError(
+            f"--iterations {iterations} is less than the {taken} steps that the experiment has made"
+        )
     if iterations < planned:
-        raise UserError(f"--iterations {iterations} is less than the {planned} that the experiment was planned for; give another --exp_name")
+        raise UserError(
+            f"--iterations {iterations} is less than the {planned} that the experiment was planned for; give"
+            " another --exp_name"
+        )
     if iterations > planned and extend is None:
-        raise UserError(f"--iterations {iterations} is more than the {planned} that the experiment was planned for; {WAYS_TO_EXTEND}")
+        raise UserError(
+            f"--iterations {iterations} is more than the {planned} that the experiment was planned for;"
+            f" {WAYS_TO_EXTEND}"
+        )
     return legs
 
 

@@ -1,7 +1,8 @@
-"""`main.py --selftest_resume`: a small training without disturbance and one that is killed and stopped; are all bits the same?
+"""`main.py --selftest_resume`: a small training without disturbance and one that is killed and stopped; are
+all bits the same?
 
-The trainings are real ones: main.py as its users start it, below --results_base_folder, where checkpoints will lie. Two
-processes are tried beside one where there are two GPUs, or none.
+The trainings are real ones: main.py as its users start it, below --results_base_folder, where checkpoints
+will lie. Two processes are tried beside one where there are two GPUs, or none.
 """
 
 from __future__ import annotations
@@ -39,13 +40,20 @@ MAIN = Path(__file__).resolve().parent.parent / "main.py"
 KILLS_AT = (0.2, 0.45, 0.7)  # shares of the steps
 STOP_AT = 0.85
 LOOK_SECONDS = 0.01
-TOKENS = 200_000  # of the text that is made up: each token is near the one before, so there is something to learn
+# of the text that is made up: each token is near the one before, so there is something to learn
+TOKENS = 200_000
 SHOWN = 5
 
 
 def leaves(value: Any, name: str = "") -> dict[str, Any]:
     """Every tensor and number in nested containers, by path."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else None
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, (list, tuple))
+        else None
+    )
     if items is None:
         return {name: value}
     return {path: leaf for key, item in items for path, leaf in leaves(item, f"{name}/{key}").items()}
@@ -53,12 +61,17 @@ def leaves(value: Any, name: str = "") -> dict[str, Any]:
 
 def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Names under which two states do not hold the very same bits."""
+
     def same(x: Any, y: Any) -> bool:
         if not isinstance(x, torch.Tensor) or not isinstance(y, torch.Tensor):
             return type(x) is type(y) and x == y
-        return (x.dtype, x.shape) == (y.dtype, y.shape) and torch.equal(x.reshape(-1).view(torch.uint8), y.reshape(-1).view(torch.uint8))
+        return (x.dtype, x.shape) == (y.dtype, y.shape) and torch.equal(
+            x.reshape(-1).view(torch.uint8), y.reshape(-1).view(torch.uint8)
+        )
 
-    return sorted(name for name in a.keys() | b.keys() if name not in a or name not in b or not same(a[name], b[name]))
+    return sorted(
+        name for name in a.keys() | b.keys() if name not in a or name not in b or not same(a[name], b[name])
+    )
 
 
 def metrics_rows(folder: Path) -> list[dict[str, Any]]:
@@ -82,11 +95,26 @@ class Training:
     """One experiment that is started again and again."""
 
     def __init__(self, args: Namespace, results: Path, processes: int) -> None:
-        own = {"results_base_folder": str(results), "exp_name": "selftest", "run_prefix": None, "selftest_resume": False, "wandb": False,
-               "stop_file": None, "config": None, "max_runtime_minutes": None, "log_freq": 1}
-        given = Namespace(**{**vars(args), **own, **({"distributed_backend": None} if processes == 1 else {})})
+        own = {
+            "results_base_folder": str(results),
+            "exp_name": "selftest",
+            "run_prefix": None,
+            "selftest_resume": False,
+            "wandb": False,
+            "stop_file": None,
+            "config": None,
+            "max_runtime_minutes": None,
+            "log_freq": 1,
+        }
+        given = Namespace(
+            **{**vars(args), **own, **({"distributed_backend": None} if processes == 1 else {})}
+        )
         self.folder = config.experiment_folder(given)
-        launcher = ["-m", "distributed.torchrun", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+        launcher = (
+            ["-m", "distributed.torchrun", "--standalone", "--nproc_per_node", str(processes)]
+            if processes > 1
+            else []
+        )
         self.words = [sys.executable, *launcher, str(MAIN)]
         for name, flag in FLAGS.items():
             value = getattr(given, name)
@@ -99,12 +127,21 @@ class Training:
         return max((row["step"] for row in metrics_rows(self.folder)), default=0)
 
     def run(self, until: int | None = None, kill: bool = False) -> bool:
-        """Start it, and kill or stop it once it has got past a step; False where it ended before. Raises UserError where it fails."""
+        """Start it, and kill or stop it once it has got past a step; False where it ended before.
+
+        Raises UserError where it fails.
+        """
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab") as log:
             me = os.getpid()
-            process = subprocess.Popen(self.words, stdout=log, stderr=log, start_new_session=True, preexec_fn=lambda: die_with(me),
-                                       env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(MAIN.parent)})
+            process = subprocess.Popen(
+                self.words,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=lambda: die_with(me),
+                env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(MAIN.parent)},
+            )
         try:
             while process.poll() is None and (until is None or self.step() < until):
                 time.sleep(LOOK_SECONDS)
@@ -137,21 +174,28 @@ def compare(args: Namespace, work: Path, processes: int) -> list[str]:
             at.append(f"{'killed' if kill else 'stopped'} at step {hunted.step()}")
             time.sleep(draw.random())  # the next start may meet leftovers of any age
     if not any("killed" in what for what in at):
-        raise UserError(f"the self-test ended before it could be killed: give more --iterations than {args.iterations}")
+        raise UserError(
+            f"the self-test ended before it could be killed: give more --iterations than {args.iterations}"
+        )
     hunted.run()
     print(f"{where}: the same again, {', '.join(at)}, then to the end", flush=True)
     undisturbed, disturbed = results_of(calm.folder), results_of(hunted.folder)
     wrong = differing(undisturbed, disturbed)
     tensors = sum(isinstance(value, torch.Tensor) for value in undisturbed.values())
-    print(f"{where}: compared {tensors} tensors and {len(undisturbed) - tensors} other values of weights, optimiser, generators and metrics: "
-          f"{f'{len(wrong)} differ' if wrong else 'the same bits'}", flush=True)
+    print(
+        f"{where}: compared {tensors} tensors and {len(undisturbed) - tensors} other values of weights,"
+        f" optimiser, generators and metrics: {f'{len(wrong)} differ' if wrong else 'the same bits'}",
+        flush=True,
+    )
     return wrong
 
 
 def selftest(args: Namespace) -> int:
     """Print the verdict; 0 where every bit is the same, else 1. Raises UserError where it cannot be tried."""
     if under_torchrun():
-        raise UserError("--selftest_resume starts torchrun itself: run it as python main.py --selftest_resume")
+        raise UserError(
+            "--selftest_resume starts torchrun itself: run it as python main.py --selftest_resume"
+        )
     device = pick_device(args.device)
     work = Path(args.results_base_folder) / f"selftest_resume.{os.getpid()}"
     work.mkdir(parents=True)
@@ -161,16 +205,22 @@ def selftest(args: Namespace) -> int:
         folder.mkdir(parents=True)
         draw = np.random.default_rng(args.data_seed)
         tokens = (draw.integers(-3, 4, TOKENS).cumsum() % args.vocab_size).astype(TOKEN)
-        for name, part in (("train.bin", tokens[TOKENS // 10:]), ("val.bin", tokens[:TOKENS // 10])):
+        for name, part in (("train.bin", tokens[TOKENS // 10 :]), ("val.bin", tokens[: TOKENS // 10])):
             part.tofile(folder / name)
     args.deterministic = args.deterministic or device.type == "cuda"
     two = args.acc_steps % 2 == 0 and (device.type == "cpu" or torch.cuda.device_count() > 1)
     wrong = [name for processes in ((1, 2) if two else (1,)) for name in compare(args, work, processes)]
     if wrong:
-        print(f"FAIL: a resumed training is not the undisturbed one here; {', '.join(wrong[:SHOWN])}{', ...' if len(wrong) > SHOWN else ''} "
-              f"differ. Both are kept in {work}")
+        print(
+            "FAIL: a resumed training is not the undisturbed one here;"
+            f" {', '.join(wrong[:SHOWN])}{', ...' if len(wrong) > SHOWN else ''} differ. Both are kept in"
+            f" {work}"
+        )
         return 1
     remove_folder(work)
-    print(f"PASS: on this machine ({torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU'}, torch {torch.__version__}) a training "
-          f"that is killed and stopped ends with the same bits as one that is not")
+    print(
+        f"PASS: on this machine ({torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU'},"
+        f" torch {torch.__version__}) a training that is killed and stopped ends with the same bits as one"
+        " that is not"
+    )
     return 0

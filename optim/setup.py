@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 
 def set_precision(deterministic: bool) -> None:
-    """TF32 products on GPUs that have them; with `deterministic`, only algorithms that give the same bits each time."""
+    """TF32 products on GPUs that have them; with `deterministic`, only algorithms that give the same bits
+    each time.
+    """
     torch.set_float32_matmul_precision("high")
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -51,13 +53,20 @@ def autocaster(name: str, device: torch.device) -> Callable[[], AbstractContextM
 
 def need_compiler(device: torch.device) -> None:
     """Raises UserError where torch.compile would find no compiler: of C++ for CPUs, of C for GPUs."""
-    variable, names = ("CXX", ("g++", "clang++", "c++")) if device.type == "cpu" else ("CC", ("gcc", "clang", "cc"))
+    variable, names = (
+        ("CXX", ("g++", "clang++", "c++")) if device.type == "cpu" else ("CC", ("gcc", "clang", "cc"))
+    )
     if not os.environ.get(variable) and not any(map(shutil.which, names)):
-        raise UserError(f"--compile needs a compiler ({names[0]}), and there is none here: load its module, install it, or leave --compile out")
+        raise UserError(
+            f"--compile needs a compiler ({names[0]}), and there is none here: load its module, install it,"
+            " or leave --compile out"
+        )
 
 
 def seed_everything(seed: int, rank: int) -> None:
-    """Seed the generators that are saved with a checkpoint. torch's is the same everywhere: all start with one model."""
+    """Seed the generators that are saved with a checkpoint. torch's is the same everywhere: all start with
+    one model.
+    """
     torch.manual_seed(seed)
     np.random.seed((seed + rank) % 2**32)
     random.seed(seed + rank)
@@ -75,14 +84,17 @@ def is_own(folder: Path, path: Path) -> bool:
     return path.resolve().parent == folder.resolve()
 
 
-def starting_point(folder: Path, use_pretrained: str | None,
-                   newest: Callable[[Path], tuple[Path | None, list[str]]] = checkpoint.newest_valid) -> Path | None:
+def starting_point(
+    folder: Path,
+    use_pretrained: str | None,
+    newest: Callable[[Path], tuple[Path | None, list[str]]] = checkpoint.newest_valid,
+) -> Path | None:
     """The checkpoint to start from, or None for a fresh start. Raises UserError.
 
     newest: finds the newest checkpoint of a folder, and a line about each that it passes over.
 
-    A chain repeats its command: one that began from a checkpoint of another run, took its own back to an earlier one, or extended its
-    final one (which has its number since), goes on from what it has saved since.
+    A chain repeats its command: one that began from a checkpoint of another run, took its own back to an
+    earlier one, or extended its final one (which has its number since), goes on from what it has saved since.
     """
     wanted = named_file(folder, use_pretrained)
     own, notes = newest(folder)
@@ -91,11 +103,27 @@ def starting_point(folder: Path, use_pretrained: str | None,
         has_begun = own is not None
     elif was_rolled_back(own, wanted):
         has_begun = True
-        notes = [*notes, f"--use_pretrained {use_pretrained}: this training has been taken back to step {rolled_back_to(own)} before, "
-                         f"and goes on from {own.name} (to take it back once more, move the newer checkpoints away)"]
+        notes = [
+            *notes,
+            (
+                f"--use_pretrained {use_pretrained}: this training has been taken back to step"
+                f" {rolled_back_to(own)} before, and goes on from {own.name} (to take it back once more, move"
+                " the newer checkpoints away)"
+            ),
+        ]
     else:
         has_begun = wanted.name == FINAL and not wanted.is_file()
-        notes = [*notes, *([f"--use_pretrained {use_pretrained}: there is no {FINAL} (any more), going on from {own.name}"] if has_begun else [])]
+        notes = [
+            *notes,
+            *(
+                [
+                    f"--use_pretrained {use_pretrained}: there is no {FINAL} (any more), going on from"
+                    f" {own.name}"
+                ]
+                if has_begun
+                else []
+            ),
+        ]
     if wanted is not None and not has_begun:
         if not wanted.is_file():
             raise UserError(f"--use_pretrained {use_pretrained}: no file {wanted}")
@@ -104,15 +132,23 @@ def starting_point(folder: Path, use_pretrained: str | None,
     for note in notes:
         log.info(f"warning: {note}")
     if use_pretrained is None and own is not None:
-        raise UserError(f"--use_pretrained None would start afresh over {own}; give another --exp_name, or move the checkpoints away")
+        raise UserError(
+            f"--use_pretrained None would start afresh over {own}; give another --exp_name, or move the"
+            " checkpoints away"
+        )
     saved = Record(folder).saved_step if own is None and use_pretrained is not None else 0
     if saved:
-        raise UserError(f"{folder} had a checkpoint of step {saved}, and now has none; put it back, or move the folder away to start afresh")
+        raise UserError(
+            f"{folder} had a checkpoint of step {saved}, and now has none; put it back, or move the folder"
+            " away to start afresh"
+        )
     return own or wanted
 
 
 def was_rolled_back(own: Path, wanted: Path) -> bool:
-    """Whether the training in a checkpoint has been taken back to a wanted one before, which may have been pruned since."""
+    """Whether the training in a checkpoint has been taken back to a wanted one before, which may have been
+    pruned since.
+    """
     done = rolled_back_to(own)
     step = step_in(wanted) if wanted.is_file() else step_of(wanted)
     return done is not None and (done == step or (step is None and not wanted.is_file()))
@@ -122,18 +158,46 @@ def describe(trainer: Trainer) -> list[str]:
     """First lines of a run."""
     args, world, settings = trainer.args, trainer.world, trainer.raw_model.settings
     begin, middle, end = settings.stack_sizes
-    stack = f"{begin} -> {middle} x {settings.n_repeat} -> {end} layers" if settings.row.loop else f"{begin} layers"
+    stack = (
+        f"{begin} -> {middle} x {settings.n_repeat} -> {end} layers"
+        if settings.row.loop
+        else f"{begin} layers"
+    )
     with trainer.steps.autocast():
-        slow = settings.attention == "fast" and settings.dropout == 0 and not trainer.raw_model.is_fast(world.device, alike=True)
-    where = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+        slow = (
+            settings.attention == "fast"
+            and settings.dropout == 0
+            and not trainer.raw_model.is_fast(world.device, alike=True)
+        )
+    where = (
+        torch.cuda.get_device_name(world.device)
+        if world.device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
     return [
         f"experiment: {trainer.folder}",
-        f"model: {settings.model}, {stack}, {sum(p.numel() for p in trainer.raw_model.parameters()):,} parameters",
-        f"device: {world.size} x {where}, {str(autocast_dtype(args.dtype, world.device)).removeprefix('torch.')}",
-        f"data: {trainer.splits.folder}, {trainer.splits.train.tokens.size:,} training and {trainer.splits.val.tokens.size:,} validation tokens",
-        f"effective batch: {args.batch_size * args.acc_steps} sequences of {args.sequence_length} tokens "
-        f"({args.batch_size} x {args.acc_steps // world.size} on each of {world.size} processes); "
-        f"{args.iterations * args.batch_size * args.acc_steps / trainer.splits.train.n_windows:.2f} epochs in {args.iterations} steps",
+        (
+            f"model: {settings.model}, {stack}, {sum(p.numel() for p in trainer.raw_model.parameters()):,}"
+            " parameters"
+        ),
+        (
+            f"device: {world.size} x {where},"
+            f" {str(autocast_dtype(args.dtype, world.device)).removeprefix('torch.')}"
+        ),
+        (
+            f"data: {trainer.splits.folder}, {trainer.splits.train.tokens.size:,} training and"
+            f" {trainer.splits.val.tokens.size:,} validation tokens"
+        ),
+        (
+            f"effective batch: {args.batch_size * args.acc_steps} sequences of {args.sequence_length} tokens"
+            f" ({args.batch_size} x {args.acc_steps // world.size} on each of {world.size} processes);"
+            f" {args.iterations * args.batch_size * args.acc_steps / trainer.splits.train.n_windows:.2f}"
+            f" epochs in {args.iterations} steps"
+        ),
         trainer.schedule.describe(),
-        *(["note: this device's flash attention cannot be used pass by pass; attention is the reference"] if slow else []),
+        *(
+            ["note: this device's flash attention cannot be used pass by pass; attention is the reference"]
+            if slow
+            else []
+        ),
     ]

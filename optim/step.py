@@ -1,4 +1,6 @@
-"""One optimiser step: its micro-batches forward and backward, whether its numbers can be used, and the update."""
+"""One optimiser step: its micro-batches forward and backward, whether its numbers can be used, and the
+update.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ SHOWN_WINDOWS = 8  # of a bad batch
 
 @dataclass
 class GradientMeter:
-    """Norms since the last evaluation, and how many steps had none: those that the scaler of float16 skipped for an overflow."""
+    """Norms since the last evaluation, and how many steps had none: those that the scaler of float16
+    skipped for an overflow.
+    """
 
     last: Tensor
     largest: Tensor
@@ -38,38 +42,63 @@ class GradientMeter:
 
     @classmethod
     def restored(cls, state: dict[str, Any], device: torch.device) -> GradientMeter:
-        """That of a checkpoint, or a new one where earlier code has let an overflow into it, which would stay."""
+        """That of a checkpoint, or a new one where earlier code has let an overflow into it, which would
+        stay.
+        """
         last, largest, total = (state[name].to(device) for name in ("last", "largest", "total"))
         is_sound = bool(torch.stack((last, largest, total)).isfinite().all())
-        return cls(last, largest, total, state["count"], state.get("overflows", 0)) if is_sound else cls.on(device)
+        return (
+            cls(last, largest, total, state["count"], state.get("overflows", 0))
+            if is_sound
+            else cls.on(device)
+        )
 
     def add(self, norm: Tensor) -> None:
         self.last, self.largest, self.total = norm, torch.maximum(self.largest, norm), self.total + norm
         self.count += 1
 
     def values(self) -> dict[str, float]:
-        return {"grad_norm": float(self.last), "max_grad_norm": float(self.largest),
-                "mean_grad_norm": float(self.total) / max(self.count, 1)}
+        return {
+            "grad_norm": float(self.last),
+            "max_grad_norm": float(self.largest),
+            "mean_grad_norm": float(self.total) / max(self.count, 1),
+        }
 
 
 class OptimizerStep:
     """Takes the steps of a training, all processes together.
 
-    meter: gradient norms. skipped, overflows: how many steps up to the last one were passed over, or overflowed, in a row.
+    meter: gradient norms. skipped, overflows: how many steps up to the last one were passed over, or
+    overflowed, in a row.
     """
 
-    def __init__(self, args: Any, world: World, model: nn.Module, optimizer: Optimizer, windows: TokenWindows) -> None:
+    def __init__(
+        self, args: Any, world: World, model: nn.Module, optimizer: Optimizer, windows: TokenWindows
+    ) -> None:
         """model: as the world has wrapped it; windows: of the training split."""
-        self.args, self.world, self.model, self.optimizer, self.windows = args, world, model, optimizer, windows
+        self.args, self.world, self.model, self.optimizer, self.windows = (
+            args,
+            world,
+            model,
+            optimizer,
+            windows,
+        )
         self.order = SampleOrder(windows.n_windows, args.data_seed)
         self.autocast = autocaster(args.dtype, world.device)
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=autocast_dtype(args.dtype, world.device) == torch.float16)
+        self.scaler = torch.amp.GradScaler(
+            world.device.type, enabled=autocast_dtype(args.dtype, world.device) == torch.float16
+        )
         self.meter = GradientMeter.on(world.device)
         self.skipped = self.overflows = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Parts of a checkpoint."""
-        return {"scaler": self.scaler.state_dict(), "gradient_meter": dict(vars(self.meter)), "skipped": self.skipped, "overflows": self.overflows}
+        return {
+            "scaler": self.scaler.state_dict(),
+            "gradient_meter": dict(vars(self.meter)),
+            "skipped": self.skipped,
+            "overflows": self.overflows,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """From a checkpoint, also of before there were all of these parts."""
@@ -78,9 +107,11 @@ class OptimizerStep:
         self.skipped, self.overflows = state.get("skipped", 0), state.get("overflows", 0)
 
     def take(self, step: int) -> tuple[Tensor, str | None]:
-        """Take the step after `step`. Returns the mean loss of this process's micro-batches, and why the step was passed over, if it was.
+        """Take the step after `step`. Returns the mean loss of this process's micro-batches, and why the step
+        was passed over, if it was.
 
-        Raises BadNumbers where loss or gradient are such that the step must not be taken and the training not go on.
+        Raises BadNumbers where loss or gradient are such that the step must not be taken and the training not
+        go on.
         """
         losses = self._accumulate(step)
         self.scaler.unscale_(self.optimizer)
@@ -97,7 +128,9 @@ class OptimizerStep:
         return torch.stack(losses).sum(), wrong
 
     def _accumulate(self, step: int) -> list[Tensor]:
-        """Gradients of this process's share of the micro-batches; returns their losses, each divided by the number of this share."""
+        """Gradients of this process's share of the micro-batches; returns their losses, each divided by
+        the number of this share.
+        """
         args, world = self.args, self.world
         mine = args.acc_steps // world.size
         losses = []
@@ -129,18 +162,25 @@ class OptimizerStep:
         self.scaler.step(self.optimizer)
 
     def _what_is_wrong(self, step: int, losses: list[Tensor], norm: Tensor) -> str | None:
-        """Why the step that these micro-batches make must not be taken, in words; the same on every process."""
+        """Why the step that these micro-batches make must not be taken, in words; the same on every
+        process.
+        """
         values, size = torch.stack(losses).double().cpu(), float(norm)
         finite, limit = math.isfinite(size), self.args.grad_norm_limit
-        self.overflows = self.overflows + 1 if self.scaler.is_enabled() and not finite else 0  # which the scaler skips
-        bad_norm = (finite and limit is not None and size > limit) or (not finite and not 0 < self.overflows < OVERFLOWS_IN_A_ROW)
+        # which the scaler skips
+        self.overflows = self.overflows + 1 if self.scaler.is_enabled() and not finite else 0
+        bad_norm = (finite and limit is not None and size > limit) or (
+            not finite and not 0 < self.overflows < OVERFLOWS_IN_A_ROW
+        )
         if not self.world.largest(int(bad_norm or not bool(values.isfinite().all()))):
             return None
         everyone = self.world.gather(values.tolist())
         return self.world.tell(self._describe(step, everyone, size) if self.world.is_main else None)
 
     def _describe(self, step: int, losses: list[list[float]], norm: float) -> str:
-        """A step that must not be taken. losses: of each process's micro-batches, each divided by their number."""
+        """A step that must not be taken. losses: of each process's micro-batches, each divided by their
+        number.
+        """
         args = self.args
         loss_of = {}  # of each micro-batch
         for rank, of_rank in enumerate(losses):
@@ -155,5 +195,7 @@ class OptimizerStep:
         windows = ", ".join(map(str, self.order.windows(first, min(count, SHOWN_WINDOWS))))
         if count > SHOWN_WINDOWS:
             windows += ", ..."
-        return (f"step {step + 1}: {what}, the gradient norm {norm:.4g}; "
-                f"samples {first} to {first + count - 1} of the order, sequences {windows} of the training split")
+        return (
+            f"step {step + 1}: {what}, the gradient norm {norm:.4g}; "
+            f"samples {first} to {first + count - 1} of the order, sequences {windows} of the training split"
+        )

@@ -1,6 +1,8 @@
-"""When a run should stop with its work saved: a signal, a file, the end of its time or of its job; agreed on by all processes.
+"""When a run should stop with its work saved: a signal, a file, the end of its time or of its job; agreed on
+by all processes.
 
-A signal handler only sets a flag; the processes compare flags between steps, where all of them stand at one place.
+A signal handler only sets a flag; the processes compare flags between steps, where all of them stand at one
+place.
 """
 
 from __future__ import annotations
@@ -30,17 +32,28 @@ ONE_INTERRUPT_SECONDS = 1.0  # in which a SIGINT comes from the terminal and fro
 class Stopper:
     """Use as a context manager: handlers are installed on entering and put back on leaving.
 
-    Any of `stop_files` stops the run when it exists; its content, if it has any, is the reason. The first is the experiment's own,
-    by which a person stops it; another is that of the job. `is_lost` is asked on the main process: whether another process has taken
-    the experiment over. `signals` are those that stop it, by name (None: all but SIGXCPU); the others do what they do to any process.
+    Any of `stop_files` stops the run when it exists; its content, if it has any, is the reason. The first is
+    the experiment's own, by which a person stops it; another is that of the job. `is_lost` is asked on the
+    main process: whether another process has taken the experiment over. `signals` are those that stop it, by
+    name (None: all but SIGXCPU); the others do what they do to any process.
     """
 
-    def __init__(self, world: World, stop_files: Sequence[Path], max_runtime_minutes: float | None, began: float,
-                 signals: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        world: World,
+        stop_files: Sequence[Path],
+        max_runtime_minutes: float | None,
+        began: float,
+        signals: Sequence[str] | None = None,
+    ) -> None:
         self.world, self.stop_files = world, stop_files
         self.signals = [signal.Signals[name] for name in signals or DEFAULT_STOP_SIGNALS]
         self.is_lost: Callable[[], bool] = lambda: False
-        self.deadlines = {TIME: (began + 60 * max_runtime_minutes, SAVE_MARGIN_SECONDS)} if max_runtime_minutes is not None else {}
+        self.deadlines = (
+            {TIME: (began + 60 * max_runtime_minutes, SAVE_MARGIN_SECONDS)}
+            if max_runtime_minutes is not None
+            else {}
+        )
         end = os.environ.get("SLURM_JOB_END_TIME", "")
         if end.isdigit() and int(end) > began:
             self.deadlines[JOB_END] = (int(end), JOB_MARGIN_SECONDS)
@@ -57,7 +70,9 @@ class Stopper:
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
                 self._old[number] = signal.signal(number, self._note)
         # the launcher starts its workers with these held back; one that came meanwhile arrives now
-        self._blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.Signals[name] for name in STOP_SIGNALS])
+        self._blocked = signal.pthread_sigmask(
+            signal.SIG_UNBLOCK, [signal.Signals[name] for name in STOP_SIGNALS]
+        )
         return self
 
     def __exit__(self, *unused: object) -> None:
@@ -68,18 +83,22 @@ class Stopper:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             now = time.monotonic()
-            if self._signal and now - self._interrupted_at > ONE_INTERRUPT_SECONDS:  # a second Ctrl-C means now
+            # a second Ctrl-C means now
+            if self._signal and now - self._interrupted_at > ONE_INTERRUPT_SECONDS:
                 raise KeyboardInterrupt
             self._interrupted_at = now
         if number == signal.SIGHUP:
             self._leave_closed_terminals()
         if self.world.is_main:
             with suppress(OSError):
-                os.write(2, f"{signal.Signals(number).name}: stopping after this step\n".encode())  # safe inside a handler
+                # safe inside a handler
+                os.write(2, f"{signal.Signals(number).name}: stopping after this step\n".encode())
         self._signal = REASONS.index(signal.Signals(number).name)
 
     def _leave_closed_terminals(self) -> None:
-        """What this process says from now on goes nowhere: a terminal that is gone answers every line with an error."""
+        """What this process says from now on goes nowhere: a terminal that is gone answers every line with
+        an error.
+        """
         for descriptor in self._terminals:
             if not os.isatty(descriptor):
                 nowhere = os.open(os.devnull, os.O_WRONLY)

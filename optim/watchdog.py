@@ -1,4 +1,6 @@
-"""Ends a process that hangs: better a job that its chain starts again than one that waits for its time limit."""
+"""Ends a process that hangs: better a job that its chain starts again than one that waits for its time
+limit.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,14 @@ LAST_WORDS_SECONDS = 10
 class Watchdog:
     """Use as a context manager: within it `beat` must be called at least every `minutes` (0: never mind).
 
-    where: tells in words what the process was about; record: is told why it ends. Stacks of all threads go to stderr. Looks are counted, not seconds:
-    a process that SLURM suspends looks at nothing, and goes on when it is resumed.
+    where: tells in words what the process was about; record: is told why it ends. Stacks of all threads go to
+    stderr. Looks are counted, not seconds: a process that SLURM suspends looks at nothing, and goes on when
+    it is resumed.
     """
 
-    def __init__(self, minutes: float, where: Callable[[], str], record: Callable[[str], None] = lambda what: None) -> None:
+    def __init__(
+        self, minutes: float, where: Callable[[], str], record: Callable[[str], None] = lambda what: None
+    ) -> None:
         self.seconds, self.where, self.record = 60 * minutes, where, record
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -42,8 +47,8 @@ class Watchdog:
         while not self._done.wait(self.seconds / LOOKS):
             self._looks += 1
             if self._looks > LOOKS:
-                # straight to the descriptor, and no cleaning up: whatever holds the process may hold those too; and where stderr hangs,
-                # the alarm ends the process
+                # straight to the descriptor, and no cleaning up: whatever holds the process may hold those
+                # too; and where stderr hangs, the alarm ends the process
                 signal.alarm(LAST_WORDS_SECONDS)
                 what = f"watchdog: {self.where()} has not got on for {self.seconds / 60:g} minutes"
                 os.write(2, f"main.py: error: {what}; stacks follow\n".encode())

@@ -21,7 +21,8 @@ from files import replace_atomically
 
 @dataclass(frozen=True)
 class WindowLosses:
-    """windows: (N,) int64, their numbers in the split, increasing. losses (nats a token), accuracies: (N,) float64, means of each window.
+    """windows: (N,) int64, their numbers in the split, increasing. losses (nats a token), accuracies: (N,)
+    float64, means of each window.
 
     documents: (N,) int64, to which each belongs; None where that is not known.
     """
@@ -34,6 +35,7 @@ class WindowLosses:
 
 def save_arrays(path: Path, **arrays: Any) -> None:
     """Write a .npz as a whole. Raises UserError where it cannot be written."""
+
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:  # savez would give a path another name
             np.savez_compressed(file, **arrays)
@@ -56,13 +58,26 @@ def read_windows(path: Path) -> WindowLosses:
     try:
         with np.load(path, allow_pickle=False) as file:
             windows = np.asarray(file["windows"], dtype=np.int64)
-            losses, accuracies = (np.asarray(file[name], dtype=np.float64) for name in ("losses", "accuracies"))
+            losses, accuracies = (
+                np.asarray(file[name], dtype=np.float64) for name in ("losses", "accuracies")
+            )
             documents = np.asarray(file["documents"], dtype=np.int64) if "documents" in file.files else None
     except FileNotFoundError:
-        raise UserError(f"{path} is not there: evaluate the checkpoint again (eval.py keeps the losses of its windows)") from None
+        raise UserError(
+            f"{path} is not there: evaluate the checkpoint again (eval.py keeps the losses of its windows)"
+        ) from None
     except Exception as error:  # whatever a damaged file makes of numpy's reader
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:80]}): evaluate the checkpoint again") from None
-    is_sound = windows.ndim == 1 and windows.size and bool((np.diff(windows) > 0).all()) and bool(np.isfinite(losses).all())
-    if not is_sound or {each.shape for each in (losses, accuracies, windows if documents is None else documents)} != {windows.shape}:
+        raise UserError(
+            f"{path} cannot be read ({' '.join(str(error).split())[:80]}): evaluate the checkpoint again"
+        ) from None
+    is_sound = (
+        windows.ndim == 1
+        and windows.size
+        and bool((np.diff(windows) > 0).all())
+        and bool(np.isfinite(losses).all())
+    )
+    if not is_sound or {
+        each.shape for each in (losses, accuracies, windows if documents is None else documents)
+    } != {windows.shape}:
         raise UserError(f"{path} is damaged: evaluate the checkpoint again")
     return WindowLosses(windows, losses, accuracies, documents)

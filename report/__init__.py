@@ -1,1 +1,3 @@
-"""The paper's numbers beside ours: the fidelity report (python -m report), two models in pairs (pairs.py), and what its figures share."""
+"""The paper's numbers beside ours: the fidelity report (python -m report), two models in pairs (pairs.py),
+and what its figures share.
+"""

@@ -1,9 +1,13 @@
-"""Our perplexities beside the paper's and an independent re-run's, row by row, with what differs in the settings.
+"""Our perplexities beside the paper's and an independent re-run's, row by row, with what differs in the
+settings.
 
-    python -m report exps iridis                          # folders are searched at any depth for eval_summary_*.json, ppl_per_mac.json
-    python -m report exps --output thesis --name fidelity # thesis/fidelity.md, .tex (a table, needs booktabs), .json (everything)
-    python -m report trajectory EXPERIMENT                # its validation curve beside the paper's and the re-run's values
-    python -m report compare A B                          # two trainings: flags, weights, losses, jobs; or two evaluations
+    python -m report exps iridis                          # folders are searched at any depth for
+    eval_summary_*.json, ppl_per_mac.json python -m report exps --output thesis --name fidelity #
+    thesis/fidelity.md, .tex (a table, needs booktabs), .json (everything)
+    python -m report trajectory EXPERIMENT                # its validation curve beside the paper's and the
+    re-run's values
+    python -m report compare A B                          # two trainings: flags, weights, losses, jobs; or
+    two evaluations
 
 EXPERIMENT, A and B are folders or names; a folder of results called `compare` is `./compare`.
 Prints the Markdown. Exit code 2 where there is nothing to report on; a damaged file is named, and left out.
@@ -49,8 +53,14 @@ def write(folders: Sequence[Path], output: Path, name: str) -> None:
 
 def trajectory(argv: Sequence[str]) -> int:
     prog = f"{PROG} trajectory"
-    names, flags = paths_and_flags(argv, prog, "The validation curve of a training beside the paper's and a re-run's values.", OUTPUT[:1],
-                                   "EXPERIMENT", may_be_names=True)
+    names, flags = paths_and_flags(
+        argv,
+        prog,
+        "The validation curve of a training beside the paper's and a re-run's values.",
+        OUTPUT[:1],
+        "EXPERIMENT",
+        may_be_names=True,
+    )
 
     def work() -> int:
         from report.trajectory import write
@@ -65,7 +75,9 @@ def trajectory(argv: Sequence[str]) -> int:
 
 def compare_two(argv: Sequence[str]) -> int:
     prog = f"{PROG} compare"
-    names, _ = paths_and_flags(argv, prog, "What differs between two trainings, or two evaluations.", (), "A B", may_be_names=True)
+    names, _ = paths_and_flags(
+        argv, prog, "What differs between two trainings, or two evaluations.", (), "A B", may_be_names=True
+    )
 
     def work() -> int:
         from report.two_runs import sections
@@ -93,8 +105,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     if words and words[0] in COMMANDS:
         return COMMANDS[words[0]](words[1:])
-    folders, flags = paths_and_flags(words, PROG, "Our perplexities beside the paper's. Other commands: trajectory EXPERIMENT, compare A B.", OUTPUT,
-                                    "RESULTS_FOLDER...")
+    folders, flags = paths_and_flags(
+        words,
+        PROG,
+        "Our perplexities beside the paper's. Other commands: trajectory EXPERIMENT, compare A B.",
+        OUTPUT,
+        "RESULTS_FOLDER...",
+    )
 
     def work() -> int:
         write(folders, Path(flags["output"]), flags["name"])

@@ -1,7 +1,9 @@
-"""Reads what eval.py and get_ppl_per_mac.py wrote, wherever it lies below some folders, and the training's own flags beside it.
+"""Reads what eval.py and get_ppl_per_mac.py wrote, wherever it lies below some folders, and the training's
+own flags beside it.
 
-    found = collect([Path("exps"), Path("iridis")])
-    found.evaluations, found.curves, found.problems         # a problem is a line for each file that cannot be used
+found = collect([Path("exps"), Path("iridis")])
+found.evaluations, found.curves, found.problems         # a problem is a line for each file that cannot be
+                                                        used
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ MOST_NATS = 300.0  # of a difference of losses; the exponential of more is no fl
 
 
 class Leg(NamedTuple):
-    """Part of a training's schedule, from step `begin` to before `end`; an extension adds one. As optim.schedules has it."""
+    """Part of a training's schedule, from step `begin` to before `end`; an extension adds one.
+
+    As optim.schedules has it.
+    """
 
     begin: int
     end: int
@@ -40,7 +45,8 @@ class Leg(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One eval_summary_*.json. `interval`: ends of the 95% interval of the perplexity over texts, of this one model.
+    """One eval_summary_*.json. `interval`: ends of the 95% interval of the perplexity over texts, of this one
+    model.
 
     grouped: what its windows were grouped by, for people; empty in a file of before they were.
     """
@@ -72,8 +78,8 @@ class Evaluation:
 class Point:
     """Perplexity at one compute budget. `label`: router threshold, or number of passes.
 
-    interval: over texts, of the one model. paired: over the same windows' differences to full depth, about the perplexity;
-    None in a file that tells none.
+    interval: over texts, of the one model. paired: over the same windows' differences to full depth, about
+    the perplexity; None in a file that tells none.
     """
 
     label: float
@@ -89,8 +95,8 @@ class Point:
 class Curve:
     """One ppl_per_mac.json.
 
-    is_timed: its budgets were timed together, not each once on its own as earlier files tell. is_published: the router's capacities
-    are those of the authors' code.
+    is_timed: its budgets were timed together, not each once on its own as earlier files tell. is_published:
+    the router's capacities are those of the authors' code.
     """
 
     path: Path
@@ -122,14 +128,21 @@ class _Object:
     def _get(self, name: str, kind: str, accept: Callable[[Any], bool]) -> Any:
         value = self.values.get(name)
         if not accept(value):
-            raise UserError(f"{self.path}: {self.where}{name} is {'missing' if value is None else f'{value!r:.40}'}, not {kind}")
+            raise UserError(
+                f"{self.path}: {self.where}{name} is {'missing' if value is None else f'{value!r:.40}'}, not"
+                f" {kind}"
+            )
         return value
 
     def number(self, name: str, low: float = -math.inf) -> float:
         return float(self._get(name, "a number", lambda value: _is_number(value) and value >= low))
 
     def whole(self, name: str) -> int:
-        return int(self._get(name, "a whole number", lambda value: _is_number(value) and value >= 0 and value == int(value)))
+        return int(
+            self._get(
+                name, "a whole number", lambda value: _is_number(value) and value >= 0 and value == int(value)
+            )
+        )
 
     def whole_or_none(self, name: str) -> int | None:
         return None if self.values.get(name) is None else self.whole(name)
@@ -138,15 +151,31 @@ class _Object:
         """A list of whole numbers; one that is missing is empty."""
         if self.values.get(name) is None:
             return ()
-        return tuple(map(int, self._get(name, "a list of whole numbers",
-                                        lambda value: isinstance(value, list) and all(map(_is_number, value)))))
+        return tuple(
+            map(
+                int,
+                self._get(
+                    name,
+                    "a list of whole numbers",
+                    lambda value: isinstance(value, list) and all(map(_is_number, value)),
+                ),
+            )
+        )
 
     def text(self, name: str) -> str:
         return self._get(name, "a text", lambda value: isinstance(value, str))
 
     def pair(self, name: str) -> tuple[float, float]:
-        low, high = self._get(name, "two numbers in order", lambda value: isinstance(value, list) and len(value) == 2
-                              and all(map(_is_number, value)) and value[0] <= value[1])
+        low, high = self._get(
+            name,
+            "two numbers in order",
+            lambda value: (
+                isinstance(value, list)
+                and len(value) == 2
+                and all(map(_is_number, value))
+                and value[0] <= value[1]
+            ),
+        )
         return low, high
 
     def interval(self, name: str, value: float) -> tuple[float, float]:
@@ -158,7 +187,9 @@ class _Object:
         return [_Object(self.path, row, f"{self.where}{name}[{number}].") for number, row in enumerate(rows)]
 
     def flags(self) -> Namespace:
-        return flags(self.path, self._get("args", "an object of flags", lambda value: isinstance(value, dict)))
+        return flags(
+            self.path, self._get("args", "an object of flags", lambda value: isinstance(value, dict))
+        )
 
 
 def _is_number(value: Any) -> bool:
@@ -181,7 +212,9 @@ def _read(path: Path) -> _Object:
 
 
 class Trainings:
-    """summary.json files of trainings, found by the checkpoint, also where results were copied to another machine."""
+    """summary.json files of trainings, found by the checkpoint, also where results were copied to another
+    machine.
+    """
 
     def __init__(self, folders: Sequence[Path], problems: list[str]) -> None:
         self.problems = problems
@@ -190,7 +223,9 @@ class Trainings:
             self.copies.setdefault(path.resolve().parts[-4:-1], path.parent)
 
     def summary(self, checkpoint: str) -> dict[str, Any] | None:
-        """summary.json beside the checkpoint; of a run that was extended later, the one that its step had then."""
+        """summary.json beside the checkpoint; of a run that was extended later, the one that its step had
+        then.
+        """
         at = Path(checkpoint)
         for folder in (at.parent, self.copies.get(at.resolve().parts[-4:-1], at.parent)):
             try:
@@ -218,8 +253,17 @@ def _legs(summary: _Object) -> tuple[Leg, ...]:
     if summary.values.get("schedule") is None:
         return ()
     schedule = _Object(summary.path, summary.values["schedule"], f"{summary.where}schedule.")
-    return tuple(Leg(leg.whole("begin"), leg.whole("end"), leg.number("start_rate"), leg.number("top_rate"), leg.number("rise"),
-                     leg.whole_or_none("origin")) for leg in schedule.rows("legs"))
+    return tuple(
+        Leg(
+            leg.whole("begin"),
+            leg.whole("end"),
+            leg.number("start_rate"),
+            leg.number("top_rate"),
+            leg.number("rise"),
+            leg.whole_or_none("origin"),
+        )
+        for leg in schedule.rows("legs")
+    )
 
 
 def read_evaluation(path: Path, trainings: Trainings) -> Evaluation:
@@ -230,32 +274,63 @@ def read_evaluation(path: Path, trainings: Trainings) -> Evaluation:
     training, perplexity = _Object(path, summary, "its training's "), file.number("val_perplexity", 1)
     steps, processes = file.whole_or_none("itr"), summary.get("world_size")
     return Evaluation(
-        path, path.stat().st_mtime, checkpoint, args.iterations if steps is None else steps, perplexity,
-        file.interval("val_perplexity_ci95", perplexity), file.number("val_loss", 0), file.number("val_acc", 0), file.number("average_depth", 0),
-        file.whole("n_tokens"), file.whole_or_none("parameters"), args, _trained(args, path, summary),
-        processes if isinstance(processes, int) else None, _legs(training), training.wholes("skipped_steps"), _grouped(file))
+        path,
+        path.stat().st_mtime,
+        checkpoint,
+        args.iterations if steps is None else steps,
+        perplexity,
+        file.interval("val_perplexity_ci95", perplexity),
+        file.number("val_loss", 0),
+        file.number("val_acc", 0),
+        file.number("average_depth", 0),
+        file.whole("n_tokens"),
+        file.whole_or_none("parameters"),
+        args,
+        _trained(args, path, summary),
+        processes if isinstance(processes, int) else None,
+        _legs(training),
+        training.wholes("skipped_steps"),
+        _grouped(file),
+    )
 
 
 def _grouped(file: _Object) -> str:
     """By what windows were grouped, for people; empty in a file of before they were."""
-    return "" if file.values.get("interval") is None else _Object(file.path, file.values["interval"], "interval.").text("by")
+    return (
+        ""
+        if file.values.get("interval") is None
+        else _Object(file.path, file.values["interval"], "interval.").text("by")
+    )
 
 
 def _paired(row: _Object, perplexity: float) -> tuple[float, float] | None:
-    """Ends of the 95% interval of the loss's difference to full depth, as perplexities about that of the point."""
+    """Ends of the 95% interval of the loss's difference to full depth, as perplexities about that of the
+    point.
+    """
     if row.values.get("loss_difference_ci95") is None:
         return None
     difference, (low, high) = row.number("loss_difference"), row.pair("loss_difference_ci95")
     if not -MOST_NATS < low <= difference <= high < MOST_NATS:
-        raise UserError(f"{row.path}: {row.where}loss_difference {difference:g} is not between {low:g} and {high:g}")
+        raise UserError(
+            f"{row.path}: {row.where}loss_difference {difference:g} is not between {low:g} and {high:g}"
+        )
     return perplexity * math.exp(low - difference), perplexity * math.exp(high - difference)
 
 
 def _point(row: _Object, label: str) -> Point:
-    seconds = None if row.values.get("seconds_per_sequence") is None else row.number("seconds_per_sequence", 0)
+    seconds = (
+        None if row.values.get("seconds_per_sequence") is None else row.number("seconds_per_sequence", 0)
+    )
     at, macs, perplexity = row.number(label), row.whole("macs"), row.number("val_perplexity", 1)
-    return Point(at, macs, perplexity, row.interval("val_perplexity_ci95", perplexity),
-                 row.number("average_depth", 0), seconds, _paired(row, perplexity))
+    return Point(
+        at,
+        macs,
+        perplexity,
+        row.interval("val_perplexity_ci95", perplexity),
+        row.number("average_depth", 0),
+        seconds,
+        _paired(row, perplexity),
+    )
 
 
 def read_curve(path: Path) -> Curve:
@@ -267,15 +342,26 @@ def read_curve(path: Path) -> Curve:
     fixed_depth = tuple(_point(row, "passes") for row in file.rows("fixed_depth"))
     if not router and not fixed_depth:
         raise UserError(f"{path}: holds no points")
-    return Curve(path, file.text("checkpoint"), file.whole_or_none("itr"), file.whole("sequence_length"), file.flags(), router, fixed_depth,
-                 bool(file.values.get("timing")), bool(file.values.get("published")))
+    return Curve(
+        path,
+        file.text("checkpoint"),
+        file.whole_or_none("itr"),
+        file.whole("sequence_length"),
+        file.flags(),
+        router,
+        fixed_depth,
+        bool(file.values.get("timing")),
+        bool(file.values.get("published")),
+    )
 
 
 def below(folders: Sequence[Path], pattern: str, problems: list[str]) -> list[Path]:
     """Files of that name below folders, each once; a folder that cannot be read goes to `problems`."""
     found = {}
     for folder in folders:
-        for place, _, names in os.walk(folder, onerror=lambda error: problems.append(f"{error.filename}: {error.strerror}")):
+        for place, _, names in os.walk(
+            folder, onerror=lambda error: problems.append(f"{error.filename}: {error.strerror}")
+        ):
             paths = [Path(place, name) for name in fnmatch.filter(names, pattern)]
             found.update({path.resolve(): path for path in paths if path.is_file()})
     return sorted(found.values())
@@ -294,14 +380,21 @@ def _read_all(paths: Sequence[Path], read: Callable[[Path], T], problems: list[s
 
 
 def collect(folders: Sequence[Path]) -> Found:
-    """Everything of use below the folders. Raises UserError where there is nothing, with a line for each damaged file."""
+    """Everything of use below the folders.
+
+    Raises UserError where there is nothing, with a line for each damaged file.
+    """
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder} is no folder")
     found = Found()
     trainings = Trainings(folders, found.problems)
     evaluations, sweeps = EVALUATIONS
-    found.evaluations = _read_all(below(folders, evaluations, found.problems), lambda path: read_evaluation(path, trainings), found.problems)
+    found.evaluations = _read_all(
+        below(folders, evaluations, found.problems),
+        lambda path: read_evaluation(path, trainings),
+        found.problems,
+    )
     found.curves = _read_all(below(folders, sweeps, found.problems), read_curve, found.problems)
     found.problems = list(dict.fromkeys(found.problems))
     if not found.evaluations and not found.curves:

@@ -1,4 +1,6 @@
-"""Command lines of the report and the figures: some paths, then flags; what is wrong is told in a line each, exit 2."""
+"""Command lines of the report and the figures: some paths, then flags; what is wrong is told in a line
+each, exit 2.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,10 @@ def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def labelled(words: Sequence[str]) -> tuple[list[str], dict[Path, str]]:
-    """Paths of words of which some are LABEL=PATH, and the label of each such path. What is there as a path is one."""
+    """Paths of words of which some are LABEL=PATH, and the label of each such path.
+
+    What is there as a path is one.
+    """
     labels = {}
     paths = []
     for word in words:
@@ -41,12 +46,20 @@ def labelled(words: Sequence[str]) -> tuple[list[str], dict[Path, str]]:
     return paths, labels
 
 
-def paths_and_flags(argv: Sequence[str] | None, prog: str, description: str, flags: Sequence[Flag], paths: str,
-                    needed: bool = True, may_be_names: bool = False, labels: dict[Path, str] | None = None) -> tuple[list[Path], dict[str, Any]]:
+def paths_and_flags(
+    argv: Sequence[str] | None,
+    prog: str,
+    description: str,
+    flags: Sequence[Flag],
+    paths: str,
+    needed: bool = True,
+    may_be_names: bool = False,
+    labels: dict[Path, str] | None = None,
+) -> tuple[list[Path], dict[str, Any]]:
     """Paths and the value of every flag. Exits 2 on bad ones.
 
-    paths: what they are, for the help. needed: at least one. may_be_names: of experiments, which the caller looks for. labels: paths may be
-    LABEL=PATH; it is filled with the labels.
+    paths: what they are, for the help. needed: at least one. may_be_names: of experiments, which the caller
+    looks for. labels: paths may be LABEL=PATH; it is filled with the labels.
     """
     files, words = _split(sys.argv[1:] if argv is None else argv)
     if labels is not None:

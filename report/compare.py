@@ -1,7 +1,8 @@
-"""Sets evaluations beside the paper: which row each belongs to, means and errors over seeds, verdicts, what differs.
+"""Sets evaluations beside the paper: which row each belongs to, means and errors over seeds, verdicts, what
+differs.
 
-    report = compare(collect([Path("exps")]))
-    report.results          # one for each row of the paper, with or without an evaluation
+report = compare(collect([Path("exps")]))
+report.results          # one for each row of the paper, with or without an evaluation
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from config.flags import FLAGS, IDENTITY
-from config.identity import BATCH, changed_for_evaluation, cut_matters, effective_batch, is_full_compute, names_of
+from config.identity import (
+    BATCH,
+    changed_for_evaluation,
+    cut_matters,
+    effective_batch,
+    is_full_compute,
+    names_of,
+)
 from data.bins import label
 from errors import UserError
 from models.variants import ROUTED_POLICIES, VARIANTS
@@ -28,14 +36,33 @@ DATASET = "openwebtext2"
 SEEDS = ("seed", "data_seed")
 TOLD_BESIDE = ("dtype",)  # an evaluation in another precision is the model's own, with a remark
 # of the authors' code; a change of one is told beside the row
-DEFAULTS = ("weight_decay", "beta1", "beta2", "grad_clip", "scheduler", "final_div_factor", "dropout", "bias", "positional_encoder",
-            "attention_window_length", "disable_ln_mid", "training_length_factor", "halt_threshold", "depth_predictor_loss_coef",
-            "ponder_lambda_p", "ponder_kl_div_loss_weight")
-NO_SUMMARY = "its training's summary.json was not found, so training settings are those that the evaluation recorded"
+DEFAULTS = (
+    "weight_decay",
+    "beta1",
+    "beta2",
+    "grad_clip",
+    "scheduler",
+    "final_div_factor",
+    "dropout",
+    "bias",
+    "positional_encoder",
+    "attention_window_length",
+    "disable_ln_mid",
+    "training_length_factor",
+    "halt_threshold",
+    "depth_predictor_loss_coef",
+    "ponder_lambda_p",
+    "ponder_kl_div_loss_weight",
+)
+NO_SUMMARY = (
+    "its training's summary.json was not found, so training settings are those that the evaluation recorded"
+)
 
 REPEAT = "another training with the same flags and the same seed was evaluated later, and is counted"
-UNGROUPED = ("its interval is of an earlier version, which took neighbouring windows for independent: it is several times too narrow, and so is "
-             "the verdict; evaluate again")
+UNGROUPED = (
+    "its interval is of an earlier version, which took neighbouring windows for independent: it is several"
+    " times too narrow, and so is the verdict; evaluate again"
+)
 
 
 @dataclass(frozen=True)
@@ -54,8 +81,12 @@ class Group:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95% interval over texts: all seeds read the same windows, so that of their mean is the mean of theirs."""
-        low, high = (statistics.fmean(ends) for ends in zip(*(one.interval for one in self.members), strict=True))
+        """95% interval over texts: all seeds read the same windows, so that of their mean is the mean of
+        theirs.
+        """
+        low, high = (
+            statistics.fmean(ends) for ends in zip(*(one.interval for one in self.members), strict=True)
+        )
         return low, high
 
     @property
@@ -133,7 +164,10 @@ def warmup_steps(one: Evaluation) -> int:
 
 
 def extension(one: Evaluation) -> str | None:
-    """How the schedule was extended; None where it was not. A training of before summaries told the legs says it by its flag."""
+    """How the schedule was extended; None where it was not.
+
+    A training of before summaries told the legs says it by its flag.
+    """
     if not one.legs:
         return one.trained.extend
     begins = [f"{leg.begin:,}" + (" by rejoin" if leg.origin is not None else "") for leg in one.legs[1:]]
@@ -141,7 +175,9 @@ def extension(one: Evaluation) -> str | None:
 
 
 def changed_settings(one: Evaluation) -> dict[str, str]:
-    """Settings of the training that the evaluation had otherwise, but for the length, which is compared with the paper's."""
+    """Settings of the training that the evaluation had otherwise, but for the length, which is compared
+    with the paper's.
+    """
     changed = changed_for_evaluation(vars(one.args), vars(one.trained))
     if label(one.args.dataset) != label(one.trained.dataset):
         changed["dataset"] = f"--dataset {one.args.dataset} instead of {one.trained.dataset}"
@@ -165,14 +201,25 @@ def not_final(one: Evaluation) -> str | None:
 
 
 def _identity(one: Evaluation) -> tuple[Any, ...]:
-    """Equal for models that differ in their seed only. A training that passed over steps of its own is like no other one."""
+    """Equal for models that differ in their seed only.
+
+    A training that passed over steps of its own is like no other one.
+    """
     trained = one.trained
     schedule = one.legs if len(one.legs) > 1 else extension(one)
     alone = (*one.seed, *one.skipped) if one.skipped else ()
     free = (*SEEDS, "dataset", *(() if cut_matters(vars(trained)) else BATCH))
     settings = [repr(getattr(trained, name)) for name in names_of(IDENTITY) if name not in free]
-    return (label(one.args.dataset), one.args.sequence_length, effective_batch(vars(trained)), one.steps, trained.iterations,
-            schedule, alone, *settings)
+    return (
+        label(one.args.dataset),
+        one.args.sequence_length,
+        effective_batch(vars(trained)),
+        one.steps,
+        trained.iterations,
+        schedule,
+        alone,
+        *settings,
+    )
 
 
 def repeats(evaluations: Sequence[Evaluation], chosen: Sequence[Group]) -> list[Evaluation]:
@@ -181,7 +228,9 @@ def repeats(evaluations: Sequence[Evaluation], chosen: Sequence[Group]) -> list[
     return [one for one in evaluations if kept[_identity(one), one.seed].checkpoint != one.checkpoint]
 
 
-def groups(evaluations: Sequence[Evaluation], identity: Callable[[Evaluation], Any] = _identity) -> list[Group]:
+def groups(
+    evaluations: Sequence[Evaluation], identity: Callable[[Evaluation], Any] = _identity
+) -> list[Group]:
     """Evaluations by model; of several of one model and seed the newest counts."""
     found: dict[Any, dict[tuple[int, int], Evaluation]] = {}
     for one in sorted(evaluations, key=lambda one: (one.modified, str(one.path))):
@@ -191,8 +240,11 @@ def groups(evaluations: Sequence[Evaluation], identity: Callable[[Evaluation], A
 
 def decisive_differences(row: Row, one: Evaluation) -> list[str]:
     """Those after which a perplexity is another quantity, or one of another training."""
-    pairs = (("steps", f"{one.steps:,}", f"{row.steps:,}"), ("data", label(one.args.dataset), DATASET),
-             ("evaluated sequence length", one.args.sequence_length, setting("sequence_length")))
+    pairs = (
+        ("steps", f"{one.steps:,}", f"{row.steps:,}"),
+        ("data", label(one.args.dataset), DATASET),
+        ("evaluated sequence length", one.args.sequence_length, setting("sequence_length")),
+    )
     return [f"{name} {ours} instead of {papers}" for name, ours, papers in pairs if ours != papers]
 
 
@@ -215,7 +267,9 @@ def differences(row: Row, group: Group) -> list[str]:
     for name in (*DEFAULTS, *(BATCH if cut_matters(vars(trained)) else ())):
         ours, papers = getattr(trained, name), getattr(published, name)
         if ours != papers:
-            lines.append(f"{name} {ours} instead of {'the default ' if papers == FLAGS[name].default else ''}{papers}")
+            lines.append(
+                f"{name} {ours} instead of {'the default ' if papers == FLAGS[name].default else ''}{papers}"
+            )
     extended = extension(group.first)
     if extended is not None:
         lines.append(f"the schedule was extended ({extended}) from a shorter training")
@@ -228,21 +282,37 @@ def differences(row: Row, group: Group) -> list[str]:
 def remarks(row: Row, group: Group) -> list[str]:
     """What a reader must know, and what the paper's file does not state."""
     one, trained = group.first, group.first.trained
-    lines = [f"{one.n_tokens:,} validation tokens; the paper's split is not recorded",
-             f"dtype {trained.dtype}" + (" (bfloat16 on CUDA, float32 on a CPU)" if trained.dtype == "auto" else "")
-             + f", device {trained.device}" + (f", {one.processes} processes" if one.processes else "") + "; the paper's are not recorded"]
-    lines += [f"seed {each.trained.seed} was evaluated with {line}" for each in group.members for name, line in changed_settings(each).items()
-              if name in TOLD_BESIDE]
+    lines = [
+        f"{one.n_tokens:,} validation tokens; the paper's split is not recorded",
+        f"dtype {trained.dtype}"
+        + (" (bfloat16 on CUDA, float32 on a CPU)" if trained.dtype == "auto" else "")
+        + f", device {trained.device}"
+        + (f", {one.processes} processes" if one.processes else "")
+        + "; the paper's are not recorded",
+    ]
+    lines += [
+        f"seed {each.trained.seed} was evaluated with {line}"
+        for each in group.members
+        for name, line in changed_settings(each).items()
+        if name in TOLD_BESIDE
+    ]
     if row.steps != setting("steps"):
-        lines.append(f"warm-up {warmup_steps(one):,} steps; the paper's for {row.steps:,} steps is not recorded")
+        lines.append(
+            f"warm-up {warmup_steps(one):,} steps; the paper's for {row.steps:,} steps is not recorded"
+        )
     rerun = rerun_value(row.rerun)
     if rerun is not None and rerun.accuracy is not None:
-        lines.append(f"accuracy {statistics.fmean(each.accuracy for each in group.members):.4f}; the re-run's is {rerun.accuracy:.4f}")
+        lines.append(
+            f"accuracy {statistics.fmean(each.accuracy for each in group.members):.4f}; the re-run's is"
+            f" {rerun.accuracy:.4f}"
+        )
     if row.paper == ("table2", "layer_norm_2_21x5_1"):
         lines.append("the paper's value is that of the model without depth embedding; Table 4 has both")
     if VARIANTS[trained.model].policy in ROUTED_POLICIES:
-        lines.append("routing by capacity compares scores over the whole sequence: training looked at later tokens, as in the paper; at full "
-                     "compute every token goes on")
+        lines.append(
+            "routing by capacity compares scores over the whole sequence: training looked at later tokens, as"
+            " in the paper; at full compute every token goes on"
+        )
     if not all(each.grouped for each in group.members):
         lines.append(UNGROUPED)
     if one.processes is None:
@@ -254,8 +324,15 @@ def _result(row: Row, group: Group | None) -> Result:
     result = Result(row, paper_value(row.paper), rerun_value(row.rerun))
     if group is None:
         return result
-    return Result(row, result.paper, result.rerun, group, tuple(decisive_differences(row, group.first)), tuple(differences(row, group)),
-                  tuple(remarks(row, group)))
+    return Result(
+        row,
+        result.paper,
+        result.rerun,
+        group,
+        tuple(decisive_differences(row, group.first)),
+        tuple(differences(row, group)),
+        tuple(remarks(row, group)),
+    )
 
 
 def _closeness(result: Result) -> tuple[float, ...]:
@@ -271,21 +348,43 @@ def compare(found: Found) -> Report:
     results = []
     placed: set[Path] = set()
     for row in ROWS:
-        candidates = [_result(row, group) for group in final if row in rows_of(group.first.trained, group.first.steps)]
+        candidates = [
+            _result(row, group) for group in final if row in rows_of(group.first.trained, group.first.steps)
+        ]
         results.append(min(candidates, key=_closeness) if candidates else _result(row, None))
         placed |= {one.path for one in results[-1].group.members} if results[-1].group else set()
     others = [Other(group, _why_other(group)) for group in final if group.first.path not in placed]
-    others += [Other(Group((one,)), REPEAT) for one in repeats([one for one in found.evaluations if reasons[one.path] is None], final)]
-    others += [Other(Group((one,)), reason) for one in found.evaluations if (reason := reasons[one.path]) is not None]
-    return Report(results, sorted(others, key=lambda other: (title(other.group.first.args), other.reason, str(other.group.first.path))), found.curves,
-                  in_pairs(results), list(found.problems))
+    others += [
+        Other(Group((one,)), REPEAT)
+        for one in repeats([one for one in found.evaluations if reasons[one.path] is None], final)
+    ]
+    others += [
+        Other(Group((one,)), reason) for one in found.evaluations if (reason := reasons[one.path]) is not None
+    ]
+    return Report(
+        results,
+        sorted(
+            others,
+            key=lambda other: (title(other.group.first.args), other.reason, str(other.group.first.path)),
+        ),
+        found.curves,
+        in_pairs(results),
+        list(found.problems),
+    )
 
 
 def in_pairs(results: Sequence[Result]) -> list[Beside]:
-    """Each evaluated model of a table beside its best one; without those whose windows cannot be compared. Of several seeds the first."""
+    """Each evaluated model of a table beside its best one; without those whose windows cannot be compared.
+
+    Of several seeds the first.
+    """
     found = []
     for table in dict.fromkeys(result.row.table for result in results):
-        ours = [(result, result.group) for result in results if result.row.table == table and result.group is not None]
+        ours = [
+            (result, result.group)
+            for result in results
+            if result.row.table == table and result.group is not None
+        ]
         best = min(ours, key=lambda each: each[1].first.perplexity, default=None)
         for result, group in ours:
             if best is not None and result is not best[0]:
@@ -296,4 +395,6 @@ def in_pairs(results: Sequence[Result]) -> list[Beside]:
 
 def _why_other(group: Group) -> str:
     is_row = any(is_architecture_of(row, group.first.trained) for row in ROWS)
-    return "another training of this model is nearer to the paper's setting" if is_row else "no row of the paper"
+    return (
+        "another training of this model is nearer to the paper's setting" if is_row else "no row of the paper"
+    )

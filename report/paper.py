@@ -1,6 +1,7 @@
-"""The paper's numbers (Mohtashami et al., ICLR 2025) and those of one independent re-run, as report/paper.json holds them.
+"""The paper's numbers (Mohtashami et al., ICLR 2025) and those of one independent re-run, as
+report/paper.json holds them.
 
-    paper_value(("table1", "cotformer", "12x3"))    # Value(perplexity=27.07, sem=0.01)
+paper_value(("table1", "cotformer", "12x3"))    # Value(perplexity=27.07, sem=0.01)
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ PAPER = Path(__file__).with_name("paper.json")
 
 @dataclass(frozen=True)
 class Value:
-    """Mean perplexity over the paper's seeds, and its standard error over them; None where the paper gives none."""
+    """Mean perplexity over the paper's seeds, and its standard error over them; None where the paper gives
+    none.
+    """
 
     perplexity: float | None
     sem: float | None
@@ -24,9 +27,11 @@ class Value:
 
 @dataclass(frozen=True)
 class Rerun:
-    """Perplexity of one model, and the ends of its 95% interval over validation batches. What is not known is None.
+    """Perplexity of one model, and the ends of its 95% interval over validation batches. What is not known is
+    None.
 
-    accuracy: share of the tokens. gmacs: multiply-accumulates x 1e9 of 256 tokens. windows_per_batch: of the interval's batches.
+    accuracy: share of the tokens. gmacs: multiply-accumulates x 1e9 of 256 tokens. windows_per_batch: of the
+    interval's batches.
     """
 
     perplexity: float
@@ -69,7 +74,9 @@ def rerun_value(key: str | None) -> Rerun | None:
 
 
 def rerun_trajectory(key: str | None) -> tuple[tuple[int, float], ...]:
-    """Steps of the re-run's training and its perplexity at each, on `trajectory_tokens()` tokens; empty where none were kept."""
+    """Steps of the re-run's training and its perplexity at each, on `trajectory_tokens()` tokens; empty
+    where none were kept.
+    """
     kept = paper()["rerun_on_l4"]["trajectories"]
     return tuple(zip(kept["steps"], kept[key], strict=True)) if key in kept else ()
 

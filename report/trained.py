@@ -1,6 +1,7 @@
 """Which models of base-train and ablation-train are trained on a dataset, and which of Table 1 are not.
 
-    python -m report.trained RESULTS_FOLDER --dataset owt2     # a folder a line; on stderr the rows of Table 1 that are missing
+    python -m report.trained RESULTS_FOLDER --dataset owt2     # a folder a line; on stderr the rows of Table
+    1 that are missing
 
 A model is known by its flags, whatever its size or folder is called. Exit code 2 where none is trained.
 """
@@ -31,18 +32,28 @@ PACKAGES = ("base-train", "ablation-train")
 def kind(args: Namespace) -> tuple[object, ...]:
     """What tells the models of these packages from those of others, whatever their size."""
     row = VARIANTS[args.model]
-    return args.model, *((args.n_layer_begin, args.n_layer_end) if row.loop else ()), args.depth_embedding if row.depth_emb else None
+    return (
+        args.model,
+        *((args.n_layer_begin, args.n_layer_end) if row.loop else ()),
+        args.depth_embedding if row.depth_emb else None,
+    )
 
 
 KINDS = frozenset(kind(row.args()) for row in ROWS if row.package in PACKAGES)
 
 
 def trained(folder: Path, dataset: str, problems: list[str]) -> dict[Path, Namespace]:
-    """Finished trainings below a folder that have their final checkpoint, and their flags; a damaged file is a line in `problems`."""
+    """Finished trainings below a folder that have their final checkpoint, and their flags; a damaged file
+    is a line in `problems`.
+    """
     found = {}
     for path in below([folder], SUMMARY, problems):
         summary = Record(path.parent, problems).summary
-        if summary is None or not isinstance(summary.get("args"), dict) or not (path.parent / FINAL).is_file():
+        if (
+            summary is None
+            or not isinstance(summary.get("args"), dict)
+            or not (path.parent / FINAL).is_file()
+        ):
             continue
         try:
             args = flags(path, summary["args"])
@@ -61,20 +72,33 @@ def is_of(row: Row, args: Namespace) -> bool:
 
 def missing(trainings: Sequence[Namespace]) -> list[str]:
     """The rows of Table 1 that no training is of."""
-    return [row.label for row in ROWS if row.table == "Table 1" and not any(is_of(row, args) for args in trainings)]
+    return [
+        row.label
+        for row in ROWS
+        if row.table == "Table 1" and not any(is_of(row, args) for args in trainings)
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    folders, options = paths_and_flags(argv, PROG, "Which models of the paper's tables are trained.", OPTIONS, "RESULTS_FOLDER")
+    folders, options = paths_and_flags(
+        argv, PROG, "Which models of the paper's tables are trained.", OPTIONS, "RESULTS_FOLDER"
+    )
 
     def work() -> int:
         problems: list[str] = []
-        found = {path: args for folder in folders for path, args in trained(folder, options["dataset"], problems).items()}
+        found = {
+            path: args
+            for folder in folders
+            for path, args in trained(folder, options["dataset"], problems).items()
+        }
         for problem in problems:
             print(f"warning: {problem}", file=sys.stderr)
         if not found:
-            raise UserError(f"no model of {' or '.join(PACKAGES)} is trained on {options['dataset']} below {', '.join(map(str, folders))}; "
-                            "train one (bash iridis/base-train/job.sh), or name one: --checkpoint DIR_OR_FILE")
+            raise UserError(
+                f"no model of {' or '.join(PACKAGES)} is trained on {options['dataset']} below"
+                f" {', '.join(map(str, folders))}; train one (bash iridis/base-train/job.sh), or name one:"
+                " --checkpoint DIR_OR_FILE"
+            )
         absent = missing(list(found.values()))
         if absent:
             print(f"note: not trained of Table 1: {', '.join(absent)}", file=sys.stderr)

@@ -1,8 +1,11 @@
-"""The validation curve of a training beside what the paper's model reached, and where the re-run of that model stood on its way.
+"""The validation curve of a training beside what the paper's model reached, and where the re-run of that
+model stood on its way.
 
-    python -m report trajectory EXPERIMENT [--output reports]     # reports/trajectory_NAME.png, .pdf, .json, and a few lines
+    python -m report trajectory EXPERIMENT [--output reports]     # reports/trajectory_NAME.png, .pdf, .json,
+    and a few lines
 
-EXPERIMENT is a folder or a name; it may be in training. Only the drawing needs more than Python itself: status.py uses the rest.
+EXPERIMENT is a folder or a name; it may be in training. Only the drawing needs more than Python itself:
+status.py uses the rest.
 """
 
 from __future__ import annotations
@@ -24,14 +27,18 @@ from report.paper import Rerun, Value, paper_value, rerun_trajectory, rerun_valu
 from report.rows import ROWS, rows_of
 
 OPENWEBTEXT2 = ("owt2", "openwebtext2")
-KNOWN_LENGTHS = frozenset(row.steps for row in ROWS if rerun_trajectory(row.rerun))  # of trainings whose way is known, in steps
-SHOWN = 4  # times the lowest value: the first steps are far above it, and would leave no room for what follows
+# of trainings whose way is known, in steps
+KNOWN_LENGTHS = frozenset(row.steps for row in ROWS if rerun_trajectory(row.rerun))
+# times the lowest value: the first steps are far above it, and would leave no room for what follows
+SHOWN = 4
 Points = tuple[tuple[int, float], ...]  # steps and perplexities, in order of step
 
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What is known of other trainings of a model: the paper's and the re-run's final perplexity, and the re-run's on its way."""
+    """What is known of other trainings of a model: the paper's and the re-run's final perplexity, and the
+    re-run's on its way.
+    """
 
     label: str
     steps: int
@@ -40,14 +47,16 @@ class Yardstick:
     points: Points
 
     def at(self, step: int) -> float | None:
-        """The re-run's perplexity at a step, between two of its points by a power law; None outside of them."""
+        """The re-run's perplexity at a step, between two of its points by a power law; None outside of
+        them.
+        """
         steps = [each for each, _ in self.points]
         after = bisect_left(steps, step)
         if after == len(steps) or (after == 0 and steps[0] != step):
             return None
         if steps[after] == step:
             return self.points[after][1]
-        (begin, high), (end, low) = self.points[after - 1:after + 1]
+        (begin, high), (end, low) = self.points[after - 1 : after + 1]
         share = math.log(step / begin) / math.log(end / begin)
         return math.exp((1 - share) * math.log(high) + share * math.log(low))
 
@@ -68,15 +77,20 @@ def yardstick_of(args: Namespace) -> Yardstick | None:
     if not rows:
         return None
     row, rerun = rows[0], next((each.rerun for each in rows if each.rerun), None)
-    return Yardstick(row.label, row.steps, paper_value(row.paper), rerun_value(rerun), rerun_trajectory(rerun))
+    return Yardstick(
+        row.label, row.steps, paper_value(row.paper), rerun_value(rerun), rerun_trajectory(rerun)
+    )
 
 
 def differences(args: Namespace, yardstick: Yardstick) -> list[str]:
     """Settings after which the numbers on the way are not comparable."""
     data = "openwebtext2" if Path(args.dataset).name in OPENWEBTEXT2 else args.dataset
-    pairs = (("data", data, "openwebtext2"), ("steps", args.iterations, yardstick.steps),
-             ("sequence length", args.sequence_length, setting("sequence_length")),
-             ("effective batch", effective_batch(vars(args)), setting("effective_batch")))
+    pairs = (
+        ("data", data, "openwebtext2"),
+        ("steps", args.iterations, yardstick.steps),
+        ("sequence length", args.sequence_length, setting("sequence_length")),
+        ("effective batch", effective_batch(vars(args)), setting("effective_batch")),
+    )
     return [f"{name} {ours} instead of {papers}" for name, ours, papers in pairs if ours != papers]
 
 
@@ -89,7 +103,8 @@ def flags_of(told: Row | None) -> Namespace | None:
 
 
 def remark(told: Row | None, step: int, perplexity: float) -> str | None:
-    """One line on how a training stands beside the re-run at this step; None where the two cannot be compared.
+    """One line on how a training stands beside the re-run at this step; None where the two cannot be
+    compared.
 
     told: the flags that the training recorded.
     """
@@ -97,8 +112,15 @@ def remark(told: Row | None, step: int, perplexity: float) -> str | None:
     yardstick = None if args is None else yardstick_of(args)
     if args is None or yardstick is None or differences(args, yardstick) or not yardstick.told_at(step):
         return None
-    said = f"{yardstick.label}: validation perplexity {perplexity:.2f} at step {step:,}; the re-run had {yardstick.told_at(step)} there"
-    return said if yardstick.paper.perplexity is None else f"{said}, the paper {yardstick.paper.perplexity:.2f} at the end"
+    said = (
+        f"{yardstick.label}: validation perplexity {perplexity:.2f} at step {step:,}; the re-run had"
+        f" {yardstick.told_at(step)} there"
+    )
+    return (
+        said
+        if yardstick.paper.perplexity is None
+        else f"{said}, the paper {yardstick.paper.perplexity:.2f} at the end"
+    )
 
 
 def curve_of(rows: Sequence[Row], kind: str) -> Points:
@@ -119,17 +141,32 @@ def lines(name: str, args: Namespace | None, yardstick: Yardstick | None, curve:
     """What the picture shows, in words."""
     step, perplexity = curve[-1]
     if args is None:
-        return [f"{name}: step {step:,}, perplexity {perplexity:.2f}; neither a checkpoint nor summary.json tells what model that is"]
+        return [
+            f"{name}: step {step:,}, perplexity {perplexity:.2f}; neither a checkpoint nor summary.json tells"
+            " what model that is"
+        ]
     if yardstick is None:
-        return [f"{name}: step {step:,} of {args.iterations:,}, perplexity {perplexity:.2f}; the paper has no model of this architecture"]
+        return [
+            f"{name}: step {step:,} of {args.iterations:,}, perplexity {perplexity:.2f}; the paper has no"
+            " model of this architecture"
+        ]
     said = [f"{name}: {yardstick.label}, step {step:,} of {args.iterations:,}", final_values(yardstick)]
     said += [f"not comparable on the way: {line}" for line in differences(args, yardstick)]
     if not yardstick.points:
-        return [*said, f"perplexity {perplexity:.2f} at step {step:,}; of this model no re-run's values on the way are known"]
+        return [
+            *said,
+            (
+                f"perplexity {perplexity:.2f} at step {step:,}; of this model no re-run's values on the way"
+                " are known"
+            ),
+        ]
     reached = [nearest(curve, each) for each, _ in yardstick.points if each <= step]
     for at, ours in dict.fromkeys([*reached, curve[-1]]):
         there = yardstick.told_at(at)
-        said.append(f"at step {at:>6,} you are at {ours:.2f}" + (f", the re-run of this model was at {there} there" if there else ""))
+        said.append(
+            f"at step {at:>6,} you are at {ours:.2f}"
+            + (f", the re-run of this model was at {there} there" if there else "")
+        )
     return [*said, f"the re-run's values on the way are of {trajectory_tokens():,} validation tokens"]
 
 
@@ -144,7 +181,9 @@ def final_values(yardstick: Yardstick) -> str:
     return "; ".join(said) or "neither the paper nor the re-run tells this model's perplexity"
 
 
-def draw(folder: Path, stem: str, title: str, yardstick: Yardstick | None, curve: Points, final: Points) -> None:
+def draw(
+    folder: Path, stem: str, title: str, yardstick: Yardstick | None, curve: Points, final: Points
+) -> None:
     """Writes the picture and its numbers."""
     from matplotlib.ticker import LogFormatter
 
@@ -154,24 +193,55 @@ def draw(folder: Path, stem: str, title: str, yardstick: Yardstick | None, curve
     axis = axes[0, 0]
     axis.plot(*zip(*curve, strict=True), color=BLUE, label="this training")
     if final:
-        axis.plot(*zip(*final, strict=True), color=BLUE, marker="*", markersize=8, linestyle="", label="this training, whole split")
+        axis.plot(
+            *zip(*final, strict=True),
+            color=BLUE,
+            marker="*",
+            markersize=8,
+            linestyle="",
+            label="this training, whole split",
+        )
     data: dict[str, Any] = {"experiment": title, "curve": curve, "final": final}
     if yardstick is not None:
         paper, rerun = yardstick.paper.perplexity, yardstick.rerun
         if paper is not None:
-            axis.axhline(paper, color=BLACK, linestyle="--", linewidth=0.8, label=f"paper, {yardstick.steps:,} steps: {paper:.2f}")
+            axis.axhline(
+                paper,
+                color=BLACK,
+                linestyle="--",
+                linewidth=0.8,
+                label=f"paper, {yardstick.steps:,} steps: {paper:.2f}",
+            )
         if rerun is not None:
-            axis.errorbar([yardstick.steps], [rerun.perplexity], [[rerun.perplexity - rerun.low], [rerun.high - rerun.perplexity]], color=ORANGE,
-                          marker="D", label=f"re-run: {rerun.perplexity:.2f}")
+            axis.errorbar(
+                [yardstick.steps],
+                [rerun.perplexity],
+                [[rerun.perplexity - rerun.low], [rerun.high - rerun.perplexity]],
+                color=ORANGE,
+                marker="D",
+                label=f"re-run: {rerun.perplexity:.2f}",
+            )
         if yardstick.points:
-            axis.plot(*zip(*yardstick.points, strict=True), color=ORANGE, marker="s", linestyle=":", label="re-run on its way")
-        data |= {"row": yardstick.label, "steps": yardstick.steps, "paper": paper, "rerun_on_its_way": yardstick.points,
-                 "rerun": None if rerun is None else [rerun.perplexity, rerun.low, rerun.high]}
+            axis.plot(
+                *zip(*yardstick.points, strict=True),
+                color=ORANGE,
+                marker="s",
+                linestyle=":",
+                label="re-run on its way",
+            )
+        data |= {
+            "row": yardstick.label,
+            "steps": yardstick.steps,
+            "paper": paper,
+            "rerun_on_its_way": yardstick.points,
+            "rerun": None if rerun is None else [rerun.perplexity, rerun.low, rerun.high],
+        }
     axis.set(xlabel="optimiser step", ylabel="validation perplexity", yscale="log")
     low, high = axis.get_ylim()
     axis.set_ylim(top=min(high, max(SHOWN * low, SHOWN / 2 * curve[-1][1])))
     axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))  # fewer labels the more decades there are
+    # fewer labels the more decades there are
+    axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
     axis.set_title(plain(title if yardstick is None else f"{title}\n{yardstick.label}"))
     legend(figure, axes, axis.get_legend_handles_labels()[1], columns=2)
     save(figure, folder, stem, data)
@@ -189,4 +259,6 @@ def write(experiment: Path, output: Path) -> None:
     args = flags_of(Record(experiment, problems).flags)
     yardstick = None if args is None else yardstick_of(args)
     print(*lines(checkpoint_name(str(experiment.resolve())), args, yardstick, curve), sep="\n")
-    draw(output, f"trajectory_{experiment.resolve().name}", experiment.resolve().name, yardstick, curve, final)
+    draw(
+        output, f"trajectory_{experiment.resolve().name}", experiment.resolve().name, yardstick, curve, final
+    )

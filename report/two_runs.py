@@ -2,8 +2,8 @@
 
     python -m report compare A B        # folders or names of experiments, or eval_summary_*.json files
 
-For a run that ends badly beside one that did not: the first section says what was asked for, the others what became of it. Whatever
-cannot be read is a line of its section.
+For a run that ends badly beside one that did not: the first section says what was asked for, the others what
+became of it. Whatever cannot be read is a line of its section.
 """
 
 from __future__ import annotations
@@ -24,13 +24,21 @@ from optim.peek import step_in
 from optim.reader import Record, Row, number, read_rows
 from report.pairs import section as in_pairs
 
-SCOPES = {IDENTITY: "what is trained", SCHEDULE: "its schedule", EVALUATION: "how it is evaluated", PLACE: "where and how it runs"}
+SCOPES = {
+    IDENTITY: "what is trained",
+    SCHEDULE: "its schedule",
+    EVALUATION: "how it is evaluated",
+    PLACE: "where and how it runs",
+}
 MOST_STEPS = 10  # of the validation losses that are shown
 MOST_NAMES = 5  # of tensors that are shown, and of steps that were passed over
 
 
 def sections(a: Path, b: Path) -> Iterator[list[str]]:
-    """Lines of each section, the quick ones first. Raises UserError where A or B is neither an experiment nor an evaluation."""
+    """Lines of each section, the quick ones first.
+
+    Raises UserError where A or B is neither an experiment nor an evaluation.
+    """
     both = {is_evaluation(path) for path in (a, b)}
     yield [f"A: {a}", f"B: {b}"]
     for section in SECTIONS if both == {False} else OF_EVALUATIONS if both == {True} else OF_BOTH:
@@ -40,7 +48,10 @@ def sections(a: Path, b: Path) -> Iterator[list[str]]:
 
 
 def is_evaluation(path: Path) -> bool:
-    """Whether a path is that of an evaluation's summary, not of an experiment. Raises UserError for another file."""
+    """Whether a path is that of an evaluation's summary, not of an experiment.
+
+    Raises UserError for another file.
+    """
     if path.is_dir():
         return False
     if path.suffix != ".json":
@@ -52,7 +63,10 @@ def is_evaluation(path: Path) -> bool:
 
 
 def told_by(path: Path) -> Row:
-    """What a training or an evaluation recorded of itself: `args`, and `data` where it did. Raises UserError."""
+    """What a training or an evaluation recorded of itself: `args`, and `data` where it did.
+
+    Raises UserError.
+    """
     if is_evaluation(path):
         summary = read_json(path) or {}
         return {"args": summary.get("args"), "data": {"val": summary.get("data")}}
@@ -80,12 +94,17 @@ def flags(a: Path, b: Path) -> list[str]:
         return [*said, f"  {error}"]
     for scope, what in SCOPES.items():
         differing = [name for name in names_of(scope) if mine[name] != theirs[name]]
-        said += [f"  {what}:"] * bool(differing) + [f"    --{name}: {mine[name]} | {theirs[name]}" for name in differing]
+        said += [f"  {what}:"] * bool(differing) + [
+            f"    --{name}: {mine[name]} | {theirs[name]}" for name in differing
+        ]
     cut = any(mine[name] != theirs[name] for name in BATCH)
     if cut and effective_batch(mine) == effective_batch(theirs) and not cut_matters(mine):
         said.append("  the batch is cut otherwise, which this model's training does not depend on")
     data = [each["data"] if isinstance(each.get("data"), Mapping) else None for each in told]
-    said += [f"  {line}".replace("the checkpoint's", "B's").replace("these", "A's") for line in data_differences(*data)]
+    said += [
+        f"  {line}".replace("the checkpoint's", "B's").replace("these", "A's")
+        for line in data_differences(*data)
+    ]
     return said if len(said) > 1 else [f"{said[0]}: none"]
 
 
@@ -94,18 +113,30 @@ def flags(a: Path, b: Path) -> list[str]:
 
 def checkpoints_of(folder: Path) -> dict[int, Path]:
     """Checkpoints by the step that they hold, the newest first; those that do not tell it are left out."""
-    found = {step: path for path in (*numbered(folder), folder / FINAL) if (step := step_in(path)) is not None}
+    found = {
+        step: path for path in (*numbered(folder), folder / FINAL) if (step := step_in(path)) is not None
+    }
     return dict(sorted(found.items(), reverse=True))
 
 
 def weights(a: Path, b: Path) -> list[str]:
-    """Names, shapes and distance of the weights at each step of which both have a checkpoint; without one, of the newest of each."""
+    """Names, shapes and distance of the weights at each step of which both have a checkpoint; without one,
+    of the newest of each.
+    """
     said = ["weights"]
     for name, folder in (("A", a), ("B", b)):
-        unread = [path.name for path in (*numbered(folder), folder / FINAL) if path.exists() and step_in(path) is None]
+        unread = [
+            path.name
+            for path in (*numbered(folder), folder / FINAL)
+            if path.exists() and step_in(path) is None
+        ]
         said += [f"  {name}: {each} is damaged, or does not tell its step" for each in unread]
     mine, theirs = checkpoints_of(a), checkpoints_of(b)
-    said += [f"  {name}: no checkpoint in {folder}" for name, found, folder in (("A", mine, a), ("B", theirs, b)) if not found]
+    said += [
+        f"  {name}: no checkpoint in {folder}"
+        for name, found, folder in (("A", mine, a), ("B", theirs, b))
+        if not found
+    ]
     if not mine or not theirs:
         return said
     pairs = [(f"step {step:,}", mine[step], theirs[step]) for step in mine if step in theirs]
@@ -145,12 +176,18 @@ def distance(first: Path, second: Path) -> list[str]:
     norms: dict[str, tuple[float, float]] = {}  # of the difference, and of A's tensor
     for name in [name for name in mine if name in theirs]:
         one, other = mine[name], theirs[name]
-        if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor) or one.shape != other.shape:
+        if (
+            not isinstance(one, torch.Tensor)
+            or not isinstance(other, torch.Tensor)
+            or one.shape != other.shape
+        ):
             said.append(f"{name}: {tuple(getattr(one, 'shape', ()))} | {tuple(getattr(other, 'shape', ()))}")
             continue
         for which, tensor in (("A", one), ("B", other)):
             if not bool(torch.isfinite(tensor).all()):
-                said.append(f"{name}: {int((~torch.isfinite(tensor)).sum()):,} numbers of {which} are not finite")
+                said.append(
+                    f"{name}: {int((~torch.isfinite(tensor)).sum()):,} numbers of {which} are not finite"
+                )
         one, other = one.double(), other.double()
         norms[name] = float((one - other).norm()), float(one.norm())
     if not norms:
@@ -158,9 +195,20 @@ def distance(first: Path, second: Path) -> list[str]:
     apart, whole = (sum(norm**2 for norm in column) ** 0.5 for column in zip(*norms.values(), strict=True))
     if apart == 0:
         return [*said, f"all {len(norms)} tensors that both have are equal"]
-    said.append(f"|A - B| / |A| = {apart / (whole or 1):.3g} over {len(norms)} tensors, {sum(norm == 0 for norm, _ in norms.values())} of them equal")
-    largest = sorted(norms, key=lambda name: norms[name][0] / (norms[name][1] or 1), reverse=True)[:MOST_NAMES]
-    return [*said, "largest: " + ", ".join(f"{name} {norms[name][0] / (norms[name][1] or 1):.3g}" for name in largest if norms[name][0])]
+    said.append(
+        f"|A - B| / |A| = {apart / (whole or 1):.3g} over {len(norms)} tensors,"
+        f" {sum(norm == 0 for norm, _ in norms.values())} of them equal"
+    )
+    largest = sorted(norms, key=lambda name: norms[name][0] / (norms[name][1] or 1), reverse=True)[
+        :MOST_NAMES
+    ]
+    return [
+        *said,
+        "largest: "
+        + ", ".join(
+            f"{name} {norms[name][0] / (norms[name][1] or 1):.3g}" for name in largest if norms[name][0]
+        ),
+    ]
 
 
 # losses
@@ -168,12 +216,18 @@ def distance(first: Path, second: Path) -> list[str]:
 
 def losses_of(folder: Path, problems: list[str]) -> dict[int, Row]:
     """Evaluations on the way, by step."""
-    rows = [row for row in read_rows(folder / METRICS, problems) if row.get("kind") == "eval" and number(row.get("val_loss")) is not None]
+    rows = [
+        row
+        for row in read_rows(folder / METRICS, problems)
+        if row.get("kind") == "eval" and number(row.get("val_loss")) is not None
+    ]
     return {int(step): row for row in rows if (step := number(row.get("step"))) is not None}
 
 
 def losses(a: Path, b: Path) -> list[str]:
-    """Validation losses at steps that both have evaluated: of milestones, else spread evenly, and where they are furthest apart."""
+    """Validation losses at steps that both have evaluated: of milestones, else spread evenly, and where
+    they are furthest apart.
+    """
     problems: list[str] = []
     mine, theirs = losses_of(a, problems), losses_of(b, problems)
     said = ["validation loss, nats per token", *(f"  {problem}" for problem in problems)]
@@ -186,12 +240,21 @@ def losses(a: Path, b: Path) -> list[str]:
         return [*said, f"  equal at all {len(common)} steps in common, {common[0]:,} to {common[-1]:,}"]
     said.append(f"  {'step':>8}  {'A':>8}  {'B':>8}  {'B - A':>8}")
     for step in sorted({*milestones(a, b, common), furthest}):
-        said.append(f"  {step:>8,}  {mine[step]['val_loss']:8.4f}  {theirs[step]['val_loss']:8.4f}  {apart[step]:+8.4f}"
-                    + (f"  the largest difference of {len(common)} steps" if step == furthest else ""))
+        said.append(
+            f"  {step:>8,}  {mine[step]['val_loss']:8.4f}  {theirs[step]['val_loss']:8.4f} "
+            f" {apart[step]:+8.4f}"
+            + (f"  the largest difference of {len(common)} steps" if step == furthest else "")
+        )
     before = next(index for index, step in enumerate(common) if apart[step])
-    said.append(f"  equal up to step {common[before - 1]:,}" if before else "  different from the first step in common")
+    said.append(
+        f"  equal up to step {common[before - 1]:,}"
+        if before
+        else "  different from the first step in common"
+    )
     tokens = {row.get("n_tokens") for found in (mine, theirs) for row in found.values()}
-    return said + ["  not all on the same number of validation tokens: differences are also those of the texts"] * (len(tokens) > 1)
+    return said + [
+        "  not all on the same number of validation tokens: differences are also those of the texts"
+    ] * (len(tokens) > 1)
 
 
 def milestones(a: Path, b: Path, common: Sequence[int]) -> list[int]:
@@ -213,16 +276,25 @@ def ledger(name: str, folder: Path) -> list[str]:
     problems: list[str] = []
     record = Record(folder, problems)
     rows = record.segments
-    skipped = [row.get("step") for row in read_rows(folder / METRICS, problems) if row.get("kind") == "skipped"]
+    skipped = [
+        row.get("step") for row in read_rows(folder / METRICS, problems) if row.get("kind") == "skipped"
+    ]
     said = [f"{name}: {len(rows)} job{'s' * (len(rows) != 1)}"]
     for index, row in enumerate(rows):
         revision = str(row.get("revision") or "")[:10] or "unknown"
-        said.append(f"   {index}: steps {row.get('start_step')} to {row.get('end_step')}, {row.get('world_size', '?')} processes, revision {revision}"
-                    + f"{' with changes' if row.get('dirty') else ''}: {row.get('reason')}")
+        said.append(
+            f"   {index}: steps {row.get('start_step')} to {row.get('end_step')},"
+            f" {row.get('world_size', '?')} processes, revision {revision}"
+            + f"{' with changes' if row.get('dirty') else ''}: {row.get('reason')}"
+        )
     shown = ", ".join(map(str, skipped[:MOST_NAMES])) + (", ..." if len(skipped) > MOST_NAMES else "")
     said.append(f"   steps passed over: {len(skipped)}" + (f" ({shown})" if skipped else ""))
     rollbacks = (record.summary or {}).get("rollbacks")
-    return said + [f"   taken back to steps {rollbacks}"] * bool(rollbacks) + [f"   {problem}" for problem in problems]
+    return (
+        said
+        + [f"   taken back to steps {rollbacks}"] * bool(rollbacks)
+        + [f"   {problem}" for problem in problems]
+    )
 
 
 # evaluations
@@ -234,10 +306,14 @@ def perplexities(a: Path, b: Path) -> list[str]:
     for name, path in (("A", a), ("B", b)):
         try:
             told = read_json(path) or {}
-            said.append(f"  {name}: perplexity {told['val_perplexity']:.3f}, loss {told['val_loss']:.4f}, step {told.get('itr')}, "
-                        f"{told.get('n_tokens')} tokens, {told.get('checkpoint')}")
+            said.append(
+                f"  {name}: perplexity {told['val_perplexity']:.3f}, loss {told['val_loss']:.4f}, step"
+                f" {told.get('itr')}, {told.get('n_tokens')} tokens, {told.get('checkpoint')}"
+            )
         except (UserError, KeyError, TypeError, ValueError) as error:
-            said.append(f"  {name}: {error if isinstance(error, UserError) else f'{path} tells no perplexity'}")
+            said.append(
+                f"  {name}: {error if isinstance(error, UserError) else f'{path} tells no perplexity'}"
+            )
     return said
 
 

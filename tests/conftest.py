@@ -1,4 +1,6 @@
-"""What all tests share: the repository on the import path, fixed examples for hypothesis, BPE ranks in a folder of the tests' own."""
+"""What all tests share: the repository on the import path, fixed examples for hypothesis, BPE ranks in a
+folder of the tests' own.
+"""
 
 import os
 import signal
@@ -13,9 +15,11 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-for name in ("DATA_DIR", "RESULTS_DIR", "TEAM_DIR", "WANDB_DIR", "WANDB_MODE"):  # the caller's own site; iridis/env.sh exports some
+# the caller's own site; iridis/env.sh exports some
+for name in ("DATA_DIR", "RESULTS_DIR", "TEAM_DIR", "WANDB_DIR", "WANDB_MODE"):
     os.environ.pop(name, None)
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in what it runs in the background, and children inherit that
+# a shell has it ignored in what it runs in the background, and children inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # as the reference values were made; tiny models are slower on more
 settings.register_profile("suite", deadline=None, derandomize=True, database=None)
 settings.load_profile("suite")

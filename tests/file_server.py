@@ -29,7 +29,9 @@ class Fault:
 
 @dataclass
 class FileServer:
-    """Files by path, the faults of the next GETs of each, and the requests as (method, path, Range or None)."""
+    """Files by path, the faults of the next GETs of each, and the requests as (method, path, Range or
+    None).
+    """
 
     address: str
     files: dict[str, bytes] = field(default_factory=dict)
@@ -44,7 +46,9 @@ class FileServer:
         """Serve content, and its sum beside it; its address."""
         self.files[path] = content
         if with_sum:
-            self.files[f"{path}.sha256"] = f"{hashlib.sha256(content).hexdigest()}  {path.rsplit('/', 1)[-1]}\n".encode()
+            self.files[f"{path}.sha256"] = (
+                f"{hashlib.sha256(content).hexdigest()}  {path.rsplit('/', 1)[-1]}\n".encode()
+            )
         return self.address + path
 
     def asked(self, path: str) -> list[str | None]:
@@ -74,7 +78,9 @@ class Handler(BaseHTTPRequestHandler):
         span = self.headers.get("Range")
         site.requests.append((self.command, self.path, span))
         pending = site.faults.get(self.path, [])
-        fault = (pending.pop(0) if pending else site.always.get(self.path, Fault())) if with_content else Fault()
+        fault = (
+            (pending.pop(0) if pending else site.always.get(self.path, Fault())) if with_content else Fault()
+        )
         content = site.files.get(self.path)
         if fault.status or content is None:
             return self.only_status(fault.status or 404)
@@ -95,7 +101,7 @@ class Handler(BaseHTTPRequestHandler):
             end = len(content) if fault.after is None else min(len(content), begin + fault.after)
             for place in range(begin, end, PIECE):
                 time.sleep(site.pause)
-                self.wfile.write(content[place:min(place + PIECE, end)])
+                self.wfile.write(content[place : min(place + PIECE, end)])
         if fault.after is not None and fault.reset:
             time.sleep(0.02)  # let the client take what was sent
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

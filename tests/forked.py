@@ -1,5 +1,5 @@
-"""Programs in forks of one process that has imported torch: real programs with their own memory, exit code and output, and no seconds for
-a start. Each still imports all of the project's own modules itself.
+"""Programs in forks of one process that has imported torch: real programs with their own memory, exit code
+and output, and no seconds for a start. Each still imports all of the project's own modules itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ _context.set_forkserver_preload(PRELOADED)
 
 
 def can_fork(words: list[str], env: dict[str, str]) -> bool:
-    """Whether a fork is as good as a start: a program of the repository, under the settings that this process was started with."""
+    """Whether a fork is as good as a start: a program of the repository, under the settings that this
+    process was started with.
+    """
+
     def at_start(values: dict[str, str]) -> dict[str, str]:
         return {name: value for name, value in values.items() if name.startswith(READ_AT_START)}
 
@@ -66,7 +69,9 @@ def code_of(process: BaseProcess, seconds: float) -> int | None:
     return code
 
 
-def run(words: list[str], folder: Path, env: dict[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
+def run(
+    words: list[str], folder: Path, env: dict[str, str], timeout: float
+) -> subprocess.CompletedProcess[str]:
     """As subprocess.run does it. Raises TimeoutExpired, once the program is killed."""
     with tempfile.TemporaryDirectory() as place:
         outputs = [os.path.join(place, name) for name in ("out", "err")]

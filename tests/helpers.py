@@ -14,8 +14,26 @@ import models
 
 DATA = Path(__file__).resolve().parent / "data"
 PEER = DATA / "peer"
-TINY = ("--n_layer", "3", "--n_layer_begin", "1", "--n_layer_end", "1", "--n_repeat", "3", "--n_embd", "32", "--n_head", "4",
-        "--sequence_length", "16", "--vocab_size", "64", "--device", "cpu")
+TINY = (
+    "--n_layer",
+    "3",
+    "--n_layer_begin",
+    "1",
+    "--n_layer_end",
+    "1",
+    "--n_repeat",
+    "3",
+    "--n_embd",
+    "32",
+    "--n_head",
+    "4",
+    "--sequence_length",
+    "16",
+    "--vocab_size",
+    "64",
+    "--device",
+    "cpu",
+)
 
 
 @functools.cache
@@ -27,7 +45,11 @@ def reference():
 
 def reference_weight(name, shape, seed):
     """The weights of the reference are a function of the parameter's name."""
-    draws = np.random.RandomState((zlib.crc32(name.encode()) ^ seed) & 0xFFFFFFFF).standard_normal(shape).astype("f4")
+    draws = (
+        np.random.RandomState((zlib.crc32(name.encode()) ^ seed) & 0xFFFFFFFF)
+        .standard_normal(shape)
+        .astype("f4")
+    )
     if name.endswith("weight") and len(shape) == 1:
         return torch.from_numpy(1 + np.float32(0.1) * draws)
     scale = 0.05 if name.endswith("bias") else 0.5 if "mod_router" in name else 0.08

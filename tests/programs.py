@@ -21,21 +21,48 @@ from tests import forked
 
 ROOT = Path(__file__).parent.parent
 PEER = ROOT / "tests" / "data" / "peer"
-SMALL_DATA = ROOT / "tests" / "data" / "small"  # the same training split, and a tenth of the other: each training evaluates all of it
+# the same training split, and a tenth of the other: each training evaluates all of it
+SMALL_DATA = ROOT / "tests" / "data" / "small"
 TINY = {
-    "dataset": "openwebtext2", "data_dir": SMALL_DATA, "vocab_size": 256, "model": "adm", "n_layer": 4, "n_layer_begin": 1,
-    "n_layer_end": 1, "n_repeat": 3, "n_embd": 32, "n_head": 4, "sequence_length": 48, "batch_size": 4, "acc_steps": 4,
-    "iterations": 60, "eval_freq": 10, "eval_batches": 4, "log_freq": 3, "save_checkpoint_freq": 7, "dropout": 0.1,
-    "depth_embedding": "linear_learned", "device": "cpu", "lr": 2e-3,
+    "dataset": "openwebtext2",
+    "data_dir": SMALL_DATA,
+    "vocab_size": 256,
+    "model": "adm",
+    "n_layer": 4,
+    "n_layer_begin": 1,
+    "n_layer_end": 1,
+    "n_repeat": 3,
+    "n_embd": 32,
+    "n_head": 4,
+    "sequence_length": 48,
+    "batch_size": 4,
+    "acc_steps": 4,
+    "iterations": 60,
+    "eval_freq": 10,
+    "eval_batches": 4,
+    "log_freq": 3,
+    "save_checkpoint_freq": 7,
+    "dropout": 0.1,
+    "depth_embedding": "linear_learned",
+    "device": "cpu",
+    "lr": 2e-3,
 }
 STOPPED = 83
 SLURM = ("sbatch", "sinfo", "squeue", "scontrol", "scancel", "srun", "sacct")
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here, which torch.compile needs")
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="no C++ compiler here, which torch.compile needs"
+)
 
 
 def copy_sources(target: Path) -> None:
     """The repository as a user's clone would have it: what git tracks, and what it would not ignore."""
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +70,9 @@ def copy_sources(target: Path) -> None:
 
 
 def link_programs(folder: Path) -> Path:
-    """Fill a new folder with links to the machine's programs but SLURM's: the PATH of a machine without a cluster."""
+    """Fill a new folder with links to the machine's programs but SLURM's: the PATH of a machine without a
+    cluster.
+    """
     folder.mkdir()
     for program in Path("/usr/bin").iterdir():
         if program.name not in SLURM:
@@ -63,7 +92,14 @@ def flags(results: Path, **changes: Any) -> list[str]:
 
 def python(processes: int = 1) -> list[str]:
     """What runs a program, with torchrun if several processes are to."""
-    return [sys.executable, *(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else [])]
+    return [
+        sys.executable,
+        *(
+            ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+            if processes > 1
+            else []
+        ),
+    ]
 
 
 def command(results: Path, processes: int = 1, **changes: Any) -> list[str]:
@@ -76,15 +112,25 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def start(words: list[str], **env: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(words, cwd=ROOT, env=environment(**env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            start_new_session=True, preexec_fn=functools.partial(die_with, os.getpid()))
+    return subprocess.Popen(
+        words,
+        cwd=ROOT,
+        env=environment(**env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=functools.partial(die_with, os.getpid()),
+    )
 
 
 def run(words: list[str], timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:
     where = environment(**env)
     if forked.can_fork(words, where):
         return forked.run(words, ROOT, where, timeout)
-    return subprocess.run(words, cwd=ROOT, env=where, capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(
+        words, cwd=ROOT, env=where, capture_output=True, text=True, timeout=timeout, check=False
+    )
 
 
 def in_read_only(place: Path, words: list[str]) -> list[str]:
@@ -93,8 +139,18 @@ def in_read_only(place: Path, words: list[str]) -> list[str]:
         place.chmod(0o555)
         return words
     # permissions do not bind root: a mount does, in a namespace that ends with the process
-    inside = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"', str(place)]
-    if shutil.which("unshare") is None or subprocess.run([*inside, "true"], capture_output=True, check=False).returncode:
+    inside = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"',
+        str(place),
+    ]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*inside, "true"], capture_output=True, check=False).returncode
+    ):
         pytest.skip("root without the right to mount: nothing here can be read-only for it")
     return [*inside, *words]
 

@@ -20,6 +20,7 @@ check_sources() {
     local scripts
     printf '=== ruff\n'
     ruff check . || return
+    ruff format --check --quiet . || { printf 'run: ruff format .\n'; return 1; }
     printf '=== mypy\n'
     mypy || return
     printf '=== shellcheck\n'

@@ -41,35 +41,51 @@ def test_fast_attention_is_the_reference(name, length, repeats, training):
     assert_same(*ways)
 
 
-@pytest.mark.parametrize("window", [2, 5, 200])  # in one of 0, equal tokens have equal scores: ties that rounding would break
+# in one of 0, equal tokens have equal scores: ties that rounding would break
+@pytest.mark.parametrize("window", [2, 5, 200])
 @pytest.mark.parametrize("name", ["cot", "lncot", "adm", "but"])
 def test_fast_attention_is_the_reference_in_a_window(name, window):
-    ways = [outcome(name, LONG, True, n_repeat=3, attention_window_length=window, attention=way) for way in ("fast", "reference")]
+    ways = [
+        outcome(name, LONG, True, n_repeat=3, attention_window_length=window, attention=way)
+        for way in ("fast", "reference")
+    ]
     assert_same(*ways)
 
 
 @pytest.mark.parametrize("factors", [[1.0, 1.0], [0.9, 0.3], [0.5, 0.5], [0.4, 0.0], [0.0, 0.0]])
 @pytest.mark.parametrize("name", ROUTED)
 def test_fast_attention_is_the_reference_at_every_budget(name, factors):
-    ways = [outcome(name, LONG, True, n_repeat=3, training_length_factor=factors, attention=way) for way in ("fast", "reference")]
+    ways = [
+        outcome(name, LONG, True, n_repeat=3, training_length_factor=factors, attention=way)
+        for way in ("fast", "reference")
+    ]
     assert_same(*ways)
 
 
 @pytest.mark.parametrize("thresholds", [[0.5, 0.5], [0.5, 0.45], [0.55, 0.0]])
 @pytest.mark.parametrize("name", ROUTED)
 def test_fast_attention_is_the_reference_at_every_threshold(name, thresholds):
-    ways = [outcome(name, LONG, False, n_repeat=3, routing="threshold", router_threshold=thresholds, attention=way) for way in ("fast", "reference")]
+    ways = [
+        outcome(
+            name, LONG, False, n_repeat=3, routing="threshold", router_threshold=thresholds, attention=way
+        )
+        for way in ("fast", "reference")
+    ]
     assert_same(*ways)
 
 
 @pytest.mark.parametrize("name", ["lncot", "adm"])
 def test_fast_attention_is_exact_in_double_precision(name):
-    ways = [outcome(name, LONG, True, torch.float64, n_repeat=3, positional_encoder="none", attention=way) for way in ("fast", "reference")]
+    ways = [
+        outcome(name, LONG, True, torch.float64, n_repeat=3, positional_encoder="none", attention=way)
+        for way in ("fast", "reference")
+    ]
     assert_same(*ways, logits=1e-9, gradients=1e-8)
 
 
 def test_fast_attention_keeps_no_joined_keys():
     """What is saved for the gradients grows with the passes, not with their square."""
+
     def saved_bytes(repeats):
         seen = {}
 
@@ -113,11 +129,16 @@ def test_compiled_blocks_give_the_same_numbers_and_are_compiled_once(name):
         torch.manual_seed(0)
         out = model(tokens(2, 16), targets=tokens(2, 16, seed=1), get_logits=True)
         out["loss"].backward()
-        return out["loss"].detach(), out["logits"].detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        return (
+            out["loss"].detach(),
+            out["logits"].detach(),
+            {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None},
+        )
 
     assert_same(step(), expected)
     torch.manual_seed(1)
-    for _ in range(12):  # models that draw their passes meet other numbers of tokens; one token alone is a case of its own
+    # models that draw their passes meet other numbers of tokens; one token alone is a case of its own
+    for _ in range(12):
         model(tokens(2, 16), targets=tokens(2, 16, seed=1))["loss"].backward()
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     for _ in range(12):

@@ -1,4 +1,6 @@
-"""Bad input to main.py and eval.py: exit code 2, one clear line for each problem, no traceback, nothing lost."""
+"""Bad input to main.py and eval.py: exit code 2, one clear line for each problem, no traceback, nothing
+lost.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,11 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("vocabulary too small", {"vocab_size": 100}, "--vocab_size is 100"),
     ("sequence longer than the split", {"sequence_length": 30000}, "too few for one sequence of 30000"),
     ("unwritable folder", {"results_base_folder": "/proc/nowhere"}, "cannot write to /proc/nowhere"),
-    ("results folder is a file", {"results_base_folder": PEER / "datasets/openwebtext2/val.bin"}, "cannot write to"),
+    (
+        "results folder is a file",
+        {"results_base_folder": PEER / "datasets/openwebtext2/val.bin"},
+        "cannot write to",
+    ),
     ("no number", {"lr": "fast"}, "--lr must be a number"),
     ("not finite", {"lr": "nan"}, "--lr must be finite"),
     ("negative batch", {"batch_size": -1}, "--batch_size must be at least 1"),
@@ -55,7 +61,9 @@ def test_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
-    expect_refusal([*command(tmp_path, lr="x", batch_size=0), "--n_heads", "3"], "did you mean --n_head?", lines=3)
+    expect_refusal(
+        [*command(tmp_path, lr="x", batch_size=0), "--n_heads", "3"], "did you mean --n_head?", lines=3
+    )
 
 
 def test_processes_that_do_not_divide_the_accumulation(tmp_path: Path) -> None:
@@ -73,18 +81,23 @@ def run_on_two(tmp_path: Path, source: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_first_process_is_heard_even_if_it_is_the_last_to_know(tmp_path: Path) -> None:
-    outcome = run_on_two(tmp_path, """
+    outcome = run_on_two(
+        tmp_path,
+        """
 import os, time, config
 
 time.sleep(2 if os.environ["RANK"] == "0" else 0)
 config.stop("program", ["it is not here"])
-""")
+""",
+    )
     assert outcome.stderr.count("program: error: it is not here") == 1
 
 
 def test_what_one_process_alone_meets_is_told_by_the_main_one(tmp_path: Path) -> None:
     """As where the disk of a second node lacks the data."""
-    outcome = run_on_two(tmp_path, """
+    outcome = run_on_two(
+        tmp_path,
+        """
 import sys, config, distributed
 from errors import UserError
 
@@ -96,7 +109,8 @@ def work():
     world.from_each(own)
 
 sys.exit(config.guarded("program", work))
-""")
+""",
+    )
     assert outcome.stderr.count("program: error: it is not here") == 1
 
 
@@ -105,14 +119,20 @@ def test_bin_of_odd_size(tmp_path: Path) -> None:
     data.mkdir(parents=True)
     for name in ("train.bin", "val.bin"):
         (data / name).write_bytes(b"abc")
-    expect_refusal(command(tmp_path, data_dir=tmp_path / "data", dataset="odd"), "not a file of uint16 tokens")
+    expect_refusal(
+        command(tmp_path, data_dir=tmp_path / "data", dataset="odd"), "not a file of uint16 tokens"
+    )
 
 
 def test_resume_with_other_settings_is_refused_and_loses_nothing(tmp_path: Path) -> None:
     assert train(tmp_path, iterations=10).returncode == 0
     (folder(tmp_path) / "summary.json").unlink()
     before = {path.name: path.read_bytes() for path in folder(tmp_path).glob("ckpt*")}
-    expect_refusal(command(tmp_path, iterations=10, dropout=0.0, seed=5), "--dropout: the checkpoint has 0.1, this run 0.0", lines=3)
+    expect_refusal(
+        command(tmp_path, iterations=10, dropout=0.0, seed=5),
+        "--dropout: the checkpoint has 0.1, this run 0.0",
+        lines=3,
+    )
     assert before == {path.name: path.read_bytes() for path in folder(tmp_path).glob("ckpt*")}
 
 
@@ -123,7 +143,12 @@ def test_fresh_start_over_checkpoints_is_refused(tmp_path: Path) -> None:
 
 
 def test_only_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
-    target = tmp_path / "openwebtext2" / "adaptive_cotformer_mod_efficient_sigmoid_crw_lnmid_de_random_factor_single_final" / "run"
+    target = (
+        tmp_path
+        / "openwebtext2"
+        / "adaptive_cotformer_mod_efficient_sigmoid_crw_lnmid_de_random_factor_single_final"
+        / "run"
+    )
     target.mkdir(parents=True)
     (target / "ckpt_7.pt").write_bytes(b"PK damaged")
     expect_refusal(command(tmp_path), "no valid checkpoint in")
@@ -140,18 +165,36 @@ def test_prepared_folder_with_other_tokens_than_its_description(tmp_path: Path) 
     for name in ("train.bin", "val.bin"):
         np.arange(1000, dtype="<u2").tofile(data / name)
     (data / "meta.json").write_text(json.dumps({"splits": {"train": {"tokens": 5}}}))
-    expect_refusal(command(tmp_path, data_dir=tmp_path / "data", dataset="mine", vocab_size=2000), "meta.json says 5")
+    expect_refusal(
+        command(tmp_path, data_dir=tmp_path / "data", dataset="mine", vocab_size=2000), "meta.json says 5"
+    )
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    ([], "--checkpoint is needed"),
-    (["--checkpoint", "nowhere"], "no such file or folder"),
-    (["--checkpoint", str(PEER)], "no ckpt.pt or ckpt_N.pt"),
-    (["--checkpoint", str(PEER / "datasets/openwebtext2/val.bin")], "is not a valid checkpoint"),
-    (["--checkpoint", str(next(PEER.glob("exps/*/*/official_adm"))), "--data_dir", "/nowhere"], "is not prepared"),
-    (["--checkpoint", str(next(PEER.glob("exps/*/*/official_adm"))), "--n_embd", "64", "--data_dir", str(PEER / "datasets")],
-     "depth_emb.embs.weight is (1, 32) in the file, (1, 64) in this model"),
-], ids=lambda value: value if isinstance(value, str) else None)
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "--checkpoint is needed"),
+        (["--checkpoint", "nowhere"], "no such file or folder"),
+        (["--checkpoint", str(PEER)], "no ckpt.pt or ckpt_N.pt"),
+        (["--checkpoint", str(PEER / "datasets/openwebtext2/val.bin")], "is not a valid checkpoint"),
+        (
+            ["--checkpoint", str(next(PEER.glob("exps/*/*/official_adm"))), "--data_dir", "/nowhere"],
+            "is not prepared",
+        ),
+        (
+            [
+                "--checkpoint",
+                str(next(PEER.glob("exps/*/*/official_adm"))),
+                "--n_embd",
+                "64",
+                "--data_dir",
+                str(PEER / "datasets"),
+            ],
+            "depth_emb.embs.weight is (1, 32) in the file, (1, 64) in this model",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
 def test_eval_refuses(words: list[str], said: str) -> None:
     expect_refusal([sys.executable, "eval.py", *words], said)
 

@@ -36,8 +36,12 @@ PEER_CHECKPOINTS = sorted(PEER.glob("exps/owt2/*/*/ckpt*.pt"))
 
 def small_state(step=3):
     torch.manual_seed(step)
-    return {"itr": step, "model": {"a.weight": torch.randn(5, 7), "b": torch.arange(4)}, "rng": [{"words": [1, 2**40], "gauss": None}],
-            "args": {"lr": 0.1, "name": "x", "factors": [0.5, 0.25], "bias": False}}
+    return {
+        "itr": step,
+        "model": {"a.weight": torch.randn(5, 7), "b": torch.arange(4)},
+        "rng": [{"words": [1, 2**40], "gauss": None}],
+        "args": {"lr": 0.1, "name": "x", "factors": [0.5, 0.25], "bias": False},
+    }
 
 
 def same(one, other):
@@ -45,7 +49,11 @@ def same(one, other):
     if type(one) is not type(other):
         return False
     if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and one.shape == other.shape and one.numpy().tobytes() == other.numpy().tobytes()
+        return (
+            one.dtype == other.dtype
+            and one.shape == other.shape
+            and one.numpy().tobytes() == other.numpy().tobytes()
+        )
     if isinstance(one, dict):
         return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
     if isinstance(one, (list, tuple)):
@@ -63,9 +71,18 @@ def saved(path, state=None):
 
 def test_nested_state_comes_back_bit_for_bit(tmp_path):
     state = {
-        "model": {"float": torch.randn(3, 4), "half": torch.randn(5).bfloat16().float(), "int": torch.arange(6), "bool": torch.tensor([True, False]),
-                  "odd": torch.tensor([float("nan"), float("inf"), -0.0, 1e-45]), "empty": torch.empty(0, 3), "scalar": torch.tensor(2.5)},
-        "list": [1, 2.5, "text", None, True, [2**62, -1]], "tuple": (1, "x"), "dict": {1: {"deep": torch.ones(2, dtype=torch.uint8)}},
+        "model": {
+            "float": torch.randn(3, 4),
+            "half": torch.randn(5).bfloat16().float(),
+            "int": torch.arange(6),
+            "bool": torch.tensor([True, False]),
+            "odd": torch.tensor([float("nan"), float("inf"), -0.0, 1e-45]),
+            "empty": torch.empty(0, 3),
+            "scalar": torch.tensor(2.5),
+        },
+        "list": [1, 2.5, "text", None, True, [2**62, -1]],
+        "tuple": (1, "x"),
+        "dict": {1: {"deep": torch.ones(2, dtype=torch.uint8)}},
     }
     assert same(load_checkpoint(saved(tmp_path / "ckpt.pt", state)), state)
 
@@ -101,9 +118,29 @@ def test_the_authors_checkpoints_load_safely(path):
 
 @pytest.mark.parametrize("path", PEER_CHECKPOINTS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_the_authors_weights_load_into_our_model(path):
-    args = config.parse_args(["--model", path.parents[1].name, "--n_layer", "4", "--n_layer_begin", "1", "--n_layer_end", "1", "--n_repeat", "3",
-                              "--n_embd", "32", "--n_head", "4", "--sequence_length", "48", "--vocab_size", "256",
-                              *(["--depth_embedding", "linear_learned"] if "adm" in path.parent.name else [])])
+    args = config.parse_args(
+        [
+            "--model",
+            path.parents[1].name,
+            "--n_layer",
+            "4",
+            "--n_layer_begin",
+            "1",
+            "--n_layer_end",
+            "1",
+            "--n_repeat",
+            "3",
+            "--n_embd",
+            "32",
+            "--n_head",
+            "4",
+            "--sequence_length",
+            "48",
+            "--vocab_size",
+            "256",
+            *(["--depth_embedding", "linear_learned"] if "adm" in path.parent.name else []),
+        ]
+    )
     model, state = models.make_model_from_args(args), load_checkpoint(path)["model"]
     load_weights(model, state)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
@@ -124,7 +161,7 @@ def loads_as(path, expected):
 def test_truncated_file_is_refused(tmp_path, share):
     path = saved(tmp_path / "ckpt.pt", {"model": {"a": torch.randn(100, 100)}})
     raw = path.read_bytes()
-    path.write_bytes(raw[:int(share * len(raw))])
+    path.write_bytes(raw[: int(share * len(raw))])
     with pytest.raises(UserError, match=r"ckpt\.pt is not a valid checkpoint"):
         load_checkpoint(path)
 
@@ -146,7 +183,10 @@ def test_block_of_zeros_in_the_tensors_is_noticed(tmp_path):
 
 
 def test_no_flipped_bit_changes_what_is_loaded(tmp_path):
-    state = {**small_state(), "model": {f"layer.{number}.weight": torch.randn(40, 40) for number in range(12)}}
+    state = {
+        **small_state(),
+        "model": {f"layer.{number}.weight": torch.randn(40, 40) for number in range(12)},
+    }
     path = saved(tmp_path / "ckpt.pt", state)
     raw, places, wrong = path.read_bytes(), random.Random(5), []
     for _ in range(50):
@@ -158,7 +198,7 @@ def test_no_flipped_bit_changes_what_is_loaded(tmp_path):
 
 
 def flipped(raw, bit):
-    return raw[:bit // 8] + bytes([raw[bit // 8] ^ 1 << bit % 8]) + raw[bit // 8 + 1:]
+    return raw[: bit // 8] + bytes([raw[bit // 8] ^ 1 << bit % 8]) + raw[bit // 8 + 1 :]
 
 
 def bits_of_entry(raw, record):
@@ -180,21 +220,34 @@ def test_no_flipped_bit_of_a_directory_entry_changes_what_is_loaded(tmp_path, re
     assert wrong == []
 
 
-@pytest.mark.parametrize("content", [b"", b"hello, I am no checkpoint\n" * 100, bytes(1000), b"PK\x03\x04" + bytes(500), b"PK\x05\x06" + bytes(18)],
-                         ids=["empty", "text", "zeros", "start of a zip", "empty zip"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"hello, I am no checkpoint\n" * 100,
+        bytes(1000),
+        b"PK\x03\x04" + bytes(500),
+        b"PK\x05\x06" + bytes(18),
+    ],
+    ids=["empty", "text", "zeros", "start of a zip", "empty zip"],
+)
 def test_file_that_is_no_checkpoint_is_refused(tmp_path, content):
     (tmp_path / "ckpt.pt").write_bytes(content)
     with pytest.raises(UserError, match=r"ckpt\.pt is not"):
         load_checkpoint(tmp_path / "ckpt.pt")
 
 
-@pytest.mark.parametrize("records", [
-    {"readme.txt": b"hello"},
-    {"archive/data.pkl": b"", "archive/version": b"3\n"},
-    {"archive/data.pkl": b"\x80\x02.", "archive/version": b"3\n"},
-    {"archive/data.pkl": b"\x80\x02}q\x00.", "archive/version": b"3\n"},
-    {"archive/data.pkl": b"\x80\x02K\x05.", "archive/version": b"3\n"},
-], ids=["other zip", "empty pickle", "nothing pickled", "empty dict", "a number"])
+@pytest.mark.parametrize(
+    "records",
+    [
+        {"readme.txt": b"hello"},
+        {"archive/data.pkl": b"", "archive/version": b"3\n"},
+        {"archive/data.pkl": b"\x80\x02.", "archive/version": b"3\n"},
+        {"archive/data.pkl": b"\x80\x02}q\x00.", "archive/version": b"3\n"},
+        {"archive/data.pkl": b"\x80\x02K\x05.", "archive/version": b"3\n"},
+    ],
+    ids=["other zip", "empty pickle", "nothing pickled", "empty dict", "a number"],
+)
 def test_zip_without_a_model_is_refused(tmp_path, records):
     with zipfile.ZipFile(tmp_path / "ckpt.pt", "w") as archive:
         for name, content in records.items():
@@ -226,7 +279,11 @@ class Hostile:
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("where", ["model", "args"])
 def test_hostile_checkpoint_is_refused(tmp_path, where, zipped):
-    torch.save({**small_state(), where: {"x": Hostile(tmp_path / "trace")}}, tmp_path / "ckpt.pt", _use_new_zipfile_serialization=zipped)
+    torch.save(
+        {**small_state(), where: {"x": Hostile(tmp_path / "trace")}},
+        tmp_path / "ckpt.pt",
+        _use_new_zipfile_serialization=zipped,
+    )
     with pytest.raises(UserError, match=r"ckpt\.pt is not"):
         load_checkpoint(tmp_path / "ckpt.pt")
 
@@ -234,7 +291,11 @@ def test_hostile_checkpoint_is_refused(tmp_path, where, zipped):
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("where", ["model", "args"])
 def test_hostile_checkpoint_does_not_execute(tmp_path, where, zipped):
-    torch.save({**small_state(), where: {"x": Hostile(tmp_path / "trace")}}, tmp_path / "ckpt.pt", _use_new_zipfile_serialization=zipped)
+    torch.save(
+        {**small_state(), where: {"x": Hostile(tmp_path / "trace")}},
+        tmp_path / "ckpt.pt",
+        _use_new_zipfile_serialization=zipped,
+    )
     with pytest.raises(UserError):
         load_checkpoint(tmp_path / "ckpt.pt")
     assert not (tmp_path / "trace").exists()
@@ -251,7 +312,7 @@ def test_hostile_example_would_execute_without_protection(tmp_path):
 
 def damage(path):
     raw = path.read_bytes()
-    path.write_bytes(raw[:len(raw) // 2])
+    path.write_bytes(raw[: len(raw) // 2])
 
 
 def test_newest_checkpoint_is_taken(tmp_path):
@@ -301,8 +362,19 @@ def test_only_damaged_checkpoints_are_an_error(tmp_path):
         newest_valid(tmp_path)
 
 
-@pytest.mark.parametrize("name", [
-    "xckpt_5.pt", "ckpt_5.pt.bak", "ckpt_.pt", "ckpt_5x.pt", "ckpt_-5.pt", ".ckpt_5.pt.77.tmp", "ckpt_5.ptx", "ckpt5.pt"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "xckpt_5.pt",
+        "ckpt_5.pt.bak",
+        "ckpt_.pt",
+        "ckpt_5x.pt",
+        "ckpt_-5.pt",
+        ".ckpt_5.pt.77.tmp",
+        "ckpt_5.ptx",
+        "ckpt5.pt",
+    ],
+)
 def test_other_names_are_no_checkpoints(tmp_path, name):
     saved(tmp_path / name)
     assert newest_valid(tmp_path) == (None, [])
@@ -312,7 +384,9 @@ def test_missing_folder_has_no_checkpoint(tmp_path):
     assert newest_valid(tmp_path / "nothing") == (None, [])
 
 
-@pytest.mark.parametrize(("keep", "left"), [(1, [100]), (2, [100, 20]), (3, [100, 20, 5]), (9, [100, 20, 5]), (0, [100, 20, 5])])
+@pytest.mark.parametrize(
+    ("keep", "left"), [(1, [100]), (2, [100, 20]), (3, [100, 20, 5]), (9, [100, 20, 5]), (0, [100, 20, 5])]
+)
 def test_pruning_keeps_the_newest(tmp_path, keep, left):
     for step in (5, 100, 20):
         saved(tmp_path / f"ckpt_{step}.pt")
@@ -331,7 +405,13 @@ def test_pruning_touches_nothing_else(tmp_path):
     for name in ("ckpt.pt", "ckpt_5.pt", "ckpt_6.pt", "xckpt_5.pt", "ckpt_5.pt.bak", "summary.json"):
         (tmp_path / name).touch()
     prune(tmp_path, 1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt.pt", "ckpt_5.pt.bak", "ckpt_6.pt", "summary.json", "xckpt_5.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "ckpt.pt",
+        "ckpt_5.pt.bak",
+        "ckpt_6.pt",
+        "summary.json",
+        "xckpt_5.pt",
+    ]
 
 
 # failing writes
@@ -416,7 +496,9 @@ def test_copy_for_writing_shares_no_memory():
     state["model"]["a"] += 1
     state["list"][0] += 1
     state["tuple"][0].add_(1)
-    assert same(copy, {"model": {"a": torch.zeros(3)}, "list": [torch.zeros(3)], "tuple": (torch.zeros(3), 1)})
+    assert same(
+        copy, {"model": {"a": torch.zeros(3)}, "list": [torch.zeros(3)], "tuple": (torch.zeros(3), 1)}
+    )
 
 
 # optimiser states
@@ -439,7 +521,9 @@ def trained(opt, steps=3, model=None, optimizer=None):
 @pytest.mark.parametrize("opt", OPTIMIZERS)
 def test_optimiser_goes_on_exactly_from_its_saved_state(tmp_path, opt):
     model, optimizer = trained(opt)
-    state = load_checkpoint(saved(tmp_path / "ckpt.pt", {"model": model.state_dict(), "optimizer": optimizer.state_dict()}))
+    state = load_checkpoint(
+        saved(tmp_path / "ckpt.pt", {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    )
     unbroken, _ = trained(opt, 3, model, optimizer)
     second, second_optimizer = trained(opt, 0)
     load_weights(second, state["model"])
@@ -472,7 +556,10 @@ def test_optimiser_state_of_another_shape_is_named_with_both_shapes(opt):
         load_optimizer_state(trained(opt, 0)[1], state)
 
 
-@pytest.mark.parametrize(("saved_by", "loaded_by"), [("adamw", "sgd"), ("sgd", "adamw"), ("adafactor", "adamw"), ("adamw", "adafactor")])
+@pytest.mark.parametrize(
+    ("saved_by", "loaded_by"),
+    [("adamw", "sgd"), ("sgd", "adamw"), ("adafactor", "adamw"), ("adamw", "adafactor")],
+)
 def test_state_of_another_optimiser_is_refused(saved_by, loaded_by):
     with pytest.raises(UserError, match="another optimiser"):
         load_optimizer_state(trained(loaded_by, 0)[1], trained(saved_by, 1)[1].state_dict())
@@ -513,13 +600,17 @@ def test_names_that_the_authors_have_beside_ours_are_tolerated(extra):
 
 def test_missing_angles_are_tolerated():
     model = tiny_model("lncot")
-    load_weights(model, {name: value for name, value in model.state_dict().items() if name != "transformer.wpe.freqs"})
+    load_weights(
+        model, {name: value for name, value in model.state_dict().items() if name != "transformer.wpe.freqs"}
+    )
     assert model.transformer["wpe"].freqs[0] == 1.0
 
 
 def test_weight_of_another_shape_is_named_with_both_shapes():
     state = {**tiny_model("lncot").state_dict(), "transformer.ln_mid.weight": torch.zeros(48)}
-    with pytest.raises(UserError, match=r"transformer\.ln_mid\.weight is \(48,\) in the file, \(32,\) in this model"):
+    with pytest.raises(
+        UserError, match=r"transformer\.ln_mid\.weight is \(48,\) in the file, \(32,\) in this model"
+    ):
         load_weights(tiny_model("lncot"), state)
 
 
@@ -527,21 +618,28 @@ def test_weights_that_fail_to_load_change_nothing():
     model = tiny_model("lncot", seed=1)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(UserError):
-        load_weights(model, {**tiny_model("lncot", seed=2).state_dict(), "transformer.ln_mid.weight": torch.zeros(48)})
+        load_weights(
+            model, {**tiny_model("lncot", seed=2).state_dict(), "transformer.ln_mid.weight": torch.zeros(48)}
+        )
     assert same(dict(model.state_dict()), before)
 
 
-@pytest.mark.parametrize(("of", "into", "said"), [
-    ("lncot", "cot", r"it has the unknown transformer\.ln_mid\.weight"),
-    ("cot", "lncot", r"it lacks transformer\.ln_mid\.weight"),
-    ("base", "cot", r"it has the unknown transformer\.h\.0\.attn\.c_attn\.weight; \d+ more names differ"),
-])
+@pytest.mark.parametrize(
+    ("of", "into", "said"),
+    [
+        ("lncot", "cot", r"it has the unknown transformer\.ln_mid\.weight"),
+        ("cot", "lncot", r"it lacks transformer\.ln_mid\.weight"),
+        ("base", "cot", r"it has the unknown transformer\.h\.0\.attn\.c_attn\.weight; \d+ more names differ"),
+    ],
+)
 def test_weights_of_another_model_name_the_difference(of, into, said):
     with pytest.raises(UserError, match="the file is of another model: " + said):
         load_weights(tiny_model(into), tiny_model(of).state_dict())
 
 
-@pytest.mark.parametrize("missing", ["transformer.ln_f.weight", "transformer.mod.0.mod_router.weight", "lm_head.weight"])
+@pytest.mark.parametrize(
+    "missing", ["transformer.ln_f.weight", "transformer.mod.0.mod_router.weight", "lm_head.weight"]
+)
 def test_missing_weight_is_named(missing):
     state = tiny_model("adm").state_dict()
     del state[missing]
@@ -553,8 +651,14 @@ def test_missing_weight_is_named(missing):
 
 
 def draw_all():
-    return [torch.rand(3).tolist(), torch.randint(0, 99, (2,)).tolist(), np.random.rand(2).tolist(), np.random.randn(1).tolist(),
-            random.random(), random.gauss(0, 1)]
+    return [
+        torch.rand(3).tolist(),
+        torch.randint(0, 99, (2,)).tolist(),
+        np.random.rand(2).tolist(),
+        np.random.randn(1).tolist(),
+        random.random(),
+        random.gauss(0, 1),
+    ]
 
 
 @pytest.mark.parametrize("drawn_before", [0, 1, 2])

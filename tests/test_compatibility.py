@@ -1,4 +1,6 @@
-"""Folders and checkpoints that revision 55eead3 wrote go on, under the names that it built, to the weights that it would have reached."""
+"""Folders and checkpoints that revision 55eead3 wrote go on, under the names that it built, to the weights
+that it would have reached.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,34 @@ pytestmark = pytest.mark.slow
 
 THEN = DATA / "revision_55eead3"
 MODEL = "adaptive_cotformer_mod_efficient_sigmoid_crw_lnmid_de_random_factor_single_final"
-NAME = ("lr0.002_bs2x2_seqlen16_vocab_size=256_n_layer=3_n_embd=16_n_head=2_dropout=0.1_n_repeat=3_n_layer_begin=1_n_layer_end=1_"
-        "depth_embedding=linear_learned_seed2")
-SETTINGS = {"dataset": "openwebtext2", "data_dir": PEER / "datasets", "vocab_size": 256, "model": "adm", "n_layer": 3, "n_layer_begin": 1,
-            "n_layer_end": 1, "n_repeat": 3, "n_embd": 16, "n_head": 2, "sequence_length": 16, "batch_size": 2, "acc_steps": 2, "dropout": 0.1,
-            "depth_embedding": "linear_learned", "device": "cpu", "lr": 2e-3, "iterations": 24, "eval_freq": 6, "eval_batches": 3, "log_freq": 3,
-            "save_checkpoint_freq": 12}
+NAME = (
+    "lr0.002_bs2x2_seqlen16_vocab_size=256_n_layer=3_n_embd=16_n_head=2_dropout=0.1_"
+    "n_repeat=3_n_layer_begin=1_n_layer_end=1_depth_embedding=linear_learned_seed2"
+)
+SETTINGS = {
+    "dataset": "openwebtext2",
+    "data_dir": PEER / "datasets",
+    "vocab_size": 256,
+    "model": "adm",
+    "n_layer": 3,
+    "n_layer_begin": 1,
+    "n_layer_end": 1,
+    "n_repeat": 3,
+    "n_embd": 16,
+    "n_head": 2,
+    "sequence_length": 16,
+    "batch_size": 2,
+    "acc_steps": 2,
+    "dropout": 0.1,
+    "depth_embedding": "linear_learned",
+    "device": "cpu",
+    "lr": 2e-3,
+    "iterations": 24,
+    "eval_freq": 6,
+    "eval_batches": 3,
+    "log_freq": 3,
+    "save_checkpoint_freq": 12,
+}
 
 
 def place(results: Path, which: str) -> Path:
@@ -53,7 +77,9 @@ def gone_on(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.essential
 def test_a_stopped_training_goes_on_under_its_name_to_the_same_weights(gone_on: Path) -> None:
-    """To 1e-6, for another processor may round otherwise than the one of then; on that one the bits are the same."""
+    """To 1e-6, for another processor may round otherwise than the one of then; on that one the bits are
+    the same.
+    """
     then, now = (torch.load(folder / "ckpt.pt", weights_only=True) for folder in (THEN / "finished", gone_on))
     for part in ("model", "optimizer"):
         before, after = leaves(then[part]), leaves(now[part])

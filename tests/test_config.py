@@ -1,4 +1,6 @@
-"""The command line: every flag and its default, what is said about bad ones, config files, experiment names."""
+"""The command line: every flag and its default, what is said about bad ones, config files, experiment
+names.
+"""
 
 import json
 import subprocess
@@ -17,29 +19,86 @@ from errors import UserError
 
 ROOT = Path(config.__file__).resolve().parent.parent
 
-# the published flags and defaults; device and dtype are auto here, so that the same command runs on any machine
+# the published flags and defaults; device and dtype are auto here, so that the same command runs on any
+# machine
 PUBLISHED = {
-    "batch_size": 32, "acc_steps": 4, "iterations": 25000, "seed": 2, "device": "auto",
-    "opt": "adamw", "lr": 1e-3, "beta1": 0.9, "beta2": 0.95, "weight_decay": 0.1, "grad_clip": 0.0, "scheduler": "cos",
-    "warmup_percent": 0.05, "final_div_factor": 0.05,
-    "dataset": "slimpajama", "data_dir": None, "data_in_ram": False, "vocab_size": 50304, "add_additional_space": False,
-    "model": "base", "n_layer": 24, "n_embd": 768, "n_head": 12, "sequence_length": 512, "dtype": "auto", "bias": False, "dropout": 0.0,
-    "compile": False, "rmsnorm_eps": 1e-5, "multiple_of": 256,
-    "n_repeat": 2, "n_layer_begin": 0, "n_layer_end": 0, "min_repeat": 1, "depth_random_method": "uniform", "depth_embedding": None,
-    "disable_ln_mid": False, "mod_capacity_factor": 0.6,
-    "halt_threshold": 0.999, "depth_predictor_loss_coef": None, "eval_length_factor": None, "training_length_factor": None,
-    "positional_encoder": "rotary", "lm_cache": "none", "attention_window_length": None, "mem_cache_size": None, "cache_topk": 1,
-    "cache_selection_method": "per_token_and_head", "cache_indexing_scheme": "by_total", "track_cache_attention": False,
+    "batch_size": 32,
+    "acc_steps": 4,
+    "iterations": 25000,
+    "seed": 2,
+    "device": "auto",
+    "opt": "adamw",
+    "lr": 1e-3,
+    "beta1": 0.9,
+    "beta2": 0.95,
+    "weight_decay": 0.1,
+    "grad_clip": 0.0,
+    "scheduler": "cos",
+    "warmup_percent": 0.05,
+    "final_div_factor": 0.05,
+    "dataset": "slimpajama",
+    "data_dir": None,
+    "data_in_ram": False,
+    "vocab_size": 50304,
+    "add_additional_space": False,
+    "model": "base",
+    "n_layer": 24,
+    "n_embd": 768,
+    "n_head": 12,
+    "sequence_length": 512,
+    "dtype": "auto",
+    "bias": False,
+    "dropout": 0.0,
+    "compile": False,
+    "rmsnorm_eps": 1e-5,
+    "multiple_of": 256,
+    "n_repeat": 2,
+    "n_layer_begin": 0,
+    "n_layer_end": 0,
+    "min_repeat": 1,
+    "depth_random_method": "uniform",
+    "depth_embedding": None,
+    "disable_ln_mid": False,
+    "mod_capacity_factor": 0.6,
+    "halt_threshold": 0.999,
+    "depth_predictor_loss_coef": None,
+    "eval_length_factor": None,
+    "training_length_factor": None,
+    "positional_encoder": "rotary",
+    "lm_cache": "none",
+    "attention_window_length": None,
+    "mem_cache_size": None,
+    "cache_topk": 1,
+    "cache_selection_method": "per_token_and_head",
+    "cache_indexing_scheme": "by_total",
+    "track_cache_attention": False,
     "allow_cache_during_training": False,
-    "eval_freq": 200, "eval_seq_prefix": "Once upon a time", "eval_seq_length": None, "eval_sample_size": None,
-    "wandb": False, "wandb_project": "my-project", "wandb_entity": None, "results_base_folder": "./exps", "save_checkpoint_freq": None,
-    "remove_intermediary_checkpoints_at_end": False, "use_pretrained": "auto", "exp_name": None, "run_prefix": None,
-    "distributed_backend": None, "config_format": "base",
+    "eval_freq": 200,
+    "eval_seq_prefix": "Once upon a time",
+    "eval_seq_length": None,
+    "eval_sample_size": None,
+    "wandb": False,
+    "wandb_project": "my-project",
+    "wandb_entity": None,
+    "results_base_folder": "./exps",
+    "save_checkpoint_freq": None,
+    "remove_intermediary_checkpoints_at_end": False,
+    "use_pretrained": "auto",
+    "exp_name": None,
+    "run_prefix": None,
+    "distributed_backend": None,
+    "config_format": "base",
 }
 CHOICES = {
     "opt": ["adamw", "sgd", "adafactor"],
     "scheduler": ["cos", "linear", "none"],
-    "depth_random_method": ["uniform", "uniform_random_range", "more_chance_for_zero_too", "exponential_decay", "pick_mid_and_recurse"],
+    "depth_random_method": [
+        "uniform",
+        "uniform_random_range",
+        "more_chance_for_zero_too",
+        "exponential_decay",
+        "pick_mid_and_recurse",
+    ],
     "depth_embedding": ["linear_learned", "learned"],
     "positional_encoder": ["rotary", "none"],
     "lm_cache": ["none"],
@@ -65,7 +124,9 @@ def test_published_flag_has_its_default(name):
     assert (type(value), value) == (type(PUBLISHED[name]), PUBLISHED[name])
 
 
-@pytest.mark.parametrize(("name", "choice"), [(name, choice) for name, choices in CHOICES.items() for choice in choices])
+@pytest.mark.parametrize(
+    ("name", "choice"), [(name, choice) for name, choices in CHOICES.items() for choice in choices]
+)
 def test_published_choice_is_accepted(name, choice):
     assert getattr(config.parse_args([f"--{name}", choice]), name) == choice
 
@@ -78,7 +139,9 @@ def test_data_seed_may_differ_from_seed():
     assert config.parse_args(["--seed", "17", "--data_seed", "0"]).data_seed == 0
 
 
-@pytest.mark.parametrize("name", [name for name, flag in FLAGS.items() if flag.default is None or name == "use_pretrained"])
+@pytest.mark.parametrize(
+    "name", [name for name, flag in FLAGS.items() if flag.default is None or name == "use_pretrained"]
+)
 @pytest.mark.parametrize("word", ["None", "none"])
 def test_optional_flag_may_be_none(name, word):
     expected = 2 if name == "data_seed" else None
@@ -98,8 +161,21 @@ def test_switch_without_a_value_is_on(name):
     assert getattr(config.parse_args([f"--{name}"]), name) is True
 
 
-@pytest.mark.parametrize(("word", "value"), [("false", False), ("False", False), ("no", False), ("0", False), ("off", False),
-                                             ("true", True), ("True", True), ("yes", True), ("1", True), ("on", True)])
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("false", False),
+        ("False", False),
+        ("no", False),
+        ("0", False),
+        ("off", False),
+        ("true", True),
+        ("True", True),
+        ("yes", True),
+        ("1", True),
+        ("on", True),
+    ],
+)
 def test_bias_takes_a_truth_value(word, value):
     assert config.parse_args(["--bias", word]).bias is value
 
@@ -109,7 +185,9 @@ def test_switch_with_another_value_is_refused(capsys):
 
 
 def test_length_factors_are_a_list_of_numbers():
-    assert config.parse_args(["--model", "adm", "--n_repeat", "4", "--eval_length_factor", "1", "0.5", "0"]).eval_length_factor == [1.0, 0.5, 0.0]
+    assert config.parse_args(
+        ["--model", "adm", "--n_repeat", "4", "--eval_length_factor", "1", "0.5", "0"]
+    ).eval_length_factor == [1.0, 0.5, 0.0]
 
 
 def test_short_model_names_become_long_ones():
@@ -151,11 +229,20 @@ def test_every_flag_has_help(name):
 # what is refused
 
 
-@pytest.mark.parametrize(("wrong", "right"), [
-    ("n_layers", "n_layer"), ("batchsize", "batch_size"), ("warmup", "warmup_percent"),
-    ("sequence_len", "sequence_length"), ("n-head", "n_head")])
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("n_layers", "n_layer"),
+        ("batchsize", "batch_size"),
+        ("warmup", "warmup_percent"),
+        ("sequence_len", "sequence_length"),
+        ("n-head", "n_head"),
+    ],
+)
 def test_unknown_flag_names_the_nearest(capsys, wrong, right):
-    assert refused(capsys, f"--{wrong}", "4") == [f"main.py: error: unknown flag --{wrong} (did you mean --{right}?)"]
+    assert refused(capsys, f"--{wrong}", "4") == [
+        f"main.py: error: unknown flag --{wrong} (did you mean --{right}?)"
+    ]
 
 
 def test_flag_like_no_other_names_none(capsys):
@@ -171,43 +258,57 @@ def test_stray_word_is_refused(capsys):
 
 
 def test_unknown_choice_names_the_nearest(capsys):
-    assert refused(capsys, "--model", "cotformer_ful_depth")[0].endswith("not 'cotformer_ful_depth' (did you mean cotformer_full_depth?)")
+    assert refused(capsys, "--model", "cotformer_ful_depth")[0].endswith(
+        "not 'cotformer_ful_depth' (did you mean cotformer_full_depth?)"
+    )
 
 
-@pytest.mark.parametrize(("argv", "said"), [
-    (["--lr", "fast"], "--lr must be a number, not 'fast'"),
-    (["--n_layer", "2.5"], "--n_layer must be a whole number, not '2.5'"),
-    (["--n_layer", ""], "--n_layer must be a whole number, not ''"),
-    (["--n_layer", "0"], "--n_layer must be at least 1, not 0"),
-    (["--batch_size", "-4"], "--batch_size must be at least 1, not -4"),
-    (["--dropout", "1.5"], "--dropout must be at most 1, not 1.5"),
-    (["--lr", "nan"], "--lr must be finite, not 'nan'"),
-    (["--lr", "1e999"], "--lr must be finite, not '1e999'"),
-    (["--seed", "9" * 30], "--seed is too large: " + "9" * 30),
-    (["--seed", "9" * 400], "--seed is too large: " + "9" * 400),
-    (["--n_layer", "None"], "--n_layer must be a whole number, not 'None'"),
-    (["--exp_name", "a\nb"], "--exp_name must be plain UTF-8 text without control characters"),
-    (["--lr"], "--lr needs a value"),
-    (["--n_embd", "100"], "--n_embd 100 is not divisible by --n_head 12"),
-    (["--n_embd", "36"], "rotary positions need an even head width, but --n_embd 36 / --n_head 12 = 3"),
-    (["--model", "cot", "--n_layer", "2", "--n_layer_begin", "1", "--n_layer_end", "1"],
-     "--n_layer_begin 1 + --n_layer_end 1 leave no layer of --n_layer 2 between them"),
-    (["--model", "cot", "--min_repeat", "3"], "--min_repeat 3 is more than --n_repeat 2"),
-    (["--model", "adm", "--n_repeat", "4", "--eval_length_factor", "0.5"], "--eval_length_factor needs n_repeat - 1 = 3 values, not 1"),
-    (["--model", "adm", "--n_repeat", "3", "--training_length_factor", "0.2", "0.5"],
-     "--training_length_factor must not increase: a token that has stopped cannot go on again"),
-    (["--dropout", "1"], "--dropout must be below 1"),
-    (["--scheduler", "wsd", "--warmup_percent", "0.7", "--decay_percent", "0.6"],
-     "--warmup_percent 0.7 + --decay_percent 0.6 are more than the whole run"),
-    (["--device", "tpu"], "--device must be auto, cpu, cuda or cuda:N, not 'tpu'"),
-    (["--exp_name", "../other"], "--exp_name '../other' must be a plain folder name"),
-    (["--exp_name", "/other"], "--exp_name '/other' must be a plain folder name"),
-    (["--exp_name", ""], "--exp_name '' must be a plain folder name"),
-    (["--run_prefix", "a/../../b"], "--run_prefix 'a/../../b' must be a plain folder name"),
-    (["--exp_name", "x" * 300], "--exp_name must stay under 200 bytes"),
-    (["--dataset", ".."], "--dataset '..' is not a folder name"),
-    (["--dataset", ""], "--dataset '' is not a folder name"),
-])
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--lr", "fast"], "--lr must be a number, not 'fast'"),
+        (["--n_layer", "2.5"], "--n_layer must be a whole number, not '2.5'"),
+        (["--n_layer", ""], "--n_layer must be a whole number, not ''"),
+        (["--n_layer", "0"], "--n_layer must be at least 1, not 0"),
+        (["--batch_size", "-4"], "--batch_size must be at least 1, not -4"),
+        (["--dropout", "1.5"], "--dropout must be at most 1, not 1.5"),
+        (["--lr", "nan"], "--lr must be finite, not 'nan'"),
+        (["--lr", "1e999"], "--lr must be finite, not '1e999'"),
+        (["--seed", "9" * 30], "--seed is too large: " + "9" * 30),
+        (["--seed", "9" * 400], "--seed is too large: " + "9" * 400),
+        (["--n_layer", "None"], "--n_layer must be a whole number, not 'None'"),
+        (["--exp_name", "a\nb"], "--exp_name must be plain UTF-8 text without control characters"),
+        (["--lr"], "--lr needs a value"),
+        (["--n_embd", "100"], "--n_embd 100 is not divisible by --n_head 12"),
+        (["--n_embd", "36"], "rotary positions need an even head width, but --n_embd 36 / --n_head 12 = 3"),
+        (
+            ["--model", "cot", "--n_layer", "2", "--n_layer_begin", "1", "--n_layer_end", "1"],
+            "--n_layer_begin 1 + --n_layer_end 1 leave no layer of --n_layer 2 between them",
+        ),
+        (["--model", "cot", "--min_repeat", "3"], "--min_repeat 3 is more than --n_repeat 2"),
+        (
+            ["--model", "adm", "--n_repeat", "4", "--eval_length_factor", "0.5"],
+            "--eval_length_factor needs n_repeat - 1 = 3 values, not 1",
+        ),
+        (
+            ["--model", "adm", "--n_repeat", "3", "--training_length_factor", "0.2", "0.5"],
+            "--training_length_factor must not increase: a token that has stopped cannot go on again",
+        ),
+        (["--dropout", "1"], "--dropout must be below 1"),
+        (
+            ["--scheduler", "wsd", "--warmup_percent", "0.7", "--decay_percent", "0.6"],
+            "--warmup_percent 0.7 + --decay_percent 0.6 are more than the whole run",
+        ),
+        (["--device", "tpu"], "--device must be auto, cpu, cuda or cuda:N, not 'tpu'"),
+        (["--exp_name", "../other"], "--exp_name '../other' must be a plain folder name"),
+        (["--exp_name", "/other"], "--exp_name '/other' must be a plain folder name"),
+        (["--exp_name", ""], "--exp_name '' must be a plain folder name"),
+        (["--run_prefix", "a/../../b"], "--run_prefix 'a/../../b' must be a plain folder name"),
+        (["--exp_name", "x" * 300], "--exp_name must stay under 200 bytes"),
+        (["--dataset", ".."], "--dataset '..' is not a folder name"),
+        (["--dataset", ""], "--dataset '' is not a folder name"),
+    ],
+)
 def test_bad_value_is_refused_in_one_line(capsys, argv, said):
     assert refused(capsys, *argv) == [f"main.py: error: {said}"]
 
@@ -223,7 +324,9 @@ def test_bad_values_and_unknown_flags_are_reported_together(capsys):
 
 
 def test_impossible_combinations_are_reported_together(capsys):
-    assert len(refused(capsys, "--n_embd", "100", "--dropout", "1", "--device", "tpu", "--exp_name", "..")) == 4
+    assert (
+        len(refused(capsys, "--n_embd", "100", "--dropout", "1", "--device", "tpu", "--exp_name", "..")) == 4
+    )
 
 
 def test_bad_values_and_impossible_combinations_are_reported_together(capsys):
@@ -233,15 +336,26 @@ def test_bad_values_and_impossible_combinations_are_reported_together(capsys):
 def test_faulty_value_of_a_config_file_is_reported_once(tmp_path, capsys):
     """Its default stands in for it, which is not to be compared with anything."""
     path = config_file(tmp_path, {"n_embd": "wide", "n_head": 5})
-    assert refused(capsys, "--config", path) == [f"main.py: error: --config {path}: n_embd must be a whole number, not 'wide'"]
+    assert refused(capsys, "--config", path) == [
+        f"main.py: error: --config {path}: n_embd must be a whole number, not 'wide'"
+    ]
 
 
 def test_missing_value_hides_no_other_problem(capsys):
     assert len(refused(capsys, "--n_layers", "4", "--lr")) == 2
 
 
-@given(st.lists(st.one_of(st.sampled_from([f"--{name}" for name in FLAGS]), st.text(max_size=8), st.integers().map(str), st.floats().map(str)),
-                max_size=6))
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from([f"--{name}" for name in FLAGS]),
+            st.text(max_size=8),
+            st.integers().map(str),
+            st.floats().map(str),
+        ),
+        max_size=6,
+    )
+)
 def test_any_command_line_is_either_parsed_or_refused(argv):
     try:
         config.parse_args(argv)
@@ -257,19 +371,32 @@ def test_uneven_share_of_micro_batches_is_refused_with_the_numbers(processes):
 
 def test_setting_without_effect_is_named():
     assert config.unused_settings(config.parse_args(["--multiple_of", "128"])) == [
-        "--multiple_of has no effect: the flag is accepted for old command lines"]
+        "--multiple_of has no effect: the flag is accepted for old command lines"
+    ]
 
 
-@pytest.mark.parametrize("name", sorted(OBSOLETE - {"config_format", "lm_cache"}))  # these two have one value only
+# these two have one value only
+@pytest.mark.parametrize("name", sorted(OBSOLETE - {"config_format", "lm_cache"}))
 def test_every_obsolete_flag_is_called_without_effect(name):
     args = config.parse_args([])
     vars(args)[name] = "other"
-    assert f"--{name} has no effect: the flag is accepted for old command lines" in config.unused_settings(args)
+    assert f"--{name} has no effect: the flag is accepted for old command lines" in config.unused_settings(
+        args
+    )
 
 
 def test_unused_flags_of_the_authors_are_accepted_with_a_line():
     words = "--pos_jump_freq 3 --pos_jump_schedule x --optimization_process base --total_sequence_length 512"
-    assert len([line for line in config.unused_settings(config.parse_args(words.split())) if "has no effect" in line]) == 4
+    assert (
+        len(
+            [
+                line
+                for line in config.unused_settings(config.parse_args(words.split()))
+                if "has no effect" in line
+            ]
+        )
+        == 4
+    )
 
 
 def test_hyphens_in_an_evaluations_own_flag_are_underscores():
@@ -278,10 +405,16 @@ def test_hyphens_in_an_evaluations_own_flag_are_underscores():
         assert config.parse(words, prog="eval.py", description="", extra=own) == ({"output_dir": "a-b"}, [])
 
 
-@pytest.mark.parametrize(("words", "form"), [
-    (["--method", "cf"], "--cascade raw position token"), (["--config-loading", "argparse"], "the settings come from the checkpoint"),
-    (["--weights-40k", "a.npy"], "python plot_fig5.py"), (["--weights-60k=a.npy"], "python plot_fig5.py"),
-    (["--output", "f.png"], "--output_dir FOLDER")])
+@pytest.mark.parametrize(
+    ("words", "form"),
+    [
+        (["--method", "cf"], "--cascade raw position token"),
+        (["--config-loading", "argparse"], "the settings come from the checkpoint"),
+        (["--weights-40k", "a.npy"], "python plot_fig5.py"),
+        (["--weights-60k=a.npy"], "python plot_fig5.py"),
+        (["--output", "f.png"], "--output_dir FOLDER"),
+    ],
+)
 def test_old_commands_are_answered_with_the_new_form(capsys, words, form):
     with pytest.raises(SystemExit):
         config.parse_args(words)
@@ -290,12 +423,17 @@ def test_old_commands_are_answered_with_the_new_form(capsys, words, form):
 
 
 def test_min_repeat_of_the_published_commands_is_not_called_without_effect():
-    assert config.unused_settings(config.parse_args(["--model", "cot", "--n_repeat", "5", "--min_repeat", "5"])) == []
+    assert (
+        config.unused_settings(config.parse_args(["--model", "cot", "--n_repeat", "5", "--min_repeat", "5"]))
+        == []
+    )
 
 
 def test_a_step_to_keep_beyond_the_end_is_told():
     words = ["--iterations", "60", "--keep_steps", "50", "60", "70"]
-    assert config.unused_settings(config.parse_args(words)) == ["--keep_steps 70 is beyond --iterations 60: there will be no checkpoint of that step"]
+    assert config.unused_settings(config.parse_args(words)) == [
+        "--keep_steps 70 is beyond --iterations 60: there will be no checkpoint of that step"
+    ]
 
 
 @pytest.mark.parametrize("value", ["0", "-5", "2.5", "half"])
@@ -307,7 +445,10 @@ def test_a_step_to_keep_is_a_positive_whole_number(value, capsys):
 
 def test_steps_to_keep_make_no_other_training():
     plain, keeping = config.parse_args([]), config.parse_args(["--keep_steps", "10"])
-    assert config.experiment_name(plain) == config.experiment_name(keeping) and differences(vars(keeping), vars(plain)) == []
+    assert (
+        config.experiment_name(plain) == config.experiment_name(keeping)
+        and differences(vars(keeping), vars(plain)) == []
+    )
 
 
 def test_default_settings_are_not_called_without_effect():
@@ -334,22 +475,53 @@ def test_command_line_overlays_the_config_file(tmp_path, command_line_first):
 
 
 def test_command_line_may_take_a_switch_of_the_config_file_back(tmp_path):
-    assert config.parse_args(["--config", str(config_file(tmp_path, {"bias": True})), "--bias", "false"]).bias is False
+    assert (
+        config.parse_args(["--config", str(config_file(tmp_path, {"bias": True})), "--bias", "false"]).bias
+        is False
+    )
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("bias", True), ("bias", False), ("lr", 0.5), ("lr", 1), ("exp_name", "x"), ("data_dir", None), ("eval_length_factor", [0.5]),
-    ("eval_length_factor", None), ("use_pretrained", None), ("n_layer", 3)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("bias", True),
+        ("bias", False),
+        ("lr", 0.5),
+        ("lr", 1),
+        ("exp_name", "x"),
+        ("data_dir", None),
+        ("eval_length_factor", [0.5]),
+        ("eval_length_factor", None),
+        ("use_pretrained", None),
+        ("n_layer", 3),
+    ],
+)
 def test_config_file_takes_json_values(tmp_path, name, value):
     assert getattr(config.parse_args(["--config", str(config_file(tmp_path, {name: value}))]), name) == value
 
 
 def test_config_file_may_name_the_model_in_short(tmp_path):
-    assert config.parse_args(["--config", str(config_file(tmp_path, {"model": "cot"}))]).model == "cotformer_full_depth"
+    assert (
+        config.parse_args(["--config", str(config_file(tmp_path, {"model": "cot"}))]).model
+        == "cotformer_full_depth"
+    )
 
 
 def test_whole_namespace_may_be_read_back(tmp_path):
-    args = config.parse_args(["--model", "adm", "--n_repeat", "3", "--training_length_factor", "0.5", "0.25", "--bias", "--lr", "3e-4"])
+    args = config.parse_args(
+        [
+            "--model",
+            "adm",
+            "--n_repeat",
+            "3",
+            "--training_length_factor",
+            "0.5",
+            "0.25",
+            "--bias",
+            "--lr",
+            "3e-4",
+        ]
+    )
     content = {name: value for name, value in vars(args).items() if name != "config"}
     read = config.parse_args(["--config", str(config_file(tmp_path, content))])
     assert {**vars(read), "config": None} == vars(args)
@@ -357,27 +529,38 @@ def test_whole_namespace_may_be_read_back(tmp_path):
 
 def test_unknown_key_of_a_config_file_names_the_nearest(tmp_path, capsys):
     path = config_file(tmp_path, {"n_layers": 6})
-    assert refused(capsys, "--config", path) == [f"main.py: error: --config {path}: unknown key 'n_layers' (did you mean n_layer?)"]
+    assert refused(capsys, "--config", path) == [
+        f"main.py: error: --config {path}: unknown key 'n_layers' (did you mean n_layer?)"
+    ]
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"n_layer": }', "[" * 100_000, "n_layer: 6", "\udcff"])
 def test_config_file_that_is_no_json_is_refused(tmp_path, capsys, content):
     path = tmp_path / "settings.json"
     path.write_bytes(content.encode(errors="surrogateescape"))
-    said, = refused(capsys, "--config", path)
+    (said,) = refused(capsys, "--config", path)
     assert said.startswith(f"main.py: error: --config {path}: not valid JSON (")
 
 
 @pytest.mark.parametrize("content", ["[]", "5", "null", '"n_layer"'])
 def test_config_file_that_is_no_object_is_refused(tmp_path, capsys, content):
     path = config_file(tmp_path, content)
-    assert refused(capsys, "--config", path) == [f"main.py: error: --config {path}: must hold one JSON object of flags and values"]
+    assert refused(capsys, "--config", path) == [
+        f"main.py: error: --config {path}: must hold one JSON object of flags and values"
+    ]
 
 
-@pytest.mark.parametrize(("content", "said"), [
-    ({"n_layer": "six"}, "n_layer must be a whole number, not 'six'"), ({"n_layer": None}, "n_layer needs a value"),
-    ({"n_layer": [6]}, "n_layer takes one value, not [6]"), ({"lr": {}}, "lr takes one value, not {}"),
-    ({"n_layer": True}, "n_layer must be a whole number, not 'True'"), ({"n_layer": 10**400}, "n_layer is too large: " + str(10**400))])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"n_layer": "six"}, "n_layer must be a whole number, not 'six'"),
+        ({"n_layer": None}, "n_layer needs a value"),
+        ({"n_layer": [6]}, "n_layer takes one value, not [6]"),
+        ({"lr": {}}, "lr takes one value, not {}"),
+        ({"n_layer": True}, "n_layer must be a whole number, not 'True'"),
+        ({"n_layer": 10**400}, "n_layer is too large: " + str(10**400)),
+    ],
+)
 def test_bad_value_in_a_config_file_is_refused(tmp_path, capsys, content, said):
     path = config_file(tmp_path, content)
     assert refused(capsys, "--config", path) == [f"main.py: error: --config {path}: {said}"]
@@ -385,7 +568,9 @@ def test_bad_value_in_a_config_file_is_refused(tmp_path, capsys, content, said):
 
 def test_missing_config_file_is_refused(tmp_path, capsys):
     path = tmp_path / "nothing.json"
-    assert refused(capsys, "--config", path) == [f"main.py: error: --config {path}: No such file or directory"]
+    assert refused(capsys, "--config", path) == [
+        f"main.py: error: --config {path}: No such file or directory"
+    ]
 
 
 def test_config_file_may_not_be_a_folder(tmp_path, capsys):
@@ -393,18 +578,48 @@ def test_config_file_may_not_be_a_folder(tmp_path, capsys):
 
 
 def test_problems_of_a_config_file_and_of_the_command_line_are_reported_together(tmp_path, capsys):
-    assert len(refused(capsys, "--config", config_file(tmp_path, {"n_layers": 6, "lr": "x"}), "--seed", "-1")) == 3
+    assert (
+        len(refused(capsys, "--config", config_file(tmp_path, {"n_layers": 6, "lr": "x"}), "--seed", "-1"))
+        == 3
+    )
 
 
 # experiment names
 
 CHANGES = {
-    "batch_size": 7, "acc_steps": 3, "seed": 5, "data_seed": 9, "opt": "sgd", "lr": 0.00123, "beta1": 0.8, "beta2": 0.99, "weight_decay": 0.2,
-    "grad_clip": 1.0, "scheduler": "wsd", "warmup_percent": 0.2, "final_div_factor": 1.0, "decay_percent": 0.3, "vocab_size": 50432,
-    "n_layer": 12, "n_embd": 384, "n_head": 6, "sequence_length": 256, "dtype": "bfloat16", "bias": True, "dropout": 0.1,
-    "positional_encoder": "none", "attention_window_length": 128, "n_repeat": 5, "n_layer_begin": 2, "n_layer_end": 1,
-    "depth_random_method": "pick_mid_and_recurse", "depth_embedding": "linear_learned", "disable_ln_mid": True, "halt_threshold": 0.9,
-    "training_length_factor": [0.9], "depth_predictor_loss_coef": 0.5,
+    "batch_size": 7,
+    "acc_steps": 3,
+    "seed": 5,
+    "data_seed": 9,
+    "opt": "sgd",
+    "lr": 0.00123,
+    "beta1": 0.8,
+    "beta2": 0.99,
+    "weight_decay": 0.2,
+    "grad_clip": 1.0,
+    "scheduler": "wsd",
+    "warmup_percent": 0.2,
+    "final_div_factor": 1.0,
+    "decay_percent": 0.3,
+    "vocab_size": 50432,
+    "n_layer": 12,
+    "n_embd": 384,
+    "n_head": 6,
+    "sequence_length": 256,
+    "dtype": "bfloat16",
+    "bias": True,
+    "dropout": 0.1,
+    "positional_encoder": "none",
+    "attention_window_length": 128,
+    "n_repeat": 5,
+    "n_layer_begin": 2,
+    "n_layer_end": 1,
+    "depth_random_method": "pick_mid_and_recurse",
+    "depth_embedding": "linear_learned",
+    "disable_ln_mid": True,
+    "halt_threshold": 0.9,
+    "training_length_factor": [0.9],
+    "depth_predictor_loss_coef": 0.5,
 }
 
 
@@ -419,21 +634,46 @@ def test_setting_that_changes_the_numbers_changes_the_name():
     assert len(set(names)) == len(CHANGES) + 1
 
 
-@pytest.mark.parametrize("name", [
-    "iterations", "eval_freq", "device", "wandb", "data_in_ram", "save_checkpoint_freq", "eval_length_factor", "log_freq"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "iterations",
+        "eval_freq",
+        "device",
+        "wandb",
+        "data_in_ram",
+        "save_checkpoint_freq",
+        "eval_length_factor",
+        "log_freq",
+    ],
+)
 def test_setting_that_changes_no_number_leaves_the_name(name):
     assert named(**{name: "other"}) == named()
 
 
 def long_name(**changes):
-    return named(**{**CHANGES, "training_length_factor": [round(1 - 0.001 * number, 3) for number in range(200)], **changes})
+    return named(
+        **{
+            **CHANGES,
+            "training_length_factor": [round(1 - 0.001 * number, 3) for number in range(200)],
+            **changes,
+        }
+    )
 
 
 def test_name_with_many_long_settings_stays_a_path_component():
     assert len(long_name().encode()) <= 199
 
 
-@pytest.mark.parametrize("change", [{"depth_predictor_loss_coef": 0.25}, {"seed": 6}, {"training_length_factor": [0.5] * 200}, {"lr": 0.002}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"depth_predictor_loss_coef": 0.25},
+        {"seed": 6},
+        {"training_length_factor": [0.5] * 200},
+        {"lr": 0.002},
+    ],
+)
 def test_long_names_differ_where_settings_do(change):
     assert long_name(**change) != long_name()
 
@@ -459,12 +699,34 @@ def test_run_prefix_may_group_runs_in_a_folder():
     assert named(run_prefix="sweep/a").split("/") == ["sweep", "a_" + named()]
 
 
-@pytest.mark.parametrize(("model", "begun", "asked", "is_same"), [
-    ("cot", (8, 2), (4, 4), True), ("cot", (8, 2), (4, 2), False), ("cot", (8, 2), (16, 1), True), ("but_halting", (8, 2), (4, 4), False)])
-@pytest.mark.parametrize("factors", [[], ["--training_length_factor", *["0.123456"] * 25, "--n_repeat", "26", "--run_prefix", "group/a"]])
-def test_another_cut_of_the_same_batch_goes_on_in_the_folder_that_is_there(tmp_path, model, begun, asked, is_same, factors):
+@pytest.mark.parametrize(
+    ("model", "begun", "asked", "is_same"),
+    [
+        ("cot", (8, 2), (4, 4), True),
+        ("cot", (8, 2), (4, 2), False),
+        ("cot", (8, 2), (16, 1), True),
+        ("but_halting", (8, 2), (4, 4), False),
+    ],
+)
+@pytest.mark.parametrize(
+    "factors",
+    [[], ["--training_length_factor", *["0.123456"] * 25, "--n_repeat", "26", "--run_prefix", "group/a"]],
+)
+def test_another_cut_of_the_same_batch_goes_on_in_the_folder_that_is_there(
+    tmp_path, model, begun, asked, is_same, factors
+):
     def folder(cut):
-        words = ["--model", model, "--results_base_folder", str(tmp_path), "--batch_size", str(cut[0]), "--acc_steps", str(cut[1]), *factors]
+        words = [
+            "--model",
+            model,
+            "--results_base_folder",
+            str(tmp_path),
+            "--batch_size",
+            str(cut[0]),
+            "--acc_steps",
+            str(cut[1]),
+            *factors,
+        ]
         return config.experiment_folder(config.parse_args(words))
 
     first = folder(begun)
@@ -473,9 +735,14 @@ def test_another_cut_of_the_same_batch_goes_on_in_the_folder_that_is_there(tmp_p
     assert (folder(asked) == first) is is_same
 
 
-@pytest.mark.parametrize(("model", "note"), [("cot", "going on with lr0.001_bs8x2_"), ("but_halting", "bs8x2_seqlen512_seed2 is another training")])
+@pytest.mark.parametrize(
+    ("model", "note"),
+    [("cot", "going on with lr0.001_bs8x2_"), ("but_halting", "bs8x2_seqlen512_seed2 is another training")],
+)
 def test_another_cut_of_the_same_batch_is_told_until_it_has_a_folder(tmp_path, model, note):
-    args = config.parse_args(["--model", model, "--results_base_folder", str(tmp_path), "--batch_size", "4", "--acc_steps", "4"])
+    args = config.parse_args(
+        ["--model", model, "--results_base_folder", str(tmp_path), "--batch_size", "4", "--acc_steps", "4"]
+    )
     own = tmp_path / "slimpajama" / args.model / config.experiment_name(args)
     (own.parent / own.name.replace("bs4x4", "bs8x2")).mkdir(parents=True)
     (told,) = config.notes_on_cut(args)
@@ -491,7 +758,9 @@ def test_a_folder_under_the_very_name_comes_first(tmp_path):
 
 
 def test_experiment_folder_is_base_dataset_model_name(tmp_path):
-    args = config.parse_args(["--results_base_folder", str(tmp_path), "--dataset", "owt2", "--model", "lncot", "--exp_name", "run"])
+    args = config.parse_args(
+        ["--results_base_folder", str(tmp_path), "--dataset", "owt2", "--model", "lncot", "--exp_name", "run"]
+    )
     assert config.experiment_folder(args) == tmp_path / "owt2" / "cotformer_full_depth_lnmid_depthemb" / "run"
 
 
@@ -509,7 +778,9 @@ def test_exp_name_cannot_leave_its_folder(capsys, name):
 
 
 def run_help(*options):
-    return subprocess.run([sys.executable, *options, "main.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return subprocess.run(
+        [sys.executable, *options, "main.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
 
 
 @pytest.mark.slow
@@ -525,5 +796,8 @@ def test_help_answers_within_a_second():
 @pytest.mark.slow
 @pytest.mark.parametrize("package", ["torch", "numpy", "wandb", "tiktoken"])
 def test_help_imports_nothing_heavy(package):
-    imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in run_help("-X", "importtime").stderr.splitlines()}
+    imported = {
+        line.rsplit("|", 1)[-1].strip().split(".")[0]
+        for line in run_help("-X", "importtime").stderr.splitlines()
+    }
     assert "argparse" in imported and package not in imported

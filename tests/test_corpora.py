@@ -1,4 +1,6 @@
-"""Corpora as people have them: nothing is read twice or left out in silence, and what cannot be read is named."""
+"""Corpora as people have them: nothing is read twice or left out in silence, and what cannot be read is
+named.
+"""
 
 import bz2
 import gzip
@@ -55,7 +57,11 @@ def test_byte_order_mark_of_a_text_is_no_part_of_it(tmp_path):
     assert read(put(tmp_path, "a.txt", BOM + b"hello"))[0] == ["hello"]
 
 
-@pytest.mark.parametrize("content", [BOM + lines(TEXTS), lines(TEXTS[:1]) + BOM + lines(TEXTS[1:])], ids=["first", "of a joined file"])
+@pytest.mark.parametrize(
+    "content",
+    [BOM + lines(TEXTS), lines(TEXTS[:1]) + BOM + lines(TEXTS[1:])],
+    ids=["first", "of a joined file"],
+)
 def test_byte_order_mark_of_json_lines_is_passed_over(tmp_path, content):
     assert read(put(tmp_path, "a.jsonl", content)) == (TEXTS, [], {})
 
@@ -70,7 +76,11 @@ def test_blank_lines_are_counted_and_no_documents(tmp_path):
 
 
 def test_line_ends_of_windows_are_read_as_line_feeds_and_told(tmp_path):
-    assert read(put(tmp_path, "a.txt", b"one\r\ntwo\r\n\rthree")) == (["one\ntwo\n\rthree"], [], {"carriage returns of CRLF line ends": 2})
+    assert read(put(tmp_path, "a.txt", b"one\r\ntwo\r\n\rthree")) == (
+        ["one\ntwo\n\rthree"],
+        [],
+        {"carriage returns of CRLF line ends": 2},
+    )
 
 
 def test_text_in_utf16_is_called_that(tmp_path):
@@ -94,7 +104,11 @@ COMPRESSIONS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress
 @pytest.mark.parametrize("ending", COMPRESSIONS)
 def test_compressed_forms_are_read(tmp_path, form, ending):
     texts = TEXTS[1:2] if form == ".txt" else TEXTS
-    put(tmp_path, f"a{form}{ending}", COMPRESSIONS[ending](texts[0].encode() if form == ".txt" else lines(texts)))
+    put(
+        tmp_path,
+        f"a{form}{ending}",
+        COMPRESSIONS[ending](texts[0].encode() if form == ".txt" else lines(texts)),
+    )
     assert read(tmp_path)[:2] == (texts, [])
 
 
@@ -105,10 +119,17 @@ def test_compressed_streams_one_after_the_other_are_read_whole(tmp_path, ending)
 
 
 @pytest.mark.parametrize("ending", COMPRESSIONS)
-@pytest.mark.parametrize("damage", [lambda raw: raw[:-9], lambda raw: raw[:40] + bytes(30) + raw[70:], lambda raw: raw + b"garbage behind it"],
-                         ids=["cut short", "overwritten", "followed"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda raw: raw[:-9],
+        lambda raw: raw[:40] + bytes(30) + raw[70:],
+        lambda raw: raw + b"garbage behind it",
+    ],
+    ids=["cut short", "overwritten", "followed"],
+)
 def test_damage_of_a_compressed_file_is_never_its_end(tmp_path, ending, damage):
-    raw = COMPRESSIONS[ending](lines(f"document {number} {number ** 9}" for number in range(300)))
+    raw = COMPRESSIONS[ending](lines(f"document {number} {number**9}" for number in range(300)))
     bad = read(put(tmp_path, f"a.jsonl{ending}", damage(raw)))[1]
     assert bad and all(f"a.jsonl{ending}" in item.place for item in bad)
 
@@ -175,11 +196,17 @@ def test_link_to_nothing_is_bad(tmp_path):
     assert [item.place for item in read(tmp_path)[1]] == [f"{tmp_path}/b.jsonl"]
 
 
-@pytest.mark.parametrize("name", ["link", "hard link", "folder and file", "file twice", "folder in another", "other spelling"])
+@pytest.mark.parametrize(
+    "name", ["link", "hard link", "folder and file", "file twice", "folder in another", "other spelling"]
+)
 def test_file_that_is_named_twice_is_read_once(tmp_path, name):
     path = put(tmp_path, "corpus/a.jsonl", TEXTS)
-    inputs = {"folder and file": [path.parent, path], "file twice": [path, path], "folder in another": [tmp_path, path.parent],
-              "other spelling": [path, path.parent / ".." / "corpus" / "a.jsonl"]}.get(name, [path.parent])
+    inputs = {
+        "folder and file": [path.parent, path],
+        "file twice": [path, path],
+        "folder in another": [tmp_path, path.parent],
+        "other spelling": [path, path.parent / ".." / "corpus" / "a.jsonl"],
+    }.get(name, [path.parent])
     if name == "link":
         (path.parent / "0.jsonl").symlink_to("a.jsonl")
     if name == "hard link":
@@ -218,8 +245,14 @@ def test_what_is_of_no_known_kind_is_counted_by_kind(tmp_path):
     put(tmp_path, "a.jsonl", TEXTS)
     for name in ("README.md", "b.MD", "LICENSE", "a.tar.gz", "b.zip", "c.jsonl.lz4", "state.json"):
         put(tmp_path, name, b"x")
-    assert read(tmp_path)[2] == {".md files": 2, "files without a suffix": 1, ".tar.gz archives (unpack them first)": 1, ".lz4 files": 1,
-                                 ".zip archives (unpack them first)": 1, ".json files (read where --input or --include names them)": 1}
+    assert read(tmp_path)[2] == {
+        ".md files": 2,
+        "files without a suffix": 1,
+        ".tar.gz archives (unpack them first)": 1,
+        ".lz4 files": 1,
+        ".zip archives (unpack them first)": 1,
+        ".json files (read where --input or --include names them)": 1,
+    }
 
 
 def test_many_kinds_take_few_lines(tmp_path):
@@ -275,12 +308,22 @@ def test_empty_files_are_told(tmp_path):
     assert read(tmp_path) == (TEXTS, [], {"empty files": 1})
 
 
-@pytest.mark.parametrize(("patterns", "texts"), [
-    (["*.jsonl"], ["a", "b", "d"]), (["en/*"], ["b"]), (["a.*", "*.json"], ["a", "c"]), (["all.tar"], ["d"])])
+@pytest.mark.parametrize(
+    ("patterns", "texts"),
+    [
+        (["*.jsonl"], ["a", "b", "d"]),
+        (["en/*"], ["b"]),
+        (["a.*", "*.json"], ["a", "c"]),
+        (["all.tar"], ["d"]),
+    ],
+)
 def test_include_chooses_by_name_and_by_path(tmp_path, patterns, texts):
     for name in ("a.jsonl", "en/b.jsonl", "c.json"):
         put(tmp_path, name, [Path(name).stem])
-    write_tar(tmp_path / "all.tar", [("x/d.jsonl", lines(["d"])), ("e.txt", b"e")][:1 if patterns == ["all.tar"] else 2])
+    write_tar(
+        tmp_path / "all.tar",
+        [("x/d.jsonl", lines(["d"])), ("e.txt", b"e")][: 1 if patterns == ["all.tar"] else 2],
+    )
     assert sorted(read(tmp_path, include=patterns)[0]) == texts
 
 
@@ -294,24 +337,45 @@ def test_include_counts_what_it_leaves_out(tmp_path):
 
 
 def test_hidden_members_are_passed_over_and_those_below_a_dot_are_not(tmp_path):
-    members = [("./a.jsonl", lines(TEXTS)), ("./._a.jsonl", b"\0\5"), (".ipynb_checkpoints/a.jsonl", lines(TEXTS)), ("b.md", b"x")]
-    assert read(write_tar(tmp_path / "a.tar", members)) == (TEXTS, [], {"hidden files and folders": 2, ".md files": 1})
+    members = [
+        ("./a.jsonl", lines(TEXTS)),
+        ("./._a.jsonl", b"\0\5"),
+        (".ipynb_checkpoints/a.jsonl", lines(TEXTS)),
+        ("b.md", b"x"),
+    ]
+    assert read(write_tar(tmp_path / "a.tar", members)) == (
+        TEXTS,
+        [],
+        {"hidden files and folders": 2, ".md files": 1},
+    )
 
 
 def test_tars_one_after_the_other_are_read_whole(tmp_path):
-    parts = [write_tar(tmp_path / f"{n}.tar", [("a.jsonl", lines([f"part {n}"]))]).read_bytes() for n in range(3)]
+    parts = [
+        write_tar(tmp_path / f"{n}.tar", [("a.jsonl", lines([f"part {n}"]))]).read_bytes() for n in range(3)
+    ]
     assert read(put(tmp_path, "all.TAR", b"".join(parts)))[0] == ["part 0", "part 1", "part 2"]
 
 
 def test_damaged_second_of_two_tars_is_refused(tmp_path):
-    parts = [bytearray(write_tar(tmp_path / f"{n}.tar", [("a.jsonl", lines([f"part {n}"]))]).read_bytes()) for n in range(2)]
+    parts = [
+        bytearray(write_tar(tmp_path / f"{n}.tar", [("a.jsonl", lines([f"part {n}"]))]).read_bytes())
+        for n in range(2)
+    ]
     parts[1][100] ^= 1
     assert "all.tar is damaged" in refusal_of(put(tmp_path, "all.tar", bytes(parts[0] + parts[1])))
 
 
 def test_later_entry_of_the_same_name_replaces_the_earlier(tmp_path):
-    archive = write_tar(tmp_path / "a.tar", [("./a.jsonl", lines(["old"])), ("b.jsonl", lines(["b"])), ("a.jsonl", lines(["old", "new"]))])
-    assert read(archive) == (["b", "old", "new"], [], {"entries that a later one of the same name replaces": 1})
+    archive = write_tar(
+        tmp_path / "a.tar",
+        [("./a.jsonl", lines(["old"])), ("b.jsonl", lines(["b"])), ("a.jsonl", lines(["old", "new"]))],
+    )
+    assert read(archive) == (
+        ["b", "old", "new"],
+        [],
+        {"entries that a later one of the same name replaces": 1},
+    )
 
 
 @pytest.mark.parametrize("form", ["gnu", "posix"])
@@ -321,7 +385,9 @@ def test_sparse_members_are_read_with_their_holes(tmp_path, form):
         file.seek(1 << 20)
         file.write(b"end")
     put(tmp_path, "b.txt", b"next")
-    made = subprocess.run(["tar", "-C", tmp_path, f"--format={form}", "-cSf", tmp_path / "a.tar", "a.txt", "b.txt"], check=False)
+    made = subprocess.run(
+        ["tar", "-C", tmp_path, f"--format={form}", "-cSf", tmp_path / "a.tar", "a.txt", "b.txt"], check=False
+    )
     if made.returncode:
         pytest.skip("no GNU tar here")
     with tarfile.open(tmp_path / "a.tar") as tar:
@@ -336,14 +402,21 @@ def parquet(folder, **columns):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    parquet.write_table(pyarrow.table({name: pyarrow.array(values, type=kind) for name, (values, kind) in columns.items()}), folder / "a.parquet")
+    parquet.write_table(
+        pyarrow.table({name: pyarrow.array(values, type=kind) for name, (values, kind) in columns.items()}),
+        folder / "a.parquet",
+    )
     return folder / "a.parquet"
 
 
 @pytest.mark.parametrize("kind", ["binary", "large_binary", "large_string", "string", "dictionary"])
 def test_columns_of_text_of_any_kind_are_read(tmp_path, kind):
     pyarrow = pytest.importorskip("pyarrow")
-    chosen = pyarrow.dictionary(pyarrow.int32(), pyarrow.string()) if kind == "dictionary" else getattr(pyarrow, kind)()
+    chosen = (
+        pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
+        if kind == "dictionary"
+        else getattr(pyarrow, kind)()
+    )
     values = [text.encode() for text in TEXTS] if "binary" in kind else TEXTS
     assert read(parquet(tmp_path, text=(values, chosen)))[:2] == (TEXTS, [])
 
@@ -362,22 +435,33 @@ def test_parquet_in_a_tar_is_read(tmp_path):
 # keys
 
 
-@pytest.mark.parametrize("value", [{"a": {"b": "found"}}, {"a.b": "found", "a": {"b": "other"}}], ids=["nested", "literal"])
+@pytest.mark.parametrize(
+    "value", [{"a": {"b": "found"}}, {"a.b": "found", "a": {"b": "other"}}], ids=["nested", "literal"]
+)
 def test_text_key_leads_into_objects(tmp_path, value):
     assert read(put(tmp_path, "a.jsonl", json.dumps(value).encode()), text_key="a.b")[0] == ["found"]
 
 
 def test_text_key_leads_into_columns(tmp_path):
-    assert read(parquet(tmp_path, a=([{"b": text, "c": 1} for text in TEXTS], None)), text_key="a.b")[0] == TEXTS
+    assert (
+        read(parquet(tmp_path, a=([{"b": text, "c": 1} for text in TEXTS], None)), text_key="a.b")[0] == TEXTS
+    )
 
 
-@pytest.mark.parametrize("value", [{"a": "text"}, {"a": None}, {}, {"a": {"c": "x"}}, {"a": [{"b": "x"}]}], ids=str)
+@pytest.mark.parametrize(
+    "value", [{"a": "text"}, {"a": None}, {}, {"a": {"c": "x"}}, {"a": [{"b": "x"}]}], ids=str
+)
 def test_text_key_that_leads_nowhere_is_bad(tmp_path, value):
-    assert [item.reason for item in read(put(tmp_path, "a.jsonl", json.dumps(value).encode()), text_key="a.b")[1]] == ["no text under 'a.b'"]
+    assert [
+        item.reason for item in read(put(tmp_path, "a.jsonl", json.dumps(value).encode()), text_key="a.b")[1]
+    ] == ["no text under 'a.b'"]
 
 
 def test_text_key_that_leads_nowhere_in_columns_is_bad(tmp_path):
-    assert ["no column" in item.reason for item in read(parquet(tmp_path, a=([{"c": 1}], None)), text_key="a.b")[1]] == [True]
+    assert [
+        "no column" in item.reason
+        for item in read(parquet(tmp_path, a=([{"c": 1}], None)), text_key="a.b")[1]
+    ] == [True]
 
 
 # names
@@ -423,7 +507,9 @@ def test_what_is_passed_over_is_said_and_kept_in_meta(tmp_path, bpe_cache, capsy
     said = capsys.readouterr().out
     counts = {"blank lines": 2, "hidden files and folders": 1, ".md files": 1, "folders named twice": 1}
     assert json.loads((tmp_path / "set" / "meta.json").read_text())["passed_over"] == counts
-    assert all(f"passed over: {count} {reason}, the first is {tmp_path}" in said for reason, count in counts.items()), said
+    assert all(
+        f"passed over: {count} {reason}, the first is {tmp_path}" in said for reason, count in counts.items()
+    ), said
 
 
 def test_corpus_of_nothing_but_what_is_passed_over_says_so(tmp_path, capsys):
@@ -442,7 +528,12 @@ def book(tmp_path_factory, ranks_folder):
     folder = tmp_path_factory.mktemp("book")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIKTOKEN_CACHE_DIR", str(ranks_folder))
-        assert prepare(folder / "set", "--input", put(folder, "book.txt", BOOK.encode()), "--val-fraction", "0.2") == 0
+        assert (
+            prepare(
+                folder / "set", "--input", put(folder, "book.txt", BOOK.encode()), "--val-fraction", "0.2"
+            )
+            == 0
+        )
     return folder / "set"
 
 
@@ -490,26 +581,42 @@ def test_share_and_fraction_are_refused_together(capsys):
 
 
 def test_fraction_of_characters_is_for_validation(tmp_path):
-    main(["--name", f"{tmp_path}/a-char", "--input", str(put(tmp_path, "a.txt", b"0123456789" * 10)), "--val-fraction", "0.3"])
+    main(
+        [
+            "--name",
+            f"{tmp_path}/a-char",
+            "--input",
+            str(put(tmp_path, "a.txt", b"0123456789" * 10)),
+            "--val-fraction",
+            "0.3",
+        ]
+    )
     assert (tmp_path / "a-char" / "val.bin").stat().st_size == 2 * 30
 
 
 @pytest.mark.slow
 def test_small_files_share_a_shard_and_keep_their_order(tmp_path, bpe_cache, monkeypatch):
-    monkeypatch.setattr("data.tokenize.remove_folder", lambda folder: None)  # so that the shards can be counted
+    # so that the shards can be counted
+    monkeypatch.setattr("data.tokenize.remove_folder", lambda folder: None)
     for number in range(3000):
         put(tmp_path / "raw", f"{number % 7}/{number:05d}.txt", f"document {number}".encode())
     assert prepare(tmp_path / "set", "--input", tmp_path / "raw", "--val-fraction", "0.1") == 0
     found = decoded(tmp_path / "set" / "train.bin") + decoded(tmp_path / "set" / "val.bin")
     assert (len([*(tmp_path / "set" / ".tokenize").iterdir()]), "".join(found)) == (
-        5, "".join(f"document {number}" for number in sorted(range(3000), key=lambda number: (number % 7, number))))
+        5,
+        "".join(
+            f"document {number}" for number in sorted(range(3000), key=lambda number: (number % 7, number))
+        ),
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 1 << 12, 1 << 30])
 def test_cut_into_groups_does_not_change_a_byte(tmp_path, bpe_cache, monkeypatch, size):
     monkeypatch.setattr("data.tokenize.GROUP_BYTES", size)
-    archive = write_tar(tmp_path / "a.tar", [(f"{n}.jsonl", lines(f"{n} {i}" * 20 for i in range(20))) for n in range(12)])
+    archive = write_tar(
+        tmp_path / "a.tar", [(f"{n}.jsonl", lines(f"{n} {i}" * 20 for i in range(20))) for n in range(12)]
+    )
     prepare(tmp_path / "set", "--input", archive, "--val-share", "0.1")
     encoding = gpt2()
     tokens = [[*encoding.encode_ordinary(f"{n} {i}" * 20), 50256] for n in range(12) for i in range(20)]

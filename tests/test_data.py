@@ -63,13 +63,16 @@ def test_the_cut_into_pieces_does_not_matter(n, seed, first, sizes):
     assert np.array_equal(np.concatenate([np.empty(0, np.int64), *pieces]), order.windows(first, at - first))
 
 
-@pytest.mark.parametrize(("n", "seed", "first", "expected"), [
-    (1000, 2, 0, [645, 60, 872, 715, 378, 172, 746, 852, 622, 51, 465, 968]),
-    (1000, 2, 1000, [895, 188, 710, 580, 602, 86, 179, 925, 360, 818, 2, 28]),
-    (7, 0, 0, [1, 6, 3, 4, 5, 2, 0, 0, 3, 6, 2, 5, 1, 4, 3, 4, 5, 1, 2, 0, 6]),
-    (35_000_000, 2, 0, [18899210, 27695302, 11614224, 29259099, 28753674, 30256774]),
-    (3, 2**63 - 1, 10**15, [1, 0, 2, 0, 1, 0]),
-])
+@pytest.mark.parametrize(
+    ("n", "seed", "first", "expected"),
+    [
+        (1000, 2, 0, [645, 60, 872, 715, 378, 172, 746, 852, 622, 51, 465, 968]),
+        (1000, 2, 1000, [895, 188, 710, 580, 602, 86, 179, 925, 360, 818, 2, 28]),
+        (7, 0, 0, [1, 6, 3, 4, 5, 2, 0, 0, 3, 6, 2, 5, 1, 4, 3, 4, 5, 1, 2, 0, 6]),
+        (35_000_000, 2, 0, [18899210, 27695302, 11614224, 29259099, 28753674, 30256774]),
+        (3, 2**63 - 1, 10**15, [1, 0, 2, 0, 1, 0]),
+    ],
+)
 def test_order_never_changes(n, seed, first, expected):
     assert SampleOrder(n, seed).windows(first, len(expected)).tolist() == expected
 
@@ -103,11 +106,16 @@ def test_targets_of_a_window_are_the_tokens_that_follow():
 
 
 def test_batches_are_int64():
-    assert [t.dtype for t in TokenWindows(np.arange(100, dtype="<u2"), 8).batch(np.array([1]))] == [torch.int64, torch.int64]
+    assert [t.dtype for t in TokenWindows(np.arange(100, dtype="<u2"), 8).batch(np.array([1]))] == [
+        torch.int64,
+        torch.int64,
+    ]
 
 
 def test_tokens_above_32767_stay_positive():
-    assert TokenWindows(np.full(10, 50256, dtype="<u2"), 8).batch(np.array([0]))[0].unique().tolist() == [50256]
+    assert TokenWindows(np.full(10, 50256, dtype="<u2"), 8).batch(np.array([0]))[0].unique().tolist() == [
+        50256
+    ]
 
 
 @pytest.mark.parametrize(("tokens", "windows"), [(24, 2), (25, 3), (28, 3), (32, 3), (33, 4), (9, 1)])
@@ -165,7 +173,11 @@ def test_peer_data_opens():
 
 
 def test_owt2_and_openwebtext2_share_a_folder(tmp_path):
-    assert dataset_folder("owt2", str(tmp_path)) == dataset_folder("openwebtext2", str(tmp_path)) == tmp_path / "openwebtext2"
+    assert (
+        dataset_folder("owt2", str(tmp_path))
+        == dataset_folder("openwebtext2", str(tmp_path))
+        == tmp_path / "openwebtext2"
+    )
 
 
 def test_dataset_may_be_a_path(tmp_path):
@@ -197,11 +209,17 @@ def test_missing_bin_is_refused(tmp_path, name):
         open_small(folder)
 
 
-@pytest.mark.parametrize(("name", "command"), [
-    ("owt2", "bash iridis/download-dataset/job.sh --full, then bash iridis/extract-tokenize-dataset/job.sh"),
-    ("stdlib", "python -m data.tokenize --name stdlib"),
-    ("wikitext", "python -m data.tokenize --name wikitext --input"),
-])
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        (
+            "owt2",
+            "bash iridis/download-dataset/job.sh --full, then bash iridis/extract-tokenize-dataset/job.sh",
+        ),
+        ("stdlib", "python -m data.tokenize --name stdlib"),
+        ("wikitext", "python -m data.tokenize --name wikitext --input"),
+    ],
+)
 def test_unprepared_dataset_names_the_command_that_prepares_it(tmp_path, name, command):
     with pytest.raises(UserError, match=re.escape(command)):
         open_splits(name, str(tmp_path), 8, 50304)
@@ -209,8 +227,12 @@ def test_unprepared_dataset_names_the_command_that_prepares_it(tmp_path, name, c
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_too_small_vocabulary_names_the_token(tmp_path, split):
-    folder = make_bins(tmp_path / "set", **{"train": [0] * 50, "val": [0] * 50, split: [1] * 50 + [77] + [2] * 50})
-    with pytest.raises(UserError, match=rf"{split}\.bin holds token 77, but --vocab_size is 77: it must be at least 78"):
+    folder = make_bins(
+        tmp_path / "set", **{"train": [0] * 50, "val": [0] * 50, split: [1] * 50 + [77] + [2] * 50}
+    )
+    with pytest.raises(
+        UserError, match=rf"{split}\.bin holds token 77, but --vocab_size is 77: it must be at least 78"
+    ):
         open_small(folder, vocab_size=77)
 
 
@@ -219,7 +241,9 @@ def test_vocabulary_may_be_just_large_enough(tmp_path):
 
 
 def test_bin_shorter_than_a_sequence_names_the_flag(tmp_path):
-    with pytest.raises(UserError, match=r"holds 8 tokens, too few for one sequence of 8 \(--sequence_length\)"):
+    with pytest.raises(
+        UserError, match=r"holds 8 tokens, too few for one sequence of 8 \(--sequence_length\)"
+    ):
         open_small(make_bins(tmp_path / "set", train=range(8)))
 
 
@@ -229,9 +253,18 @@ def test_bin_that_is_not_as_long_as_meta_says_is_refused(tmp_path):
         open_small(folder)
 
 
-@pytest.mark.parametrize("meta", [
-    "", "{", '{"splits": []}', '{"splits": {"train": 5}}', '{"splits": {"train": {"tokens": 100, "largest_token": "x"}}}', "\udcff",
-], ids=["empty", "torn", "splits are a list", "a split is a number", "a token is a text", "not UTF-8"])
+@pytest.mark.parametrize(
+    "meta",
+    [
+        "",
+        "{",
+        '{"splits": []}',
+        '{"splits": {"train": 5}}',
+        '{"splits": {"train": {"tokens": 100, "largest_token": "x"}}}',
+        "\udcff",
+    ],
+    ids=["empty", "torn", "splits are a list", "a split is a number", "a token is a text", "not UTF-8"],
+)
 def test_damaged_meta_is_refused(tmp_path, meta):
     folder = make_bins(tmp_path / "set")
     (folder / "meta.json").write_bytes(meta.encode(errors="surrogateescape"))
@@ -258,16 +291,25 @@ def npy(dtype):
 
 FOREIGN = {
     "uint32": (GPT2_TOKENS.astype("<u4").tobytes(), "every second number is 0, as in 32-bit numbers.*'<u4'"),
-    "int64": (GPT2_TOKENS.astype("<i8").tobytes(), "three of four numbers are 0, as in 64-bit numbers.*'<u8'"),
+    "int64": (
+        GPT2_TOKENS.astype("<i8").tobytes(),
+        "three of four numbers are 0, as in 64-bit numbers.*'<u8'",
+    ),
     "big-endian uint32": (GPT2_TOKENS.astype(">u4").tobytes(), "as in 32-bit numbers.*'>u4'"),
-    "uint32 of a large vocabulary": ((GPT2_TOKENS * 2).astype("<u4").tobytes(), "every second number is nearly 0.*beyond what 16 bits hold"),
+    "uint32 of a large vocabulary": (
+        (GPT2_TOKENS * 2).astype("<u4").tobytes(),
+        "every second number is nearly 0.*beyond what 16 bits hold",
+    ),
     "llm.c": (llm_c(20240520, 1, "<u2"), r"a header as llm\.c writes \(magic 20240520.*offset=1024"),
     "llm.c of 32 bits": (llm_c(20240801, 7, "<u4"), r"a header as llm\.c writes.*'<u4', offset=1024"),
     "header of another magic": (llm_c(278895051, 1, "<u2"), r"a header as llm\.c writes"),
     "npy": (npy("<u2"), r"a NumPy \.npy file"),
     "text": (b"Shall I compare thee to a summer's day? " * 50, "plain text"),
     "gzip": (b"\x1f\x8b" + GPT2_TOKENS.astype("<u2").tobytes(), "compressed by gzip"),
-    "Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123456\n", "Git LFS"),
+    "Git LFS": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123456\n",
+        "Git LFS",
+    ),
 }
 
 
@@ -280,8 +322,11 @@ def test_bins_of_another_form_are_refused_with_a_hint(tmp_path, raw, hint, split
         open_splits(str(folder), None, 8, 1 << 16)
 
 
-@pytest.mark.parametrize("tokens", [GPT2_TOKENS, [0] * 3000, [7] * 3000, list(range(256)) * 9, [1, 0, 0] * 1000, [1, 0] * 20],
-                         ids=lambda tokens: str(tokens[:3]))
+@pytest.mark.parametrize(
+    "tokens",
+    [GPT2_TOKENS, [0] * 3000, [7] * 3000, list(range(256)) * 9, [1, 0, 0] * 1000, [1, 0] * 20],
+    ids=lambda tokens: str(tokens[:3]),
+)
 def test_plain_bins_without_a_description_are_opened(tmp_path, tokens):
     make_bins(tmp_path / "set", train=tokens, val=tokens)
     assert open_splits(str(tmp_path / "set"), None, 8, 1 << 16).train.tokens.size == len(tokens)
@@ -330,11 +375,17 @@ def test_corpus_has_openwebtext2s_form(tmp_path):
     with tarfile.open(pack_texts(tmp_path / "a.tar", ["one", "two"])) as tar:
         member = tar.next()
         lines = zstandard.ZstdDecompressor().decompress(tar.extractfile(member).read()).splitlines()
-    assert (member.name.endswith(".jsonl.zst"), [json.loads(line)["text"] for line in lines]) == (True, ["one", "two"])
+    assert (member.name.endswith(".jsonl.zst"), [json.loads(line)["text"] for line in lines]) == (
+        True,
+        ["one", "two"],
+    )
 
 
 def test_packing_twice_gives_the_same_bytes(tmp_path):
-    assert pack_texts(tmp_path / "a.tar", ["one", "two"]).read_bytes() == pack_texts(tmp_path / "b.tar", ["one", "two"]).read_bytes()
+    assert (
+        pack_texts(tmp_path / "a.tar", ["one", "two"]).read_bytes()
+        == pack_texts(tmp_path / "b.tar", ["one", "two"]).read_bytes()
+    )
 
 
 def test_packing_that_breaks_off_leaves_no_archive(tmp_path):
@@ -366,7 +417,9 @@ def in_jsonl(lines):
     return lambda content: zstandard.ZstdCompressor().compress(lines)
 
 
-@pytest.mark.parametrize("line", [b"{", b"[]", b'{"title": "no text"}', b"5", b'{"text": null}', b'{"text": 5}', b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "line", [b"{", b"[]", b'{"title": "no text"}', b"5", b'{"text": null}', b'{"text": 5}', b"\xff\xfe"]
+)
 def test_bad_line_is_named_with_its_member(tmp_path, line):
     archive = pack_texts(tmp_path / "a.tar", ["one"])
     edit_members(archive, in_jsonl(b'{"text": "good"}\n' + line + b"\n"))
@@ -380,8 +433,11 @@ def test_documents_before_a_bad_line_are_still_given(tmp_path):
     assert next(read_documents(archive)) == "good"
 
 
-@pytest.mark.parametrize("damage", [lambda content: b"not zstandard", lambda content: content[:40] + b"\xff" * 40 + content[80:]],
-                         ids=["other format", "overwritten"])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda content: b"not zstandard", lambda content: content[:40] + b"\xff" * 40 + content[80:]],
+    ids=["other format", "overwritten"],
+)
 def test_damaged_member_is_named(tmp_path, damage):
     archive = pack_texts(tmp_path / "a.tar", [f"document {number}" * 9 for number in range(50)])
     edit_members(archive, damage)
@@ -404,7 +460,7 @@ def test_no_flipped_bit_in_a_packed_member_changes_a_document_silently(tmp_path)
     with tarfile.open(archive) as tar:
         first, size = tar.next().offset_data, tar.getmembers()[0].size
     for place in range(first, first + size):
-        archive.write_bytes(raw[:place] + bytes([raw[place] ^ 4]) + raw[place + 1:])
+        archive.write_bytes(raw[:place] + bytes([raw[place] ^ 4]) + raw[place + 1 :])
         try:
             if list(read_documents(archive)) != texts:
                 silent.append(place - first)
@@ -415,7 +471,9 @@ def test_no_flipped_bit_in_a_packed_member_changes_a_document_silently(tmp_path)
 
 @pytest.mark.parametrize("keep", [0, 100, 700, "first member"])
 def test_archive_that_was_cut_short_is_refused(tmp_path, keep):
-    archive = pack_texts(tmp_path / "a.tar", [f"document {number}" for number in range(DOCUMENTS_PER_MEMBER + 5)])
+    archive = pack_texts(
+        tmp_path / "a.tar", [f"document {number}" for number in range(DOCUMENTS_PER_MEMBER + 5)]
+    )
     if keep == "first member":
         with tarfile.open(archive) as tar:
             keep = tar.getmembers()[1].offset

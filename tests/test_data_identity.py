@@ -30,7 +30,12 @@ def described(folder: Path) -> Path:
     splits: dict[str, Any] = {}
     for name in ("train", "val"):
         raw = (folder / f"{name}.bin").read_bytes()
-        splits[name] = {"documents": 1, "tokens": len(raw) // 2, "largest_token": 63, "sha256": hashlib.sha256(raw).hexdigest()}
+        splits[name] = {
+            "documents": 1,
+            "tokens": len(raw) // 2,
+            "largest_token": 63,
+            "sha256": hashlib.sha256(raw).hexdigest(),
+        }
     (folder / "meta.json").write_text(json.dumps({"splits": splits}))
     return folder
 
@@ -46,11 +51,17 @@ def test_copies_are_the_same_data(tmp_path: Path) -> None:
 
 
 def test_both_splits_are_described(tmp_path: Path) -> None:
-    assert {name: split["tokens"] for name, split in known(bins(tmp_path)).items()} == {"train": 20_000, "val": 500}
+    assert {name: split["tokens"] for name, split in known(bins(tmp_path)).items()} == {
+        "train": 20_000,
+        "val": 500,
+    }
 
 
 def test_the_checksum_is_that_of_the_description(tmp_path: Path) -> None:
-    assert known(described(bins(tmp_path)))["val"]["sha256"] == hashlib.sha256((tmp_path / "val.bin").read_bytes()).hexdigest()
+    assert (
+        known(described(bins(tmp_path)))["val"]["sha256"]
+        == hashlib.sha256((tmp_path / "val.bin").read_bytes()).hexdigest()
+    )
 
 
 def test_a_dataset_that_is_not_prepared_has_no_identity(tmp_path: Path) -> None:
@@ -59,13 +70,19 @@ def test_a_dataset_that_is_not_prepared_has_no_identity(tmp_path: Path) -> None:
 
 def test_another_number_of_tokens_is_told(tmp_path: Path) -> None:
     line, *_ = data_differences(known(bins(tmp_path / "a", train=7_777)), known(bins(tmp_path / "b")))
-    assert line.startswith("the training data differ: the checkpoint's have 20000 tokens (blocks ") and "these 7777 tokens (blocks " in line
+    assert (
+        line.startswith("the training data differ: the checkpoint's have 20000 tokens (blocks ")
+        and "these 7777 tokens (blocks " in line
+    )
 
 
 @pytest.mark.parametrize("describe", [bins, lambda *given, **more: described(bins(*given, **more))])
 def test_other_text_of_equal_count_is_told(tmp_path: Path, describe: Any) -> None:
     lines = data_differences(known(describe(tmp_path / "a", seed=1)), known(describe(tmp_path / "b", seed=2)))
-    assert [line.split(":")[0] for line in lines] == ["the training data differ", "the validation data differ"]
+    assert [line.split(":")[0] for line in lines] == [
+        "the training data differ",
+        "the validation data differ",
+    ]
 
 
 def test_another_validation_split_alone_is_told(tmp_path: Path) -> None:
@@ -92,12 +109,22 @@ def test_a_description_that_came_later_changes_nothing(tmp_path: Path) -> None:
     assert data_differences(known(described(tmp_path)), before) == []
 
 
-@pytest.mark.parametrize(("tokens", "lines"), [(20_000, []), (7_777, [
-    "the training data differ: the checkpoint's have 7777 tokens, these 20000 tokens (blocks HASH)"])])
+@pytest.mark.parametrize(
+    ("tokens", "lines"),
+    [
+        (20_000, []),
+        (
+            7_777,
+            ["the training data differ: the checkpoint's have 7777 tokens, these 20000 tokens (blocks HASH)"],
+        ),
+    ],
+)
 def test_older_checkpoints_hold_the_number_of_tokens(tmp_path: Path, tokens: int, lines: list[str]) -> None:
     now = known(bins(tmp_path))
     then = {"data_seed": 2, "next_sample": 8, "train_tokens": tokens}
-    assert data_differences(now, then) == [line.replace("HASH", now["train"]["blocks"][:12]) for line in lines]
+    assert data_differences(now, then) == [
+        line.replace("HASH", now["train"]["blocks"][:12]) for line in lines
+    ]
 
 
 @pytest.mark.parametrize("then", [None, {}, {"train": None}, {"train": []}, {"val": {}}])
@@ -119,8 +146,9 @@ def test_a_bin_of_20_gigabytes_is_known_in_no_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "told"), [(errno.EACCES, UserError), (errno.EIO, OSError)])
-def test_a_bin_that_cannot_be_read_is_told_in_a_line_and_a_passing_fault_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int,
-                                                                                   told: type[Exception]) -> None:
+def test_a_bin_that_cannot_be_read_is_told_in_a_line_and_a_passing_fault_stays_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, told: type[Exception]
+) -> None:
     bins(tmp_path)
 
     def fail(path: Path, mode: str) -> None:
@@ -131,6 +159,9 @@ def test_a_bin_that_cannot_be_read_is_told_in_a_line_and_a_passing_fault_stays_o
         identity_of(tmp_path)
 
 
-@pytest.mark.parametrize(("given", "called"), [("owt2", "openwebtext2"), ("/a/owt2/", "openwebtext2"), ("/a/mine", "mine"), ("mine", "mine")])
+@pytest.mark.parametrize(
+    ("given", "called"),
+    [("owt2", "openwebtext2"), ("/a/owt2/", "openwebtext2"), ("/a/mine", "mine"), ("mine", "mine")],
+)
 def test_names_of_one_dataset_are_one(given: str, called: str) -> None:
     assert label(given) == called

@@ -1,4 +1,6 @@
-"""What a newcomer meets at the doors: an environment that is not there, and experiments called by their name alone."""
+"""What a newcomer meets at the doors: an environment that is not there, and experiments called by their
+name alone.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,22 @@ from tests.programs import PEER, ROOT
 NUMBERS = str(ROOT / "tests" / "data" / "macs.json")
 # each with words that lead it to its first package
 DOORS = {
-    "main.py": ["--dataset", "stdlib"], "eval.py": ["--checkpoint", NUMBERS], "generate.py": ["--checkpoint", NUMBERS],
-    "get_ppl_per_mac.py": ["--checkpoint", NUMBERS], "get_router_weights.py": ["--checkpoint", NUMBERS], "plot_fig2.py": [], "plot_fig3.py": [],
-    "plot_fig5.py": [NUMBERS], "data.tokenize": [], "data.inspect": [], "data.download": [], "report": [str(PEER)],
-    "models.export": [NUMBERS, "nowhere"], "iridis.preflight": [], "iridis.quickstart.table": [], "distributed.torchrun": ["main.py"],
+    "main.py": ["--dataset", "stdlib"],
+    "eval.py": ["--checkpoint", NUMBERS],
+    "generate.py": ["--checkpoint", NUMBERS],
+    "get_ppl_per_mac.py": ["--checkpoint", NUMBERS],
+    "get_router_weights.py": ["--checkpoint", NUMBERS],
+    "plot_fig2.py": [],
+    "plot_fig3.py": [],
+    "plot_fig5.py": [NUMBERS],
+    "data.tokenize": [],
+    "data.inspect": [],
+    "data.download": [],
+    "report": [str(PEER)],
+    "models.export": [NUMBERS, "nowhere"],
+    "iridis.preflight": [],
+    "iridis.quickstart.table": [],
+    "distributed.torchrun": ["main.py"],
 }
 
 
@@ -28,8 +42,16 @@ DOORS = {
 def test_a_missing_package_is_one_line_at_every_door(tmp_path: Path, door: str) -> None:
     program = [str(ROOT / door)] if door.endswith(".py") else ["-m", door]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    outcome = subprocess.run([sys.executable, "-S", *program, *DOORS[door]], cwd=tmp_path, env=environment, capture_output=True,  # -S: no packages
-                             text=True, timeout=60, check=False)
+    # -S: no packages
+    outcome = subprocess.run(
+        [sys.executable, "-S", *program, *DOORS[door]],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert outcome.returncode == 2, outcome.stderr
     (line,) = outcome.stderr.splitlines()
     assert " is not installed: " in line and "pip install -r requirements.txt" in line
@@ -37,17 +59,30 @@ def test_a_missing_package_is_one_line_at_every_door(tmp_path: Path, door: str) 
 
 def test_a_missing_module_of_our_own_stays_a_crash(tmp_path: Path) -> None:
     program = "import config; config.guarded('x', lambda: __import__('models.nowhere'))"
-    outcome = subprocess.run([sys.executable, "-S", "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    outcome = subprocess.run(
+        [sys.executable, "-S", "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert outcome.returncode == 1 and "Traceback" in outcome.stderr
 
 
-@pytest.mark.parametrize(("kind", "line"), [("bin", "source {}/bin/activate"), ("conda-meta", "conda activate {}")])
-def test_the_quickstart_ends_with_how_to_activate_its_environment(tmp_path: Path, kind: str, line: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "line"), [("bin", "source {}/bin/activate"), ("conda-meta", "conda activate {}")]
+)
+def test_the_quickstart_ends_with_how_to_activate_its_environment(
+    tmp_path: Path, kind: str, line: str
+) -> None:
     (tmp_path / kind).mkdir()
     assert how_to_go_on(tmp_path).endswith(line.format(tmp_path))
 
 
-def test_an_environment_in_the_clone_is_named_as_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_environment_in_the_clone_is_named_as_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert how_to_go_on(tmp_path / ".venv").endswith("source .venv/bin/activate")
 
@@ -58,29 +93,50 @@ def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RESULTS_DIR", raising=False)
     source = next(PEER.glob("exps/*/*/official_adm/ckpt.pt"))
-    for place in ("exps/owt2/adm/one", "exps/owt2/base/one", "exps/owt2/adm/other", "jobs/owt2/adm/job", "exps/owt2/adm/group/deep"):
+    for place in (
+        "exps/owt2/adm/one",
+        "exps/owt2/base/one",
+        "exps/owt2/adm/other",
+        "jobs/owt2/adm/job",
+        "exps/owt2/adm/group/deep",
+    ):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "ckpt.pt").symlink_to(source)
     return tmp_path
 
 
-@pytest.mark.parametrize(("name", "found"), [
-    ("other", "exps/owt2/adm/other"), ("base/one", "exps/owt2/base/one"), ("owt2/adm/one", "exps/owt2/adm/one"),
-    ("group/deep", "exps/owt2/adm/group/deep"), ("other/ckpt.pt", "exps/owt2/adm/other"), ("exps/owt2/adm/one", "exps/owt2/adm/one"),
-])
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("other", "exps/owt2/adm/other"),
+        ("base/one", "exps/owt2/base/one"),
+        ("owt2/adm/one", "exps/owt2/adm/one"),
+        ("group/deep", "exps/owt2/adm/group/deep"),
+        ("other/ckpt.pt", "exps/owt2/adm/other"),
+        ("exps/owt2/adm/one", "exps/owt2/adm/one"),
+    ],
+)
 def test_an_experiment_is_found_by_its_name(experiments: Path, name: str, found: str) -> None:
     assert find_checkpoint(name) == Path(found, "ckpt.pt")
 
 
-def test_a_name_is_looked_for_where_jobs_write_too(experiments: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_is_looked_for_where_jobs_write_too(
+    experiments: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RESULTS_DIR", "jobs")
     assert find_checkpoint("job") == Path("jobs/owt2/adm/job/ckpt.pt")
 
 
-@pytest.mark.parametrize(("name", "line"), [
-    ("one", r"several experiments have this name: exps/owt2/adm/one, exps/owt2/base/one"), ("othr", r"no such file or folder.*did you mean other\?"),
-    ("n" * 5000, "no such file or folder"), ("*", "no such file or folder"), ("../x", "no such file or folder"),
-])
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("one", r"several experiments have this name: exps/owt2/adm/one, exps/owt2/base/one"),
+        ("othr", r"no such file or folder.*did you mean other\?"),
+        ("n" * 5000, "no such file or folder"),
+        ("*", "no such file or folder"),
+        ("../x", "no such file or folder"),
+    ],
+)
 def test_a_name_that_is_not_unique_or_unknown_is_one_line(experiments: Path, name: str, line: str) -> None:
     with pytest.raises(UserError, match=line):
         find_checkpoint(name)

@@ -92,6 +92,7 @@ def wait_for(root: Path, size: int, process: subprocess.Popen[str]) -> None:
 
 # whole and right
 
+
 def test_address_of_the_file_gives_the_same_bytes(site, tmp_path):
     assert call(tmp_path, "--full", "--source", site.add(TAR, BODY)) == 0
     assert target(tmp_path).read_bytes() == BODY
@@ -140,7 +141,9 @@ def test_the_user_is_told_that_there_was_no_sum(site, tmp_path, capsys):
 
 @pytest.mark.parametrize("style", [str.lower, str.upper])
 def test_sum_on_the_command_line_is_compared(site, tmp_path, style):
-    assert call(tmp_path, "--full", "--source", site.add(TAR, BODY, with_sum=False), "--sha256", style(SUM)) == 0
+    assert (
+        call(tmp_path, "--full", "--source", site.add(TAR, BODY, with_sum=False), "--sha256", style(SUM)) == 0
+    )
 
 
 def test_impossible_sum_on_the_command_line_is_refused_before_anything_is_fetched(site, tmp_path):
@@ -154,6 +157,7 @@ def test_empty_file_is_a_file(site, tmp_path):
 
 
 # broken connections
+
 
 def test_broken_connections_are_resumed_where_they_were(site, tmp_path):
     address = site.add(TAR, BODY)
@@ -248,6 +252,7 @@ def test_part_longer_than_its_source_never_becomes_the_tar(site, tmp_path, on_di
 
 # refusals
 
+
 def wrong_bytes(site: FileServer) -> str:
     address = site.add(TAR, BODY)
     site.files[TAR] = BODY[:-1] + bytes([BODY[-1] ^ 1])
@@ -326,7 +331,7 @@ def test_what_came_before_giving_up_is_kept(site, tmp_path, monkeypatch):
     site.faults[TAR] = [Fault(after=MIB + 1)]
     site.always[TAR] = Fault(status=500)
     assert call(tmp_path, "--full", "--source", address) == 2
-    assert part(tmp_path).read_bytes() == BODY[:MIB + 1]
+    assert part(tmp_path).read_bytes() == BODY[: MIB + 1]
 
 
 def test_stalled_server_is_left_and_resumed(site, tmp_path, monkeypatch):
@@ -355,7 +360,9 @@ def test_space_for_the_tar_itself_is_needed(site, tmp_path, monkeypatch, capsys,
     address = site.add(TAR, BODY)
     (tmp_path / RAW_OWT2).write_bytes(BODY)
     free = download.MARGIN_BYTES + len(BODY) - 1
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: namedtuple("Usage", "total used free")(free, 0, free))
+    monkeypatch.setattr(
+        download.shutil, "disk_usage", lambda _: namedtuple("Usage", "total used free")(free, 0, free)
+    )
     assert call(tmp_path, "--full", "--source", str(tmp_path) if on_disk else address) == 2
     assert "GB free" in one_error(capsys)
 
@@ -365,11 +372,14 @@ def test_space_is_needed_only_for_what_is_missing(tmp_path, monkeypatch):
     part(tmp_path).parent.mkdir()
     part(tmp_path).write_bytes(BODY[:-10])
     free = download.MARGIN_BYTES + 10
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: namedtuple("Usage", "total used free")(free, 0, free))
+    monkeypatch.setattr(
+        download.shutil, "disk_usage", lambda _: namedtuple("Usage", "total used free")(free, 0, free)
+    )
     assert call(tmp_path, "--full", "--source", str(tmp_path)) == 0
 
 
 # again
+
 
 def test_tar_that_is_there_is_not_touched(site, tmp_path):
     target(tmp_path).parent.mkdir()
@@ -391,6 +401,7 @@ def test_second_full_fetches_nothing(site, tmp_path, capsys):
 
 
 # --check
+
 
 def test_check_of_a_right_tar(tmp_path, capsys):
     put(tmp_path)
@@ -443,6 +454,7 @@ def test_check_changes_nothing(tmp_path):
 
 
 # --reset
+
 
 def test_reset_without_a_terminal_deletes_nothing(tmp_path, capsys):
     put(tmp_path)
@@ -502,7 +514,9 @@ def test_reset_deletes_nothing_on_any_other_answer(tmp_path, typing, capsys, ans
     assert left(tmp_path) == [RAW_OWT2, f"{RAW_OWT2}.json"]
 
 
-@pytest.mark.parametrize(("answer", "fetched"), [(b"y\n", True), (b"\n", True), (b"n\n", False), (b"\x04", False)])
+@pytest.mark.parametrize(
+    ("answer", "fetched"), [(b"y\n", True), (b"\n", True), (b"n\n", False), (b"\x04", False)]
+)
 def test_without_a_flag_a_terminal_is_asked(site, tmp_path, typing, answer, fetched):
     typing(answer)
     assert call(tmp_path, "--source", site.add(TAR, BODY)) == 0
@@ -515,8 +529,16 @@ def test_reset_on_a_real_terminal(tmp_path, answer, code, stays):
     put(tmp_path)
     keyboard, terminal = os.openpty()
     os.write(keyboard, answer)
-    outcome = subprocess.run(command(tmp_path, "--reset"), cwd=ROOT, env=environment(), stdin=terminal, capture_output=True, text=True,
-                             timeout=60, check=False)
+    outcome = subprocess.run(
+        command(tmp_path, "--reset"),
+        cwd=ROOT,
+        env=environment(),
+        stdin=terminal,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     os.close(terminal)
     os.close(keyboard)
     assert (outcome.returncode, target(tmp_path).exists()) == (code, stays), outcome.stderr
@@ -524,8 +546,11 @@ def test_reset_on_a_real_terminal(tmp_path, answer, code, stays):
 
 # --reset --full
 
+
 def prepared(root: Path) -> Path:
-    """The dataset's folder with a download, and all that a tokenisation leaves: the bins, and the groups of one that was cut short."""
+    """The dataset's folder with a download, and all that a tokenisation leaves: the bins, and the groups
+    of one that was cut short.
+    """
     folder = put(root).parent
     for name in ("train.bin", "val.bin", "meta.json", ".tokenize/000000.bin", ".tokenize/lock"):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -581,8 +606,11 @@ def test_reset_full_leaves_a_dataset_that_is_being_tokenised(site, tmp_path, cap
 
 # BPE ranks
 
+
 def genuine(cache: Path) -> bool:
-    return sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in cache.iterdir()) == sorted(RANKS.values())
+    return sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in cache.iterdir()) == sorted(
+        RANKS.values()
+    )
 
 
 def test_without_a_flag_and_terminal_only_the_ranks_are_cached(site, tmp_path, monkeypatch):
@@ -609,13 +637,20 @@ def test_bpe_replaces_damaged_ranks(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_bpe_needs_no_network(tmp_path):
     nowhere = "http://127.0.0.1:9"
-    outcome = run(command(tmp_path, "--bpe"), TIKTOKEN_CACHE_DIR=str(tmp_path / "ranks"), http_proxy=nowhere, https_proxy=nowhere,
-                  HTTP_PROXY=nowhere, HTTPS_PROXY=nowhere)
+    outcome = run(
+        command(tmp_path, "--bpe"),
+        TIKTOKEN_CACHE_DIR=str(tmp_path / "ranks"),
+        http_proxy=nowhere,
+        https_proxy=nowhere,
+        HTTP_PROXY=nowhere,
+        HTTPS_PROXY=nowhere,
+    )
     assert outcome.returncode == 0, outcome.stderr
     assert genuine(tmp_path / "ranks")
 
 
 # killed processes
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -648,16 +683,29 @@ def test_interrupted_download_says_in_one_line_how_to_go_on(site, tmp_path):
 
 # the hub, with its own client
 
+
 @pytest.fixture
 def hub(site):
     site.files[HUB_TAR] = BODY
-    site.headers.update({"X-Repo-Commit": "a" * 40, "ETag": '"0"', "X-Linked-Etag": f'"{SUM}"', "X-Linked-Size": str(len(BODY))})
+    site.headers.update(
+        {
+            "X-Repo-Commit": "a" * 40,
+            "ETag": '"0"',
+            "X-Linked-Etag": f'"{SUM}"',
+            "X-Linked-Size": str(len(BODY)),
+        }
+    )
     return site
 
 
 def hub_environment(site: FileServer, root: Path) -> dict[str, str]:
-    return {"HF_ENDPOINT": site.address, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HOME": str(root / "hf"),
-            "HF_HUB_OFFLINE": "0"}
+    return {
+        "HF_ENDPOINT": site.address,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HOME": str(root / "hf"),
+        "HF_HUB_OFFLINE": "0",
+    }
 
 
 def hub_run(site: FileServer, root: Path) -> subprocess.CompletedProcess[str]:
@@ -687,7 +735,9 @@ def large_hub(hub):
     """More than the hub's client takes at once (10 MiB)."""
     content = BODY * 8
     hub.files[HUB_TAR] = content
-    hub.headers.update({"X-Linked-Etag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Linked-Size": str(len(content))})
+    hub.headers.update(
+        {"X-Linked-Etag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Linked-Size": str(len(content))}
+    )
     return hub
 
 
@@ -706,7 +756,9 @@ def test_hub_download_that_was_killed_goes_on_where_it_was(large_hub, tmp_path):
     large_hub.pause = 0.01
     process = start(command(tmp_path, "--full"), **hub_environment(large_hub, tmp_path))
     end = time.monotonic() + 60
-    while not any(path.stat().st_size >= 5 * MIB for path in target(tmp_path).parent.rglob("*") if path.is_file()):
+    while not any(
+        path.stat().st_size >= 5 * MIB for path in target(tmp_path).parent.rglob("*") if path.is_file()
+    ):
         assert process.poll() is None and time.monotonic() < end, process.communicate()
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
@@ -742,8 +794,13 @@ def test_hub_client_is_a_requirement():
 
 # the job script
 
+
 def job(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return run([str(shutil.which("bash")), "iridis/download-dataset/job.sh", *words], SCRATCH_DIR=str(root), VENV_DIR=sys.prefix)
+    return run(
+        [str(shutil.which("bash")), "iridis/download-dataset/job.sh", *words],
+        SCRATCH_DIR=str(root),
+        VENV_DIR=sys.prefix,
+    )
 
 
 @pytest.mark.slow

@@ -1,4 +1,6 @@
-"""Scores of token lists against a hand computation from logits; the harness's adapter; a local task from end to end."""
+"""Scores of token lists against a hand computation from logits; the harness's adapter; a local task from
+end to end.
+"""
 
 from __future__ import annotations
 
@@ -24,30 +26,50 @@ BUDGET = ("--depth_embedding", "linear_learned", "--eval_length_factor", "0.6", 
 @torch.no_grad()
 def by_hand(model: Any, context: list[int], continuation: list[int]) -> tuple[float, bool]:
     """Of a continuation that fits: the context's left end is cut off."""
-    row = (context + continuation)[-(model.settings.sequence_length + 1):]
+    row = (context + continuation)[-(model.settings.sequence_length + 1) :]
     logits = model(torch.tensor([row[:-1]]), get_logits=True)["logits"][0].double()
-    logits, targets = logits[-len(continuation):], torch.tensor(row[-len(continuation):])
-    return (logits.log_softmax(-1).gather(1, targets[:, None]).sum().item(), bool((logits.argmax(-1) == targets).all()))
+    logits, targets = logits[-len(continuation) :], torch.tensor(row[-len(continuation) :])
+    return (
+        logits.log_softmax(-1).gather(1, targets[:, None]).sum().item(),
+        bool((logits.argmax(-1) == targets).all()),
+    )
 
 
 def requests(vocab: int = 64) -> list[tuple[list[int], list[int]]]:
     """Contexts and continuations of many lengths; some do not fit into 16 tokens together."""
     lengths = [(1, 1), (5, 2), (3, 9), (15, 1), (16, 1), (17, 1), (14, 8), (40, 5), (2, 16), (9, 16)]
-    return [(tokens(a, seed=n, vocab=vocab).tolist(), tokens(b, seed=100 + n, vocab=vocab).tolist()) for n, (a, b) in enumerate(lengths)]
+    return [
+        (tokens(a, seed=n, vocab=vocab).tolist(), tokens(b, seed=100 + n, vocab=vocab).tolist())
+        for n, (a, b) in enumerate(lengths)
+    ]
 
 
 # what the harness is not needed for
+
 
 def test_windows_score_each_token_once_with_as_much_context_as_fits() -> None:
     assert windows([1, 2], [3, 4], 4) == [Window([1, 2, 3, 4], 2)]
     assert windows([1, 2, 3], [4, 5], 3) == [Window([2, 3, 4, 5], 2)]  # cut from the left
     # as the harness's rolling windows: disjoint, and the last one keeps a full context
-    assert windows([0], [1, 2, 3, 4, 5], 2) == [Window([0, 1, 2], 2), Window([2, 3, 4], 2), Window([3, 4, 5], 1)]
+    assert windows([0], [1, 2, 3, 4, 5], 2) == [
+        Window([0, 1, 2], 2),
+        Window([2, 3, 4], 2),
+        Window([3, 4, 5], 1),
+    ]
     assert windows([0], [], 4) == []
 
 
-@pytest.mark.parametrize("flags", [("base",), ("lncot",), ("adm", "--depth_embedding", "linear_learned"), ("adm", *BUDGET), ("but_mod", *BUDGET)],
-                         ids=["base", "lncot", "adm", "adm budget", "but_mod budget"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("base",),
+        ("lncot",),
+        ("adm", "--depth_embedding", "linear_learned"),
+        ("adm", *BUDGET),
+        ("but_mod", *BUDGET),
+    ],
+    ids=["base", "lncot", "adm", "adm budget", "but_mod budget"],
+)
 @pytest.mark.parametrize("batch_size", [1, 3, 50])
 def test_loglikelihoods_are_those_of_the_logits(flags: tuple[str, ...], batch_size: int) -> None:
     model = tiny_model(*flags)
@@ -63,18 +85,25 @@ def test_a_greedy_continuation_is_told_from_another() -> None:
     prompt = tokens(6).tolist()
     said = scorer.greedy([(prompt, 5)], lambda row, new: False)[0]
     other = [*said[:-1], (said[-1] + 1) % 64]
-    assert [greedy for _, greedy in scorer.loglikelihoods([(prompt, said), (prompt, other), (prompt, [])])] == [True, False, True]
+    assert [
+        greedy for _, greedy in scorer.loglikelihoods([(prompt, said), (prompt, other), (prompt, [])])
+    ] == [True, False, True]
     long = tokens(40).tolist()  # longer than the model's sequence: the sum over its pieces
-    pieces = [by_hand(model, long[a:a + 1], long[a + 1:a + 17]) for a in (0, 16)]
+    pieces = [by_hand(model, long[a : a + 1], long[a + 1 : a + 17]) for a in (0, 16)]
     last = by_hand(model, long[:33], long[33:])
-    assert scorer.loglikelihoods([(long[:1], long[1:])])[0][0] == pytest.approx(sum(total for total, _ in pieces) + last[0], abs=2e-4)
+    assert scorer.loglikelihoods([(long[:1], long[1:])])[0][0] == pytest.approx(
+        sum(total for total, _ in pieces) + last[0], abs=2e-4
+    )
 
 
 @pytest.mark.parametrize("flags", [("lncot",), ("adm", *BUDGET)], ids=["lncot", "adm budget"])
 @torch.no_grad()
 def test_greedy_text_of_prompts_of_different_lengths(flags: tuple[str, ...]) -> None:
     model = tiny_model(*flags)
-    prompts = [(tokens(length, seed=length).tolist(), most) for length, most in [(3, 6), (9, 4), (15, 5), (30, 3), (5, 0)]]
+    prompts = [
+        (tokens(length, seed=length).tolist(), most)
+        for length, most in [(3, 6), (9, 4), (15, 5), (30, 3), (5, 0)]
+    ]
     found = Scorer(model, CPU, 3).greedy(prompts, lambda row, new: row == 1 and len(new) == 2, vocabulary=50)
     assert [len(new) for new in found] == [6, 2, 5, 3, 0]
     for (prompt, _), new in zip(prompts, found, strict=True):
@@ -93,36 +122,63 @@ def test_length_is_counted_without_spaces() -> None:
 
 
 def test_hits_of_examples() -> None:
-    def sample(target: Any, *pairs: tuple[str, str], totals: tuple[float, ...] = (-12.0, -14.0)) -> dict[str, Any]:
-        return {"doc_id": 0, "target": target, "arguments": list(pairs), "filtered_resps": [(total, False) for total in totals]}
+    def sample(
+        target: Any, *pairs: tuple[str, str], totals: tuple[float, ...] = (-12.0, -14.0)
+    ) -> dict[str, Any]:
+        return {
+            "doc_id": 0,
+            "target": target,
+            "arguments": list(pairs),
+            "filtered_resps": [(total, False) for total in totals],
+        }
 
     pairs = ("q", " a b c d e f g h"), ("q", " abcdefghij     ")
-    assert downstream.nospace_hits([sample(1, *pairs), sample(0, *pairs), sample("abcdefghij", *pairs), sample([0, 1], *pairs)]) == [1, 0, 1, 1]
+    assert downstream.nospace_hits(
+        [sample(1, *pairs), sample(0, *pairs), sample("abcdefghij", *pairs), sample([0, 1], *pairs)]
+    ) == [1, 0, 1, 1]
     assert downstream.nospace_hits([sample(0, ("one", " x"), ("two", " x"))]) == []  # choices in the context
-    assert downstream.nospace_hits([{"doc_id": 0, "target": "x", "arguments": [("q", {})], "filtered_resps": ["text"]}]) == []
+    assert (
+        downstream.nospace_hits(
+            [{"doc_id": 0, "target": "x", "arguments": [("q", {})], "filtered_resps": ["text"]}]
+        )
+        == []
+    )
     assert downstream.mean_and_error([1.0, 0.0, 1.0, 1.0]) == (0.75, pytest.approx(0.25))
     assert downstream.mean_and_error([]) == (None, None)
 
 
 def test_columns_of_the_paper() -> None:
-    rows = {name: {"acc_norm_nospace": value} for name, value in [("mmlu", 0.25), ("arc_easy", 0.4), ("arc_challenge", 0.2), ("hellaswag", 0.27)]}
+    rows = {
+        name: {"acc_norm_nospace": value}
+        for name, value in [("mmlu", 0.25), ("arc_easy", 0.4), ("arc_challenge", 0.2), ("hellaswag", 0.27)]
+    }
     assert downstream.paper_columns(rows) == [25, pytest.approx(30), 27, None, None]
     whole = downstream.paper_columns({**rows, "piqa": {"acc_norm_nospace": 0.58}})
     assert whole[-1] == pytest.approx((25 + 30 + 27 + 58) / 4)
-    paper = {"columns": ["mmlu", "arc", "hellaswag", "piqa", "average"], "standard_24": [25.83, 29.34, 27.41, 58.54, 35.28]}
+    paper = {
+        "columns": ["mmlu", "arc", "hellaswag", "piqa", "average"],
+        "standard_24": [25.83, 29.34, 27.41, 58.54, 35.28],
+    }
     text = downstream.paper_table(whole, paper)
     assert [line.split()[-1] for line in text.splitlines()] == ["average", "35.28", "35.00"]
 
 
-def test_without_the_harness_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_the_harness_one_line_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(SystemExit) as stop:
         downstream.main(["--checkpoint", "anything"])
     said = capsys.readouterr().err
-    assert stop.value.code == 2 and "pip install -r requirements-downstream.txt" in said and len(said.splitlines()) == 1
+    assert (
+        stop.value.code == 2
+        and "pip install -r requirements-downstream.txt" in said
+        and len(said.splitlines()) == 1
+    )
 
 
 # with the harness
+
 
 @pytest.fixture
 def adapter(bpe_cache: Path) -> Any:
@@ -135,22 +191,39 @@ def adapter(bpe_cache: Path) -> Any:
 
 def test_adapter_scores_text(adapter: Any) -> None:
     encode, model = adapter.encoding.encode_ordinary, adapter.scorer.model
-    pairs = [("The cat", " sat"), ("", "Hello"), ("A trailing space ", "moves"), ("a long context " * 9 + "ends", " here <|endoftext|>")]
+    pairs = [
+        ("The cat", " sat"),
+        ("", "Hello"),
+        ("A trailing space ", "moves"),
+        ("a long context " * 9 + "ends", " here <|endoftext|>"),
+    ]
     found = adapter.loglikelihood([SimpleNamespace(args=pair) for pair in pairs], disable_tqdm=True)
-    wanted = [(encode("The cat"), encode(" sat")), ([50256], encode("Hello")), (encode("A trailing space"), encode(" moves")),
-              (encode(pairs[3][0]), encode(pairs[3][1]))]
+    wanted = [
+        (encode("The cat"), encode(" sat")),
+        ([50256], encode("Hello")),
+        (encode("A trailing space"), encode(" moves")),
+        (encode(pairs[3][0]), encode(pairs[3][1])),
+    ]
     assert len(wanted[3][1]) > 3  # the end of a document in a task's text is text
     for (total, greedy), (context, continuation) in zip(found, wanted, strict=True):
-        assert (total, greedy) == (pytest.approx(by_hand(model, context, continuation)[0], abs=2e-4), by_hand(model, context, continuation)[1])
+        assert (total, greedy) == (
+            pytest.approx(by_hand(model, context, continuation)[0], abs=2e-4),
+            by_hand(model, context, continuation)[1],
+        )
 
 
 def test_adapter_rolls_over_text_as_the_harness_does(adapter: Any) -> None:
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-    text = "A text that is a good deal longer than sixteen tokens, so that it is cut into pieces, of which the last is short."
+    text = (
+        "A text that is a good deal longer than sixteen tokens, so that it is cut into pieces, of which the"
+        " last is short."
+    )
     pieces = map(make_disjoint_window, get_rolling_token_windows(adapter.tok_encode(text), 50256, 16, 1))
     wanted = sum(by_hand(adapter.scorer.model, context, continuation)[0] for context, continuation in pieces)
-    assert adapter.loglikelihood_rolling([SimpleNamespace(args=(text,))], disable_tqdm=True) == [pytest.approx(wanted, abs=2e-4)]
+    assert adapter.loglikelihood_rolling([SimpleNamespace(args=(text,))], disable_tqdm=True) == [
+        pytest.approx(wanted, abs=2e-4)
+    ]
 
 
 def test_adapter_generates_up_to_the_stop_string(adapter: Any) -> None:
@@ -189,7 +262,9 @@ metric_list:
 def task(tmp_path: Path) -> Path:
     pytest.importorskip("lm_eval")
     choices = ["a number", "w h o  k n o w s", "no idea at all"]
-    rows = [{"question": f"What is {n}? " + "word " * n, "choices": choices, "answer": n % 3} for n in range(7)]
+    rows = [
+        {"question": f"What is {n}? " + "word " * n, "choices": choices, "answer": n % 3} for n in range(7)
+    ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "local.yaml").write_text(TASK.format(folder=tmp_path))
     return tmp_path
@@ -200,7 +275,16 @@ def test_local_task_from_end_to_end(task: Path, bpe_cache: Path) -> None:
     model = tiny_model("lncot", vocab_size=50304)
     args = tiny_args("lncot", vocab_size=50304)
     save_checkpoint(task / "ckpt.pt", {"model": model.state_dict(), "args": vars(args), "itr": 0})
-    words = [sys.executable, "downstream.py", "--checkpoint", str(task / "ckpt.pt"), "--include_path", str(task), "--device", "cpu"]
+    words = [
+        sys.executable,
+        "downstream.py",
+        "--checkpoint",
+        str(task / "ckpt.pt"),
+        "--include_path",
+        str(task),
+        "--device",
+        "cpu",
+    ]
     environment = {"HF_HOME": str(task / "home"), "HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
     outcome = run([*words, "--tasks", "local_choices"], **environment)
     assert outcome.returncode == 0, outcome.stderr
@@ -211,9 +295,15 @@ def test_local_task_from_end_to_end(task: Path, bpe_cache: Path) -> None:
     encode = gpt2().encode_ordinary
     for line in (task / "rows.jsonl").read_text().splitlines():
         doc = json.loads(line)
-        totals = [by_hand(model, encode(doc["question"] + "\nAnswer:"), encode(" " + choice))[0] for choice in doc["choices"]]
-        for metric, lengths in [("acc", [1, 1, 1]), ("acc_norm", [len(choice) for choice in doc["choices"]]),
-                                ("acc_norm_nospace", [len(choice.replace(" ", "")) for choice in doc["choices"]])]:
+        totals = [
+            by_hand(model, encode(doc["question"] + "\nAnswer:"), encode(" " + choice))[0]
+            for choice in doc["choices"]
+        ]
+        for metric, lengths in [
+            ("acc", [1, 1, 1]),
+            ("acc_norm", [len(choice) for choice in doc["choices"]]),
+            ("acc_norm_nospace", [len(choice.replace(" ", "")) for choice in doc["choices"]]),
+        ]:
             scores = [total / length for total, length in zip(totals, lengths, strict=True)]
             hits[metric].append(scores.index(max(scores)) == doc["answer"])
     assert row["examples"] == 7
@@ -228,21 +318,70 @@ def test_local_task_from_end_to_end(task: Path, bpe_cache: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_harness_scores_an_export_as_downstream_does_without_a_network(task: Path, bpe_cache: Path) -> None:
+def test_the_harness_scores_an_export_as_downstream_does_without_a_network(
+    task: Path, bpe_cache: Path
+) -> None:
     pytest.importorskip("transformers")
     args = tiny_args("lncot", vocab_size=50304, sequence_length=32)
     model = tiny_model("lncot", vocab_size=50304, sequence_length=32)
     save_checkpoint(task / "ckpt.pt", {"model": model.state_dict(), "args": vars(args), "itr": 0})
     offline = {"HF_HOME": str(task / "home"), "HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
-    exported = run([sys.executable, "-m", "models.export", str(task / "ckpt.pt"), str(task / "exported"), "--tokenizer", "gpt2"])
+    exported = run(
+        [
+            sys.executable,
+            "-m",
+            "models.export",
+            str(task / "ckpt.pt"),
+            str(task / "exported"),
+            "--tokenizer",
+            "gpt2",
+        ]
+    )
     assert exported.returncode == 0, exported.stderr
-    ours = run([sys.executable, "downstream.py", "--checkpoint", str(task / "ckpt.pt"), "--include_path", str(task), "--device", "cpu",
-                "--tasks", "local_choices"], **offline)
+    ours = run(
+        [
+            sys.executable,
+            "downstream.py",
+            "--checkpoint",
+            str(task / "ckpt.pt"),
+            "--include_path",
+            str(task),
+            "--device",
+            "cpu",
+            "--tasks",
+            "local_choices",
+        ],
+        **offline,
+    )
     assert ours.returncode == 0, ours.stderr
-    theirs = run([sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--model_args", f"pretrained={task / 'exported'},trust_remote_code=True",
-                  "--tasks", "local_choices", "--include_path", str(task), "--device", "cpu", "--batch_size", "4",
-                  "--output_path", str(task / "theirs.json"), "--log_samples"], **offline)
+    theirs = run(
+        [
+            sys.executable,
+            "-m",
+            "lm_eval",
+            "run",
+            "--model",
+            "hf",
+            "--model_args",
+            f"pretrained={task / 'exported'},trust_remote_code=True",
+            "--tasks",
+            "local_choices",
+            "--include_path",
+            str(task),
+            "--device",
+            "cpu",
+            "--batch_size",
+            "4",
+            "--output_path",
+            str(task / "theirs.json"),
+            "--log_samples",
+        ],
+        **offline,
+    )
     assert theirs.returncode == 0, theirs.stderr
     found = json.loads(next(task.glob("theirs*.json")).read_text())["results"]["local_choices"]
     row = json.loads((task / "downstream_ckpt.json").read_text())["tasks"]["local_choices"]
-    assert (found["acc,none"], found["acc_norm,none"]) == (pytest.approx(row["acc"]), pytest.approx(row["acc_norm"]))
+    assert (found["acc,none"], found["acc_norm,none"]) == (
+        pytest.approx(row["acc"]),
+        pytest.approx(row["acc_norm"]),
+    )

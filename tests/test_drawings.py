@@ -1,4 +1,6 @@
-"""The page's drawings: the same curves to the eye in few bytes, from a cache that never shows what is no longer so."""
+"""The page's drawings: the same curves to the eye in few bytes, from a cache that never shows what is no
+longer so.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,13 @@ NOISE = random.Random(0)
 def train_row(step: int, **more: Any) -> dict[str, Any]:
     loss = 2.8 + 7 * math.exp(-step / 500) + NOISE.gauss(0, 0.1)
     values = {"loss": loss, "lr": 1e-3 * math.cos(step / ROWS), "grad_norm": 0.3 + 0.1 * NOISE.random()}
-    return {"kind": "train", "step": step, **values, "time": {"unix": 1.8e9 + step, "tokens_per_second": 5e4 + NOISE.gauss(0, 300)}, **more}
+    return {
+        "kind": "train",
+        "step": step,
+        **values,
+        "time": {"unix": 1.8e9 + step, "tokens_per_second": 5e4 + NOISE.gauss(0, 300)},
+        **more,
+    }
 
 
 def rows_of_a_long_run(**spikes: dict[int, float]) -> list[dict[str, Any]]:
@@ -40,7 +48,10 @@ def rows_of_a_long_run(**spikes: dict[int, float]) -> list[dict[str, Any]]:
     for key, values in spikes.items():
         for step, value in values.items():
             rows[step][key] = value
-    return rows + [{"kind": "eval", "step": step, "val_loss": 3 + 7 * math.exp(-step / 500), "val_pp": 20.0} for step in range(0, ROWS, 100)]
+    return rows + [
+        {"kind": "eval", "step": step, "val_loss": 3 + 7 * math.exp(-step / 500), "val_pp": 20.0}
+        for step in range(0, ROWS, 100)
+    ]
 
 
 def strokes(drawing: str, style: str) -> list[tuple[float, float]]:
@@ -83,17 +94,26 @@ def test_a_spike_stands_at_its_step(limit):
 @pytest.mark.parametrize("limit", [CROWDED_PAGE, draw.POINTS])
 def test_a_drop_reaches_as_far_down(limit):
     rows = rows_of_a_long_run(tokens_per_second={700: 100.0})
-    assert max(y for _, y in strokes(draw.drawing(rows, [], limit), "s")) == pytest.approx(draw.ROWS[1] + draw.HEIGHT, abs=1)
+    assert max(y for _, y in strokes(draw.drawing(rows, [], limit), "s")) == pytest.approx(
+        draw.ROWS[1] + draw.HEIGHT, abs=1
+    )
 
 
 def test_each_of_many_spikes_is_drawn():
     steps = range(50, ROWS, 100)
-    speeds = strokes(draw.drawing(rows_of_a_long_run(tokens_per_second=dict.fromkeys(steps, 1000.0)), [], CROWDED_PAGE), "s")
+    speeds = strokes(
+        draw.drawing(rows_of_a_long_run(tokens_per_second=dict.fromkeys(steps, 1000.0)), [], CROWDED_PAGE),
+        "s",
+    )
     low = [x for x, y in speeds if y > draw.ROWS[1] + draw.HEIGHT / 2]
     assert low == [pytest.approx(at(step) + draw.COLUMNS[1] - draw.COLUMNS[0], abs=1) for step in steps]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example])
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example],
+)
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=600), st.sampled_from([2, 24, CROWDED_PAGE, 500]))
 def test_no_extreme_is_lost_from_any_curve(values, limit):
     rows = [{"kind": "train", "step": step, "loss": value} for step, value in enumerate(values)]
@@ -112,9 +132,13 @@ def heights(places: list[tuple[float, float]], x: float) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize(("style", "key"), [("t", "loss"), ("n", "grad_norm"), ("s", "tokens_per_second"), ("r", "lr")])
+@pytest.mark.parametrize(
+    ("style", "key"), [("t", "loss"), ("n", "grad_norm"), ("s", "tokens_per_second"), ("r", "lr")]
+)
 def test_a_crowded_page_shows_the_curve_of_an_empty_one(style, key):
-    """The area is as high as the dense line around it, and lies where that does, to within some hundredths of the panel."""
+    """The area is as high as the dense line around it, and lies where that does, to within some hundredths
+    of the panel.
+    """
     rows = rows_of_a_long_run()
     dense, crowded = (strokes(draw.drawing(rows, [], limit), style) for limit in (draw.POINTS, CROWDED_PAGE))
     left = draw.COLUMNS[style in "sr"]
@@ -139,27 +163,51 @@ def test_a_smooth_curve_stays_a_line():
 def test_the_frame_that_figures_share_is_styled_where_it_is_shown_again():
     """What <use> shows has no ancestors of its own: a browser matches no rule there that names one."""
     selectors = re.sub(r"\{[^}]*\}", ",", draw.STYLE).split(",")
-    assert [selector for selector in map(str.strip, selectors) if " " in selector and "+" not in selector] == []
+    assert [
+        selector for selector in map(str.strip, selectors) if " " in selector and "+" not in selector
+    ] == []
 
 
 def test_a_thousand_drawings_have_room_on_a_page():
-    assert 1000 * len(draw.drawing(rows_of_a_long_run(grad_norm={9: 9.0}), [1000, 2000, 3000], CROWDED_PAGE)) < 2e6
+    assert (
+        1000 * len(draw.drawing(rows_of_a_long_run(grad_norm={9: 9.0}), [1000, 2000, 3000], CROWDED_PAGE))
+        < 2e6
+    )
 
 
 def test_rows_of_earlier_code_that_are_no_json_are_drawn(tmp_path):
-    text = "".join(json.dumps(train_row(step, **({"grad_norm": math.inf, "loss": math.nan} if step == 5 else {}))) + "\n" for step in range(10))
+    text = "".join(
+        json.dumps(train_row(step, **({"grad_norm": math.inf, "loss": math.nan} if step == 5 else {}))) + "\n"
+        for step in range(10)
+    )
     assert "Infinity" in text and "NaN" in text
     (tmp_path / "metrics.jsonl").write_text(text)
     drawn = drawings.drawings_of({tmp_path: []})[tmp_path]
     assert len(strokes(drawn, "n")) > 2 and "nan" not in drawn
 
 
-ANY = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.lists(st.integers(), max_size=2)
+ANY = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=3)
+    | st.lists(st.integers(), max_size=2)
+)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.dictionaries(st.sampled_from(["kind", "step", "loss", "lr", "grad_norm", "val_loss", "time", "tokens_per_second"]),
-                                ANY | st.sampled_from(["train", "eval"]) | st.fixed_dictionaries({"tokens_per_second": ANY})), max_size=8))
+@given(
+    st.lists(
+        st.dictionaries(
+            st.sampled_from(
+                ["kind", "step", "loss", "lr", "grad_norm", "val_loss", "time", "tokens_per_second"]
+            ),
+            ANY | st.sampled_from(["train", "eval"]) | st.fixed_dictionaries({"tokens_per_second": ANY}),
+        ),
+        max_size=8,
+    )
+)
 def test_rows_of_any_values_can_be_drawn(rows):
     draw.drawing(rows, [], CROWDED_PAGE)
 
@@ -262,7 +310,9 @@ def many(base: Path, count: int, rows: int) -> dict[Path, list[dict[str, Any]]]:
 def test_several_processes_draw_what_one_does(tmp_path, cache):
     ledgers = many(tmp_path / "exps", drawings.FEW + 1, 5)
     limit = drawings.POINTS_OF_A_PAGE // len(ledgers)
-    assert drawings.drawings_of(ledgers) == {folder: drawings._draw((folder, [], limit)) for folder in ledgers}
+    assert drawings.drawings_of(ledgers) == {
+        folder: drawings._draw((folder, [], limit)) for folder in ledgers
+    }
 
 
 @pytest.mark.slow
@@ -270,7 +320,9 @@ def test_a_page_that_is_killed_leaves_no_process_behind(tmp_path, cache):
     many(tmp_path / "exps", 200, 2000)
     for folder in (tmp_path / "exps").iterdir():
         (folder / "status.json").write_text("{}")
-    page = subprocess.Popen([sys.executable, "status.py", "--html", str(tmp_path / "page.html"), str(tmp_path / "exps")], cwd=ROOT)
+    page = subprocess.Popen(
+        [sys.executable, "status.py", "--html", str(tmp_path / "page.html"), str(tmp_path / "exps")], cwd=ROOT
+    )
     children = Path(f"/proc/{page.pid}/task/{page.pid}/children")
     while not (pids := children.read_text().split()):
         assert page.poll() is None
@@ -278,6 +330,9 @@ def test_a_page_that_is_killed_leaves_no_process_behind(tmp_path, cache):
     page.send_signal(signal.SIGKILL)
     page.wait()
     end = time.monotonic() + 10
-    while any(Path(f"/proc/{pid}/stat").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" for pid in pids):
+    while any(
+        Path(f"/proc/{pid}/stat").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+        for pid in pids
+    ):
         assert time.monotonic() < end
         time.sleep(0.05)

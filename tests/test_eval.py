@@ -22,7 +22,14 @@ PUBLISHED = [
     ("official_cot_res/ckpt.pt", ["--eval_seq_length", "24"], 2.8823464, 0.3308532, 8.0),
     ("official_cot_res/ckpt_75.pt", [], 3.1359391, 0.3054888, 8.0),
     ("official_adm/ckpt.pt", [], 2.7259412, 0.3726963, 8.0),
-    pytest.param("official_adm/ckpt.pt", ["--eval_length_factor", "0.6", "0.3"], 2.7264333, 0.3725963, 5.75, marks=pytest.mark.essential),
+    pytest.param(
+        "official_adm/ckpt.pt",
+        ["--eval_length_factor", "0.6", "0.3"],
+        2.7264333,
+        0.3725963,
+        5.75,
+        marks=pytest.mark.essential,
+    ),
     ("official_adm/ckpt.pt", ["--eval_seq_length", "24"], 2.7284825, 0.3713790, 8.0),
     ("official_adm/ckpt_75.pt", [], 3.0803759, 0.3102464, 8.0),
 ]
@@ -31,15 +38,29 @@ ADM = next(PEER.glob("exps/*/*/official_adm/ckpt.pt"))
 
 
 def evaluate(checkpoint: Path, output: Path, *words: str, processes: int = 1) -> dict[str, Any]:
-    outcome = run([*python(processes), "eval.py", "--checkpoint", str(checkpoint), "--data_dir", str(PEER / "datasets"), "--device", "cpu",
-                   "--output_dir", str(output), *words])
+    outcome = run(
+        [
+            *python(processes),
+            "eval.py",
+            "--checkpoint",
+            str(checkpoint),
+            "--data_dir",
+            str(PEER / "datasets"),
+            "--device",
+            "cpu",
+            "--output_dir",
+            str(output),
+            *words,
+        ]
+    )
     assert outcome.returncode == 0, outcome.stderr
     return json.loads(next(output.glob("eval_summary_*.json")).read_text())
 
 
 @pytest.mark.parametrize(("name", "words", "loss", "accuracy", "depth"), PUBLISHED)
 def test_authors_checkpoint_gives_the_authors_numbers(
-        tmp_path: Path, name: str, words: list[str], loss: float, accuracy: float, depth: float) -> None:
+    tmp_path: Path, name: str, words: list[str], loss: float, accuracy: float, depth: float
+) -> None:
     summary = evaluate(next(PEER.glob(f"exps/*/*/{name}")), tmp_path, *words)
     # theirs are means over batches; ours, token-weighted, is the same where no batch is partial
     assert summary["val_loss_batch_mean"] == pytest.approx(loss, abs=1e-5)
@@ -59,7 +80,9 @@ def test_perplexity_is_the_exponential_of_the_token_weighted_mean(tmp_path: Path
 def test_two_processes_give_the_very_same_numbers(tmp_path: Path) -> None:
     checkpoint = next(PEER.glob("exps/*/*/official_adm/ckpt.pt"))
     one, two = (evaluate(checkpoint, tmp_path / str(n), processes=n) for n in (1, 2))
-    assert [one[key] for key in ("val_loss", "val_acc", "val_loss_std")] == [two[key] for key in ("val_loss", "val_acc", "val_loss_std")]
+    assert [one[key] for key in ("val_loss", "val_acc", "val_loss_std")] == [
+        two[key] for key in ("val_loss", "val_acc", "val_loss_std")
+    ]
 
 
 def test_our_checkpoint_gives_the_loss_that_the_training_reported(tmp_path: Path) -> None:
@@ -70,19 +93,27 @@ def test_our_checkpoint_gives_the_loss_that_the_training_reported(tmp_path: Path
 
 
 def test_sample_size_limits_the_tokens(tmp_path: Path) -> None:
-    summary = evaluate(next(PEER.glob("exps/*/*/official_adm/ckpt.pt")), tmp_path, "--eval_sample_size", "1000")
+    summary = evaluate(
+        next(PEER.glob("exps/*/*/official_adm/ckpt.pt")), tmp_path, "--eval_sample_size", "1000"
+    )
     assert summary["n_tokens"] == 3 * 8 * 48
 
 
 def test_a_sample_is_spread_over_the_split_and_its_losses_are_kept_by_window(tmp_path: Path) -> None:
-    whole, part = (evaluate(ADM, tmp_path / name, *flags) for name, flags in (("whole", ()), ("part", ("--eval_sample_size", "1000"))))
+    whole, part = (
+        evaluate(ADM, tmp_path / name, *flags)
+        for name, flags in (("whole", ()), ("part", ("--eval_sample_size", "1000")))
+    )
     every, some = (read_windows(tmp_path / name / "eval_summary_ckpt.npz") for name in ("whole", "part"))
     assert (some.windows[0], some.windows[-1]) == (0, every.windows[-1])
     assert np.allclose(some.losses, every.losses[some.windows], atol=1e-6)
     assert every.losses.mean() == pytest.approx(whole["val_loss"], abs=1e-9)
     assert every.accuracies.mean() == pytest.approx(whole["val_acc"], abs=1e-9)
     assert {name: part["interval"][name] for name in ("clusters", "n_clusters", "n_windows")} == {
-        "clusters": "blocks", "n_clusters": 8, "n_windows": 24}
+        "clusters": "blocks",
+        "n_clusters": 8,
+        "n_windows": 24,
+    }
 
 
 def test_documents_of_windows_are_kept_where_meta_tells_their_end(tmp_path: Path) -> None:
@@ -93,12 +124,23 @@ def test_documents_of_windows_are_kept_where_meta_tells_their_end(tmp_path: Path
     assert documents is not None and np.unique(documents).size > 100
 
 
-FEW = ["--data_dir", str(PEER / "datasets"), "--device", "cpu", "--eval_sample_size", "48", "--batch_size", "1"]
+FEW = [
+    "--data_dir",
+    str(PEER / "datasets"),
+    "--device",
+    "cpu",
+    "--eval_sample_size",
+    "48",
+    "--batch_size",
+    "1",
+]
 
 
 @pytest.fixture(scope="module")
 def one_window(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, list[str]]:
-    """What eval.py said of a single window, in a folder that it may only read, and what lies there afterwards."""
+    """What eval.py said of a single window, in a folder that it may only read, and what lies there
+    afterwards.
+    """
     place = Path(shutil.copytree(ADM.parent, tmp_path_factory.mktemp("read_only") / "run"))
     before = sorted(path.name for path in place.iterdir())
     outcome = run(in_read_only(place, [*python(), "eval.py", "--checkpoint", str(place / "ckpt.pt"), *FEW]))
@@ -106,7 +148,9 @@ def one_window(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, lis
     return outcome.stdout + outcome.stderr, place, before
 
 
-def test_numbers_of_a_folder_that_one_may_only_read_are_printed(one_window: tuple[str, Path, list[str]]) -> None:
+def test_numbers_of_a_folder_that_one_may_only_read_are_printed(
+    one_window: tuple[str, Path, list[str]],
+) -> None:
     said, place, before = one_window
     assert "perplexity   " in said and "the results are printed only, --output_dir keeps them" in said
     assert sorted(path.name for path in place.iterdir()) == before
@@ -119,6 +163,19 @@ def test_one_window_has_no_interval(one_window: tuple[str, Path, list[str]]) -> 
 @pytest.mark.parametrize("door", ["eval.py", "get_ppl_per_mac.py", "get_router_weights.py"])
 def test_a_place_that_cannot_be_written_ends_it_before_the_work(tmp_path: Path, door: str) -> None:
     (tmp_path / "file").touch()
-    outcome = run([*python(), door, "--checkpoint", str(ADM), "--output_dir", str(tmp_path / "file" / "out"), "--data_dir", str(tmp_path)])
+    outcome = run(
+        [
+            *python(),
+            door,
+            "--checkpoint",
+            str(ADM),
+            "--output_dir",
+            str(tmp_path / "file" / "out"),
+            "--data_dir",
+            str(tmp_path),
+        ]
+    )
     (line,) = outcome.stderr.splitlines()
-    assert outcome.returncode == 2 and "cannot write to" in line and line.endswith("give another --output_dir")
+    assert (
+        outcome.returncode == 2 and "cannot write to" in line and line.endswith("give another --output_dir")
+    )

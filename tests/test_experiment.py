@@ -1,4 +1,6 @@
-"""The files of an experiment: metrics without doubles, rows of segments, the status, and files that are never half written."""
+"""The files of an experiment: metrics without doubles, rows of segments, the status, and files that are
+never half written.
+"""
 
 import json
 import math
@@ -15,7 +17,11 @@ from optim.experiment import ABANDONED_SECONDS, Experiment, Metrics
 
 
 def row(step, kind="train", **more):
-    scores = {} if kind == "train" else {"val_loss": 1.0, "val_pp": 3.0, "val_acc": 0.5, "average_depth": 3.0, "n_tokens": 9}
+    scores = (
+        {}
+        if kind == "train"
+        else {"val_loss": 1.0, "val_pp": 3.0, "val_acc": 0.5, "average_depth": 3.0, "n_tokens": 9}
+    )
     return {"kind": kind, "step": step, "loss": step / 10, **scores, **more}
 
 
@@ -37,7 +43,10 @@ def test_rows_are_kept_in_order(path):
 
 
 def test_row_is_one_line_of_json(path):
-    assert [json.loads(line) for line in written(path, row(10), row(20)).read_text().split("\n")[:-1]] == [row(10), row(20)]
+    assert [json.loads(line) for line in written(path, row(10), row(20)).read_text().split("\n")[:-1]] == [
+        row(10),
+        row(20),
+    ]
 
 
 def test_same_step_is_not_written_twice(path):
@@ -70,7 +79,9 @@ def test_rows_are_on_disk_as_soon_as_they_are_appended(path):
     assert path.read_text() == json.dumps(row(10)) + "\n"
 
 
-@pytest.mark.parametrize("torn", ['{"kind": "train", "step": 30', '{"kind": "train", "step": 30, "loss": 3.0}', "{", "\0\0\0"])
+@pytest.mark.parametrize(
+    "torn", ['{"kind": "train", "step": 30', '{"kind": "train", "step": 30, "loss": 3.0}', "{", "\0\0\0"]
+)
 def test_torn_last_line_is_cut(path, torn):
     whole = written(path, row(10), row(20)).read_bytes()
     path.write_bytes(whole + torn.encode())
@@ -91,7 +102,10 @@ def test_file_of_one_torn_line_becomes_empty(path):
 
 
 def test_old_rows_stay_byte_for_byte(path):
-    old = b'{"step":10,   "kind":"train", "loss": 1.10, "own": "caf\xc3\xa9"}\n{"kind": "skipped", "step": 10}\n'
+    old = (
+        b'{"step":10,   "kind":"train", "loss": 1.10, "own": "caf\xc3\xa9"}\n{"kind": "skipped", "step":'
+        b" 10}\n"
+    )
     path.write_bytes(old)
     assert written(path, row(10), row(20)).read_bytes() == old + json.dumps(row(20)).encode() + b"\n"
 
@@ -102,7 +116,9 @@ def test_opening_does_not_touch_a_whole_file(path):
     assert path.stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("line", ["hello", "[]", "5", '{"kind": "train"}', '{"kind": "train", "step": []}', "", "\udcff"])
+@pytest.mark.parametrize(
+    "line", ["hello", "[]", "5", '{"kind": "train"}', '{"kind": "train", "step": []}', "", "\udcff"]
+)
 def test_line_that_is_no_metrics_row_is_refused(path, line):
     path.write_bytes(json.dumps(row(10)).encode() + b"\n" + line.encode(errors="surrogateescape") + b"\n")
     with pytest.raises(UserError, match=r"metrics\.jsonl"):
@@ -164,14 +180,26 @@ def test_fresh_temporary_files_of_another_process_are_left(tmp_path):
 def test_status_runs_from_the_first_moment(tmp_path):
     begun(tmp_path, 40)
     assert {key: status(tmp_path)[key] for key in ("state", "itr", "iterations", "reason", "checkpoint")} == {
-        "state": "running", "itr": 40, "iterations": 100, "reason": "", "checkpoint": 40}
+        "state": "running",
+        "itr": 40,
+        "iterations": 100,
+        "reason": "",
+        "checkpoint": 40,
+    }
 
 
-@pytest.mark.parametrize(("state", "reason"), [("stopped", "SIGTERM"), ("finished", "all iterations done"), ("failed", "ValueError: x")])
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [("stopped", "SIGTERM"), ("finished", "all iterations done"), ("failed", "ValueError: x")],
+)
 def test_status_tells_how_the_job_ended(tmp_path, state, reason):
     begun(tmp_path).record(state, 50, 40, reason)
     assert {key: status(tmp_path)[key] for key in ("state", "itr", "reason", "checkpoint")} == {
-        "state": state, "itr": 50, "reason": reason, "checkpoint": 40}
+        "state": state,
+        "itr": 50,
+        "reason": reason,
+        "checkpoint": 40,
+    }
 
 
 def test_status_tells_when_it_was_written(tmp_path):
@@ -189,7 +217,9 @@ def test_job_has_one_row_from_start_to_newest_checkpoint(tmp_path):
     experiment = begun(tmp_path, 20)
     experiment.record("running", 50, 40)
     experiment.record("stopped", 55, 55, "SIGTERM")
-    assert [(one["start_step"], one["end_step"], one["reason"]) for one in segments(tmp_path)] == [(20, 55, "SIGTERM")]
+    assert [(one["start_step"], one["end_step"], one["reason"]) for one in segments(tmp_path)] == [
+        (20, 55, "SIGTERM")
+    ]
 
 
 def test_each_job_has_a_row_of_its_own(tmp_path):
@@ -197,7 +227,10 @@ def test_each_job_has_a_row_of_its_own(tmp_path):
     first.record("stopped", 30, 30, "SIGTERM")
     first.close()
     begun(tmp_path, 30).record("finished", 100, 100, "all iterations done")
-    assert [(one["segment"], one["start_step"], one["end_step"]) for one in segments(tmp_path)] == [(0, 0, 30), (1, 30, 100)]
+    assert [(one["segment"], one["start_step"], one["end_step"]) for one in segments(tmp_path)] == [
+        (0, 0, 30),
+        (1, 30, 100),
+    ]
 
 
 def test_row_of_a_killed_job_stays_as_it_was(tmp_path):
@@ -293,9 +326,15 @@ def test_value_that_is_no_json_leaves_the_old_content(tmp_path):
     assert json.loads((tmp_path / "file").read_text()) == {"old": 1}
 
 
-@pytest.mark.parametrize("write", [
-    lambda path, value: write_json(path, value),
-    lambda path, value: Metrics(path).append({"kind": "eval", "step": 1, "val_loss": value, "val_pp": value, "val_acc": 0.5})])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path, value: write_json(path, value),
+        lambda path, value: Metrics(path).append(
+            {"kind": "eval", "step": 1, "val_loss": value, "val_pp": value, "val_acc": 0.5}
+        ),
+    ],
+)
 def test_what_is_no_number_is_null_in_every_file(tmp_path, write):
     write(tmp_path / "file", {"a": [math.inf, -math.inf, 2.5], "b": (math.nan, "NaN", None, True)})
     row = json.loads((tmp_path / "file").read_text(), parse_constant=pytest.fail)

@@ -1,4 +1,6 @@
-"""models/export.py: what the folder holds, and that transformers makes the same model of it without this repository."""
+"""models/export.py: what the folder holds, and that transformers makes the same model of it without this
+repository.
+"""
 
 from __future__ import annotations
 
@@ -34,16 +36,21 @@ from tests.helpers import PEER, fill, reference, tiny_model, tokens
 from tests.programs import ROOT, run
 
 CHARACTERS = " abc"
-TEXTS = {"bpe": (OF_BPE, "50257"), "characters": (Vocabulary("char", None, CHARACTERS), "4")}  # vocabulary, and --vocab_size
+# vocabulary, and --vocab_size
+TEXTS = {"bpe": (OF_BPE, "50257"), "characters": (Vocabulary("char", None, CHARACTERS), "4")}
 FACTORS = ("--eval_length_factor", "0.6", "0.3")
 LNCOT = "cotformer_full_depth_lnmid_depthemb"
 ADM = "adaptive_cotformer_mod_efficient_sigmoid_crw_lnmid_de_random_factor_single_final"
-# model and flags: the nine, the two routed ones at a reduced budget, and settings that change what is stored or computed
+# model and flags: the nine, the two routed ones at a reduced budget, and settings that change what is stored
+# or computed
 CASES: dict[str, tuple[str, ...]] = {
     **{name: (name, "--depth_embedding", "linear_learned") for name in VARIANTS},
-    "adm_budget": ("adm", "--depth_embedding", "linear_learned", *FACTORS), "but_mod_budget": ("but_mod", *FACTORS),
-    "with_bias": ("lncot", "--bias", "--depth_embedding", "learned"), "without_positions": ("cot", "--positional_encoder", "none"),
-    "window": ("cot", "--attention_window_length", "5"), "ponder_gate": ("pondernet", "--depth_random_method", "sb_act"),
+    "adm_budget": ("adm", "--depth_embedding", "linear_learned", *FACTORS),
+    "but_mod_budget": ("but_mod", *FACTORS),
+    "with_bias": ("lncot", "--bias", "--depth_embedding", "learned"),
+    "without_positions": ("cot", "--positional_encoder", "none"),
+    "window": ("cot", "--attention_window_length", "5"),
+    "ponder_gate": ("pondernet", "--depth_random_method", "sb_act"),
 }
 
 
@@ -86,8 +93,19 @@ def test_the_copied_code_needs_nothing_of_the_repository() -> None:
             if isinstance(node, ast.ImportFrom) and node.level:
                 assert f"{node.module}.py" in code, name
             elif isinstance(node, (ast.Import, ast.ImportFrom)):
-                tops = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-                assert not {top.split(".")[0] for top in tops} & {"models", "errors", "config", "optim", "data", "files"}, name
+                tops = (
+                    [node.module or ""]
+                    if isinstance(node, ast.ImportFrom)
+                    else [alias.name for alias in node.names]
+                )
+                assert not {top.split(".")[0] for top in tops} & {
+                    "models",
+                    "errors",
+                    "config",
+                    "optim",
+                    "data",
+                    "files",
+                }, name
 
 
 @pytest.mark.parametrize("what", ["a folder with a file", "a file"])
@@ -101,7 +119,9 @@ def test_nothing_is_overwritten(tmp_path: Path, what: str) -> None:
     model = make("base")
     with pytest.raises(UserError, match="is not"):
         export(model.settings, model.state_dict(), target)
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["out" if what == "a file" else "mine"]
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [
+        "out" if what == "a file" else "mine"
+    ]
 
 
 def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
@@ -125,34 +145,77 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 # the model card
 
-def card_of(folder: Path, summary: dict[str, Any] | None = None, steps: int = 20, **evaluated: Any) -> dict[str, str]:
-    """Facts of a ckpt.pt of `steps` steps beside which an evaluation stands that was made with some settings changed."""
+
+def card_of(
+    folder: Path, summary: dict[str, Any] | None = None, steps: int = 20, **evaluated: Any
+) -> dict[str, str]:
+    """Facts of a ckpt.pt of `steps` steps beside which an evaluation stands that was made with some
+    settings changed.
+    """
     trained = config.add_defaults({"model": "adm", "n_repeat": 3, "dataset": "owt2"})
-    itr, data = evaluated.pop("itr", 20), {"tokens": evaluated.pop("tokens", 500), "blocks": "a" * 64, "sha256": None}
+    itr, data = (
+        evaluated.pop("itr", 20),
+        {
+            "tokens": evaluated.pop("tokens", 500),
+            "blocks": "a" * 64,
+            "sha256": None,
+        },
+    )
     (folder / "eval_summary_ckpt.json").write_text(
-        json.dumps({"val_perplexity": 64.11, "itr": itr, "args": {**vars(trained), **evaluated}, "data": data}))
+        json.dumps(
+            {"val_perplexity": 64.11, "itr": itr, "args": {**vars(trained), **evaluated}, "data": data}
+        )
+    )
     if summary is not None:
         (folder / "summary.json").write_text(json.dumps(summary))
     return facts_of(folder / "ckpt.pt", {"itr": steps, "data": {"val": {**data, "tokens": 500}}}, trained)
 
 
-@pytest.mark.parametrize("changes", [{}, {"dataset": "/copy/openwebtext2"}, {"batch_size": 64}, {"device": "cuda"}, {"iterations": 7},
-                                     {"eval_length_factor": [1.0, 1.0]}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"dataset": "/copy/openwebtext2"},
+        {"batch_size": 64},
+        {"device": "cuda"},
+        {"iterations": 7},
+        {"eval_length_factor": [1.0, 1.0]},
+    ],
+)
 def test_card_states_the_perplexity_of_an_evaluation(tmp_path: Path, changes: dict[str, Any]) -> None:
     assert card_of(tmp_path, **changes)["validation perplexity"] == "64.11 (eval_summary_ckpt.json)"
 
 
-@pytest.mark.parametrize("changes", [
-    {"itr": 10}, {"eval_sample_size": 32}, {"eval_length_factor": [0.5, 0.1]}, {"routing": "threshold"}, {"attention_window_length": 8},
-    {"sequence_length": 128}, {"disable_ln_mid": True}, {"dataset": "stdlib"}, {"model": "unheard-of"}, {"tokens": 499}])
-def test_card_does_not_state_the_perplexity_of_something_else(tmp_path: Path, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"itr": 10},
+        {"eval_sample_size": 32},
+        {"eval_length_factor": [0.5, 0.1]},
+        {"routing": "threshold"},
+        {"attention_window_length": 8},
+        {"sequence_length": 128},
+        {"disable_ln_mid": True},
+        {"dataset": "stdlib"},
+        {"model": "unheard-of"},
+        {"tokens": 499},
+    ],
+)
+def test_card_does_not_state_the_perplexity_of_something_else(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
     assert "validation perplexity" not in card_of(tmp_path, **changes)
 
 
 @pytest.mark.parametrize(("name", "stated"), [("ckpt.pt", True), ("ckpt_20.pt", False)])
-def test_a_summary_that_tells_no_step_is_that_of_the_final_checkpoint(tmp_path: Path, name: str, stated: bool) -> None:
+def test_a_summary_that_tells_no_step_is_that_of_the_final_checkpoint(
+    tmp_path: Path, name: str, stated: bool
+) -> None:
     (tmp_path / "summary.json").write_text(json.dumps({"final_val_pp": 64.43}))
-    assert ("validation perplexity" in facts_of(tmp_path / name, {"itr": 20}, config.add_defaults({"model": "adm"}))) == stated
+    assert (
+        "validation perplexity"
+        in facts_of(tmp_path / name, {"itr": 20}, config.add_defaults({"model": "adm"}))
+    ) == stated
 
 
 def test_card_of_an_extended_training_states_what_it_ended_with(tmp_path: Path) -> None:
@@ -163,13 +226,27 @@ def test_card_of_an_extended_training_states_what_it_ended_with(tmp_path: Path) 
 
 def test_card_does_not_state_the_end_of_a_training_for_an_earlier_step(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text('{"itr": 60, "final_val_pp": 64.43}')
-    assert "validation perplexity" not in facts_of(tmp_path / "ckpt_20.pt", {"itr": 20}, config.add_defaults({}))
+    assert "validation perplexity" not in facts_of(
+        tmp_path / "ckpt_20.pt", {"itr": 20}, config.add_defaults({})
+    )
 
 
 # the authors' form
 
-AUTHORS = ("base", "but_full_depth", "cotformer_full_depth", "lncot", "lncot_learned_depthemb", "lncot_noln", "adm_full", "but_mod_full",
-           "but_halting", "pondernet", "rotary_none")  # cases of the reference, which tells the authors' parameters
+AUTHORS = (
+    "base",
+    "but_full_depth",
+    "cotformer_full_depth",
+    "lncot",
+    "lncot_learned_depthemb",
+    "lncot_noln",
+    "adm_full",
+    "but_mod_full",
+    # cases of the reference, which tells the authors' parameters
+    "but_halting",
+    "pondernet",
+    "rotary_none",
+)
 
 
 @pytest.mark.parametrize("case", AUTHORS)
@@ -181,7 +258,9 @@ def test_the_authors_parameters_are_all_there_and_no_others(case: str) -> None:
     state = authors_weights(settings, fill(Transformer(settings), 3).state_dict())
     buffers = {name for name in state if name.endswith((".attn.bias", "wpe.freqs"))}
     tied = {"lm_head.weight", "to_logits.1.weight"}
-    assert {name: list(value.shape) for name, value in state.items() if name not in buffers | tied} == dict(theirs["params"])
+    assert {name: list(value.shape) for name, value in state.items() if name not in buffers | tied} == dict(
+        theirs["params"]
+    )
     masked = settings.model in ("cotformer_full_depth", "cotformer_full_depth_lnmid_depthemb", "pondernet")
     assert sum(name.endswith(".attn.bias") for name in buffers) == (args.n_layer if masked else 0)
     assert ("transformer.wpe.freqs" in buffers) == (args.positional_encoder == "rotary")
@@ -193,7 +272,9 @@ def test_an_authors_checkpoint_comes_back_as_it_was(path: Path) -> None:
     settings = ModelSettings.from_args(config.add_defaults(trained_settings(path, {})))
     back = authors_weights(settings, weights)
     assert back.keys() == weights.keys()
-    assert all(torch.equal(back[name], value) and back[name].dtype == value.dtype for name, value in weights.items())
+    assert all(
+        torch.equal(back[name], value) and back[name].dtype == value.dtype for name, value in weights.items()
+    )
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != "window"])
@@ -213,7 +294,9 @@ def test_program_writes_the_authors_form(tmp_path: Path) -> None:
     outcome = run(words)
     assert outcome.returncode == 0, outcome.stderr
     written, weights = load_checkpoint(target), load_checkpoint(source)["model"]
-    assert written["itr"] == 150 and all(torch.equal(written["model"][name], value) for name, value in weights.items())
+    assert written["itr"] == 150 and all(
+        torch.equal(written["model"][name], value) for name, value in weights.items()
+    )
     before = target.read_bytes()
     outcome = run(words)
     assert outcome.returncode == 2 and "is there already" in outcome.stderr and target.read_bytes() == before
@@ -225,6 +308,7 @@ def test_a_window_has_no_form_of_the_authors() -> None:
 
 
 # the program
+
 
 @pytest.mark.slow
 def test_program_exports_an_authors_checkpoint(tmp_path: Path) -> None:
@@ -242,14 +326,23 @@ def test_program_exports_an_authors_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("words", "said"), [
-    (["nowhere", "out"], "no such file or folder"), ([str(PEER), "out"], "no ckpt.pt"), ([str(PEER)], "required: folder"),
-    ([str(PEER), str(PEER)], "is not empty"), ([str(PEER), "out", "--dtype", "int8"], "invalid choice: 'int8'"),
-    ([str(PEER / "datasets/openwebtext2/val.bin"), "out"], "not a valid checkpoint"), ([str(PEER), "out", "--authors", "file"], "instead of it"),
-])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere", "out"], "no such file or folder"),
+        ([str(PEER), "out"], "no ckpt.pt"),
+        ([str(PEER)], "required: folder"),
+        ([str(PEER), str(PEER)], "is not empty"),
+        ([str(PEER), "out", "--dtype", "int8"], "invalid choice: 'int8'"),
+        ([str(PEER / "datasets/openwebtext2/val.bin"), "out"], "not a valid checkpoint"),
+        ([str(PEER), "out", "--authors", "file"], "instead of it"),
+    ],
+)
 def test_program_refuses_bad_input_in_a_line(words: list[str], said: str) -> None:
     outcome = run([sys.executable, "-m", "models.export", *words])
-    assert outcome.returncode == 2 and said in outcome.stderr and len(outcome.stderr.splitlines()) == 1, outcome.stderr
+    assert outcome.returncode == 2 and said in outcome.stderr and len(outcome.stderr.splitlines()) == 1, (
+        outcome.stderr
+    )
     assert not (ROOT / "out").exists()
 
 
@@ -264,7 +357,8 @@ from transformers import AutoModelForCausalLM, pipeline
 idx = torch.load("idx.pt")
 found = {}
 for folder in sorted(Path("exported").iterdir()):
-    model, info = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+    model, info = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, \
+output_loading_info=True)
     assert not any(info.values()), (folder, info)
     torch.manual_seed(3)
     out = model(idx, attention_mask=torch.ones_like(idx), labels=idx)
@@ -277,7 +371,8 @@ for folder in sorted(Path("texts").iterdir()):
 model.save_pretrained("again")
 again = AutoModelForCausalLM.from_pretrained("again", trust_remote_code=True)
 assert torch.equal(again(idx).logits, model(idx).logits)
-half = AutoModelForCausalLM.from_pretrained(Path("exported/with_bias"), trust_remote_code=True, dtype=torch.bfloat16)
+half = AutoModelForCausalLM.from_pretrained(Path("exported/with_bias"), trust_remote_code=True, \
+dtype=torch.bfloat16)
 assert half.model.transformer["wpe"].freqs.dtype == torch.float32 and half(idx).logits.dtype == torch.bfloat16
 assert not [name for name in sys.modules if name.split(".")[0] in ("models", "optim", "config")]
 torch.save(found, "found.pt")
@@ -295,17 +390,37 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         export(model.settings, model.state_dict(), folder / "exported" / case)
     for name, (known, size) in TEXTS.items():
         model = tiny_model("lncot", "--vocab_size", size)
-        export(model.settings, model.state_dict(), folder / "texts" / name, tokenizer=tokenizer_files(known, 16)[0], end_of_text=known.end_of_text)
+        export(
+            model.settings,
+            model.state_dict(),
+            folder / "texts" / name,
+            tokenizer=tokenizer_files(known, 16)[0],
+            end_of_text=known.end_of_text,
+        )
     (folder / "look.py").write_text(ELSEWHERE)
-    environment = {**os.environ, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
-    outcome = subprocess.run([sys.executable, "-I", "look.py"], cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    environment = {
+        **os.environ,
+        "HF_HOME": str(folder / "home"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": "",
+    }
+    outcome = subprocess.run(
+        [sys.executable, "-I", "look.py"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
     assert outcome.returncode == 0, outcome.stderr
     return torch.load(folder / "found.pt")
 
 
 def greedy(model: Any, idx: torch.Tensor, new: int) -> torch.Tensor:
     for _ in range(new):
-        logits = model(idx[:, -model.settings.sequence_length:], get_logits=True)["logits"]
+        logits = model(idx[:, -model.settings.sequence_length :], get_logits=True)["logits"]
         idx = torch.cat((idx, logits[:, -1:].argmax(-1)), dim=1)
     return idx
 
@@ -318,7 +433,9 @@ def test_transformers_loads_the_same_model(found: dict[str, Any], case: str) -> 
     torch.manual_seed(3)  # pondernet draws
     logits = model(idx, get_logits=True)["logits"]
     assert (found[case]["logits"] - logits).abs().max() <= 1e-6
-    assert found[case]["loss"].item() == pytest.approx(F.cross_entropy(logits[:, :-1].flatten(0, 1), idx[:, 1:].flatten()).item(), abs=1e-6)
+    assert found[case]["loss"].item() == pytest.approx(
+        F.cross_entropy(logits[:, :-1].flatten(0, 1), idx[:, 1:].flatten()).item(), abs=1e-6
+    )
     torch.manual_seed(3)
     assert torch.equal(found[case]["said"], greedy(model, idx[:, :5], 14))  # past the longest sequence, 16
 
@@ -330,8 +447,12 @@ def test_a_pipeline_writes_text_without_internet(found: dict[str, Any], name: st
     known, size = TEXTS[name]
     encoding = gpt2()
     prompt = encoding.encode("a cab") if known == OF_BPE else list(map(CHARACTERS.index, "a cab"))
-    said = greedy(tiny_model("lncot", "--vocab_size", size), torch.tensor([prompt]), 4)[0, len(prompt):].tolist()
-    assert found[name] == (encoding.decode(said) if known == OF_BPE else "".join(CHARACTERS[token] for token in said))
+    said = greedy(tiny_model("lncot", "--vocab_size", size), torch.tensor([prompt]), 4)[
+        0, len(prompt) :
+    ].tolist()
+    assert found[name] == (
+        encoding.decode(said) if known == OF_BPE else "".join(CHARACTERS[token] for token in said)
+    )
 
 
 @pytest.mark.parametrize(("end", "stated"), [(None, None), (50256, 50256), (7, 7)])
@@ -352,7 +473,8 @@ def wrapped(case: str) -> Any:
     return whole.eval()
 
 
-ALONE = [case for case in CASES if not case.endswith("_budget") and not case.startswith("ponder")]  # neither refuse padding nor draw
+# neither refuse padding nor draw
+ALONE = [case for case in CASES if not case.endswith("_budget") and not case.startswith("ponder")]
 
 
 @pytest.mark.parametrize("side", ["left", "right", "both"])
@@ -369,7 +491,8 @@ def test_what_is_padded_is_as_if_it_were_alone(case: str, side: str) -> None:
         out = model(padded, attention_mask=mask, labels=padded)
         assert (out.logits[1, real] - model(alone).logits[0]).abs().max() < 1e-5
         assert (out.logits[0] - model(whole).logits[0]).abs().max() < 1e-5
-        losses = model(alone, labels=alone).loss * 6 + model(whole, labels=whole).loss * 11  # means over all labels but a row's first
+        # means over all labels but a row's first
+        losses = model(alone, labels=alone).loss * 6 + model(whole, labels=whole).loss * 11
         assert out.loss.item() == pytest.approx(losses.item() / 17, abs=1e-5)
 
 
@@ -379,7 +502,8 @@ def test_prompts_padded_on_the_left_go_on_as_alone(case: str) -> None:
     model, idx = wrapped(case), tokens(2, 9)
     mask = torch.ones_like(idx)
     mask[1, :6] = 0
-    said = model.generate(idx.where(mask.bool(), 0), attention_mask=mask, max_new_tokens=12, pad_token_id=0)  # past the longest sequence, 16
+    # past the longest sequence, 16
+    said = model.generate(idx.where(mask.bool(), 0), attention_mask=mask, max_new_tokens=12, pad_token_id=0)
     assert torch.equal(said[0], greedy(model.model, idx[:1], 12)[0])
     assert torch.equal(said[1, 6:], greedy(model.model, idx[1:, 6:], 12)[0])
 
@@ -389,11 +513,15 @@ def test_prompts_padded_on_the_left_go_on_as_alone(case: str) -> None:
 def test_new_tokens_alone_are_computed_in_generation(case: str) -> None:
     model, idx = wrapped(case), tokens(2, 5)
     seen: list[int] = []
-    hook = model.get_input_embeddings().register_forward_hook(lambda module, given, made: seen.append(given[0].shape[1]))
+    hook = model.get_input_embeddings().register_forward_hook(
+        lambda module, given, made: seen.append(given[0].shape[1])
+    )
     said = model.generate(idx, max_new_tokens=6, use_cache=True)
     hook.remove()
     assert seen == [5, 1, 1, 1, 1, 1]
-    assert torch.equal(said, greedy(model.model, idx, 6)) and torch.equal(said, model.generate(idx, max_new_tokens=6, use_cache=False))
+    assert torch.equal(said, greedy(model.model, idx, 6)) and torch.equal(
+        said, model.generate(idx, max_new_tokens=6, use_cache=False)
+    )
 
 
 @torch.no_grad()
@@ -409,11 +537,16 @@ def test_hidden_states_are_those_of_the_blocks(case: str) -> None:
     out = model(idx, output_hidden_states=True)
     begin, middle, end = model.model.settings.stack_sizes
     assert len(out.hidden_states) == 1 + begin + middle * model.model.settings.n_repeat + end
-    assert torch.equal(out.logits, model(idx).logits) and torch.equal(out.hidden_states[0], model.get_input_embeddings()(idx))
+    assert torch.equal(out.logits, model(idx).logits) and torch.equal(
+        out.hidden_states[0], model.get_input_embeddings()(idx)
+    )
     assert torch.equal(F.linear(out.hidden_states[-1], model.model.head[1]), out.logits)
 
 
-@pytest.mark.parametrize(("case", "said"), [("adm_budget", "passes leave tokens out"), ("pondernet", "leaves after a pass of its own")])
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [("adm_budget", "passes leave tokens out"), ("pondernet", "leaves after a pass of its own")],
+)
 def test_hidden_states_that_are_not_of_all_tokens_are_refused(case: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         wrapped(case)(tokens(2, 12), output_hidden_states=True)
@@ -424,7 +557,9 @@ def test_embeddings_stand_for_tokens() -> None:
     mask = torch.ones_like(idx)
     mask[1, :4] = 0
     embedded = model.get_input_embeddings()(idx)
-    assert torch.equal(model(inputs_embeds=embedded, attention_mask=mask).logits, model(idx, attention_mask=mask).logits)
+    assert torch.equal(
+        model(inputs_embeds=embedded, attention_mask=mask).logits, model(idx, attention_mask=mask).logits
+    )
     for given in ({}, {"input_ids": idx, "inputs_embeds": embedded}):
         with pytest.raises(ValueError, match="give input_ids or inputs_embeds"):
             model(**given)
@@ -438,7 +573,9 @@ def test_gradient_checkpointing_changes_no_gradient(case: str) -> None:
         if turn:
             model.gradient_checkpointing_enable()
         count: list[int] = []
-        hook = model.model.blocks("h" if case == "base" else "h_mid")[0].ln_1.register_forward_hook(lambda *given, count=count: count.append(1))
+        hook = model.model.blocks("h" if case == "base" else "h_mid")[0].ln_1.register_forward_hook(
+            lambda *given, count=count: count.append(1)
+        )
         gradients.append(torch.autograd.grad(model(idx, labels=idx).loss, list(model.parameters())))
         hook.remove()
         runs.append(len(count))
@@ -452,9 +589,13 @@ def test_unlabelled_tokens_do_not_count_and_the_loss_trains() -> None:
     labels = idx.clone()
     labels[1, 6:] = -100
     out = model.train()(idx, labels=labels)
-    wanted = F.cross_entropy(out.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())  # ignores -100 by itself
+    # ignores -100 by itself
+    wanted = F.cross_entropy(out.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     assert out.loss.item() == pytest.approx(wanted.item(), abs=1e-6)
-    mine, theirs = (torch.autograd.grad(loss, model.get_input_embeddings().weight, retain_graph=True)[0] for loss in (out.loss, wanted))
+    mine, theirs = (
+        torch.autograd.grad(loss, model.get_input_embeddings().weight, retain_graph=True)[0]
+        for loss in (out.loss, wanted)
+    )
     assert torch.allclose(mine, theirs, atol=1e-6)
 
 

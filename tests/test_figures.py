@@ -25,7 +25,11 @@ from tests.summaries import curve, evaluation, point, weights, write
 pytestmark = pytest.mark.slow  # a second for each picture
 
 PROGRAMS = {2: plot_fig2, 3: plot_fig3, 4: plot_fig4, 5: plot_fig5}
-COUNTED = {row["name"]: row["macs"] for row in json.loads((ROOT / "tests" / "data" / "macs.json").read_text()) if row["T"] == 256}
+COUNTED = {
+    row["name"]: row["macs"]
+    for row in json.loads((ROOT / "tests" / "data" / "macs.json").read_text())
+    if row["T"] == 256
+}
 
 
 def draw(program: ModuleType, words: list[Any], output: Path) -> dict[str, Any]:
@@ -47,20 +51,35 @@ def refused(program: ModuleType, words: list[Any], capsys: pytest.CaptureFixture
 def inputs(tmp_path: Path) -> dict[int, list[Path]]:
     """What each figure is made from."""
     evaluation(tmp_path / "in", 27.0, model="cot", n_layer=12, n_repeat=3)
-    compute = curve(tmp_path / "ppl_per_mac.json", "adm",
-                    [point(200_000_000_000, 24.0, 0.02, threshold=0.0), point(50_000_000_000, 29.0, 0.005, threshold=0.95)],
-                    [point(45_000_000_000, 30.0, 0.004, passes=1), point(210_000_000_000, 23.9, 0.02, passes=5)])
+    compute = curve(
+        tmp_path / "ppl_per_mac.json",
+        "adm",
+        [
+            point(200_000_000_000, 24.0, 0.02, threshold=0.0),
+            point(50_000_000_000, 29.0, 0.005, threshold=0.95),
+        ],
+        [point(45_000_000_000, 30.0, 0.004, passes=1), point(210_000_000_000, 23.9, 0.02, passes=5)],
+    )
     scores = weights(tmp_path / "router_weights_ckpt.npz", np.random.default_rng(0).random((1000, 4)))
     return {2: [tmp_path / "in"], 3: [], 4: [compute], 5: [scores]}
 
 
 # all figures
 
+
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "no backend"])
 def test_settings_of_a_notebook_change_nothing(tmp_path: Path, backend: str) -> None:
-    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nbackend: TkAgg\nsavefig.bbox: tight\nfigure.facecolor: red\naxes.grid: False\n")
-    outcome = subprocess.run([sys.executable, str(ROOT / "plot_fig3.py"), "--output_dir", "out"], cwd=tmp_path, capture_output=True, text=True,
-                             check=False, env={**os.environ, "MPLBACKEND": backend})
+    (tmp_path / "matplotlibrc").write_text(
+        "text.usetex: True\nbackend: TkAgg\nsavefig.bbox: tight\nfigure.facecolor: red\naxes.grid: False\n"
+    )
+    outcome = subprocess.run(
+        [sys.executable, str(ROOT / "plot_fig3.py"), "--output_dir", "out"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "MPLBACKEND": backend},
+    )
     assert outcome.returncode == 0, outcome.stderr
     draw(plot_fig3, [], tmp_path / "plain")
     assert (tmp_path / "out" / "fig3.png").read_bytes() == (tmp_path / "plain" / "fig3.png").read_bytes()
@@ -68,7 +87,9 @@ def test_settings_of_a_notebook_change_nothing(tmp_path: Path, backend: str) -> 
 
 @pytest.mark.essential
 @pytest.mark.parametrize("number", PROGRAMS)
-def test_picture_vector_and_data_are_saved(tmp_path: Path, inputs: dict[int, list[Path]], number: int) -> None:
+def test_picture_vector_and_data_are_saved(
+    tmp_path: Path, inputs: dict[int, list[Path]], number: int
+) -> None:
     draw(PROGRAMS[number], inputs[number], tmp_path / "out")
     png, pdf = ((tmp_path / "out" / f"fig{number}.{suffix}").read_bytes() for suffix in ("png", "pdf"))
     assert png.startswith(b"\x89PNG") and len(png) > 20_000
@@ -83,7 +104,9 @@ def test_the_width_is_that_of_a_paper(tmp_path: Path, inputs: dict[int, list[Pat
 
 
 @pytest.mark.parametrize("number", PROGRAMS)
-def test_drawing_again_replaces_the_files_with_the_same_bytes(tmp_path: Path, inputs: dict[int, list[Path]], number: int) -> None:
+def test_drawing_again_replaces_the_files_with_the_same_bytes(
+    tmp_path: Path, inputs: dict[int, list[Path]], number: int
+) -> None:
     contents = []
     for _ in range(2):
         draw(PROGRAMS[number], inputs[number], tmp_path / "out")
@@ -92,7 +115,9 @@ def test_drawing_again_replaces_the_files_with_the_same_bytes(tmp_path: Path, in
 
 
 @pytest.mark.parametrize("number", PROGRAMS)
-def test_axes_are_labelled_and_the_figure_has_a_title_and_a_legend(inputs: dict[int, list[Path]], tmp_path: Path, number: int) -> None:
+def test_axes_are_labelled_and_the_figure_has_a_title_and_a_legend(
+    inputs: dict[int, list[Path]], tmp_path: Path, number: int
+) -> None:
     figure = PROGRAMS[number].draw(draw(PROGRAMS[number], inputs[number], tmp_path / "out"))
     assert figure.get_suptitle() and figure.legends
     for axis in figure.axes:
@@ -102,7 +127,9 @@ def test_axes_are_labelled_and_the_figure_has_a_title_and_a_legend(inputs: dict[
 
 
 @pytest.mark.parametrize("number", PROGRAMS)
-def test_no_letter_is_smaller_than_eight_points(inputs: dict[int, list[Path]], tmp_path: Path, number: int) -> None:
+def test_no_letter_is_smaller_than_eight_points(
+    inputs: dict[int, list[Path]], tmp_path: Path, number: int
+) -> None:
     figure = PROGRAMS[number].draw(draw(PROGRAMS[number], inputs[number], tmp_path / "out"))
     from matplotlib.text import Text
 
@@ -110,93 +137,147 @@ def test_no_letter_is_smaller_than_eight_points(inputs: dict[int, list[Path]], t
 
 
 @pytest.mark.parametrize("number", PROGRAMS)
-def test_an_output_folder_that_cannot_be_made_is_a_line(tmp_path: Path, inputs: dict[int, list[Path]], number: int,
-                                                        capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_folder_that_cannot_be_made_is_a_line(
+    tmp_path: Path, inputs: dict[int, list[Path]], number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     blocked = write(tmp_path / "a_file", "x")
     assert str(blocked) in refused(PROGRAMS[number], [*inputs[number], "--output_dir", blocked], capsys)
 
 
 @pytest.mark.parametrize("number", PROGRAMS)
 def test_help_needs_no_matplotlib(number: int) -> None:
-    code = (f"import sys, plot_fig{number}\ntry:\n    plot_fig{number}.main(['--help'])\n"
-            "except SystemExit:\n    print('loaded:', *sorted({'torch', 'matplotlib'} & set(sys.modules)))")
-    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    code = (
+        f"import sys, plot_fig{number}\ntry:\n    plot_fig{number}.main(['--help'])\n"
+        "except SystemExit:\n    print('loaded:', *sorted({'torch', 'matplotlib'} & set(sys.modules)))"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert shown.splitlines()[-1] == "loaded:"
 
 
-@pytest.mark.parametrize(("number", "words"), [(2, ["/nowhere"]), (3, ["pyproject.toml"]), (4, []), (4, ["/nowhere"]), (5, []), (5, ["/nowhere"]),
-                                               (4, ["report"]), (5, ["report"]), (3, ["--output"])])
-def test_missing_input_and_unknown_flags_are_a_line(number: int, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (2, ["/nowhere"]),
+        (3, ["pyproject.toml"]),
+        (4, []),
+        (4, ["/nowhere"]),
+        (5, []),
+        (5, ["/nowhere"]),
+        (4, ["report"]),
+        (5, ["report"]),
+        (3, ["--output"]),
+    ],
+)
+def test_missing_input_and_unknown_flags_are_a_line(
+    number: int, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert refused(PROGRAMS[number], words, capsys).startswith(f"plot_fig{number}.py")
 
 
 # figure 2
 
+
 def test_figure_2_shows_table_1_and_more_repeats_over_the_counted_work(tmp_path: Path) -> None:
     drawn = {(point["family"], point["size"]): point for point in draw(plot_fig2, [], tmp_path)["paper"]}
     assert len(drawn) == 17
     assert drawn["Block Universal", "12x15"]["perplexity"] == 26.85
-    for family, size, name in (("Standard", "24", "base_24"), ("Block Universal", "12x5", "but_12x5"), ("CoTFormer", "12x3", "cot_12x3")):
+    for family, size, name in (
+        ("Standard", "24", "base_24"),
+        ("Block Universal", "12x5", "but_12x5"),
+        ("CoTFormer", "12x3", "cot_12x3"),
+    ):
         assert drawn[family, size]["macs"] == COUNTED[name]
     assert drawn["CoTFormer", "12x3"]["perplexity"] == paper()["table1"]["cotformer"]["12x3"][0]
 
 
 def test_figure_2_puts_our_evaluations_on_top(tmp_path: Path, inputs: dict[int, list[Path]]) -> None:
     (ours,) = draw(plot_fig2, inputs[2], tmp_path / "out")["ours"]
-    assert (ours["family"], ours["size"], ours["perplexity"], ours["interval_over_windows"]) == ("CoTFormer", "12x3", 27.0, [26.6, 27.4])
+    assert (ours["family"], ours["size"], ours["perplexity"], ours["interval_over_windows"]) == (
+        "CoTFormer",
+        "12x3",
+        27.0,
+        [26.6, 27.4],
+    )
     assert ours["macs"] == COUNTED["cot_12x3"]
 
 
-def test_figure_2_leaves_out_what_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figure_2_leaves_out_what_cannot_be_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     evaluation(tmp_path / "in", 60.0, model="cot", n_layer=12, n_repeat=3, iterations=100)
     assert draw(plot_fig2, [tmp_path / "in"], tmp_path / "out")["ours"] == []
     assert "left out: CoTFormer 12x3, steps 100 instead of 40,000" in capsys.readouterr().out
 
 
-def test_figure_2_refuses_folders_without_evaluations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figure_2_refuses_folders_without_evaluations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "no eval_summary_*.json" in refused(plot_fig2, [tmp_path], capsys)
 
 
 # figure 3
 
+
 def test_figure_3_counts_are_those_of_the_authors_models(tmp_path: Path) -> None:
     data = draw(plot_fig3, [], tmp_path)
     at_256 = {one["label"]: one["macs"][data["lengths"].index(256)] for one in data["curves"]}
     assert (at_256["Standard 24"], at_256["Block Universal 12x5"], at_256["CoTFormer 12x3"]) == (
-        COUNTED["base_24"], COUNTED["but_12x5"], COUNTED["cot_12x3"])
+        COUNTED["base_24"],
+        COUNTED["but_12x5"],
+        COUNTED["cot_12x3"],
+    )
     assert (data["lengths"][0], data["lengths"][-1]) == (256, 12288)
 
 
 # figure 4
 
-def test_figure_4_draws_the_points_of_the_file_by_increasing_work(tmp_path: Path, inputs: dict[int, list[Path]]) -> None:
+
+def test_figure_4_draws_the_points_of_the_file_by_increasing_work(
+    tmp_path: Path, inputs: dict[int, list[Path]]
+) -> None:
     curves = {one["label"]: one["points"] for one in draw(plot_fig4, inputs[4], tmp_path / "out")["curves"]}
     assert {label: [(p["macs"], p["perplexity"]) for p in points] for label, points in curves.items()} == {
         "LN-CoTFormer (Router)": [(50_000_000_000, 29.0), (200_000_000_000, 24.0)],
-        "LN-CoTFormer (Fixed Depth)": [(45_000_000_000, 30.0), (210_000_000_000, 23.9)]}
+        "LN-CoTFormer (Fixed Depth)": [(45_000_000_000, 30.0), (210_000_000_000, 23.9)],
+    }
 
 
-def test_figure_4_shows_the_block_universal_router_beside_it(tmp_path: Path, inputs: dict[int, list[Path]]) -> None:
+def test_figure_4_shows_the_block_universal_router_beside_it(
+    tmp_path: Path, inputs: dict[int, list[Path]]
+) -> None:
     other = curve(tmp_path / "but.json", "but_mod", [point(60_000_000_000, 29.5, threshold=0.9)], [])
     labels = [one["label"] for one in draw(plot_fig4, [*inputs[4], other], tmp_path / "out")["curves"]]
     assert labels == ["LN-CoTFormer (Router)", "LN-CoTFormer (Fixed Depth)", "LN-Block Universal (Router)"]
 
 
-def test_figure_4_names_the_steps_where_a_model_comes_twice(tmp_path: Path, inputs: dict[int, list[Path]]) -> None:
+def test_figure_4_names_the_steps_where_a_model_comes_twice(
+    tmp_path: Path, inputs: dict[int, list[Path]]
+) -> None:
     other = curve(tmp_path / "early.json", "adm", [point(60_000_000_000, 29.5, threshold=0.9)], [], itr=40000)
     labels = [one["label"] for one in draw(plot_fig4, [*inputs[4], other], tmp_path / "out")["curves"]]
     assert "LN-CoTFormer (Router), 60,000 steps" in labels and "LN-CoTFormer (Router), 40,000 steps" in labels
 
 
-def test_figure_4_shows_measured_time_where_all_points_have_it(tmp_path: Path, inputs: dict[int, list[Path]]) -> None:
+def test_figure_4_shows_measured_time_where_all_points_have_it(
+    tmp_path: Path, inputs: dict[int, list[Path]]
+) -> None:
     untimed = curve(tmp_path / "untimed.json", "adm", [point(60_000_000_000, 29.5, threshold=0.9)], [])
-    panels = [len(plot_fig4.draw(draw(plot_fig4, [path], tmp_path / "out")).axes) for path in (*inputs[4], untimed)]
+    panels = [
+        len(plot_fig4.draw(draw(plot_fig4, [path], tmp_path / "out")).axes) for path in (*inputs[4], untimed)
+    ]
     assert panels == [2, 1]
 
 
-def test_figure_4_shows_the_papers_values_beside_a_model_of_its_shape_only(tmp_path: Path, inputs: dict[int, list[Path]]) -> None:
+def test_figure_4_shows_the_papers_values_beside_a_model_of_its_shape_only(
+    tmp_path: Path, inputs: dict[int, list[Path]]
+) -> None:
     small = curve(tmp_path / "small.json", "adm", [point(1_000_000, 60.0, threshold=0.9)], [], n_embd=384)
-    values = [[one["perplexity"] for one in draw(plot_fig4, [path], tmp_path / "out")["paper"]] for path in (*inputs[4], small)]
+    values = [
+        [one["perplexity"] for one in draw(plot_fig4, [path], tmp_path / "out")["paper"]]
+        for path in (*inputs[4], small)
+    ]
     assert values == [[23.19, 23.83], []]
 
 
@@ -206,12 +287,26 @@ def test_figure_4_title_says_model_and_checkpoint(tmp_path: Path, inputs: dict[i
     assert "Adaptive LN-CoTFormer, 2+21x5+1 layers, width 768, 60,000 steps: a_run/ckpt.pt" in title
 
 
-def sweep(path: Path, paired: float | None = 0.001, timing: str | None = "together", offset: float = 0.15) -> Path:
-    """A sweep with two curves that are `offset` apart, and measured times that are not in the order of work."""
+def sweep(
+    path: Path, paired: float | None = 0.001, timing: str | None = "together", offset: float = 0.15
+) -> Path:
+    """A sweep with two curves that are `offset` apart, and measured times that are not in the order of
+    work.
+    """
     at = [(45, 30.0), (90, 26.5), (130, 25.0), (170, 24.3), (208, 24.0)]
     times = [0.005, 0.008, 0.013, 0.012, 0.02]
-    made = curve(path, "adm", [point(int(1e9) * x, y, t, paired, threshold=1 - n / 10) for n, ((x, y), t) in enumerate(zip(at, times, strict=True))],
-                 [point(int(1e9) * x, y + offset, t, paired, passes=n) for n, ((x, y), t) in enumerate(zip(at, times, strict=True), 1)])
+    made = curve(
+        path,
+        "adm",
+        [
+            point(int(1e9) * x, y, t, paired, threshold=1 - n / 10)
+            for n, ((x, y), t) in enumerate(zip(at, times, strict=True))
+        ],
+        [
+            point(int(1e9) * x, y + offset, t, paired, passes=n)
+            for n, ((x, y), t) in enumerate(zip(at, times, strict=True), 1)
+        ],
+    )
     return write(made, {**json.loads(made.read_text()), "timing": timing})
 
 
@@ -224,19 +319,27 @@ def drawn(tmp_path: Path, *files: Path) -> Any:
 def test_figure_4_says_which_cut_each_point_of_the_router_is(tmp_path: Path) -> None:
     figure = drawn(tmp_path, sweep(tmp_path / "ppl_per_mac.json"))
     assert [text.get_text() for text in figure.axes[0].texts] == ["1", "0.9", "0.8", "0.7", "0.6"]
-    assert "the lowest score that goes on (1 - t of the paper's thresholds)" in figure.get_suptitle().replace("\n", " ")
+    assert "the lowest score that goes on (1 - t of the paper's thresholds)" in figure.get_suptitle().replace(
+        "\n", " "
+    )
 
 
 def test_figure_4_says_which_curve_has_the_published_capacities(tmp_path: Path) -> None:
     path = sweep(tmp_path / "ppl_per_mac.json")
     write(path, {**json.loads(path.read_text()), "published": True})
     assert [one["label"] for one in draw(plot_fig4, [path], tmp_path / "out")["curves"]] == [
-        "LN-CoTFormer (Router, published rule)", "LN-CoTFormer (Fixed Depth)"]
+        "LN-CoTFormer (Router, published rule)",
+        "LN-CoTFormer (Fixed Depth)",
+    ]
 
 
 def bars(axis: Any) -> list[float]:
     """Heights of the bars of an axis, from the left."""
-    return [float(np.ptp(segment[:, 1])) for container in axis.containers for segment in container.lines[2][0].get_segments()]
+    return [
+        float(np.ptp(segment[:, 1]))
+        for container in axis.containers
+        for segment in container.lines[2][0].get_segments()
+    ]
 
 
 def test_figure_4_bars_are_those_of_the_paired_difference_to_full_depth(tmp_path: Path) -> None:
@@ -247,7 +350,10 @@ def test_figure_4_bars_are_those_of_the_paired_difference_to_full_depth(tmp_path
 
 def test_figure_4_says_so_where_a_file_of_before_has_no_paired_differences(tmp_path: Path) -> None:
     figure = drawn(tmp_path, sweep(tmp_path / "ppl_per_mac.json", paired=None))
-    assert bars(figure.axes[0])[0] == pytest.approx(0.6) and "no paired differences in the file" in figure.get_suptitle()
+    assert (
+        bars(figure.axes[0])[0] == pytest.approx(0.6)
+        and "no paired differences in the file" in figure.get_suptitle()
+    )
 
 
 def test_figure_4_has_no_bars_of_another_kind_beside_the_paired_ones(tmp_path: Path) -> None:
@@ -264,7 +370,12 @@ def test_figure_4_shows_curves_that_are_015_apart(tmp_path: Path, paired: float 
 
 
 def test_figure_4_has_no_close_up_of_curves_that_are_close_together(tmp_path: Path) -> None:
-    path = curve(tmp_path / "a.json", "adm", [point(n * 10**9, 25 - n / 10, threshold=1 - n / 10) for n in range(1, 8)], [])
+    path = curve(
+        tmp_path / "a.json",
+        "adm",
+        [point(n * 10**9, 25 - n / 10, threshold=1 - n / 10) for n in range(1, 8)],
+        [],
+    )
     assert len(drawn(tmp_path, path).axes) == 1
 
 
@@ -276,29 +387,57 @@ def test_figure_4_measured_times_never_run_backwards(tmp_path: Path, timing: str
 
 
 def test_figure_4_joins_no_times_that_were_taken_one_by_one(tmp_path: Path) -> None:
-    axes = [drawn(tmp_path, sweep(tmp_path / f"{timing}.json", timing=timing)).axes[1] for timing in ("together", None)]
+    axes = [
+        drawn(tmp_path, sweep(tmp_path / f"{timing}.json", timing=timing)).axes[1]
+        for timing in ("together", None)
+    ]
     styles = [{container.lines[0].get_linestyle() for container in axis.containers} for axis in axes]
     assert styles == [{"-", "--"}, {"None"}]
 
 
 def test_figure_4_has_one_scale_in_a_row(tmp_path: Path) -> None:
     axes = drawn(tmp_path, sweep(tmp_path / "ppl_per_mac.json")).axes
-    assert len(axes) == 4 and axes[0].get_ylim() == axes[1].get_ylim() and axes[2].get_ylim() == axes[3].get_ylim() != axes[0].get_ylim()
+    assert (
+        len(axes) == 4
+        and axes[0].get_ylim() == axes[1].get_ylim()
+        and axes[2].get_ylim() == axes[3].get_ylim() != axes[0].get_ylim()
+    )
 
 
-def test_figure_4_refuses_sequences_of_two_lengths(tmp_path: Path, inputs: dict[int, list[Path]], capsys: pytest.CaptureFixture[str]) -> None:
-    other = curve(tmp_path / "long.json", "adm", [point(60_000_000_000, 29.5, threshold=0.9)], [], sequence_length=512)
+def test_figure_4_refuses_sequences_of_two_lengths(
+    tmp_path: Path, inputs: dict[int, list[Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = curve(
+        tmp_path / "long.json", "adm", [point(60_000_000_000, 29.5, threshold=0.9)], [], sequence_length=512
+    )
     assert "256 and 512 tokens" in refused(plot_fig4, [*inputs[4], other], capsys)
 
 
-@pytest.mark.parametrize(("change", "part"), [
-    ({"router": [], "fixed_depth": []}, "no points"), ({"router": [{}]}, "router[0].threshold is missing"), ({"router": {}}, "router is"),
-    ({"args": None}, "args is missing"), ({"router": [point(-5, 20.0, threshold=0.5)]}, "router[0].macs is -5"),
-    ({"router": [{**point(5, 20.0, threshold=0.5), "val_perplexity": "20"}]}, "router[0].val_perplexity is '20'"),
-    ({"router": [{**point(5, 20.0, paired=0.1, threshold=0.5), "loss_difference": 800}]}, "router[0].loss_difference 800"),
-    ({"router": [{**point(5, 20.0, threshold=0.5), "loss_difference_ci95": 5}]}, "router[0].loss_difference is missing")])
-def test_figure_4_names_what_is_wrong_with_a_file(inputs: dict[int, list[Path]], capsys: pytest.CaptureFixture[str], change: dict[str, Any],
-                                                  part: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"router": [], "fixed_depth": []}, "no points"),
+        ({"router": [{}]}, "router[0].threshold is missing"),
+        ({"router": {}}, "router is"),
+        ({"args": None}, "args is missing"),
+        ({"router": [point(-5, 20.0, threshold=0.5)]}, "router[0].macs is -5"),
+        (
+            {"router": [{**point(5, 20.0, threshold=0.5), "val_perplexity": "20"}]},
+            "router[0].val_perplexity is '20'",
+        ),
+        (
+            {"router": [{**point(5, 20.0, paired=0.1, threshold=0.5), "loss_difference": 800}]},
+            "router[0].loss_difference 800",
+        ),
+        (
+            {"router": [{**point(5, 20.0, threshold=0.5), "loss_difference_ci95": 5}]},
+            "router[0].loss_difference is missing",
+        ),
+    ],
+)
+def test_figure_4_names_what_is_wrong_with_a_file(
+    inputs: dict[int, list[Path]], capsys: pytest.CaptureFixture[str], change: dict[str, Any], part: str
+) -> None:
     path = inputs[4][0]
     write(path, {**json.loads(path.read_text()), **change})
     line = refused(plot_fig4, [path], capsys)
@@ -309,21 +448,29 @@ def test_figure_4_has_labels_and_steps_in_its_legend(inputs: dict[int, list[Path
     words = [f"v1={inputs[4][0]}", f"v2={shutil.copy(inputs[4][0], tmp_path / 'other.json')}"]
     figure = plot_fig4.draw(draw(plot_fig4, words, tmp_path / "out"))
     said = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert said[:2] == ["v1 (Router), 60,000 steps", "v1 (Fixed Depth), 60,000 steps"] and "v2 (Router), 60,000 steps" in said
+    assert (
+        said[:2] == ["v1 (Router), 60,000 steps", "v1 (Fixed Depth), 60,000 steps"]
+        and "v2 (Router), 60,000 steps" in said
+    )
 
 
-def test_what_looks_like_a_label_in_the_value_of_a_flag_is_left_there(inputs: dict[int, list[Path]], tmp_path: Path) -> None:
+def test_what_looks_like_a_label_in_the_value_of_a_flag_is_left_there(
+    inputs: dict[int, list[Path]], tmp_path: Path
+) -> None:
     draw(plot_fig4, [inputs[4][0]], tmp_path / "lr=0.1")
     assert (tmp_path / "lr=0.1" / "fig4.png").is_file()
 
 
-def test_figure_4_gives_each_of_four_checkpoints_a_colour(inputs: dict[int, list[Path]], tmp_path: Path) -> None:
+def test_figure_4_gives_each_of_four_checkpoints_a_colour(
+    inputs: dict[int, list[Path]], tmp_path: Path
+) -> None:
     words = [f"v{number}={shutil.copy(inputs[4][0], tmp_path / f'{number}.json')}" for number in range(4)]
     axis = plot_fig4.draw(draw(plot_fig4, words, tmp_path / "out")).axes[0]
     assert len({bars.lines[0].get_color() for bars in axis.containers}) == 4
 
 
 # figure 5
+
 
 def test_figure_5_counts_are_numpys(tmp_path: Path) -> None:
     values = np.random.default_rng(1).beta(2, 5, (5000, 4)).astype(np.float32)
@@ -337,36 +484,55 @@ def test_figure_5_counts_are_numpys(tmp_path: Path) -> None:
 def test_figure_5_draws_the_shares_of_the_counts(tmp_path: Path) -> None:
     from matplotlib.patches import StepPatch
 
-    data = draw(plot_fig5, [weights(tmp_path / "router_weights_ckpt.npz", [[0.1], [0.1], [0.1], [0.9]])], tmp_path / "out")
+    data = draw(
+        plot_fig5,
+        [weights(tmp_path / "router_weights_ckpt.npz", [[0.1], [0.1], [0.1], [0.9]])],
+        tmp_path / "out",
+    )
     shares = plot_fig5.draw(data).axes[0].findobj(StepPatch)[0].get_data().values
     assert sorted(shares)[-2:] == [25.0, 75.0] and sum(shares) == 100
 
 
 def test_figure_5_has_a_row_for_each_cascade_and_says_which_is_right(tmp_path: Path) -> None:
-    files = [weights(tmp_path / f"router_weights_ckpt_{name}.npz", np.full((10, 2), 0.5), name) for name in ("token", "raw", "position", "device")]
+    files = [
+        weights(tmp_path / f"router_weights_ckpt_{name}.npz", np.full((10, 2), 0.5), name)
+        for name in ("token", "raw", "position", "device")
+    ]
     data = draw(plot_fig5, files, tmp_path / "out")
     assert [row["cascade"] for row in data["rows"]] == ["raw", "device", "position", "token"]
     labels = [axis.get_ylabel() for axis in plot_fig5.draw(data).axes[::2]]
-    assert "the authors' code here" in labels[1] and "top-k sorted" in labels[2] and "the right one" in labels[3]
+    assert (
+        "the authors' code here" in labels[1] and "top-k sorted" in labels[2] and "the right one" in labels[3]
+    )
 
 
 @pytest.mark.parametrize(("scale", "same"), [("all", True), ("row", False)])
-def test_figure_5_has_one_scale_in_all_panels_unless_told_otherwise(tmp_path: Path, scale: str, same: bool) -> None:
-    files = [weights(tmp_path / "router_weights_raw.npz", np.linspace(0.0, 1, 100)[:, None], "raw"),
-             weights(tmp_path / "router_weights_token.npz", np.full((100, 1), 0.5), "token")]
+def test_figure_5_has_one_scale_in_all_panels_unless_told_otherwise(
+    tmp_path: Path, scale: str, same: bool
+) -> None:
+    files = [
+        weights(tmp_path / "router_weights_raw.npz", np.linspace(0.0, 1, 100)[:, None], "raw"),
+        weights(tmp_path / "router_weights_token.npz", np.full((100, 1), 0.5), "token"),
+    ]
     first, second = plot_fig5.draw(draw(plot_fig5, files, tmp_path / "out"), scale).axes
     assert (first.get_ylim() == second.get_ylim()) is same
 
 
 def test_figure_5_has_labels_and_steps_in_its_legend(tmp_path: Path) -> None:
-    files = [weights(tmp_path / name / f"router_weights_{itr}.npz", np.full((10, 2), 0.5), itr=itr) for name in "ab" for itr in (40000, 60000)]
+    files = [
+        weights(tmp_path / name / f"router_weights_{itr}.npz", np.full((10, 2), 0.5), itr=itr)
+        for name in "ab"
+        for itr in (40000, 60000)
+    ]
     words = [f"v{number}={path}" for number, path in zip((1, 1, 2, 2), files, strict=True)]
     figure = plot_fig5.draw(draw(plot_fig5, words, tmp_path / "out"))
     said = [text.get_text() for text in figure.legends[0].get_texts()]
     assert said == ["v1, 40,000 steps", "v1, 60,000 steps", "v2, 40,000 steps", "v2, 60,000 steps"]
 
 
-def test_figure_5_tells_a_position_cascade_of_an_earlier_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figure_5_tells_a_position_cascade_of_an_earlier_version(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     old = weights(tmp_path / "router_weights_position.npz", [[0.5]], "position")
     new = weights(tmp_path / "new" / "router_weights_position.npz", [[0.5]], "position", device="cpu")
     draw(plot_fig5, [old, new], tmp_path / "out")
@@ -381,9 +547,15 @@ def test_figure_5_has_one_scale_in_a_row(tmp_path: Path) -> None:
     assert first.get_ylim() == second.get_ylim() and first.get_ylim()[1] >= 100
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.43, 0.61), (0.7, 0.7), (0.5, 0.503), (1.0, 1.0), (0.0, 0.0)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 1.0), (0.43, 0.61), (0.7, 0.7), (0.5, 0.503), (1.0, 1.0), (0.0, 0.0)]
+)
 def test_figure_5_axes_start_and_end_at_the_scores(tmp_path: Path, low: float, high: float) -> None:
-    data = draw(plot_fig5, [weights(tmp_path / "router_weights_ckpt.npz", np.linspace(low, high, 1000)[:, None])], tmp_path / "out")
+    data = draw(
+        plot_fig5,
+        [weights(tmp_path / "router_weights_ckpt.npz", np.linspace(low, high, 1000)[:, None])],
+        tmp_path / "out",
+    )
     left, right = plot_fig5.draw(data).axes[0].get_xlim()
     width = data["edges"][1]
     assert left <= low + 1e-6 and left > low - 1.001 * width and high - 1e-6 <= right < high + 1.001 * width
@@ -391,51 +563,76 @@ def test_figure_5_axes_start_and_end_at_the_scores(tmp_path: Path, low: float, h
 
 
 def test_figure_5_shows_the_shape_of_scores_that_lie_close_together(tmp_path: Path) -> None:
-    data = draw(plot_fig5, [weights(tmp_path / "router_weights_ckpt.npz", np.linspace(0.45, 0.55, 1000)[:, None])], tmp_path / "out")
+    data = draw(
+        plot_fig5,
+        [weights(tmp_path / "router_weights_ckpt.npz", np.linspace(0.45, 0.55, 1000)[:, None])],
+        tmp_path / "out",
+    )
     assert sum(count > 0 for count in data["rows"][0]["files"][0]["counts"][0]) >= 25
 
 
 def test_figure_5_says_in_plain_words_what_a_score_and_a_panel_are(tmp_path: Path) -> None:
-    data = draw(plot_fig5, [weights(tmp_path / "router_weights_ckpt.npz", np.full((10, 2), 0.5))], tmp_path / "out")
+    data = draw(
+        plot_fig5, [weights(tmp_path / "router_weights_ckpt.npz", np.full((10, 2), 0.5))], tmp_path / "out"
+    )
     figure = plot_fig5.draw(data)
     assert [axis.get_title() for axis in figure.axes] == ["after pass 1 of 3", "after pass 2 of 3"]
     assert "0 (stop) to 1 (go on to the next pass)" in figure.get_suptitle()
 
 
 def test_figure_5_compares_checkpoints_in_one_panel(tmp_path: Path) -> None:
-    files = [weights(tmp_path / f"router_weights_ckpt_{itr}.npz", np.full((10, 2), 0.5), itr=itr) for itr in (40000, 60000)]
+    files = [
+        weights(tmp_path / f"router_weights_ckpt_{itr}.npz", np.full((10, 2), 0.5), itr=itr)
+        for itr in (40000, 60000)
+    ]
     (row,) = draw(plot_fig5, files, tmp_path / "out")["rows"]
-    assert [one["label"] for one in row["files"]] == ["40,000 steps: a_run/ckpt_40000.pt", "60,000 steps: a_run/ckpt_60000.pt"]
+    assert [one["label"] for one in row["files"]] == [
+        "40,000 steps: a_run/ckpt_40000.pt",
+        "60,000 steps: a_run/ckpt_60000.pt",
+    ]
 
 
 def test_figure_5_takes_the_cascade_from_the_name_where_files_share_their_description(tmp_path: Path) -> None:
     path = weights(tmp_path / "router_weights_ckpt_position.npz", np.full((10, 2), 0.5), "token")
-    shutil.move(tmp_path / "router_weights_ckpt_position_meta.json", tmp_path / "router_weights_ckpt_meta.json")
+    shutil.move(
+        tmp_path / "router_weights_ckpt_position_meta.json", tmp_path / "router_weights_ckpt_meta.json"
+    )
     assert draw(plot_fig5, [path], tmp_path / "out")["rows"][0]["cascade"] == "position"
 
 
 @pytest.mark.parametrize("values", [[[1.5]], [[-0.1]], [[np.nan]], [0.5], np.zeros((0, 4))])
-def test_figure_5_refuses_what_are_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str], values: Any) -> None:
+def test_figure_5_refuses_what_are_no_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], values: Any
+) -> None:
     path = weights(tmp_path / "router_weights_ckpt.npz", np.atleast_2d(values))
     np.savez(path, weights=np.asarray(values, dtype=np.float32))
     assert str(path) in refused(plot_fig5, [path], capsys)
 
 
-def test_figure_5_executes_nothing_that_a_file_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figure_5_executes_nothing_that_a_file_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = weights(tmp_path / "router_weights_ckpt.npz", [[0.5]])
     np.savez(path, weights=np.array([[{"a": 1}]], dtype=object))
     assert "no readable array" in refused(plot_fig5, [path], capsys)
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04 torn", b"\x93NUMPY\x01\x00torn"])
-def test_figure_5_names_a_torn_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
+def test_figure_5_names_a_torn_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
     path = weights(tmp_path / "router_weights_ckpt.npz", [[0.5]])
     path.write_bytes(content)
     assert str(path) in refused(plot_fig5, [path], capsys)
 
 
-@pytest.mark.parametrize("meta", [None, "{", "{}", '{"checkpoint": "a", "itr": 1, "cascade": "other"}', '{"itr": 1, "cascade": "raw"}'])
-def test_figure_5_needs_a_description_beside_the_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str], meta: str | None) -> None:
+@pytest.mark.parametrize(
+    "meta",
+    [None, "{", "{}", '{"checkpoint": "a", "itr": 1, "cascade": "other"}', '{"itr": 1, "cascade": "raw"}'],
+)
+def test_figure_5_needs_a_description_beside_the_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], meta: str | None
+) -> None:
     path = weights(tmp_path / "router_weights_ckpt.npz", [[0.5]])
     description = tmp_path / "router_weights_ckpt_meta.json"
     description.unlink()

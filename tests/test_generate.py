@@ -27,7 +27,9 @@ def whole(model, row):
 
 def threshold_model(name, thresholds=(0.5, 0.45), **settings):
     """Routed models by threshold, so that tokens of a row make different numbers of passes."""
-    return tiny_model(name, sequence_length=24, routing="threshold", router_threshold=list(thresholds), **settings)
+    return tiny_model(
+        name, sequence_length=24, routing="threshold", router_threshold=list(thresholds), **settings
+    )
 
 
 @pytest.mark.parametrize("window", [None, 4])
@@ -80,14 +82,21 @@ def test_half_precision_generates_as_the_whole_forward_pass_does(name):
         session = Session(model, 1, CPU)
         session.feed([row[:6]])
         for end in range(7, 13):
-            assert torch.allclose(session.feed([row[end - 1:end]])[0], whole(model, row[:end]).float(), atol=0.02)
+            assert torch.allclose(
+                session.feed([row[end - 1 : end]])[0], whole(model, row[:end]).float(), atol=0.02
+            )
 
 
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("name", ["lncot", "adm"])
 def test_reference_attention_generates_the_same(name, window):
-    fast, plain = (threshold_model(name, attention=way, attention_window_length=window) for way in ("fast", "reference"))
-    said = [list(generate(Session(model, 3, CPU), PROMPTS, 10, Sampling(0), 0, 64, lambda row, new: False)) for model in (fast, plain)]
+    fast, plain = (
+        threshold_model(name, attention=way, attention_window_length=window) for way in ("fast", "reference")
+    )
+    said = [
+        list(generate(Session(model, 3, CPU), PROMPTS, 10, Sampling(0), 0, 64, lambda row, new: False))
+        for model in (fast, plain)
+    ]
     assert said[0] == said[1]
 
 
@@ -95,9 +104,30 @@ def test_reference_attention_generates_the_same(name, window):
 @pytest.mark.parametrize("name", STEADY)
 def test_a_row_that_has_ended_leaves_the_others_as_they_are(name, window):
     model = threshold_model(name, attention_window_length=window)
-    together = list(generate(Session(model, 3, CPU), PROMPTS, 9, Sampling(0), 0, 64, lambda row, new: row == 1 and len(new) == 3))
+    together = list(
+        generate(
+            Session(model, 3, CPU),
+            PROMPTS,
+            9,
+            Sampling(0),
+            0,
+            64,
+            lambda row, new: row == 1 and len(new) == 3,
+        )
+    )
     for row, prompt in enumerate(PROMPTS):
-        alone = [token for _, token in generate(Session(model, 1, CPU), [prompt], 3 if row == 1 else 9, Sampling(0), 0, 64, lambda row, new: False)]
+        alone = [
+            token
+            for _, token in generate(
+                Session(model, 1, CPU),
+                [prompt],
+                3 if row == 1 else 9,
+                Sampling(0),
+                0,
+                64,
+                lambda row, new: False,
+            )
+        ]
         assert [token for number, token in together if number == row] == alone
 
 
@@ -118,8 +148,22 @@ def test_a_row_that_outgrows_the_model_leaves_the_others_as_they_are():
 
 
 def test_pondernet_generates():
-    assert len(list(generate(Session(tiny_model("pondernet", sequence_length=24), 2, CPU), PROMPTS[:2], 30, Sampling(), 0, 64,
-                             lambda row, new: False))) == 60
+    assert (
+        len(
+            list(
+                generate(
+                    Session(tiny_model("pondernet", sequence_length=24), 2, CPU),
+                    PROMPTS[:2],
+                    30,
+                    Sampling(),
+                    0,
+                    64,
+                    lambda row, new: False,
+                )
+            )
+        )
+        == 60
+    )
 
 
 # sampling
@@ -178,10 +222,12 @@ def test_shares_are_of_the_tokens_that_really_went_on(name):
     model, rows = threshold_model(name), [tokens(20).tolist(), tokens(4, seed=1).tolist()]
     session = Session(model, 2, CPU)
     for turn in range(17):
-        session.feed([rows[0][turn:turn + 1 if turn < 16 else 20], rows[1] if turn == 16 else []])
+        session.feed([rows[0][turn : turn + 1 if turn < 16 else 20], rows[1] if turn == 16 else []])
     with torch.no_grad():
         active = [model(torch.tensor([row]))["active"] for row in rows]
-    assert session.shares() == pytest.approx([sum(counts) / 24 for counts in zip_longest(*active, fillvalue=0.0)][1:])
+    assert session.shares() == pytest.approx(
+        [sum(counts) / 24 for counts in zip_longest(*active, fillvalue=0.0)][1:]
+    )
 
 
 # the command
@@ -194,7 +240,11 @@ def generated(*words):
 @pytest.mark.slow
 def test_the_command_wants_a_checkpoint():
     outcome = generated("--prompt", "x")
-    assert outcome.returncode == 2 and "--checkpoint is needed" in outcome.stderr and outcome.stderr.count("\n") == 1
+    assert (
+        outcome.returncode == 2
+        and "--checkpoint is needed" in outcome.stderr
+        and outcome.stderr.count("\n") == 1
+    )
 
 
 @pytest.fixture(scope="module")
@@ -202,24 +252,59 @@ def trained(tmp_path_factory):
     """The checkpoint of a small adaptive model of characters, whose training evaluated by threshold."""
     place = tmp_path_factory.mktemp("characters")
     (place / "verse.txt").write_text("to be or not to be,\nthat is the question: " * 200)
-    made = run([sys.executable, "-m", "data.tokenize", "--name", "verse-char", "--data-dir", str(place), "--input", str(place / "verse.txt")])
+    made = run(
+        [
+            sys.executable,
+            "-m",
+            "data.tokenize",
+            "--name",
+            "verse-char",
+            "--data-dir",
+            str(place),
+            "--input",
+            str(place / "verse.txt"),
+        ]
+    )
     assert made.returncode == 0, made.stderr
-    done = train(place / "exps", dataset="verse-char", data_dir=place, vocab_size=32, iterations=80, eval_freq=0, save_checkpoint_freq=None,
-                 dropout=0.0, routing="threshold", router_threshold=0.3)
+    done = train(
+        place / "exps",
+        dataset="verse-char",
+        data_dir=place,
+        vocab_size=32,
+        iterations=80,
+        eval_freq=0,
+        save_checkpoint_freq=None,
+        dropout=0.0,
+        routing="threshold",
+        router_threshold=0.3,
+    )
     assert done.returncode == 0, done.stderr
     return folder(place / "exps")
 
 
 @pytest.mark.slow
 def test_a_prompt_with_line_breaks_is_printed_with_what_follows(trained):
-    outcome = generated("--checkpoint", trained, "--prompt", "be,\nth", "--max_new_tokens", "12", "--temperature", "0")
+    outcome = generated(
+        "--checkpoint", trained, "--prompt", "be,\nth", "--max_new_tokens", "12", "--temperature", "0"
+    )
     assert outcome.returncode == 0, outcome.stderr
     assert outcome.stdout.startswith("be,\nth") and len(outcome.stdout) == len("be,\nth") + 12 + 1
 
 
 @pytest.mark.slow
 def test_characters_travel_with_the_checkpoint(trained, tmp_path):
-    outcome = generated("--checkpoint", trained, "--prompt", "be, th", "--max_new_tokens", "5", "--temperature", "0", "--data_dir", tmp_path)
+    outcome = generated(
+        "--checkpoint",
+        trained,
+        "--prompt",
+        "be, th",
+        "--max_new_tokens",
+        "5",
+        "--temperature",
+        "0",
+        "--data_dir",
+        tmp_path,
+    )
     assert outcome.returncode == 0, outcome.stderr
     assert outcome.stdout.startswith("be, th")
 
@@ -230,32 +315,49 @@ def test_a_model_of_unknown_tokens_writes_no_text(trained, tmp_path):
     del state["vocabulary"]
     torch.save(state, tmp_path / "ckpt.pt")
     outcome = generated("--checkpoint", tmp_path / "ckpt.pt", "--prompt", "be", "--data_dir", tmp_path)
-    assert outcome.returncode == 2 and "nobody says what the 32 tokens" in outcome.stderr and outcome.stderr.count("\n") == 1
+    assert (
+        outcome.returncode == 2
+        and "nobody says what the 32 tokens" in outcome.stderr
+        and outcome.stderr.count("\n") == 1
+    )
 
 
 @pytest.mark.slow
 def test_a_text_ends_with_what_stops_it(trained):
-    outcome = generated("--checkpoint", trained, "--prompt", "to be", "--max_new_tokens", "200", "--stop", "o", "t")
+    outcome = generated(
+        "--checkpoint", trained, "--prompt", "to be", "--max_new_tokens", "200", "--stop", "o", "t"
+    )
     assert outcome.stdout.strip()[-1] in "ot" and not set("ot") & set(outcome.stdout.strip()[5:-1])
 
 
 @pytest.mark.slow
 def test_a_budget_is_told_and_about_kept(trained):
-    outcome = generated("--checkpoint", trained, "--prompt", "to be", "or not", "--max_new_tokens", "30", "--budget", "0.75")
+    outcome = generated(
+        "--checkpoint", trained, "--prompt", "to be", "or not", "--max_new_tokens", "30", "--budget", "0.75"
+    )
     assert outcome.returncode == 0, outcome.stderr
     spent = float(outcome.stderr.split("; ")[-1].split()[0])
     assert "=== 2\nor not" in outcome.stdout and spent == pytest.approx(0.75, abs=0.15)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("words", "fault"), [
-    (["--budget", "0.5", "--router_threshold", "0.5"], "give one of them"),
-    (["--stop", ""], "must not be empty"),
-    (["--budget", "0.1"], "one pass alone costs"),
-    (["--prompt", "XYZ"], "have no 'X'"),
-    (["--prompt", ""], "must not be empty"),
-    (["--top_p", "2"], "at most 1"),
-])
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (["--budget", "0.5", "--router_threshold", "0.5"], "give one of them"),
+        (["--stop", ""], "must not be empty"),
+        (["--budget", "0.1"], "one pass alone costs"),
+        (["--prompt", "XYZ"], "have no 'X'"),
+        (["--prompt", ""], "must not be empty"),
+        (["--top_p", "2"], "at most 1"),
+    ],
+)
 def test_bad_wishes_are_told_in_one_line(trained, words, fault):
-    outcome = generated("--checkpoint", trained, *(words if "--prompt" in words else [*words, "--prompt", "be"]))
-    assert (outcome.returncode, outcome.stdout) == (2, "") and fault in outcome.stderr and "Traceback" not in outcome.stderr
+    outcome = generated(
+        "--checkpoint", trained, *(words if "--prompt" in words else [*words, "--prompt", "be"])
+    )
+    assert (
+        (outcome.returncode, outcome.stdout) == (2, "")
+        and fault in outcome.stderr
+        and "Traceback" not in outcome.stderr
+    )

@@ -1,4 +1,7 @@
-"""Extensions, rollbacks and what they leave: files are named by what they hold, and nothing is lost. On real runs."""
+"""Extensions, rollbacks and what they leave: files are named by what they hold, and nothing is lost.
+
+On real runs.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,21 @@ from tests.programs import STOPPED, command, final_state, folder, metrics, run, 
 
 pytestmark = pytest.mark.slow
 
-SMALL = {"model": "lncot", "n_repeat": 2, "n_embd": 16, "n_head": 2, "n_layer": 3, "sequence_length": 16, "batch_size": 2, "acc_steps": 2,
-         "eval_freq": 0, "log_freq": 5, "save_checkpoint_freq": 10, "iterations": 40, "dropout": 0.0}
+SMALL = {
+    "model": "lncot",
+    "n_repeat": 2,
+    "n_embd": 16,
+    "n_head": 2,
+    "n_layer": 3,
+    "sequence_length": 16,
+    "batch_size": 2,
+    "acc_steps": 2,
+    "eval_freq": 0,
+    "log_freq": 5,
+    "save_checkpoint_freq": 10,
+    "iterations": 40,
+    "dropout": 0.0,
+}
 
 
 def small(results: Path, **changes: Any) -> Any:
@@ -86,7 +102,11 @@ def finished(finished_once: Path, tmp_path: Path) -> Path:
 
 def names_lie(results: Path) -> list[str]:
     """Numbered checkpoints that hold another step than their name says."""
-    return [name for name, step in steps_in(results).items() if name.endswith(".pt") and name not in ("ckpt.pt", f"ckpt_{step}.pt")]
+    return [
+        name
+        for name, step in steps_in(results).items()
+        if name.endswith(".pt") and name not in ("ckpt.pt", f"ckpt_{step}.pt")
+    ]
 
 
 # extensions
@@ -119,17 +139,28 @@ def test_an_extension_from_an_older_checkpoint_gives_the_final_files_their_own_n
 
 def test_an_extension_from_an_older_checkpoint_leaves_it_as_it_was(finished: Path) -> None:
     before = (folder(finished) / "ckpt_20.pt").read_bytes()
-    assert small(finished, iterations=60, extend="continue", use_pretrained="ckpt_20.pt", keep_steps=[20]).returncode == 0
-    assert (folder(finished) / "ckpt_20.pt").read_bytes() == before and steps_in(finished)["ckpt_40.pt.abandoned"] == 40
+    assert (
+        small(
+            finished, iterations=60, extend="continue", use_pretrained="ckpt_20.pt", keep_steps=[20]
+        ).returncode
+        == 0
+    )
+    assert (folder(finished) / "ckpt_20.pt").read_bytes() == before and steps_in(finished)[
+        "ckpt_40.pt.abandoned"
+    ] == 40
 
 
-def test_a_rejoined_run_that_was_killed_ends_with_the_same_bits(finished: Path, finished_once: Path, tmp_path: Path) -> None:
+def test_a_rejoined_run_that_was_killed_ends_with_the_same_bits(
+    finished: Path, finished_once: Path, tmp_path: Path
+) -> None:
     changes: dict[str, Any] = {"iterations": 80, "extend": "rejoin", "log_freq": 1}
     killed_after(finished, 56, **changes)
     assert small(finished, **changes).returncode == 0
     direct = shutil.copytree(finished_once, tmp_path / "direct")
     assert small(direct, **changes).returncode == 0
-    assert differing(final_state(finished), final_state(direct)) == [] and metrics(finished) == metrics(direct)
+    assert differing(final_state(finished), final_state(direct)) == [] and metrics(finished) == metrics(
+        direct
+    )
 
 
 def test_the_legs_of_a_rejoined_run_are_in_its_summary(finished: Path) -> None:
@@ -146,7 +177,9 @@ def test_an_extension_from_an_older_checkpoint_goes_on_from_its_own_saves(finish
     assert [row["start_step"] for row in rows] == [0, 20, first] and second > first
 
 
-def test_an_extension_that_was_given_up_leaves_no_rows(finished: Path, finished_once: Path, tmp_path: Path) -> None:
+def test_an_extension_that_was_given_up_leaves_no_rows(
+    finished: Path, finished_once: Path, tmp_path: Path
+) -> None:
     killed_after(finished, 50, extend="restart", save_checkpoint_freq=None, log_freq=5)
     assert small(finished, iterations=60, extend="continue").returncode == 0
     direct = shutil.copytree(finished_once, tmp_path / "direct")
@@ -157,7 +190,9 @@ def test_an_extension_that_was_given_up_leaves_no_rows(finished: Path, finished_
 def test_rows_of_an_extension_that_was_given_up_are_set_aside(finished: Path) -> None:
     killed_after(finished, 50, extend="restart", save_checkpoint_freq=None, log_freq=5)
     assert small(finished, iterations=60, extend="continue").returncode == 0
-    aside = [json.loads(line) for line in (folder(finished) / "metrics.jsonl.abandoned").read_text().splitlines()]
+    aside = [
+        json.loads(line) for line in (folder(finished) / "metrics.jsonl.abandoned").read_text().splitlines()
+    ]
     assert {45, 50} <= {row["step"] for row in aside} and min(row["step"] for row in aside) > 40
 
 
@@ -195,7 +230,9 @@ def test_a_damaged_checkpoint_goes_with_the_branch_that_its_name_says(begun: Pat
 def test_the_best_checkpoint_of_an_abandoned_branch_goes_with_it(begun: Path) -> None:
     shutil.copy(folder(begun) / "ckpt_30.pt", folder(begun) / "best.pt")
     stopped_after(begun, 13, **ROLLBACK)
-    assert {name: step for name, step in steps_in(begun).items() if name.startswith("best")} == {"best.pt.abandoned": 30}
+    assert {name: step for name, step in steps_in(begun).items() if name.startswith("best")} == {
+        "best.pt.abandoned": 30
+    }
 
 
 def test_a_rollback_keeps_what_it_started_from_and_what_it_wrote(begun: Path) -> None:
@@ -225,7 +262,10 @@ def test_a_rollback_leaves_one_row_for_each_step_and_the_abandoned_ones_aside(be
     step = stopped_after(begun, 13, **ROLLBACK)
     steps = [row["step"] for row in metrics(begun) if row["kind"] == "train"]
     assert steps == list(range(1, step + 1))
-    aside = [json.loads(line)["step"] for line in (folder(begun) / "metrics.jsonl.abandoned").read_text().splitlines()]
+    aside = [
+        json.loads(line)["step"]
+        for line in (folder(begun) / "metrics.jsonl.abandoned").read_text().splitlines()
+    ]
     assert aside == [each for each in old if each > 10]
 
 
@@ -268,7 +308,9 @@ def test_a_precision_that_changes_with_the_device_is_told(begun: Path) -> None:
 # evaluations that a stop cuts short
 
 
-def test_a_stop_within_the_evaluation_after_the_last_step_leaves_what_an_unbroken_run_does(tmp_path: Path) -> None:
+def test_a_stop_within_the_evaluation_after_the_last_step_leaves_what_an_unbroken_run_does(
+    tmp_path: Path,
+) -> None:
     changes = {"iterations": 10, "eval_freq": 10, "eval_batches": 0, "log_freq": 1}
     assert disturbed(tmp_path / "cut", 10, signal.SIGTERM, **changes) == STOPPED
     assert small(tmp_path / "cut", **changes).returncode == 0
@@ -302,21 +344,27 @@ def two_datasets(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     yield folders[0], folders[1]
 
 
-def test_a_finished_training_is_not_taken_for_one_on_other_data(two_datasets: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_finished_training_is_not_taken_for_one_on_other_data(
+    two_datasets: tuple[Path, Path], tmp_path: Path
+) -> None:
     results = tmp_path / "results"
     assert small(results, dataset=two_datasets[0], iterations=10).returncode == 0
     outcome = small(results, dataset=two_datasets[1], iterations=10)
     assert outcome.returncode == 2 and "training data" in outcome.stderr
 
 
-def test_a_training_does_not_go_on_with_other_data_of_the_same_size(two_datasets: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_training_does_not_go_on_with_other_data_of_the_same_size(
+    two_datasets: tuple[Path, Path], tmp_path: Path
+) -> None:
     results = tmp_path / "results"
     assert small(results, dataset=two_datasets[0], iterations=10).returncode == 0
     outcome = small(results, dataset=two_datasets[1], iterations=20, extend="continue")
     assert outcome.returncode == 2 and "training data" in outcome.stderr
 
 
-def test_a_training_does_not_go_on_with_another_validation_split(two_datasets: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_training_does_not_go_on_with_another_validation_split(
+    two_datasets: tuple[Path, Path], tmp_path: Path
+) -> None:
     results = tmp_path / "results"
     stopped_after(results, 5, dataset=two_datasets[0])
     os.replace(two_datasets[1] / "val.bin", two_datasets[0] / "val.bin")
@@ -331,7 +379,9 @@ def test_evaluations_stay_on_their_windows_when_the_batch_is_cut_otherwise(tmp_p
     changes = {"eval_freq": 5, "eval_batches": 3}
     stopped_after(tmp_path, 7, **changes, batch_size=4, acc_steps=1)
     stopped_after(tmp_path, 17, **changes, batch_size=1, acc_steps=4)
-    assert {row["n_tokens"] for row in metrics(tmp_path) if row["kind"] == "eval"} == {3 * 4 * SMALL["sequence_length"]}
+    assert {row["n_tokens"] for row in metrics(tmp_path) if row["kind"] == "eval"} == {
+        3 * 4 * SMALL["sequence_length"]
+    }
 
 
 def test_evaluations_of_a_model_that_draws_do_not_depend_on_the_cut(tmp_path: Path) -> None:
@@ -339,7 +389,15 @@ def test_evaluations_of_a_model_that_draws_do_not_depend_on_the_cut(tmp_path: Pa
     step, losses = stopped_after(tmp_path / "first", 3, **changes, batch_size=4, acc_steps=1), []
     for name, batch, accumulated in (("same", 4, 1), ("cut", 1, 4)):
         results = shutil.copytree(tmp_path / "first", tmp_path / name)
-        disturbed(results, step + 1, signal.SIGTERM, **changes, batch_size=batch, acc_steps=accumulated, eval_freq=step)
+        disturbed(
+            results,
+            step + 1,
+            signal.SIGTERM,
+            **changes,
+            batch_size=batch,
+            acc_steps=accumulated,
+            eval_freq=step,
+        )
         losses.append([row["val_loss"] for row in metrics(results) if row["kind"] == "eval"])
     assert len(losses[0]) > 0 and losses[0][0] == losses[1][0]
 
@@ -363,7 +421,9 @@ def test_a_summary_tells_the_legs_of_the_schedule_whatever_the_last_command_said
 
 def test_a_summary_tells_worlds_and_revisions_of_the_segments(finished: Path) -> None:
     summary = json.loads((folder(finished) / "summary.json").read_text())
-    assert [(row["start_step"], row["end_step"], row["world_size"]) for row in summary["segments"]] == [(0, 40, 1)]
+    assert [(row["start_step"], row["end_step"], row["world_size"]) for row in summary["segments"]] == [
+        (0, 40, 1)
+    ]
     assert "revision" in summary["segments"][0]
 
 
@@ -388,7 +448,9 @@ def test_rows_of_a_run_that_saved_nothing_are_not_taken_for_those_of_other_setti
 # other experiments, kills and repeated commands
 
 
-def test_an_extension_from_another_experiments_checkpoint_leaves_that_experiment_as_it_is(finished: Path, tmp_path: Path) -> None:
+def test_an_extension_from_another_experiments_checkpoint_leaves_that_experiment_as_it_is(
+    finished: Path, tmp_path: Path
+) -> None:
     before = {path.name: path.read_bytes() for path in folder(finished).glob("*.pt")}
     foreign = folder(finished) / "ckpt.pt"
     assert small(tmp_path / "other", iterations=60, extend="continue", use_pretrained=foreign).returncode == 0
@@ -417,23 +479,39 @@ def test_a_final_checkpoint_that_was_extended_outlives_the_run_under_its_number(
 
 
 def test_evaluations_of_an_abandoned_branch_go_with_it(begun: Path) -> None:
-    for name, step in (("eval_summary_ckpt_30.json", 30), ("eval_summary_ckpt_10.json", 10), ("ppl_per_mac.json", 30)):
+    for name, step in (
+        ("eval_summary_ckpt_30.json", 30),
+        ("eval_summary_ckpt_10.json", 10),
+        ("ppl_per_mac.json", 30),
+    ):
         (folder(begun) / name).write_text(json.dumps({"itr": step}))
     stopped_after(begun, 13, **ROLLBACK)
-    left = {path.name for pattern in ("eval_summary*", "ppl_per_mac*") for path in folder(begun).glob(pattern)}
-    assert left == {"eval_summary_ckpt_30.json.abandoned", "eval_summary_ckpt_10.json", "ppl_per_mac.json.abandoned"}
+    left = {
+        path.name for pattern in ("eval_summary*", "ppl_per_mac*") for path in folder(begun).glob(pattern)
+    }
+    assert left == {
+        "eval_summary_ckpt_30.json.abandoned",
+        "eval_summary_ckpt_10.json",
+        "ppl_per_mac.json.abandoned",
+    }
 
 
 def test_a_summary_takes_the_number_of_its_step_only_with_its_own_checkpoint(finished: Path) -> None:
     damage(folder(finished) / "ckpt.pt")
     assert small(finished, iterations=60, extend="restart", keep_checkpoints=1).returncode == 0
-    assert not (folder(finished) / "summary_40.json").exists() and (folder(finished) / "summary_40.json.abandoned").exists()
+    assert (
+        not (folder(finished) / "summary_40.json").exists()
+        and (folder(finished) / "summary_40.json.abandoned").exists()
+    )
 
 
 def test_a_second_way_back_to_one_step_is_told_how_it_is_asked_for(begun: Path) -> None:
     stopped_after(begun, 13, **ROLLBACK)
     outcome = small(begun, **ROLLBACK, iterations=100_000, max_runtime_minutes=0)
-    assert "has been taken back to step 10 before" in outcome.stdout and "move the newer checkpoints away" in outcome.stdout
+    assert (
+        "has been taken back to step 10 before" in outcome.stdout
+        and "move the newer checkpoints away" in outcome.stdout
+    )
 
 
 def test_the_way_back_from_a_finished_training_is_as_it_is_told(begun: Path) -> None:
@@ -457,7 +535,9 @@ def test_the_way_back_from_a_finished_training_is_as_it_is_told(begun: Path) -> 
 
 def test_rows_of_other_settings_are_told_also_past_a_row_that_the_chain_wrote(tmp_path: Path) -> None:
     killed_after(tmp_path, 6, save_checkpoint_freq=None, iterations=1000, lr=5e-3)
-    outcome = run([sys.executable, "-m", "iridis.chain", str(folder(tmp_path)), "--code", "1"], SLURM_JOB_ID="77")
+    outcome = run(
+        [sys.executable, "-m", "iridis.chain", str(folder(tmp_path)), "--code", "1"], SLURM_JOB_ID="77"
+    )
     assert outcome.returncode == 0, outcome.stderr
     assert small(tmp_path, iterations=10, log_freq=1, save_checkpoint_freq=None).returncode == 0
     straight = tmp_path / "straight"
@@ -501,8 +581,15 @@ def test_a_step_to_keep_that_has_passed_is_told(tmp_path: Path) -> None:
 
 
 def test_saving_at_further_steps_changes_no_bit(tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"keep_steps": [7, 13, 33], "eval_freq": 4, "dropout": 0.1, "model": "adm", "n_repeat": 3, "iterations": 80,
-                               "log_freq": 1}
+    changes: dict[str, Any] = {
+        "keep_steps": [7, 13, 33],
+        "eval_freq": 4,
+        "dropout": 0.1,
+        "model": "adm",
+        "n_repeat": 3,
+        "iterations": 80,
+        "log_freq": 1,
+    }
     killed_after(tmp_path / "kept", 14, **changes)
     assert small(tmp_path / "kept", **changes).returncode == 0
     assert small(tmp_path / "plain", **{**changes, "keep_steps": None}).returncode == 0

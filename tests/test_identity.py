@@ -45,7 +45,9 @@ def test_no_other_setting_makes_another_training(name: str) -> None:
 
 
 def test_another_model_is_another_training() -> None:
-    assert differences(flags(model="cot"), flags(model="but")) == ["--model: the checkpoint has but_full_depth, this run cotformer_full_depth"]
+    assert differences(flags(model="cot"), flags(model="but")) == [
+        "--model: the checkpoint has but_full_depth, this run cotformer_full_depth"
+    ]
 
 
 def test_a_dataset_is_not_known_by_its_name() -> None:
@@ -61,16 +63,26 @@ def test_the_cut_of_a_batch_leaves_no_trace() -> None:
 
 
 def test_the_cut_of_a_batch_is_told_where_the_loss_depends_on_it() -> None:
-    wrong = differences(flags(model="but_halting", batch_size=4, acc_steps=1), flags(model="but_halting", batch_size=1, acc_steps=4))
-    assert wrong == ["--batch_size: the checkpoint has 1, this run 4", "--acc_steps: the checkpoint has 4, this run 1"]
+    wrong = differences(
+        flags(model="but_halting", batch_size=4, acc_steps=1),
+        flags(model="but_halting", batch_size=1, acc_steps=4),
+    )
+    assert wrong == [
+        "--batch_size: the checkpoint has 1, this run 4",
+        "--acc_steps: the checkpoint has 4, this run 1",
+    ]
 
 
 def test_another_effective_batch_is_told() -> None:
-    assert differences(flags(batch_size=4, acc_steps=2), flags(batch_size=4, acc_steps=4)) == ["--acc_steps: the checkpoint has 4, this run 2"]
+    assert differences(flags(batch_size=4, acc_steps=2), flags(batch_size=4, acc_steps=4)) == [
+        "--acc_steps: the checkpoint has 4, this run 2"
+    ]
 
 
 def test_a_damaged_batch_is_told() -> None:
-    assert differences(flags(), {**flags(), "batch_size": None}) == ["--batch_size: the checkpoint has None, this run 32"]
+    assert differences(flags(), {**flags(), "batch_size": None}) == [
+        "--batch_size: the checkpoint has None, this run 32"
+    ]
 
 
 @pytest.mark.slow
@@ -79,7 +91,10 @@ def test_finished_training_whose_loss_depends_on_the_cut_is_not_taken_for_anothe
     trained(tmp_path, batch_size=4, acc_steps=1, **asked)
     outcome = train(tmp_path, batch_size=1, acc_steps=4, **asked)
     assert outcome.returncode == 2
-    assert "is finished with other settings: --batch_size: the checkpoint has 4, this run 1; give that, or another --exp_name" in outcome.stderr
+    assert (
+        "is finished with other settings: --batch_size: the checkpoint has 4, this run 1; give that, or"
+        " another --exp_name" in outcome.stderr
+    )
 
 
 # evaluations
@@ -101,16 +116,25 @@ def test_what_a_program_varies_is_left_out() -> None:
 
 def test_a_setting_that_was_changed_for_an_evaluation_is_told() -> None:
     assert changed_for_evaluation(flags(attention_window_length=8), flags()) == {
-        "attention_window_length": "--attention_window_length 8 instead of None"}
+        "attention_window_length": "--attention_window_length 8 instead of None"
+    }
 
 
 def test_an_evaluation_may_have_its_own_batches() -> None:
     assert changed_for_evaluation(flags(batch_size=64, model="but_halting"), flags(model="but_halting")) == {}
 
 
-@pytest.mark.parametrize(("model", "changes", "full"), [
-    ("adm", {}, True), ("adm", {"eval_length_factor": [1.0, 1.0]}, True), ("adm", {"eval_length_factor": [1.0, 0.5]}, False),
-    ("adm", {"routing": "threshold"}, False), ("cot", {"routing": "threshold"}, True), ("cot", {"n_repeat": 2}, False)])
+@pytest.mark.parametrize(
+    ("model", "changes", "full"),
+    [
+        ("adm", {}, True),
+        ("adm", {"eval_length_factor": [1.0, 1.0]}, True),
+        ("adm", {"eval_length_factor": [1.0, 0.5]}, False),
+        ("adm", {"routing": "threshold"}, False),
+        ("cot", {"routing": "threshold"}, True),
+        ("cot", {"n_repeat": 2}, False),
+    ],
+)
 def test_full_compute_is_all_passes_for_every_token(model: str, changes: dict[str, Any], full: bool) -> None:
     settings = config.add_defaults({"model": model, "n_repeat": 3})
     assert is_full_compute(config.add_defaults({"model": model, "n_repeat": 3, **changes}), settings) is full

@@ -55,18 +55,22 @@ def test_stretches_cover_the_mean_of_correlated_losses(count: int, correlation: 
     assert 0.90 <= np.mean([each is not None and each.low <= 0 <= each.high for each in found]) <= 0.98
 
 
-def by_document(chance: np.random.Generator, tokens: int, mean_length: float, width: float) -> tuple[TokenWindows, NDArray[np.float64]]:
+def by_document(
+    chance: np.random.Generator, tokens: int, mean_length: float, width: float
+) -> tuple[TokenWindows, NDArray[np.float64]]:
     """Documents of log-normal lengths, each easier or harder than others, and the losses of their windows."""
     lengths: list[int] = []
     while sum(lengths) < tokens:
         lengths.append(5 + int(chance.lognormal(math.log(mean_length) - width**2 / 2, width)))
     windows = text_of(lengths, 256)
-    levels = np.repeat(chance.standard_normal(len(lengths)), lengths)[:windows.n_windows * 256]
+    levels = np.repeat(chance.standard_normal(len(lengths)), lengths)[: windows.n_windows * 256]
     return windows, levels.reshape(-1, 256).mean(1) + 0.3 * chance.standard_normal(windows.n_windows)
 
 
 @pytest.mark.parametrize(("tokens", "mean_length", "width"), [(400_000, 960, 1.3), (200_000, 2000, 1.0)])
-def test_documents_cover_the_mean_of_losses_that_depend_on_them(tokens: int, mean_length: float, width: float) -> None:
+def test_documents_cover_the_mean_of_losses_that_depend_on_them(
+    tokens: int, mean_length: float, width: float
+) -> None:
     chance, hits, widths = np.random.default_rng(0), 0, []
     for _ in range(TRIALS // 2):
         windows, losses = by_document(chance, tokens, mean_length, width)
@@ -81,11 +85,15 @@ def test_documents_cover_the_mean_of_losses_that_depend_on_them(tokens: int, mea
 @pytest.mark.parametrize("correlation", [0.0, 0.3, 0.6, 0.9])
 def test_documents_that_are_like_their_neighbours_are_covered_too(correlation: float) -> None:
     chance, documents = np.random.default_rng(0), np.repeat(np.arange(2000), 2)
-    found = [interval(np.repeat(neighbours_alike(chance, 2000, correlation), 2), documents) for _ in range(TRIALS)]
+    found = [
+        interval(np.repeat(neighbours_alike(chance, 2000, correlation), 2), documents) for _ in range(TRIALS)
+    ]
     assert 0.90 <= np.mean([each is not None and each.low <= 0 <= each.high for each in found]) <= 0.99
 
 
-@pytest.mark.parametrize(("degrees", "value"), [(1, 12.7062), (4, 2.77645), (5, 2.57058), (19, 2.09302), (1000, 1.96234)])
+@pytest.mark.parametrize(
+    ("degrees", "value"), [(1, 12.7062), (4, 2.77645), (5, 2.57058), (19, 2.09302), (1000, 1.96234)]
+)
 def test_quantiles_are_students(degrees: float, value: float) -> None:
     assert students_t(degrees) == pytest.approx(value, rel=1e-3)
 
@@ -119,12 +127,18 @@ def test_one_long_document_is_cut_into_stretches() -> None:
 
 def test_few_or_unequal_documents_are_told() -> None:
     assert Clusters("documents", np.repeat(np.arange(5), 9)).words() == "5 documents: too few to be relied on"
-    assert Clusters("documents", np.array([0] * 90 + list(range(1, 60)))).words() == "60 documents, worth 3 of equal length: too few to be relied on"
+    assert (
+        Clusters("documents", np.array([0] * 90 + list(range(1, 60)))).words()
+        == "60 documents, worth 3 of equal length: too few to be relied on"
+    )
     assert Clusters("documents", np.repeat(np.arange(50), 2)).words() == "50 documents"
 
 
 def test_short_stretches_are_told() -> None:
-    assert Clusters("blocks", stretches(40)).words() == "8 stretches of 5 windows: too short to be relied on where documents are longer"
+    assert (
+        Clusters("blocks", stretches(40)).words()
+        == "8 stretches of 5 windows: too short to be relied on where documents are longer"
+    )
 
 
 def test_unequal_clusters_count_for_less() -> None:
@@ -133,7 +147,8 @@ def test_unequal_clusters_count_for_less() -> None:
 
 
 def test_documents_of_one_window_each_give_at_least_the_textbook_error() -> None:
-    values = np.random.default_rng(0).permutation(np.tile([-1.0, 1.0], 250))  # whose stretches differ by chance alone
+    # whose stretches differ by chance alone
+    values = np.random.default_rng(0).permutation(np.tile([-1.0, 1.0], 250))
     found = interval(values, np.arange(500))
     assert found is not None and found.sem >= 0.999 * values.std(ddof=1) / math.sqrt(500)
 
@@ -159,13 +174,26 @@ def test_a_sample_is_spread_evenly_over_the_split_without_repeating_a_window() -
 DATA = {"tokens": 4_000_000, "blocks": "ab", "sha256": None}
 
 
-def evaluated(folder: Path, losses: NDArray[np.float64], windows: NDArray[np.int64] | None = None, **changes: Any) -> Path:
+def evaluated(
+    folder: Path, losses: NDArray[np.float64], windows: NDArray[np.int64] | None = None, **changes: Any
+) -> Path:
     """A summary with the losses of its windows beside it; four windows to a document."""
     numbers = np.arange(losses.size) if windows is None else windows
-    args = {"model": "cot", "n_layer": 12, "n_repeat": 5, **{name: changes.pop(name) for name in ("sequence_length", "n_repeat") if name in changes}}
+    args = {
+        "model": "cot",
+        "n_layer": 12,
+        "n_repeat": 5,
+        **{name: changes.pop(name) for name in ("sequence_length", "n_repeat") if name in changes},
+    }
     path = evaluation(folder, math.exp(losses.mean()), **args)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"data": DATA, "interval": {"by": "100 documents"}} | changes))
-    save_windows(path.with_suffix(".npz"), WindowLosses(numbers, losses, np.full(losses.size, 0.4), numbers // 4))
+    path.write_text(
+        json.dumps(
+            json.loads(path.read_text()) | {"data": DATA, "interval": {"by": "100 documents"}} | changes
+        )
+    )
+    save_windows(
+        path.with_suffix(".npz"), WindowLosses(numbers, losses, np.full(losses.size, 0.4), numbers // 4)
+    )
     return path
 
 
@@ -174,7 +202,9 @@ def two(tmp_path: Path) -> tuple[Path, Path]:
     """Two models whose losses differ by a hundredth, on text whose windows differ by far more."""
     chance = np.random.default_rng(0)
     text = 3.3 + chance.standard_normal(400) * 0.5
-    return evaluated(tmp_path / "a", text + 0.01 + chance.standard_normal(400) * 0.01), evaluated(tmp_path / "b", text)
+    return evaluated(tmp_path / "a", text + 0.01 + chance.standard_normal(400) * 0.01), evaluated(
+        tmp_path / "b", text
+    )
 
 
 def test_pairs_decide_what_intervals_beside_each_other_cannot(two: tuple[Path, Path]) -> None:
@@ -191,15 +221,26 @@ def test_section_says_which_is_better_and_by_how_much(two: tuple[Path, Path]) ->
 
 def test_only_windows_that_both_have_read_count(tmp_path: Path) -> None:
     losses = np.random.default_rng(0).standard_normal(400) + 3
-    a, b = evaluated(tmp_path / "a", losses), evaluated(tmp_path / "b", losses[::5] - 0.5, np.arange(0, 400, 5))
+    a, b = (
+        evaluated(tmp_path / "a", losses),
+        evaluated(tmp_path / "b", losses[::5] - 0.5, np.arange(0, 400, 5)),
+    )
     found = pair(a, b)
     assert found.n_windows == 80 and found.difference.mean == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize(("changes", "problem"), [
-    ({"data": DATA | {"blocks": "cd"}}, "read other data"), ({"data": None}, "does not say which data"),
-    ({"sequence_length": 128}, "read windows of 256 and 128 tokens"), ({"val_loss": 1.0}, "are of another evaluation")])
-def test_what_cannot_be_paired_is_refused(two: tuple[Path, Path], tmp_path: Path, changes: dict[str, Any], problem: str) -> None:
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"data": DATA | {"blocks": "cd"}}, "read other data"),
+        ({"data": None}, "does not say which data"),
+        ({"sequence_length": 128}, "read windows of 256 and 128 tokens"),
+        ({"val_loss": 1.0}, "are of another evaluation"),
+    ],
+)
+def test_what_cannot_be_paired_is_refused(
+    two: tuple[Path, Path], tmp_path: Path, changes: dict[str, Any], problem: str
+) -> None:
     with pytest.raises(UserError, match=problem):
         pair(two[0], evaluated(tmp_path / "other", np.full(400, 3.0), **changes))
 

@@ -22,13 +22,29 @@ pytestmark = pytest.mark.slow
 
 
 def bash(script: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(shutil.which("bash")), "-c", script], cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True,
-                          check=False, timeout=1500)
+    return subprocess.run(
+        [str(shutil.which("bash")), "-c", script],
+        cwd=ROOT,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1500,
+    )
 
 
 def test_quickstart_trains_stops_resumes_evaluates_and_prints_its_table(tmp_path: Path) -> None:
-    outcome = bash("bash iridis/quickstart/job.sh", SCRATCH_DIR=str(tmp_path), VENV_DIR=sys.prefix, ITERATIONS="40", ADAPTIVE_ITERATIONS="10",
-                   SWEEP_TOKENS="1024", N_EMBD="32", BATCH_SIZE="2", SEQUENCE_LENGTH="64")
+    outcome = bash(
+        "bash iridis/quickstart/job.sh",
+        SCRATCH_DIR=str(tmp_path),
+        VENV_DIR=sys.prefix,
+        ITERATIONS="40",
+        ADAPTIVE_ITERATIONS="10",
+        SWEEP_TOKENS="1024",
+        N_EMBD="32",
+        BATCH_SIZE="2",
+        SEQUENCE_LENGTH="64",
+    )
     run_dir = Path(outcome.stdout.splitlines()[0].removeprefix("run folder: "))
     try:
         assert outcome.returncode == 0, outcome.stdout + outcome.stderr
@@ -43,16 +59,30 @@ def test_quickstart_trains_stops_resumes_evaluates_and_prints_its_table(tmp_path
 
 def test_a_dry_run_without_slurm_makes_nothing(tmp_path: Path) -> None:
     before = sorted((ROOT / "iridis" / "quickstart").iterdir())
-    outcome = bash("bash iridis/quickstart/job.sh --dry-run", SCRATCH_DIR=str(tmp_path / "scratch"), VENV_DIR=sys.prefix)
+    outcome = bash(
+        "bash iridis/quickstart/job.sh --dry-run", SCRATCH_DIR=str(tmp_path / "scratch"), VENV_DIR=sys.prefix
+    )
     programs = re.findall(r"^python (?:-m )?(\S+)", outcome.stdout, re.MULTILINE)
-    assert programs == ["main.py"] * 3 + ["eval.py"] * 2 + ["get_ppl_per_mac.py", "get_router_weights.py", "plot_fig4.py", "plot_fig5.py", "report",
-                                                            "iridis.quickstart.table"], outcome.stderr
-    assert sorted((ROOT / "iridis" / "quickstart").iterdir()) == before and not (tmp_path / "scratch").exists()
+    assert programs == ["main.py"] * 3 + ["eval.py"] * 2 + [
+        "get_ppl_per_mac.py",
+        "get_router_weights.py",
+        "plot_fig4.py",
+        "plot_fig5.py",
+        "report",
+        "iridis.quickstart.table",
+    ], outcome.stderr
+    assert (
+        sorted((ROOT / "iridis" / "quickstart").iterdir()) == before and not (tmp_path / "scratch").exists()
+    )
 
 
 def test_twenty_run_folders_at_once_are_twenty_folders(tmp_path: Path) -> None:
     with ThreadPoolExecutor(20) as pool:
-        made = list(pool.map(lambda _: bash(f"source iridis/lib.sh; new_run_dir '{tmp_path}'").stdout.strip(), range(20)))
+        made = list(
+            pool.map(
+                lambda _: bash(f"source iridis/lib.sh; new_run_dir '{tmp_path}'").stdout.strip(), range(20)
+            )
+        )
     assert sorted(made) == sorted(str(tmp_path / f"run_{n}") for n in range(20))
 
 
@@ -64,7 +94,11 @@ def test_recorded_command_survives_quotes_and_spaces(tmp_path: Path) -> None:
 
 
 def test_paths_can_be_set_in_the_environment(tmp_path: Path) -> None:
-    shown = bash('source iridis/env.sh; echo "$DATA_DIR $RESULTS_DIR"', SCRATCH_DIR=str(tmp_path), RESULTS_DIR="/elsewhere").stdout
+    shown = bash(
+        'source iridis/env.sh; echo "$DATA_DIR $RESULTS_DIR"',
+        SCRATCH_DIR=str(tmp_path),
+        RESULTS_DIR="/elsewhere",
+    ).stdout
     assert shown.split() == [f"{tmp_path}/datasets", "/elsewhere"]
 
 
@@ -84,24 +118,43 @@ def test_tools_that_are_not_those_of_linux_are_refused_in_one_line(tool: str, tm
     other = tmp_path / tool
     other.write_text("#!/bin/sh\necho illegal option >&2; exit 1\n")
     other.chmod(0o755)
-    outcome = bash("bash iridis/quickstart/job.sh --local --dry-run", PATH=f"{tmp_path}:{os.environ['PATH']}", VENV_DIR=sys.prefix)
+    outcome = bash(
+        "bash iridis/quickstart/job.sh --local --dry-run",
+        PATH=f"{tmp_path}:{os.environ['PATH']}",
+        VENV_DIR=sys.prefix,
+    )
     assert (outcome.returncode, outcome.stdout, len(outcome.stderr.splitlines())) == (2, "", 1)
-    assert "the job scripts are for Linux" in outcome.stderr and "brew install bash coreutils" in outcome.stderr
+    assert (
+        "the job scripts are for Linux" in outcome.stderr and "brew install bash coreutils" in outcome.stderr
+    )
 
 
 # code of the site and of the user, in the job's own shell
 
 
-def with_module(code: str, job: str = "bash iridis/quickstart/job.sh --local --dry-run", **env: str) -> subprocess.CompletedProcess[str]:
+def with_module(
+    code: str, job: str = "bash iridis/quickstart/job.sh --local --dry-run", **env: str
+) -> subprocess.CompletedProcess[str]:
     """A job where the site's `module` is this code, as an exported shell function."""
     return bash(f"module() {{ {code}; }}; export -f module; {job}", VENV_DIR=sys.prefix, **env)
 
 
-@pytest.mark.parametrize("code", ['[[ -z $LMOD_QUIET ]]; return 1', "set -eu; false; return 1", "shopt -s nullglob; IFS=/; return 1",
-                                  "trap - EXIT ERR; return 1"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "[[ -z $LMOD_QUIET ]]; return 1",
+        "set -eu; false; return 1",
+        "shopt -s nullglob; IFS=/; return 1",
+        "trap - EXIT ERR; return 1",
+    ],
+)
 def test_shell_code_of_the_site_is_not_held_to_the_options_of_the_job(code: str, tmp_path: Path) -> None:
     outcome = with_module(code, SCRATCH_DIR=str(tmp_path))
-    assert (outcome.returncode, outcome.stdout.splitlines()[0], outcome.stderr) == (0, "would run here, in processes: 1", "")
+    assert (outcome.returncode, outcome.stdout.splitlines()[0], outcome.stderr) == (
+        0,
+        "would run here, in processes: 1",
+        "",
+    )
 
 
 def test_shell_code_of_the_site_that_ends_the_script_is_named(tmp_path: Path) -> None:
@@ -110,10 +163,19 @@ def test_shell_code_of_the_site_that_ends_the_script_is_named(tmp_path: Path) ->
     assert outcome.stderr == "error: iridis/quickstart/job.sh ended with code 7, in `module load conda`\n"
 
 
-@pytest.mark.parametrize(("silenced", "code"), [("quiet() { echo $NOT_SET; }", 1), ("quiet() { false; }", 1), ("quiet() { exit 5; }", 5)])
+@pytest.mark.parametrize(
+    ("silenced", "code"),
+    [("quiet() { echo $NOT_SET; }", 1), ("quiet() { false; }", 1), ("quiet() { exit 5; }", 5)],
+)
 def test_no_script_ends_in_silence(silenced: str, code: int) -> None:
-    outcome = subprocess.run(["bash", "-s"], input=f"source iridis/lib.sh\n{silenced}\nquiet >/dev/null 2>&1\n", cwd=ROOT, capture_output=True,
-                             text=True, check=False)
+    outcome = subprocess.run(
+        ["bash", "-s"],
+        input=f"source iridis/lib.sh\n{silenced}\nquiet >/dev/null 2>&1\n",
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert outcome.returncode == code
     assert f"ended with code {code}" in outcome.stderr
 
@@ -144,8 +206,14 @@ def experiments(tmp_path: Path) -> list[Path]:
 def job(clone: Path, *words: str | Path, package: str = "eval-lncot") -> subprocess.CompletedProcess[str]:
     """`bash iridis/PACKAGE/job.sh WORDS...` in a clone, with an eval.py that only says its arguments."""
     (clone / "eval.py").write_text("import sys\nprint(sys.argv[1:])\n")
-    return subprocess.run(["bash", str(clone / "iridis" / package / "job.sh"), *map(str, words)], capture_output=True, text=True, check=False,
-                          env={**os.environ, "VENV_DIR": sys.prefix, "USE_CONDA": "no", "SCRATCH_DIR": str(clone / "scratch")}, timeout=100)
+    return subprocess.run(
+        ["bash", str(clone / "iridis" / package / "job.sh"), *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "VENV_DIR": sys.prefix, "USE_CONDA": "no", "SCRATCH_DIR": str(clone / "scratch")},
+        timeout=100,
+    )
 
 
 def state(clone: Path, *words: str | Path) -> str:
@@ -168,22 +236,35 @@ def old_run(clone: Path, checkpoints: list[Path], *words: str | Path) -> None:
     run_dir = clone / "iridis" / "eval-lncot" / "run_0"
     run_dir.mkdir()
     script = 'printf "%q " "$@"'
-    command = subprocess.run(["bash", "-c", script, "bash", "bash", "/old/it's here/job.sh", *map(str, words)], capture_output=True, text=True)
+    command = subprocess.run(
+        ["bash", "-c", script, "bash", "bash", "/old/it's here/job.sh", *map(str, words)],
+        capture_output=True,
+        text=True,
+    )
     (run_dir / "command.txt").write_text(command.stdout + "\n")
     (run_dir / "checkpoints.txt").write_text("".join(f"{path}\n" for path in checkpoints))
     (run_dir / "done").touch()
 
 
 def test_an_evaluation_is_done_once_its_command_has_run(clone: Path, experiments: list[Path]) -> None:
-    words = ("--checkpoint", experiments[0], "--", "--eval_sample_size", "16", "--note", "it's a \"note\"\n*")
+    words = ("--checkpoint", experiments[0], "--", "--eval_sample_size", "16", "--note", 'it\'s a "note"\n*')
     assert state(clone, *words) == "todo"
     evaluated(clone, *words)
     assert state(clone, *words) == "done"
 
 
-@pytest.mark.parametrize("flags", [[], ["--eval_sample_size", "32"], ["--eval_sample_size", "16", "--routing", "threshold"],
-                                   ["--eval_sample_size 16"]])
-def test_an_evaluation_with_other_flags_is_not_done(clone: Path, experiments: list[Path], flags: list[str]) -> None:
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--eval_sample_size", "32"],
+        ["--eval_sample_size", "16", "--routing", "threshold"],
+        ["--eval_sample_size 16"],
+    ],
+)
+def test_an_evaluation_with_other_flags_is_not_done(
+    clone: Path, experiments: list[Path], flags: list[str]
+) -> None:
     evaluated(clone, "--checkpoint", experiments[0], "--", "--eval_sample_size", "16")
     assert state(clone, "--checkpoint", experiments[0], "--", *flags) == "todo"
 
@@ -196,7 +277,9 @@ def test_all_checkpoints_of_an_evaluation_are_compared(clone: Path, experiments:
     assert state(clone, "--checkpoint", first, "--checkpoint", first) == "todo"
 
 
-def test_an_evaluation_is_done_anew_after_any_of_its_checkpoints(clone: Path, experiments: list[Path]) -> None:
+def test_an_evaluation_is_done_anew_after_any_of_its_checkpoints(
+    clone: Path, experiments: list[Path]
+) -> None:
     words = ("--checkpoint", experiments[0], "--checkpoint", experiments[1])
     evaluated(clone, *words)
     later = time.time() + 5
@@ -204,15 +287,20 @@ def test_an_evaluation_is_done_anew_after_any_of_its_checkpoints(clone: Path, ex
     assert state(clone, *words) == "todo"
 
 
-@pytest.mark.parametrize(("flags", "expected"), [
-    (["--eval_sample_size", "16"], "done"), (["--eval_sample_size", "8"], "todo"), ([], "todo")])
-def test_a_run_from_before_stages_were_recorded_is_judged_by_its_command(clone: Path, experiments: list[Path], flags: list[str],
-                                                                         expected: str) -> None:
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [(["--eval_sample_size", "16"], "done"), (["--eval_sample_size", "8"], "todo"), ([], "todo")],
+)
+def test_a_run_from_before_stages_were_recorded_is_judged_by_its_command(
+    clone: Path, experiments: list[Path], flags: list[str], expected: str
+) -> None:
     old_run(clone, experiments[:1], "--after", "17", "--name", "any", "--", "--eval_sample_size", "16")
     assert state(clone, "--checkpoint", experiments[0], "--", *flags) == expected
 
 
-def test_an_old_run_whose_command_cannot_be_compared_is_not_done(clone: Path, experiments: list[Path]) -> None:
+def test_an_old_run_whose_command_cannot_be_compared_is_not_done(
+    clone: Path, experiments: list[Path]
+) -> None:
     words = ("--checkpoint", str(experiments[0]), "--", "--note", "$(touch here)\n")
     old_run(clone, experiments[:1], *words)
     assert state(clone, *words) == "todo"
@@ -223,12 +311,20 @@ def test_labels_and_steps_make_another_evaluation(clone: Path, experiments: list
     words = ("--checkpoint", f"v1={experiments[0]}", "--steps", "9")
     evaluated(clone, *words)
     assert state(clone, *words) == "done"
-    assert [state(clone, *words[:2]), state(clone, "--checkpoint", experiments[0], *words[2:])] == ["todo", "todo"]
+    assert [state(clone, *words[:2]), state(clone, "--checkpoint", experiments[0], *words[2:])] == [
+        "todo",
+        "todo",
+    ]
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_a_run_from_before_there_were_labels_is_drawn_again(clone: Path, tmp_path: Path, several: bool) -> None:
-    run_dir, workspace = clone / "iridis" / "eval-adm" / "run_0", clone / "scratch" / "analysis_workspace" / "eval-adm" / "run_0"
+def test_a_run_from_before_there_were_labels_is_drawn_again(
+    clone: Path, tmp_path: Path, several: bool
+) -> None:
+    run_dir, workspace = (
+        clone / "iridis" / "eval-adm" / "run_0",
+        clone / "scratch" / "analysis_workspace" / "eval-adm" / "run_0",
+    )
     for place in ("0", "1") if several else (".",):
         weights(workspace / place / "router_weights_raw.npz", [[0.5, 0.4]], "raw", itr=100)
         evaluation(run_dir / place, 27.0, model="adm")
@@ -241,7 +337,9 @@ def test_a_run_from_before_there_were_labels_is_drawn_again(clone: Path, tmp_pat
 
 
 def test_settings_of_the_site_may_use_what_is_not_set(clone: Path) -> None:
-    (clone / "iridis" / "site.sh").write_text('[[ -n $NOT_SET ]] && export NOWHERE=1\nfalse\n: "${CPU_PARTITION:=ours}"\n')
+    (clone / "iridis" / "site.sh").write_text(
+        '[[ -n $NOT_SET ]] && export NOWHERE=1\nfalse\n: "${CPU_PARTITION:=ours}"\n'
+    )
     outcome = job(clone, "--local", "--dry-run", package="quickstart")
     assert (outcome.returncode, outcome.stderr) == (0, "")
 
@@ -250,4 +348,7 @@ def test_settings_of_the_site_that_fail_are_named(clone: Path) -> None:
     (clone / "iridis" / "site.sh").write_text("if then\n")
     outcome = job(clone, "--local", "--dry-run", package="quickstart")
     assert outcome.returncode == 2
-    assert outcome.stderr.splitlines()[-1] == f"error: {clone}/iridis/site.sh: its last command failed with code 2"
+    assert (
+        outcome.stderr.splitlines()[-1]
+        == f"error: {clone}/iridis/site.sh: its last command failed with code 2"
+    )

@@ -41,7 +41,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def hold_elsewhere(path: Path, how: str = "", **env: str) -> subprocess.Popen[str]:
     """Another process that holds the lock."""
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(path), how], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path), how], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     return process
@@ -71,7 +73,9 @@ def test_lock_that_was_given_up_is_taken_at_once(tmp_path: Path, monkeypatch: py
     Lock(tmp_path / "lock").release()
 
 
-def test_lock_of_a_killed_holder_on_this_host_is_taken_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lock_of_a_killed_holder_on_this_host_is_taken_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lock_module, "STALE_SECONDS", 1e9)
     first = hold_elsewhere(tmp_path / "lock")
     first.kill()
@@ -90,7 +94,8 @@ def test_lock_of_a_silent_holder_on_another_host_is_taken_after_a_while(tmp_path
 
 
 def test_holder_on_another_host_that_renews_its_lock_is_not_displaced_where_flock_stays_within_a_node(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = hold_elsewhere(tmp_path / "lock", "without flock")
     with pytest.raises(UserError, match="being trained by"):
         Lock(tmp_path / "lock")
@@ -98,8 +103,16 @@ def test_holder_on_another_host_that_renews_its_lock_is_not_displaced_where_floc
 
 
 def test_of_two_at_once_without_flock_one_wins(tmp_path: Path) -> None:
-    racers = [subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "lock"), "without flock"], cwd=ROOT, stdout=subprocess.PIPE,
-                               stderr=subprocess.DEVNULL, text=True) for _ in range(2)]
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(tmp_path / "lock"), "without flock"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for _ in range(2)
+    ]
     time.sleep(5)
     alive = [racer for racer in racers if racer.poll() is None]
     for racer in alive:
@@ -115,7 +128,9 @@ def test_holder_whose_name_was_replaced_knows_that_it_has_lost(tmp_path: Path) -
     first.wait(5)
 
 
-def test_next_start_of_a_requeued_job_replaces_the_start_that_was_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_next_start_of_a_requeued_job_replaces_the_start_that_was_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = hold_elsewhere(tmp_path / "lock", SLURM_JOB_ID="17")
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")

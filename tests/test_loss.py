@@ -28,7 +28,10 @@ def gradients(total, *inputs):
     return torch.autograd.grad(total, inputs)
 
 
-@pytest.fixture(params=[1 << 24, 5 * VOCAB, VOCAB, 1], ids=["one slice", "five rows a slice", "one row a slice", "less than a row"])
+@pytest.fixture(
+    params=[1 << 24, 5 * VOCAB, VOCAB, 1],
+    ids=["one slice", "five rows a slice", "one row a slice", "less than a row"],
+)
 def slices(request, monkeypatch):
     monkeypatch.setattr(loss, "SLICE_ELEMENTS", request.param)
 
@@ -51,19 +54,23 @@ def test_ignored_tokens_add_nothing_to_the_total():
     assert linear_cross_entropy(*inputs)[0].item() == pytest.approx(dense(*inputs).sum().item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("ignored", [(), (0, 7, 22), range(N)], ids=["none ignored", "some ignored", "all ignored"])
+@pytest.mark.parametrize(
+    "ignored", [(), (0, 7, 22), range(N)], ids=["none ignored", "some ignored", "all ignored"]
+)
 def test_gradient_of_hidden_states_is_exact(ignored):
     hidden, weight, targets = problem(ignored)
-    ours, = gradients(linear_cross_entropy(hidden, weight, targets)[0], hidden)
-    theirs, = gradients(dense(hidden, weight, targets).sum(), hidden)
+    (ours,) = gradients(linear_cross_entropy(hidden, weight, targets)[0], hidden)
+    (theirs,) = gradients(dense(hidden, weight, targets).sum(), hidden)
     assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-@pytest.mark.parametrize("ignored", [(), (0, 7, 22), range(N)], ids=["none ignored", "some ignored", "all ignored"])
+@pytest.mark.parametrize(
+    "ignored", [(), (0, 7, 22), range(N)], ids=["none ignored", "some ignored", "all ignored"]
+)
 def test_gradient_of_the_weight_is_exact(ignored):
     hidden, weight, targets = problem(ignored)
-    ours, = gradients(linear_cross_entropy(hidden, weight, targets)[0], weight)
-    theirs, = gradients(dense(hidden, weight, targets).sum(), weight)
+    (ours,) = gradients(linear_cross_entropy(hidden, weight, targets)[0], weight)
+    (theirs,) = gradients(dense(hidden, weight, targets).sum(), weight)
     assert torch.allclose(ours, theirs, atol=1e-5)
 
 
@@ -75,20 +82,24 @@ def weighted_problem():
 def test_token_weights_weigh_the_total():
     hidden, weight, targets, weights = weighted_problem()
     expected = (dense(hidden, weight, targets) * weights).sum()
-    assert linear_cross_entropy(hidden, weight, targets, weights)[0].item() == pytest.approx(expected.item(), rel=1e-6)
+    assert linear_cross_entropy(hidden, weight, targets, weights)[0].item() == pytest.approx(
+        expected.item(), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("which", [0, 1, 3], ids=["hidden", "weight", "token weights"])
 def test_gradients_with_token_weights_are_exact(which):
     inputs = weighted_problem()
-    ours, = gradients(linear_cross_entropy(*inputs)[0], inputs[which])
-    theirs, = gradients((dense(*inputs[:3]) * inputs[3]).sum(), inputs[which])
+    (ours,) = gradients(linear_cross_entropy(*inputs)[0], inputs[which])
+    (theirs,) = gradients((dense(*inputs[:3]) * inputs[3]).sum(), inputs[which])
     assert torch.allclose(ours, theirs, atol=1e-5)
 
 
 def test_gradient_scales_with_what_comes_after():
     hidden, weight, targets, weights = weighted_problem()
-    ours = gradients(linear_cross_entropy(hidden, weight, targets, weights)[0] * 0.25, hidden, weight, weights)
+    ours = gradients(
+        linear_cross_entropy(hidden, weight, targets, weights)[0] * 0.25, hidden, weight, weights
+    )
     theirs = gradients((dense(hidden, weight, targets) * weights).sum() * 0.25, hidden, weight, weights)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, theirs, strict=True))
 
@@ -133,7 +144,9 @@ def test_loss_in_bfloat16_takes_its_products_in_bfloat16():
 
 @pytest.mark.parametrize("which", [0, 1], ids=["hidden", "weight"])
 def test_gradients_in_bfloat16_are_close(which):
-    rounded, exact = bfloat16_and_float32(lambda hidden, weight, total: gradients(total, (hidden, weight)[which])[0])
+    rounded, exact = bfloat16_and_float32(
+        lambda hidden, weight, total: gradients(total, (hidden, weight)[which])[0]
+    )
     assert (rounded - exact).norm() < 0.02 * exact.norm()
 
 

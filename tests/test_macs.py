@@ -1,4 +1,6 @@
-"""Multiply-accumulates in closed form against those counted on the authors' models, and against the model itself."""
+"""Multiply-accumulates in closed form against those counted on the authors' models, and against the model
+itself.
+"""
 
 import json
 
@@ -38,7 +40,10 @@ def test_no_factors_mean_that_all_tokens_go_on():
 
 
 def test_fewer_tokens_that_go_on_cost_less():
-    macs = [count_macs(tiny_args("adm"), 256, factors) for factors in ([1.0, 1.0], [0.9, 0.6], [0.9, 0.3], [0.5, 0.3], [0.0, 0.0])]
+    macs = [
+        count_macs(tiny_args("adm"), 256, factors)
+        for factors in ([1.0, 1.0], [0.9, 0.6], [0.9, 0.3], [0.5, 0.3], [0.0, 0.0])
+    ]
     assert macs == sorted(macs, reverse=True) and len(set(macs)) == 5
 
 
@@ -53,7 +58,9 @@ def test_counted_tokens_are_those_that_the_model_runs(model, factors):
 
 
 def counted_by_torch(name, factors, length):
-    """Multiply-accumulates of a forward pass of one sequence, all logits included, as torch's own counter sees them."""
+    """Multiply-accumulates of a forward pass of one sequence, all logits included, as torch's own counter
+    sees them.
+    """
     model = tiny_model(name, eval_length_factor=factors, attention="reference")
     # the counter knows matrix products, not the CPU's fused attention
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -62,11 +69,24 @@ def counted_by_torch(name, factors, length):
 
 
 @pytest.mark.parametrize("length", [7, 16])
-@pytest.mark.parametrize(("name", "factors"), [("base", None), ("but", None), ("cot", None), ("lncot", None), ("adm", None), ("adm", [0.5, 0.25]),
-                                               ("adm", [0.6, 0.0]), ("but_mod", None), ("but_halting", None)])
+@pytest.mark.parametrize(
+    ("name", "factors"),
+    [
+        ("base", None),
+        ("but", None),
+        ("cot", None),
+        ("lncot", None),
+        ("adm", None),
+        ("adm", [0.5, 0.25]),
+        ("adm", [0.6, 0.0]),
+        ("but_mod", None),
+        ("but_halting", None),
+    ],
+)
 def test_closed_form_is_what_torch_counts_of_the_model_itself(name, factors, length):
     settings, counted = counted_by_torch(name, factors, length)
-    other_logits = (length - 1) * settings.n_embd * settings.vocab_size  # the accounting has the last position's alone
+    # the accounting has the last position's alone
+    other_logits = (length - 1) * settings.n_embd * settings.vocab_size
     assert count_macs(settings, length, factors) + other_logits == counted
 
 
@@ -75,7 +95,12 @@ def test_useful_work_is_what_torch_counts_less_what_causality_forbids(name):
     length = 16
     settings, counted = counted_by_torch(name, None, length)
     begin, middle, end = settings.stack_sizes
-    squares = begin + end + middle * sum(range(1, settings.n_repeat + 1) if settings.row.attends == "all" else [1] * settings.n_repeat)
+    squares = (
+        begin
+        + end
+        + middle
+        * sum(range(1, settings.n_repeat + 1) if settings.row.attends == "all" else [1] * settings.n_repeat)
+    )
     hidden = sum(1 for query in range(length) for key in range(length) if key > query)
     forbidden = squares * hidden * 2 * settings.n_embd
     assert training_flops_per_token(settings) * length == pytest.approx(6 * (counted - forbidden))

@@ -1,4 +1,6 @@
-"""Mounts that are not like a local disk: files that stay when they are removed, folders without fsync, no modes, no locks."""
+"""Mounts that are not like a local disk: files that stay when they are removed, folders without fsync, no
+modes, no locks.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +27,27 @@ def open_here() -> set[str]:
             files.add(os.readlink(link))
         except FileNotFoundError:  # that of the listing itself
             continue
-    return files | {line.split(maxsplit=5)[-1].strip() for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line}
+    return files | {
+        line.split(maxsplit=5)[-1].strip()
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if "/" in line
+    }
 
 
 @pytest.fixture(params=[".nfs", ".fuse_hidden"])
 def network_mount(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder where a removed file that is open stays under another name until it is closed, as on NFS and FUSE."""
+    """A folder where a removed file that is open stays under another name until it is closed, as on NFS
+    and FUSE.
+    """
     real = os.unlink
     hidden: list[Path] = []
 
     def unlink(path: Any, *, dir_fd: int | None = None) -> None:
-        target = Path(os.readlink(f"/proc/self/fd/{dir_fd}"), path) if dir_fd is not None else Path(path).absolute()
+        target = (
+            Path(os.readlink(f"/proc/self/fd/{dir_fd}"), path)
+            if dir_fd is not None
+            else Path(path).absolute()
+        )
         if tmp_path not in target.parents or str(target) not in open_here():
             real(path, dir_fd=dir_fd)
         elif target.name.startswith(request.param):
@@ -66,9 +78,15 @@ def prepare(folder: Path) -> int:
 
 
 @pytest.mark.slow
-def test_a_dataset_is_prepared_where_open_files_cannot_be_removed(network_mount: Path, bpe_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dataset_is_prepared_where_open_files_cannot_be_removed(
+    network_mount: Path, bpe_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert prepare(network_mount) == 0, capsys.readouterr().err
-    assert sorted(path.name for path in (network_mount / "out").iterdir()) == ["meta.json", "train.bin", "val.bin"]
+    assert sorted(path.name for path in (network_mount / "out").iterdir()) == [
+        "meta.json",
+        "train.bin",
+        "val.bin",
+    ]
 
 
 def test_a_folder_that_keeps_an_open_file_is_emptied_and_that_is_no_error(network_mount: Path) -> None:
@@ -78,13 +96,17 @@ def test_a_folder_that_keeps_an_open_file_is_emptied_and_that_is_no_error(networ
         (folder / name).touch()
     with open(folder / "a"), open(folder / "below/b"):
         remove_folder(folder)
-        assert all(path.is_dir() or path.name.startswith((".nfs", ".fuse_hidden")) for path in folder.rglob("*"))
+        assert all(
+            path.is_dir() or path.name.startswith((".nfs", ".fuse_hidden")) for path in folder.rglob("*")
+        )
         remove_folder(folder)
     remove_folder(folder)
     assert not folder.exists()
 
 
-def test_a_folder_that_cannot_be_removed_for_another_reason_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_removed_for_another_reason_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").touch()
 
@@ -98,7 +120,9 @@ def test_a_folder_that_cannot_be_removed_for_another_reason_is_an_error(tmp_path
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
 @pytest.mark.parametrize("kind", [stat.S_ISDIR, stat.S_ISREG])
-def test_a_file_is_written_where_there_is_no_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: Any) -> None:
+def test_a_file_is_written_where_there_is_no_fsync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: Any
+) -> None:
     real = os.fsync
 
     def fsync(descriptor: int) -> None:
@@ -120,7 +144,9 @@ def test_a_sync_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         write_atomically(tmp_path / "file", "content")
 
 
-def test_a_model_is_exported_where_modes_cannot_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_exported_where_modes_cannot_be_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def copymode(*unused: Any) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 

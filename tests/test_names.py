@@ -1,4 +1,5 @@
-"""Built names are for ever: an experiment that was begun by an older revision is found again only under the name that it got then.
+"""Built names are for ever: an experiment that was begun by an older revision is found again only under the
+name that it got then.
 
 The table was made at revision 55eead3, but for the flags that came later.
 """
@@ -13,72 +14,134 @@ import config
 from config.flags import FLAGS, IDENTITY
 
 TABLE: list[tuple[str, str]] = [
-    ("",
-     "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_seed2"),
-    ("--model lncot --dataset stdlib --n_layer 5 --n_layer_begin 2 --n_layer_end 1 --n_repeat 3 --dep"
-     "th_embedding linear_learned --n_embd 128 --n_head 4 --sequence_length 128 --iterations 300",
-     "exps/stdlib/cotformer_full_depth_lnmid_depthemb/lr0.001_bs32x4_seqlen128_n_layer=5_n_embd=128_n"
-     "_head=4_n_repeat=3_n_layer_begin=2_n_layer_end=1_depth_embedding=linear_learned_seed2"),
-    ("--model lncot --dataset owt2 --n_layer 24 --n_layer_begin 2 --n_layer_end 1 --n_repeat 5 --dept"
-     "h_embedding linear_learned --sequence_length 256 --batch_size 8 --acc_steps 16 --iterations 400"
-     "00 --warmup_percent 0.2 --lr 1e-3 --save_checkpoint_freq 2000",
-     "exps/owt2/cotformer_full_depth_lnmid_depthemb/lr0.001_bs8x16_seqlen256_warmup_percent=0.2_n_rep"
-     "eat=5_n_layer_begin=2_n_layer_end=1_depth_embedding=linear_learned_seed2"),
-    ("--model cot --n_repeat 5 --min_repeat 5 --dataset openwebtext2",
-     "exps/openwebtext2/cotformer_full_depth/lr0.001_bs32x4_seqlen512_n_repeat=5_min_repeat=5_seed2"),
-    ("--model cot --n_repeat 5 --min_repeat 3 --dataset /data/sets/mine/",
-     "exps/mine/cotformer_full_depth/lr0.001_bs32x4_seqlen512_n_repeat=5_min_repeat=3_seed2"),
-    ("--seed 5",
-     "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_seed5"),
-    ("--seed 5 --data_seed 5",
-     "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_seed5"),
-    ("--seed 5 --data_seed 9",
-     "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_data_seed=9_seed5"),
-    ("--data_seed 2",
-     "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_seed2"),
-    ("--opt sgd --beta1 0.8 --beta2 0.99 --weight_decay 0.2 --grad_clip 1.0 --scheduler wsd --final_d"
-     "iv_factor 1.0 --decay_percent 0.3 --lr 3e-4",
-     "exps/slimpajama/base/lr0.0003_bs32x4_seqlen512_opt=sgd_beta1=0.8_beta2=0.99_weight_decay=0.2_gr"
-     "ad_clip=1.0_scheduler=wsd_final_div_factor=1.0_decay_percent=0.3_seed2"),
-    ("--vocab_size 50432 --n_layer 12 --n_embd 384 --n_head 6 --dtype torch.bfloat16 --bias --dropout"
-     " 0.1 --positional_encoder none --attention_window_length 128",
-     "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_vocab_size=50432_n_layer=12_n_embd=384_n_head=6_d"
-     "type=bfloat16_bias=True_dropout=0.1_positional_encoder=none_attention_window_length=128_seed2"),
-    ("--model adm --n_repeat 3 --training_length_factor 1 0.5 --depth_random_method pick_mid_and_recu"
-     "rse --disable_ln_mid --run_prefix group/a",
-     "exps/slimpajama/adaptive_cotformer_mod_efficient_sigmoid_crw_lnmid_de_random_factor_single_fina"
-     "l/group/a_lr0.001_bs32x4_seqlen512_n_repeat=3_depth_random_method=pick_mid_and_recurse_disable_"
-     "ln_mid=True_training_length_factor=1.0,0.5_seed2"),
-    ("--model but_halting --n_repeat 3 --halt_threshold 0.9 --depth_predictor_loss_coef 0.5",
-     "exps/slimpajama/but_halting_freeze_input_on_stop/lr0.001_bs32x4_seqlen512_n_repeat=3_halt_thres"
-     "hold=0.9_depth_predictor_loss_coef=0.5_seed2"),
-    ("--model pondernet --n_repeat 4 --ponder_lambda_p 0.3 --ponder_kl_div_loss_weight 0.02 --depth_r"
-     "andom_method sb_act",
-     "exps/slimpajama/pondernet/lr0.001_bs32x4_seqlen512_n_repeat=4_depth_random_method=sb_act_ponder"
-     "_lambda_p=0.3_ponder_kl_div_loss_weight=0.02_seed2"),
-    ("--model but_mod --n_repeat 3 --eval_length_factor 0.6 0.3 --routing threshold --router_threshol"
-     "d 0.4 --eval_batches 3 --eval_seq_length 16 --eval_sample_size 9 --eval_seq_prefix x",
-     "exps/slimpajama/but_mod_efficient_sigmoid_lnmid_depthemb_random_factor/lr0.001_bs32x4_seqlen512"
-     "_n_repeat=3_seed2"),
-    ("--config_format base --add_additional_space --rmsnorm_eps 1e-6 --multiple_of 8 --mod_capacity_f"
-     "actor 0.5 --lm_cache none --mem_cache_size 4 --cache_topk 2 --track_cache_attention",
-     "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_seed2"),
-    ("--device cpu --deterministic --compile --attention reference --activation_checkpointing pass --"
-     "eval_freq 7 --log_freq 3 --extend continue --on_bad_step skip --data_in_ram",
-     "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_seed2"),
-    ("--model adm --n_repeat 26 --depth_random_method more_chance_for_zero_too --training_length_fact"
-     "or 0.99 0.98 0.97 0.96 0.95 0.94 0.93 0.92 0.91 0.9 0.89 0.88 0.87 0.86 0.85 0.84 0.83 0.82 0.8"
-     "1 0.8 0.79 0.78 0.77 0.76 0.75",
-     "exps/slimpajama/adaptive_cotformer_mod_efficient_sigmoid_crw_lnmid_de_random_factor_single_fina"
-     "l/lr0.001_bs32x4_seqlen512_n_repeat=26_depth_random_method=more_chance_for_zero_too_training_le"
-     "ngth_factor=0.99,0.98,0.97,0.96,0.95,0.94,0.93,0.92,0.91,0.9,0.89,0.88,0.87,0.86,0.85,0.84,0._8"
-     "d3b7f1615b8"),
-    ("--exp_name my_run/a --lr 0.5 --results_base_folder elsewhere",
-     "elsewhere/slimpajama/base/my_run/a"),
-    ("--init_from exps/owt2/base/long_run/ckpt_4000.pt",
-     "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_init_from=long_run-ckpt_4000.pt_seed2"),
-    ("--init_from /somewhere/exps/owt2/base/lr0.1_wide/",
-     "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_init_from=lr0.1_wide_seed2"),
+    ("", "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_seed2"),
+    (
+        (
+            "--model lncot --dataset stdlib --n_layer 5 --n_layer_begin 2 --n_layer_end 1 --n_repeat 3 --dep"
+            "th_embedding linear_learned --n_embd 128 --n_head 4 --sequence_length 128 --iterations 300"
+        ),
+        (
+            "exps/stdlib/cotformer_full_depth_lnmid_depthemb/lr0.001_bs32x4_seqlen128_n_layer=5_n_embd=128_n"
+            "_head=4_n_repeat=3_n_layer_begin=2_n_layer_end=1_depth_embedding=linear_learned_seed2"
+        ),
+    ),
+    (
+        (
+            "--model lncot --dataset owt2 --n_layer 24 --n_layer_begin 2 --n_layer_end 1 --n_repeat 5 --dept"
+            "h_embedding linear_learned --sequence_length 256 --batch_size 8 --acc_steps 16 --iterations 400"
+            "00 --warmup_percent 0.2 --lr 1e-3 --save_checkpoint_freq 2000"
+        ),
+        (
+            "exps/owt2/cotformer_full_depth_lnmid_depthemb/lr0.001_bs8x16_seqlen256_warmup_percent=0.2_n_rep"
+            "eat=5_n_layer_begin=2_n_layer_end=1_depth_embedding=linear_learned_seed2"
+        ),
+    ),
+    (
+        "--model cot --n_repeat 5 --min_repeat 5 --dataset openwebtext2",
+        "exps/openwebtext2/cotformer_full_depth/lr0.001_bs32x4_seqlen512_n_repeat=5_min_repeat=5_seed2",
+    ),
+    (
+        "--model cot --n_repeat 5 --min_repeat 3 --dataset /data/sets/mine/",
+        "exps/mine/cotformer_full_depth/lr0.001_bs32x4_seqlen512_n_repeat=5_min_repeat=3_seed2",
+    ),
+    ("--seed 5", "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_seed5"),
+    ("--seed 5 --data_seed 5", "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_seed5"),
+    ("--seed 5 --data_seed 9", "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_data_seed=9_seed5"),
+    ("--data_seed 2", "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_seed2"),
+    (
+        (
+            "--opt sgd --beta1 0.8 --beta2 0.99 --weight_decay 0.2 --grad_clip 1.0 --scheduler wsd --final_d"
+            "iv_factor 1.0 --decay_percent 0.3 --lr 3e-4"
+        ),
+        (
+            "exps/slimpajama/base/lr0.0003_bs32x4_seqlen512_opt=sgd_beta1=0.8_beta2=0.99_weight_decay=0.2_gr"
+            "ad_clip=1.0_scheduler=wsd_final_div_factor=1.0_decay_percent=0.3_seed2"
+        ),
+    ),
+    (
+        (
+            "--vocab_size 50432 --n_layer 12 --n_embd 384 --n_head 6 --dtype torch.bfloat16 --bias --dropout"
+            " 0.1 --positional_encoder none --attention_window_length 128"
+        ),
+        (
+            "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_vocab_size=50432_n_layer=12_n_embd=384_n_head=6_d"
+            "type=bfloat16_bias=True_dropout=0.1_positional_encoder=none_attention_window_length=128_seed2"
+        ),
+    ),
+    (
+        (
+            "--model adm --n_repeat 3 --training_length_factor 1 0.5 --depth_random_method pick_mid_and_recu"
+            "rse --disable_ln_mid --run_prefix group/a"
+        ),
+        (
+            "exps/slimpajama/adaptive_cotformer_mod_efficient_sigmoid_crw_lnmid_de_random_factor_single_fina"
+            "l/group/a_lr0.001_bs32x4_seqlen512_n_repeat=3_depth_random_method=pick_mid_and_recurse_disable_"
+            "ln_mid=True_training_length_factor=1.0,0.5_seed2"
+        ),
+    ),
+    (
+        "--model but_halting --n_repeat 3 --halt_threshold 0.9 --depth_predictor_loss_coef 0.5",
+        (
+            "exps/slimpajama/but_halting_freeze_input_on_stop/lr0.001_bs32x4_seqlen512_n_repeat=3_halt_thres"
+            "hold=0.9_depth_predictor_loss_coef=0.5_seed2"
+        ),
+    ),
+    (
+        (
+            "--model pondernet --n_repeat 4 --ponder_lambda_p 0.3 --ponder_kl_div_loss_weight 0.02 --depth_r"
+            "andom_method sb_act"
+        ),
+        (
+            "exps/slimpajama/pondernet/lr0.001_bs32x4_seqlen512_n_repeat=4_depth_random_method=sb_act_ponder"
+            "_lambda_p=0.3_ponder_kl_div_loss_weight=0.02_seed2"
+        ),
+    ),
+    (
+        (
+            "--model but_mod --n_repeat 3 --eval_length_factor 0.6 0.3 --routing threshold --router_threshol"
+            "d 0.4 --eval_batches 3 --eval_seq_length 16 --eval_sample_size 9 --eval_seq_prefix x"
+        ),
+        (
+            "exps/slimpajama/but_mod_efficient_sigmoid_lnmid_depthemb_random_factor/lr0.001_bs32x4_seqlen512"
+            "_n_repeat=3_seed2"
+        ),
+    ),
+    (
+        (
+            "--config_format base --add_additional_space --rmsnorm_eps 1e-6 --multiple_of 8 --mod_capacity_f"
+            "actor 0.5 --lm_cache none --mem_cache_size 4 --cache_topk 2 --track_cache_attention"
+        ),
+        "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_seed2",
+    ),
+    (
+        (
+            "--device cpu --deterministic --compile --attention reference --activation_checkpointing pass --"
+            "eval_freq 7 --log_freq 3 --extend continue --on_bad_step skip --data_in_ram"
+        ),
+        "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_seed2",
+    ),
+    (
+        (
+            "--model adm --n_repeat 26 --depth_random_method more_chance_for_zero_too --training_length_fact"
+            "or 0.99 0.98 0.97 0.96 0.95 0.94 0.93 0.92 0.91 0.9 0.89 0.88 0.87 0.86 0.85 0.84 0.83 0.82 0.8"
+            "1 0.8 0.79 0.78 0.77 0.76 0.75"
+        ),
+        (
+            "exps/slimpajama/adaptive_cotformer_mod_efficient_sigmoid_crw_lnmid_de_random_factor_single_fina"
+            "l/lr0.001_bs32x4_seqlen512_n_repeat=26_depth_random_method=more_chance_for_zero_too_training_le"
+            "ngth_factor=0.99,0.98,0.97,0.96,0.95,0.94,0.93,0.92,0.91,0.9,0.89,0.88,0.87,0.86,0.85,0.84,0._8"
+            "d3b7f1615b8"
+        ),
+    ),
+    ("--exp_name my_run/a --lr 0.5 --results_base_folder elsewhere", "elsewhere/slimpajama/base/my_run/a"),
+    (
+        "--init_from exps/owt2/base/long_run/ckpt_4000.pt",
+        "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_init_from=long_run-ckpt_4000.pt_seed2",
+    ),
+    (
+        "--init_from /somewhere/exps/owt2/base/lr0.1_wide/",
+        "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_init_from=lr0.1_wide_seed2",
+    ),
 ]
 
 

@@ -24,7 +24,9 @@ def server() -> Iterator[tuple[str, Received]]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            received.append((dict(self.headers), self.rfile.read(int(self.headers["Content-Length"])).decode()))
+            received.append(
+                (dict(self.headers), self.rfile.read(int(self.headers["Content-Length"])).decode())
+            )
             self.send_response(403 if self.path.endswith("/refused") else 200)
             self.end_headers()
 
@@ -40,8 +42,16 @@ def server() -> Iterator[tuple[str, Received]]:
 
 
 def notify(url: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "iridis.notify", "run: stopped"], input="no room\nlogs: /x", cwd=ROOT, capture_output=True,
-                          text=True, check=False, env={"NOTIFY_URL": url, **env}, timeout=60)
+    return subprocess.run(
+        [sys.executable, "-m", "iridis.notify", "run: stopped"],
+        input="no room\nlogs: /x",
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"NOTIFY_URL": url, **env},
+        timeout=60,
+    )
 
 
 def test_a_topic_of_ntfy_gets_the_subject_as_title(server: tuple[str, Received]) -> None:
@@ -59,8 +69,20 @@ def test_slack_is_known_by_its_name() -> None:
     assert request("https://hooks.slack.com/services/x", "", "a", "b").data == b'{"text": "a\\nb"}'
 
 
-@pytest.mark.parametrize("url", ["{}/refused", "http://127.0.0.1:1/secret", "secret", "http://[secret", "ftp://secret/x", "{}/secret with a space"])
-def test_where_it_cannot_be_told_one_line_says_so_without_the_address(server: tuple[str, Received], url: str) -> None:
+@pytest.mark.parametrize(
+    "url",
+    [
+        "{}/refused",
+        "http://127.0.0.1:1/secret",
+        "secret",
+        "http://[secret",
+        "ftp://secret/x",
+        "{}/secret with a space",
+    ],
+)
+def test_where_it_cannot_be_told_one_line_says_so_without_the_address(
+    server: tuple[str, Received], url: str
+) -> None:
     done = notify(url.format(server[0]))
     assert done.returncode == 1 and "secret" not in done.stdout + done.stderr
     assert done.stderr.startswith("warning: NOTIFY_URL") and done.stderr.count("\n") == 1

@@ -1,4 +1,6 @@
-"""outcome.json: every way in which a run ends is told there by main.py itself, whoever of its processes met it."""
+"""outcome.json: every way in which a run ends is told there by main.py itself, whoever of its processes
+met it.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +38,21 @@ def kind_and_code(results: Path) -> tuple[str, int]:
 # what an error makes of a run
 
 
-@pytest.mark.parametrize(("error", "kind", "code"), [
-    (UserError("x"), "refused", 2), (BadNumbers("x"), "bad numbers", 2), (Replaced("x"), "replaced", 2), (IndexError("x"), "crashed", 1),
-    (MemoryError(), "out of memory", 1), (torch.OutOfMemoryError("CUDA out of memory"), "out of memory", 1),
-    (OSError(errno.ENOSPC, "No space left on device"), "refused", 2), (OSError(errno.ESTALE, "Stale file handle", "/x"), "crashed", 1),
-    (ModuleNotFoundError("x", name="torch"), "refused", 2), (KeyboardInterrupt(), "stopped", 130)])
+@pytest.mark.parametrize(
+    ("error", "kind", "code"),
+    [
+        (UserError("x"), "refused", 2),
+        (BadNumbers("x"), "bad numbers", 2),
+        (Replaced("x"), "replaced", 2),
+        (IndexError("x"), "crashed", 1),
+        (MemoryError(), "out of memory", 1),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory", 1),
+        (OSError(errno.ENOSPC, "No space left on device"), "refused", 2),
+        (OSError(errno.ESTALE, "Stale file handle", "/x"), "crashed", 1),
+        (ModuleNotFoundError("x", name="torch"), "refused", 2),
+        (KeyboardInterrupt(), "stopped", 130),
+    ],
+)
 def test_each_error_has_its_kind_and_exit_code(error: BaseException, kind: str, code: int) -> None:
     outcome = of_error(error)
     assert (outcome.kind, outcome.code) == (kind, code)
@@ -52,8 +64,15 @@ def test_the_allocator_of_cpus_is_out_of_memory() -> None:
     assert of_error(caught.value).kind == Kind.OUT_OF_MEMORY
 
 
-@pytest.mark.parametrize(("code", "kind", "reason"), [(137, "crashed", "killed, signal 9"), (139, "crashed", "killed, signal 11"),
-                                                      (2, "refused", "exit code 2"), (1, "crashed", "exit code 1")])
+@pytest.mark.parametrize(
+    ("code", "kind", "reason"),
+    [
+        (137, "crashed", "killed, signal 9"),
+        (139, "crashed", "killed, signal 11"),
+        (2, "refused", "exit code 2"),
+        (1, "crashed", "exit code 1"),
+    ],
+)
 def test_an_exit_code_alone_tells_what_it_can(code: int, kind: str, reason: str) -> None:
     outcome = of_exit_code(code)
     assert outcome.kind == kind and outcome.reason.startswith(reason)
@@ -65,7 +84,10 @@ def test_an_outcome_is_read_as_it_was_written(tmp_path: Path, kind: Kind) -> Non
     assert read_outcome(tmp_path / "outcome.json") == Outcome(kind, "why", 7, CODES[kind], True)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"kind": "unheard of"}', '{"kind": ["finished"]}', '{"code": 0}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "null", '{"kind": "unheard of"}', '{"kind": ["finished"]}', '{"code": 0}', "[" * 100_000],
+)
 def test_a_file_that_is_no_outcome_is_none(tmp_path: Path, content: str) -> None:
     (tmp_path / "outcome.json").write_text(content)
     assert read_outcome(tmp_path / "outcome.json") is None
@@ -108,19 +130,41 @@ def test_nothing_is_written_into_an_experiment_that_was_lost(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_a_finished_run_says_so(tmp_path: Path) -> None:
     assert train(tmp_path, **SHORT).returncode == 0
-    assert told(tmp_path) == {"code": 0, "kind": "finished", "reason": "all iterations done", "step": 4, "by_hand": False}
+    assert told(tmp_path) == {
+        "code": 0,
+        "kind": "finished",
+        "reason": "all iterations done",
+        "step": 4,
+        "by_hand": False,
+    }
     assert train(tmp_path, **SHORT).returncode == 0
-    assert told(tmp_path) == {"code": 0, "kind": "finished", "reason": "finished already", "step": 4, "by_hand": False}
+    assert told(tmp_path) == {
+        "code": 0,
+        "kind": "finished",
+        "reason": "finished already",
+        "step": 4,
+        "by_hand": False,
+    }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "by_hand"), [(signal.SIGUSR1, False), (signal.SIGTERM, False), (signal.SIGINT, True)])
-def test_a_signal_stops_a_run_and_says_whose_it_was(tmp_path: Path, number: signal.Signals, by_hand: bool) -> None:
+@pytest.mark.parametrize(
+    ("number", "by_hand"), [(signal.SIGUSR1, False), (signal.SIGTERM, False), (signal.SIGINT, True)]
+)
+def test_a_signal_stops_a_run_and_says_whose_it_was(
+    tmp_path: Path, number: signal.Signals, by_hand: bool
+) -> None:
     process = start(command(tmp_path, log_freq=1))
     wait_for_step(tmp_path, 3, process)
     process.send_signal(number)
     process.communicate(timeout=60)
-    assert told(tmp_path) == {"code": 83, "kind": "stopped", "reason": number.name, "step": status(tmp_path)["itr"], "by_hand": by_hand}
+    assert told(tmp_path) == {
+        "code": 83,
+        "kind": "stopped",
+        "reason": number.name,
+        "step": status(tmp_path)["itr"],
+        "by_hand": by_hand,
+    }
 
 
 @pytest.mark.slow
@@ -138,7 +182,11 @@ def test_numbers_that_are_not_finite_are_told_as_such(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{"vocab_size": 100}, {"dataset": "missing"}, {"device": "cuda:7"}, {"use_pretrained": "ckpt_5.pt"}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{"vocab_size": 100}, {"dataset": "missing"}, {"device": "cuda:7"}, {"use_pretrained": "ckpt_5.pt"}],
+    ids=str,
+)
 def test_what_is_refused_before_the_first_step_is_told(tmp_path: Path, changes: dict[str, Any]) -> None:
     """In the copy, whose folder is made: the experiment may have none yet."""
     copy = tmp_path / "jobs" / "copy.json"
@@ -183,27 +231,52 @@ def test_what_one_process_alone_met_is_told_and_not_the_loss_of_its_connection(t
     (window,) = SampleOrder((tokens.size - 1) // length, data_seed=2).windows(TINY["batch_size"], 1)
     tokens[window * length + 5] = 60000
     tokens.tofile(bin_file)
-    sizes = {split: {"tokens": (bin_file.parent / f"{split}.bin").stat().st_size // 2, "largest_token": 255} for split in ("train", "val")}
+    sizes = {
+        split: {"tokens": (bin_file.parent / f"{split}.bin").stat().st_size // 2, "largest_token": 255}
+        for split in ("train", "val")
+    }
     (bin_file.parent / "meta.json").write_text(json.dumps({"splits": sizes}))
     assert train(tmp_path / "results", 2, data_dir=data, **SHORT).returncode != 0
-    assert told(tmp_path / "results")["kind"] == "refused" and "token 60000" in told(tmp_path / "results")["reason"]
+    assert (
+        told(tmp_path / "results")["kind"] == "refused"
+        and "token 60000" in told(tmp_path / "results")["reason"]
+    )
     assert "token 60000" in status(tmp_path / "results")["reason"]
 
 
 @pytest.mark.slow
 def test_a_crash_is_told_with_its_exception(tmp_path: Path) -> None:
-    words = ["-c", "import sys, main; from data.order import SampleOrder\n"
-             "def broken(self, first, count): raise IndexError('a bug')\n"
-             "SampleOrder.windows = broken; sys.exit(main.main(sys.argv[1:]))"]
+    words = [
+        "-c",
+        (
+            "import sys, main; from data.order import SampleOrder\n"
+            "def broken(self, first, count): raise IndexError('a bug')\n"
+            "SampleOrder.windows = broken; sys.exit(main.main(sys.argv[1:]))"
+        ),
+    ]
     line = command(tmp_path, **SHORT)
     outcome = run([line[0], *words, *line[2:]])
     assert outcome.returncode == 1
-    assert told(tmp_path) == {"code": 1, "kind": "crashed", "reason": "IndexError: a bug", "step": 0, "by_hand": False}
+    assert told(tmp_path) == {
+        "code": 1,
+        "kind": "crashed",
+        "reason": "IndexError: a bug",
+        "step": 0,
+        "by_hand": False,
+    }
 
 
 @pytest.mark.slow
 def test_the_chain_takes_the_outcome_of_a_real_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = tmp_path / "outcome_7.0.json"
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert run(command(tmp_path, iterations=100_000, max_runtime_minutes=0, outcome_file=copy), SLURM_JOB_ID="7").returncode == STOPPED
-    assert judge(folder(tmp_path), STOPPED, Cause.NONE, read_outcome(copy)) == ("again", "max_runtime_minutes")
+    assert (
+        run(
+            command(tmp_path, iterations=100_000, max_runtime_minutes=0, outcome_file=copy), SLURM_JOB_ID="7"
+        ).returncode
+        == STOPPED
+    )
+    assert judge(folder(tmp_path), STOPPED, Cause.NONE, read_outcome(copy)) == (
+        "again",
+        "max_runtime_minutes",
+    )

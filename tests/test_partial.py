@@ -1,4 +1,6 @@
-"""An evaluation that takes longer than a job goes on where the one before it was cut short, and gives the very same numbers."""
+"""An evaluation that takes longer than a job goes on where the one before it was cut short, and gives the
+very same numbers.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ from tests.test_history import SMALL, stopped_after
 
 WORLD = World(torch.device("cpu"))
 BATCHES = 9
-WINDOWS = TokenWindows(np.random.RandomState(0).randint(0, 64, 16 * (3 * BATCHES - 1) + 1).astype(np.uint16), 16)  # the last batch is partial
+# the last batch is partial
+WINDOWS = TokenWindows(
+    np.random.RandomState(0).randint(0, 64, 16 * (3 * BATCHES - 1) + 1).astype(np.uint16), 16
+)
 
 
 class Cut:
@@ -31,14 +36,24 @@ class Cut:
         self.model, self.said = tiny_model("adm", seed=seed), list[str]()
         args = tiny_args("adm", **settings)
         facts = facts_of(args, 3, None, WORLD.device)
-        self.kept = PartialSums(folder, "ckpt", self.model, facts, self.said.append, lambda: self.advances.append(True))
+        self.kept = PartialSums(
+            folder, "ckpt", self.model, facts, self.said.append, lambda: self.advances.append(True)
+        )
         self.advances = list[bool]()
 
     def run(self, batches: int = BATCHES + 1) -> tuple[dict[str, Any] | None, int]:
         """What it gives, and how many batches this call computed."""
         calls: list[object] = []
         hook = self.model.register_forward_pre_hook(lambda *unused: calls.append(None))
-        result = evaluate(self.model, WINDOWS, 3, WORLD, nullcontext, should_stop=lambda: len(calls) >= batches, kept=self.kept)
+        result = evaluate(
+            self.model,
+            WINDOWS,
+            3,
+            WORLD,
+            nullcontext,
+            should_stop=lambda: len(calls) >= batches,
+            kept=self.kept,
+        )
         hook.remove()
         return result, len(calls)
 
@@ -59,7 +74,11 @@ def test_the_rest_gives_the_numbers_of_an_unbroken_evaluation(place: Path, tmp_p
     assert rest == whole
 
 
-@pytest.mark.parametrize("changes", [{"seed": 6}, {"eval_length_factor": [0.5, 0.5]}, {"n_repeat": 2}, {"dtype": "bfloat16"}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{"seed": 6}, {"eval_length_factor": [0.5, 0.5]}, {"n_repeat": 2}, {"dtype": "bfloat16"}],
+    ids=str,
+)
 def test_another_evaluation_begins_anew(place: Path, changes: dict[str, Any]) -> None:
     assert Cut(place, **changes).run(2)[1] == 2
     assert Cut(place, **changes).run()[1] == BATCHES - 2
@@ -109,10 +128,15 @@ def test_eval_goes_on_after_a_kill(tmp_path: Path) -> None:
     """As after a time limit: no signal is handled, so what counts is what was kept on the way."""
     assert train(tmp_path, **SMALL).returncode == 0
     words = [*python(), "eval.py", "--checkpoint", str(folder(tmp_path)), "--device", "cpu"]
-    whole = json.loads(run([*words, "--output_dir", str(tmp_path / "whole")]) and (tmp_path / "whole" / "eval_summary_ckpt.json").read_text())
-    code = "import sys, optim.evaluate as e; e.KEEP_SECONDS = 0; import os, optim.partial as p\n" \
-           "save = p.PartialSums.save\np.PartialSums.save = lambda *a: (save(*a), a[1] < 3 or os.kill(os.getpid(), 9))\n" \
-           "import eval; eval.main(sys.argv[1:])"
+    whole = json.loads(
+        run([*words, "--output_dir", str(tmp_path / "whole")])
+        and (tmp_path / "whole" / "eval_summary_ckpt.json").read_text()
+    )
+    code = (
+        "import sys, optim.evaluate as e; e.KEEP_SECONDS = 0; import os, optim.partial as p\nsave ="
+        " p.PartialSums.save\np.PartialSums.save = lambda *a: (save(*a), a[1] < 3 or os.kill(os.getpid(),"
+        " 9))\nimport eval; eval.main(sys.argv[1:])"
+    )
     assert run([*python(), "-c", code, *words[-4:]]).returncode == -9
     outcome = run([*words, "--output_dir", str(tmp_path / "cut")])
     assert "the evaluation goes on after 3 of" in outcome.stderr

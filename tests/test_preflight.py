@@ -21,6 +21,7 @@ from tests.programs import flags, folder, train, trained
 @pytest.fixture
 def lfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A program `lfs` that prints a line: what a Lustre client's would."""
+
     def install(line: str, code: int = 0) -> None:
         program = tmp_path / "bin" / "lfs"
         program.parent.mkdir(exist_ok=True)
@@ -36,9 +37,21 @@ def ledger(folder: Path, *rows: dict[str, object]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("text", "seconds"), [
-    ("5", 300), ("90:30", 5430), ("1:02:03", 3723), ("2-00:00:00", 172800), ("1-12", 129600), ("1-12:30", 131400), ("0-0:0:1", 1),
-    ("UNLIMITED", None), ("infinite", None), ("n/a", None)])
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("5", 300),
+        ("90:30", 5430),
+        ("1:02:03", 3723),
+        ("2-00:00:00", 172800),
+        ("1-12", 129600),
+        ("1-12:30", 131400),
+        ("0-0:0:1", 1),
+        ("UNLIMITED", None),
+        ("infinite", None),
+        ("n/a", None),
+    ],
+)
 def test_time_limits_are_read_as_slurm_reads_them(text: str, seconds: int | None) -> None:
     assert preflight.seconds_of(text) == seconds
 
@@ -49,29 +62,53 @@ def test_what_is_no_time_limit_is_refused(text: str) -> None:
         preflight.seconds_of(text)
 
 
-@pytest.mark.parametrize(("gres", "count"), [
-    ("gpu:2", 2), ("gpu:l4:2", 2), ("gpu:l4:2(S:0-1),shard:8", 2), ("shard:8,gpu:a100:4(S:0,2)", 4), ("gpu:l4:2,gpu:a100:4", 6),
-    ("(null)", 0), ("shard:8", 0), ("", 0)])
+@pytest.mark.parametrize(
+    ("gres", "count"),
+    [
+        ("gpu:2", 2),
+        ("gpu:l4:2", 2),
+        ("gpu:l4:2(S:0-1),shard:8", 2),
+        ("shard:8,gpu:a100:4(S:0,2)", 4),
+        ("gpu:l4:2,gpu:a100:4", 6),
+        ("(null)", 0),
+        ("shard:8", 0),
+        ("", 0),
+    ],
+)
 def test_gpus_of_a_node_are_counted(gres: str, count: int) -> None:
     assert preflight.gpus_in(gres) == count
 
 
 def test_forecast_tells_speed_steps_left_time_and_jobs(tmp_path: Path) -> None:
-    ledger(tmp_path, {"start_step": 0, "end_step": 100, "seconds": 1800.0}, {"start_step": 100, "end_step": 100, "seconds": 900.0},
-           {"start_step": 100, "end_step": 300, "seconds": 5400.0})
-    assert preflight.forecast(Record(tmp_path), 1000, "2:00:00") == ("forecast: 150 steps/h, 700 of 1,000 steps left: 4.7 h = 0.2 days of running, "
-                                                             "3 more job(s) of 2:00:00")
+    ledger(
+        tmp_path,
+        {"start_step": 0, "end_step": 100, "seconds": 1800.0},
+        {"start_step": 100, "end_step": 100, "seconds": 900.0},
+        {"start_step": 100, "end_step": 300, "seconds": 5400.0},
+    )
+    assert (
+        preflight.forecast(Record(tmp_path), 1000, "2:00:00")
+        == "forecast: 150 steps/h, 700 of 1,000 steps left: 4.7 h = 0.2 days of running, "
+        "3 more job(s) of 2:00:00"
+    )
 
 
 def test_there_is_no_forecast_before_a_job_has_advanced(tmp_path: Path) -> None:
     assert preflight.forecast(Record(tmp_path), 1000, "1") is None
-    assert preflight.forecast(Record(ledger(tmp_path, {"start_step": 5, "end_step": 5, "seconds": 60.0})), 1000, "1") is None
+    assert (
+        preflight.forecast(
+            Record(ledger(tmp_path, {"start_step": 5, "end_step": 5, "seconds": 60.0})), 1000, "1"
+        )
+        is None
+    )
 
 
 def test_forecast_without_limit_names_no_jobs(tmp_path: Path) -> None:
     ledger(tmp_path, {"start_step": 0, "end_step": 100, "seconds": 3600.0})
     record = Record(tmp_path)
-    assert "job" not in str(preflight.forecast(record, 200, None)) and "job" not in str(preflight.forecast(record, 200, "UNLIMITED"))
+    assert "job" not in str(preflight.forecast(record, 200, None)) and "job" not in str(
+        preflight.forecast(record, 200, "UNLIMITED")
+    )
 
 
 def looked(folder: Path, **values: object) -> Record:
@@ -80,15 +117,30 @@ def looked(folder: Path, **values: object) -> Record:
 
 
 def test_lead_is_the_slowest_step_and_save_and_a_minute(tmp_path: Path) -> None:
-    assert preflight.lead_seconds(looked(tmp_path, slowest_step_seconds=12.5, slowest_save_seconds=30.0), "1:00:00") == 102
+    assert (
+        preflight.lead_seconds(
+            looked(tmp_path, slowest_step_seconds=12.5, slowest_save_seconds=30.0), "1:00:00"
+        )
+        == 102
+    )
 
 
 def test_lead_is_never_more_than_a_quarter_of_the_limit(tmp_path: Path) -> None:
-    assert preflight.lead_seconds(looked(tmp_path, slowest_step_seconds=200.0, slowest_save_seconds=300.0), "10") == 150
+    assert (
+        preflight.lead_seconds(looked(tmp_path, slowest_step_seconds=200.0, slowest_save_seconds=300.0), "10")
+        == 150
+    )
 
 
-@pytest.mark.parametrize("values", [{}, {"slowest_step_seconds": 3.0}, {"slowest_step_seconds": 0.0, "slowest_save_seconds": 0.0},
-                                    {"slowest_step_seconds": "3", "slowest_save_seconds": None}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"slowest_step_seconds": 3.0},
+        {"slowest_step_seconds": 0.0, "slowest_save_seconds": 0.0},
+        {"slowest_step_seconds": "3", "slowest_save_seconds": None},
+    ],
+)
 def test_lead_is_cautious_where_nothing_was_timed(tmp_path: Path, values: dict[str, object]) -> None:
     assert preflight.lead_seconds(looked(tmp_path, **values), "1-00:00:00") == preflight.LEAD_SECONDS
 
@@ -111,7 +163,10 @@ def test_free_space_of_a_quota_that_is_exceeded_is_none(tmp_path: Path, lfs) -> 
     assert preflight.free_bytes(tmp_path) == 0
 
 
-@pytest.mark.parametrize("line", [QUOTA.format(place="/x", used=1000, limit=0), "", "quota: no filesystem", "/x [0] 0 [0] - 0 0 0 -"])
+@pytest.mark.parametrize(
+    "line",
+    [QUOTA.format(place="/x", used=1000, limit=0), "", "quota: no filesystem", "/x [0] 0 [0] - 0 0 0 -"],
+)
 def test_without_a_quota_free_space_is_that_of_the_disk(tmp_path: Path, lfs, line: str) -> None:
     lfs(line)
     assert preflight.free_bytes(tmp_path) == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.01)
@@ -123,7 +178,9 @@ def test_free_space_is_that_of_the_disk_where_lfs_fails(tmp_path: Path, lfs) -> 
 
 
 def test_free_space_of_a_folder_to_come_is_that_of_its_nearest_parent(tmp_path: Path) -> None:
-    assert preflight.free_bytes(tmp_path / "a" / "b") == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.01)
+    assert preflight.free_bytes(tmp_path / "a" / "b") == pytest.approx(
+        shutil.disk_usage(tmp_path).free, rel=0.01
+    )
 
 
 def sinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *limits: str) -> None:
@@ -135,11 +192,24 @@ def sinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *limits: str) -> None
     monkeypatch.setenv("PATH", str(program.parent), prepend=":")
 
 
-@pytest.mark.parametrize(("limits", "wanted", "allowed"), [
-    (["1:00:00"], "2:00:00", "ALLOWED=1:00:00\nALLOWED_SECONDS=3600\n"), (["1:00:00"], "60", "\n"), (["infinite"], "2:00:00", "\n"),
-    (["30:00", "1:00:00"], "UNLIMITED", "ALLOWED=1:00:00\nALLOWED_SECONDS=3600\n"), (["30:00", "infinite"], "UNLIMITED", "\n")])
-def test_a_limit_above_the_partition_s_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-                                               limits: list[str], wanted: str, allowed: str) -> None:
+@pytest.mark.parametrize(
+    ("limits", "wanted", "allowed"),
+    [
+        (["1:00:00"], "2:00:00", "ALLOWED=1:00:00\nALLOWED_SECONDS=3600\n"),
+        (["1:00:00"], "60", "\n"),
+        (["infinite"], "2:00:00", "\n"),
+        (["30:00", "1:00:00"], "UNLIMITED", "ALLOWED=1:00:00\nALLOWED_SECONDS=3600\n"),
+        (["30:00", "infinite"], "UNLIMITED", "\n"),
+    ],
+)
+def test_a_limit_above_the_partition_s_is_told(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    limits: list[str],
+    wanted: str,
+    allowed: str,
+) -> None:
     sinfo(tmp_path, monkeypatch, *limits)
     assert preflight.main(["--partition", "p", "--time", wanted, "--allowed"]) == 0
     assert capsys.readouterr().out == allowed
@@ -147,12 +217,21 @@ def test_a_limit_above_the_partition_s_is_told(tmp_path: Path, monkeypatch: pyte
 
 def test_weights_to_begin_with_are_looked_for_before_a_job_is_queued(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--init_from nowhere: no such file"):
-        preflight.main(["--", "--dataset", "stdlib", "--init_from", "nowhere", "--results_base_folder", str(tmp_path)])
+        preflight.main(
+            ["--", "--dataset", "stdlib", "--init_from", "nowhere", "--results_base_folder", str(tmp_path)]
+        )
 
 
-@pytest.mark.parametrize(("flags", "count"), [
-    ("--save_checkpoint_freq 10", 5), ("--save_checkpoint_freq 10 --keep_steps 40 55 55 100 200", 7), ("--save_checkpoint_freq 60", 4),
-    ("--save_checkpoint_freq 10 --keep_checkpoints 0 --keep_steps 40 55", 14), ("--keep_steps 40", 5)])
+@pytest.mark.parametrize(
+    ("flags", "count"),
+    [
+        ("--save_checkpoint_freq 10", 5),
+        ("--save_checkpoint_freq 10 --keep_steps 40 55 55 100 200", 7),
+        ("--save_checkpoint_freq 60", 4),
+        ("--save_checkpoint_freq 10 --keep_checkpoints 0 --keep_steps 40 55", 14),
+        ("--keep_steps 40", 5),
+    ],
+)
 def test_checkpoints_of_steps_that_are_kept_are_counted(flags: str, count: int) -> None:
     assert preflight.checkpoints_at_once(config.parse_args(["--iterations", "100", *flags.split()])) == count
 
@@ -160,13 +239,27 @@ def test_checkpoints_of_steps_that_are_kept_are_counted(flags: str, count: int) 
 def test_lead_is_doubled_after_each_job_that_outlasted_it(tmp_path: Path) -> None:
     outlasted = {"reason": "time limit within a step or save"}
     ledger(tmp_path, outlasted, {"reason": "time limit"}, outlasted, outlasted)
-    assert preflight.lead_seconds(looked(tmp_path, slowest_step_seconds=10, slowest_save_seconds=30), "1:00:00") == 400
+    assert (
+        preflight.lead_seconds(looked(tmp_path, slowest_step_seconds=10, slowest_save_seconds=30), "1:00:00")
+        == 400
+    )
 
 
 # what main.py would refuse when it opens the experiment
 
-SMALL = {"model": "lncot", "n_repeat": 2, "n_embd": 16, "n_head": 2, "n_layer": 3, "sequence_length": 16, "batch_size": 2, "acc_steps": 2,
-         "eval_freq": 0, "iterations": 20, "dropout": 0.0}
+SMALL = {
+    "model": "lncot",
+    "n_repeat": 2,
+    "n_embd": 16,
+    "n_head": 2,
+    "n_layer": 3,
+    "sequence_length": 16,
+    "batch_size": 2,
+    "acc_steps": 2,
+    "eval_freq": 0,
+    "iterations": 20,
+    "dropout": 0.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -184,9 +277,20 @@ def unfinished(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_finished", [True, False])
-@pytest.mark.parametrize("changes", [{"iterations": 30}, {"iterations": 10}, {"seed": 7}, {"lr": 5e-4, "iterations": 30, "extend": "rejoin"},
-                                     {"iterations": 30, "extend": "continue", "use_pretrained": "ckpt_5.pt"}], ids=str)
-def test_what_main_py_would_refuse_is_refused_in_its_words(finished: Path, unfinished: Path, is_finished: bool, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"iterations": 30},
+        {"iterations": 10},
+        {"seed": 7},
+        {"lr": 5e-4, "iterations": 30, "extend": "rejoin"},
+        {"iterations": 30, "extend": "continue", "use_pretrained": "ckpt_5.pt"},
+    ],
+    ids=str,
+)
+def test_what_main_py_would_refuse_is_refused_in_its_words(
+    finished: Path, unfinished: Path, is_finished: bool, changes: dict[str, Any]
+) -> None:
     results = finished if is_finished else unfinished
     with pytest.raises(UserError) as refused:
         preflight.main(["--", *flags(results, **{**SMALL, **changes})])
@@ -196,7 +300,9 @@ def test_what_main_py_would_refuse_is_refused_in_its_words(finished: Path, unfin
 
 @pytest.mark.slow
 @pytest.mark.parametrize("extend", ["continue", "restart", "rejoin"])
-def test_an_extension_that_says_how_passes(finished: Path, unfinished: Path, extend: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_extension_that_says_how_passes(
+    finished: Path, unfinished: Path, extend: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     for results in (finished, unfinished):
         assert preflight.main(["--", *flags(results, **{**SMALL, "iterations": 30, "extend": extend})]) == 0
         assert "STATE=unfinished" in capsys.readouterr().out
@@ -221,29 +327,69 @@ def named(seed: int) -> str:
     return f"lr0.001_bs32x4_seqlen512_seed{seed}"
 
 
-def asked(results: Path, capsys: pytest.CaptureFixture[str], *words: str, options: Sequence[str] = ()) -> tuple[str, bool, str]:
-    """Of a command of a package: the name of the experiment that is meant, whether by the former flags, and what is said."""
-    assert preflight.main([*FORMERLY, *options, "--", *NOW, "--dataset", "stdlib", "--results_base_folder", str(results), *words]) == 0
+def asked(
+    results: Path, capsys: pytest.CaptureFixture[str], *words: str, options: Sequence[str] = ()
+) -> tuple[str, bool, str]:
+    """Of a command of a package: the name of the experiment that is meant, whether by the former flags,
+    and what is said.
+    """
+    assert (
+        preflight.main(
+            [
+                *FORMERLY,
+                *options,
+                "--",
+                *NOW,
+                "--dataset",
+                "stdlib",
+                "--results_base_folder",
+                str(results),
+                *words,
+            ]
+        )
+        == 0
+    )
     out, err = capsys.readouterr()
     values = dict(line.split("=", 1) for line in out.splitlines())
     return Path(values["EXPERIMENT"]).name, values["FORMER"] == "1", err
 
 
-@pytest.mark.parametrize(("there", "words", "meant", "is_former"), [
-    ([], [], 0, False), ([2], [], 2, True), ([0], [], 0, False), ([0, 2], [], 0, False), ([2], ["--seed", "0"], 0, False),
-    ([2], ["--seed", "2"], 2, False), ([5], ["--seed", "5"], 5, False)])
-def test_an_experiment_of_the_former_defaults_is_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str], there: list[int],
-                                                              words: list[str], meant: int, is_former: bool) -> None:
+@pytest.mark.parametrize(
+    ("there", "words", "meant", "is_former"),
+    [
+        ([], [], 0, False),
+        ([2], [], 2, True),
+        ([0], [], 0, False),
+        ([0, 2], [], 0, False),
+        ([2], ["--seed", "0"], 0, False),
+        ([2], ["--seed", "2"], 2, False),
+        ([5], ["--seed", "5"], 5, False),
+    ],
+)
+def test_an_experiment_of_the_former_defaults_is_gone_on_with(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    there: list[int],
+    words: list[str],
+    meant: int,
+    is_former: bool,
+) -> None:
     for seed in there:
         (tmp_path / "stdlib" / "base" / named(seed)).mkdir(parents=True)
     name, former, said = asked(tmp_path, capsys, *words)
     assert (name, former) == (named(meant), is_former)
-    assert said == (f"note: going on with --seed 2 --eval_freq 200, with which {named(meant)} was begun; they were the defaults then\n"
-                    if is_former else "")
+    assert said == (
+        f"note: going on with --seed 2 --eval_freq 200, with which {named(meant)} was begun; they were the"
+        " defaults then\n"
+        if is_former
+        else ""
+    )
 
 
 @pytest.mark.parametrize("seed", [0, 2])
-def test_a_job_goes_on_with_what_it_was_submitted_for(tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int) -> None:
+def test_a_job_goes_on_with_what_it_was_submitted_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int
+) -> None:
     for each in (0, 2):
         (tmp_path / "stdlib" / "base" / named(each)).mkdir(parents=True)
     submitted = tmp_path / "stdlib" / "base" / named(seed)
@@ -252,11 +398,22 @@ def test_a_job_goes_on_with_what_it_was_submitted_for(tmp_path: Path, capsys: py
 
 @pytest.mark.slow
 @pytest.mark.parametrize("is_finished", [True, False])
-@pytest.mark.parametrize(("recorded", "words", "is_former"), [
-    ({"seed": 2, "data_seed": 2, "eval_freq": 200}, [], True), ({"seed": 0, "data_seed": 0, "eval_freq": 100}, [], False),
-    ({"seed": 5, "data_seed": 5, "eval_freq": 200}, ["--seed", "5"], True)])
-def test_a_named_experiment_goes_on_as_it_was_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str], is_finished: bool,
-                                                       recorded: dict[str, int], words: list[str], is_former: bool) -> None:
+@pytest.mark.parametrize(
+    ("recorded", "words", "is_former"),
+    [
+        ({"seed": 2, "data_seed": 2, "eval_freq": 200}, [], True),
+        ({"seed": 0, "data_seed": 0, "eval_freq": 100}, [], False),
+        ({"seed": 5, "data_seed": 5, "eval_freq": 200}, ["--seed", "5"], True),
+    ],
+)
+def test_a_named_experiment_goes_on_as_it_was_recorded(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    is_finished: bool,
+    recorded: dict[str, int],
+    words: list[str],
+    is_former: bool,
+) -> None:
     experiment = tmp_path / "stdlib" / "base" / "mine"
     experiment.mkdir(parents=True)
     if is_finished:

@@ -1,4 +1,6 @@
-"""What is asked of the operating system, which is not always Linux; and which code runs, so that a change between two jobs is seen."""
+"""What is asked of the operating system, which is not always Linux; and which code runs, so that a change
+between two jobs is seen.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,13 @@ DIRTY = {"revision": "a" * 40 + "+changes", "dirty": True, "changes": "12345678"
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository of one file, which stands for the code that runs."""
+
     def git(*words: str) -> None:
-        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True, capture_output=True)
+        subprocess.run(
+            ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words],
+            check=True,
+            capture_output=True,
+        )
 
     (tmp_path / "main.py").write_text("1\n")
     git("init")
@@ -48,19 +55,37 @@ def test_a_snapshot_tells_the_facts_of_the_code_that_it_was_made_of(checkout: Pa
     assert code_facts() == DIRTY
 
 
-@pytest.mark.parametrize(("before", "now"), [
-    (CLEAN, DIRTY), (DIRTY, CLEAN), (DIRTY, DIRTY | {"changes": "87654321"}), (CLEAN, CLEAN | {"revision": "b" * 40}),
-    ({"revision": "a" * 40}, CLEAN | {"revision": "b" * 40})])
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        (CLEAN, DIRTY),
+        (DIRTY, CLEAN),
+        (DIRTY, DIRTY | {"changes": "87654321"}),
+        (CLEAN, CLEAN | {"revision": "b" * 40}),
+        ({"revision": "a" * 40}, CLEAN | {"revision": "b" * 40}),
+    ],
+)
 def test_other_code_is_one_line_that_names_both(before: dict[str, object], now: dict[str, object]) -> None:
     said = code_change(before, now)
     assert said is not None and "\n" not in said
     assert str(before["revision"])[:12] in said and str(now["revision"])[:12] in said
 
 
-@pytest.mark.parametrize(("before", "now"), [
-    (CLEAN, CLEAN), (DIRTY, DIRTY), ({}, CLEAN), ({"revision": "a" * 40}, CLEAN), ({"revision": DIRTY["revision"]}, DIRTY),
-    ({"revision": None}, CLEAN), (CLEAN, {"revision": None, "dirty": None, "changes": None})])
-def test_code_that_is_the_same_or_unknown_is_no_change(before: dict[str, object], now: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        (CLEAN, CLEAN),
+        (DIRTY, DIRTY),
+        ({}, CLEAN),
+        ({"revision": "a" * 40}, CLEAN),
+        ({"revision": DIRTY["revision"]}, DIRTY),
+        ({"revision": None}, CLEAN),
+        (CLEAN, {"revision": None, "dirty": None, "changes": None}),
+    ],
+)
+def test_code_that_is_the_same_or_unknown_is_no_change(
+    before: dict[str, object], now: dict[str, object]
+) -> None:
     assert code_change(before, now) is None
 
 

@@ -1,4 +1,6 @@
-"""One reader says what an experiment's folder tells: finished, newest checkpoint, speed; and no other module reads these files to decide."""
+"""One reader says what an experiment's folder tells: finished, newest checkpoint, speed; and no other
+module reads these files to decide.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def summary(folder: Path, **values: Any) -> Record:
 
 
 @pytest.mark.parametrize(("wanted", "answer"), [(None, True), (40, True), (30, True), (60, False)])
-def test_finished_is_for_the_steps_that_are_asked_for(tmp_path: Path, wanted: int | None, answer: bool) -> None:
+def test_finished_is_for_the_steps_that_are_asked_for(
+    tmp_path: Path, wanted: int | None, answer: bool
+) -> None:
     assert summary(tmp_path).finished(wanted) is answer
 
 
@@ -39,12 +43,27 @@ def test_a_summary_without_its_steps_is_not_finished(tmp_path: Path, args: Any) 
 
 def test_an_empty_folder_is_a_training_that_has_not_begun(tmp_path: Path) -> None:
     record = Record(tmp_path)
-    assert (record.finished(), record.saved_step, record.iterations, record.steps_per_hour(), record.outcome) == (False, 0, None, None, None)
+    assert (
+        record.finished(),
+        record.saved_step,
+        record.iterations,
+        record.steps_per_hour(),
+        record.outcome,
+    ) == (False, 0, None, None, None)
 
 
-@pytest.mark.parametrize(("files", "step"), [
-    ({"ckpt.pt": 20}, 20), ({"ckpt.pt": 20, "ckpt_10.pt": 10}, 20), ({"ckpt_30.pt": 30, "ckpt_4.pt": 4}, 30), ({"other.pt": 50}, 0)])
-def test_the_newest_checkpoint_is_known_whatever_its_name(tmp_path: Path, files: dict[str, int], step: int) -> None:
+@pytest.mark.parametrize(
+    ("files", "step"),
+    [
+        ({"ckpt.pt": 20}, 20),
+        ({"ckpt.pt": 20, "ckpt_10.pt": 10}, 20),
+        ({"ckpt_30.pt": 30, "ckpt_4.pt": 4}, 30),
+        ({"other.pt": 50}, 0),
+    ],
+)
+def test_the_newest_checkpoint_is_known_whatever_its_name(
+    tmp_path: Path, files: dict[str, int], step: int
+) -> None:
     for name, held in files.items():
         save_checkpoint(tmp_path / name, {"itr": held, "model": {}})
     assert Record(tmp_path).saved_step == step
@@ -56,13 +75,23 @@ def test_the_status_remembers_a_checkpoint_that_is_gone(tmp_path: Path) -> None:
 
 
 def test_steps_an_hour_leave_out_what_a_kill_lost(tmp_path: Path) -> None:
-    rows = [{"start_step": 0, "end_step": 100, "reached": 100, "seconds": 1800}, {"start_step": 100, "end_step": 100, "reached": 190, "seconds": 900}]
+    rows = [
+        {"start_step": 0, "end_step": 100, "reached": 100, "seconds": 1800},
+        {"start_step": 100, "end_step": 100, "reached": 190, "seconds": 900},
+    ]
     (tmp_path / "segments.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert Record(tmp_path).steps_per_hour() == 200
 
 
-@pytest.mark.parametrize(("row", "answer"), [({"start_step": 1, "end_step": 2}, True), ({"start_step": 2, "end_step": 2}, False), ({}, False),
-                                            ({"start_step": "1", "end_step": None}, False)])
+@pytest.mark.parametrize(
+    ("row", "answer"),
+    [
+        ({"start_step": 1, "end_step": 2}, True),
+        ({"start_step": 2, "end_step": 2}, False),
+        ({}, False),
+        ({"start_step": "1", "end_step": None}, False),
+    ],
+)
 def test_a_job_has_advanced_if_its_checkpoint_has(row: dict[str, Any], answer: bool) -> None:
     assert advanced(row) is answer
 
@@ -88,7 +117,11 @@ def test_the_summary_of_a_checkpoint_is_the_one_that_it_had(tmp_path: Path) -> N
     summary(tmp_path, itr=60)
     (tmp_path / "summary_40.json").write_text('{"itr": 40}')
     record = Record(tmp_path)
-    assert [(record.summary_of(name) or {})["itr"] for name in ("ckpt_40.pt", "ckpt_50.pt", "ckpt.pt")] == [40, 60, 60]
+    assert [(record.summary_of(name) or {})["itr"] for name in ("ckpt_40.pt", "ckpt_50.pt", "ckpt.pt")] == [
+        40,
+        60,
+        60,
+    ]
 
 
 # what a checkpoint tells without torch
@@ -137,21 +170,36 @@ def read_values(names: str, text: str) -> str:
 
 
 def test_the_job_library_reads_values_in_any_order_and_passes_over_others() -> None:
-    assert read_values("EXPERIMENT STATE", "STATE=finished\nPATH=/evil\nnoise\nEXPERIMENT=/a b/$(touch x)='c'") == (
-        "EXPERIMENT=/a b/$(touch x)='c';STATE=finished;")
+    assert (
+        read_values("EXPERIMENT STATE", "STATE=finished\nPATH=/evil\nnoise\nEXPERIMENT=/a b/$(touch x)='c'")
+        == "EXPERIMENT=/a b/$(touch x)='c';STATE=finished;"
+    )
 
 
 def test_the_preflight_answers_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--model", "base", "--results_base_folder", str(tmp_path), "--exp_name", "run", "--device", "cpu"]
+    flags = [
+        "--model",
+        "base",
+        "--results_base_folder",
+        str(tmp_path),
+        "--exp_name",
+        "run",
+        "--device",
+        "cpu",
+    ]
     assert preflight.main(["--where", "--", *flags]) == 0
     answers = dict(line.split("=", 1) for line in capsys.readouterr().out.splitlines())
-    assert answers["STATE"] == "unfinished" and answers["EXPERIMENT"] == str(tmp_path / "slimpajama" / "base" / "run")
+    assert answers["STATE"] == "unfinished" and answers["EXPERIMENT"] == str(
+        tmp_path / "slimpajama" / "base" / "run"
+    )
 
 
 def test_the_reader_answers_a_shell_without_torch(tmp_path: Path) -> None:
     summary(tmp_path)
-    code = "import sys; sys.modules['torch'] = None; sys.argv = ['reader', sys.argv[1]]\n" \
-           "import optim.reader; sys.exit(optim.reader.main(sys.argv[1:]))"
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.argv = ['reader', sys.argv[1]]\n"
+        "import optim.reader; sys.exit(optim.reader.main(sys.argv[1:]))"
+    )
     done = run([sys.executable, "-c", code, str(tmp_path)])
     assert done.returncode == 0 and "FINISHED=1\n" in done.stdout, done.stderr
 
@@ -167,9 +215,11 @@ def test_the_reader_of_no_folder_says_so_to_a_shell(tmp_path: Path, words: list[
 
 def test_no_other_module_opens_the_files_that_decide() -> None:
     """A path to one of them is made in three modules; docstrings, comments and messages name them freely."""
-    python = r"""/ (?:["'](?:summary|status)\.json["']|["']segments\.jsonl["']|STATUS\b|SEGMENTS\b)""" \
-             r"""|(?:read_json|load_json|read_text|open)\(.*\b(?:SUMMARY|STATUS|SEGMENTS)\b"""
-    shell = r"""\$\w+"?/(?:summary\.json|status\.json|segments\.jsonl)|\}"?/(?:summary\.json|status\.json|segments\.jsonl)"""
+    python = (
+        r"""/ (?:["'](?:summary|status)\.json["']|["']segments\.jsonl["']|STATUS\b|SEGMENTS\b)"""
+        r"""|(?:read_json|load_json|read_text|open)\(.*\b(?:SUMMARY|STATUS|SEGMENTS)\b"""
+    )
+    shell = r"""(?:\$\w+|\})"?/(?:summary\.json|status\.json|segments\.jsonl)"""
     tracked = run(["git", "ls-files", "-co", "--exclude-standard", "*.py", "*.sh"]).stdout.split()
     ours = [name for name in tracked if not name.startswith(("tests/", "bench/"))]
     assert len(ours) > 80
@@ -197,7 +247,12 @@ def line_of(kind: str, step: int, **more: Any) -> str:
 
 @pytest.mark.parametrize("size", [0, *TAILS[:3]])
 def test_the_newest_rows_are_found_behind_any_number_of_others(tmp_path: Path, size: int) -> None:
-    found, problems = newest(tmp_path / "m", line_of("eval", 1), line_of("train", 2), *[line_of("skipped", 3, reason='an "eval"')] * (size // 50))
+    found, problems = newest(
+        tmp_path / "m",
+        line_of("eval", 1),
+        line_of("train", 2),
+        *[line_of("skipped", 3, reason='an "eval"')] * (size // 50),
+    )
     assert ([row["step"] for row in found], problems) == ([2, 1], [])
 
 

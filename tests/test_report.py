@@ -1,4 +1,6 @@
-"""python -m report: which row an evaluation belongs to, errors and intervals, verdicts, what differs, damaged files."""
+"""python -m report: which row an evaluation belongs to, errors and intervals, verdicts, what differs,
+damaged files.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def report_on(folder: Path) -> Report:
 
 def filled(folder: Path) -> dict[tuple[str, str], Result]:
     """The rows that have an evaluation, by table and label."""
-    return {(result.row.table, result.row.label): result for result in report_on(folder).results if result.group}
+    return {
+        (result.row.table, result.row.label): result for result in report_on(folder).results if result.group
+    }
 
 
 def cot(folder: Path, perplexity: float = 27.0, **changes: Any) -> Path:
@@ -39,13 +43,26 @@ def cot(folder: Path, perplexity: float = 27.0, **changes: Any) -> Path:
     return evaluation(folder, perplexity, **{"model": "cot", "n_layer": 12, "n_repeat": 3, **changes})
 
 
-def trained_cot(folder: Path, perplexity: float = 27.0, *, recorded: dict[str, Any] | None = None, age: float = 0.0,
-                evaluated: dict[str, Any] | None = None, **changes: Any) -> Path:
+def trained_cot(
+    folder: Path,
+    perplexity: float = 27.0,
+    *,
+    recorded: dict[str, Any] | None = None,
+    age: float = 0.0,
+    evaluated: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Path:
     """A training of it, and its evaluation beside it, which may have settings of its own."""
     run = folder / "owt2" / "cot" / "run"
     trained = {"model": "cot", "n_layer": 12, "n_repeat": 3, **changes}
     training(run, recorded=recorded, **trained)
-    return evaluation(folder / f"evaluated_{perplexity}", perplexity, age=age, checkpoint=str(run / "ckpt.pt"), **{**trained, **(evaluated or {})})
+    return evaluation(
+        folder / f"evaluated_{perplexity}",
+        perplexity,
+        age=age,
+        checkpoint=str(run / "ckpt.pt"),
+        **{**trained, **(evaluated or {})},
+    )
 
 
 def row_of(folder: Path) -> Result:
@@ -61,6 +78,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 # rows
+
 
 @pytest.mark.parametrize("row", ALL_ROWS)
 def test_each_row_takes_the_model_that_its_flags_describe(tmp_path: Path, row: rows.Row) -> None:
@@ -79,21 +97,37 @@ def test_each_row_of_the_paper_has_a_number(row: rows.Row) -> None:
 
 def places(value: Any, path: tuple[str, ...]) -> set[tuple[str, ...]]:
     """Where the numbers of a part of paper.json stand."""
-    return {path} if not isinstance(value, dict) else {place for key in value for place in places(value[key], (*path, key))}
+    return (
+        {path}
+        if not isinstance(value, dict)
+        else {place for key in value for place in places(value[key], (*path, key))}
+    )
 
 
-@pytest.mark.parametrize(("table", "key", "left_out"), [
-    ("Table 1", "table1", set()), ("Table 2", "table2", set()), ("Table 4", "table4_depth_embedding", set()), ("Section 5", "section5_60k", set()),
-    ("Figure 2", "figure2_read_off", set()), ("Table 5", "table5_adaptive_methods_10k", set()),
-    ("Table 6", "table6_pause_tokens", {("table6_pause_tokens", "pause_tokens_24")})])
+@pytest.mark.parametrize(
+    ("table", "key", "left_out"),
+    [
+        ("Table 1", "table1", set()),
+        ("Table 2", "table2", set()),
+        ("Table 4", "table4_depth_embedding", set()),
+        ("Section 5", "section5_60k", set()),
+        ("Figure 2", "figure2_read_off", set()),
+        ("Table 5", "table5_adaptive_methods_10k", set()),
+        ("Table 6", "table6_pause_tokens", {("table6_pause_tokens", "pause_tokens_24")}),
+    ],
+)
 def test_each_table_is_complete(table: str, key: str, left_out: set[tuple[str, ...]]) -> None:
     paper = json.loads((ROOT / "report" / "paper.json").read_text())
-    assert {row.paper for row in rows.ROWS if row.table == table and row.paper} == places(paper[key], (key,)) - left_out
+    assert {row.paper for row in rows.ROWS if row.table == table and row.paper} == places(
+        paper[key], (key,)
+    ) - left_out
 
 
 def test_a_number_without_a_model_is_told_below_its_table(tmp_path: Path) -> None:
     evaluation(tmp_path, 26.0, model="base", n_layer=24)
-    assert "The paper's 24 layers with pause tokens (25.05) are no model here." in render.markdown(report_on(tmp_path))
+    assert "The paper's 24 layers with pause tokens (25.05) are no model here." in render.markdown(
+        report_on(tmp_path)
+    )
 
 
 def test_a_model_that_several_tables_show_fills_all(tmp_path: Path) -> None:
@@ -104,16 +138,28 @@ def test_a_model_that_several_tables_show_fills_all(tmp_path: Path) -> None:
 def test_what_differs_is_said_once_for_all_tables_that_show_a_model(tmp_path: Path) -> None:
     evaluation(tmp_path, 24.4, model="cot", n_layer=24, n_repeat=5)
     text = render.markdown(report_on(tmp_path))
-    assert "**Table 1, CoTFormer 24x5; Table 2, CoTFormer 24x5; Table 6, CoTFormer 24x5**" in text and text.count("instead of 3") == 1
+    assert (
+        "**Table 1, CoTFormer 24x5; Table 2, CoTFormer 24x5; Table 6, CoTFormer 24x5**" in text
+        and text.count("instead of 3") == 1
+    )
 
 
 def test_a_row_without_a_number_of_the_paper_has_no_verdict(tmp_path: Path) -> None:
     cot(tmp_path, 26.3, n_repeat=15)
     (result,) = filled(tmp_path).values()
-    assert (result.row.table, result.verdict, result.difference, result.rerun and result.rerun.perplexity) == ("Figure 2", "", None, 26.19)
+    assert (
+        result.row.table,
+        result.verdict,
+        result.difference,
+        result.rerun and result.rerun.perplexity,
+    ) == ("Figure 2", "", None, 26.19)
 
 
-@pytest.mark.parametrize("row", [row for row in rows.ROWS if (rerun := rerun_value(row.rerun)) and rerun.gmacs], ids=lambda row: row.label)
+@pytest.mark.parametrize(
+    "row",
+    [row for row in rows.ROWS if (rerun := rerun_value(row.rerun)) and rerun.gmacs],
+    ids=lambda row: row.label,
+)
 def test_the_reruns_multiply_accumulates_are_those_that_are_counted(row: rows.Row) -> None:
     assert rerun_value(row.rerun).gmacs == round(count_macs(row.args(), 256) / 1e9, 2)  # type: ignore[union-attr]
 
@@ -122,7 +168,9 @@ def test_the_reruns_multiply_accumulates_are_those_that_are_counted(row: rows.Ro
 def test_steps_tell_rows_of_one_architecture_apart(tmp_path: Path, iterations: int, table: str) -> None:
     evaluation(tmp_path, 24.0, model="lncot", iterations=iterations, **DEEP)
     assert table in {name for name, _ in filled(tmp_path)}
-    assert {"Table 2": "Section 5", "Section 5": "Table 2"}[table] not in {name for name, _ in filled(tmp_path)}
+    assert {"Table 2": "Section 5", "Section 5": "Table 2"}[table] not in {
+        name for name, _ in filled(tmp_path)
+    }
 
 
 def test_a_folders_name_plays_no_part(tmp_path: Path) -> None:
@@ -130,27 +178,45 @@ def test_a_folders_name_plays_no_part(tmp_path: Path) -> None:
     assert set(filled(tmp_path)) == {("Table 1", "CoTFormer 12x3")}
 
 
-@pytest.mark.parametrize("change", [{"n_embd": 384}, {"n_layer": 11}, {"n_layer_begin": 1}, {"n_repeat": 4}, {"vocab_size": 256},
-                                    {"model": "lncot"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n_embd": 384},
+        {"n_layer": 11},
+        {"n_layer_begin": 1},
+        {"n_repeat": 4},
+        {"vocab_size": 256},
+        {"model": "lncot"},
+    ],
+)
 def test_another_architecture_is_listed_under_other_models(tmp_path: Path, change: dict[str, Any]) -> None:
     cot(tmp_path, **change)
     assert not filled(tmp_path)
     assert [other.reason for other in report_on(tmp_path).others] == ["no row of the paper"]
 
 
-@pytest.mark.parametrize(("change", "reason"), [
-    ({"eval_sample_size": 1000}, "on a part of the validation split"),
-    ({"itr": 20000}, "in the middle of the training: step 20,000 of 40,000"),
-])
-def test_an_evaluation_that_is_not_the_whole_one_fills_no_row(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"eval_sample_size": 1000}, "on a part of the validation split"),
+        ({"itr": 20000}, "in the middle of the training: step 20,000 of 40,000"),
+    ],
+)
+def test_an_evaluation_that_is_not_the_whole_one_fills_no_row(
+    tmp_path: Path, change: dict[str, Any], reason: str
+) -> None:
     cot(tmp_path, **change)
     assert not filled(tmp_path)
     assert [other.reason for other in report_on(tmp_path).others] == [reason]
 
 
 def test_reduced_compute_fills_no_row(tmp_path: Path) -> None:
-    evaluation(tmp_path / "less", 27.0, model="adm", iterations=60000, eval_length_factor=[1, 0.5, 0.3, 0.1], **DEEP)
-    evaluation(tmp_path / "full", 24.0, model="adm", iterations=60000, eval_length_factor=[1, 1, 1, 1], **DEEP)
+    evaluation(
+        tmp_path / "less", 27.0, model="adm", iterations=60000, eval_length_factor=[1, 0.5, 0.3, 0.1], **DEEP
+    )
+    evaluation(
+        tmp_path / "full", 24.0, model="adm", iterations=60000, eval_length_factor=[1, 1, 1, 1], **DEEP
+    )
     assert filled(tmp_path)["Section 5", "Adaptive, full compute, 60k steps"].group.perplexity == 24.0  # type: ignore[union-attr]
 
 
@@ -167,19 +233,28 @@ def test_an_evaluation_with_fewer_repeats_is_no_row_of_the_smaller_model(tmp_pat
     assert report_on(tmp_path).others[0].reason == "evaluated as 12x3 layers, trained as 12x5 layers"
 
 
-@pytest.mark.parametrize(("changes", "told"), [
-    ({"attention_window_length": 8}, "--attention_window_length 8 instead of None"), ({"bias": True}, "--bias True instead of False"),
-    ({"positional_encoder": "none"}, "--positional_encoder none instead of rotary"),
-    ({"halt_threshold": 0.5}, "--halt_threshold 0.5 instead of 0.999"),
-    ({"dataset": "stdlib"}, "--dataset stdlib instead of owt2")])
-def test_an_evaluation_under_changed_settings_is_not_the_models_own(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"attention_window_length": 8}, "--attention_window_length 8 instead of None"),
+        ({"bias": True}, "--bias True instead of False"),
+        ({"positional_encoder": "none"}, "--positional_encoder none instead of rotary"),
+        ({"halt_threshold": 0.5}, "--halt_threshold 0.5 instead of 0.999"),
+        ({"dataset": "stdlib"}, "--dataset stdlib instead of owt2"),
+    ],
+)
+def test_an_evaluation_under_changed_settings_is_not_the_models_own(
+    tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
     trained_cot(tmp_path, 25.0, age=100)
     trained_cot(tmp_path, 31.0, evaluated=changes)
     assert row_of(tmp_path).group.perplexity == 25.0  # type: ignore[union-attr]
     assert [other.reason for other in report_on(tmp_path).others] == [f"evaluated with {told}"]
 
 
-@pytest.mark.parametrize("changes", [{"batch_size": 64}, {"acc_steps": 1}, {"device": "cuda"}, {"dataset": "/copy/openwebtext2"}])
+@pytest.mark.parametrize(
+    "changes", [{"batch_size": 64}, {"acc_steps": 1}, {"device": "cuda"}, {"dataset": "/copy/openwebtext2"}]
+)
 def test_how_and_where_it_was_evaluated_plays_no_part(tmp_path: Path, changes: dict[str, Any]) -> None:
     trained_cot(tmp_path, evaluated=changes)
     assert row_of(tmp_path).differs == ("seeds 1 instead of 3",)
@@ -191,6 +266,7 @@ def test_another_precision_of_an_evaluation_is_a_remark(tmp_path: Path) -> None:
 
 
 # several evaluations
+
 
 def test_the_newest_evaluation_of_a_checkpoint_counts(tmp_path: Path) -> None:
     cot(tmp_path / "b_old", 29.0, age=100)
@@ -213,7 +289,8 @@ def test_seeds_are_averaged_with_their_standard_error(tmp_path: Path) -> None:
     for seed, perplexity in ((1, 27.0), (2, 27.3), (3, 27.6)):
         cot(tmp_path / str(seed), perplexity, seed=seed, data_seed=seed)
     cells = dict(zip(render.COLUMNS, render.cells(row_of(tmp_path)), strict=True))
-    assert (cells["ours"], cells["SEM over seeds"], cells["seeds"]) == ("27.30", "0.17", "3")  # 0.3 / sqrt(3) = 0.1732
+    # 0.3 / sqrt(3) = 0.1732
+    assert (cells["ours"], cells["SEM over seeds"], cells["seeds"]) == ("27.30", "0.17", "3")
 
 
 def test_one_seed_has_an_interval_over_texts_and_no_error_over_seeds(tmp_path: Path) -> None:
@@ -244,8 +321,17 @@ def test_another_cut_into_micro_batches_is_the_same_training(tmp_path: Path) -> 
 
 def test_another_cut_is_another_training_where_the_loss_depends_on_it(tmp_path: Path) -> None:
     for seed, cut in ((1, (8, 16)), (2, (32, 4)), (3, (8, 16))):
-        evaluation(tmp_path / str(seed), 30.0, model="but_halting", n_layer=12, n_repeat=3, seed=seed, data_seed=seed, batch_size=cut[0],
-                   acc_steps=cut[1])
+        evaluation(
+            tmp_path / str(seed),
+            30.0,
+            model="but_halting",
+            n_layer=12,
+            n_repeat=3,
+            seed=seed,
+            data_seed=seed,
+            batch_size=cut[0],
+            acc_steps=cut[1],
+        )
     assert sorted(len(other.group.members) for other in report_on(tmp_path).others) == [1, 2]
 
 
@@ -254,12 +340,17 @@ def seeds(folder: Path, *recorded: dict[str, Any], **changes: Any) -> list[int]:
     for seed, more in enumerate(recorded, 1):
         trained_cot(folder / str(seed), recorded=more, seed=seed, data_seed=seed, **changes)
     report = report_on(folder)
-    found = [result.group for result in report.results if result.group] + [other.group for other in report.others]
+    found = [result.group for result in report.results if result.group] + [
+        other.group for other in report.others
+    ]
     return sorted(len(group.members) for group in found)
 
 
 def test_extended_trainings_are_not_averaged_with_unbroken_ones(tmp_path: Path) -> None:
-    assert seeds(tmp_path, {"schedule": schedule(0, 40000)}, {"schedule": schedule(0, 30000, 40000)}) == [1, 1]
+    assert seeds(tmp_path, {"schedule": schedule(0, 40000)}, {"schedule": schedule(0, 30000, 40000)}) == [
+        1,
+        1,
+    ]
 
 
 def test_trainings_that_were_extended_alike_are_averaged(tmp_path: Path) -> None:
@@ -267,7 +358,9 @@ def test_trainings_that_were_extended_alike_are_averaged(tmp_path: Path) -> None
 
 
 def test_trainings_that_were_extended_at_other_steps_are_not_averaged(tmp_path: Path) -> None:
-    assert seeds(tmp_path, {"schedule": schedule(0, 30000, 40000)}, {"schedule": schedule(0, 20000, 40000)}) == [1, 1]
+    assert seeds(
+        tmp_path, {"schedule": schedule(0, 30000, 40000)}, {"schedule": schedule(0, 20000, 40000)}
+    ) == [1, 1]
 
 
 def test_summaries_with_and_without_a_schedule_are_averaged(tmp_path: Path) -> None:
@@ -278,15 +371,22 @@ def test_trainings_that_passed_over_steps_are_not_averaged(tmp_path: Path) -> No
     assert seeds(tmp_path, {"skipped_steps": []}, {"skipped_steps": [7]}, {"skipped_steps": [7]}) == [1, 1, 1]
 
 
-@pytest.mark.parametrize(("steps", "told"), [([7], "1 step passed over (--on_bad_step skip)"),
-                                             ([7, 8], "2 steps passed over (--on_bad_step skip)")])
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [([7], "1 step passed over (--on_bad_step skip)"), ([7, 8], "2 steps passed over (--on_bad_step skip)")],
+)
 def test_steps_that_were_passed_over_are_told(tmp_path: Path, steps: list[int], told: str) -> None:
     trained_cot(tmp_path, recorded={"skipped_steps": steps})
     assert told in row_of(tmp_path).differs
 
 
-@pytest.mark.parametrize(("steps", "told"), [((0, 30000, 40000), "at step 30,000"), ((0, 20000, 30000, 40000), "at steps 20,000 and 30,000")])
-def test_an_extension_is_told_by_the_legs_of_the_schedule(tmp_path: Path, steps: tuple[int, ...], told: str) -> None:
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [((0, 30000, 40000), "at step 30,000"), ((0, 20000, 30000, 40000), "at steps 20,000 and 30,000")],
+)
+def test_an_extension_is_told_by_the_legs_of_the_schedule(
+    tmp_path: Path, steps: tuple[int, ...], told: str
+) -> None:
     """The last part of the training needs no --extend on its command line."""
     trained_cot(tmp_path, recorded={"schedule": schedule(*steps)})
     assert f"the schedule was extended ({told}) from a shorter training" in row_of(tmp_path).differs
@@ -296,7 +396,10 @@ def test_a_plan_that_was_rejoined_is_told(tmp_path: Path) -> None:
     legs = schedule(0, 30000, 40000)
     legs["legs"][1]["origin"] = 0
     trained_cot(tmp_path, recorded={"schedule": legs})
-    assert "the schedule was extended (at step 30,000 by rejoin) from a shorter training" in row_of(tmp_path).differs
+    assert (
+        "the schedule was extended (at step 30,000 by rejoin) from a shorter training"
+        in row_of(tmp_path).differs
+    )
 
 
 def test_extend_on_a_fresh_training_is_no_extension(tmp_path: Path) -> None:
@@ -313,10 +416,18 @@ def test_warm_up_is_that_of_the_training_as_it_began(tmp_path: Path) -> None:
     assert "warm-up 8,000 steps; the paper's for 60,000 steps is not recorded" in remarks
 
 
-@pytest.mark.parametrize(("recorded", "said"), [
-    ({"schedule": []}, "its training's schedule. is no JSON object"), ({"schedule": {}}, "its training's schedule.legs is missing"),
-    ({"schedule": {"legs": [{"begin": 0}]}}, "legs[0].end is missing"), ({"skipped_steps": ["x"]}, "its training's skipped_steps is ['x']")])
-def test_a_damaged_schedule_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], recorded: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize(
+    ("recorded", "said"),
+    [
+        ({"schedule": []}, "its training's schedule. is no JSON object"),
+        ({"schedule": {}}, "its training's schedule.legs is missing"),
+        ({"schedule": {"legs": [{"begin": 0}]}}, "legs[0].end is missing"),
+        ({"skipped_steps": ["x"]}, "its training's skipped_steps is ['x']"),
+    ],
+)
+def test_a_damaged_schedule_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recorded: dict[str, Any], said: str
+) -> None:
     trained_cot(tmp_path, recorded=recorded)
     (line,) = refused([str(tmp_path)], capsys)
     assert said in line
@@ -324,9 +435,17 @@ def test_a_damaged_schedule_is_named(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 # verdicts and differences
 
-@pytest.mark.parametrize(("value", "interval", "expected"), [
-    (27.07, (26.8, 27.2), "inside the interval"), (27.2, (26.8, 27.2), "inside the interval"), (26.8, (26.8, 27.2), "inside the interval"),
-    (27.07, (27.5, 28.0), "outside by 0.43"), (27.07, (26.0, 26.5), "outside by 0.57")])
+
+@pytest.mark.parametrize(
+    ("value", "interval", "expected"),
+    [
+        (27.07, (26.8, 27.2), "inside the interval"),
+        (27.2, (26.8, 27.2), "inside the interval"),
+        (26.8, (26.8, 27.2), "inside the interval"),
+        (27.07, (27.5, 28.0), "outside by 0.43"),
+        (27.07, (26.0, 26.5), "outside by 0.57"),
+    ],
+)
 def test_verdict(value: float, interval: tuple[float, float], expected: str) -> None:
     assert verdict(value, interval) == expected
 
@@ -338,20 +457,34 @@ def test_verdict_and_difference_of_a_row(tmp_path: Path) -> None:
     assert result.difference == pytest.approx(0.93)
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    ({"iterations": 30000}, "steps 30,000 instead of 40,000"), ({"dataset": "stdlib"}, "data stdlib instead of openwebtext2"),
-    ({"sequence_length": 128}, "evaluated sequence length 128 instead of 256")])
-def test_other_steps_data_or_lengths_are_not_comparable(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"iterations": 30000}, "steps 30,000 instead of 40,000"),
+        ({"dataset": "stdlib"}, "data stdlib instead of openwebtext2"),
+        ({"sequence_length": 128}, "evaluated sequence length 128 instead of 256"),
+    ],
+)
+def test_other_steps_data_or_lengths_are_not_comparable(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
     cot(tmp_path, 27.07, **change)
     assert row_of(tmp_path).verdict == "not comparable"
     assert words in row_of(tmp_path).decisive
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    ({"acc_steps": 8}, "effective batch 64 instead of 128"), ({"lr": 5e-4}, "peak learning rate 0.0005 instead of 0.001"),
-    ({"warmup_percent": 0.05}, "warm-up steps 2000 instead of 8000"), ({}, "seeds 1 instead of 3"),
-    ({"opt": "sgd"}, "optimiser sgd instead of adamw"), ({"dropout": 0.1}, "dropout 0.1 instead of the default 0.0"),
-    ({"extend": "continue"}, "the schedule was extended (continue) from a shorter training")])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"acc_steps": 8}, "effective batch 64 instead of 128"),
+        ({"lr": 5e-4}, "peak learning rate 0.0005 instead of 0.001"),
+        ({"warmup_percent": 0.05}, "warm-up steps 2000 instead of 8000"),
+        ({}, "seeds 1 instead of 3"),
+        ({"opt": "sgd"}, "optimiser sgd instead of adamw"),
+        ({"dropout": 0.1}, "dropout 0.1 instead of the default 0.0"),
+        ({"extend": "continue"}, "the schedule was extended (continue) from a shorter training"),
+    ],
+)
 def test_other_settings_are_told(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     cot(tmp_path, **change)
     assert words in row_of(tmp_path).differs
@@ -362,19 +495,35 @@ def test_the_papers_own_setting_differs_in_the_seeds_alone(tmp_path: Path) -> No
     assert row_of(tmp_path).differs == ("seeds 1 instead of 3",)
 
 
-@pytest.mark.parametrize(("label", "change", "told"), [
-    ("PonderNet", {"ponder_kl_div_loss_weight": 0.01}, "ponder_kl_div_loss_weight 0.01 instead of 0.2"),
-    ("Mixture of Repeats", {"disable_ln_mid": False}, "disable_ln_mid False instead of True"),
-    ("Stick breaking", {"batch_size": 8, "acc_steps": 16}, "acc_steps 16 instead of the default 4"),
-    ("Stick breaking", {"depth_predictor_loss_coef": 1.0}, "depth_predictor_loss_coef 1.0 instead of the default None")])
-def test_what_table_5_was_trained_with_is_its_setting(tmp_path: Path, label: str, change: dict[str, Any], told: str) -> None:
+@pytest.mark.parametrize(
+    ("label", "change", "told"),
+    [
+        ("PonderNet", {"ponder_kl_div_loss_weight": 0.01}, "ponder_kl_div_loss_weight 0.01 instead of 0.2"),
+        ("Mixture of Repeats", {"disable_ln_mid": False}, "disable_ln_mid False instead of True"),
+        ("Stick breaking", {"batch_size": 8, "acc_steps": 16}, "acc_steps 16 instead of the default 4"),
+        (
+            "Stick breaking",
+            {"depth_predictor_loss_coef": 1.0},
+            "depth_predictor_loss_coef 1.0 instead of the default None",
+        ),
+    ],
+)
+def test_what_table_5_was_trained_with_is_its_setting(
+    tmp_path: Path, label: str, change: dict[str, Any], told: str
+) -> None:
     row = next(row for row in rows.ROWS if (row.table, row.label) == ("Table 5", label))
-    args = {name: value for name, value in vars(row.args()).items() if name not in ("dataset", "iterations", "lr", "warmup_percent")}
+    args = {
+        name: value
+        for name, value in vars(row.args()).items()
+        if name not in ("dataset", "iterations", "lr", "warmup_percent")
+    }
     evaluation(tmp_path / "as published", 35.0, **args, iterations=10000)
     assert filled(tmp_path)["Table 5", label].differs == ("seeds 1 instead of 3",)
     evaluation(tmp_path / "changed", 30.0, **{**args, **change}, iterations=10000)
     (other,) = report_on(tmp_path).others
-    assert told in differences(row, other.group) and filled(tmp_path)["Table 5", label].group.perplexity == 35.0  # type: ignore[union-attr]
+    assert (
+        told in differences(row, other.group) and filled(tmp_path)["Table 5", label].group.perplexity == 35.0
+    )  # type: ignore[union-attr]
 
 
 def test_the_reruns_remarks_and_batches_stand_beside_its_values(tmp_path: Path) -> None:
@@ -386,7 +535,9 @@ def test_the_reruns_remarks_and_batches_stand_beside_its_values(tmp_path: Path) 
 
 
 def test_training_settings_come_from_the_trainings_summary(tmp_path: Path) -> None:
-    """An evaluation with --batch_size 64 says nothing about the batch of the training; results may have been copied from elsewhere."""
+    """An evaluation with --batch_size 64 says nothing about the batch of the training; results may have
+    been copied from elsewhere.
+    """
     training(tmp_path / "exps" / "owt2" / "cot" / "run", model="cot", n_layer=12, n_repeat=3)
     cot(tmp_path / "evaluations", batch_size=64, checkpoint="/scratch/someone/exps/owt2/cot/run/ckpt.pt")
     assert row_of(tmp_path).differs == ("seeds 1 instead of 3",)
@@ -396,23 +547,37 @@ def test_training_settings_come_from_the_trainings_summary(tmp_path: Path) -> No
 def test_depth_embedding_is_told_beside_table_2(tmp_path: Path) -> None:
     evaluation(tmp_path, 24.2, model="lncot", depth_embedding="linear_learned", **DEEP)
     found = filled(tmp_path)
-    assert "depth embedding linear_learned instead of none" in found["Table 2", "+ layer norm (LN-CoTFormer)"].differs
-    assert ("Table 4", "LN-CoTFormer, depth embedding") in found and ("Table 4", "LN-CoTFormer, no depth embedding") not in found
+    assert (
+        "depth embedding linear_learned instead of none"
+        in found["Table 2", "+ layer norm (LN-CoTFormer)"].differs
+    )
+    assert ("Table 4", "LN-CoTFormer, depth embedding") in found and (
+        "Table 4",
+        "LN-CoTFormer, no depth embedding",
+    ) not in found
 
 
 def test_routing_by_capacity_is_told_where_a_model_routes(tmp_path: Path) -> None:
     cot(tmp_path / "cot")
     evaluation(tmp_path / "adm", 24.0, model="adm", iterations=60000, **DEEP)
-    told = {label: any("later tokens" in line for line in result.remarks) for (_, label), result in filled(tmp_path).items()}
+    told = {
+        label: any("later tokens" in line for line in result.remarks)
+        for (_, label), result in filled(tmp_path).items()
+    }
     assert told == {"CoTFormer 12x3": False, "Adaptive, full compute, 60k steps": True}
 
 
 # what is written
 
+
 def test_markdown_latex_and_json_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cot(tmp_path / "in", 27.123)
     assert main([str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--name", "fidelity"]) == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"fidelity.md", "fidelity.tex", "fidelity.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "fidelity.md",
+        "fidelity.tex",
+        "fidelity.json",
+    }
     assert (tmp_path / "out" / "fidelity.md").read_text() == capsys.readouterr().out.removesuffix("\n")
     rows_written = json.loads((tmp_path / "out" / "fidelity.json").read_text())["rows"]
     assert [row["ours"]["perplexity"] for row in rows_written if row["ours"]] == [27.123]
@@ -428,7 +593,9 @@ def test_report_opens_with_the_models_that_were_evaluated(tmp_path: Path) -> Non
     cot(tmp_path / "row")
     cot(tmp_path / "other", n_embd=384)
     text = render.markdown(report_on(tmp_path))
-    places = [text.index(part) for part in ("CoTFormer 12x3", "width 384", "## How to read this", "not evaluated")]
+    places = [
+        text.index(part) for part in ("CoTFormer 12x3", "width 384", "## How to read this", "not evaluated")
+    ]
     assert places == sorted(places) and places[0] < 700
     assert text.startswith("# Fidelity report\n\n## Models of the paper\n\n### Table 1\n\n| model | ours |")
 
@@ -443,7 +610,9 @@ def test_rows_that_were_not_evaluated_are_folded(tmp_path: Path, changes: dict[s
 
 def test_report_of_sweeps_alone_opens_with_them(tmp_path: Path) -> None:
     summaries.curve(tmp_path / "ppl_per_mac.json", "adm", [point(50_000_000_000, 29.5, threshold=0.9)], [])
-    assert render.markdown(report_on(tmp_path)).startswith("# Fidelity report\n\n## Perplexity against compute")
+    assert render.markdown(report_on(tmp_path)).startswith(
+        "# Fidelity report\n\n## Perplexity against compute"
+    )
 
 
 def test_markdown_rows_have_as_many_cells_as_their_head(tmp_path: Path) -> None:
@@ -454,20 +623,33 @@ def test_markdown_rows_have_as_many_cells_as_their_head(tmp_path: Path) -> None:
 
 
 def test_points_at_each_compute_budget_are_listed(tmp_path: Path) -> None:
-    summaries.curve(tmp_path / "ppl_per_mac.json", "adm", [point(50_000_000_000, 29.5, threshold=0.9)], [point(45_940_000_000, 30.9, passes=1)])
+    summaries.curve(
+        tmp_path / "ppl_per_mac.json",
+        "adm",
+        [point(50_000_000_000, 29.5, threshold=0.9)],
+        [point(45_940_000_000, 30.9, passes=1)],
+    )
     text = render.markdown(report_on(tmp_path))
     assert "| router, scores of 0.9 and more | 50.00 | 29.50 | 29.20 to 29.80 |" in text
     assert "| fixed depth, 1 pass | 45.94 | 30.90 |" in text
 
 
-def test_points_of_a_small_model_have_their_work_and_their_interval_against_full_depth(tmp_path: Path) -> None:
-    summaries.curve(tmp_path / "ppl_per_mac.json", "adm", [], [point(4_500_000, 15.0, paired=0.001, passes=1)])
-    assert "| fixed depth, 1 pass | 0.0045 | 15.00 | 14.70 to 15.30 | 14.985 to 15.015 |" in render.markdown(report_on(tmp_path))
+def test_points_of_a_small_model_have_their_work_and_their_interval_against_full_depth(
+    tmp_path: Path,
+) -> None:
+    summaries.curve(
+        tmp_path / "ppl_per_mac.json", "adm", [], [point(4_500_000, 15.0, paired=0.001, passes=1)]
+    )
+    assert "| fixed depth, 1 pass | 0.0045 | 15.00 | 14.70 to 15.30 | 14.985 to 15.015 |" in render.markdown(
+        report_on(tmp_path)
+    )
 
 
 def test_latex_specials_are_escaped() -> None:
-    assert render.escape_latex("a_b 5% $x$ #1 & {c} ~ ^ \\") == (
-        r"a\_b 5\% \$x\$ \#1 \& \{c\} \textasciitilde{} \textasciicircum{} \textbackslash{}")
+    assert (
+        render.escape_latex("a_b 5% $x$ #1 & {c} ~ ^ \\")
+        == r"a\_b 5\% \$x\$ \#1 \& \{c\} \textasciitilde{} \textasciicircum{} \textbackslash{}"
+    )
 
 
 def test_latex_table_is_well_formed(tmp_path: Path) -> None:
@@ -483,28 +665,50 @@ def test_latex_table_is_well_formed(tmp_path: Path) -> None:
 
 # bad input
 
+
 def test_nothing_to_report_on_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert refused([str(tmp_path)], capsys) == [f"python -m report: error: no eval_summary_*.json and no ppl_per_mac.json below {tmp_path}"]
+    assert refused([str(tmp_path)], capsys) == [
+        f"python -m report: error: no eval_summary_*.json and no ppl_per_mac.json below {tmp_path}"
+    ]
 
 
-@pytest.mark.parametrize("words", [[], ["/nowhere"], [str(Path(__file__))], [".", "--nam", "x"], [".", "--output"], [".", "--name", "a/b"]])
-def test_bad_command_lines_are_refused_in_a_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [[], ["/nowhere"], [str(Path(__file__))], [".", "--nam", "x"], [".", "--output"], [".", "--name", "a/b"]],
+)
+def test_bad_command_lines_are_refused_in_a_line(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert len(refused(words, capsys)) == 1
 
 
-@pytest.mark.parametrize(("content", "part"), [
-    ("{oh", "cannot be read"), ("[]", "does not hold a JSON object"), ("{}", "args is missing"),
-    ('{"args": {"model": "bert"}}', "args.model"), ('{"args": {"n_layer_begin": 99}}', "n_layer_begin"), ("[" * 100000, "cannot be read")])
-def test_a_damaged_file_alone_is_named_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, part: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("{oh", "cannot be read"),
+        ("[]", "does not hold a JSON object"),
+        ("{}", "args is missing"),
+        ('{"args": {"model": "bert"}}', "args.model"),
+        ('{"args": {"n_layer_begin": 99}}', "n_layer_begin"),
+        ("[" * 100000, "cannot be read"),
+    ],
+)
+def test_a_damaged_file_alone_is_named_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, part: str
+) -> None:
     path = write(tmp_path / "eval_summary_x.json", content)
     (line,) = refused([str(tmp_path)], capsys)
     assert str(path) in line and part in line
 
 
 @pytest.mark.parametrize("name", ["val_perplexity", "val_perplexity_ci95", "checkpoint", "n_tokens"])
-def test_a_summary_that_lacks_a_number_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_a_summary_that_lacks_a_number_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     path = cot(tmp_path, missing=(name,))
-    assert refused([str(tmp_path)], capsys)[0].startswith(f"python -m report: error: {path}: {name} is missing")
+    assert refused([str(tmp_path)], capsys)[0].startswith(
+        f"python -m report: error: {path}: {name} is missing"
+    )
 
 
 def test_a_number_that_is_none_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -513,13 +717,18 @@ def test_a_number_that_is_none_is_named(tmp_path: Path, capsys: pytest.CaptureFi
     assert "val_perplexity is nan" in refused([str(tmp_path)], capsys)[0]
 
 
-def test_a_damaged_file_beside_good_ones_becomes_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_file_beside_good_ones_becomes_a_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cot(tmp_path / "good")
     bad = write(tmp_path / "bad" / "ppl_per_mac.json", "{}")
     assert main([str(tmp_path), "--output", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr()
     assert shown.err.splitlines()[0].startswith(f"warning: {bad}:")
-    assert "Files that could not be used" in shown.out and len(json.loads((tmp_path / "out" / "report.json").read_text())["problems"]) == 1
+    assert (
+        "Files that could not be used" in shown.out
+        and len(json.loads((tmp_path / "out" / "report.json").read_text())["problems"]) == 1
+    )
 
 
 def test_a_damaged_training_summary_becomes_a_note(tmp_path: Path) -> None:
@@ -530,9 +739,13 @@ def test_a_damaged_training_summary_becomes_a_note(tmp_path: Path) -> None:
 
 
 def test_help_needs_neither_torch_nor_matplotlib() -> None:
-    code = ("import sys\nfrom report.__main__ import main\n"
-            "try:\n    main(['--help'])\nexcept SystemExit:\n    print(*sorted({'torch', 'matplotlib'} & set(sys.modules)))")
-    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    code = (
+        "import sys\nfrom report.__main__ import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n   "
+        " print(*sorted({'torch', 'matplotlib'} & set(sys.modules)))"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert "RESULTS_FOLDER" in shown and shown.splitlines()[-1] == ""
 
 
@@ -541,15 +754,29 @@ def test_a_real_evaluation_is_reported_with_its_own_numbers(tmp_path: Path) -> N
     """eval.py on two of the authors' checkpoints, then the report as a program."""
     for name in ("official_cot_res", "official_adm"):
         checkpoint = next(PEER.glob(f"exps/*/*/{name}/ckpt.pt"))
-        done = run([sys.executable, "eval.py", "--checkpoint", str(checkpoint), "--data_dir", str(PEER / "datasets"), "--device", "cpu",
-                    "--output_dir", str(tmp_path / "in" / name)])
+        done = run(
+            [
+                sys.executable,
+                "eval.py",
+                "--checkpoint",
+                str(checkpoint),
+                "--data_dir",
+                str(PEER / "datasets"),
+                "--device",
+                "cpu",
+                "--output_dir",
+                str(tmp_path / "in" / name),
+            ]
+        )
         assert done.returncode == 0, done.stderr
     done = run([sys.executable, "-m", "report", str(tmp_path / "in"), "--output", str(tmp_path / "out")])
     assert done.returncode == 0, done.stderr
     others = json.loads((tmp_path / "out" / "report.json").read_text())["other_models"]
     losses = {other["model"]: other["evaluations"][0]["loss"] for other in others}
-    assert losses == {"CoTFormer, 1+2x3+1 layers, width 32": pytest.approx(2.8797529, abs=1e-5),
-                      "Adaptive LN-CoTFormer, 1+2x3+1 layers, width 32": pytest.approx(2.7259412, abs=1e-5)}
+    assert losses == {
+        "CoTFormer, 1+2x3+1 layers, width 32": pytest.approx(2.8797529, abs=1e-5),
+        "Adaptive LN-CoTFormer, 1+2x3+1 layers, width 32": pytest.approx(2.7259412, abs=1e-5),
+    }
     assert f"{math.exp(2.8797529):.2f}" in done.stdout and f"{math.exp(2.7259412):.2f}" in done.stdout
 
 

@@ -16,21 +16,46 @@ def resolved(trained: dict[str, Any], **given: Any) -> Any:
     return resolve("eval.py", Path("ckpt.pt"), {"itr": 1, "args": vars(config.add_defaults(trained))}, given)
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("n_layer", 6), ("batch_size", 3), ("dtype", "bfloat16"), ("vocab_size", 64), ("attention_window_length", 8), ("iterations", 7),
-    ("extend", "restart"), ("seed", 9), ("eval_seq_prefix", "Twice")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n_layer", 6),
+        ("batch_size", 3),
+        ("dtype", "bfloat16"),
+        ("vocab_size", 64),
+        ("attention_window_length", 8),
+        ("iterations", 7),
+        ("extend", "restart"),
+        ("seed", 9),
+        ("eval_seq_prefix", "Twice"),
+    ],
+)
 def test_settings_of_the_training_are_taken_over(name: str, value: Any) -> None:
     assert getattr(resolved({name: value}), name) == value
 
 
-@pytest.mark.parametrize(("name", "value"), [("eval_length_factor", [1.0, 0.5]), ("routing", "threshold"), ("router_threshold", [0.3])])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("eval_length_factor", [1.0, 0.5]), ("routing", "threshold"), ("router_threshold", [0.3])],
+)
 def test_how_tokens_are_routed_is_taken_over(name: str, value: Any) -> None:
     assert getattr(resolved({"model": "adm", "n_repeat": 3, name: value}), name) == value
 
 
-@pytest.mark.parametrize(("name", "value"), [("compile", True), ("deterministic", True), ("activation_checkpointing", "block"),
-                                             ("device", "cuda:7"), ("distributed_backend", "nccl"), ("wandb", True),
-                                             ("stop_file", "/there"), ("results_base_folder", "/there"), ("use_pretrained", None)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("compile", True),
+        ("deterministic", True),
+        ("activation_checkpointing", "block"),
+        ("device", "cuda:7"),
+        ("distributed_backend", "nccl"),
+        ("wandb", True),
+        ("stop_file", "/there"),
+        ("results_base_folder", "/there"),
+        ("use_pretrained", None),
+    ],
+)
 def test_how_the_training_ran_is_not_taken_over(name: str, value: Any) -> None:
     assert getattr(resolved({name: value}), name) == FLAGS[name].default
 

@@ -36,7 +36,9 @@ def test_capacity_routing_is_not_causal(name):
 @pytest.mark.parametrize("name", ["adm", "but_mod"])
 def test_threshold_zero_is_full_compute(name):
     full = tiny_model(name)(tokens(2, 16), targets=tokens(2, 16, seed=1))
-    routed = tiny_model(name, routing="threshold", router_threshold=[0.0])(tokens(2, 16), targets=tokens(2, 16, seed=1))
+    routed = tiny_model(name, routing="threshold", router_threshold=[0.0])(
+        tokens(2, 16), targets=tokens(2, 16, seed=1)
+    )
     assert torch.allclose(full["token_losses"], routed["token_losses"], atol=1e-6)
 
 
@@ -66,5 +68,7 @@ def test_threshold_counts_the_passes_of_each_token():
 
 
 def test_training_ignores_the_routing_of_evaluation():
-    model = tiny_model("adm", routing="threshold", router_threshold=[1.0], training_length_factor=[1.0, 1.0]).train()
+    model = tiny_model(
+        "adm", routing="threshold", router_threshold=[1.0], training_length_factor=[1.0, 1.0]
+    ).train()
     assert float(model(tokens(2, 16))["average_depth"]) == 5.0

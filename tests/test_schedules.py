@@ -14,8 +14,22 @@ LR = 3e-3
 
 
 def make(scheduler="cos", iterations=100, warmup=0.05, final_div_factor=0.05, decay=0.2, lr=LR, groups=1):
-    args = config.parse_args(["--scheduler", scheduler, "--iterations", str(iterations), "--warmup_percent", str(warmup), "--lr", str(lr),
-                              "--final_div_factor", str(final_div_factor), "--decay_percent", str(decay)])
+    args = config.parse_args(
+        [
+            "--scheduler",
+            scheduler,
+            "--iterations",
+            str(iterations),
+            "--warmup_percent",
+            str(warmup),
+            "--lr",
+            str(lr),
+            "--final_div_factor",
+            str(final_div_factor),
+            "--decay_percent",
+            str(decay),
+        ]
+    )
     parameters = [{"params": [torch.nn.Parameter(torch.zeros(1))]} for _ in range(groups)]
     return make_scheduler(torch.optim.SGD(parameters, lr=123.0), args)
 
@@ -39,8 +53,16 @@ def rates(*args, **kwargs):
 
 def one_cycle(scheduler, iterations, warmup, final_div_factor):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=LR)
-    cycle = OneCycleLR(optimizer, max_lr=LR, total_steps=iterations, pct_start=warmup, div_factor=100, final_div_factor=final_div_factor,
-                       anneal_strategy=scheduler, cycle_momentum=False)
+    cycle = OneCycleLR(
+        optimizer,
+        max_lr=LR,
+        total_steps=iterations,
+        pct_start=warmup,
+        div_factor=100,
+        final_div_factor=final_div_factor,
+        anneal_strategy=scheduler,
+        cycle_momentum=False,
+    )
     found = []
     for step in range(iterations):
         found.append(optimizer.param_groups[0]["lr"])
@@ -60,9 +82,13 @@ def test_rates_are_those_of_one_cycle(scheduler, iterations, warmup, final_div_f
 
 
 @pytest.mark.parametrize("scheduler", ["cos", "linear", "wsd"])
-@pytest.mark.parametrize(("iterations", "warmup"), [(1, 0.05), (1, 0.0), (1, 1.0), (20, 0.05), (2, 0.5), (3, 1.0)])
+@pytest.mark.parametrize(
+    ("iterations", "warmup"), [(1, 0.05), (1, 0.0), (1, 1.0), (20, 0.05), (2, 0.5), (3, 1.0)]
+)
 def test_shortest_runs_have_rates_within_the_range(scheduler, iterations, warmup):
-    assert all(LR / 100 <= rate <= LR * (1 + 1e-12) for rate in rates(scheduler, iterations, warmup, decay=0.0))
+    assert all(
+        LR / 100 <= rate <= LR * (1 + 1e-12) for rate in rates(scheduler, iterations, warmup, decay=0.0)
+    )
 
 
 def test_rate_starts_at_a_hundredth():
@@ -78,7 +104,9 @@ def test_none_is_constant():
 
 
 def test_wsd_warms_up_linearly():
-    assert rates("wsd", warmup=0.1)[:10] == pytest.approx([LR / 100 + (LR - LR / 100) * step / 9 for step in range(10)])
+    assert rates("wsd", warmup=0.1)[:10] == pytest.approx(
+        [LR / 100 + (LR - LR / 100) * step / 9 for step in range(10)]
+    )
 
 
 def test_wsd_is_stable_between_warm_up_and_decay():
@@ -86,7 +114,9 @@ def test_wsd_is_stable_between_warm_up_and_decay():
 
 
 def test_wsd_decays_linearly_to_the_end_rate():
-    assert rates("wsd", warmup=0.1)[79:] == pytest.approx([LR + (0.2 * LR - LR) * step / 20 for step in range(21)])
+    assert rates("wsd", warmup=0.1)[79:] == pytest.approx(
+        [LR + (0.2 * LR - LR) * step / 20 for step in range(21)]
+    )
 
 
 def test_every_group_gets_the_rate():
@@ -103,8 +133,10 @@ def test_rate_at_tells_every_step_in_advance(scheduler):
 
 @pytest.mark.parametrize("scheduler", ["cos", "linear", "wsd"])
 def test_description_names_start_peak_and_end(scheduler):
-    assert make(scheduler, warmup=0.2).describe() == (
-        f"learning rate ({scheduler}): 3e-05 at the start, 0.003 at the peak (step 19), 0.0006 at the end")
+    assert (
+        make(scheduler, warmup=0.2).describe()
+        == f"learning rate ({scheduler}): 3e-05 at the start, 0.003 at the peak (step 19), 0.0006 at the end"
+    )
 
 
 # saved and taken up
@@ -140,7 +172,13 @@ def state_after(steps, *args, **kwargs):
 
 @pytest.mark.parametrize("iterations", [101, 150, 1000])
 def test_longer_horizon_without_extend_is_refused_and_names_the_flag(iterations):
-    with pytest.raises(UserError, match=rf"--iterations {iterations} is more than the 100 .*--extend continue .*--extend restart .*--extend rejoin"):
+    with pytest.raises(
+        UserError,
+        match=(
+            rf"--iterations {iterations} is more than the 100 .*--extend continue .*--extend restart"
+            r" .*--extend rejoin"
+        ),
+    ):
         make(iterations=iterations).load_state_dict(state_after(40))
 
 
@@ -151,9 +189,16 @@ def test_shorter_horizon_is_refused(iterations, extend):
         make(iterations=iterations).load_state_dict(state_after(40), extend)
 
 
-@pytest.mark.parametrize(("name", "change"), [
-    ("lr", {"lr": 1e-3}), ("scheduler", {"scheduler": "linear"}), ("warmup_percent", {"warmup": 0.1}),
-    ("final_div_factor", {"final_div_factor": 1.0}), ("decay_percent", {"decay": 0.3})])
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("lr", {"lr": 1e-3}),
+        ("scheduler", {"scheduler": "linear"}),
+        ("warmup_percent", {"warmup": 0.1}),
+        ("final_div_factor", {"final_div_factor": 1.0}),
+        ("decay_percent", {"decay": 0.3}),
+    ],
+)
 def test_other_settings_are_refused_by_name(name, change):
     with pytest.raises(UserError, match=f"--{name} is"):
         make(**change).load_state_dict(state_after(40))
@@ -182,15 +227,24 @@ SHAPES = st.sampled_from(["cos", "linear", "wsd"])
 @given(SHAPES, st.integers(6, 100), st.integers(101, 1000))
 def test_continue_never_raises_the_rate_after_the_warm_up(scheduler, taken, horizon):
     before, after = extended(scheduler, taken, horizon, "continue")
-    assert all(later <= earlier * (1 + 1e-12) for earlier, later in zip([before, *after], after, strict=False))
+    assert all(
+        later <= earlier * (1 + 1e-12) for earlier, later in zip([before, *after], after, strict=False)
+    )
 
 
 @QUICK
 @given(SHAPES, st.integers(1, 29), st.integers(101, 1000))
 def test_continue_in_the_warm_up_rises_without_a_jump(scheduler, taken, horizon):
     before, after = extended(scheduler, taken, horizon, "continue", warmup=0.3)
-    steepest = max(later - earlier for earlier, later in zip(rates(scheduler, warmup=0.3), rates(scheduler, warmup=0.3)[1:], strict=False))
-    assert max(later - earlier for earlier, later in zip([before, *after], after, strict=False)) < 2.5 * steepest
+    steepest = max(
+        later - earlier
+        for earlier, later in zip(
+            rates(scheduler, warmup=0.3), rates(scheduler, warmup=0.3)[1:], strict=False
+        )
+    )
+    assert (
+        max(later - earlier for earlier, later in zip([before, *after], after, strict=False)) < 2.5 * steepest
+    )
 
 
 @QUICK
@@ -205,7 +259,9 @@ def test_continue_at_the_last_step_of_the_warm_up_still_reaches_the_peak(schedul
 
 
 @QUICK
-@given(SHAPES, st.sampled_from(["continue", "restart", "rejoin"]), st.integers(1, 100), st.integers(102, 1000))
+@given(
+    SHAPES, st.sampled_from(["continue", "restart", "rejoin"]), st.integers(1, 100), st.integers(102, 1000)
+)
 def test_extended_run_ends_at_the_end_rate(scheduler, how, taken, horizon):
     assert extended(scheduler, taken, horizon, how)[1][-1] == pytest.approx(0.2 * LR)
 
@@ -215,7 +271,7 @@ def test_extended_run_ends_at_the_end_rate(scheduler, how, taken, horizon):
 def test_restart_warms_up_to_the_peak(scheduler, taken, horizon):
     _, after = extended(scheduler, taken, horizon, "restart", warmup=0.2)
     rise = 0.2 * (horizon - taken)
-    assert max(after[int(rise) - 1:int(rise) + 2]) == max(after) and max(after) > 0.9 * LR
+    assert max(after[int(rise) - 1 : int(rise) + 2]) == max(after) and max(after) > 0.9 * LR
 
 
 @QUICK
@@ -233,7 +289,10 @@ def test_constant_rate_stays_constant(how):
 @QUICK
 @given(SHAPES, st.sampled_from([0.05, 0.2, 0.333]), st.integers(1, 100), st.integers(101, 1000))
 def test_rejoin_goes_on_at_the_very_rates_of_the_longer_plan(scheduler, warmup, taken, horizon):
-    assert extended(scheduler, taken, horizon, "rejoin", warmup=warmup)[1] == rates(scheduler, horizon, warmup)[taken:]
+    assert (
+        extended(scheduler, taken, horizon, "rejoin", warmup=warmup)[1]
+        == rates(scheduler, horizon, warmup)[taken:]
+    )
 
 
 def test_rejoined_plan_can_be_rejoined_again_and_continued():
@@ -255,14 +314,18 @@ def test_rejoin_in_the_warm_up_still_reaches_the_peak_where_the_longer_plan_does
 
 def test_rejoin_tells_the_rates_before_and_after():
     line = make(iterations=150, warmup=0.2).load_state_dict(state_after(100, warmup=0.2), "rejoin")
-    assert line.startswith("extended from 100 to 150 steps (rejoin): learning rate before 0.0006 at 99; after: 0.00146 at 100, ")
+    assert line.startswith(
+        "extended from 100 to 150 steps (rejoin): learning rate before 0.0006 at 99; after: 0.00146 at 100, "
+    )
 
 
 @pytest.mark.parametrize("how", ["continue", "restart"])
 def test_other_extensions_are_recorded_in_the_words_that_they_always_had(how):
     schedule = make(iterations=200)
     schedule.load_state_dict(state_after(60), how)
-    assert [set(leg) for leg in schedule.plan()["legs"]] == [{"begin", "end", "start_rate", "top_rate", "rise"}] * 2
+    assert [set(leg) for leg in schedule.plan()["legs"]] == [
+        {"begin", "end", "start_rate", "top_rate", "rise"}
+    ] * 2
 
 
 def test_wsd_extended_in_its_stable_phase_stays_at_the_peak():
@@ -275,7 +338,9 @@ def test_wsd_extended_in_its_stable_phase_equals_one_planned_so():
 
 def test_extension_is_told_with_the_rates_before_and_after():
     line = make(iterations=200).load_state_dict(state_after(100), "continue")
-    assert line.startswith("extended from 100 to 200 steps (continue): learning rate before 0.0006 at 99; after: 0.0006 at 100, ")
+    assert line.startswith(
+        "extended from 100 to 200 steps (continue): learning rate before 0.0006 at 99; after: 0.0006 at 100, "
+    )
 
 
 @pytest.mark.parametrize("scheduler", ["cos", "linear", "wsd", "none"])

@@ -13,7 +13,7 @@ BLOCK = 4  # lines in a row that two scripts may not have in common
 def blocks(script: Path) -> set[tuple[str, ...]]:
     lines = [line.strip() for line in script.read_text().splitlines()]
     lines = [line for line in lines if line and not line.startswith("#")]
-    return {tuple(lines[i:i + BLOCK]) for i in range(len(lines) - BLOCK + 1)}
+    return {tuple(lines[i : i + BLOCK]) for i in range(len(lines) - BLOCK + 1)}
 
 
 def test_no_two_job_scripts_share_a_block_of_lines() -> None:

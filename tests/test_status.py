@@ -1,4 +1,6 @@
-"""status.py: the table, JSON and page of real trainings and of folders that are damaged, strange or not there."""
+"""status.py: the table, JSON and page of real trainings and of folders that are damaged, strange or not
+there.
+"""
 
 from __future__ import annotations
 
@@ -38,28 +40,55 @@ QUEUE = "4711|RUNNING|None|4711|2030-01-01T00:00:00|a|b\n50_3|PENDING|Priority|5
 
 def metric(step: int, kind: str = "train", **more: Any) -> dict[str, Any]:
     clock = {"unix": NOW - 60, "tokens_per_second": 5000.0}
-    values = {"loss": 2.5, "lr": 1e-3, "grad_norm": 0.5} if kind == "train" else {"val_loss": 3.0, "val_pp": 20.25}
+    values = (
+        {"loss": 2.5, "lr": 1e-3, "grad_norm": 0.5} if kind == "train" else {"val_loss": 3.0, "val_pp": 20.25}
+    )
     return {"kind": kind, "step": step, **values, "time": clock, **more}
 
 
 def segment(number: int, start: int, end: int, seconds: float = 3600.0, **more: Any) -> dict[str, Any]:
-    return {"segment": number, "job_id": "4711", "start_step": start, "end_step": end, "reason": "SIGUSR1", "seconds": seconds,
-            "started": NOW - 7200, **more}
+    return {
+        "segment": number,
+        "job_id": "4711",
+        "start_step": start,
+        "end_step": end,
+        "reason": "SIGUSR1",
+        "seconds": seconds,
+        "started": NOW - 7200,
+        **more,
+    }
 
 
 def lines(rows: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def experiment(base: Path, name: str = "run", *, segments: list[dict[str, Any]] | None = None, metrics: list[dict[str, Any]] | None = None,
-               **changes: Any) -> Path:
+def experiment(
+    base: Path,
+    name: str = "run",
+    *,
+    segments: list[dict[str, Any]] | None = None,
+    metrics: list[dict[str, Any]] | None = None,
+    **changes: Any,
+) -> Path:
     """A hand-written experiment: by default one that runs, is half done, and was updated a minute ago."""
     place = base / name
     place.mkdir(parents=True, exist_ok=True)
-    state = {"state": "running", "itr": 50, "iterations": 100, "reason": "", "updated": NOW - 60, "checkpoint": 50, "segments": 1, **changes}
+    state = {
+        "state": "running",
+        "itr": 50,
+        "iterations": 100,
+        "reason": "",
+        "updated": NOW - 60,
+        "checkpoint": 50,
+        "segments": 1,
+        **changes,
+    }
     (place / "status.json").write_text(json.dumps(state))
     (place / "segments.jsonl").write_text(lines([segment(0, 0, 50)] if segments is None else segments))
-    (place / "metrics.jsonl").write_text(lines([metric(40, "eval"), metric(50)] if metrics is None else metrics))
+    (place / "metrics.jsonl").write_text(
+        lines([metric(40, "eval"), metric(50)] if metrics is None else metrics)
+    )
     (place / "ckpt_50.pt").write_bytes(b"x" * 5000)
     return place
 
@@ -169,7 +198,15 @@ def test_a_finished_run_has_no_time_left(tmp_path, capsys):
 
 
 def test_last_loss_and_perplexity_are_those_of_the_newest_rows(tmp_path, capsys):
-    experiment(tmp_path, metrics=[metric(40, "eval", val_pp=30.0), metric(40), metric(50, loss=1.5), metric(50, "final", val_pp=21.0)])
+    experiment(
+        tmp_path,
+        metrics=[
+            metric(40, "eval", val_pp=30.0),
+            metric(40),
+            metric(50, loss=1.5),
+            metric(50, "final", val_pp=21.0),
+        ],
+    )
     row = seen(tmp_path, capsys)
     assert (row["loss"], row["val_perplexity"]) == (1.5, 21.0)
 
@@ -190,7 +227,9 @@ def test_disk_is_the_sum_of_all_files(tmp_path, capsys):
     place = experiment(tmp_path)
     (place / "wandb").mkdir()
     (place / "wandb" / "log").write_bytes(b"x" * 7000)
-    assert seen(tmp_path, capsys)["disk_bytes"] == sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+    assert seen(tmp_path, capsys)["disk_bytes"] == sum(
+        path.stat().st_size for path in place.rglob("*") if path.is_file()
+    )
 
 
 def test_job_id_in_status_goes_before_that_of_the_segment(tmp_path, capsys):
@@ -200,7 +239,9 @@ def test_job_id_in_status_goes_before_that_of_the_segment(tmp_path, capsys):
 
 def test_a_summary_alone_is_a_finished_run(tmp_path, capsys):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "summary.json").write_text(json.dumps({"args": {"iterations": 60}, "itr": 60, "final_val_pp": 9.5}))
+    (tmp_path / "run" / "summary.json").write_text(
+        json.dumps({"args": {"iterations": 60}, "itr": 60, "final_val_pp": 9.5})
+    )
     row = seen(tmp_path, capsys)
     assert (row["state"], row["percent"], row["val_perplexity"]) == ("finished", 100, 9.5)
 
@@ -251,7 +292,9 @@ def test_a_task_of_an_array_by_either_number(tmp_path, capsys, monkeypatch, job_
 def test_what_a_pending_job_waits_for_is_told(tmp_path, capsys, monkeypatch):
     write_queue(tmp_path / "bin", monkeypatch)
     experiment(tmp_path / "exps", job_id="53")
-    assert "job 53 waits (Priority), expected start 2030-01-02T00:00:00" in said([str(tmp_path / "exps")], capsys)
+    assert "job 53 waits (Priority), expected start 2030-01-02T00:00:00" in said(
+        [str(tmp_path / "exps")], capsys
+    )
 
 
 def test_a_job_that_is_not_in_the_queue(tmp_path, capsys, monkeypatch):
@@ -278,9 +321,18 @@ def test_a_queue_that_does_not_answer_is_told(tmp_path, capsys, monkeypatch, bod
 
 def job_of(place: Path, prefix: str = "train") -> str:
     """The name that iridis/lib.sh gives a job that works on this folder."""
-    script = f"source iridis/lib.sh; NAME_PREFIX={prefix}; name_job {shlex.quote(str(place.resolve()))}; printf %s \"$JOB_NAME\""
-    return subprocess.run(["/bin/bash", "-c", script, "iridis/lib.sh"], cwd=ROOT, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True,
-                          check=True).stdout
+    script = (
+        f"source iridis/lib.sh; NAME_PREFIX={prefix}; name_job {shlex.quote(str(place.resolve()))}; printf %s"
+        ' "$JOB_NAME"'
+    )
+    return subprocess.run(
+        ["/bin/bash", "-c", script, "iridis/lib.sh"],
+        cwd=ROOT,
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
 
 
 def pending(name: str, number: str = "99", reason: str = "Resources") -> str:
@@ -288,7 +340,13 @@ def pending(name: str, number: str = "99", reason: str = "Resources") -> str:
 
 
 def test_a_successor_is_known_by_its_name_before_it_has_a_row(tmp_path, capsys, monkeypatch):
-    place = experiment(tmp_path / "exps", state="stopped", reason="time limit", job_id="98", segments=[segment(0, 0, 50, chain="again")])
+    place = experiment(
+        tmp_path / "exps",
+        state="stopped",
+        reason="time limit",
+        job_id="98",
+        segments=[segment(0, 0, 50, chain="again")],
+    )
     write_queue(tmp_path / "bin", monkeypatch, pending(job_of(place)))
     row = seen(tmp_path / "exps", capsys)
     assert (row["job_id"], row["queue"], row["queue_reason"]) == ("99", "PENDING", "Resources")
@@ -297,7 +355,11 @@ def test_a_successor_is_known_by_its_name_before_it_has_a_row(tmp_path, capsys, 
 
 def test_a_job_that_runs_goes_before_its_successor_which_is_told(tmp_path, capsys, monkeypatch):
     place = experiment(tmp_path / "exps", job_id="98")
-    write_queue(tmp_path / "bin", monkeypatch, pending(job_of(place), reason="Dependency") + f"98|RUNNING|None|98|N/A|{job_of(place)}\n")
+    write_queue(
+        tmp_path / "bin",
+        monkeypatch,
+        pending(job_of(place), reason="Dependency") + f"98|RUNNING|None|98|N/A|{job_of(place)}\n",
+    )
     assert seen(tmp_path / "exps", capsys)["job_id"] == "98"
     assert "run: job 99 waits (Dependency)" in said([str(tmp_path / "exps")], capsys)
 
@@ -310,7 +372,11 @@ def test_an_evaluation_of_an_experiment_is_no_job_of_its_chain(tmp_path, capsys,
 
 def test_a_first_job_that_waits_is_an_experiment_without_a_folder(tmp_path, capsys, monkeypatch):
     (tmp_path / "exps").mkdir()
-    write_queue(tmp_path / "bin", monkeypatch, pending(job_of(tmp_path / "exps" / "owt2" / "base" / "new"), reason="QOSMaxJobsPerUserLimit"))
+    write_queue(
+        tmp_path / "bin",
+        monkeypatch,
+        pending(job_of(tmp_path / "exps" / "owt2" / "base" / "new"), reason="QOSMaxJobsPerUserLimit"),
+    )
     row = seen(tmp_path / "exps", capsys)
     assert (row["name"], row["state"], row["job_id"], row["queue"]) == ("new", "queued", "99", "PENDING")
     assert "new: job 99 waits (QOSMaxJobsPerUserLimit)" in said([str(tmp_path / "exps")], capsys)
@@ -333,21 +399,35 @@ def test_the_run_folder_tells_the_whole_name_of_a_first_job(tmp_path, capsys, mo
     assert seen(tmp_path / "exps", capsys)["name"] == "owt2/base/new"
 
 
-def test_a_first_job_of_another_folder_than_was_asked_for_is_left_out(tmp_path, capsys, monkeypatch, run_folder):
+def test_a_first_job_of_another_folder_than_was_asked_for_is_left_out(
+    tmp_path, capsys, monkeypatch, run_folder
+):
     experiment(tmp_path / "others")
     write_queue(tmp_path / "bin", monkeypatch, pending(job_of(tmp_path / "exps" / "owt2" / "base" / "new")))
     assert seen(tmp_path / "others", capsys)["name"] == "run"
 
 
 def test_a_promised_job_that_is_not_queued_is_told(tmp_path, capsys, monkeypatch):
-    experiment(tmp_path / "exps", state="stopped", reason="time limit", segments=[segment(0, 0, 50, reason="time limit", chain="again")])
+    experiment(
+        tmp_path / "exps",
+        state="stopped",
+        reason="time limit",
+        segments=[segment(0, 0, 50, reason="time limit", chain="again")],
+    )
     write_queue(tmp_path / "bin", monkeypatch, "")
-    assert said([str(tmp_path / "exps")], capsys).splitlines()[-1] == \
-        "run: stopped: time limit; the chain is dead: another job was promised, none is queued"
+    assert (
+        said([str(tmp_path / "exps")], capsys).splitlines()[-1]
+        == "run: stopped: time limit; the chain is dead: another job was promised, none is queued"
+    )
 
 
 def test_no_chain_is_called_dead_where_the_queue_is_not_known(tmp_path, capsys, monkeypatch):
-    experiment(tmp_path / "exps", state="stopped", reason="time limit", segments=[segment(0, 0, 50, reason="time limit", chain="again")])
+    experiment(
+        tmp_path / "exps",
+        state="stopped",
+        reason="time limit",
+        segments=[segment(0, 0, 50, reason="time limit", chain="again")],
+    )
     assert "dead" not in said([str(tmp_path / "exps")], capsys)
     write_squeue(tmp_path / "bin", "exit 1", monkeypatch)
     assert "dead" not in said([str(tmp_path / "exps")], capsys)
@@ -355,8 +435,16 @@ def test_no_chain_is_called_dead_where_the_queue_is_not_known(tmp_path, capsys, 
 
 def test_why_a_chain_stopped_is_told(tmp_path, capsys):
     reason = "crashed at step 50 twice: killed, signal 9"
-    experiment(tmp_path, state="failed", reason="killed, signal 9", segments=[segment(0, 0, 50, reason="killed, signal 9", chain=f"stop: {reason}")])
-    assert said([str(tmp_path)], capsys).splitlines()[-1] == f"run: failed: killed, signal 9; the chain is dead: {reason}"
+    experiment(
+        tmp_path,
+        state="failed",
+        reason="killed, signal 9",
+        segments=[segment(0, 0, 50, reason="killed, signal 9", chain=f"stop: {reason}")],
+    )
+    assert (
+        said([str(tmp_path)], capsys).splitlines()[-1]
+        == f"run: failed: killed, signal 9; the chain is dead: {reason}"
+    )
 
 
 def end(place: Path, kind: Kind, reason: str, seconds_after_status: float = 1) -> None:
@@ -365,7 +453,9 @@ def end(place: Path, kind: Kind, reason: str, seconds_after_status: float = 1) -
     os.utime(place / "outcome.json", (moment, moment))
 
 
-@pytest.mark.parametrize(("kind", "state"), [(Kind.CRASHED, "failed"), (Kind.STOPPED, "stopped"), (Kind.FINISHED, "finished")])
+@pytest.mark.parametrize(
+    ("kind", "state"), [(Kind.CRASHED, "failed"), (Kind.STOPPED, "stopped"), (Kind.FINISHED, "finished")]
+)
 def test_a_run_that_ended_without_another_status_is_over(tmp_path, capsys, kind, state):
     end(experiment(tmp_path), kind, "disk full")
     row = seen(tmp_path, capsys)
@@ -373,7 +463,11 @@ def test_a_run_that_ended_without_another_status_is_over(tmp_path, capsys, kind,
 
 
 def test_why_it_ended_without_another_status_is_told(tmp_path, capsys):
-    end(experiment(tmp_path, segments=[segment(0, 0, 50, reason="disk full")]), Kind.OUT_OF_MEMORY, "disk full")
+    end(
+        experiment(tmp_path, segments=[segment(0, 0, 50, reason="disk full")]),
+        Kind.OUT_OF_MEMORY,
+        "disk full",
+    )
     assert said([str(tmp_path)], capsys).splitlines()[-1] == "run: failed: disk full"
 
 
@@ -394,14 +488,23 @@ def test_a_start_that_was_refused_after_the_end_leaves_it_finished(tmp_path, cap
 
 
 def test_a_reason_that_the_chain_shares_with_the_run_is_told_once(tmp_path, capsys):
-    experiment(tmp_path, state="failed", reason="disk full", segments=[segment(0, 0, 50, reason="disk full", chain="stop: disk full")])
+    experiment(
+        tmp_path,
+        state="failed",
+        reason="disk full",
+        segments=[segment(0, 0, 50, reason="disk full", chain="stop: disk full")],
+    )
     assert said([str(tmp_path)], capsys).splitlines()[-1] == "run: failed: disk full; the chain is dead"
 
 
 def test_a_job_that_vanished_from_the_queue_leaves_a_dead_chain(tmp_path, capsys, monkeypatch):
     experiment(tmp_path / "exps", updated=NOW - 700, metrics=[], job_id="98")
     write_queue(tmp_path / "bin", monkeypatch, "")
-    assert said([str(tmp_path / "exps")], capsys).splitlines()[-1].endswith("the chain is dead: job 98 is gone, none is queued")
+    assert (
+        said([str(tmp_path / "exps")], capsys)
+        .splitlines()[-1]
+        .endswith("the chain is dead: job 98 is gone, none is queued")
+    )
 
 
 @pytest.mark.parametrize("state", ["REQUEUE_HOLD", "SUSPENDED"])
@@ -411,10 +514,17 @@ def test_a_job_that_neither_runs_nor_waits_is_told(tmp_path, capsys, monkeypatch
     assert f"run: job 98 is {state} (launch failed)" in said([str(tmp_path / "exps")], capsys)
 
 
-@pytest.mark.parametrize("name", ["SQUEUE_STATES", "SQUEUE_PARTITION", "SQUEUE_NAMES", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT"])
+@pytest.mark.parametrize(
+    "name", ["SQUEUE_STATES", "SQUEUE_PARTITION", "SQUEUE_NAMES", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT"]
+)
 def test_a_profile_that_narrows_the_queue_leaves_no_chain_for_dead(tmp_path, capsys, monkeypatch, name):
     """What a user has set for squeue by hand would hide jobs from the board."""
-    place = experiment(tmp_path / "exps", state="stopped", reason="time limit", segments=[segment(0, 0, 50, reason="time limit", chain="again")])
+    place = experiment(
+        tmp_path / "exps",
+        state="stopped",
+        reason="time limit",
+        segments=[segment(0, 0, 50, reason="time limit", chain="again")],
+    )
     line = shlex.quote(pending(job_of(place)))
     write_squeue(tmp_path / "bin", f'[ -n "${name}" ] || printf %s {line}', monkeypatch)
     monkeypatch.setenv(name, "other")
@@ -423,14 +533,20 @@ def test_a_profile_that_narrows_the_queue_leaves_no_chain_for_dead(tmp_path, cap
 
 def test_slurm_programs_without_a_cluster_are_no_queue(tmp_path, capsys, monkeypatch):
     experiment(tmp_path / "exps")
-    write_squeue(tmp_path / "bin", "echo 'squeue: fatal: Could not establish a configuration source' >&2; exit 1", monkeypatch)
+    write_squeue(
+        tmp_path / "bin",
+        "echo 'squeue: fatal: Could not establish a configuration source' >&2; exit 1",
+        monkeypatch,
+    )
     assert seen(tmp_path / "exps", capsys)["queue"] is None
 
 
 # the table
 
 
-def on_terminal(base: Path, columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def on_terminal(
+    base: Path, columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
     """What a terminal of so many columns shows."""
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", str(columns))
@@ -441,7 +557,14 @@ LONG_JOB = "login-node-04.cluster:1234567"
 
 
 def test_eighty_columns_hold_name_state_and_job(tmp_path, capsys, monkeypatch):
-    experiment(tmp_path, "owt2/lncot/" + "x" * 60, itr=39000, iterations=40000, job_id=LONG_JOB, metrics=[metric(9, "eval", val_pp=50257.25)])
+    experiment(
+        tmp_path,
+        "owt2/lncot/" + "x" * 60,
+        itr=39000,
+        iterations=40000,
+        job_id=LONG_JOB,
+        metrics=[metric(9, "eval", val_pp=50257.25)],
+    )
     lines = on_terminal(tmp_path, 80, capsys, monkeypatch)
     assert max(map(len, lines)) <= 80
     assert "running" in lines[1] and LONG_JOB in lines[1]
@@ -473,7 +596,14 @@ def test_what_lives_stands_first(tmp_path, capsys, monkeypatch):
 
 
 def test_columns_fit_120_where_names_are_short(tmp_path, capsys):
-    experiment(tmp_path, "owt2/lncot/run_1", itr=39000, iterations=40000, job_id="4711234", metrics=[metric(9, "eval", val_pp=50257.25), metric(9)])
+    experiment(
+        tmp_path,
+        "owt2/lncot/run_1",
+        itr=39000,
+        iterations=40000,
+        job_id="4711234",
+        metrics=[metric(9, "eval", val_pp=50257.25), metric(9)],
+    )
     assert max(map(len, said([str(tmp_path)], capsys).splitlines())) <= 120
 
 
@@ -489,7 +619,9 @@ def test_a_shortened_name_has_the_width_and_both_ends(name, width):
     assert (short[0], short[-1]) == (name[0], name[-1])
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(40, "40s"), (720, "12m"), (18720, "5h 12m"), (183600, "2d 03h"), (None, "-")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(40, "40s"), (720, "12m"), (18720, "5h 12m"), (183600, "2d 03h"), (None, "-")]
+)
 def test_durations_are_for_people(seconds, text):
     assert page.duration(seconds) == text
 
@@ -538,13 +670,30 @@ def test_a_damaged_line_is_told_and_passed_over(tmp_path, capsys):
     assert (row["problems"], row["segments"]) == (["segments.jsonl: 1 of 2 lines are no JSON objects"], 1)
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=5)
-STATUS = st.fixed_dictionaries({}, optional=dict.fromkeys(("state", "itr", "iterations", "reason", "updated", "segments", "loss", "job_id"), JSON))
-SEGMENT = st.fixed_dictionaries({}, optional=dict.fromkeys(("segment", "job_id", "start_step", "end_step", "reason", "seconds", "started",
-                                                             "reached", "restart"), JSON))
-METRIC = st.fixed_dictionaries({"kind": st.sampled_from(["train", "eval", "final"]) | JSON},
-                               optional=dict.fromkeys(("step", "loss", "val_pp", "val_loss", "lr", "grad_norm", "time", "extension"), JSON))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+STATUS = st.fixed_dictionaries(
+    {},
+    optional=dict.fromkeys(
+        ("state", "itr", "iterations", "reason", "updated", "segments", "loss", "job_id"), JSON
+    ),
+)
+SEGMENT = st.fixed_dictionaries(
+    {},
+    optional=dict.fromkeys(
+        ("segment", "job_id", "start_step", "end_step", "reason", "seconds", "started", "reached", "restart"),
+        JSON,
+    ),
+)
+METRIC = st.fixed_dictionaries(
+    {"kind": st.sampled_from(["train", "eval", "final"]) | JSON},
+    optional=dict.fromkeys(
+        ("step", "loss", "val_pp", "val_loss", "lr", "grad_norm", "time", "extension"), JSON
+    ),
+)
 
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -554,7 +703,11 @@ def test_any_values_can_be_shown(tmp_path, capsys, state, one_segment, one_metri
     (place / "status.json").write_text(json.dumps(state))
     said([str(tmp_path)], capsys)
     json.loads(said(["--json", str(tmp_path)], capsys), parse_constant=pytest.fail)
-    page._segments(page.Chapter(read.look(place, "run", read.Queue(None), NOW), draw.drawing([one_metric], []), [one_segment]))
+    page._segments(
+        page.Chapter(
+            read.look(place, "run", read.Queue(None), NOW), draw.drawing([one_metric], []), [one_segment]
+        )
+    )
 
 
 def test_a_folder_that_vanishes_is_left_out(tmp_path, capsys, monkeypatch):
@@ -570,11 +723,15 @@ def test_a_folder_that_vanishes_is_left_out(tmp_path, capsys, monkeypatch):
 def run_without_rights(base: Path) -> subprocess.CompletedProcess[str]:
     """Root may read everything, so it becomes somebody who owns nothing once the program is loaded."""
     code = "import os, sys, status; os.geteuid() or os.seteuid(65534); sys.exit(status.main(sys.argv[1:]))"
-    return subprocess.run([sys.executable, "-c", code, str(base)], capture_output=True, text=True, cwd=ROOT, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code, str(base)], capture_output=True, text=True, cwd=ROOT, check=False
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "cell"), [("status.json", "unreadable: status.json"), (".", "unreadable: folder")])
+@pytest.mark.parametrize(
+    ("name", "cell"), [("status.json", "unreadable: status.json"), (".", "unreadable: folder")]
+)
 def test_what_may_not_be_read_is_one_cell(name, cell):
     with tempfile.TemporaryDirectory() as base:
         os.chmod(base, 0o755)
@@ -598,7 +755,10 @@ def test_unknown_folder(tmp_path, capsys, way):
     assert f"{tmp_path / 'nowhere'}: no such folder" in refused([*way, str(tmp_path / "nowhere")], capsys)
 
 
-@pytest.mark.parametrize("words", [["--wath"], ["--watch=soon"], ["--watch", "0"], ["--watch", "-1"], ["--html"], ["--json", "--watch"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--wath"], ["--watch=soon"], ["--watch", "0"], ["--watch", "-1"], ["--html"], ["--json", "--watch"]],
+)
 def test_bad_flags(capsys, words):
     assert refused(words, capsys).startswith("status.py: error: ")
 
@@ -611,10 +771,16 @@ def test_results_dir_is_the_default(tmp_path, capsys, monkeypatch):
 
 def test_nothing_is_needed_that_python_lacks(tmp_path):
     experiment(tmp_path)
-    code = "import sys; sys.modules |= dict.fromkeys(('torch', 'numpy', 'matplotlib', 'orjson')); import status; " \
-           "status.main(sys.argv[3:]); status.main(sys.argv[1:])"
-    subprocess.run([sys.executable, "-c", code, "--html", str(tmp_path / "page.html"), str(tmp_path)], cwd=ROOT, check=True,
-                   stdout=subprocess.DEVNULL)
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(('torch', 'numpy', 'matplotlib', 'orjson')); import status;"
+        " status.main(sys.argv[3:]); status.main(sys.argv[1:])"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, "--html", str(tmp_path / "page.html"), str(tmp_path)],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
 
 
 def test_nothing_in_the_experiments_changes(tmp_path, capsys):
@@ -715,29 +881,60 @@ def page_of(base: Path, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def drawn(html: str) -> ElementTree.Element:
-    return ElementTree.fromstring(html[html.index("<svg"):html.index("</svg>") + 6])
+    return ElementTree.fromstring(html[html.index("<svg") : html.index("</svg>") + 6])
 
 
 def test_the_page_fetches_nothing(tmp_path, capsys):
     experiment(tmp_path)
-    assert not re.search(r'<(script|link|img|iframe)|(src|href)="(?!#)|url\((?!#)|@import', page_of(tmp_path, capsys))
+    assert not re.search(
+        r'<(script|link|img|iframe)|(src|href)="(?!#)|url\((?!#)|@import', page_of(tmp_path, capsys)
+    )
 
 
 def test_the_page_escapes_what_comes_from_files(tmp_path, capsys):
     bad = "<script>&\"'"
-    experiment(tmp_path, "x<script>y$z$", state=bad, reason=bad, job_id=bad, segments=[segment(0, 0, 50, reason=bad, job_id=bad)])
+    experiment(
+        tmp_path,
+        "x<script>y$z$",
+        state=bad,
+        reason=bad,
+        job_id=bad,
+        segments=[segment(0, 0, 50, reason=bad, job_id=bad)],
+    )
     assert "<script" not in page_of(tmp_path, capsys)
 
 
 def test_the_figure_names_experiment_axes_units_and_curves(tmp_path, capsys):
-    experiment(tmp_path, segments=[segment(0, 0, 20), segment(1, 20, 50)], metrics=[metric(10), metric(20), metric(20, "eval"), metric(50)])
-    words = {"".join(element.itertext()).strip() for element in drawn(page_of(tmp_path, capsys)).iter("{http://www.w3.org/2000/svg}text")}
-    assert words >= {"run", "loss", "nats per token", "learning rate", "gradient norm", "throughput", "tokens/s", "optimiser step", "training",
-                     "validation", "next segment"}
+    experiment(
+        tmp_path,
+        segments=[segment(0, 0, 20), segment(1, 20, 50)],
+        metrics=[metric(10), metric(20), metric(20, "eval"), metric(50)],
+    )
+    words = {
+        "".join(element.itertext()).strip()
+        for element in drawn(page_of(tmp_path, capsys)).iter("{http://www.w3.org/2000/svg}text")
+    }
+    assert words >= {
+        "run",
+        "loss",
+        "nats per token",
+        "learning rate",
+        "gradient norm",
+        "throughput",
+        "tokens/s",
+        "optimiser step",
+        "training",
+        "validation",
+        "next segment",
+    }
 
 
 def test_the_page_lists_the_segments(tmp_path, capsys):
-    experiment(tmp_path, state="stopped", segments=[segment(0, 0, 20, reason="wall time"), segment(1, 20, 50, reason="stop file")])
+    experiment(
+        tmp_path,
+        state="stopped",
+        segments=[segment(0, 0, 20, reason="wall time"), segment(1, 20, 50, reason="stop file")],
+    )
     assert re.search("wall time.*stop file", page_of(tmp_path, capsys), re.DOTALL)
 
 
@@ -752,7 +949,10 @@ def test_the_newest_row_of_a_step_wins():
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=20_000), st.integers(0, 19_999))
-@settings(max_examples=20, suppress_health_check=[HealthCheck.large_base_example, HealthCheck.data_too_large, HealthCheck.too_slow])
+@settings(
+    max_examples=20,
+    suppress_health_check=[HealthCheck.large_base_example, HealthCheck.data_too_large, HealthCheck.too_slow],
+)
 def test_a_long_curve_is_thinned_and_keeps_its_spikes(values, spike):
     values += [0.0] * (20_000 - len(values))
     values[spike] = 1e6
@@ -764,7 +964,9 @@ def test_a_long_curve_is_thinned_and_keeps_its_spikes(values, spike):
 
 def test_a_page_must_be_a_file_in_a_folder(tmp_path, capsys):
     experiment(tmp_path)
-    assert "must be a file in a folder that is there" in refused(["--html", str(tmp_path / "no" / "page.html"), str(tmp_path)], capsys)
+    assert "must be a file in a folder that is there" in refused(
+        ["--html", str(tmp_path / "no" / "page.html"), str(tmp_path)], capsys
+    )
 
 
 # long and real runs
@@ -778,7 +980,9 @@ def test_a_long_run_is_looked_at_quickly(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def stopped_and_resumed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any], Path]:
+def stopped_and_resumed(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[dict[str, Any], dict[str, Any], Path]:
     """What status.py says of a real training after a stop and after its end, and its results folder."""
     base = tmp_path_factory.mktemp("real")
     process = programs.start(command(base))
@@ -802,7 +1006,10 @@ def test_a_real_training_that_was_stopped(stopped_and_resumed):
 
 @pytest.mark.slow
 def test_a_real_training_that_finished(stopped_and_resumed):
-    row, summary = stopped_and_resumed[1], json.loads((folder(stopped_and_resumed[2]) / "summary.json").read_text())
+    row, summary = (
+        stopped_and_resumed[1],
+        json.loads((folder(stopped_and_resumed[2]) / "summary.json").read_text()),
+    )
     assert (row["state"], row["percent"], row["segments"]) == ("finished", 100, 2)
     assert (row["loss"], row["val_perplexity"]) == (summary["train_loss"][-1], summary["final_val_pp"])
 

@@ -1,4 +1,7 @@
-"""Which signals stop a training, and which do not: terminals that close, nohup, launchers. Resuming is test_training.py's."""
+"""Which signals stop a training, and which do not: terminals that close, nohup, launchers.
+
+Resuming is test_training.py's.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,14 @@ from optim.stopping import Stopper
 from processes import die_with
 from tests.programs import ROOT, STOPPED, environment, flags, folder, start, status, wait_for_step
 
-LONG: dict[str, Any] = {"iterations": 100_000, "eval_freq": 0, "save_checkpoint_freq": None, "n_embd": 8, "n_layer": 3, "sequence_length": 16}
+LONG: dict[str, Any] = {
+    "iterations": 100_000,
+    "eval_freq": 0,
+    "save_checkpoint_freq": None,
+    "n_embd": 8,
+    "n_layer": 3,
+    "sequence_length": 16,
+}
 
 
 def stopper(**more: Any) -> Stopper:
@@ -65,9 +75,11 @@ def test_only_the_signals_that_are_named_stop(no_handlers: None) -> None:
 
 
 def test_a_signal_that_came_before_the_handlers_is_not_lost(no_handlers: None) -> None:
-    old = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])  # as distributed.torchrun starts its workers
+    # as distributed.torchrun starts its workers
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     try:
-        signal.raise_signal(signal.SIGUSR1)  # to this thread: one of a library's would not hold it back, and the process would end
+        # to this thread: one of a library's would not hold it back, and the process would end
+        signal.raise_signal(signal.SIGUSR1)
         with stopper() as stop:
             assert (stop.poll(), stop.reason) == (True, "SIGUSR1")
     finally:
@@ -83,12 +95,18 @@ def test_an_interrupt_that_arrives_twice_at_once_is_one(no_handlers: None) -> No
 
 def launched(results: Path, processes: int, **changes: Any) -> list[str]:
     """A training as the jobs start it."""
-    launcher = ["-m", "distributed.torchrun", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+    launcher = (
+        ["-m", "distributed.torchrun", "--standalone", "--nproc_per_node", str(processes)]
+        if processes > 1
+        else []
+    )
     return [sys.executable, *launcher, "main.py", *flags(results, **{**LONG, **changes})]
 
 
 def take_terminal(parent: int) -> None:
-    """Make standard input the terminal whose closing this session is told of, also where these tests run under nohup."""
+    """Make standard input the terminal whose closing this session is told of, also where these tests run
+    under nohup.
+    """
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     die_with(parent)
@@ -103,10 +121,21 @@ def show(terminal: int, closing: threading.Event) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_terminal_that_closes_stops_the_training_with_its_work_saved(tmp_path: Path, processes: int) -> None:
+def test_a_terminal_that_closes_stops_the_training_with_its_work_saved(
+    tmp_path: Path, processes: int
+) -> None:
     (mine, theirs), closing = pty.openpty(), threading.Event()
-    process = subprocess.Popen(launched(tmp_path, processes), cwd=ROOT, env=environment(), stdin=theirs, stdout=theirs, stderr=theirs,
-                               start_new_session=True, preexec_fn=functools.partial(take_terminal, os.getpid()), text=True)
+    process = subprocess.Popen(
+        launched(tmp_path, processes),
+        cwd=ROOT,
+        env=environment(),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=functools.partial(take_terminal, os.getpid()),
+        text=True,
+    )
     os.close(theirs)
     threading.Thread(target=show, args=(mine, closing), daemon=True).start()
     wait_for_step(tmp_path, 9, process)

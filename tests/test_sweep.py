@@ -1,4 +1,6 @@
-"""Router scores and the sweep over compute budgets: cascades, streaming to disk, points of the figure, going on."""
+"""Router scores and the sweep over compute budgets: cascades, streaming to disk, points of the figure,
+going on.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,18 @@ REORDERED = torch.tensor([[[0.2, 0.9], [0.8, 0.1]]])
 
 
 def program(name, output_dir, *flags):
-    outcome = run([sys.executable, name, "--checkpoint", str(ADAPTIVE), "--output_dir", str(output_dir), *PLACES, *flags])
+    outcome = run(
+        [
+            sys.executable,
+            name,
+            "--checkpoint",
+            str(ADAPTIVE),
+            "--output_dir",
+            str(output_dir),
+            *PLACES,
+            *flags,
+        ]
+    )
     assert outcome.returncode == 0, outcome.stderr
     return outcome
 
@@ -52,10 +65,14 @@ def test_token_cascade_is_the_least_score_of_each_token():
 
 
 def authors_cascade(scores, is_sorted):
-    """As the authors' loop has it: each pass's top-k gives scores and tokens a new order, and places are compared (get_router_weights.py)."""
+    """As the authors' loop has it: each pass's top-k gives scores and tokens a new order, and places are
+    compared (get_router_weights.py).
+    """
     left, order = [], torch.arange(scores.shape[1]).expand(scores.shape[:2])
     for scored in scores.unbind(-1):
-        values, chosen = torch.topk(scored.take_along_dim(order, dim=1).unsqueeze(-1), scores.shape[1], dim=1, sorted=is_sorted)
+        values, chosen = torch.topk(
+            scored.take_along_dim(order, dim=1).unsqueeze(-1), scores.shape[1], dim=1, sorted=is_sorted
+        )
         left.append(values.squeeze(-1))
         order = order.take_along_dim(chosen.squeeze(2), dim=1)
     for earlier, later in pairwise(left):
@@ -103,15 +120,24 @@ def test_a_score_that_equals_the_cut_goes_on():
 def authors_factors(scores, threshold):
     """What their get_ppl_per_mac.py makes of the arrays that their get_router_weights.py wrote."""
     weights = cascade(scores, "device").flatten(0, 1).numpy().astype(np.float64).T
-    return [float(f"{np.ceil((each >= 1 - threshold).sum() / len(each) * 256) / 256:.02f}") for each in weights]
+    return [
+        float(f"{np.ceil((each >= 1 - threshold).sum() / len(each) * 256) / 256:.02f}") for each in weights
+    ]
 
 
 def test_published_capacities_are_the_authors_of_scores_of_a_known_distribution():
-    """Most tokens score next to nothing, as after training: shares differ from cut to cut where the cuts are small."""
-    scores = torch.rand(40, 256, 4, generator=torch.Generator().manual_seed(0)) ** torch.tensor([1.0, 2.0, 4.0, 8.0])
+    """Most tokens score next to nothing, as after training: shares differ from cut to cut where the cuts
+    are small.
+    """
+    scores = torch.rand(40, 256, 4, generator=torch.Generator().manual_seed(0)) ** torch.tensor(
+        [1.0, 2.0, 4.0, 8.0]
+    )
     counts = reaching(scores, CUTS, "device") / (40 * 256)
     ours = [[rounded(share) for share in row] for row in counts.tolist()]
-    assert ours == [authors_factors(scores, threshold) for threshold in (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 0.85, 0.9, 0.95, 1.0)]
+    assert ours == [
+        authors_factors(scores, threshold)
+        for threshold in (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 0.85, 0.9, 0.95, 1.0)
+    ]
     assert len({tuple(row) for row in ours}) == 10
 
 
@@ -130,14 +156,20 @@ def test_tokens_over_a_threshold_by_their_cascade_are_those_that_threshold_routi
 @pytest.mark.parametrize("name", ["adm", "but_mod"])
 def test_scores_do_not_depend_on_the_batch(name):
     model = tiny_model(name)
-    at_once, one_by_one = (torch.cat(list(router_scores(model, Windows(), np.arange(6), size, torch.no_grad, torch.device("cpu"))))
-                           for size in (6, 1))
+    at_once, one_by_one = (
+        torch.cat(
+            list(router_scores(model, Windows(), np.arange(6), size, torch.no_grad, torch.device("cpu")))
+        )
+        for size in (6, 1)
+    )
     assert torch.allclose(at_once, one_by_one, atol=1e-6)
 
 
 def test_first_scores_are_the_router_s_own_of_the_state_after_the_first_pass():
     model, states = tiny_model("adm"), []
-    model.transformer["mod"][0].register_forward_hook(lambda module, inputs, output: states.append(inputs[0].detach()))
+    model.transformer["mod"][0].register_forward_hook(
+        lambda module, inputs, output: states.append(inputs[0].detach())
+    )
     scores = next(router_scores(model, Windows(), np.arange(2), 2, torch.no_grad, torch.device("cpu")))
     weight = model.transformer["mod"][0].mod_router.weight[0].detach()
     assert torch.allclose(scores[..., 0], (states[0] @ weight).sigmoid(), atol=1e-6)
@@ -146,7 +178,10 @@ def test_first_scores_are_the_router_s_own_of_the_state_after_the_first_pass():
 @pytest.mark.slow
 def test_files_hold_every_token_in_order_and_load_without_pickle(tmp_path):
     program("get_router_weights.py", tmp_path, "--cascade", "raw", "token")
-    raw, token = (np.load(tmp_path / f"router_weights_{kind}.npz", allow_pickle=False)["weights"] for kind in ("raw", "token"))
+    raw, token = (
+        np.load(tmp_path / f"router_weights_{kind}.npz", allow_pickle=False)["weights"]
+        for kind in ("raw", "token")
+    )
     assert raw.shape == (19968, 2)
     assert np.array_equal(token, np.minimum.accumulate(raw, axis=1))
 
@@ -163,7 +198,10 @@ def test_list_without_a_value_is_refused(flag, value):
 @pytest.mark.slow
 def test_one_cascade_is_written_under_the_plain_name_with_its_description(tmp_path):
     program("get_router_weights.py", tmp_path, "--eval_sample_size", "480")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["router_weights.npz", "router_weights_meta.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "router_weights.npz",
+        "router_weights_meta.json",
+    ]
     meta = json.loads((tmp_path / "router_weights_meta.json").read_text())
     assert (meta["cascade"], meta["n_tokens"], meta["device"]) == ("token", 480, "cpu")
 
@@ -175,7 +213,9 @@ def test_scores_of_the_training_split_are_as_many_as_validation_has_with_their_m
     weights = np.load(tmp_path / "router_weights_device.npz")["weights"]
     assert (meta["split"], meta["n_tokens"], len(weights)) == ("train", 19968, 19968)
     means, low = weights.mean(0, dtype=np.float64), (weights < 0.01).mean(0)
-    assert meta["mean_by_pass"] == pytest.approx(means.tolist()) and meta["share_below_0.01"] == pytest.approx(low.tolist())
+    assert meta["mean_by_pass"] == pytest.approx(means.tolist()) and meta[
+        "share_below_0.01"
+    ] == pytest.approx(low.tolist())
 
 
 @pytest.mark.slow
@@ -184,7 +224,11 @@ def test_model_that_routes_nothing_is_refused_in_one_line(name, tmp_path):
     plain = PEER / "exps" / "owt2" / "cotformer_full_depth" / "official_cot_res"
     outcome = run([sys.executable, name, "--checkpoint", str(plain), "--output_dir", str(tmp_path), *PLACES])
     assert outcome.returncode == 2
-    assert outcome.stderr == f"{name}: error: cotformer_full_depth routes no tokens; this is for adaptive models (adm, but_mod)\n"
+    assert (
+        outcome.stderr
+        == f"{name}: error: cotformer_full_depth routes no tokens; this is for adaptive models (adm,"
+        " but_mod)\n"
+    )
 
 
 # sweep
@@ -206,7 +250,11 @@ def points(folder, kind, key):
 @pytest.mark.slow
 def test_full_budget_is_what_eval_says(swept):
     full = json.loads((swept / "eval_summary_ckpt.json").read_text())
-    assert points(swept, "fixed_depth", "passes")[3]["val_loss"] == points(swept, "router", "threshold")[0]["val_loss"] == full["val_loss"]
+    assert (
+        points(swept, "fixed_depth", "passes")[3]["val_loss"]
+        == points(swept, "router", "threshold")[0]["val_loss"]
+        == full["val_loss"]
+    )
 
 
 @pytest.mark.slow
@@ -237,16 +285,44 @@ def test_published_sweep_has_the_authors_capacities_and_is_another_sweep(swept, 
     for point in points(tmp_path, "router", "threshold").values():
         assert point["length_factors"] == [round(share, 2) for share in point["length_factors"]]
     sweep = json.loads((tmp_path / "ppl_per_mac.json").read_text())
-    assert (sweep["published"], sweep["router_sample_size"]) == (True, np.fromfile(PEER / "datasets/openwebtext2/val.bin", "<u2").size)
-    outcome = run([sys.executable, "get_ppl_per_mac.py", "--checkpoint", str(ADAPTIVE), "--output_dir", str(tmp_path), *PLACES])
-    assert outcome.returncode == 2 and "is a sweep with another router_sample_size, published;" in outcome.stderr
+    assert (sweep["published"], sweep["router_sample_size"]) == (
+        True,
+        np.fromfile(PEER / "datasets/openwebtext2/val.bin", "<u2").size,
+    )
+    outcome = run(
+        [
+            sys.executable,
+            "get_ppl_per_mac.py",
+            "--checkpoint",
+            str(ADAPTIVE),
+            "--output_dir",
+            str(tmp_path),
+            *PLACES,
+        ]
+    )
+    assert (
+        outcome.returncode == 2 and "is a sweep with another router_sample_size, published;" in outcome.stderr
+    )
 
 
 @pytest.mark.slow
 def test_macs_are_those_of_the_closed_form(swept):
     sweep = json.loads((swept / "ppl_per_mac.json").read_text())
-    args = tiny_args("adm", **{name: sweep["args"][name] for name in ("n_layer", "n_embd", "n_head", "n_repeat", "vocab_size", "n_layer_begin",
-                                                                     "n_layer_end")})
+    args = tiny_args(
+        "adm",
+        **{
+            name: sweep["args"][name]
+            for name in (
+                "n_layer",
+                "n_embd",
+                "n_head",
+                "n_repeat",
+                "vocab_size",
+                "n_layer_begin",
+                "n_layer_end",
+            )
+        },
+    )
     point = points(swept, "router", "threshold")[0.2]
     assert point["macs"] == count_macs(args, sweep["sequence_length"], point["length_factors"])
 
@@ -282,11 +358,19 @@ def test_interrupted_sweep_goes_on_with_the_missing_points(swept, tmp_path):
 @pytest.mark.slow
 def test_new_points_of_a_sweep_of_before_are_compared_with_full_depth(swept, tmp_path):
     sweep = json.loads((swept / "ppl_per_mac.json").read_text())
-    old = [{name: value for name, value in point.items() if not name.startswith("loss_difference")} for point in sweep["fixed_depth"]]
-    (tmp_path / "ppl_per_mac.json").write_text(json.dumps({**sweep, "fixed_depth": old, "router": [], "timing": None}))
+    old = [
+        {name: value for name, value in point.items() if not name.startswith("loss_difference")}
+        for point in sweep["fixed_depth"]
+    ]
+    (tmp_path / "ppl_per_mac.json").write_text(
+        json.dumps({**sweep, "fixed_depth": old, "router": [], "timing": None})
+    )
     outcome = program("get_ppl_per_mac.py", tmp_path, "--thresholds", "0.2")
     (found,) = points(tmp_path, "router", "threshold").values()
-    assert found["loss_difference_ci95"] == next(point for point in sweep["router"] if point["threshold"] == 0.2)["loss_difference_ci95"]
+    assert (
+        found["loss_difference_ci95"]
+        == next(point for point in sweep["router"] if point["threshold"] == 0.2)["loss_difference_ci95"]
+    )
     assert "3 points are of an earlier version and have no paired difference" in outcome.stdout
 
 
@@ -294,8 +378,19 @@ def test_new_points_of_a_sweep_of_before_are_compared_with_full_depth(swept, tmp
 def test_sweep_of_another_setting_is_refused_and_left_as_it_is(swept, tmp_path):
     before = (swept / "ppl_per_mac.json").read_text()
     (tmp_path / "ppl_per_mac.json").write_text(before)
-    outcome = run([sys.executable, "get_ppl_per_mac.py", "--checkpoint", str(ADAPTIVE), "--output_dir", str(tmp_path), *PLACES,
-                   "--eval_sample_size", "480"])
+    outcome = run(
+        [
+            sys.executable,
+            "get_ppl_per_mac.py",
+            "--checkpoint",
+            str(ADAPTIVE),
+            "--output_dir",
+            str(tmp_path),
+            *PLACES,
+            "--eval_sample_size",
+            "480",
+        ]
+    )
     assert outcome.returncode == 2 and "is a sweep with another n_tokens" in outcome.stderr
     assert (tmp_path / "ppl_per_mac.json").read_text() == before
 
@@ -303,10 +398,26 @@ def test_sweep_of_another_setting_is_refused_and_left_as_it_is(swept, tmp_path):
 @pytest.mark.slow
 def test_sweep_under_another_model_setting_is_refused(swept, tmp_path):
     (tmp_path / "ppl_per_mac.json").write_text((swept / "ppl_per_mac.json").read_text())
-    outcome = run([sys.executable, "get_ppl_per_mac.py", "--checkpoint", str(ADAPTIVE), "--output_dir", str(tmp_path), *PLACES,
-                   "--thresholds", "0", "--attention_window_length", "0"])
+    outcome = run(
+        [
+            sys.executable,
+            "get_ppl_per_mac.py",
+            "--checkpoint",
+            str(ADAPTIVE),
+            "--output_dir",
+            str(tmp_path),
+            *PLACES,
+            "--thresholds",
+            "0",
+            "--attention_window_length",
+            "0",
+        ]
+    )
     assert outcome.returncode == 2
-    assert "is a sweep with another attention_window_length (None there, 0 now); give another --output_dir" in outcome.stderr
+    assert (
+        "is a sweep with another attention_window_length (None there, 0 now); give another --output_dir"
+        in outcome.stderr
+    )
 
 
 @pytest.mark.slow
@@ -320,7 +431,12 @@ def test_evaluation_says_which_data_it_read(swept):
 
 def saved_losses(folder, told, whole=True, **arrays):
     save_arrays(folder / "ppl_per_mac.npz", **arrays)
-    return read_losses(folder / "ppl_per_mac.npz", {"router": [], "fixed_depth": [{"passes": 3, "val_loss": told}]}, np.arange(2), whole)
+    return read_losses(
+        folder / "ppl_per_mac.npz",
+        {"router": [], "fixed_depth": [{"passes": 3, "val_loss": told}]},
+        np.arange(2),
+        whole,
+    )
 
 
 def test_losses_of_windows_are_taken_up_where_they_are_those_of_the_sweep(tmp_path):
@@ -333,13 +449,17 @@ def test_losses_of_other_windows_are_not_taken_up(tmp_path):
     losses = np.array([1.0, 2.0])
     assert saved_losses(tmp_path, 1.5, whole=False, fixed_depth_3=losses) == {}
     assert saved_losses(tmp_path, 1.5, windows=np.array([0, 7]), fixed_depth_3=losses) == {}
-    assert set(saved_losses(tmp_path, 1.5, whole=False, windows=np.arange(2), fixed_depth_3=losses)) == {"fixed_depth_3"}
+    assert set(saved_losses(tmp_path, 1.5, whole=False, windows=np.arange(2), fixed_depth_3=losses)) == {
+        "fixed_depth_3"
+    }
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn"])
 def test_damaged_losses_are_told_and_measured_again(tmp_path, capsys, content):
     (tmp_path / "ppl_per_mac.npz").write_bytes(content)
-    assert read_losses(tmp_path / "ppl_per_mac.npz", {"router": [], "fixed_depth": []}, np.arange(2), True) == {}
+    assert (
+        read_losses(tmp_path / "ppl_per_mac.npz", {"router": [], "fixed_depth": []}, np.arange(2), True) == {}
+    )
     assert "full depth is evaluated again" in capsys.readouterr().out
 
 
@@ -367,10 +487,25 @@ def test_one_slow_moment_of_the_machine_makes_no_budget_slower(monkeypatch):
 
 def sweep_of(**changes):
     """The head of a ppl_per_mac.json; other names than those of a head are flags."""
-    head = {"checkpoint": "a/ckpt.pt", "modified": 1.0, "itr": 60, "data": "/data/owt2", "splits": SPLITS, "sequence_length": 16, "n_tokens": 160,
-            "router_sample_size": 48, "device": "cpu", "published": False, "sample": None, "args": vars(tiny_args("adm"))}
-    return {**head, **{name: value for name, value in changes.items() if name in head},
-            "args": {**head["args"], **{name: value for name, value in changes.items() if name not in head}}}
+    head = {
+        "checkpoint": "a/ckpt.pt",
+        "modified": 1.0,
+        "itr": 60,
+        "data": "/data/owt2",
+        "splits": SPLITS,
+        "sequence_length": 16,
+        "n_tokens": 160,
+        "router_sample_size": 48,
+        "device": "cpu",
+        "published": False,
+        "sample": None,
+        "args": vars(tiny_args("adm")),
+    }
+    return {
+        **head,
+        **{name: value for name, value in changes.items() if name in head},
+        "args": {**head["args"], **{name: value for name, value in changes.items() if name not in head}},
+    }
 
 
 SPLITS = {name: {"tokens": 300, "blocks": "ab", "sha256": None} for name in ("train", "val")}
@@ -382,18 +517,35 @@ def before(sweep):
     return {name: value for name, value in sweep.items() if name not in ("splits", "published", "sample")}
 
 
-@pytest.mark.parametrize(("changes", "said"), [
-    ({"checkpoint": "b/ckpt.pt"}, ["checkpoint"]), ({"n_tokens": 80}, ["n_tokens"]), ({"device": "cuda:0"}, ["device"]),
-    ({"published": True}, ["published"]), ({"sample": "spread evenly"}, ["sample"]), ({"splits": OTHER_SPLITS}, ["data"]),
-    ({"batch_size": 3}, ["batch_size (32 there, 3 now)"]),
-    ({"dtype": "bfloat16"}, ["dtype (auto there, bfloat16 now)"]), ({"halt_threshold": 0.5}, ["halt_threshold (0.999 there, 0.5 now)"]),
-    ({"disable_ln_mid": True}, ["disable_ln_mid (False there, True now)"])])
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"checkpoint": "b/ckpt.pt"}, ["checkpoint"]),
+        ({"n_tokens": 80}, ["n_tokens"]),
+        ({"device": "cuda:0"}, ["device"]),
+        ({"published": True}, ["published"]),
+        ({"sample": "spread evenly"}, ["sample"]),
+        ({"splits": OTHER_SPLITS}, ["data"]),
+        ({"batch_size": 3}, ["batch_size (32 there, 3 now)"]),
+        ({"dtype": "bfloat16"}, ["dtype (auto there, bfloat16 now)"]),
+        ({"halt_threshold": 0.5}, ["halt_threshold (0.999 there, 0.5 now)"]),
+        ({"disable_ln_mid": True}, ["disable_ln_mid (False there, True now)"]),
+    ],
+)
 def test_what_makes_another_sweep_is_named(changes, said):
     assert others(sweep_of(), sweep_of(**changes)) == said
 
 
-@pytest.mark.parametrize("changes", [{"data": "/copy/of/owt2", "dataset": "copy"}, {"routing": "threshold"}, {"eval_sample_size": 160},
-                                     {"wandb": True}, {"data_dir": "/elsewhere"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": "/copy/of/owt2", "dataset": "copy"},
+        {"routing": "threshold"},
+        {"eval_sample_size": 160},
+        {"wandb": True},
+        {"data_dir": "/elsewhere"},
+    ],
+)
 def test_sweep_goes_on_where_its_numbers_would_be_the_same(changes):
     assert others(sweep_of(), sweep_of(**changes)) == []
 
@@ -402,7 +554,9 @@ def test_older_sweep_of_the_same_folder_goes_on():
     assert others(before(sweep_of()), sweep_of()) == []
 
 
-@pytest.mark.parametrize(("changes", "said"), [({"data": "/other"}, ["data"]), ({"lr": 0.5}, ["lr (0.001 there, 0.5 now)"])])
+@pytest.mark.parametrize(
+    ("changes", "said"), [({"data": "/other"}, ["data"]), ({"lr": 0.5}, ["lr (0.001 there, 0.5 now)"])]
+)
 def test_older_sweep_of_another_kind_is_refused(changes, said):
     assert others(before(sweep_of()), sweep_of(**changes)) == said
 

@@ -1,4 +1,6 @@
-"""From raw files to bins: the same bytes whatever happens on the way, and a clear error for everything that is damaged."""
+"""From raw files to bins: the same bytes whatever happens on the way, and a clear error for everything
+that is damaged.
+"""
 
 import errno
 import gzip
@@ -26,19 +28,42 @@ from data.setup import ensure_prepared
 from data.split import is_validation
 from data.tokenize import delete_raw, main, prepare_stdlib, working_folder
 from errors import UserError
-from tests.corpora import compress, decoded, edit_members, entry, lines, offsets, overwrite, split_documents, write_tar
+from tests.corpora import (
+    compress,
+    decoded,
+    edit_members,
+    entry,
+    lines,
+    offsets,
+    overwrite,
+    split_documents,
+    write_tar,
+)
 from tests.programs import run, start
 
 pytestmark = pytest.mark.slow  # each starts worker processes
 
 BINS = ("train.bin", "val.bin")
-DOCUMENTS = ["First.", "Hello world", "a literal <|endoftext|> in the text", "naïve ☃ 日本語 \U0001f600\n\ttabs", "", "x" * 5000, "last"]
+DOCUMENTS = [
+    "First.",
+    "Hello world",
+    "a literal <|endoftext|> in the text",
+    "naïve ☃ 日本語 \U0001f600\n\ttabs",
+    "",
+    "x" * 5000,
+    "last",
+]
 
 
 def words(folder, *inputs, **options):
     """Arguments of data.tokenize; True is a flag without a value."""
-    flags = [part for name, value in {"workers": 1, **options}.items()
-             for part in ([f"--{name.replace('_', '-')}"] if value is True else [f"--{name.replace('_', '-')}", str(value)])]
+    flags = [
+        part
+        for name, value in {"workers": 1, **options}.items()
+        for part in (
+            [f"--{name.replace('_', '-')}"] if value is True else [f"--{name.replace('_', '-')}", str(value)]
+        )
+    ]
     return ["--name", str(folder), "--input", *map(str, inputs), *flags]
 
 
@@ -131,7 +156,10 @@ def test_meta_counts_tokens(prepared, name):
 
 @pytest.mark.parametrize("name", BINS)
 def test_meta_has_the_largest_token(prepared, name):
-    assert prepared[1]["splits"][name[:-4]]["largest_token"] == np.fromfile(prepared[0] / name, dtype="<u2").max()
+    assert (
+        prepared[1]["splits"][name[:-4]]["largest_token"]
+        == np.fromfile(prepared[0] / name, dtype="<u2").max()
+    )
 
 
 def test_meta_counts_documents(prepared):
@@ -187,10 +215,16 @@ def test_splits_of_two_corpora_are_never_taken_for_a_dataset(own, tmp_path):
 def test_number_of_workers_does_not_change_a_byte(tmp_path, bpe_cache, count):
     generator = random.Random(5)
     texts = [" ".join(generator.choices(DOCUMENTS, k=generator.randrange(20))) for _ in range(2000)]
-    archive = write_tar(tmp_path / "a.tar", [(f"{i:02d}.jsonl.zst", compress(lines(texts[100 * i:100 * i + 100]))) for i in range(20)])
+    archive = write_tar(
+        tmp_path / "a.tar",
+        [(f"{i:02d}.jsonl.zst", compress(lines(texts[100 * i : 100 * i + 100]))) for i in range(20)],
+    )
     prepare(tmp_path / "set", archive, workers=count, val_share=0.05)
     chosen = is_validation(0, 2000, 0.05)
-    expected = [[text for text, is_val in zip(texts, chosen, strict=True) if is_val == wanted] for wanted in (False, True)]
+    expected = [
+        [text for text, is_val in zip(texts, chosen, strict=True) if is_val == wanted]
+        for wanted in (False, True)
+    ]
     assert [decoded(tmp_path / "set" / name) for name in BINS] == expected
 
 
@@ -203,14 +237,25 @@ def test_prepared_stdlib_decodes_to_its_documents(tmp_path, bpe_cache):
     prepare_stdlib(tmp_path)
     texts = [text for _, text in stdlib_documents()]
     chosen = is_validation(0, len(texts), 0.01)
-    assert decoded(tmp_path / "val.bin") == [text for text, is_val in zip(texts, chosen, strict=True) if is_val]
+    assert decoded(tmp_path / "val.bin") == [
+        text for text, is_val in zip(texts, chosen, strict=True) if is_val
+    ]
 
 
 # the split
 
 
 def test_split_of_documents_never_changes():
-    assert np.flatnonzero(is_validation(0, 1300, 0.01)).tolist() == [453, 889, 935, 1159, 1265, 1272, 1285, 1294]
+    assert np.flatnonzero(is_validation(0, 1300, 0.01)).tolist() == [
+        453,
+        889,
+        935,
+        1159,
+        1265,
+        1272,
+        1285,
+        1294,
+    ]
 
 
 def test_split_is_by_number_wherever_it_is_asked():
@@ -229,8 +274,15 @@ def test_both_splits_of_two_documents_have_one(tmp_path, bpe_cache, share):
     assert sorted(len(decoded(tmp_path / "set" / name)) for name in BINS) == [1, 1]
 
 
-@pytest.mark.parametrize(("content", "problem"), [(b"\n\n", "0 documents are too few"), (lines(["only one"]), "1 documents are too few"),
-                                                (b"", "1 empty files, the first is ")], ids=["blank", "one", "empty"])
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"\n\n", "0 documents are too few"),
+        (lines(["only one"]), "1 documents are too few"),
+        (b"", "1 empty files, the first is "),
+    ],
+    ids=["blank", "one", "empty"],
+)
 def test_too_few_documents_for_two_splits_are_refused(tmp_path, bpe_cache, capsys, content, problem):
     (tmp_path / "a.jsonl").write_bytes(content)
     assert (prepare(tmp_path / "set", tmp_path / "a.jsonl"), problem in capsys.readouterr().err) == (2, True)
@@ -264,7 +316,11 @@ def as_parquet(folder):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    parquet.write_table(pyarrow.table({"number": list(range(len(DOCUMENTS))), "text": DOCUMENTS}), folder / "a.parquet", row_group_size=3)
+    parquet.write_table(
+        pyarrow.table({"number": list(range(len(DOCUMENTS))), "text": DOCUMENTS}),
+        folder / "a.parquet",
+        row_group_size=3,
+    )
 
 
 def as_folders(folder):
@@ -275,8 +331,16 @@ def as_folders(folder):
 
 
 def as_tar_of_all_kinds(folder):
-    write_tar(folder / "a.tar", [("a.jsonl", lines(DOCUMENTS[:2])), ("b/c.jsonl.gz", gzip.compress(lines(DOCUMENTS[2:4]))),
-                                 ("d.txt", DOCUMENTS[4].encode()), ("e.jsonl.zst", compress(lines(DOCUMENTS[5:]))), ("README.md", b"no")])
+    write_tar(
+        folder / "a.tar",
+        [
+            ("a.jsonl", lines(DOCUMENTS[:2])),
+            ("b/c.jsonl.gz", gzip.compress(lines(DOCUMENTS[2:4]))),
+            ("d.txt", DOCUMENTS[4].encode()),
+            ("e.jsonl.zst", compress(lines(DOCUMENTS[5:]))),
+            ("README.md", b"no"),
+        ],
+    )
 
 
 def without_last_line_feed(folder):
@@ -287,8 +351,22 @@ def with_carriage_returns(folder):
     (folder / "a.jsonl").write_bytes(lines(DOCUMENTS).replace(b"\n", b"\r\n"))
 
 
-@pytest.mark.parametrize("make", [as_jsonl, as_gzip, as_zstandard, as_several_frames, as_texts, as_parquet, as_folders, as_tar_of_all_kinds,
-                                  without_last_line_feed, with_carriage_returns], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make",
+    [
+        as_jsonl,
+        as_gzip,
+        as_zstandard,
+        as_several_frames,
+        as_texts,
+        as_parquet,
+        as_folders,
+        as_tar_of_all_kinds,
+        without_last_line_feed,
+        with_carriage_returns,
+    ],
+    ids=lambda make: make.__name__,
+)
 def test_kind_of_input_is_read_whole(tmp_path, bpe_cache, make):
     (tmp_path / "raw").mkdir()
     make(tmp_path / "raw")
@@ -301,7 +379,9 @@ def test_several_inputs_are_taken_in_the_order_given(tmp_path, bpe_cache):
         (tmp_path / f"{name}.jsonl").write_bytes(lines(f"{name}{number}" for number in range(3)))
     prepare(tmp_path / "set", tmp_path / "z.jsonl", tmp_path / "a.jsonl")
     left_out = decoded(tmp_path / "set" / "val.bin")
-    assert decoded(tmp_path / "set" / "train.bin") == [text for text in ("z0", "z1", "z2", "a0", "a1", "a2") if text not in left_out]
+    assert decoded(tmp_path / "set" / "train.bin") == [
+        text for text in ("z0", "z1", "z2", "a0", "a1", "a2") if text not in left_out
+    ]
 
 
 @pytest.mark.essential
@@ -315,7 +395,9 @@ def test_column_of_parquet_may_have_another_name(tmp_path, bpe_cache):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    parquet.write_table(pyarrow.table({"text": ["no"] * len(DOCUMENTS), "body": DOCUMENTS}), tmp_path / "a.parquet")
+    parquet.write_table(
+        pyarrow.table({"text": ["no"] * len(DOCUMENTS), "body": DOCUMENTS}), tmp_path / "a.parquet"
+    )
     prepare(tmp_path / "set", tmp_path / "a.parquet", text_key="body")
     assert all_documents(tmp_path / "set") == sorted(DOCUMENTS)
 
@@ -327,20 +409,46 @@ def adversarial(count):
     """Documents that trip tokenisers and readers, the same at each call."""
     generator = random.Random(2357)
     letters = "abcdefghijklmnopqrstuvwxyz"
-    alphabets = ["\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466\U0001f3fd\u2764\ufe0f\U0001f1e9\U0001f1ea", "\0",
-                 "\ud800\udbff\udc00\udfff\ud83d\ude00",
-                 "שלום עולם مرحبا بالعالم\u200f\u202e", "\r\n\t\v\f\u0085\u2028\u2029 ", "0123456789",
-                 "".join(map(chr, range(32))) + "\x7f\x80\x9f",
-                 "e\u0301\u0323\u0308a\u20dd", "漢字かな交じり文한국어", " \u00a0\u3000\u2003\u200b", "'sStTrReEvVmMlLdD", letters,
-                 "\ufeff\ufffd\uffff\U0010ffff",
-                 "①½Ⅷ٣१", "!?.,;:-_()[]{}<>|\"\\/"]
-    pieces = ["<|endoftext|>", "<|endoftext", "don't", "I'LL", "  \n\n  ", "\r\n", "\n\r", "http://a.b/c?d=e", "\\ud800",
-              "ß", "İ", "\u017f", "'\u017f"]
+    alphabets = [
+        "\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466\U0001f3fd"
+        "\u2764\ufe0f\U0001f1e9\U0001f1ea",
+        "\0",
+        "\ud800\udbff\udc00\udfff\ud83d\ude00",
+        "שלום עולם مرحبا بالعالم\u200f\u202e",
+        "\r\n\t\v\f\u0085\u2028\u2029 ",
+        "0123456789",
+        "".join(map(chr, range(32))) + "\x7f\x80\x9f",
+        "e\u0301\u0323\u0308a\u20dd",
+        "漢字かな交じり文한국어",
+        " \u00a0\u3000\u2003\u200b",
+        "'sStTrReEvVmMlLdD",
+        letters,
+        "\ufeff\ufffd\uffff\U0010ffff",
+        "①½Ⅷ٣१",
+        '!?.,;:-_()[]{}<>|"\\/',
+    ]
+    pieces = [
+        "<|endoftext|>",
+        "<|endoftext",
+        "don't",
+        "I'LL",
+        "  \n\n  ",
+        "\r\n",
+        "\n\r",
+        "http://a.b/c?d=e",
+        "\\ud800",
+        "ß",
+        "İ",
+        "\u017f",
+        "'\u017f",
+    ]
 
     def some():
         kind = generator.randrange(12)
         if kind == 0:
-            return generator.choice(["", " ", "\n", " " * generator.randrange(1, 400), "\n" * generator.randrange(1, 99)])
+            return generator.choice(
+                ["", " ", "\n", " " * generator.randrange(1, 400), "\n" * generator.randrange(1, 99)]
+            )
         if kind == 1:
             return "".join(generator.choices("0123456789", k=generator.randrange(1, 300)))
         if kind == 2:
@@ -352,8 +460,14 @@ def adversarial(count):
         if kind == 5:
             return "".join(generator.choices("".join(alphabets), k=generator.randrange(1, 80)))
         mixed = generator.sample(alphabets, k=generator.randrange(1, 4))
-        return "".join(generator.choice(pieces) if generator.random() < 0.05 else generator.choice(generator.choice(mixed))
-                       for _ in range(generator.randrange(1, 60)))
+        return "".join(
+            (
+                generator.choice(pieces)
+                if generator.random() < 0.05
+                else generator.choice(generator.choice(mixed))
+            )
+            for _ in range(generator.randrange(1, 60))
+        )
 
     documents = [some() for _ in range(count - 2)]
     documents.insert(count // 3, "".join(generator.choices(letters, k=1 << 20)))
@@ -363,13 +477,19 @@ def adversarial(count):
 
 def test_adversarial_documents_get_the_tokens_of_tiktoken(tmp_path, bpe_cache):
     texts = adversarial(20_000)
-    members = [(f"{place:05d}.jsonl.zst", compress(lines(texts[place:place + 4000]))) for place in range(0, len(texts), 4000)]
+    members = [
+        (f"{place:05d}.jsonl.zst", compress(lines(texts[place : place + 4000])))
+        for place in range(0, len(texts), 4000)
+    ]
     assert prepare(tmp_path / "set", write_tar(tmp_path / "a.tar", members), workers=2, val_share=0.01) == 0
     splits = {name: iter(split_documents(np.fromfile(tmp_path / "set" / name, dtype="<u2"))) for name in BINS}
     chosen = is_validation(0, len(texts), 0.01)
     encoding = gpt2()
-    wrong = [text[:80] for text, is_val in zip(texts, chosen, strict=True)
-             if encoding.encode_ordinary(text) != next(splits["val.bin" if is_val else "train.bin"])]
+    wrong = [
+        text[:80]
+        for text, is_val in zip(texts, chosen, strict=True)
+        if encoding.encode_ordinary(text) != next(splits["val.bin" if is_val else "train.bin"])
+    ]
     assert (wrong, [list(rest) for rest in splits.values()]) == ([], [[], []])
 
 
@@ -413,7 +533,9 @@ def wrong_from(bpe_cache):
 
 
 def test_engine_that_errs_in_the_first_document_is_stopped(wrong_from):
-    with pytest.raises(UserError, match=r"a\.tar: 3\.jsonl\.zst: document 1 is encoded differently by wrong and tiktoken"):
+    with pytest.raises(
+        UserError, match=r"a\.tar: 3\.jsonl\.zst: document 1 is encoded differently by wrong and tiktoken"
+    ):
         wrong_from(0).encode(["hello"], "a.tar: 3.jsonl.zst")
 
 
@@ -449,26 +571,43 @@ def refusal(capfd, folder, *inputs, **options):
     """What a refused preparation says; asserts all that holds for each refusal."""
     code = prepare(folder, *inputs, **options)
     said = capfd.readouterr().err
-    assert (code, [name for name in BINS if (folder / name).exists()], "Traceback" in said) == (2, [], False), said
-    assert all(line.startswith("data.tokenize: error: ") and len(line) < 500 for line in said.splitlines()), said[:2000]
+    assert (code, [name for name in BINS if (folder / name).exists()], "Traceback" in said) == (
+        2,
+        [],
+        False,
+    ), said
+    assert all(line.startswith("data.tokenize: error: ") and len(line) < 500 for line in said.splitlines()), (
+        said[:2000]
+    )
     return said
 
 
 @pytest.mark.parametrize("line", BAD_LINES.values(), ids=BAD_LINES)
 def test_bad_line_is_named_with_file_and_member(tmp_path, bpe_cache, capfd, line):
-    archive = write_tar(tmp_path / "a.tar", [("0.jsonl.zst", compress(GOOD)), ("1.jsonl.zst", compress(GOOD + line + b"\n" + GOOD))])
+    archive = write_tar(
+        tmp_path / "a.tar",
+        [("0.jsonl.zst", compress(GOOD)), ("1.jsonl.zst", compress(GOOD + line + b"\n" + GOOD))],
+    )
     assert f"{archive}: 1.jsonl.zst: line 61: " in refusal(capfd, tmp_path / "set", archive)
 
 
 def whole_tar(folder, *more):
-    return write_tar(folder / "a.tar", [("0.jsonl.zst", compress(GOOD)), ("1.jsonl.zst", compress(GOOD)), *more])
+    return write_tar(
+        folder / "a.tar", [("0.jsonl.zst", compress(GOOD)), ("1.jsonl.zst", compress(GOOD)), *more]
+    )
 
 
 def cut_tar(folder, where):
     archive = whole_tar(folder)
     header, content = offsets(archive)[1]
-    keep = {"in a header": header + 100, "between members": header, "in a member": content + 50, "in the first header": 100,
-            "to nothing": 0, "in the mark": (content + len(compress(GOOD)) + 511) // 512 * 512 + 512}[where]
+    keep = {
+        "in a header": header + 100,
+        "between members": header,
+        "in a member": content + 50,
+        "in the first header": 100,
+        "to nothing": 0,
+        "in the mark": (content + len(compress(GOOD)) + 511) // 512 * 512 + 512,
+    }[where]
     os.truncate(archive, keep)
     return archive
 
@@ -518,26 +657,56 @@ def parquet_with_flipped_bytes(folder):
 
 DAMAGES = {
     "frame cut short": (damaged_member(lambda content: content[:-20]), r"a\.tar: \d\.jsonl\.zst"),
-    "flipped bytes": (damaged_member(lambda content: content[:30] + b"\xff" * 30 + content[60:]), r"a\.tar: \d\.jsonl\.zst"),
-    "flipped checksum": (damaged_member(lambda content: content[:-1] + bytes([content[-1] ^ 1])), r"a\.tar: \d\.jsonl\.zst"),
+    "flipped bytes": (
+        damaged_member(lambda content: content[:30] + b"\xff" * 30 + content[60:]),
+        r"a\.tar: \d\.jsonl\.zst",
+    ),
+    "flipped checksum": (
+        damaged_member(lambda content: content[:-1] + bytes([content[-1] ^ 1])),
+        r"a\.tar: \d\.jsonl\.zst",
+    ),
     "bytes after the frame": (damaged_member(lambda content: content + b"more"), r"a\.tar: \d\.jsonl\.zst"),
     "not zstandard": (damaged_member(lambda content: b"plain text\n" * 20), r"a\.tar: \d\.jsonl\.zst"),
     "tar cut in a header": (lambda folder: cut_tar(folder, "in a header"), r"a\.tar is damaged or cut short"),
-    "tar cut between members": (lambda folder: cut_tar(folder, "between members"), r"a\.tar is damaged or cut short"),
+    "tar cut between members": (
+        lambda folder: cut_tar(folder, "between members"),
+        r"a\.tar is damaged or cut short",
+    ),
     "tar cut in a member": (lambda folder: cut_tar(folder, "in a member"), r"a\.tar is damaged or cut short"),
-    "tar cut in the first header": (lambda folder: cut_tar(folder, "in the first header"), r"a\.tar is damaged or cut short"),
+    "tar cut in the first header": (
+        lambda folder: cut_tar(folder, "in the first header"),
+        r"a\.tar is damaged or cut short",
+    ),
     "tar cut to nothing": (lambda folder: cut_tar(folder, "to nothing"), r"a\.tar is damaged or cut short"),
-    "tar with half an end mark": (lambda folder: cut_tar(folder, "in the mark"), r"a\.tar is damaged or cut short"),
+    "tar with half an end mark": (
+        lambda folder: cut_tar(folder, "in the mark"),
+        r"a\.tar is damaged or cut short",
+    ),
     "second header overwritten": (damaged_header(b"\xff" * 512), r"a\.tar"),
     "second header all zeros": (damaged_header(bytes(512)), r"a\.tar"),
     "flipped byte in the second header": (damaged_header(b"X"), r"a\.tar"),
-    "entry with ..": (odd_entry(entry("../../outside.jsonl")), r"a\.tar: \.\./\.\./outside\.jsonl: the entry lies outside"),
-    "absolute entry": (odd_entry(entry("/etc/outside.jsonl")), r"a\.tar: /etc/outside\.jsonl: the entry lies outside"),
-    "symbolic link": (odd_entry(entry("link.jsonl", type=b"2", linkname="/etc/passwd")), r"a\.tar: link\.jsonl: the entry is a link"),
-    "hard link": (odd_entry(entry("link.jsonl", type=b"1", linkname="0.jsonl.zst")), r"a\.tar: link\.jsonl: the entry is a link"),
+    "entry with ..": (
+        odd_entry(entry("../../outside.jsonl")),
+        r"a\.tar: \.\./\.\./outside\.jsonl: the entry lies outside",
+    ),
+    "absolute entry": (
+        odd_entry(entry("/etc/outside.jsonl")),
+        r"a\.tar: /etc/outside\.jsonl: the entry lies outside",
+    ),
+    "symbolic link": (
+        odd_entry(entry("link.jsonl", type=b"2", linkname="/etc/passwd")),
+        r"a\.tar: link\.jsonl: the entry is a link",
+    ),
+    "hard link": (
+        odd_entry(entry("link.jsonl", type=b"1", linkname="0.jsonl.zst")),
+        r"a\.tar: link\.jsonl: the entry is a link",
+    ),
     "empty tar": (lambda folder: write_tar(folder / "a.tar", []), r"a\.tar: nothing to read"),
     "gzip cut short": (file_of("a.jsonl.gz", gzip.compress(GOOD)[:-30]), r"a\.jsonl\.gz"),
-    "gzip with a wrong checksum": (file_of("a.jsonl.gz", gzip.compress(GOOD)[:-8] + bytes(8)), r"a\.jsonl\.gz"),
+    "gzip with a wrong checksum": (
+        file_of("a.jsonl.gz", gzip.compress(GOOD)[:-8] + bytes(8)),
+        r"a\.jsonl\.gz",
+    ),
     "not gzip": (file_of("a.jsonl.gz", GOOD), r"a\.jsonl\.gz"),
     "zstandard file of no bytes": (file_of("a.jsonl.zst", b""), r"a\.jsonl\.zst|0 documents"),
     "text that is not UTF-8": (file_of("a.txt", b"caf\xe9"), r"a\.txt"),
@@ -565,7 +734,9 @@ def test_damage_is_named(tmp_path, bpe_cache, capfd, make, place):
 def flawed(tmp_path, bpe_cache):
     """Two files with seven bad lines between them."""
     for name, count in (("a", 3), ("b", 4)):
-        (tmp_path / f"{name}.jsonl").write_bytes(lines(DOCUMENTS) + b"{\n" * count + lines(["end of " + name]))
+        (tmp_path / f"{name}.jsonl").write_bytes(
+            lines(DOCUMENTS) + b"{\n" * count + lines(["end of " + name])
+        )
     return [tmp_path / "a.jsonl", tmp_path / "b.jsonl"], tmp_path / "set"
 
 
@@ -674,9 +845,13 @@ SHARDS = 120
 def big(tmp_path_factory, ranks_folder):
     """A corpus of many members, and the hashes of an unbroken preparation."""
     folder = tmp_path_factory.mktemp("big")
-    texts = [text for _, text in stdlib_documents()][:SHARDS * 5]
-    archive = write_tar(folder / "a.tar", [(f"{n:04d}.jsonl.zst", compress(lines(texts[n::SHARDS]))) for n in range(SHARDS)])
-    outcome = run(program(folder / "set", archive, workers=2, val_share=0.05), TIKTOKEN_CACHE_DIR=str(ranks_folder))
+    texts = [text for _, text in stdlib_documents()][: SHARDS * 5]
+    archive = write_tar(
+        folder / "a.tar", [(f"{n:04d}.jsonl.zst", compress(lines(texts[n::SHARDS]))) for n in range(SHARDS)]
+    )
+    outcome = run(
+        program(folder / "set", archive, workers=2, val_share=0.05), TIKTOKEN_CACHE_DIR=str(ranks_folder)
+    )
     assert outcome.returncode == 0, outcome.stderr
     return archive, hashes(folder / "set")
 
@@ -690,7 +865,11 @@ def alive(pid):
 
 def descendants(pid):
     try:
-        own = [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+        own = [
+            int(child)
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            for child in (task / "children").read_text().split()
+        ]
     except (FileNotFoundError, ProcessLookupError):
         return []
     return own + [deeper for child in own for deeper in descendants(child)]
@@ -710,7 +889,9 @@ def finished(folder):
 
 
 def kill_at(folder, archive, shards, ranks_folder):
-    """Start a preparation, kill its main process alone when that many shards are done; the processes it had started."""
+    """Start a preparation, kill its main process alone when that many shards are done; the processes it
+    had started.
+    """
     process = start(program(folder, archive, workers=2, val_share=0.05), TIKTOKEN_CACHE_DIR=str(ranks_folder))
     try:
         assert wait_until(lambda: finished(folder) >= shards or process.poll() is not None)
@@ -728,7 +909,9 @@ def test_kills_at_random_moments_do_not_change_a_byte(big, tmp_path, ranks_folde
     for shards in sorted(random.Random(2357).sample(range(SHARDS - 5), 5)):
         kill_at(tmp_path / "set", big[0], shards, ranks_folder)
         assert not (tmp_path / "set" / "train.bin").exists()
-    outcome = run(program(tmp_path / "set", big[0], workers=2, val_share=0.05), TIKTOKEN_CACHE_DIR=str(ranks_folder))
+    outcome = run(
+        program(tmp_path / "set", big[0], workers=2, val_share=0.05), TIKTOKEN_CACHE_DIR=str(ranks_folder)
+    )
     assert (outcome.returncode, hashes(tmp_path / "set")) == (0, big[1]), outcome.stderr
 
 
@@ -739,10 +922,16 @@ def test_no_worker_survives_its_parent(big, tmp_path, ranks_folder):
 
 
 def test_loss_of_a_worker_does_not_hang_the_job(big, tmp_path, ranks_folder):
-    process = start(program(tmp_path / "set", big[0], workers=2, val_share=0.05), TIKTOKEN_CACHE_DIR=str(ranks_folder))
+    process = start(
+        program(tmp_path / "set", big[0], workers=2, val_share=0.05), TIKTOKEN_CACHE_DIR=str(ranks_folder)
+    )
     try:
         assert wait_until(lambda: finished(tmp_path / "set") >= 10)
-        worker = next(pid for pid in descendants(process.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        worker = next(
+            pid
+            for pid in descendants(process.pid)
+            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        )
         os.kill(worker, signal.SIGKILL)
         process.communicate(timeout=45)
     finally:
@@ -777,7 +966,9 @@ def flip(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [flip, lambda path: os.truncate(path, path.stat().st_size - 2)], ids=["flipped", "cut short"])
+@pytest.mark.parametrize(
+    "damage", [flip, lambda path: os.truncate(path, path.stat().st_size - 2)], ids=["flipped", "cut short"]
+)
 @pytest.mark.parametrize("name", BINS)
 def test_delete_raw_keeps_the_input_of_damaged_bins(own, tmp_path, name, damage):
     raw = tmp_path / "corpus.jsonl"
@@ -800,9 +991,18 @@ def test_delete_raw_keeps_folders(tmp_path, bpe_cache):
 
 def test_inspect_counts_documents_and_tokens(own, capsys):
     inspect.main([str(own)])
-    expected = {name: f"{len(decoded(own / f'{name}.bin'))} documents, {(own / f'{name}.bin').stat().st_size // 2:,} tokens"
-                for name in ("train", "val")}
-    said = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line.startswith(("train ", "val ")))
+    expected = {
+        name: (
+            f"{len(decoded(own / f'{name}.bin'))} documents, {(own / f'{name}.bin').stat().st_size // 2:,}"
+            " tokens"
+        )
+        for name in ("train", "val")
+    }
+    said = dict(
+        line.split(maxsplit=1)
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith(("train ", "val "))
+    )
     assert {name: said[name].rpartition(", largest")[0] for name in said} == expected
 
 
@@ -869,9 +1069,13 @@ VERSE = "Shall I compare thee to a summer's day?\nThou art more lovely — and m
 @pytest.fixture
 def characters(tmp_path):
     (tmp_path / "verse.txt").write_text(VERSE, encoding="utf-8")
-    code = main(["--name", "shakespeare-char", "--data-dir", str(tmp_path), "--input", str(tmp_path / "verse.txt")])
+    code = main(
+        ["--name", "shakespeare-char", "--data-dir", str(tmp_path), "--input", str(tmp_path / "verse.txt")]
+    )
     assert code == 0
-    return tmp_path / "shakespeare-char", json.loads((tmp_path / "shakespeare-char" / "meta.json").read_text())
+    return tmp_path / "shakespeare-char", json.loads(
+        (tmp_path / "shakespeare-char" / "meta.json").read_text()
+    )
 
 
 def test_characters_are_given_back(characters):
@@ -898,10 +1102,15 @@ def test_inspect_finds_characters_right(characters):
 
 def test_damaged_text_of_characters_is_refused(tmp_path, capsys):
     (tmp_path / "a.txt").write_bytes(b"caf\xe9" * 20)
-    assert (main(["--name", f"{tmp_path}/a-char", "--input", str(tmp_path / "a.txt")]), f"{tmp_path}/a.txt" in capsys.readouterr().err) == (2, True)
+    assert (
+        main(["--name", f"{tmp_path}/a-char", "--input", str(tmp_path / "a.txt")]),
+        f"{tmp_path}/a.txt" in capsys.readouterr().err,
+    ) == (2, True)
 
 
-def test_characters_that_are_prepared_again_are_not_prepared_until_all_is_there(characters, tmp_path, monkeypatch):
+def test_characters_that_are_prepared_again_are_not_prepared_until_all_is_there(
+    characters, tmp_path, monkeypatch
+):
     from data import characters as module
     from data.bins import is_prepared
 
@@ -916,9 +1125,21 @@ def test_characters_that_are_prepared_again_are_not_prepared_until_all_is_there(
 # the command line
 
 
-@pytest.mark.parametrize("flags", [["--workers", "0"], ["--val-share", "0"], ["--val-share", "1"], ["--max-bad", "many"], ["--max-bad", "-1"],
-                                   ["--name", ""], ["--input", ""], ["--text-key", ""],
-                                   ["--tokenizer", "bert"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--workers", "0"],
+        ["--val-share", "0"],
+        ["--val-share", "1"],
+        ["--max-bad", "many"],
+        ["--max-bad", "-1"],
+        ["--name", ""],
+        ["--input", ""],
+        ["--text-key", ""],
+        ["--tokenizer", "bert"],
+    ],
+    ids=" ".join,
+)
 def test_bad_flag_is_named(capsys, flags):
     with pytest.raises(SystemExit, match="2"):
         main(flags)
@@ -926,8 +1147,14 @@ def test_bad_flag_is_named(capsys, flags):
 
 
 def test_missing_download_names_the_command_that_fetches_it(tmp_path, capsys):
-    assert (main(["--data-dir", str(tmp_path)]), "bash iridis/download-dataset/job.sh --full" in capsys.readouterr().err) == (2, True)
+    assert (
+        main(["--data-dir", str(tmp_path)]),
+        "bash iridis/download-dataset/job.sh --full" in capsys.readouterr().err,
+    ) == (2, True)
 
 
 def test_folder_that_cannot_be_written_is_named(corpus, capsys):
-    assert (prepare("/proc/nowhere", corpus[0]), "cannot prepare /proc/nowhere" in capsys.readouterr().err) == (2, True)
+    assert (
+        prepare("/proc/nowhere", corpus[0]),
+        "cannot prepare /proc/nowhere" in capsys.readouterr().err,
+    ) == (2, True)

@@ -40,9 +40,14 @@ def test_a_character_without_a_token_is_refused() -> None:
         loaded(Vocabulary("char", None, CHARACTERS)).encode("abz")
 
 
-@pytest.mark.parametrize(("known", "said"), [
-    (Vocabulary(), "neither the checkpoint nor its dataset says"), (Vocabulary("mine"), "those of mine"),
-    (Vocabulary("char", None, "a\ud800"), "lone surrogates")])
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        (Vocabulary(), "neither the checkpoint nor its dataset says"),
+        (Vocabulary("mine"), "those of mine"),
+        (Vocabulary("char", None, "a\ud800"), "lone surrogates"),
+    ],
+)
 def test_a_vocabulary_that_cannot_be_written_is_told(known: Vocabulary, said: str) -> None:
     files, words = tokenizer_files(known, 16)
     assert files == {} and said in words

@@ -13,7 +13,19 @@ from pathlib import Path
 import pytest
 
 from optim.selftest import differing
-from tests.programs import STOPPED, command, final_state, folder, metrics, needs_compiler, run, start, status, train, wait_for_step
+from tests.programs import (
+    STOPPED,
+    command,
+    final_state,
+    folder,
+    metrics,
+    needs_compiler,
+    run,
+    start,
+    status,
+    train,
+    wait_for_step,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -30,12 +42,20 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 
 @pytest.mark.parametrize("model", ["adm", "lncot"])
-def test_several_processes_train_without_a_warning_of_torch(unbroken: dict[int, Path], tmp_path: Path, model: str) -> None:
-    said = (unbroken[2] / "stderr.txt").read_text() if model == "adm" else train(tmp_path, 2, model=model, iterations=2).stderr
+def test_several_processes_train_without_a_warning_of_torch(
+    unbroken: dict[int, Path], tmp_path: Path, model: str
+) -> None:
+    said = (
+        (unbroken[2] / "stderr.txt").read_text()
+        if model == "adm"
+        else train(tmp_path, 2, model=model, iterations=2).stderr
+    )
     assert "Warning" not in said
 
 
-def test_changing_the_number_of_processes_keeps_samples_and_batch(unbroken: dict[int, Path], tmp_path: Path) -> None:
+def test_changing_the_number_of_processes_keeps_samples_and_batch(
+    unbroken: dict[int, Path], tmp_path: Path
+) -> None:
     for processes, stop_at in ((2, 18), (1, 39), (2, None)):
         process = start(command(tmp_path, processes))
         if stop_at is not None:
@@ -44,7 +64,9 @@ def test_changing_the_number_of_processes_keeps_samples_and_batch(unbroken: dict
         process.communicate(timeout=120)
         (folder(tmp_path) / "stop").unlink(missing_ok=True)
     assert status(tmp_path)["state"] == "finished"
-    losses, reference = ([row.get("loss", row.get("val_loss")) for row in metrics(path)] for path in (tmp_path, unbroken[1]))
+    losses, reference = (
+        [row.get("loss", row.get("val_loss")) for row in metrics(path)] for path in (tmp_path, unbroken[1])
+    )
     assert losses == pytest.approx(reference, abs=1e-4)
 
 
@@ -54,7 +76,9 @@ def test_one_and_two_processes_train_alike(unbroken: dict[int, Path]) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
-def test_signal_stops_cleanly_and_the_run_goes_on_exactly(unbroken: dict[int, Path], tmp_path: Path, number: signal.Signals) -> None:
+def test_signal_stops_cleanly_and_the_run_goes_on_exactly(
+    unbroken: dict[int, Path], tmp_path: Path, number: signal.Signals
+) -> None:
     process = start(command(tmp_path))
     wait_for_step(tmp_path, 21, process)
     process.send_signal(number)
@@ -119,11 +143,17 @@ def test_final_evaluation_is_over_the_whole_split(unbroken: dict[int, Path]) -> 
 
 def test_segments_record_each_job(unbroken: dict[int, Path]) -> None:
     rows = [json.loads(line) for line in (folder(unbroken[1]) / "segments.jsonl").read_text().splitlines()]
-    assert [(row["start_step"], row["end_step"], row["reason"]) for row in rows] == [(0, 60, "all iterations done")]
+    assert [(row["start_step"], row["end_step"], row["reason"]) for row in rows] == [
+        (0, 60, "all iterations done")
+    ]
 
 
 def test_old_checkpoints_are_pruned_to_the_number_asked_for(unbroken: dict[int, Path]) -> None:
-    assert sorted(path.name for path in folder(unbroken[1]).glob("*.pt")) == ["ckpt.pt", "ckpt_49.pt", "ckpt_56.pt"]
+    assert sorted(path.name for path in folder(unbroken[1]).glob("*.pt")) == [
+        "ckpt.pt",
+        "ckpt_49.pt",
+        "ckpt_56.pt",
+    ]
 
 
 def test_damaged_newest_checkpoint_is_passed_over_by_name(tmp_path: Path) -> None:
@@ -213,7 +243,10 @@ def test_wandb_segments_are_one_offline_run(tmp_path: Path) -> None:
 def test_wandb_needs_no_home(tmp_path: Path) -> None:
     """As in a container: no HOME, and a user that the system does not know."""
     nobody = ["unshare", "--user", "--map-user=54321", "--map-group=54321"]
-    if shutil.which("unshare") is None or subprocess.run([*nobody, "true"], capture_output=True, check=False).returncode:
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*nobody, "true"], capture_output=True, check=False).returncode
+    ):
         pytest.skip("no user namespaces here")
     outcome = run([*nobody, "env", "-u", "HOME", *command(tmp_path, iterations=2, eval_freq=0), "--wandb"])
     assert outcome.returncode == 0, outcome.stderr
@@ -221,7 +254,14 @@ def test_wandb_needs_no_home(tmp_path: Path) -> None:
 
 
 def test_half_the_batch_and_twice_the_steps_goes_on_where_it_stopped_and_says_so(tmp_path: Path) -> None:
-    first = {"exp_name": None, "iterations": 4, "model": "cot", "depth_embedding": None, "dropout": 0.0, "n_repeat": 2}
+    first = {
+        "exp_name": None,
+        "iterations": 4,
+        "model": "cot",
+        "depth_embedding": None,
+        "dropout": 0.0,
+        "n_repeat": 2,
+    }
     assert train(tmp_path, batch_size=8, acc_steps=2, max_runtime_minutes=0, **first).returncode == STOPPED
     outcome = train(tmp_path, batch_size=4, acc_steps=4, **first)
     assert outcome.returncode == 0 and "note: going on with lr0.002_bs8x2_" in outcome.stdout
@@ -231,13 +271,30 @@ def test_half_the_batch_and_twice_the_steps_goes_on_where_it_stopped_and_says_so
 def test_sample_order_does_not_depend_on_how_the_batch_is_cut(tmp_path: Path) -> None:
     losses = []
     for name, batch, acc in (("a", 4, 2), ("b", 8, 1)):
-        assert train(tmp_path / name, batch_size=batch, acc_steps=acc, iterations=6, model="lncot", dropout=0.0).returncode == 0
+        assert (
+            train(
+                tmp_path / name, batch_size=batch, acc_steps=acc, iterations=6, model="lncot", dropout=0.0
+            ).returncode
+            == 0
+        )
         losses.append([row["loss"] for row in metrics(tmp_path / name) if row["kind"] == "train"])
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
-@pytest.mark.parametrize("changes", [{"opt": "sgd", "lr": 0.1}, {"opt": "adafactor"}, {"scheduler": "wsd"}, {"scheduler": "none"},
-                                     {"dtype": "bfloat16"}, {"grad_clip": 0.5}, {"model": "pondernet"}, {"model": "but_halting"}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"opt": "sgd", "lr": 0.1},
+        {"opt": "adafactor"},
+        {"scheduler": "wsd"},
+        {"scheduler": "none"},
+        {"dtype": "bfloat16"},
+        {"grad_clip": 0.5},
+        {"model": "pondernet"},
+        {"model": "but_halting"},
+    ],
+    ids=str,
+)
 def test_setting_trains_and_the_loss_falls(tmp_path: Path, changes: dict[str, object]) -> None:
     outcome = train(tmp_path, iterations=30, **changes)
     assert outcome.returncode == 0, outcome.stderr
@@ -260,4 +317,8 @@ def test_a_compiled_run_that_was_stopped_ends_with_the_same_bits(tmp_path: Path)
 
 def test_compile_without_a_compiler_is_told_in_one_line(tmp_path: Path) -> None:
     outcome = run(command(tmp_path, compile=True), PATH=str(tmp_path), CXX="")
-    assert outcome.returncode == 2 and "--compile needs a compiler" in outcome.stderr and "Traceback" not in outcome.stderr
+    assert (
+        outcome.returncode == 2
+        and "--compile needs a compiler" in outcome.stderr
+        and "Traceback" not in outcome.stderr
+    )

@@ -1,4 +1,6 @@
-"""Ways out of the cluster: offline runs to Weights & Biases (the real client against a server on localhost), results to home by rsync."""
+"""Ways out of the cluster: offline runs to Weights & Biases (the real client against a server on
+localhost), results to home by rsync.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,15 @@ pytestmark = pytest.mark.slow
 
 
 def bash(*words: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
-    outcome = subprocess.run([str(shutil.which("bash")), *map(str, words)], cwd=ROOT, env={**os.environ, **env}, capture_output=True,
-                             text=True, check=False, timeout=300)
+    outcome = subprocess.run(
+        [str(shutil.which("bash")), *map(str, words)],
+        cwd=ROOT,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
     print(outcome.stdout, outcome.stderr)
     return outcome
 
@@ -47,12 +56,16 @@ def logged(results: Path) -> dict[int, dict[str, float]]:
     steps: dict[int, dict[str, float]] = {}
     for line in (folder(results) / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
-        steps.setdefault(row["step"], {}).update({name: value for name, value in charts(row).items() if "/" in name})
+        steps.setdefault(row["step"], {}).update(
+            {name: value for name, value in charts(row).items() if "/" in name}
+        )
     return steps
 
 
 def received(run: Run) -> dict[int, dict[str, float]]:
-    return {step: {key: value for key, value in row.items() if "/" in key} for step, row in run.history().items()}
+    return {
+        step: {key: value for key, value in row.items() if "/" in key} for step, row in run.history().items()
+    }
 
 
 @dataclass
@@ -66,8 +79,17 @@ class Site:
 
     def sync(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
         home = self.wandb_dir.parent / "home"  # so that no key of this machine's user is found
-        return bash("iridis/wandb-sync/job.sh", *words, WANDB_DIR=str(self.wandb_dir), RESULTS_DIR=str(self.results), VENV_DIR=sys.prefix,
-                    WANDB_BASE_URL=self.server.address, WANDB_API_KEY=self.key, HOME=str(home), WANDB_MODE="offline")
+        return bash(
+            "iridis/wandb-sync/job.sh",
+            *words,
+            WANDB_DIR=str(self.wandb_dir),
+            RESULTS_DIR=str(self.results),
+            VENV_DIR=sys.prefix,
+            WANDB_BASE_URL=self.server.address,
+            WANDB_API_KEY=self.key,
+            HOME=str(home),
+            WANDB_MODE="offline",
+        )
 
     def files(self) -> list[Path]:
         return sorted(self.wandb_dir.glob("wandb/offline-run-*/*.wandb"))
@@ -149,7 +171,7 @@ def test_killed_segment_is_not_sent_again(site: Site) -> None:
 def test_segment_that_has_grown_is_sent_again(site: Site) -> None:
     second = site.files()[1]
     whole = second.read_bytes()
-    second.write_bytes(whole[:len(whole) // 2])
+    second.write_bytes(whole[: len(whole) // 2])
     site.sync()
     partial = len(site.run().history())
     second.write_bytes(whole)
@@ -161,7 +183,9 @@ def test_segment_that_has_grown_is_sent_again(site: Site) -> None:
 def test_running_job_is_uploaded_as_far_as_it_is(site: Site, tmp_path: Path) -> None:
     shutil.rmtree(site.wandb_dir)
     live = Site(site.wandb_dir, tmp_path / "exps", site.server)
-    process = start([*command(live.results, iterations=5000, log_freq=1), "--wandb"], WANDB_DIR=str(live.wandb_dir))
+    process = start(
+        [*command(live.results, iterations=5000, log_freq=1), "--wandb"], WANDB_DIR=str(live.wandb_dir)
+    )
     try:
         while process.poll() is None and not any(file.stat().st_size > 2**15 for file in live.files()):
             time.sleep(0.1)
@@ -235,7 +259,8 @@ def test_key_is_never_printed(site: Site) -> None:
 
 
 SSH = """#!/usr/bin/env bash
-# runs the command here, as sshd would: in the home folder, by the login shell, after start-up files that print
+# runs the command here, as sshd would: in the home folder, by the login shell,
+# after start-up files that print
 [[ "$*" != *nowhere* ]] || exit 255
 while [[ "$1" == -* ]]; do [[ "$1" != -[ol] ]] || shift; shift; done
 shift
@@ -248,14 +273,21 @@ exec bash -c "$*"
 
 @dataclass
 class Cluster:
-    """A home folder with a clone named as this one, an experiment, a run folder; and a `ssh` that leads there."""
+    """A home folder with a clone named as this one, an experiment, a run folder; and a `ssh` that leads
+    there.
+    """
 
     path: Path
     to: Path
 
     def fetch(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
-        return bash("iridis/fetch-results.sh", *words, CLUSTER=str(self.path), PATH=f"{self.path / 'bin'}:{os.environ['PATH']}",
-                    SCRATCH_DIR=str(self.to.parent))
+        return bash(
+            "iridis/fetch-results.sh",
+            *words,
+            CLUSTER=str(self.path),
+            PATH=f"{self.path / 'bin'}:{os.environ['PATH']}",
+            SCRATCH_DIR=str(self.to.parent),
+        )
 
     def fetched(self) -> set[str]:
         return {str(path.relative_to(self.to)) for path in self.to.rglob("*") if path.is_file()}
@@ -338,8 +370,12 @@ def test_cluster_without_results_yet_is_no_error(cluster: Cluster) -> None:
 
 
 REFUSED: list[tuple[list[str], str]] = [
-    ([], "usage:"), (["nowhere"], "cannot reach nowhere"), (["iridis5", "--from", "elsewhere"], "--from REMOTE_REPO"),
-    (["iridis5", "--to"], "--to needs a folder"), (["iridis5", "--delete"], "unknown option --delete"), (["a", "b"], "one HOST"),
+    ([], "usage:"),
+    (["nowhere"], "cannot reach nowhere"),
+    (["iridis5", "--from", "elsewhere"], "--from REMOTE_REPO"),
+    (["iridis5", "--to"], "--to needs a folder"),
+    (["iridis5", "--delete"], "unknown option --delete"),
+    (["a", "b"], "one HOST"),
 ]
 
 

@@ -1,4 +1,6 @@
-"""python -m report compare: what differs between two trainings, on folders that real ones left, and between two evaluations."""
+"""python -m report compare: what differs between two trainings, on folders that real ones left, and
+between two evaluations.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +25,7 @@ Compare = Callable[[Path, Path], dict[str, list[str]]]
 @pytest.fixture
 def compare(capsys: pytest.CaptureFixture[str]) -> Compare:
     """Lines of each section, by the first word of its heading."""
+
     def run(a: Path, b: Path) -> dict[str, list[str]]:
         assert main(["compare", str(a), str(b)]) == 0
         sections = [section.splitlines() for section in capsys.readouterr().out.strip().split("\n\n")]
@@ -54,7 +57,10 @@ def change_metrics(folder: Path, edit: Callable[[dict[str, Any]], None], *more: 
 def test_a_training_does_not_differ_from_its_copy(compare: Compare, other: Path) -> None:
     said = compare(FINISHED, other)
     assert said["flags"] == ["flags that differ (A | B): none"]
-    assert said["weights"][1:] == ["  step 24: ckpt.pt | ckpt.pt", "    all 26 tensors that both have are equal"]
+    assert said["weights"][1:] == [
+        "  step 24: ckpt.pt | ckpt.pt",
+        "    all 26 tensors that both have are equal",
+    ]
     assert said["validation"][1:] == ["  equal at all 4 steps in common, 6 to 24"]
 
 
@@ -70,7 +76,10 @@ def test_flags_stand_under_what_they_change(compare: Compare, other: Path) -> No
 
 def test_a_batch_that_is_cut_otherwise_is_the_same_training(compare: Compare, other: Path) -> None:
     change(other, lambda state: state["args"].update(batch_size=4, acc_steps=1))
-    assert compare(FINISHED, other)["flags"][-1] == "  the batch is cut otherwise, which this model's training does not depend on"
+    assert (
+        compare(FINISHED, other)["flags"][-1]
+        == "  the batch is cut otherwise, which this model's training does not depend on"
+    )
 
 
 def test_weights_are_compared_by_relative_norm(compare: Compare, other: Path) -> None:
@@ -92,12 +101,21 @@ def test_names_shapes_and_numbers_that_are_not_finite_are_told(compare: Compare,
 
     change(other, edit)
     lines = compare(FINISHED, other)["weights"]
-    assert {"    only A has transformer.ln_f.weight", "    only B has h_extra.weight", "    transformer.wte.weight: (256, 16) | (100, 16)",
-            "    lm_head.weight: 1 numbers of B are not finite"} <= set(lines)
+    assert {
+        "    only A has transformer.ln_f.weight",
+        "    only B has h_extra.weight",
+        "    transformer.wte.weight: (256, 16) | (100, 16)",
+        "    lm_head.weight: 1 numbers of B are not finite",
+    } <= set(lines)
 
 
 def test_wrappers_of_ddp_and_compile_are_no_difference(compare: Compare, other: Path) -> None:
-    change(other, lambda state: state.update(model={f"module._orig_mod.{name}": value for name, value in state["model"].items()}))
+    change(
+        other,
+        lambda state: state.update(
+            model={f"module._orig_mod.{name}": value for name, value in state["model"].items()}
+        ),
+    )
     assert compare(FINISHED, other)["weights"][-1] == "    all 26 tensors that both have are equal"
 
 
@@ -112,7 +130,10 @@ def test_a_damaged_checkpoint_is_one_line(compare: Compare, other: Path) -> None
     (other / "ckpt.pt").write_bytes(raw)
     (other / "ckpt_12.pt").write_bytes(b"torn")
     lines = compare(FINISHED, other)["weights"]
-    assert lines[1:3] == ["  B: ckpt_12.pt is damaged, or does not tell its step", "  step 24: ckpt.pt | ckpt.pt"]
+    assert lines[1:3] == [
+        "  B: ckpt_12.pt is damaged, or does not tell its step",
+        "  step 24: ckpt.pt | ckpt.pt",
+    ]
     assert len(lines) == 4 and "is not a valid checkpoint" in lines[3]
 
 
@@ -136,8 +157,13 @@ def test_losses_are_set_beside_each_other_from_where_they_part(compare: Compare,
 def test_jobs_and_skipped_steps_are_told(compare: Compare, other: Path) -> None:
     change_metrics(other, lambda row: None, {"kind": "skipped", "step": 7, "reason": "loss is nan"})
     jobs = compare(STOPPED, other)["jobs"]
-    assert jobs[1:] == ["  A: 1 job", "     0: steps 0 to 14, ? processes, revision unknown: SIGTERM", "     steps passed over: 0",
-                        "  B: 0 jobs", "     steps passed over: 1 (7)"]
+    assert jobs[1:] == [
+        "  A: 1 job",
+        "     0: steps 0 to 14, ? processes, revision unknown: SIGTERM",
+        "     steps passed over: 0",
+        "  B: 0 jobs",
+        "     steps passed over: 1 (7)",
+    ]
 
 
 def test_a_damaged_summary_stops_nothing(compare: Compare, other: Path) -> None:
@@ -147,15 +173,30 @@ def test_a_damaged_summary_stops_nothing(compare: Compare, other: Path) -> None:
 
 def test_two_evaluations_are_compared_by_flags_and_result(compare: Compare, tmp_path: Path) -> None:
     cot: dict[str, Any] = {"model": "cot", "n_layer": 12, "n_repeat": 3}
-    said = compare(evaluation(tmp_path / "a", 27.0, **cot), evaluation(tmp_path / "b", 26.5, **{**cot, "lr": 5e-4}))
+    said = compare(
+        evaluation(tmp_path / "a", 27.0, **cot), evaluation(tmp_path / "b", 26.5, **{**cot, "lr": 5e-4})
+    )
     assert list(said) == ["A:", "flags", "evaluation", "in"]
     assert "    --lr: 0.001 | 0.0005" in said["flags"]
-    assert [line.split(",")[0] for line in said["evaluation"][1:]] == ["  A: perplexity 27.000", "  B: perplexity 26.500"]
+    assert [line.split(",")[0] for line in said["evaluation"][1:]] == [
+        "  A: perplexity 27.000",
+        "  B: perplexity 26.500",
+    ]
 
 
-@pytest.mark.parametrize("words", [["compare"], ["compare", str(FINISHED)], ["compare", str(FINISHED), "nowhere"],
-                                   ["compare", str(FINISHED), str(FINISHED / "ckpt.pt")], ["compare", *[str(FINISHED)] * 3]])
-def test_anything_else_than_two_is_refused_in_one_line(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["compare"],
+        ["compare", str(FINISHED)],
+        ["compare", str(FINISHED), "nowhere"],
+        ["compare", str(FINISHED), str(FINISHED / "ckpt.pt")],
+        ["compare", *[str(FINISHED)] * 3],
+    ],
+)
+def test_anything_else_than_two_is_refused_in_one_line(
+    capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
     with pytest.raises(SystemExit) as stop:
         main(words)
     shown = capsys.readouterr()

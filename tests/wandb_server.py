@@ -53,9 +53,22 @@ class WandbServer:
             return None
         files = {"history": HISTORY, "events": EVENTS, "log": "output.log"}
         counts = {f"{key}LineCount": len(run.streams.get(file, {})) for key, file in files.items()}
-        return {"id": f"storage-{name}", "name": name, "displayName": run.display_name, "config": run.config, "summaryMetrics": "{}",
-                "tags": [], "notes": None, "description": None, "sweepName": None, "wandbConfig": '{"t": 1}', "project": PROJECT,
-                "historyTail": run.tail(HISTORY), "eventsTail": run.tail(EVENTS), **counts}
+        return {
+            "id": f"storage-{name}",
+            "name": name,
+            "displayName": run.display_name,
+            "config": run.config,
+            "summaryMetrics": "{}",
+            "tags": [],
+            "notes": None,
+            "description": None,
+            "sweepName": None,
+            "wandbConfig": '{"t": 1}',
+            "project": PROJECT,
+            "historyTail": run.tail(HISTORY),
+            "eventsTail": run.tail(EVENTS),
+            **counts,
+        }
 
     def graphql(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
         """The answer to one query, told by the fields that it asks for."""
@@ -68,12 +81,23 @@ class WandbServer:
         if "RunResumeStatus" in query:
             return {"model": {**PROJECT, "bucket": self.bucket(variables["name"])}}
         if "createRunFiles" in query:
-            files = [{"name": name, "uploadUrl": f"{self.address}/storage/{name}"} for name in variables["files"]]
+            files = [
+                {"name": name, "uploadUrl": f"{self.address}/storage/{name}"} for name in variables["files"]
+            ]
             return {"createRunFiles": {"runID": variables["run"], "uploadHeaders": [], "files": files}}
         if "serverInfo" in query:
             return {"serverInfo": {"features": []}}
         if "viewer" in query:
-            return {"viewer": {"id": "user", "entity": "entity", "username": "user", "email": "", "flags": "{}", "teams": {"edges": []}}}
+            return {
+                "viewer": {
+                    "id": "user",
+                    "entity": "entity",
+                    "username": "user",
+                    "email": "",
+                    "flags": "{}",
+                    "teams": {"edges": []},
+                }
+            }
         return {}
 
 

@@ -1,6 +1,7 @@
-"""The quickstart's table: what was trained, how fast, and how well beside a unigram baseline on the same split.
+"""The quickstart's table: what was trained, how fast, and how well beside a unigram baseline on the same
+split.
 
-    python -m iridis.quickstart.table EXPERIMENT_FOLDER RUN_FOLDER
+python -m iridis.quickstart.table EXPERIMENT_FOLDER RUN_FOLDER
 """
 
 from __future__ import annotations
@@ -40,14 +41,19 @@ def main(experiment: Path, run_dir: Path) -> None:
     args = evaluation["args"]
     splits = open_splits(args["dataset"], args["data_dir"], args["sequence_length"], args["vocab_size"])
     n_val = splits.val.n_windows * args["sequence_length"]
-    unigram = unigram_loss(splits.train.tokens, splits.val.tokens[1:n_val + 1], args["vocab_size"])
+    unigram = unigram_loss(splits.train.tokens, splits.val.tokens[1 : n_val + 1], args["vocab_size"])
     middle = args["n_layer"] - args["n_layer_begin"] - args["n_layer_end"]
     result = {
-        "model": f"LN-CoTFormer, {args['n_layer_begin']} -> {middle} x {args['n_repeat']} -> {args['n_layer_end']} layers",
+        "model": (
+            f"LN-CoTFormer, {args['n_layer_begin']} -> {middle} x {args['n_repeat']} -> {args['n_layer_end']}"
+            " layers"
+        ),
         "parameters": evaluation["parameters"],
         "steps": evaluation["itr"],
         "segments": [[s["start_step"], s["end_step"], s["reason"]] for s in segments],
-        "training_tokens_per_second": statistics.median(r["time"]["tokens_per_second"] for r in rows if r["kind"] == "train"),
+        "training_tokens_per_second": statistics.median(
+            r["time"]["tokens_per_second"] for r in rows if r["kind"] == "train"
+        ),
         "validation_tokens": evaluation["n_tokens"],
         "validation_perplexity": evaluation["val_perplexity"],
         "unigram_perplexity": math.exp(unigram),
@@ -58,11 +64,24 @@ def main(experiment: Path, run_dir: Path) -> None:
     table = [
         ("model", result["model"]),
         ("parameters", f"{result['parameters']:,}"),
-        ("steps", f"{result['steps']:,}, in segments " + ", ".join(f"{a}-{b} ({reason})" for a, b, reason in result["segments"])),
+        (
+            "steps",
+            f"{result['steps']:,}, in segments "
+            + ", ".join(f"{a}-{b} ({reason})" for a, b, reason in result["segments"]),
+        ),
         ("training speed", f"{result['training_tokens_per_second']:,.0f} tokens/s"),
-        ("validation perplexity", f"{shown(result['validation_perplexity'])}  on {result['validation_tokens']:,} tokens"),
+        (
+            "validation perplexity",
+            f"{shown(result['validation_perplexity'])}  on {result['validation_tokens']:,} tokens",
+        ),
         ("unigram perplexity", f"{result['unigram_perplexity']:.2f}  on the same tokens"),
-        ("adaptive model", f"perplexity {shown(result['adaptive_perplexity'])} after {result['adaptive_steps']:,} steps, all passes for every token"),
+        (
+            "adaptive model",
+            (
+                f"perplexity {shown(result['adaptive_perplexity'])} after {result['adaptive_steps']:,} steps,"
+                " all passes for every token"
+            ),
+        ),
         ("pictures", "fig4.png, fig5.png: perplexity at every compute budget; the routers' scores"),
         ("results", f"{run_dir}, report.md sets them beside the paper's"),
     ]

@@ -1,4 +1,7 @@
-"""Faults, abuse and attack, done for real: what docs/reliability.md promises. A part runs with every test run, all with CHAOS=full."""
+"""Faults, abuse and attack, done for real: what docs/reliability.md promises.
+
+A part runs with every test run, all with CHAOS=full.
+"""
 
 import os
 from typing import TypeVar

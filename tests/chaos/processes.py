@@ -18,14 +18,21 @@ EVENT = struct.Struct("iIII")  # watch, mask, cookie, length of the name that fo
 def descendants(pid: int) -> list[int]:
     """Processes below one, nearest first."""
     try:
-        children = [int(child) for task in os.listdir(f"/proc/{pid}/task") for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split()]
+        children = [
+            int(child)
+            for task in os.listdir(f"/proc/{pid}/task")
+            for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split()
+        ]
     except (FileNotFoundError, ProcessLookupError):
         return []
     return children + [below for child in children for below in descendants(child)]
 
 
 def workers(launcher: subprocess.Popen[str]) -> list[int]:
-    """Processes that torchrun has started, in order of rank; waits until each runs main.py. Empty where it has ended, or is ending."""
+    """Processes that torchrun has started, in order of rank; waits until each runs main.py.
+
+    Empty where it has ended, or is ending.
+    """
     end = time.monotonic() + 30
     while time.monotonic() < end and launcher.poll() is None:
         found = [pid for pid in descendants(launcher.pid) if is_training(pid)]
@@ -56,7 +63,12 @@ class FolderWatch:
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._descriptor = self._libc.inotify_init1(os.O_NONBLOCK)
         assert self._descriptor >= 0
-        assert self._libc.inotify_add_watch(self._descriptor, os.fsencode(folder), IN_CLOSE_WRITE | IN_MOVED_TO | IN_CREATE) >= 0
+        assert (
+            self._libc.inotify_add_watch(
+                self._descriptor, os.fsencode(folder), IN_CLOSE_WRITE | IN_MOVED_TO | IN_CREATE
+            )
+            >= 0
+        )
 
     def __enter__(self) -> FolderWatch:
         return self
@@ -72,8 +84,8 @@ class FolderWatch:
             raw = os.read(self._descriptor, 1 << 16)
             while raw:
                 _, what, _, length = EVENT.unpack_from(raw)
-                name = raw[EVENT.size:EVENT.size + length].rstrip(b"\0").decode()
+                name = raw[EVENT.size : EVENT.size + length].rstrip(b"\0").decode()
                 if what & mask and part_of_name in name:
                     return True
-                raw = raw[EVENT.size + length:]
+                raw = raw[EVENT.size + length :]
         return False

@@ -2,9 +2,10 @@
 
     python tests/chaos/soak.py --minutes 120 --out FOLDER
 
-Looks at the process every few seconds, and compares the last part with the first: a half each, an hour each of two hours.
-Time per step is the processor's, in the least disturbed minutes of each half: other work on a shared machine makes a step take half
-as long again. One line of JSON; exit code 1 where something has grown by more than the limit.
+Looks at the process every few seconds, and compares the last part with the first: a half each, an hour each
+of two hours. Time per step is the processor's, in the least disturbed minutes of each half: other work on a
+shared machine makes a step take half as long again. One line of JSON; exit code 1 where something has grown
+by more than the limit.
 """
 
 from __future__ import annotations
@@ -37,22 +38,42 @@ TICKS = os.sysconf("SC_CLK_TCK")
 def look(pid: int, step: int) -> dict[str, float]:
     """Memory, handles, threads and processor time of a process."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    memory = next(line for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() if line.startswith("Pss_Anon"))
-    return {"time": time.time(), "step": step, "memory_kib": int(memory.split()[1]), "handles": len(os.listdir(f"/proc/{pid}/fd")),
-            "threads": int(fields[17]), "cpu_seconds": (int(fields[11]) + int(fields[12])) / TICKS}
+    memory = next(
+        line
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        if line.startswith("Pss_Anon")
+    )
+    return {
+        "time": time.time(),
+        "step": step,
+        "memory_kib": int(memory.split()[1]),
+        "handles": len(os.listdir(f"/proc/{pid}/fd")),
+        "threads": int(fields[17]),
+        "cpu_seconds": (int(fields[11]) + int(fields[12])) / TICKS,
+    }
 
 
 def cpu_ms_per_step(rows: list[dict[str, float]]) -> float:
     """Of the quickest five minutes; status.json is some seconds late, so that shorter ones tell less."""
     span = min(QUIET_LOOKS, len(rows) - 1)
-    return 1000 * min((b["cpu_seconds"] - a["cpu_seconds"]) / max(1, b["step"] - a["step"]) for a, b in zip(rows, rows[span:], strict=False))
+    return 1000 * min(
+        (b["cpu_seconds"] - a["cpu_seconds"]) / max(1, b["step"] - a["step"])
+        for a, b in zip(rows, rows[span:], strict=False)
+    )
 
 
 def compare(rows: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Medians of the first and of the last half; of what goes up and down with each save, that is what lasts."""
+    """Medians of the first and of the last half; of what goes up and down with each save, that is what
+    lasts.
+    """
     half = len(rows) // 2
-    figures = {name: {**{key: statistics.median(row[key] for row in part) for key in GROWS[:3]}, "cpu_ms_per_step": cpu_ms_per_step(part)}
-               for name, part in {"first": rows[:half], "last": rows[half:]}.items()}
+    figures = {
+        name: {
+            **{key: statistics.median(row[key] for row in part) for key in GROWS[:3]},
+            "cpu_ms_per_step": cpu_ms_per_step(part),
+        }
+        for name, part in {"first": rows[:half], "last": rows[half:]}.items()
+    }
     figures["growth"] = {key: figures["last"][key] / figures["first"][key] - 1 for key in GROWS}
     return figures
 
@@ -63,9 +84,16 @@ def soak(minutes: float, out: Path) -> dict[str, dict[str, float]]:
     rows: list[dict[str, float]] = []
     warm = min(WARM_SECONDS, 6 * minutes)
     with open(out / "soak.jsonl", "w") as file, open(out / "console.log", "w") as console:
-        process = subprocess.Popen(command(out, iterations=10**9, warmup_percent=0, eval_freq=20, save_checkpoint_freq=20, log_freq=10),
-                                   cwd=ROOT, env=environment(), stdout=console, stderr=subprocess.STDOUT,
-                                   preexec_fn=functools.partial(die_with, os.getpid()))
+        process = subprocess.Popen(
+            command(
+                out, iterations=10**9, warmup_percent=0, eval_freq=20, save_checkpoint_freq=20, log_freq=10
+            ),
+            cwd=ROOT,
+            env=environment(),
+            stdout=console,
+            stderr=subprocess.STDOUT,
+            preexec_fn=functools.partial(die_with, os.getpid()),
+        )
         while process.poll() is None and not list(out.glob("*/*/run/status.json")):
             time.sleep(0.1)
         begin = time.time()
@@ -80,11 +108,20 @@ def soak(minutes: float, out: Path) -> dict[str, dict[str, float]]:
             process.send_signal(signal.SIGTERM)
             process.wait()
     assert process.returncode == STOPPED, (out / "console.log").read_text()[-2000:]
-    return {**compare(rows), "run": {"minutes": minutes, "steps": rows[-1]["step"], "evaluations_and_saves": rows[-1]["step"] // 20}}
+    return {
+        **compare(rows),
+        "run": {
+            "minutes": minutes,
+            "steps": rows[-1]["step"],
+            "evaluations_and_saves": rows[-1]["step"] // 20,
+        },
+    }
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=120)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()

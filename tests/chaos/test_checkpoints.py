@@ -1,6 +1,8 @@
-"""Damaged checkpoints that a start meets: it goes on from the newest good one and says what it passed over, or stops with a line.
+"""Damaged checkpoints that a start meets: it goes on from the newest good one and says what it passed over,
+or stops with a line.
 
-Real checkpoints of a real training. Many kinds of damage by the way that main.py goes, in this process; each kind once by main.py.
+Real checkpoints of a real training. Many kinds of damage by the way that main.py goes, in this process; each
+kind once by main.py.
 """
 
 from __future__ import annotations
@@ -30,11 +32,30 @@ from optim.reporting import log
 from optim.selftest import differing, leaves
 from optim.setup import seed_everything, starting_point
 from tests.chaos import scale
-from tests.programs import command, final_state, flags, folder, in_read_only, metrics, run, status, train, trained
+from tests.programs import (
+    command,
+    final_state,
+    flags,
+    folder,
+    in_read_only,
+    metrics,
+    run,
+    status,
+    train,
+    trained,
+)
 
 pytestmark = pytest.mark.slow
 
-SMALL = {"iterations": 12, "save_checkpoint_freq": 3, "keep_checkpoints": 0, "eval_freq": 6, "eval_batches": 2, "log_freq": 2, "acc_steps": 2}
+SMALL = {
+    "iterations": 12,
+    "save_checkpoint_freq": 3,
+    "keep_checkpoints": 0,
+    "eval_freq": 6,
+    "eval_batches": 2,
+    "log_freq": 2,
+    "acc_steps": 2,
+}
 KILLED_AT = 10  # step whose metrics the training has written, with ckpt_9.pt the newest
 ONE_LINE = "main.py: error: "
 
@@ -51,10 +72,16 @@ def killed(unbroken: Path, tmp_path: Path) -> Path:
     shutil.copytree(unbroken, results)
     for name in ("ckpt.pt", "summary.json"):
         (folder(results) / name).unlink()
-    rows = [line for line in (folder(results) / "metrics.jsonl").read_text().splitlines(keepends=True) if json.loads(line)["step"] <= KILLED_AT]
+    rows = [
+        line
+        for line in (folder(results) / "metrics.jsonl").read_text().splitlines(keepends=True)
+        if json.loads(line)["step"] <= KILLED_AT
+    ]
     (folder(results) / "metrics.jsonl").write_text("".join(rows))
-    ledger = [json.loads(line) | {"end_step": 9, "reached": KILLED_AT, "state": "running", "reason": "unknown"}
-              for line in (folder(results) / "segments.jsonl").read_text().splitlines()]
+    ledger = [
+        json.loads(line) | {"end_step": 9, "reached": KILLED_AT, "state": "running", "reason": "unknown"}
+        for line in (folder(results) / "segments.jsonl").read_text().splitlines()
+    ]
     (folder(results) / "segments.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ledger))
     told = status(results) | {"state": "running", "itr": KILLED_AT, "reason": "", "checkpoint": 9}
     (folder(results) / "status.json").write_text(json.dumps(told))
@@ -112,8 +139,12 @@ PASSED_OVER: dict[str, Callable[[Path], object]] = {
     "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
     "text": lambda path: path.write_text("not a checkpoint\n"),
     "folder": as_folder,
-    "zip of something else": lambda path: shutil.make_archive(str(path.with_suffix("")), "zip", path.parent, "status.json")
-    and path.with_suffix(".zip").rename(path),
+    "zip of something else": (
+        lambda path: (
+            shutil.make_archive(str(path.with_suffix("")), "zip", path.parent, "status.json")
+            and path.with_suffix(".zip").rename(path)
+        )
+    ),
 }
 REFUSED: dict[str, Callable[[Path], object]] = {
     "foreign model": foreign_model,
@@ -126,13 +157,17 @@ REFUSED: dict[str, Callable[[Path], object]] = {
 
 
 class Starts:
-    """Starts over one experiment in this process, each with a trainer of its own. good: what each checkpoint holds, intact."""
+    """Starts over one experiment in this process, each with a trainer of its own. good: what each
+    checkpoint holds, intact.
+    """
 
     def __init__(self, results: Path) -> None:
         self.args = config.parse_args(flags(results, **SMALL))
         self.folder = folder(results)
         self.newest = self.folder / "ckpt_9.pt"
-        self.splits = open_splits(self.args.dataset, self.args.data_dir, self.args.sequence_length, self.args.vocab_size)
+        self.splits = open_splits(
+            self.args.dataset, self.args.data_dir, self.args.sequence_length, self.args.vocab_size
+        )
         self.good = {9: self.start()[0]}
         self.newest.rename(self.folder / "hidden")
         self.good[6] = self.start()[0]
@@ -146,15 +181,31 @@ class Starts:
         log.setLevel(logging.INFO)
         try:
             seed_everything(self.args.seed, 0)
-            trainer = Trainer(self.args, World(torch.device("cpu")), self.splits, make_model_from_args(self.args), self.folder)
+            trainer = Trainer(
+                self.args,
+                World(torch.device("cpu")),
+                self.splits,
+                make_model_from_args(self.args),
+                self.folder,
+            )
             path = starting_point(self.folder, "auto")
             if path is not None:
                 trainer.load(path)
         finally:
             log.removeHandler(listener)
-        return leaves({"step": trainer.step, "model": trainer.raw_model.state_dict(), "optimizer": trainer.optimizer.state_dict(),
-                       "schedule": trainer.schedule.state_dict(), "meter": vars(trainer.steps.meter),
-                       "rng": random_states(torch.device("cpu"))}), lines
+        return (
+            leaves(
+                {
+                    "step": trainer.step,
+                    "model": trainer.raw_model.state_dict(),
+                    "optimizer": trainer.optimizer.state_dict(),
+                    "schedule": trainer.schedule.state_dict(),
+                    "meter": vars(trainer.steps.meter),
+                    "rng": random_states(torch.device("cpu")),
+                }
+            ),
+            lines,
+        )
 
     def judge(self) -> str:
         """What a start makes of the newest checkpoint: "passed over", "no harm", or what went wrong."""
@@ -163,7 +214,11 @@ class Starts:
             return "no harm"
         if differing(taken, self.good[6]):
             return f"took up step {taken['/step']} with other {differing(taken, self.good[6])[:3]}"
-        return "passed over" if any("passing over ckpt_9.pt: " in line for line in lines) else f"passed over without a word: {lines}"
+        return (
+            "passed over"
+            if any("passing over ckpt_9.pt: " in line for line in lines)
+            else f"passed over without a word: {lines}"
+        )
 
     def meets(self, raw: bytes) -> str:
         """The same of a file with this content."""
@@ -186,7 +241,13 @@ def test_checkpoint_cut_short_anywhere_is_passed_over_by_name(killed: Path) -> N
     starts, places = Starts(killed), random.Random(1)
     raw = starts.newest.read_bytes()
     count = scale(20, 300)
-    lengths = [len(raw) - 1, *(places.randrange(part * len(raw) // count, (part + 1) * len(raw) // count) for part in range(1, count))]
+    lengths = [
+        len(raw) - 1,
+        *(
+            places.randrange(part * len(raw) // count, (part + 1) * len(raw) // count)
+            for part in range(1, count)
+        ),
+    ]
     found = {length: starts.meets(raw[:length]) for length in lengths}
     assert {length: what for length, what in found.items() if what != "passed over"} == {}
 
@@ -194,13 +255,17 @@ def test_checkpoint_cut_short_anywhere_is_passed_over_by_name(killed: Path) -> N
 def test_checkpoint_with_a_flipped_bit_is_passed_over_or_taken_up_unharmed(killed: Path) -> None:
     starts, places = Starts(killed), random.Random(2)
     raw = starts.newest.read_bytes()
-    directory = raw.rindex(b"PK\x01\x02") - 4096  # few bytes, and the ones that steer the reader: half of the places lie there
+    # few bytes, and the ones that steer the reader: half of the places lie there
+    directory = raw.rindex(b"PK\x01\x02") - 4096
     found = {}
     for number in range(scale(50, 1000)):
         place = places.randrange(8 * (directory if number % 2 else 0), 8 * len(raw))
-        found[place] = starts.meets(raw[:place // 8] + bytes([raw[place // 8] ^ 1 << place % 8]) + raw[place // 8 + 1:])
+        found[place] = starts.meets(
+            raw[: place // 8] + bytes([raw[place // 8] ^ 1 << place % 8]) + raw[place // 8 + 1 :]
+        )
     assert {place: what for place, what in found.items() if what not in ("passed over", "no harm")} == {}
-    assert list(found.values()).count("passed over") > len(found) / 2  # or the flips would not have met the file's content
+    # or the flips would not have met the file's content
+    assert list(found.values()).count("passed over") > len(found) / 2
 
 
 @pytest.mark.parametrize("kind", PASSED_OVER)
@@ -218,8 +283,22 @@ def test_intact_checkpoint_of_another_run_is_refused_by_name(killed: Path, kind:
         starts.start()
 
 
-@pytest.mark.parametrize("part", ["format", "itr", "args", "world_size", "model", "optimizer", "scheduler", "scaler", "rng", "data",
-                                  "gradient_meter"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "format",
+        "itr",
+        "args",
+        "world_size",
+        "model",
+        "optimizer",
+        "scheduler",
+        "scaler",
+        "rng",
+        "data",
+        "gradient_meter",
+    ],
+)
 def test_intact_file_that_lacks_a_part_is_refused_by_name(killed: Path, part: str) -> None:
     starts = Starts(killed)
     changed(starts.newest, lambda state: state.pop(part))
@@ -239,7 +318,9 @@ def only_one_line(outcome: subprocess.CompletedProcess[str]) -> str:
 
 
 @pytest.mark.parametrize("kind", scale(["dangling symlink"], list(PASSED_OVER)))
-def test_run_that_passes_over_the_newest_ends_with_the_same_bits(unbroken: Path, killed: Path, kind: str) -> None:
+def test_run_that_passes_over_the_newest_ends_with_the_same_bits(
+    unbroken: Path, killed: Path, kind: str
+) -> None:
     PASSED_OVER[kind](folder(killed) / "ckpt_9.pt")
     if kind == "folder":  # which no checkpoint can replace: the next save has another name
         (folder(killed) / "ckpt_9.pt").rename(folder(killed) / "ckpt_11.pt")
@@ -267,9 +348,14 @@ def test_experiment_whose_checkpoints_are_all_damaged_is_not_trained_afresh(kill
 
 
 @pytest.mark.parametrize("foreign", [False, True], ids=["auto", "begun from another run's"])
-@pytest.mark.parametrize("leave", [lambda path: path.unlink(), lambda path: path.rename(path.with_suffix(".bak"))], ids=["deleted", "renamed"])
-def test_experiment_whose_checkpoints_are_gone_is_not_trained_afresh(unbroken: Path, killed: Path, leave: Callable[[Path], object],
-                                                                     foreign: bool) -> None:
+@pytest.mark.parametrize(
+    "leave",
+    [lambda path: path.unlink(), lambda path: path.rename(path.with_suffix(".bak"))],
+    ids=["deleted", "renamed"],
+)
+def test_experiment_whose_checkpoints_are_gone_is_not_trained_afresh(
+    unbroken: Path, killed: Path, leave: Callable[[Path], object], foreign: bool
+) -> None:
     """Clusters delete old files from their scratch; status.json still knows that there were checkpoints."""
     for path in folder(killed).glob("*.pt"):
         leave(path)
@@ -280,11 +366,15 @@ def test_experiment_whose_checkpoints_are_gone_is_not_trained_afresh(unbroken: P
 def test_own_checkpoint_by_another_spelling_is_its_own(killed: Path) -> None:
     (killed / "link").symlink_to(folder(killed))
     outcome = train(killed, **SMALL, use_pretrained=killed / "link" / "ckpt_9.pt", grad_norm_limit=1e-9)
-    assert "step 10: " in only_one_line(outcome) and "the last good checkpoint is of step 9" in only_one_line(outcome)
+    assert "step 10: " in only_one_line(outcome) and "the last good checkpoint is of step 9" in only_one_line(
+        outcome
+    )
 
 
 def test_final_checkpoint_that_points_nowhere_is_passed_over_by_name(killed: Path) -> None:
-    """A final checkpoint that was moved to an archive which is gone must not look like an experiment without one."""
+    """A final checkpoint that was moved to an archive which is gone must not look like an experiment
+    without one.
+    """
     for path in folder(killed).glob("*.pt"):
         path.unlink()
     (folder(killed) / "ckpt.pt").symlink_to(killed / "archive" / "ckpt.pt")
@@ -292,7 +382,9 @@ def test_final_checkpoint_that_points_nowhere_is_passed_over_by_name(killed: Pat
         starting_point(folder(killed), "auto")
 
 
-def test_temporary_files_of_killed_writers_do_no_harm_and_old_ones_are_removed(unbroken: Path, killed: Path) -> None:
+def test_temporary_files_of_killed_writers_do_no_harm_and_old_ones_are_removed(
+    unbroken: Path, killed: Path
+) -> None:
     half = (folder(killed) / "ckpt_9.pt").read_bytes()[:300_000]
     names = [".ckpt_12.pt.4711.tmp", ".ckpt.pt.4711.tmp", ".status.json.4711.tmp"]
     for name in names:
@@ -302,7 +394,8 @@ def test_temporary_files_of_killed_writers_do_no_harm_and_old_ones_are_removed(u
     outcome = train(killed, **SMALL)
     assert outcome.returncode == 0, outcome.stderr
     assert "ckpt_9.pt at step 9" in outcome.stdout
-    assert [name for name in names if (folder(killed) / name).exists()] == names[1:]  # a young one may have a writer
+    # a young one may have a writer
+    assert [name for name in names if (folder(killed) / name).exists()] == names[1:]
     assert differing(final_state(unbroken), final_state(killed)) == []
 
 

@@ -45,7 +45,10 @@ def test_of_many_starts_one_wins(crowd: tuple[Path, list[int], list[str]]) -> No
 def test_those_that_lose_are_told_by_whom_in_one_line(crowd: tuple[Path, list[int], list[str]]) -> None:
     refusals = [said for code, said in zip(*crowd[1:], strict=True) if code == 2]
     host = re.escape(socket.gethostname())
-    assert all(re.fullmatch(rf"main.py: error: \S+ is being trained by ({host}:\d+|another process)\n", said) for said in refusals), refusals
+    assert all(
+        re.fullmatch(rf"main.py: error: \S+ is being trained by ({host}:\d+|another process)\n", said)
+        for said in refusals
+    ), refusals
 
 
 def test_only_the_winner_writes(crowd: tuple[Path, list[int], list[str]]) -> None:

@@ -1,4 +1,6 @@
-"""A process that hangs ends by itself, with its stacks, and the chain goes on; one that was only suspended goes on."""
+"""A process that hangs ends by itself, with its stacks, and the chain goes on; one that was only suspended
+goes on.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def hung(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str, float]:
-    """A training of two processes of which one stopped: its folder, exit code, errors, and seconds until it was over."""
+    """A training of two processes of which one stopped: its folder, exit code, errors, and seconds until
+    it was over.
+    """
     results = tmp_path_factory.mktemp("hung")
     process = start(command(results, 2, **SETTINGS, watchdog_minutes=MINUTES))
     second = workers(process)[1]

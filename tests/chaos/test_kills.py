@@ -1,4 +1,6 @@
-"""SIGKILL at every moment of a training: each run still ends with the bits of one that nobody disturbed, and no start is refused."""
+"""SIGKILL at every moment of a training: each run still ends with the bits of one that nobody disturbed,
+and no start is refused.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,14 @@ import pytest
 import config
 from optim.selftest import differing
 from tests.chaos import scale
-from tests.chaos.processes import IN_CLOSE_WRITE, IN_CREATE, IN_MOVED_TO, FolderWatch, wait_until_gone, workers
+from tests.chaos.processes import (
+    IN_CLOSE_WRITE,
+    IN_CREATE,
+    IN_MOVED_TO,
+    FolderWatch,
+    wait_until_gone,
+    workers,
+)
 from tests.programs import command, final_state, flags, folder, metrics, start, train
 
 pytestmark = pytest.mark.slow
@@ -38,11 +47,21 @@ class Hunt:
 
 def steps_told(target: Path) -> set[int]:
     path = target / "metrics.jsonl"
-    return {int(line.split('"step": ')[1].split(",")[0]) for line in path.read_text().splitlines() if '"step": ' in line} if path.exists() else set()
+    return (
+        {
+            int(line.split('"step": ')[1].split(",")[0])
+            for line in path.read_text().splitlines()
+            if '"step": ' in line
+        }
+        if path.exists()
+        else set()
+    )
 
 
 def wait_for_new_step(target: Path, process: subprocess.Popen[str], every: int = 1) -> None:
-    """Until metrics.jsonl tells of another step; of a multiple of `every`, after which something else is due."""
+    """Until metrics.jsonl tells of another step; of a multiple of `every`, after which something else is
+    due.
+    """
     before = steps_told(target)
     while process.poll() is None and not any(step % every == 0 for step in steps_told(target) - before):
         time.sleep(0.005)
@@ -110,13 +129,16 @@ def trainings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     calm = tmp_path_factory.mktemp("calm")
     outcome = train(calm, request.param, **SETTINGS)
     assert outcome.returncode == 0, outcome.stderr
-    return calm, hunt(tmp_path_factory.mktemp("hunted"), request.param, {1: scale(6, 65), 2: scale(3, 35)}[request.param])
+    return calm, hunt(
+        tmp_path_factory.mktemp("hunted"), request.param, {1: scale(6, 65), 2: scale(3, 35)}[request.param]
+    )
 
 
 def test_killed_trainings_end_with_the_same_bits(trainings: tuple[Path, Hunt]) -> None:
     calm, hunted = trainings
     assert {results: differing(final_state(calm), final_state(results)) for results in hunted.finished} == {
-        results: [] for results in hunted.finished}
+        results: [] for results in hunted.finished
+    }
 
 
 def test_killed_trainings_tell_the_same_metrics(trainings: tuple[Path, Hunt]) -> None:

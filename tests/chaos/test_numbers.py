@@ -1,4 +1,6 @@
-"""Numbers that run away: the run stops within the step, or skips it, and no checkpoint ever holds what is not finite."""
+"""Numbers that run away: the run stops within the step, or skips it, and no checkpoint ever holds what is
+not finite.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +26,31 @@ from optim.loop import Trainer
 from optim.selftest import differing
 from optim.step import OVERFLOWS_IN_A_ROW
 from optim.stopping import Stopper
-from tests.programs import TINY, command, final_state, flags, folder, metrics, start, status, train, trained, wait_for_step
+from tests.programs import (
+    TINY,
+    command,
+    final_state,
+    flags,
+    folder,
+    metrics,
+    start,
+    status,
+    train,
+    trained,
+    wait_for_step,
+)
 
 pytestmark = pytest.mark.slow
 
 # the first step throws the weights so far away that the second has no loss
-RUNAWAY = {"opt": "sgd", "lr": 1e30, "warmup_percent": 0, "save_checkpoint_freq": 1, "eval_freq": 0, "log_freq": 0}
+RUNAWAY = {
+    "opt": "sgd",
+    "lr": 1e30,
+    "warmup_percent": 0,
+    "save_checkpoint_freq": 1,
+    "eval_freq": 0,
+    "log_freq": 0,
+}
 CALM = {"iterations": 30, "log_freq": 1, "eval_freq": 0}
 
 
@@ -47,7 +68,9 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def skipping(calm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same training, in which the largest norms count as explosions."""
-    return trained(tmp_path_factory.mktemp("skipping"), **CALM, grad_norm_limit=limit_of(calm), on_bad_step="skip")
+    return trained(
+        tmp_path_factory.mktemp("skipping"), **CALM, grad_norm_limit=limit_of(calm), on_bad_step="skip"
+    )
 
 
 def limit_of(calm: Path) -> float:
@@ -63,19 +86,28 @@ def one_error(outcome: subprocess.CompletedProcess[str]) -> str:
     return lines[0]
 
 
-def test_loss_that_is_not_finite_stops_the_run_within_its_step(runaway: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_loss_that_is_not_finite_stops_the_run_within_its_step(
+    runaway: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
     assert "step 2: the loss of micro-batch 0 is nan" in one_error(runaway[1])
     assert (status(runaway[0])["state"], status(runaway[0])["itr"]) == ("failed", 1)
 
 
-def test_sequences_of_the_bad_micro_batch_are_named(runaway: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_sequences_of_the_bad_micro_batch_are_named(
+    runaway: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
     splits = open_splits(TINY["dataset"], str(TINY["data_dir"]), TINY["sequence_length"], TINY["vocab_size"])
     first = TINY["batch_size"] * TINY["acc_steps"]
     windows = SampleOrder(splits.train.n_windows, data_seed=2).windows(first, TINY["batch_size"])
-    assert f"samples {first} to {first + 3} of the order, sequences {', '.join(map(str, windows))} of" in one_error(runaway[1])
+    assert (
+        f"samples {first} to {first + 3} of the order, sequences {', '.join(map(str, windows))} of"
+        in one_error(runaway[1])
+    )
 
 
-def test_last_good_checkpoint_is_named_and_loads(runaway: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+def test_last_good_checkpoint_is_named_and_loads(
+    runaway: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
     assert "the last good checkpoint is of step 1" in one_error(runaway[1])
     state = torch.load(folder(runaway[0]) / "ckpt_1.pt", weights_only=True)
     assert all(value.isfinite().all() for value in state["model"].values())
@@ -118,14 +150,24 @@ def test_stop_at_a_bad_step_costs_no_good_one(calm: Path, skipping: Path, tmp_pa
 
 def test_two_processes_skip_the_same_steps(calm: Path, skipping: Path, tmp_path: Path) -> None:
     trained(tmp_path, processes=2, **CALM, grad_norm_limit=limit_of(calm), on_bad_step="skip")
-    assert [(row["kind"], row["step"]) for row in metrics(tmp_path)] == [(row["kind"], row["step"]) for row in metrics(skipping)]
+    assert [(row["kind"], row["step"]) for row in metrics(tmp_path)] == [
+        (row["kind"], row["step"]) for row in metrics(skipping)
+    ]
 
 
 def train_with_overflows(results: Path, **changes: str) -> tuple[str, list[str]]:
-    """Each step has a finite loss, and a gradient that is not: what the run ends with, and the weights that it has changed."""
+    """Each step has a finite loss, and a gradient that is not: what the run ends with, and the weights
+    that it has changed.
+    """
     args = parse_args(flags(results, **CALM, **changes))
-    world, splits = World(torch.device("cpu")), open_splits(args.dataset, args.data_dir, args.sequence_length, args.vocab_size)
-    trainer, experiment = Trainer(args, world, splits, make_model_from_args(args), results), Experiment(results, args.iterations)
+    world, splits = (
+        World(torch.device("cpu")),
+        open_splits(args.dataset, args.data_dir, args.sequence_length, args.vocab_size),
+    )
+    trainer, experiment = (
+        Trainer(args, world, splits, make_model_from_args(args), results),
+        Experiment(results, args.iterations),
+    )
     before = copy.deepcopy(trainer.raw_model.state_dict())
     next(trainer.raw_model.parameters()).register_hook(lambda gradient: gradient * torch.inf)
     with Stopper(world, [], None, time.time()) as stopper, pytest.raises(UserError) as error:
@@ -149,9 +191,17 @@ def overflowing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training in float16 whose steps 3 and 4 of 8 overflow."""
     results = tmp_path_factory.mktemp("overflowing")
     args = parse_args(flags(results, dtype="float16", iterations=8, log_freq=1, eval_freq=8))
-    world, splits = World(torch.device("cpu")), open_splits(args.dataset, args.data_dir, args.sequence_length, args.vocab_size)
-    trainer, experiment = Trainer(args, world, splits, make_model_from_args(args), results), Experiment(results, args.iterations)
-    next(trainer.raw_model.parameters()).register_hook(lambda gradient: gradient * (torch.inf if trainer.step in (2, 3) else 1))
+    world, splits = (
+        World(torch.device("cpu")),
+        open_splits(args.dataset, args.data_dir, args.sequence_length, args.vocab_size),
+    )
+    trainer, experiment = (
+        Trainer(args, world, splits, make_model_from_args(args), results),
+        Experiment(results, args.iterations),
+    )
+    next(trainer.raw_model.parameters()).register_hook(
+        lambda gradient: gradient * (torch.inf if trainer.step in (2, 3) else 1)
+    )
     with Stopper(world, [], None, time.time()) as stopper:
         trainer.run(experiment, stopper)
     experiment.close()
@@ -161,7 +211,11 @@ def overflowing(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_meter_that_earlier_code_let_overflow_begins_anew(overflowing: Path, tmp_path: Path) -> None:
     args = parse_args(flags(overflowing, dtype="float16", iterations=8, log_freq=1, eval_freq=8))
     state = load_checkpoint(overflowing / "ckpt.pt")
-    state["gradient_meter"] |= {"largest": torch.tensor(torch.inf), "total": torch.tensor(torch.inf), "count": 5}
+    state["gradient_meter"] |= {
+        "largest": torch.tensor(torch.inf),
+        "total": torch.tensor(torch.inf),
+        "count": 5,
+    }
     save_checkpoint(tmp_path / "ckpt.pt", state)
     splits = open_splits(args.dataset, args.data_dir, args.sequence_length, args.vocab_size)
     trainer = Trainer(args, World(torch.device("cpu")), splits, make_model_from_args(args), tmp_path)
@@ -171,7 +225,9 @@ def test_a_meter_that_earlier_code_let_overflow_begins_anew(overflowing: Path, t
 
 def rows_of(results: Path, kind: str) -> list[dict[str, Any]]:
     lines = (results / "metrics.jsonl").read_text().splitlines()
-    return [row for row in (json.loads(line, parse_constant=pytest.fail) for line in lines) if row["kind"] == kind]
+    return [
+        row for row in (json.loads(line, parse_constant=pytest.fail) for line in lines) if row["kind"] == kind
+    ]
 
 
 def test_a_step_that_overflowed_has_a_loss_and_no_norm(overflowing: Path) -> None:
@@ -191,17 +247,30 @@ def test_skipped_steps_are_told_and_the_run_goes_on(skipping: Path) -> None:
     rows = metrics(skipping)
     skipped = [row["step"] for row in rows if row["kind"] == "skipped"]
     assert skipped
-    assert [row["step"] for row in rows if row["kind"] == "train"] == [step for step in range(1, 31) if step not in skipped]
+    assert [row["step"] for row in rows if row["kind"] == "train"] == [
+        step for step in range(1, 31) if step not in skipped
+    ]
 
 
 def test_skipped_steps_change_no_weight(calm: Path, tmp_path: Path) -> None:
-    assert train(tmp_path, **CALM | {"iterations": 5, "save_checkpoint_freq": 1, "keep_checkpoints": 0}, grad_norm_limit=1e-9,
-                 on_bad_step="skip").returncode == 0
-    weights = [torch.load(folder(tmp_path) / name, weights_only=True)["model"] for name in ("ckpt_1.pt", "ckpt.pt")]
+    assert (
+        train(
+            tmp_path,
+            **CALM | {"iterations": 5, "save_checkpoint_freq": 1, "keep_checkpoints": 0},
+            grad_norm_limit=1e-9,
+            on_bad_step="skip",
+        ).returncode
+        == 0
+    )
+    weights = [
+        torch.load(folder(tmp_path) / name, weights_only=True)["model"] for name in ("ckpt_1.pt", "ckpt.pt")
+    ]
     assert differing(*weights) == []
 
 
-def test_killed_run_that_skips_steps_ends_with_the_same_bits(calm: Path, skipping: Path, tmp_path: Path) -> None:
+def test_killed_run_that_skips_steps_ends_with_the_same_bits(
+    calm: Path, skipping: Path, tmp_path: Path
+) -> None:
     changes = {**CALM, "grad_norm_limit": limit_of(calm), "on_bad_step": "skip"}
     process = start(command(tmp_path, **changes))
     wait_for_step(tmp_path, 12, process)
@@ -214,7 +283,10 @@ def test_killed_run_that_skips_steps_ends_with_the_same_bits(calm: Path, skippin
 
 def test_ten_bad_steps_in_a_row_stop_a_run_that_skips(tmp_path: Path) -> None:
     assert "step 11: " in one_error(train(tmp_path, **RUNAWAY, on_bad_step="skip"))
-    assert "9 steps before it were skipped" in json.loads((folder(tmp_path) / "status.json").read_text())["reason"]
+    assert (
+        "9 steps before it were skipped"
+        in json.loads((folder(tmp_path) / "status.json").read_text())["reason"]
+    )
 
 
 def test_settings_of_bad_steps_may_change_from_job_to_job(tmp_path: Path) -> None:

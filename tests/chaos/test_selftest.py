@@ -20,7 +20,10 @@ ALONE = [*SMALL, "--acc_steps", "1"]  # which two processes cannot share
 
 
 def selftest(results: Path, *more: str, main: Path = ROOT / "main.py") -> tuple[int, str, str]:
-    outcome = run([sys.executable, str(main), "--selftest_resume", "--results_base_folder", str(results), *more], timeout=500)
+    outcome = run(
+        [sys.executable, str(main), "--selftest_resume", "--results_base_folder", str(results), *more],
+        timeout=500,
+    )
     return outcome.returncode, outcome.stdout, outcome.stderr
 
 
@@ -37,7 +40,10 @@ def test_passes_here(here: tuple[Path, int, str]) -> None:
 
 
 def test_kills_three_times_and_leaves_nothing(here: tuple[Path, int, str]) -> None:
-    assert len(re.findall(r"1 process: .*killed at step \d+.*killed at step \d+.*killed at step \d+", here[2])) == 1
+    assert (
+        len(re.findall(r"1 process: .*killed at step \d+.*killed at step \d+.*killed at step \d+", here[2]))
+        == 1
+    )
     assert list(here[0].iterdir()) == []
 
 
@@ -59,8 +65,13 @@ def test_a_config_file_is_not_handed_on(tmp_path: Path) -> None:
     """It would put back what the self-test has set otherwise: the trainings would be self-tests again."""
     (tmp_path / "mine.json").write_text('{"selftest_resume": true, "max_runtime_minutes": 1, "n_embd": 32}')
     words = Training(parse_args(["--config", str(tmp_path / "mine.json")]), tmp_path, 1).words
-    again = parse_args(words[words.index(str(ROOT / "main.py")) + 1:])
-    assert (again.config, again.selftest_resume, again.max_runtime_minutes, again.n_embd) == (None, False, None, 32)
+    again = parse_args(words[words.index(str(ROOT / "main.py")) + 1 :])
+    assert (again.config, again.selftest_resume, again.max_runtime_minutes, again.n_embd) == (
+        None,
+        False,
+        None,
+        32,
+    )
 
 
 def test_settings_that_cannot_be_are_told_in_one_line(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
-"""Storage that is full, limited, slow or gone stale under a training: it goes on or stops with a line, and loses no checkpoint.
+"""Storage that is full, limited, slow or gone stale under a training: it goes on or stops with a line, and
+loses no checkpoint.
 
-The same command, with the fault gone, then ends with the bits of a training that nobody disturbed. Full disks are real
-tmpfs mounts, quotas real limits of the process; slow and stale storage is the real one behind a library (LD_PRELOAD).
+The same command, with the fault gone, then ends with the bits of a training that nobody disturbed. Full disks
+are real tmpfs mounts, quotas real limits of the process; slow and stale storage is the real one behind a
+library (LD_PRELOAD).
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from tests.programs import command, final_state, folder, metrics, run, status, t
 
 pytestmark = pytest.mark.slow
 
-needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compiler here to make the faulty storage with")
+needs_gcc = pytest.mark.skipif(
+    shutil.which("gcc") is None, reason="no C compiler here to make the faulty storage with"
+)
 FAULTY_STORAGE = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -38,10 +42,12 @@ FAULTY_STORAGE = r"""
 
 static atomic_long calls;
 
-/* -1 with ESTALE from call STORAGE_STALE_AFTER on, where a path holds STORAGE_PATH; else 0, after STORAGE_DELAY_MS */
+/* -1 with ESTALE from call STORAGE_STALE_AFTER on, where a path holds STORAGE_PATH; else 0, after \
+STORAGE_DELAY_MS */
 static int meets(const char *path, const char *delay)
 {
-    const char *wanted = getenv("STORAGE_PATH"), *after = getenv("STORAGE_STALE_AFTER"), *wait = getenv(delay);
+    const char *wanted = getenv("STORAGE_PATH"), *after = getenv("STORAGE_STALE_AFTER"), *wait = \
+getenv(delay);
     if (!wanted || !strstr(path, wanted)) return 0;
     if (wait) usleep(1000 * atol(wait));
     if (after && atomic_fetch_add(&calls, 1) >= atol(after)) { errno = ESTALE; return -1; }
@@ -90,7 +96,12 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     """A small disk of its own. Only its size is ever full: the machine's memory is not at stake."""
     place = tmp_path / "disk"
     place.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", place], capture_output=True, check=False).returncode:
+    if (
+        os.geteuid()
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", place], capture_output=True, check=False
+        ).returncode
+    ):
         pytest.skip("no right to mount a small disk here")
     try:
         yield place
@@ -107,11 +118,18 @@ def used_kib(disk: Path) -> int:
 
 
 def begin(unbroken: Path, results: Path) -> Path:
-    """What SIGKILL between steps 4 and 6 leaves: ckpt_3.pt, and metrics up to there. The fault meets this experiment."""
+    """What SIGKILL between steps 4 and 6 leaves: ckpt_3.pt, and metrics up to there.
+
+    The fault meets this experiment.
+    """
     place = results / folder(unbroken).relative_to(unbroken)
     place.mkdir(parents=True)
     shutil.copy(folder(unbroken) / "ckpt_3.pt", place)
-    rows = [line for line in (folder(unbroken) / "metrics.jsonl").read_text().splitlines(keepends=True) if json.loads(line)["step"] <= 4]
+    rows = [
+        line
+        for line in (folder(unbroken) / "metrics.jsonl").read_text().splitlines(keepends=True)
+        if json.loads(line)["step"] <= 4
+    ]
     (place / "metrics.jsonl").write_text("".join(rows))
     return results
 
@@ -119,7 +137,9 @@ def begin(unbroken: Path, results: Path) -> Path:
 def stopped_by_the_fault(outcome: subprocess.CompletedProcess[str], code: int = 2) -> str:
     """The one line of it; fails for a traceback, more lines or another exit code."""
     lines = outcome.stderr.splitlines()
-    assert outcome.returncode == code and len(lines) == 1 and lines[0].startswith(ONE_LINE), f"{outcome.returncode}\n{outcome.stderr}"
+    assert outcome.returncode == code and len(lines) == 1 and lines[0].startswith(ONE_LINE), (
+        f"{outcome.returncode}\n{outcome.stderr}"
+    )
     return lines[0]
 
 
@@ -142,8 +162,11 @@ def goes_on_to_the_same_bits(unbroken: Path, results: Path) -> None:
 # full
 
 
-@pytest.mark.parametrize("room_kib", scale([300], [20, 300, 760, 1900]))  # besides what is there; a checkpoint takes 764 KiB
-def test_disk_that_gets_full_in_a_checkpoint_stops_the_run_and_keeps_the_last_good_one(unbroken: Path, disk: Path, room_kib: int) -> None:
+# besides what is there; a checkpoint takes 764 KiB
+@pytest.mark.parametrize("room_kib", scale([300], [20, 300, 760, 1900]))
+def test_disk_that_gets_full_in_a_checkpoint_stops_the_run_and_keeps_the_last_good_one(
+    unbroken: Path, disk: Path, room_kib: int
+) -> None:
     begin(unbroken, disk)
     resize(disk, used_kib(disk) + room_kib)
     assert "No space left on device" in stopped_by_the_fault(train(disk, **SMALL))
@@ -152,8 +175,11 @@ def test_disk_that_gets_full_in_a_checkpoint_stops_the_run_and_keeps_the_last_go
     goes_on_to_the_same_bits(unbroken, disk)
 
 
-@pytest.mark.parametrize("pages", scale([], range(6)))  # lock, train.log, segments.jsonl, status.json and metrics.jsonl take one each
-def test_disk_without_room_for_small_files_stops_the_run_and_keeps_the_last_good_checkpoint(unbroken: Path, disk: Path, pages: int) -> None:
+# lock, train.log, segments.jsonl, status.json and metrics.jsonl take one each
+@pytest.mark.parametrize("pages", scale([], range(6)))
+def test_disk_without_room_for_small_files_stops_the_run_and_keeps_the_last_good_checkpoint(
+    unbroken: Path, disk: Path, pages: int
+) -> None:
     begin(unbroken, disk)
     resize(disk, used_kib(disk) + 4 * pages)
     assert "No space left on device" in stopped_by_the_fault(train(disk, **SMALL))
@@ -163,10 +189,17 @@ def test_disk_without_room_for_small_files_stops_the_run_and_keeps_the_last_good
 
 
 @pytest.mark.skipif(shutil.which("prlimit") is None, reason="no prlimit here to limit the size of files with")
-@pytest.mark.parametrize("largest", scale([300_000] if os.geteuid() else [], [200, 1000, 4096, 300_000, 781_000]))  # root has a full disk above
-def test_quota_stops_the_run_and_keeps_the_last_good_checkpoint(unbroken: Path, tmp_path: Path, largest: int) -> None:
+# root has a full disk above
+@pytest.mark.parametrize(
+    "largest", scale([300_000] if os.geteuid() else [], [200, 1000, 4096, 300_000, 781_000])
+)
+def test_quota_stops_the_run_and_keeps_the_last_good_checkpoint(
+    unbroken: Path, tmp_path: Path, largest: int
+) -> None:
     begin(unbroken, tmp_path)
-    assert "File too large" in stopped_by_the_fault(run(["prlimit", f"--fsize={largest}", *command(tmp_path, **SMALL)]))
+    assert "File too large" in stopped_by_the_fault(
+        run(["prlimit", f"--fsize={largest}", *command(tmp_path, **SMALL)])
+    )
     checkpoints_are_whole(tmp_path)
     goes_on_to_the_same_bits(unbroken, tmp_path)
 
@@ -188,7 +221,9 @@ PASSES = 1  # exit code: the chain tries again
 
 @needs_gcc
 @pytest.mark.parametrize("call", scale([70], sorted(random.Random(3).sample(range(CALLS), 8))))
-def test_handle_that_goes_stale_stops_the_run_and_keeps_the_last_good_checkpoint(unbroken: Path, tmp_path: Path, faulty: str, call: int) -> None:
+def test_handle_that_goes_stale_stops_the_run_and_keeps_the_last_good_checkpoint(
+    unbroken: Path, tmp_path: Path, faulty: str, call: int
+) -> None:
     begin(unbroken, tmp_path)
     fault = {"LD_PRELOAD": faulty, "STORAGE_PATH": str(tmp_path), "STORAGE_STALE_AFTER": str(call)}
     assert "Stale file handle" in stopped_by_the_fault(run(command(tmp_path, **SMALL), **fault), PASSES)
@@ -197,8 +232,15 @@ def test_handle_that_goes_stale_stops_the_run_and_keeps_the_last_good_checkpoint
 
 
 @needs_gcc
-@pytest.mark.parametrize("file", scale([], [".ckpt_6.pt", ".ckpt.pt", ".status.json", ".segments.jsonl", ".summary.json", "metrics.jsonl"]))
-def test_one_file_that_goes_stale_stops_the_run_and_keeps_the_last_good_checkpoint(unbroken: Path, tmp_path: Path, faulty: str, file: str) -> None:
+@pytest.mark.parametrize(
+    "file",
+    scale(
+        [], [".ckpt_6.pt", ".ckpt.pt", ".status.json", ".segments.jsonl", ".summary.json", "metrics.jsonl"]
+    ),
+)
+def test_one_file_that_goes_stale_stops_the_run_and_keeps_the_last_good_checkpoint(
+    unbroken: Path, tmp_path: Path, faulty: str, file: str
+) -> None:
     begin(unbroken, tmp_path)
     fault = {"LD_PRELOAD": faulty, "STORAGE_PATH": f"/{file}", "STORAGE_STALE_AFTER": "0"}
     assert "Stale file handle" in stopped_by_the_fault(run(command(tmp_path, **SMALL), **fault), PASSES)
@@ -212,7 +254,12 @@ def test_one_file_that_goes_stale_stops_the_run_and_keeps_the_last_good_checkpoi
 @needs_gcc
 def test_slow_storage_changes_nothing_but_the_time(unbroken: Path, tmp_path: Path, faulty: str) -> None:
     """A second for each sync and rename of a checkpoint, and of every file in the full test."""
-    delay = {"LD_PRELOAD": faulty, "STORAGE_PATH": scale("/.ckpt_", str(tmp_path)), "STORAGE_WRITE_MS": "10", "STORAGE_SYNC_MS": "1000"}
+    delay = {
+        "LD_PRELOAD": faulty,
+        "STORAGE_PATH": scale("/.ckpt_", str(tmp_path)),
+        "STORAGE_WRITE_MS": "10",
+        "STORAGE_SYNC_MS": "1000",
+    }
     outcome = run(command(tmp_path, **SMALL), **delay)
     assert outcome.returncode == 0, outcome.stderr
     assert status(tmp_path)["slowest_save_seconds"] >= 1  # or the library was not there
@@ -221,21 +268,33 @@ def test_slow_storage_changes_nothing_but_the_time(unbroken: Path, tmp_path: Pat
 
 
 @needs_gcc
-def test_storage_that_hangs_ends_the_process_in_the_time_that_is_allowed(unbroken: Path, tmp_path: Path, faulty: str) -> None:
+def test_storage_that_hangs_ends_the_process_in_the_time_that_is_allowed(
+    unbroken: Path, tmp_path: Path, faulty: str
+) -> None:
     begin(unbroken, tmp_path)
     hang = {"LD_PRELOAD": faulty, "STORAGE_PATH": "/.ckpt_", "STORAGE_SYNC_MS": "600000"}
     outcome = run(command(tmp_path, **SMALL, watchdog_minutes=0.2), timeout=90, **hang)
-    assert outcome.returncode == 1 and "main.py: error: watchdog: process 0 of 1, after step 9, has not got on" in outcome.stderr
+    assert (
+        outcome.returncode == 1
+        and "main.py: error: watchdog: process 0 of 1, after step 9, has not got on" in outcome.stderr
+    )
     goes_on_to_the_same_bits(unbroken, tmp_path)
 
 
 @needs_gcc
 @pytest.mark.skipif(not FULL, reason="two trainings on two processes: CHAOS=full")
 def test_slow_storage_of_one_process_does_not_time_out_the_other(tmp_path: Path, faulty: str) -> None:
-    """The processes that do not write wait for the one that does; the watchdog allows twelve seconds for each wait."""
+    """The processes that do not write wait for the one that does; the watchdog allows twelve seconds for
+    each wait.
+    """
     quick, slow = tmp_path / "quick", tmp_path / "slow"
     assert train(quick, 2, **SMALL).returncode == 0
-    delay = {"LD_PRELOAD": faulty, "STORAGE_PATH": str(slow), "STORAGE_WRITE_MS": "20", "STORAGE_SYNC_MS": "1000"}
+    delay = {
+        "LD_PRELOAD": faulty,
+        "STORAGE_PATH": str(slow),
+        "STORAGE_WRITE_MS": "20",
+        "STORAGE_SYNC_MS": "1000",
+    }
     outcome = run(command(slow, 2, **SMALL, watchdog_minutes=0.2), **delay)
     assert outcome.returncode == 0, outcome.stderr
     assert status(slow)["slowest_save_seconds"] >= 1

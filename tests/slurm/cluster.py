@@ -1,9 +1,10 @@
 """A real SLURM cluster on this machine: munge, slurmctld and two slurmd in a private folder.
 
-    python -m tests.slurm.cluster FOLDER      # start it, print the variable that makes commands use it, stop on Ctrl-C
+    python -m tests.slurm.cluster FOLDER      # start it, print the variable that makes commands use it, stop
+    on Ctrl-C
 
-Needs root (slurmd) and Debian's packages slurm-wlm and munge. The two nodes n1 and n2 have two fake GPUs each; the
-partitions carry the reference site's names, and ecsstudents_l4 preempts scavenger_l4.
+Needs root (slurmd) and Debian's packages slurm-wlm and munge. The two nodes n1 and n2 have two fake GPUs
+each; the partitions carry the reference site's names, and ecsstudents_l4 preempts scavenger_l4.
 """
 
 from __future__ import annotations
@@ -72,7 +73,10 @@ def missing() -> str | None:
     """Why there can be no cluster on this machine, or None."""
     absent = [name for name in PROGRAMS if shutil.which(name, path=search_path()) is None]
     if absent:
-        return f"no SLURM here ({', '.join(absent)} not found); on Debian, as root: apt-get install slurm-wlm munge"
+        return (
+            f"no SLURM here ({', '.join(absent)} not found); on Debian, as root: apt-get install slurm-wlm"
+            " munge"
+        )
     return None if os.geteuid() == 0 else "starting slurmd needs root"
 
 
@@ -112,15 +116,29 @@ class Cluster:
         (self.folder / "state").mkdir()
         self._write_configuration()
         try:
-            self._start("munged", "munged", "--foreground", "--force", f"--socket={self.folder}/munge.socket",
-                        f"--key-file={self.folder}/munge.key", f"--pid-file={self.folder}/munged.pid",
-                        f"--log-file={self.folder}/munged.log", f"--seed-file={self.folder}/munged.seed")
+            self._start(
+                "munged",
+                "munged",
+                "--foreground",
+                "--force",
+                f"--socket={self.folder}/munge.socket",
+                f"--key-file={self.folder}/munge.key",
+                f"--pid-file={self.folder}/munged.pid",
+                f"--log-file={self.folder}/munged.log",
+                f"--seed-file={self.folder}/munged.seed",
+            )
             wait_until((self.folder / "munge.socket").exists, 20, "munged")
             self._start("slurmctld", "slurmctld", "-D")
             for node in NODES:
                 self.start_node(node)
-            wait_until(lambda: self.run("sinfo", "-h", "-N", "-t", "idle", "-p", "a100", "-o", "%N").stdout.split() == list(NODES),
-                       60, "idle nodes")
+            wait_until(
+                lambda: (
+                    self.run("sinfo", "-h", "-N", "-t", "idle", "-p", "a100", "-o", "%N").stdout.split()
+                    == list(NODES)
+                ),
+                60,
+                "idle nodes",
+            )
         except BaseException:
             self.__exit__()
             raise
@@ -136,12 +154,24 @@ class Cluster:
             self.kill(name, signal.SIGTERM)
 
     def _write_configuration(self) -> None:
-        text = SLURM_CONF.format(folder=self.folder, host=socket.gethostname().split(".")[0], ports=free_ports(3),
-                                 requeue_wait=REQUEUE_WAIT_SECONDS, node_timeout=NODE_TIMEOUT_SECONDS)
+        text = SLURM_CONF.format(
+            folder=self.folder,
+            host=socket.gethostname().split(".")[0],
+            ports=free_ports(3),
+            requeue_wait=REQUEUE_WAIT_SECONDS,
+            node_timeout=NODE_TIMEOUT_SECONDS,
+        )
         (self.folder / "slurm.conf").write_text(text)
-        (self.folder / "gres.conf").write_text("".join(f"NodeName={node} Name=gpu File=/dev/{device}\n"
-                                                       for node in NODES for device in ("null", "zero")))
-        (self.folder / "mail").write_text(f'#!/bin/sh\n{{ printf "%s\\n" "$*"; cat; }} >>"{self.folder}/mails"\n')
+        (self.folder / "gres.conf").write_text(
+            "".join(
+                f"NodeName={node} Name=gpu File=/dev/{device}\n"
+                for node in NODES
+                for device in ("null", "zero")
+            )
+        )
+        (self.folder / "mail").write_text(
+            f'#!/bin/sh\n{{ printf "%s\\n" "$*"; cat; }} >>"{self.folder}/mails"\n'
+        )
         (self.folder / "mail").chmod(0o755)
         key = self.folder / "munge.key"
         key.touch(mode=0o600)
@@ -151,8 +181,14 @@ class Cluster:
         # a Ctrl-C in the terminal must reach the tests, not the daemons; and they must not outlive the tests
         tests = os.getpid()
         with open(self.folder / f"{name}.out", "ab") as out:
-            self.daemons[name] = subprocess.Popen(command, env=self._environment(), stdout=out, stderr=out, start_new_session=True,
-                                                   preexec_fn=lambda: die_with(tests))
+            self.daemons[name] = subprocess.Popen(
+                command,
+                env=self._environment(),
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                preexec_fn=lambda: die_with(tests),
+            )
 
     def _environment(self, **more: str) -> dict[str, str]:
         return {**os.environ, "PATH": search_path(), **self.env, **more}
@@ -171,9 +207,19 @@ class Cluster:
             daemon.kill()
             daemon.wait()
 
-    def run(self, *command: str, cwd: Path | None = None, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: str, cwd: Path | None = None, timeout: float = 120, **env: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command as a user of the cluster."""
-        return subprocess.run(command, env=self._environment(**env), cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
+        return subprocess.run(
+            command,
+            env=self._environment(**env),
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
 
 
 def main(folder: Path) -> None:

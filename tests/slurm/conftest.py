@@ -1,4 +1,6 @@
-"""One cluster and one clone of the repository for all tests here; a user with results of his own for each test."""
+"""One cluster and one clone of the repository for all tests here; a user with results of his own for each
+test.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The path has a space, a quote and a percent sign, which SLURM's file patterns and bash would take for their own."""
+    """The path has a space, a quote and a percent sign, which SLURM's file patterns and bash would take
+    for their own.
+    """
     folder = tmp_path_factory.mktemp("clone") / "it's 100% a clone"
     copy_sources(folder)
     return folder

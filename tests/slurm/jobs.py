@@ -15,8 +15,20 @@ from tests.slurm.cluster import Cluster, wait_until
 
 PATIENCE = 240.0  # seconds for anything that a cluster with two busy cores does
 # one process on a CPU, with nothing that needs a network; each test has its own RESULTS_DIR
-SETTINGS = {"VENV_DIR": sys.prefix, "USE_CONDA": "no", "DATA_DIR": str(SMALL_DATA), "DATASET": "openwebtext2", "OMP_NUM_THREADS": "1",
-            "WANDB": "0", "HEALTH_CHECK": "0", "NOTIFY_EMAIL": "", "N_GPUS": "0", "CPUS": "2", "MEMORY": "2G", "TIME_LIMIT": "5"}
+SETTINGS = {
+    "VENV_DIR": sys.prefix,
+    "USE_CONDA": "no",
+    "DATA_DIR": str(SMALL_DATA),
+    "DATASET": "openwebtext2",
+    "OMP_NUM_THREADS": "1",
+    "WANDB": "0",
+    "HEALTH_CHECK": "0",
+    "NOTIFY_EMAIL": "",
+    "N_GPUS": "0",
+    "CPUS": "2",
+    "MEMORY": "2G",
+    "TIME_LIMIT": "5",
+}
 
 
 def tiny(**changes: Any) -> list[str]:
@@ -24,7 +36,7 @@ def tiny(**changes: Any) -> list[str]:
     changes = {"eval_freq": 50, **changes, "data_dir": None, "dataset": None, "exp_name": None}
     words = flags(Path(), **changes)
     at = words.index("--results_base_folder")
-    return words[:at] + words[at + 2:]
+    return words[:at] + words[at + 2 :]
 
 
 @dataclass
@@ -36,7 +48,10 @@ class Outcome:
     err: str
 
     def said(self, what: str) -> str:
-        return next((line.split(":", 1)[1].strip() for line in self.out.splitlines() if line.startswith(f"{what}:")), "")
+        return next(
+            (line.split(":", 1)[1].strip() for line in self.out.splitlines() if line.startswith(f"{what}:")),
+            "",
+        )
 
     @property
     def job(self) -> str:
@@ -61,14 +76,22 @@ class Site:
     env: dict[str, str] = field(default_factory=dict)
 
     def environment(self, **more: str) -> dict[str, str]:
-        return {**SETTINGS, "SCRATCH_DIR": str(self.results.parent), "RESULTS_DIR": str(self.results), **self.env, **more}
+        return {
+            **SETTINGS,
+            "SCRATCH_DIR": str(self.results.parent),
+            "RESULTS_DIR": str(self.results),
+            **self.env,
+            **more,
+        }
 
     def script(self, package: str) -> str:
         return str(self.repo / "iridis" / package / "job.sh")
 
     def call(self, package: str, *words: str, **env: str) -> Outcome:
         """`bash iridis/PACKAGE/job.sh WORDS...`, as a user calls it."""
-        done = self.cluster.run("bash", self.script(package), *words, timeout=PATIENCE, **self.environment(**env))
+        done = self.cluster.run(
+            "bash", self.script(package), *words, timeout=PATIENCE, **self.environment(**env)
+        )
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     def submit(self, package: str, *words: str, **env: str) -> Outcome:
@@ -78,8 +101,14 @@ class Site:
 
     def start(self, package: str, *words: str, **env: str) -> subprocess.Popen[str]:
         """The same in the background, in a process group of its own."""
-        return subprocess.Popen(["bash", self.script(package), *words], env={**os.environ, **self.cluster.env, **self.environment(**env)},
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        return subprocess.Popen(
+            ["bash", self.script(package), *words],
+            env={**os.environ, **self.cluster.env, **self.environment(**env)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
 
     # the queue
 
@@ -99,15 +128,24 @@ class Site:
     def wait(self, outcome: Outcome, seconds: float = PATIENCE) -> None:
         """Until no job of a chain is in the queue any more."""
         try:
-            wait_until(lambda: not self.queue("%i", f"--name={outcome.job_name}"), seconds, f"the end of {outcome.job_name}")
+            wait_until(
+                lambda: not self.queue("%i", f"--name={outcome.job_name}"),
+                seconds,
+                f"the end of {outcome.job_name}",
+            )
         except TimeoutError as error:
             raise AssertionError(f"{error}\n{logs(outcome.run_dir)}") from None
 
     def wait_for_step(self, step: int, name: str = "run", job: str | None = None) -> None:
         """Until a training (of this job) has logged a step."""
+
         def there() -> bool:
             found = list(self.results.glob(f"*/*/{name}/metrics.jsonl"))
-            rows = [json.loads(line) for line in found[0].read_bytes().splitlines(True) if line.endswith(b"\n")] if found else []
+            rows = (
+                [json.loads(line) for line in found[0].read_bytes().splitlines(True) if line.endswith(b"\n")]
+                if found
+                else []
+            )
             return any(row["step"] >= step for row in rows)
 
         wait_until(there, PATIENCE, f"step {step} of {name} (job {job})")
@@ -129,15 +167,24 @@ class Site:
 
 def logs(run_dir: Path) -> str:
     """All that a run's jobs said, for messages of failed tests."""
-    return "\n".join(f"--- {path}\n{path.read_text(errors='replace')[-3000:]}" for path in sorted(run_dir.glob("slurm_*")))
+    return "\n".join(
+        f"--- {path}\n{path.read_text(errors='replace')[-3000:]}" for path in sorted(run_dir.glob("slurm_*"))
+    )
 
 
 def error_lines(run_dir: Path) -> list[str]:
     """Lines of a run's .err files by which the job scripts tell why they stop."""
-    return [line for path in sorted(run_dir.glob("slurm_*.err")) for line in path.read_text().splitlines() if line.startswith("error: ")]
+    return [
+        line
+        for path in sorted(run_dir.glob("slurm_*.err"))
+        for line in path.read_text().splitlines()
+        if line.startswith("error: ")
+    ]
 
 
 def is_contiguous(ledger: list[dict[str, Any]], iterations: int) -> bool:
     """Whether each segment began where the one before had saved, from the first step to the last."""
     edges = [row["start_step"] for row in ledger] + [iterations]
-    return edges[0] == 0 and all(row["end_step"] == after for row, after in zip(ledger, edges[1:], strict=True))
+    return edges[0] == 0 and all(
+        row["end_step"] == after for row, after in zip(ledger, edges[1:], strict=True)
+    )

@@ -1,6 +1,7 @@
 """A training in several jobs is the training in one: time limits, preemption, a lost node, requeues.
 
-What takes minutes of a cluster's time runs beside the other tests of this module: `chains` starts it, the last tests wait for it.
+What takes minutes of a cluster's time runs beside the other tests of this module: `chains` starts it, the
+last tests wait for it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ from tests.slurm.cluster import NODES, Cluster, wait_until
 from tests.slurm.jobs import PATIENCE, Outcome, Site, is_contiguous, logs, tiny
 
 STEPS = {"long": 300, "short": 200}
-TRAINING = {length: ("--name", "run", "--", *tiny(iterations=steps, save_checkpoint_freq=50)) for length, steps in STEPS.items()}  # with dropout
+# with dropout
+TRAINING = {
+    length: ("--name", "run", "--", *tiny(iterations=steps, save_checkpoint_freq=50))
+    for length, steps in STEPS.items()
+}
 
 PREEMPTIBLE = {"PARTITION": "scavenger_l4", "SBATCH_OPTIONS": "--nodelist=n1", "CPUS": "8"}
 
@@ -52,8 +57,10 @@ def chains(cluster: Cluster, repo: Path, tmp_path_factory: pytest.TempPathFactor
     for kind, length in (("resubmit", "long"), ("requeue", "short")):
         site = Site(cluster, repo, base / kind, {**limited, "CHAIN_BY": kind})
         started.append((site, site.submit("adm-train", *TRAINING[length])))
-    unbroken = {length: (base / length, Site(cluster, repo, base / length).start("adm-train", "--local", *words))
-                for length, words in TRAINING.items()}
+    unbroken = {
+        length: (base / length, Site(cluster, repo, base / length).start("adm-train", "--local", *words))
+        for length, words in TRAINING.items()
+    }
     yield Chains(unbroken, *started)
     for _, training in unbroken.values():
         if training.poll() is None:
@@ -74,13 +81,17 @@ def only_node(site: Site, node: str) -> Iterator[None]:
             site.cluster.run("scontrol", "update", f"NodeName={name}", "State=RESUME")
 
 
-def test_after_a_node_is_lost_its_orphan_gives_way_and_the_chain_ends_with_the_same_weights(site: Site, chains: Chains) -> None:
+def test_after_a_node_is_lost_its_orphan_gives_way_and_the_chain_ends_with_the_same_weights(
+    site: Site, chains: Chains
+) -> None:
     with only_node(site, "n1"):
         outcome = site.submit("adm-train", *TRAINING["long"])
         site.wait_for_step(9)
     site.cluster.kill("n1")
     try:
-        wait_until(lambda: [row["restart"] for row in site.ledger()] == [0, 1], 120, "a start on the other node")
+        wait_until(
+            lambda: [row["restart"] for row in site.ledger()] == [0, 1], 120, "a start on the other node"
+        )
         assert site.show(outcome.job, "NodeList") == "n2"
         site.wait_for_step(site.ledger()[-1]["start_step"] + 3)
         site.cluster.run("scancel", "--batch", "--signal=USR1", outcome.job)  # as before a time limit
@@ -95,15 +106,28 @@ def test_after_a_node_is_lost_its_orphan_gives_way_and_the_chain_ends_with_the_s
 def preempt(site: Site) -> None:
     """Have a job of a higher partition take the whole of n1, once the chain has trained there a little."""
     site.wait_for_step(site.ledger()[-1]["start_step"] + 3)
-    site.cluster.run("sbatch", "--partition=ecsstudents_l4", "--nodelist=n1", "--cpus-per-task=16", "--output=/dev/null", "--wrap=sleep 1")
+    site.cluster.run(
+        "sbatch",
+        "--partition=ecsstudents_l4",
+        "--nodelist=n1",
+        "--cpus-per-task=16",
+        "--output=/dev/null",
+        "--wrap=sleep 1",
+    )
 
 
-def test_a_job_preempted_three_times_finishes_with_the_weights_of_an_unbroken_run(site: Site, chains: Chains) -> None:
+def test_a_job_preempted_three_times_finishes_with_the_weights_of_an_unbroken_run(
+    site: Site, chains: Chains
+) -> None:
     outcome = site.submit("adm-train", *TRAINING["short"], **PREEMPTIBLE)
     for time in range(3):
         wait_until(lambda starts=time + 1: len(site.ledger()) == starts, PATIENCE, f"start {time}")
         preempt(site)
-        wait_until(lambda restarts=time + 1: site.show(outcome.job, "Restarts") == str(restarts), 60, f"preemption {time + 1}")
+        wait_until(
+            lambda restarts=time + 1: site.show(outcome.job, "Restarts") == str(restarts),
+            60,
+            f"preemption {time + 1}",
+        )
     site.wait(outcome)
     assert differing(final_state(site.results), chains.weights("short")) == [], logs(outcome.run_dir)
     assert {row["job_id"] for row in site.ledger()} == {outcome.job}
@@ -114,7 +138,9 @@ def test_a_job_preempted_three_times_finishes_with_the_weights_of_an_unbroken_ru
 def test_a_job_preempted_with_grace_goes_on_with_no_step_lost(site: Site) -> None:
     steps = 400
     flags = tiny(iterations=steps, save_checkpoint_freq=50)
-    outcome = site.submit("adm-train", "--name", "run", "--", *flags, **{**PREEMPTIBLE, "PARTITION": "scavenger_4a100"})
+    outcome = site.submit(
+        "adm-train", "--name", "run", "--", *flags, **{**PREEMPTIBLE, "PARTITION": "scavenger_4a100"}
+    )
     wait_until(lambda: len(site.ledger()) == 1, PATIENCE, "the start")
     preempt(site)
     site.wait(outcome)
@@ -132,7 +158,9 @@ def test_a_chain_over_time_limits_finishes_alone_with_the_weights_of_an_unbroken
     assert differing(final_state(site.results), chains.weights("long")) == [], logs(outcome.run_dir)
 
 
-def test_a_chain_by_requeue_keeps_its_job_id_and_ends_with_the_weights_of_an_unbroken_run(chains: Chains) -> None:
+def test_a_chain_by_requeue_keeps_its_job_id_and_ends_with_the_weights_of_an_unbroken_run(
+    chains: Chains,
+) -> None:
     site, outcome = chains.requeueing
     site.wait(outcome)
     ledger = site.ledger()

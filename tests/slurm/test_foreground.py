@@ -11,9 +11,20 @@ import pytest
 from tests.programs import STOPPED
 from tests.slurm.jobs import PATIENCE, Site, is_contiguous, tiny
 
-PLAIN = {"model": "base", "n_layer": 2, "n_layer_begin": None, "n_layer_end": None, "n_repeat": None, "depth_embedding": None}
-PACKAGES = {"adm-train": ([], {"model": None}), "base-train": (["base", "12"], PLAIN),
-            "cot-res-train": ([], {"model": None, "depth_embedding": None}), "lncot-train": ([], {"model": None})}
+PLAIN = {
+    "model": "base",
+    "n_layer": 2,
+    "n_layer_begin": None,
+    "n_layer_end": None,
+    "n_repeat": None,
+    "depth_embedding": None,
+}
+PACKAGES = {
+    "adm-train": ([], {"model": None}),
+    "base-train": (["base", "12"], PLAIN),
+    "cot-res-train": ([], {"model": None, "depth_embedding": None}),
+    "lncot-train": ([], {"model": None}),
+}
 STEPS = 100
 
 
@@ -24,14 +35,25 @@ def path_without_slurm(tmp_path: Path) -> str:
     folder.mkdir()
     for place in os.environ["PATH"].split(":"):
         for program in Path(place).iterdir() if Path(place).is_dir() else ():
-            if program.name not in ("sbatch", "sinfo", "squeue", "scontrol", "scancel", "srun") and not (folder / program.name).exists():
+            if (
+                program.name not in ("sbatch", "sinfo", "squeue", "scontrol", "scancel", "srun")
+                and not (folder / program.name).exists()
+            ):
                 (folder / program.name).symlink_to(program)
     return str(folder)
 
 
-def test_without_slurm_every_training_package_trains_until_ctrl_c_saves_and_goes_on_at_the_next_call(site: Site, path_without_slurm: str) -> None:
-    sites = {package: Site(site.cluster, site.repo, site.results / package, {"PATH": path_without_slurm}) for package in PACKAGES}
-    calls = {package: (*words, "--name", "run", "--", *tiny(iterations=STEPS, **changes)) for package, (words, changes) in PACKAGES.items()}
+def test_without_slurm_every_training_package_trains_until_ctrl_c_saves_and_goes_on_at_the_next_call(
+    site: Site, path_without_slurm: str
+) -> None:
+    sites = {
+        package: Site(site.cluster, site.repo, site.results / package, {"PATH": path_without_slurm})
+        for package in PACKAGES
+    }
+    calls = {
+        package: (*words, "--name", "run", "--", *tiny(iterations=STEPS, **changes))
+        for package, (words, changes) in PACKAGES.items()
+    }
     first = {package: sites[package].start(package, *words) for package, words in calls.items()}
     for package, training in first.items():
         sites[package].wait_for_step(3)

@@ -1,6 +1,8 @@
-"""A job hands its chain on whatever stands in the way: a hanging step, a refusing sbatch, a lost folder, a user's profile.
+"""A job hands its chain on whatever stands in the way: a hanging step, a refusing sbatch, a lost folder, a
+user's profile.
 
-What takes the minutes of a time limit runs beside the other tests: `hanging` starts it, the last test waits for it.
+What takes the minutes of a time limit runs beside the other tests: `hanging` starts it, the last test waits
+for it.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ def hanging(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple
     copy_sources(folder / "clone")
     with open(folder / "clone" / "data" / "order.py", "a") as file:
         file.write(HANG)
-    site = Site(cluster, folder / "clone", folder / "results", {"TIME_LIMIT": "1", "SBATCH_OPTIONS": "--nodelist=n2"})
+    site = Site(
+        cluster, folder / "clone", folder / "results", {"TIME_LIMIT": "1", "SBATCH_OPTIONS": "--nodelist=n2"}
+    )
     return site, site.submit("lncot-train", "--name", "run", "--", *tiny(model=None, iterations=STEPS))
 
 
@@ -75,14 +79,25 @@ def finish(site: Site, outcome: Outcome) -> None:
     site.scancel(*site.queue("%i", f"--name={outcome.job_name}"))
 
 
-def test_a_job_preempted_while_sbatch_refuses_its_successor_leaves_its_restart_in_the_queue(site: Site) -> None:
+def test_a_job_preempted_while_sbatch_refuses_its_successor_leaves_its_restart_in_the_queue(
+    site: Site,
+) -> None:
     outcome = site.submit("lncot-train", *LONG, **OTHER_PARTITION)
     site.wait_for_step(9)
     with partition(site, "scavenger_l4", "State=INACTIVE", "State=UP"):
         signal_before_the_limit(site, outcome.job)
         wait_until(lambda: was_refused(outcome), 60, f"a refusal\n{logs(outcome.run_dir)}")
-        site.cluster.run("sbatch", "--partition=ecsstudents_l4", "--nodelist=n1", "--cpus-per-task=16", "--output=/dev/null", "--wrap=sleep 1")
-        wait_until(lambda: site.show(outcome.job, "Restarts") == "1", 60, f"the preemption\n{logs(outcome.run_dir)}")
+        site.cluster.run(
+            "sbatch",
+            "--partition=ecsstudents_l4",
+            "--nodelist=n1",
+            "--cpus-per-task=16",
+            "--output=/dev/null",
+            "--wrap=sleep 1",
+        )
+        wait_until(
+            lambda: site.show(outcome.job, "Restarts") == "1", 60, f"the preemption\n{logs(outcome.run_dir)}"
+        )
     finish(site, outcome)
     assert [(row["job_id"], row["restart"]) for row in site.ledger()] == [(outcome.job, 0), (outcome.job, 1)]
     assert error_lines(outcome.run_dir) == ["error: the chain stops: cancelled"]
@@ -93,7 +108,9 @@ def test_where_sbatch_goes_on_refusing_the_job_is_requeued(site: Site) -> None:
     site.wait_for_step(9)
     with partition(site, "scavenger_l4", "State=INACTIVE", "State=UP"):
         signal_before_the_limit(site, outcome.job)
-        wait_until(lambda: site.show(outcome.job, "Restarts") == "1", 90, f"the requeue\n{logs(outcome.run_dir)}")
+        wait_until(
+            lambda: site.show(outcome.job, "Restarts") == "1", 90, f"the requeue\n{logs(outcome.run_dir)}"
+        )
     finish(site, outcome)
     assert [(row["job_id"], row["restart"]) for row in site.ledger()] == [(outcome.job, 0), (outcome.job, 1)]
 
@@ -124,10 +141,16 @@ def test_a_chain_whose_run_folder_was_removed_goes_on_and_tells_in_a_new_one(sit
 def test_what_a_user_s_profile_sets_for_commands_by_hand_changes_nothing(site: Site, tmp_path: Path) -> None:
     greeting = tmp_path / "bin" / "sbatch"
     greeting.parent.mkdir()
-    greeting.write_text(f"#!/bin/sh\necho Welcome, you have 3 projects\nexec {shutil.which('sbatch')} \"$@\"\n")
+    greeting.write_text(f'#!/bin/sh\necho Welcome, you have 3 projects\nexec {shutil.which("sbatch")} "$@"\n')
     greeting.chmod(0o755)
-    profile = {"SBATCH_WAIT": "1", "SBATCH_ARRAY_INX": "1-2", "SBATCH_GRES": "gpu:9", "SQUEUE_STATES": "FAILED", "SINFO_PARTITION": "none",
-               "PATH": f"{greeting.parent}:{site.cluster._environment()['PATH']}"}
+    profile = {
+        "SBATCH_WAIT": "1",
+        "SBATCH_ARRAY_INX": "1-2",
+        "SBATCH_GRES": "gpu:9",
+        "SQUEUE_STATES": "FAILED",
+        "SINFO_PARTITION": "none",
+        "PATH": f"{greeting.parent}:{site.cluster._environment()['PATH']}",
+    }
     outcome = site.submit("lncot-train", *LONG, **{**profile, "SBATCH_OPTIONS": "--hold"})
     again = site.call("lncot-train", *LONG, **profile)
     try:
@@ -137,9 +160,13 @@ def test_what_a_user_s_profile_sets_for_commands_by_hand_changes_nothing(site: S
         site.scancel(outcome.job)
 
 
-def test_a_step_that_outlasts_the_signal_s_lead_is_killed_and_the_chain_goes_on(hanging: tuple[Site, Outcome]) -> None:
+def test_a_step_that_outlasts_the_signal_s_lead_is_killed_and_the_chain_goes_on(
+    hanging: tuple[Site, Outcome],
+) -> None:
     site, outcome = hanging
     site.wait(outcome)
     first, second = site.ledger()
-    assert first["reason"] == "time limit within a step or save" and first["state"] == "stopped", logs(outcome.run_dir)
+    assert first["reason"] == "time limit within a step or save" and first["state"] == "stopped", logs(
+        outcome.run_dir
+    )
     assert is_contiguous([first, second], STEPS) and second["chain"] == "finished"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from tests.slurm.cluster import wait_until
 from tests.slurm.jobs import PATIENCE, Site, logs, tiny
 
-SICK_BYTES = 700 << 20  # of address space: room for bash, SLURM and the import of torch, not for the matrices of the health check
+# of address space: room for bash, SLURM and the import of torch, not for the matrices of the health check
+SICK_BYTES = 700 << 20
 
 
 def wait_for_idle(site: Site, node: str) -> None:
@@ -26,7 +27,15 @@ def restart(site: Site, node: str, *prefix: str) -> None:
 def test_a_sick_node_is_left_out_and_the_chain_finishes_on_the_other_one(site: Site) -> None:
     restart(site, "n1", "prlimit", f"--as={SICK_BYTES}")
     try:
-        outcome = site.submit("lncot-train", "--name", "run", "--", *tiny(model=None, iterations=6), HEALTH_CHECK="1", CHAIN_BY="requeue")
+        outcome = site.submit(
+            "lncot-train",
+            "--name",
+            "run",
+            "--",
+            *tiny(model=None, iterations=6),
+            HEALTH_CHECK="1",
+            CHAIN_BY="requeue",
+        )
         site.wait(outcome)
     finally:
         restart(site, "n1")

@@ -12,14 +12,32 @@ from tests.corpora import compress, lines, write_tar
 from tests.slurm.cluster import Cluster, wait_until
 from tests.slurm.jobs import Site, tiny
 
-STAGES = ["download", "tokenise", "cot-res", "lncot", "lncot-60k", "adm", "eval-cot-res", "eval-lncot", "eval-lncot-60k", "eval-adm",
-          "lncot-exp4"]
+STAGES = [
+    "download",
+    "tokenise",
+    "cot-res",
+    "lncot",
+    "lncot-60k",
+    "adm",
+    "eval-cot-res",
+    "eval-lncot",
+    "eval-lncot-60k",
+    "eval-adm",
+    "lncot-exp4",
+]
 FLAGS = tiny(model=None, iterations=10, save_checkpoint_freq=None, vocab_size=50304, batch_size=1, n_embd=16)
 
 
 def pipeline(site: Site, *words: str) -> subprocess.CompletedProcess[str]:
-    return site.cluster.run("bash", str(site.repo / "iridis" / "pipeline.sh"), *words, "--", *FLAGS, timeout=300,
-                            **site.environment(N_GPUS="0", PARTITION="amd_student"))
+    return site.cluster.run(
+        "bash",
+        str(site.repo / "iridis" / "pipeline.sh"),
+        *words,
+        "--",
+        *FLAGS,
+        timeout=300,
+        **site.environment(N_GPUS="0", PARTITION="amd_student"),
+    )
 
 
 def stages(said: str) -> dict[str, str]:
@@ -35,8 +53,17 @@ def site_with_corpus(cluster: Cluster, repo: Path, tmp_path_factory: pytest.Temp
     (folder / "hub").mkdir()
     texts = [f"Document {n}. " + "All work and no play makes a dull corpus. " * 40 for n in range(40)]
     write_tar(folder / "hub" / RAW_OWT2, [("2005-12.jsonl.zst", compress(lines(texts)))])
-    return Site(cluster, repo, folder / "results",
-                {"DATA_DIR": str(folder / "data"), "DATASET": "owt2", "DOWNLOAD_PARTITION": "amd_student", "DOWNLOAD_SOURCE": str(folder / "hub")})
+    return Site(
+        cluster,
+        repo,
+        folder / "results",
+        {
+            "DATA_DIR": str(folder / "data"),
+            "DATASET": "owt2",
+            "DOWNLOAD_PARTITION": "amd_student",
+            "DOWNLOAD_SOURCE": str(folder / "hub"),
+        },
+    )
 
 
 @pytest.fixture(scope="module")
@@ -58,41 +85,69 @@ def test_each_stage_is_a_job_of_its_own(queued: dict[str, str]) -> None:
     assert len({job for job in queued.values() if job.isdigit()}) == len(STAGES)
 
 
-def test_graph_runs_to_its_end_and_is_skipped_when_called_again(site_with_corpus: Site, queued: dict[str, str]) -> None:
+def test_graph_runs_to_its_end_and_is_skipped_when_called_again(
+    site_with_corpus: Site, queued: dict[str, str]
+) -> None:
     again = stages(pipeline(site_with_corpus).stdout)
     assert again == dict.fromkeys(STAGES, "done")
 
 
-def test_trainings_waited_for_the_data_and_evaluations_for_their_training(site_with_corpus: Site, queued: dict[str, str]) -> None:
+def test_trainings_waited_for_the_data_and_evaluations_for_their_training(
+    site_with_corpus: Site, queued: dict[str, str]
+) -> None:
     def began_and_ended(stage: str) -> tuple[str, str]:
-        return site_with_corpus.show(queued[stage], "StartTime"), site_with_corpus.show(queued[stage], "EndTime")
+        return site_with_corpus.show(queued[stage], "StartTime"), site_with_corpus.show(
+            queued[stage], "EndTime"
+        )
 
-    for earlier, later in (("download", "tokenise"), ("tokenise", "adm"), ("adm", "lncot-exp4"), ("lncot", "eval-lncot")):
+    for earlier, later in (
+        ("download", "tokenise"),
+        ("tokenise", "adm"),
+        ("adm", "lncot-exp4"),
+        ("lncot", "eval-lncot"),
+    ):
         assert began_and_ended(earlier)[1] <= began_and_ended(later)[0]
 
 
 def test_unknown_pipeline_is_refused(site_with_corpus: Site) -> None:
     done = pipeline(site_with_corpus, "everything")
-    assert (done.returncode, done.stderr) == (2, "error: unknown pipeline everything; there are reproduce and all\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: unknown pipeline everything; there are reproduce and all\n",
+    )
 
 
-def test_an_evaluation_that_was_done_with_other_flags_is_queued(site_with_corpus: Site, queued: dict[str, str], tmp_path: Path) -> None:
+def test_an_evaluation_that_was_done_with_other_flags_is_queued(
+    site_with_corpus: Site, queued: dict[str, str], tmp_path: Path
+) -> None:
     table = tmp_path / "mine.tsv"
-    table.write_text("lncot\t-\tlncot-train\t-- @flags\nwhole\tlncot\teval-lncot\t--checkpoint @lncot\n"
-                     "part\tlncot\teval-lncot\t--checkpoint @lncot -- --eval_sample_size 4\n")
+    table.write_text(
+        "lncot\t-\tlncot-train\t-- @flags\nwhole\tlncot\teval-lncot\t--checkpoint @lncot\n"
+        "part\tlncot\teval-lncot\t--checkpoint @lncot -- --eval_sample_size 4\n"
+    )
     first = pipeline(site_with_corpus, str(table))
     said = stages(first.stdout)
-    assert (said["lncot"], said["whole"], said["part"].isdigit()) == ("done", "done", True), first.stdout + first.stderr
+    assert (said["lncot"], said["whole"], said["part"].isdigit()) == ("done", "done", True), (
+        first.stdout + first.stderr
+    )
     wait_until(lambda: not site_with_corpus.queue(), 120, "the end of the evaluation")
     assert stages(pipeline(site_with_corpus, str(table)).stdout) == dict.fromkeys(said, "done")
 
 
-def test_a_stage_that_is_refused_holds_back_only_what_waits_for_it(site_with_corpus: Site, queued: dict[str, str], tmp_path: Path) -> None:
+def test_a_stage_that_is_refused_holds_back_only_what_waits_for_it(
+    site_with_corpus: Site, queued: dict[str, str], tmp_path: Path
+) -> None:
     table = tmp_path / "mine.tsv"
-    table.write_text("narrow\t-\tlncot-train\tN_NODES=9 --name narrow -- @flags\nwide\tnarrow\tlncot-train\t--name wide -- @flags\n"
-                     "score\twide\teval-lncot\t--checkpoint @wide\nother\t-\tlncot-train\t--name other -- @flags\n")
+    table.write_text(
+        "narrow\t-\tlncot-train\tN_NODES=9 --name narrow -- @flags\nwide\tnarrow\tlncot-train\t--name wide --"
+        " @flags\nscore\twide\teval-lncot\t--checkpoint @wide\nother\t-\tlncot-train\t--name other --"
+        " @flags\n"
+    )
     done = pipeline(site_with_corpus, str(table))
     said = stages(done.stdout)
     site_with_corpus.scancel(said.pop("other"))
     assert (done.returncode, said) == (2, {"narrow": "failed", "wide": "blocked", "score": "blocked"})
-    assert "N_NODES 9 is more than partition amd_student has" in done.stderr and "stage score is not queued: it waits for wide" in done.stderr
+    assert (
+        "N_NODES 9 is more than partition amd_student has" in done.stderr
+        and "stage score is not queued: it waits for wide" in done.stderr
+    )

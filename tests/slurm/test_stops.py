@@ -1,4 +1,6 @@
-"""A chain that cannot go on stops by itself, says why in one line, and leaves nothing in the queue and nothing damaged."""
+"""A chain that cannot go on stops by itself, says why in one line, and leaves nothing in the queue and
+nothing damaged.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def lose_the_data_while_queued(site: Site, dataset: Path, **env: str) -> Outcome:
     """Submit a job that is held until its data are gone, and wait for the end of its chain."""
-    outcome = site.submit("lncot-train", "--name", "run", "--", *SMALL, DATA_DIR=str(dataset.parent), SBATCH_OPTIONS="--hold", **env)
+    outcome = site.submit(
+        "lncot-train",
+        "--name",
+        "run",
+        "--",
+        *SMALL,
+        DATA_DIR=str(dataset.parent),
+        SBATCH_OPTIONS="--hold",
+        **env,
+    )
     shutil.rmtree(dataset)
     site.cluster.run("scontrol", "release", outcome.job)
     site.wait(outcome)
@@ -62,14 +73,20 @@ def lose_the_data_while_queued(site: Site, dataset: Path, **env: str) -> Outcome
 
 
 def spoil(dataset: Path, step: int) -> None:
-    """Have the training meet a token outside its vocabulary in the step after `step`; meta.json does not know of it."""
+    """Have the training meet a token outside its vocabulary in the step after `step`; meta.json does not
+    know of it.
+    """
     tokens = np.fromfile(dataset / "train.bin", dtype="<u2")
     length, samples = TINY["sequence_length"], TINY["batch_size"] * TINY["acc_steps"]
     (window,) = SampleOrder((tokens.size - 1) // length, data_seed=0).windows(step * samples, 1)
     tokens[window * length + 5] = 60000
     tokens.tofile(dataset / "train.bin")
     sizes = {split: (dataset / f"{split}.bin").stat().st_size // 2 for split in ("train", "val")}
-    (dataset / "meta.json").write_text(json.dumps({"splits": {split: {"tokens": size, "largest_token": 255} for split, size in sizes.items()}}))
+    (dataset / "meta.json").write_text(
+        json.dumps(
+            {"splits": {split: {"tokens": size, "largest_token": 255} for split, size in sizes.items()}}
+        )
+    )
 
 
 def test_what_only_fails_on_the_node_stops_the_chain_with_one_line(site: Site, dataset: Path) -> None:
@@ -81,7 +98,9 @@ def test_what_only_fails_on_the_node_stops_the_chain_with_one_line(site: Site, d
 
 def test_a_stopped_chain_sends_one_mail_with_the_reason(site: Site, dataset: Path) -> None:
     mails = site.cluster.folder / "mails"
-    lose_the_data_while_queued(site, dataset, NOTIFY_EMAIL="somebody@example.org", PATH=f"{site.cluster.folder}:{os.environ['PATH']}")
+    lose_the_data_while_queued(
+        site, dataset, NOTIFY_EMAIL="somebody@example.org", PATH=f"{site.cluster.folder}:{os.environ['PATH']}"
+    )
     mail = mails.read_text()
     assert mail.count(": stopped somebody@example.org") == 1
     assert "is not prepared" in mail
@@ -104,12 +123,22 @@ def test_a_crash_at_the_same_step_stops_the_chain_after_the_second_time(site: Si
     outcome = site.submit("lncot-train", "--name", "run", "--", *SMALL)
     site.wait(outcome)
     ledger = site.ledger()
-    assert [(row["state"], row["start_step"], row["reached"]) for row in ledger] == [("failed", 0, CRASH_AT), ("failed", 14, CRASH_AT)]
-    assert ledger[-1]["chain"].startswith(f"stop: crashed at step {CRASH_AT} twice: IndexError"), logs(outcome.run_dir)
-    assert [line.startswith(f"error: the chain stops: crashed at step {CRASH_AT} twice") for line in error_lines(outcome.run_dir)] == [True]
+    assert [(row["state"], row["start_step"], row["reached"]) for row in ledger] == [
+        ("failed", 0, CRASH_AT),
+        ("failed", 14, CRASH_AT),
+    ]
+    assert ledger[-1]["chain"].startswith(f"stop: crashed at step {CRASH_AT} twice: IndexError"), logs(
+        outcome.run_dir
+    )
+    assert [
+        line.startswith(f"error: the chain stops: crashed at step {CRASH_AT} twice")
+        for line in error_lines(outcome.run_dir)
+    ] == [True]
 
 
-def test_a_full_disk_stops_the_chain_in_one_line_and_leaves_the_last_checkpoint_intact(site: Site, small_disk: Path) -> None:
+def test_a_full_disk_stops_the_chain_in_one_line_and_leaves_the_last_checkpoint_intact(
+    site: Site, small_disk: Path
+) -> None:
     site.results = small_disk / "results"
     outcome = site.submit("lncot-train", "--name", "run", "--", *tiny(model=None, iterations=600))
     wait_until(lambda: len(numbered_there(site)) > 0, 60, "a checkpoint")
@@ -133,7 +162,9 @@ def numbered_there(site: Site) -> list[Path]:
 
 
 def test_chain_2_stops_after_two_jobs_and_says_so(site: Site) -> None:
-    outcome = site.submit("lncot-train", "--chain", "2", "--name", "run", "--", *tiny(model=None, iterations=600))
+    outcome = site.submit(
+        "lncot-train", "--chain", "2", "--name", "run", "--", *tiny(model=None, iterations=600)
+    )
     for segment in range(2):
         site.wait_for_step(3 + (site.ledger()[0]["end_step"] if segment else 0))
         (job,) = site.queue("%i", f"--name={outcome.job_name}")
@@ -155,7 +186,9 @@ def test_a_cancelled_job_saves_and_has_no_successor(site: Site) -> None:
 
 
 def test_a_job_cancelled_before_its_training_began_has_no_successor(site: Site) -> None:
-    outcome = site.submit("lncot-train", "--name", "run", "--", *tiny(model=None, iterations=60), HEALTH_CHECK="1")
+    outcome = site.submit(
+        "lncot-train", "--name", "run", "--", *tiny(model=None, iterations=60), HEALTH_CHECK="1"
+    )
     wait_until(lambda: site.show(outcome.job, "JobState") == "RUNNING", 60, "the start")
     site.scancel(outcome.job)
     site.wait(outcome)
@@ -165,7 +198,16 @@ def test_a_job_cancelled_before_its_training_began_has_no_successor(site: Site) 
 def test_a_job_that_cannot_find_its_flags_says_that_the_chain_stops(site: Site, tmp_path: Path) -> None:
     config = tmp_path / "flags.json"
     config.write_text("{}")
-    outcome = site.submit("lncot-train", "--name", "run", "--", *tiny(model=None, iterations=6), "--config", str(config), SBATCH_OPTIONS="--hold")
+    outcome = site.submit(
+        "lncot-train",
+        "--name",
+        "run",
+        "--",
+        *tiny(model=None, iterations=6),
+        "--config",
+        str(config),
+        SBATCH_OPTIONS="--hold",
+    )
     config.unlink()
     site.cluster.run("scontrol", "release", outcome.job)
     site.wait(outcome)

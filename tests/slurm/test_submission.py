@@ -14,7 +14,7 @@ from tests.slurm.cluster import wait_until
 from tests.slurm.jobs import Outcome, Site, logs, tiny
 
 SHORT = tiny(model=None, iterations=6, log_freq=2, save_checkpoint_freq=2)
-AWKWARD = "it's \"50%\" of $HOME; `ls` \\n & é *"
+AWKWARD = 'it\'s "50%" of $HOME; `ls` \\n & é *'
 
 
 def test_a_job_finishes_and_leaves_its_logs_command_and_revision_in_its_run_folder(site: Site) -> None:
@@ -23,7 +23,14 @@ def test_a_job_finishes_and_leaves_its_logs_command_and_revision_in_its_run_fold
     assert site.ledger()[-1]["chain"] == "finished", logs(outcome.run_dir)
     left = {f"slurm_{outcome.job}.out", f"slurm_{outcome.job}.err", "command.txt", "revision.txt"}
     assert left <= {path.name for path in outcome.run_dir.iterdir()}
-    assert shlex.split((outcome.run_dir / "command.txt").read_text()) == ["bash", site.script("lncot-train"), "--name", "run", "--", *SHORT]
+    assert shlex.split((outcome.run_dir / "command.txt").read_text()) == [
+        "bash",
+        site.script("lncot-train"),
+        "--name",
+        "run",
+        "--",
+        *SHORT,
+    ]
 
 
 def test_a_training_that_began_under_former_defaults_ends_with_them(site: Site) -> None:
@@ -54,12 +61,16 @@ def test_twenty_submissions_at_once_are_twenty_jobs_in_twenty_run_folders(site: 
         assert len({outcome.run_dir for outcome in outcomes}) == 20
         assert {outcome.job for outcome in outcomes} <= set(site.queue())
         assert len({outcome.job for outcome in outcomes}) == 20
-        assert {(outcome.run_dir / "first_job.txt").read_text().strip() for outcome in outcomes} == {outcome.job for outcome in outcomes}
+        assert {(outcome.run_dir / "first_job.txt").read_text().strip() for outcome in outcomes} == {
+            outcome.job for outcome in outcomes
+        }
     finally:
         site.scancel(*(outcome.job for outcome in outcomes))
 
 
-def test_names_and_flags_with_spaces_quotes_dollars_and_percents_reach_the_training_as_they_are(site: Site, tmp_path: Path) -> None:
+def test_names_and_flags_with_spaces_quotes_dollars_and_percents_reach_the_training_as_they_are(
+    site: Site, tmp_path: Path
+) -> None:
     overlay = tmp_path / f"flags {AWKWARD}.json".replace("/", "")
     overlay.write_text(json.dumps({"weight_decay": 0.125}))
     outcome = site.submit("lncot-train", "--name", AWKWARD, "--", *SHORT, "--config", str(overlay))
@@ -86,9 +97,15 @@ def test_after_makes_the_job_wait_for_that_job_to_succeed(site: Site) -> None:
         site.scancel(first.job, second.job)
 
 
-def test_a_job_after_a_chain_moves_to_its_next_job_and_starts_only_when_the_chain_is_finished(site: Site) -> None:
-    chain = site.submit("lncot-train", "--name", "run", "--", *tiny(model=None, iterations=100, save_checkpoint_freq=50))
-    evaluation = site.submit("eval-lncot", "--name", "run", "--after", chain.job, "--", "--device", "cpu", N_GPUS="0")
+def test_a_job_after_a_chain_moves_to_its_next_job_and_starts_only_when_the_chain_is_finished(
+    site: Site,
+) -> None:
+    chain = site.submit(
+        "lncot-train", "--name", "run", "--", *tiny(model=None, iterations=100, save_checkpoint_freq=50)
+    )
+    evaluation = site.submit(
+        "eval-lncot", "--name", "run", "--after", chain.job, "--", "--device", "cpu", N_GPUS="0"
+    )
     site.wait_for_step(9)
     site.cluster.run("scancel", "--batch", "--signal=USR1", chain.job)  # as before a time limit
     wait_until(lambda: chain.job not in site.queue(), 60, "the first job's end")
@@ -105,11 +122,18 @@ REFUSED = {
     "a flag that is unknown": (["--n_layers", "4"], {}, "unknown flag --n_layers"),
     "a flag out of range": (["--dropout", "2"], {}, "--dropout must be at most"),
     "a partition that does not exist": ([], {"PARTITION": "l40"}, "there is no partition 'l40'"),
-    "a time limit above the partition's": ([], {"TIME_LIMIT": "2-00:00:00"}, "more than partition amd_student allows"),
+    "a time limit above the partition's": (
+        [],
+        {"TIME_LIMIT": "2-00:00:00"},
+        "more than partition amd_student allows",
+    ),
     "more GPUs than a node has": ([], {"N_GPUS": "4"}, "N_GPUS 4 is more than a node"),
     "more nodes than there are": ([], {"N_NODES": "4"}, "N_NODES 4 is more than partition amd_student has"),
-    "data that are not prepared": (["--data_dir", "/nowhere"], {},
-                                   "download-dataset/job.sh --full, then bash iridis/extract-tokenize-dataset/job.sh"),
+    "data that are not prepared": (
+        ["--data_dir", "/nowhere"],
+        {},
+        "download-dataset/job.sh --full, then bash iridis/extract-tokenize-dataset/job.sh",
+    ),
 }
 
 
@@ -131,9 +155,16 @@ def test_an_experiment_in_training_is_refused_naming_the_job_and_goes_on_undistu
     site.wait_for_step(6)
     second = site.call(*words)
     assert second.code == 2 and f"in the queue already: job {first.job}" in second.err
-    assert {path.name for path in second.run_dir.iterdir()} == {"command.txt", "revision.txt", "experiment.txt", "not_submitted.txt"}
+    assert {path.name for path in second.run_dir.iterdir()} == {
+        "command.txt",
+        "revision.txt",
+        "experiment.txt",
+        "not_submitted.txt",
+    }
     site.wait(first)
-    assert [(row["start_step"], row["end_step"], row["chain"]) for row in site.ledger()] == [(0, 60, "finished")]
+    assert [(row["start_step"], row["end_step"], row["chain"]) for row in site.ledger()] == [
+        (0, 60, "finished")
+    ]
 
 
 def test_an_experiment_in_training_without_a_job_is_refused_naming_its_process(site: Site) -> None:
@@ -169,7 +200,12 @@ def test_cancel_takes_an_experiment_and_what_waits_for_it_and_leaves_the_others(
         wait_until(lambda: first.job not in site.queue() and waiting.job not in site.queue(), 30, "their end")
         assert other.job in site.queue()
         assert cancel(site, "first")[0] == 2
-        assert cancel(site, str(site.results / "openwebtext2" / "cotformer_full_depth_lnmid_depthemb" / "other"))[0] == 0
+        assert (
+            cancel(
+                site, str(site.results / "openwebtext2" / "cotformer_full_depth_lnmid_depthemb" / "other")
+            )[0]
+            == 0
+        )
     finally:
         site.scancel(other.job)
 
@@ -177,7 +213,11 @@ def test_cancel_takes_an_experiment_and_what_waits_for_it_and_leaves_the_others(
 def test_a_pinned_chain_runs_the_code_of_its_submission(site: Site, tmp_path: Path) -> None:
     site.repo = tmp_path / "clone"
     copy_sources(site.repo)
-    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "one"]):
+    for words in (
+        ["init", "-q"],
+        ["add", "."],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "one"],
+    ):
         site.cluster.run("git", "-C", str(site.repo), *words)
     revision = site.cluster.run("git", "-C", str(site.repo), "rev-parse", "HEAD").stdout.strip()
     outcome = site.submit("lncot-train", "--pin-code", "--name", "run", "--", *SHORT, SBATCH_OPTIONS="--hold")
@@ -185,19 +225,32 @@ def test_a_pinned_chain_runs_the_code_of_its_submission(site: Site, tmp_path: Pa
     site.cluster.run("scontrol", "release", outcome.job)
     site.wait(outcome)
     (row,) = site.ledger()
-    assert (row["chain"], row["revision"], row["dirty"]) == ("finished", revision, False), logs(outcome.run_dir)
+    assert (row["chain"], row["revision"], row["dirty"]) == ("finished", revision, False), logs(
+        outcome.run_dir
+    )
 
 
 def test_the_name_of_a_job_tells_the_model_and_its_size(site: Site) -> None:
     outcome = site.call("base-train", "cot", "2x3", "--dry-run", "--name", "run", "--", *SHORT)
-    assert "--job-name=train-cot4x3-run-" in outcome.out or "--job-name=train-cot2x3-run-" in outcome.out, outcome.out + outcome.err
+    assert "--job-name=train-cot4x3-run-" in outcome.out or "--job-name=train-cot2x3-run-" in outcome.out, (
+        outcome.out + outcome.err
+    )
 
 
-@pytest.mark.parametrize(("given", "account"), [
-    ({"SBATCH_ACCOUNT": "theirs"}, "theirs"), ({"SBATCH_ACCOUNT": "theirs", "ACCOUNT": "ours"}, "ours"),
-    ({"ACCOUNT": "ours", "SBATCH_OPTIONS": "--hold --account=mine"}, "mine")])
-def test_account_goes_before_that_of_a_profile_and_options_before_both(site: Site, given: dict[str, str], account: str) -> None:
-    outcome = site.submit("lncot-train", "--name", "run", "--", *SHORT, **{"SBATCH_OPTIONS": "--hold", **given})
+@pytest.mark.parametrize(
+    ("given", "account"),
+    [
+        ({"SBATCH_ACCOUNT": "theirs"}, "theirs"),
+        ({"SBATCH_ACCOUNT": "theirs", "ACCOUNT": "ours"}, "ours"),
+        ({"ACCOUNT": "ours", "SBATCH_OPTIONS": "--hold --account=mine"}, "mine"),
+    ],
+)
+def test_account_goes_before_that_of_a_profile_and_options_before_both(
+    site: Site, given: dict[str, str], account: str
+) -> None:
+    outcome = site.submit(
+        "lncot-train", "--name", "run", "--", *SHORT, **{"SBATCH_OPTIONS": "--hold", **given}
+    )
     try:
         assert site.show(outcome.job, "Account") == account
     finally:
@@ -206,8 +259,19 @@ def test_account_goes_before_that_of_a_profile_and_options_before_both(site: Sit
 
 def test_slurm_mails_the_end_of_a_job_that_is_no_training(site: Site, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("words of a text\n" * 100)
-    words = ("--name", "mine", "--input", str(tmp_path / "text.txt"), "--val-fraction", "0.1", "--tokenizer", "char")
-    outcome = site.submit("extract-tokenize-dataset", *words, DATA_DIR=str(tmp_path), NOTIFY_EMAIL="tokens@example.org")
+    words = (
+        "--name",
+        "mine",
+        "--input",
+        str(tmp_path / "text.txt"),
+        "--val-fraction",
+        "0.1",
+        "--tokenizer",
+        "char",
+    )
+    outcome = site.submit(
+        "extract-tokenize-dataset", *words, DATA_DIR=str(tmp_path), NOTIFY_EMAIL="tokens@example.org"
+    )
     site.wait(outcome)
     mails = site.cluster.folder / "mails"
     wait_until(lambda: mails.is_file() and "tokens@example.org" in mails.read_text(), 60, "the mail")
