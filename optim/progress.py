@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -56,9 +56,9 @@ class Progress:
     def __init__(self, args: Any, world: World, parts: Parts, folder: Path, saver: Saver) -> None:
         self.args, self.world, self.parts, self.folder, self.saver = args, world, parts, folder, saver
         objective = parts.objective.to(world.device)
-        self.network: Any = objective.network
+        self.network: Any = objective.network  # of any class
         self.model = world.wrap(objective, may_leave_unused=bool(objective.may_leave_unused))
-        self.optimizer = make_optimizer(self.network, args)
+        self.optimizer = make_optimizer(cast(nn.Module, self.network), args)
         self.schedule = make_scheduler(self.optimizer, args)
         self.steps = OptimizerStep(args, world, self.model, self.optimizer, parts.source)
         self.data = world.from_main(parts.source.identity)
