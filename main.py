@@ -5,7 +5,7 @@
 
     python main.py --selftest_resume        # does a killed run end with the same bits on this machine?
 
-Exit codes: 0 finished (now or earlier), 2 something for the user to mend, 83 stopped cleanly with work left
+Exit codes: 0 finished (now or earlier), 2 bad input: fix it, 83 stopped cleanly with work left
 (0 under torchrun, which would report anything else as a failure). outcome.json in the experiment's folder
 tells more: kind, reason, step.
 """
