@@ -33,7 +33,7 @@ def read_config_file(path: str, recipe: Recipe, problems: list[Problem]) -> dict
         return {}
     named = content.pop("recipe", recipe.name)
     if named != recipe.name:
-        wrong(f"its settings are those of recipe {named!r}, not of {recipe.name}")
+        wrong(f"its settings are those of recipe {repr(named)[:60]}, not of {recipe.name}")
         return {}
     return _values(content, recipe, wrong)
 
@@ -55,7 +55,7 @@ def _values(content: Mapping[str, Any], recipe: Recipe, wrong: Callable[..., Non
         if name not in values:
             values[name], place[name] = converted, here
         elif values[name] != converted:
-            first, second = json.dumps(values[name]), json.dumps(converted)
+            first, second = json.dumps(values[name])[:60], json.dumps(converted)[:60]
             wrong(f"{name} is {first}{place[name]} and {second}{here}", name)
     return values
 
@@ -72,11 +72,21 @@ def _read_object(path: str) -> dict[str, Any]:
     if size > LARGEST_BYTES:
         raise ValueError(f"{size} bytes is too large for a file of flags")
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not valid JSON ({str(error)[:100]})") from None
     if not isinstance(content, dict):
         raise ValueError("must hold one JSON object of flags and values")
+    return content
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises ValueError where a key has two values, of which json.loads would take the last."""
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content and content[key] != value:
+            raise ValueError(f"{key!r} stands twice in one object")
+        content[key] = value
     return content
 
 

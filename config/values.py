@@ -43,8 +43,11 @@ def convert(flag: Flag, value: Any) -> Any:
         raise ValueError("needs a value")
     if flag.type is prose:
         return [prose(str(part)) for part in parts]
-    if len(parts) == 1 and str(parts[0]).lower() == "none":
+    words = [str(part).lower() for part in parts]
+    if words == ["none"]:
         return _scalar(flag, None)
+    if "none" in words:
+        raise ValueError("takes None alone, without other values")
     return [_scalar(flag, part) for part in parts]
 
 

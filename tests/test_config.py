@@ -293,6 +293,10 @@ def test_unknown_choice_names_the_nearest(capsys):
             ["--model", "adm", "--n_repeat", "3", "--training_length_factor", "0.2", "0.5"],
             "--training_length_factor must not increase: a token that has stopped cannot go on again",
         ),
+        (
+            ["--eval_length_factor", "none", "none"],
+            "--eval_length_factor takes None alone, without other values",
+        ),
         (["--dropout", "1"], "--dropout must be below 1"),
         (
             ["--scheduler", "wsd", "--warmup_percent", "0.7", "--decay_percent", "0.6"],

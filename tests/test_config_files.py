@@ -114,6 +114,7 @@ def test_config_file_that_is_no_object_is_refused(tmp_path, capsys, content):
         ({"n_layer": None}, "n_layer needs a value"),
         ({"n_layer": [6]}, "n_layer takes one value, not [6]"),
         ({"lr": {}}, "lr takes one value, not {}"),
+        ({"lr": float("nan")}, "lr must be finite, not 'nan'"),
         ({"n_layer": True}, "n_layer must be a whole number, not 'True'"),
         ({"n_layer": 10**400}, "n_layer is too large: " + str(10**400)),
     ],
@@ -203,6 +204,12 @@ def test_bad_value_names_its_section(tmp_path, capsys):
 def test_two_values_of_one_setting_are_refused(tmp_path, capsys, content, places):
     path = config_file(tmp_path, content)
     assert refused(capsys, "--config", path) == [f"main.py: error: --config {path}: n_layer is {places}"]
+
+
+@pytest.mark.parametrize("content", ['{"lr": 1, "lr": 2}', '{"a": {"lr": 1}, "a": {"seed": 2}}'])
+def test_key_that_stands_twice_in_one_object_is_refused(tmp_path, capsys, content):
+    (line,) = refused(capsys, "--config", config_file(tmp_path, content))
+    assert line.endswith("stands twice in one object)")
 
 
 def test_the_same_value_may_stand_in_two_sections(tmp_path):
