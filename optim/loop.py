@@ -44,7 +44,7 @@ from optim.setup import autocast_dtype, is_own, named_file, need_compiler
 from optim.step import GradientMeter, OptimizerStep
 from optim.stopping import Stopper
 from optim.watchdog import Watchdog
-from processes import code_change, code_facts
+from processes import code_change, code_facts, torch_change
 
 # largest gradient norm over the mean since the last evaluation, from which on it is called a spike
 SPIKE = 5.0
@@ -438,10 +438,17 @@ class Trainer:
         changed = code_change(
             next((row for row in reversed(experiment.segments) if "revision" in row), {}), code
         )
-        if changed:
-            log.info(f"warning: {changed}")
+        version = str(torch.__version__)
+        last_torch = next((row["torch"] for row in reversed(experiment.segments) if "torch" in row), version)
+        for warning in filter(None, (changed, torch_change(last_torch, version))):
+            log.info(f"warning: {warning}")
         experiment.begin_segment(
-            self.step, self.saver.saved_step, world_size=self.world.size, settings=settings, **code
+            self.step,
+            self.saver.saved_step,
+            world_size=self.world.size,
+            settings=settings,
+            torch=version,
+            **code,
         )
 
     def _run(self) -> Outcome:
