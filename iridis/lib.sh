@@ -198,7 +198,7 @@ check_torch_version() {
     [[ -n $TORCH_VERSION ]] || return 0
     range="$(grep -oE '^torch>=[0-9.]+,<[0-9.]+' "$REPO_DIR/requirements.txt")"
     least="${range#*>=}" least="${least%,*}" beyond="${range#*<}"
-    if [[ ! $TORCH_VERSION =~ ^[0-9]+(\.[0-9]+){1,2}(\+[a-z0-9.]+)?$ ]] ||
+    if [[ ! $TORCH_VERSION =~ ^[0-9]+(\.[0-9]+){2}(\+[a-z0-9.]+)?$ ]] ||
         printf '%s\n' "$beyond" "$TORCH_VERSION" | sort -VC || ! printf '%s\n' "$least" "$TORCH_VERSION" | sort -VC; then
         die "TORCH_VERSION must be a version within $range, such as $least.0, not $(printf '%q' "$TORCH_VERSION")"
     fi
