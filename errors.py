@@ -1,4 +1,4 @@
-"""Errors that the user can mend, and the exit codes that all programs share. Imported by every room;
+"""Errors that the user can fix, and the exit codes that all programs share. Imported by every room;
 imports none.
 """
 
@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 STOPPED = 83  # exit code of a run that stopped cleanly with work left
-BAD_INPUT = 2  # exit code of a run that the user must mend something for
+BAD_INPUT = 2  # exit code where the user must fix something
 
 
 class UserError(Exception):

@@ -5,7 +5,7 @@
 
     python main.py --selftest_resume        # does a killed run end with the same bits on this machine?
 
-Exit codes: 0 finished (now or earlier), 2 something for the user to mend, 83 stopped cleanly with work left
+Exit codes: 0 finished (now or earlier), 2 bad input: fix it, 83 stopped cleanly with work left
 (0 under torchrun, which would report anything else as a failure). outcome.json in the experiment's folder
 tells more: kind, reason, step.
 """
@@ -39,10 +39,11 @@ def build_and_run(args: Namespace, world: World, ending: Ending, closing: ExitSt
     from optim import initial
     from optim.done import is_finished
     from optim.experiment import Experiment
-    from optim.loop import Trainer
+    from optim.language_model import describe, language_model
     from optim.reporting import log, log_to_file, start_logging
-    from optim.setup import describe, is_own, named_file, seed_everything, set_precision, starting_point
+    from optim.setup import is_own, named_file, seed_everything, set_precision, starting_point
     from optim.stopping import Stopper
+    from optim.training import Trainer
 
     start_logging(world.is_main)
     for line in config.unused_settings(args) + config.notes_on_cut(args):
@@ -88,12 +89,14 @@ def build_and_run(args: Namespace, world: World, ending: Ending, closing: ExitSt
             )
         )
         seed_everything(args.seed, world.rank)
-        trainer = Trainer(args, world, splits, make_model_from_args(args), folder, ending)
+        network = make_model_from_args(args)
+        trainer = Trainer(args, world, language_model(args, world, splits, network, folder), folder, ending)
+        progress = trainer.progress
         if path is not None:
-            trainer.load(path)
+            progress.load(path)
         elif first_weights is not None:
-            trainer.begin_with(first_weights)
-        for line in describe(trainer):
+            progress.begin_with(first_weights)
+        for line in describe(args, world, splits, network, folder, progress.schedule.describe()):
             log.info(line)
         return trainer.run(held[0] if held else None, stopper)
 

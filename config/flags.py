@@ -504,6 +504,14 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             many=True,
             scope=PLACE,
         ),
+        Flag(
+            "track",
+            str,
+            None,
+            "keep the best checkpoint as best.pt, by a quantity of the evaluations during training: val_loss,"
+            " val_pp or val_acc (None: no best.pt)",
+            scope=PLACE,
+        ),
         switch(
             "remove_intermediary_checkpoints_at_end",
             "delete every ckpt_N.pt but those of --keep_steps once ckpt.pt is there",

@@ -6,11 +6,10 @@ import re
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from errors import UserError
 from models.settings import ModelSettings
-from models.transformer import Transformer
 
 WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # put before every name by DDP and torch.compile
 
@@ -27,7 +26,7 @@ def may_differ(name: str, settings: ModelSettings) -> bool:
     )
 
 
-def load_weights(model: Transformer, state: Mapping[str, Tensor]) -> None:
+def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load a state dict. Raises UserError naming the field, and both shapes where they differ."""
     mine = model.state_dict()
     state = {WRAPPERS.sub("", name): value for name, value in state.items()}
@@ -43,7 +42,10 @@ def load_weights(model: Transformer, state: Mapping[str, Tensor]) -> None:
             raise UserError(
                 f"{name} is {tuple(value.shape)} in the file, {tuple(mine[name].shape)} in this model"
             )
-    odd = sorted(name for name in mine.keys() ^ state.keys() if not may_differ(name, model.settings))
+    settings = getattr(model, "settings", None)  # a network of the user's own has none
+    odd = sorted(
+        name for name in mine.keys() ^ state.keys() if settings is None or not may_differ(name, settings)
+    )
     if odd:
         verb = "lacks" if odd[0] in mine else "has the unknown"
         raise UserError(

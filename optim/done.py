@@ -17,8 +17,8 @@ from optim.reader import Record
 from optim.schedules import WAYS_TO_EXTEND
 
 
-def is_finished(folder: Path, args: Namespace) -> bool:
-    """Whether all iterations of the experiment are done.
+def is_finished(folder: Path, args: Namespace, by_name: bool = True) -> bool:
+    """Whether all iterations of the experiment are done. by_name: the data are those that --dataset names.
 
     Raises UserError where it is another one than was asked for.
     """
@@ -31,7 +31,7 @@ def is_finished(folder: Path, args: Namespace) -> bool:
             f"{folder / SUMMARY} does not say how many iterations were done; move it away to train on"
         )
     wrong = differences(vars(args), then)
-    data = identity_of(dataset_folder(args.dataset, args.data_dir))
+    data = identity_of(dataset_folder(args.dataset, args.data_dir)) if by_name else None
     if data is not None and isinstance(record.summary.get("data"), dict):
         wrong += data_differences(data, record.summary["data"])
     wrong += initial.differences(args.init_from, record.summary.get("initial"))

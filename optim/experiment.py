@@ -182,6 +182,10 @@ class Experiment:
         )
         self.record("running", step, step if saved_step is None else saved_step)
 
+    def last_row_with(self, fact: str) -> dict[str, Any]:
+        """The newest job's row that has a fact, or an empty one."""
+        return next((row for row in reversed(self.segments) if fact in row), {})
+
     def record(self, state: str, step: int, saved_step: int, reason: str = UNKNOWN, **more: Any) -> None:
         """Write this job's row and the status: running, stopped, finished or failed.
 

@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from tqdm import tqdm
@@ -168,6 +168,19 @@ def charts(row: dict[str, Any]) -> dict[str, float]:
     return flat | again
 
 
+class Throughput(Protocol):
+    """What a speed counts: items of this name in each sample, and floating-point operations for each."""
+
+    @property
+    def items(self) -> str: ...
+
+    @property
+    def items_per_sample(self) -> int: ...
+
+    @property
+    def flops_per_item(self) -> float: ...
+
+
 class Reporter:
     """Progress of one segment; on processes other than the main one every call does nothing."""
 
@@ -177,13 +190,13 @@ class Reporter:
         experiment: Experiment | None,
         device: torch.device,
         world_size: int,
-        flops_per_token: float,
+        parts: Throughput,
     ) -> None:
         self.args, self.experiment, self.device = args, experiment, device
         peak = peak_flops(device)
         self.peak = None if peak is None else peak * world_size
-        self.tokens_per_step = args.batch_size * args.acc_steps * args.sequence_length
-        self.flops_per_token = flops_per_token
+        self.items_per_step = args.batch_size * args.acc_steps * parts.items_per_sample
+        self.items, self.flops_per_item = parts.items, parts.flops_per_item
         self.wandb: Any = None
         self.bar: tqdm[Any] | None = None
         self.steps, self.seconds = 0, 0.0
@@ -226,9 +239,11 @@ class Reporter:
         it overflowed.
         """
         per_step = self.seconds / max(self.steps, 1)
-        rate = self.tokens_per_step / per_step if per_step else 0.0
+        rate = self.items_per_step / per_step if per_step else 0.0
         left = timedelta(seconds=round((self.args.iterations - step) * per_step))
-        share = None if self.peak is None else rate * self.flops_per_token / self.peak
+        share = None
+        if self.peak is not None and self.flops_per_item:
+            share = rate * self.flops_per_item / self.peak
         memory = peak_memory_mib(self.device)
         self.steps, self.seconds = 0, 0.0
         norm = values["grad_norm"]
@@ -237,17 +252,17 @@ class Reporter:
             f"loss {values['loss']:.4f}",
             f"lr {values['lr']:.3g}",
             "gradient overflow" if norm is None else f"grad norm {norm:.3g}",
-            f"{rate:,.0f} tokens/s",
+            f"{rate:,.0f} {self.items}/s",
             f"{memory:,.0f} MiB",
             f"ETA {left}",
         ]
         if share is not None:
             words.insert(5, f"{share:.1%} of peak")
         if self.bar is not None:
-            self.bar.set_postfix_str(f"loss {values['loss']:.3f}, {rate:,.0f} tok/s")
+            self.bar.set_postfix_str(f"loss {values['loss']:.3f}, {rate:,.0f} {self.items}/s")
         clock = {
             "seconds_per_step": per_step,
-            "tokens_per_second": rate,
+            f"{self.items}_per_second": rate,
             "peak_memory_mib": memory,
             "eta_seconds": left.total_seconds(),
             "share_of_peak_flops": share,

@@ -13,6 +13,7 @@ from errors import UserError
 from files import PASSING_FAULTS
 from optim import history
 from optim.checkpoint import prune, save_checkpoint, to_cpu
+from optim.names import BEST
 
 
 def release(error: BaseException) -> None:
@@ -82,12 +83,13 @@ class Saver:
         self.saved_step = 0
         self.being_saved: int | None = None
         self.slowest = 0.0
+        self._name = ""
         self._began = 0.0
         self._writer = BackgroundWriter()
 
     def start(self, name: str, state: Mapping[str, Any]) -> None:
         """Write a state, whose step is state["itr"]; returns once it is copied and the one before it is
-        written.
+        written. best.pt is replaced, and no place to resume from: it does not count as saved.
 
         Raises UserError, or OSError, where the one before could not be written.
         """
@@ -97,11 +99,14 @@ class Saver:
         self.settle()
 
         def write() -> None:
+            if name == BEST:  # the one before it has had its time
+                save_checkpoint(path, copy)
+                return
             history.make_way(path, step)
             save_checkpoint(path, copy)
             prune(self.folder, self.keep, protected, kept_steps)
 
-        self.being_saved, self._began = step, time.monotonic()
+        self.being_saved, self._name, self._began = step, name, time.monotonic()
         self._writer.submit(write)
 
     def settle(self) -> None:
@@ -122,7 +127,9 @@ class Saver:
                 raise OSError(error.errno, told, str(self.folder)) from None
             raise UserError(told) from None
         if self.being_saved is not None:
-            self.saved_step, self.being_saved = self.being_saved, None
+            if self._name != BEST:
+                self.saved_step = self.being_saved
+            self.being_saved = None
             self.slowest = max(self.slowest, time.monotonic() - self._began)
 
     def settle_if_written(self) -> None:
@@ -132,7 +139,7 @@ class Saver:
 
     def has(self, step: int) -> bool:
         """Whether a step is saved, or being saved."""
-        return step in (self.saved_step, self.being_saved)
+        return step == self.saved_step or (step == self.being_saved and self._name != BEST)
 
     def last_good(self) -> str:
         """For messages."""

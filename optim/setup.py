@@ -1,4 +1,4 @@
-"""Before the first step: what is there already, where to start, and the first lines that a run prints."""
+"""Before the first step: precision, seeds, what is there already, and where to start."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,13 +17,10 @@ import torch
 from errors import UserError
 from optim import checkpoint
 from optim.history import rolled_back_to
-from optim.names import FINAL, step_of
+from optim.names import BEST, FINAL, step_of
 from optim.peek import step_in
 from optim.reader import Record
 from optim.reporting import log
-
-if TYPE_CHECKING:
-    from optim.loop import Trainer
 
 
 def set_precision(deterministic: bool) -> None:
@@ -31,7 +28,7 @@ def set_precision(deterministic: bool) -> None:
     each time.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # torch 2.9 recommends the interface that replaces this one
+        warnings.simplefilter("ignore", UserWarning)  # torch 2.9 recommends another interface
         torch.set_float32_matmul_precision("high")
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -102,6 +99,11 @@ def starting_point(
     wanted = named_file(folder, use_pretrained)
     own, notes = newest(folder)
     is_ours = wanted is not None and is_own(folder, wanted)
+    if wanted is not None and is_ours and wanted.name == BEST and own is not None:
+        raise UserError(
+            f"--use_pretrained {use_pretrained}: {BEST} changes as the training goes on, so a command that is"
+            " repeated would go back again and again; copy it to the ckpt_N.pt of its step, and name that"
+        )
     if own is None or wanted is None or not is_ours:
         has_begun = own is not None
     elif was_rolled_back(own, wanted):
@@ -155,52 +157,3 @@ def was_rolled_back(own: Path, wanted: Path) -> bool:
     done = rolled_back_to(own)
     step = step_in(wanted) if wanted.is_file() else step_of(wanted)
     return done is not None and (done == step or (step is None and not wanted.is_file()))
-
-
-def describe(trainer: Trainer) -> list[str]:
-    """First lines of a run."""
-    args, world, settings = trainer.args, trainer.world, trainer.raw_model.settings
-    begin, middle, end = settings.stack_sizes
-    stack = (
-        f"{begin} -> {middle} x {settings.n_repeat} -> {end} layers"
-        if settings.row.loop
-        else f"{begin} layers"
-    )
-    with trainer.steps.autocast():
-        slow = (
-            settings.attention == "fast"
-            and settings.dropout == 0
-            and not trainer.raw_model.is_fast(world.device, alike=True)
-        )
-    where = (
-        torch.cuda.get_device_name(world.device)
-        if world.device.type == "cuda"
-        else f"CPU, {torch.get_num_threads()} threads"
-    )
-    return [
-        f"experiment: {trainer.folder}",
-        (
-            f"model: {settings.model}, {stack}, {sum(p.numel() for p in trainer.raw_model.parameters()):,}"
-            " parameters"
-        ),
-        (
-            f"device: {world.size} x {where},"
-            f" {str(autocast_dtype(args.dtype, world.device)).removeprefix('torch.')}"
-        ),
-        (
-            f"data: {trainer.splits.folder}, {trainer.splits.train.tokens.size:,} training and"
-            f" {trainer.splits.val.tokens.size:,} validation tokens"
-        ),
-        (
-            f"effective batch: {args.batch_size * args.acc_steps} sequences of {args.sequence_length} tokens"
-            f" ({args.batch_size} x {args.acc_steps // world.size} on each of {world.size} processes);"
-            f" {args.iterations * args.batch_size * args.acc_steps / trainer.splits.train.n_windows:.2f}"
-            f" epochs in {args.iterations} steps"
-        ),
-        trainer.schedule.describe(),
-        *(
-            ["note: this device's flash attention cannot be used pass by pass; attention is the reference"]
-            if slow
-            else []
-        ),
-    ]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from data import SampleOrder, TokenWindows
+from data.batch import BatchSource
 from data.order import mix
 from distributed.world import World
 from errors import BadNumbers
@@ -20,7 +20,7 @@ from optim.setup import autocast_dtype, autocaster
 
 BAD_IN_A_ROW = 10  # skipped steps, after which a run stops
 OVERFLOWS_IN_A_ROW = 20  # of the gradient in float16: the loss scaler gives way by halves, from 65536
-SHOWN_WINDOWS = 8  # of a bad batch
+SHOWN_SAMPLES = 8  # of a bad batch
 
 
 @dataclass
@@ -73,17 +73,11 @@ class OptimizerStep:
     """
 
     def __init__(
-        self, args: Any, world: World, model: nn.Module, optimizer: Optimizer, windows: TokenWindows
+        self, args: Any, world: World, model: nn.Module, optimizer: Optimizer, source: BatchSource
     ) -> None:
-        """model: as the world has wrapped it; windows: of the training split."""
-        self.args, self.world, self.model, self.optimizer, self.windows = (
-            args,
-            world,
-            model,
-            optimizer,
-            windows,
-        )
-        self.order = SampleOrder(windows.n_windows, args.data_seed)
+        """model: the objective, as the world has wrapped it."""
+        self.args, self.world, self.model, self.optimizer = args, world, model, optimizer
+        self.source = source
         self.autocast = autocaster(args.dtype, world.device)
         self.scaler = torch.amp.GradScaler(
             world.device.type, enabled=autocast_dtype(args.dtype, world.device) == torch.float16
@@ -137,20 +131,14 @@ class OptimizerStep:
         for turn in range(mine):
             micro = turn * world.size + world.rank
             first = (step * args.acc_steps + micro) * args.batch_size
-            idx, targets = self._to_device(self.windows.batch(self.order.windows(first, args.batch_size)))
+            batch = self.source.samples(step, first, args.batch_size).to(world.device)
             torch.manual_seed(mix(mix(args.seed) ^ (step * args.acc_steps + micro)) >> 1)
             with world.accumulating(self.model, last=turn == mine - 1):
                 with self.autocast():
-                    loss = self.model(idx, targets=targets)["loss"] / mine
+                    loss = self.model(batch).mean / mine
                 self.scaler.scale(loss).backward()
             losses.append(loss.detach())
         return losses
-
-    def _to_device(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        if self.world.device.type != "cuda":
-            return batch
-        idx, targets = (t.pin_memory().to(self.world.device, non_blocking=True) for t in batch)
-        return idx, targets
 
     def _update(self, parameters: list[nn.Parameter], norm: Tensor) -> None:
         if self.args.grad_clip > 0:
@@ -192,10 +180,8 @@ class OptimizerStep:
         if bad:
             first, count = first + bad[0] * args.batch_size, args.batch_size
             what = f"the loss of micro-batch {bad[0]} is {loss_of[bad[0]]}"
-        windows = ", ".join(map(str, self.order.windows(first, min(count, SHOWN_WINDOWS))))
-        if count > SHOWN_WINDOWS:
-            windows += ", ..."
+        where = self.source.describe(first, min(count, SHOWN_SAMPLES), count > SHOWN_SAMPLES)
         return (
             f"step {step + 1}: {what}, the gradient norm {norm:.4g}; "
-            f"samples {first} to {first + count - 1} of the order, sequences {windows} of the training split"
+            f"samples {first} to {first + count - 1} of the order, {where}"
         )

@@ -196,3 +196,13 @@ def final_state(results: Path) -> dict[str, Any]:
     state = torch.load(folder(results) / "ckpt.pt", weights_only=True)
     del state["args"]
     return leaves(state)
+
+
+def trainer_of(args, world, splits, folder):
+    """A training of main.py's, put together in this process."""
+    from models import make_model_from_args
+    from optim.language_model import language_model
+    from optim.training import Trainer
+
+    network = make_model_from_args(args)
+    return Trainer(args, world, language_model(args, world, splits, network, folder), folder)

@@ -39,7 +39,7 @@ IMPORTED_LATE = [
     "torch",
     "matplotlib.pyplot",
     "safetensors.torch",
-    "optim.loop",
+    "optim.training",
     "optim.evaluate",
     "optim.generation",
     "optim.routers",

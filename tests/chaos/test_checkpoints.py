@@ -25,9 +25,7 @@ import config
 from data import open_splits
 from distributed.world import World
 from errors import UserError
-from models import make_model_from_args
 from optim.checkpoint import random_states
-from optim.loop import Trainer
 from optim.reporting import log
 from optim.selftest import differing, leaves
 from optim.setup import seed_everything, starting_point
@@ -43,6 +41,7 @@ from tests.programs import (
     status,
     train,
     trained,
+    trainer_of,
 )
 
 pytestmark = pytest.mark.slow
@@ -139,11 +138,9 @@ PASSED_OVER: dict[str, Callable[[Path], object]] = {
     "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
     "text": lambda path: path.write_text("not a checkpoint\n"),
     "folder": as_folder,
-    "zip of something else": (
-        lambda path: (
-            shutil.make_archive(str(path.with_suffix("")), "zip", path.parent, "status.json")
-            and path.with_suffix(".zip").rename(path)
-        )
+    "zip of something else": lambda path: (
+        shutil.make_archive(str(path.with_suffix("")), "zip", path.parent, "status.json")
+        and path.with_suffix(".zip").rename(path)
     ),
 }
 REFUSED: dict[str, Callable[[Path], object]] = {
@@ -181,26 +178,20 @@ class Starts:
         log.setLevel(logging.INFO)
         try:
             seed_everything(self.args.seed, 0)
-            trainer = Trainer(
-                self.args,
-                World(torch.device("cpu")),
-                self.splits,
-                make_model_from_args(self.args),
-                self.folder,
-            )
+            trainer = trainer_of(self.args, World(torch.device("cpu")), self.splits, self.folder)
             path = starting_point(self.folder, "auto")
             if path is not None:
-                trainer.load(path)
+                trainer.progress.load(path)
         finally:
             log.removeHandler(listener)
         return (
             leaves(
                 {
-                    "step": trainer.step,
-                    "model": trainer.raw_model.state_dict(),
-                    "optimizer": trainer.optimizer.state_dict(),
-                    "schedule": trainer.schedule.state_dict(),
-                    "meter": vars(trainer.steps.meter),
+                    "step": trainer.progress.step,
+                    "model": trainer.progress.network.state_dict(),
+                    "optimizer": trainer.progress.optimizer.state_dict(),
+                    "schedule": trainer.progress.schedule.state_dict(),
+                    "meter": vars(trainer.progress.steps.meter),
                     "rng": random_states(torch.device("cpu")),
                 }
             ),

@@ -19,10 +19,8 @@ from config import parse_args
 from data import SampleOrder, open_splits
 from distributed.world import World
 from errors import UserError
-from models import make_model_from_args
 from optim.checkpoint import load_checkpoint, save_checkpoint
 from optim.experiment import Experiment
-from optim.loop import Trainer
 from optim.selftest import differing
 from optim.step import OVERFLOWS_IN_A_ROW
 from optim.stopping import Stopper
@@ -37,6 +35,7 @@ from tests.programs import (
     status,
     train,
     trained,
+    trainer_of,
     wait_for_step,
 )
 
@@ -165,15 +164,15 @@ def train_with_overflows(results: Path, **changes: str) -> tuple[str, list[str]]
         open_splits(args.dataset, args.data_dir, args.sequence_length, args.vocab_size),
     )
     trainer, experiment = (
-        Trainer(args, world, splits, make_model_from_args(args), results),
+        trainer_of(args, world, splits, results),
         Experiment(results, args.iterations),
     )
-    before = copy.deepcopy(trainer.raw_model.state_dict())
-    next(trainer.raw_model.parameters()).register_hook(lambda gradient: gradient * torch.inf)
+    before = copy.deepcopy(trainer.progress.network.state_dict())
+    next(trainer.progress.network.parameters()).register_hook(lambda gradient: gradient * torch.inf)
     with Stopper(world, [], None, time.time()) as stopper, pytest.raises(UserError) as error:
         trainer.run(experiment, stopper)
     experiment.close()
-    return str(error.value), differing(before, trainer.raw_model.state_dict())
+    return str(error.value), differing(before, trainer.progress.network.state_dict())
 
 
 def test_gradient_that_is_not_finite_stops_the_run_where_the_loss_is(tmp_path: Path) -> None:
@@ -196,11 +195,11 @@ def overflowing(tmp_path_factory: pytest.TempPathFactory) -> Path:
         open_splits(args.dataset, args.data_dir, args.sequence_length, args.vocab_size),
     )
     trainer, experiment = (
-        Trainer(args, world, splits, make_model_from_args(args), results),
+        trainer_of(args, world, splits, results),
         Experiment(results, args.iterations),
     )
-    next(trainer.raw_model.parameters()).register_hook(
-        lambda gradient: gradient * (torch.inf if trainer.step in (2, 3) else 1)
+    next(trainer.progress.network.parameters()).register_hook(
+        lambda gradient: gradient * (torch.inf if trainer.progress.step in (2, 3) else 1)
     )
     with Stopper(world, [], None, time.time()) as stopper:
         trainer.run(experiment, stopper)
@@ -218,9 +217,13 @@ def test_a_meter_that_earlier_code_let_overflow_begins_anew(overflowing: Path, t
     }
     save_checkpoint(tmp_path / "ckpt.pt", state)
     splits = open_splits(args.dataset, args.data_dir, args.sequence_length, args.vocab_size)
-    trainer = Trainer(args, World(torch.device("cpu")), splits, make_model_from_args(args), tmp_path)
-    trainer.load(tmp_path / "ckpt.pt")
-    assert trainer.steps.meter.values() == {"grad_norm": 0.0, "max_grad_norm": 0.0, "mean_grad_norm": 0.0}
+    trainer = trainer_of(args, World(torch.device("cpu")), splits, tmp_path)
+    trainer.progress.load(tmp_path / "ckpt.pt")
+    assert trainer.progress.steps.meter.values() == {
+        "grad_norm": 0.0,
+        "max_grad_norm": 0.0,
+        "mean_grad_norm": 0.0,
+    }
 
 
 def rows_of(results: Path, kind: str) -> list[dict[str, Any]]:

@@ -1,0 +1,85 @@
+"""What a training step is made of, whatever is trained: batches, and where they come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Named tensors, and what the mean loss over them is a mean of (tokens, pairs, windows): known before the
+    forward pass.
+    """
+
+    tensors: dict[str, Tensor]
+    count: int
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device; to GPUs through pinned memory, without waiting."""
+        if device.type != "cuda":
+            return self
+        moved = {
+            name: value.pin_memory().to(device, non_blocking=True) for name, value in self.tensors.items()
+        }
+        return Batch(moved, self.count)
+
+
+class BatchSource(Protocol):
+    """The samples of a run, numbered from 0: a pure function of the number and the data seed.
+
+    The loop alone cuts a step into micro-batches and processes, so nothing here may depend on that cut, nor
+    on what was read before.
+    """
+
+    def samples(self, step: int, first: int, count: int) -> Batch:
+        """Samples first .. first + count - 1 of the run, which are of this step. Raises UserError."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """What tells these data from others, by their content; empty where nothing is recorded."""
+        ...
+
+    def size(self) -> dict[str, int]:
+        """Further numbers of the data that a checkpoint keeps."""
+        ...
+
+    def parts(self) -> dict[str, Any]:
+        """Parts of a checkpoint that say what the data stand for; plain values."""
+        ...
+
+    def differs(self, state: dict[str, Any]) -> str | None:
+        """Why weights of this checkpoint may not mean the same on these data; None where they do."""
+        ...
+
+    def describe(self, first: int, count: int, more: bool) -> str:
+        """Where samples stand in the data, so that a person finds them. more: others follow these."""
+        ...
+
+
+class PlainSource:
+    """For sources of your own: everything but `samples` has an answer that claims nothing."""
+
+    def samples(self, step: int, first: int, count: int) -> Batch:
+        raise NotImplementedError("a source must say what its samples are")
+
+    def identity(self) -> dict[str, Any]:
+        return {}
+
+    def size(self) -> dict[str, int]:
+        return {}
+
+    def parts(self) -> dict[str, Any]:
+        return {}
+
+    def differs(self, state: dict[str, Any]) -> str | None:
+        return None
+
+    def describe(self, first: int, count: int, more: bool) -> str:
+        return f"of {type(self).__name__}"

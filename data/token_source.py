@@ -1,0 +1,49 @@
+"""Windows of tokens as a batch source: without replacement within an epoch, in the order of data/order.py."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from data.batch import Batch
+from data.bins import TokenWindows, identity_of
+from data.order import SampleOrder
+from data.vocabulary import described, other_tokens
+
+
+class TokenSource:
+    """Batches have `inputs` and `targets`, both (count, T) int64; a loss over them is a mean over tokens.
+
+    folder: of the dataset, with its meta.json (`meta`); None for tokens that are no file's.
+    """
+
+    def __init__(
+        self, windows: TokenWindows, data_seed: int, folder: Path | None = None, meta: Any = None
+    ) -> None:
+        self.windows, self.folder, self.meta = windows, folder, meta or {}
+        self.order = SampleOrder(windows.n_windows, data_seed)
+
+    def samples(self, step: int, first: int, count: int) -> Batch:
+        """As BatchSource.samples. Raises UserError for a token that the vocabulary lacks."""
+        inputs, targets = self.windows.batch(self.order.windows(first, count))
+        return Batch({"inputs": inputs, "targets": targets}, targets.numel())
+
+    def identity(self) -> dict[str, Any]:
+        return (identity_of(self.folder) or {}) if self.folder else {}
+
+    def size(self) -> dict[str, int]:
+        return {"train_tokens": int(self.windows.tokens.size)}
+
+    def parts(self) -> dict[str, Any]:
+        return {"vocabulary": asdict(described(self.meta))}
+
+    def differs(self, state: dict[str, Any]) -> str | None:
+        if self.folder is None:
+            return None
+        differ = other_tokens(state, self.meta, self.folder)
+        return f"{differ}: its embeddings begin as those of other tokens" if differ else None
+
+    def describe(self, first: int, count: int, more: bool) -> str:
+        numbers = ", ".join(map(str, self.order.windows(first, count)))
+        return f"sequences {numbers}{', ...' if more else ''} of the training split"

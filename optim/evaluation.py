@@ -1,0 +1,193 @@
+"""Evaluations of a training: what one is, and the one of the text networks, the loss on held-out windows.
+
+An evaluation is any object of the form of `Evaluation`. A training has a list of them. Rows of metrics.jsonl
+are of the kinds "eval@NAME" and, at the end, "final@NAME"; of the held-out loss, which has no name, "eval"
+and "final".
+"""
+
+from __future__ import annotations
+
+import math
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from data import TokenWindows
+from distributed.world import World
+from errors import UserError
+from optim.evaluate import EvaluationPlan, evaluate
+from optim.names import OF_TRAINING
+from optim.partial import PartialSums, facts_of
+from optim.reporting import log
+from optim.setup import autocaster
+
+LOWER, HIGHER = "lower", "higher"  # which of two values of a quantity is the better one
+
+
+@dataclass
+class Measured:
+    """values: of a metrics row. words: a line for people, without the step. told: to be called once both are
+    written, on the main process.
+    """
+
+    values: dict[str, Any]
+    words: str
+    told: Callable[[], object] = lambda: None
+
+
+class Evaluation(Protocol):
+    """name: in metrics and in --track. quantities: what may be tracked, each with its better direction."""
+
+    name: str
+    quantities: Mapping[str, str]
+
+    def run(
+        self, whole: bool, should_stop: Callable[[], bool], advanced: Callable[[], object]
+    ) -> Measured | None:
+        """Measure, on all processes together; None where `should_stop` cut it short.
+
+        whole: at the end, on everything there is. advanced: to be called where a run that is cut short has
+        brought the evaluation further.
+        """
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that a resumed run goes on measuring the same; plain values."""
+        ...
+
+    def take_up(self, state: Mapping[str, Any] | None, args: Mapping[str, Any]) -> None:
+        """Go on as the run began to. state: of a checkpoint, None where it has none; args: its settings."""
+        ...
+
+    def summary(self, rows: Sequence[Mapping[str, Any]], step: int) -> dict[str, Any]:
+        """What summary.json says of the rows of metrics.jsonl."""
+        ...
+
+
+class HeldOut:
+    """Loss, perplexity and accuracy on the validation split: some batches during training, all at the end."""
+
+    quantities: Mapping[str, str] = {"val_loss": LOWER, "val_pp": LOWER, "val_acc": HIGHER}
+
+    def __init__(
+        self,
+        args: Namespace,
+        world: World,
+        network: nn.Module,
+        windows: TokenWindows,
+        folder: Path,
+        identity: Mapping[str, Any],
+        name: str = "",
+    ) -> None:
+        """identity: of the data, as data.bins.identity_of has it."""
+        self.args, self.world, self.network, self.windows = args, world, network, windows
+        self.folder, self.identity, self.name = folder, identity, name
+        self.autocast = autocaster(args.dtype, world.device)
+        self.plan = EvaluationPlan(args.batch_size, args.eval_batches)
+
+    def run(
+        self, whole: bool, should_stop: Callable[[], bool], advanced: Callable[[], object]
+    ) -> Measured | None:
+        facts = facts_of(self.args, self.plan.batch_size, self.identity, self.world.device)
+        kept = PartialSums(self.folder, OF_TRAINING, self.network, facts, log.info, advanced)
+        result = evaluate(
+            self.network,
+            self.windows,
+            self.plan.batch_size,
+            self.world,
+            self.autocast,
+            0 if whole else self.plan.batches,
+            should_stop,
+            kept=kept,
+        )
+        if result is None:
+            return None
+        for name in ("window_losses", "window_accuracies", "val_loss_batch_mean", "val_acc_batch_mean"):
+            del result[name]
+        words = (
+            f"loss {result['val_loss']:.4f}  perplexity {result['val_pp']:.2f}  accuracy"
+            f" {result['val_acc']:.4f}  average depth {result['average_depth']:.2f}"
+        )
+        return Measured(result, words, kept.remove)
+
+    def state(self) -> dict[str, Any]:
+        return asdict(self.plan)
+
+    def take_up(self, state: Mapping[str, Any] | None, args: Mapping[str, Any]) -> None:
+        if state is None:  # of before checkpoints told
+            state = {"batch_size": args["batch_size"], "batches": args["eval_batches"]}
+        plan = EvaluationPlan(**state)
+        if self.args.eval_batches != plan.batches:
+            log.info(
+                f"note: --eval_batches {self.args.eval_batches} is not taken up: this run began to evaluate"
+                f" on {plan.batches} batches of {plan.batch_size} sequences, and goes on with these"
+            )
+        self.plan = plan
+
+    def summary(self, rows: Sequence[Mapping[str, Any]], step: int) -> dict[str, Any]:
+        n_windows, plan = self.windows.n_windows, self.plan
+        some = min(n_windows, plan.batches * plan.batch_size) if plan.batches else n_windows
+        final = next(row for row in reversed(rows) if row["kind"] == "final" and row["step"] == step)
+        curves = {
+            name: [row[name] for row in rows if row["kind"] == "eval"]
+            for name in ("val_loss", "val_pp", "val_acc")
+        }
+        told = ("val_loss", "val_pp", "val_acc", "average_depth", "n_tokens")
+        return {
+            **curves,
+            **{f"final_{name}": final[name] for name in told},
+            "evaluation": {"batch_size": plan.batch_size, "final_windows": n_windows, "windows": some},
+        }
+
+
+class Tracked:
+    """The best value so far of one quantity of one evaluation: --track QUANTITY, or QUANTITY@EVALUATION.
+
+    A value is better only if it is finite and strictly better, so that of equal ones the first stays.
+    """
+
+    def __init__(self, wanted: str, evaluations: Sequence[Evaluation], every: int) -> None:
+        """every: steps between evaluations. Raises UserError where nothing measures that quantity."""
+        self.wanted = wanted
+        self.quantity, _, self.evaluation = wanted.partition("@")
+        self.value: float | None = None
+        self.step = 0
+        known = {evaluation.name: evaluation.quantities for evaluation in evaluations}
+        quantities = known.get(self.evaluation, {})
+        if self.quantity not in quantities:
+            choices = [
+                name + (f"@{which}" if which else "") for which, names in known.items() for name in names
+            ]
+            raise UserError(
+                f"--track {wanted}: nothing measures that; there are: {', '.join(choices) or 'none'}"
+            )
+        if not every:
+            raise UserError(f"--track {wanted} needs evaluations during training: give --eval_freq")
+        self.sign = 1 if quantities[self.quantity] == LOWER else -1
+
+    def improves(self, evaluation: str, values: Mapping[str, Any], step: int) -> bool:
+        """Whether these values of an evaluation at a step are the best so far; if so, they are remembered."""
+        if evaluation != self.evaluation:
+            return False
+        value = float(values[self.quantity])
+        is_better = self.value is None or self.sign * value < self.sign * self.value
+        if not math.isfinite(value) or not is_better:
+            return False
+        self.value, self.step = value, step
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """Of a checkpoint and a summary."""
+        return {"quantity": self.wanted, "value": self.value, "step": self.step}
+
+    def take_up(self, state: Mapping[str, Any] | None) -> None:
+        """Go on from a checkpoint. Another quantity than it tracked begins anew."""
+        if state is not None and state.get("quantity") == self.wanted:
+            self.value, self.step = state["value"], state["step"]
+
+    def forget(self) -> None:
+        self.value, self.step = None, 0

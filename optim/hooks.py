@@ -1,0 +1,53 @@
+"""Code of the user's that is called while a training runs, and may end it.
+
+    class Enough(Hook):
+        def stepped(self, step, loss):
+            if loss < 0.1:
+                return Stop("complete", "the loss is below 0.1")
+
+Hooks are called on every process with the same values; only the main process's answer counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+COMPLETE, PAUSE = "complete", "pause"
+
+
+@dataclass(frozen=True)
+class Stop:
+    """What a hook asks for.
+
+    kind: "complete" ends the training as finished: summary.json is written, and no job goes on with it.
+    "pause" saves it and ends as a stop by hand does: the same command goes on, a chain does not by itself.
+    reason: in words, for the log, outcome.json and the chain. Raises ValueError for another kind.
+    """
+
+    kind: str
+    reason: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in (COMPLETE, PAUSE):
+            raise ValueError(f"a hook may ask for {COMPLETE!r} or {PAUSE!r}, not {self.kind!r}")
+
+
+class Hook:
+    """Each method may be left as it is. One that returns a Stop ends the training after the step."""
+
+    def started(self, step: int) -> Stop | None:
+        """Before the first step of this run; `step` steps were taken by earlier ones."""
+        return None
+
+    def stepped(self, step: int, loss: float) -> Stop | None:
+        """After a step; loss: its mean over all processes."""
+        return None
+
+    def evaluated(self, step: int, name: str, values: Mapping[str, Any]) -> Stop | None:
+        """After an evaluation during training; values: of its row in metrics.jsonl."""
+        return None
+
+    def ended(self, step: int, reason: str) -> None:
+        """After the last step of this run, whatever ended it."""

@@ -1,0 +1,74 @@
+"""The parts of a training on tokens, as main.py's recipe puts them together, and the first lines of its
+run.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data import Splits
+from data.token_source import TokenSource
+from distributed.world import World
+from models.macs import training_flops_per_token
+from optim.evaluation import HeldOut
+from optim.hooks import Hook
+from optim.objectives import NextToken
+from optim.progress import Parts
+from optim.setup import autocast_dtype, autocaster
+
+
+def language_model(
+    args: Namespace, world: World, splits: Splits, network: Any, folder: Path, hooks: Sequence[Hook] = ()
+) -> Parts:
+    """Next-token training of a network on the training split, evaluated on the validation split.
+
+    folder: of the experiment, where an evaluation that is cut short keeps its sums.
+    """
+    source = TokenSource(splits.train, args.data_seed, splits.folder, splits.meta)
+    identity = world.from_main(source.identity)
+    network = network.to(world.device)
+    held_out = HeldOut(args, world, network, splits.val, folder, identity)
+    flops = training_flops_per_token(network.settings)
+    return Parts(NextToken(network), source, (held_out,), hooks, "tokens", splits.train.length, flops)
+
+
+def describe(
+    args: Namespace, world: World, splits: Splits, network: Any, folder: Path, schedule: str
+) -> list[str]:
+    """First lines of a run. schedule: in words."""
+    settings = network.settings
+    begin, middle, end = settings.stack_sizes
+    stack = f"{begin} layers"
+    if settings.row.loop:
+        stack = f"{begin} -> {middle} x {settings.n_repeat} -> {end} layers"
+    with autocaster(args.dtype, world.device)():
+        could_be_fast = settings.attention == "fast" and settings.dropout == 0
+        is_slow = could_be_fast and not network.is_fast(world.device, alike=True)
+    where = f"CPU, {torch.get_num_threads()} threads"
+    if world.device.type == "cuda":
+        where = torch.cuda.get_device_name(world.device)
+    dtype = str(autocast_dtype(args.dtype, world.device)).removeprefix("torch.")
+    train, val = splits.train, splits.val
+    samples = args.batch_size * args.acc_steps
+    lines = [
+        f"experiment: {folder}",
+        f"model: {settings.model}, {stack}, {sum(p.numel() for p in network.parameters()):,} parameters",
+        f"device: {world.size} x {where}, {dtype}",
+        f"data: {splits.folder}, {train.tokens.size:,} training and {val.tokens.size:,} validation tokens",
+        (
+            f"effective batch: {samples} sequences of {args.sequence_length} tokens ({args.batch_size} x"
+            f" {args.acc_steps // world.size} on each of {world.size} processes);"
+            f" {args.iterations * samples / train.n_windows:.2f} epochs in {args.iterations} steps"
+        ),
+        schedule,
+    ]
+    if is_slow:
+        lines.append(
+            "note: this device's flash attention cannot be used pass by pass; attention is the reference"
+        )
+    return lines

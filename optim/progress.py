@@ -1,0 +1,227 @@
+"""A training between two steps: all that a checkpoint holds, how it is put together, and how it is taken
+up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+
+from data.batch import BatchSource
+from distributed.world import World
+from errors import UserError
+from models.weights import load_weights
+from optim import checkpoint, history, initial
+from optim.evaluation import Evaluation, Tracked
+from optim.hooks import Hook
+from optim.names import ABANDONED, BEST
+from optim.optimizers import load_optimizer_state, make_optimizer
+from optim.reporting import log
+from optim.resumable import FORMAT, check_resumable
+from optim.saving import Saver
+from optim.schedules import make_scheduler
+from optim.setup import autocast_dtype, is_own, named_file
+from optim.step import OptimizerStep
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a training is put together of.
+
+    objective: a module of the form that optim/objectives describes; what its `network` computes is saved.
+    items: what throughput counts, in the plural, and items_per_sample how many of them a sample has.
+    flops_per_item: of a forward and backward pass; 0 where unknown.
+    """
+
+    objective: nn.Module
+    source: BatchSource
+    evaluations: Sequence[Evaluation] = ()
+    hooks: Sequence[Hook] = ()
+    items: str = "samples"
+    items_per_sample: int = 1
+    flops_per_item: float = 0.0
+
+
+class Progress:
+    """The state of a training. step: how many steps are taken. data: what the data are known by.
+
+    initial: the weights that --init_from gave. rollbacks: steps to which a person has taken this training
+    back; is_rollback: whether this run does so.
+    """
+
+    def __init__(self, args: Any, world: World, parts: Parts, folder: Path, saver: Saver) -> None:
+        self.args, self.world, self.parts, self.folder, self.saver = args, world, parts, folder, saver
+        objective = parts.objective.to(world.device)
+        self.network: Any = objective.network  # of any class
+        self.model = world.wrap(objective, may_leave_unused=bool(objective.may_leave_unused))
+        self.optimizer = make_optimizer(cast(nn.Module, self.network), args)
+        self.schedule = make_scheduler(self.optimizer, args)
+        self.steps = OptimizerStep(args, world, self.model, self.optimizer, parts.source)
+        self.data = world.from_main(parts.source.identity)
+        self.tracked = Tracked(args.track, parts.evaluations, args.eval_freq) if args.track else None
+        self.step = 0
+        self.initial: dict[str, str] | None = None
+        self.rollbacks: list[int] = []
+        self.is_rollback = False
+
+    @property
+    def precision(self) -> str:
+        """What --dtype means on this device."""
+        return str(autocast_dtype(self.args.dtype, self.world.device)).removeprefix("torch.")
+
+    def state(self) -> dict[str, Any] | None:
+        """The whole state, on the main process; every process must call this."""
+        ranks = self.world.gather(checkpoint.random_states(self.world.device))
+        if not self.world.is_main:
+            return None
+        source = self.parts.source
+        return {
+            "format": FORMAT,
+            "itr": self.step,
+            "args": vars(self.args),
+            "world_size": self.world.size,
+            "model": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.schedule.state_dict(),
+            "rng": ranks,
+            **self.steps.state_dict(),
+            "data": {
+                "data_seed": self.args.data_seed,
+                "next_sample": self.step * self.args.batch_size * self.args.acc_steps,
+                **source.size(),
+                **self.data,
+            },
+            **source.parts(),
+            "precision": self.precision,
+            **self._evaluations(),
+            "rollbacks": list(self.rollbacks),
+            **self.initial_part(),
+        }
+
+    def _evaluations(self) -> dict[str, Any]:
+        """The one without a name under a key of its own, as checkpoints have always had it."""
+        found: dict[str, Any] = {}
+        for evaluation in self.parts.evaluations:
+            if evaluation.name:
+                found.setdefault("evaluations", {})[evaluation.name] = evaluation.state()
+            else:
+                found["evaluation"] = evaluation.state()
+        if self.tracked is not None:
+            found["best"] = self.tracked.state()
+        return found
+
+    def initial_part(self) -> dict[str, Any]:
+        """Of a state, a summary and a fingerprint: the weights that the run began with, where --init_from
+        gave them.
+        """
+        return {"initial": self.initial} if self.initial else {}
+
+    def begin_with(self, path: Path) -> None:
+        """Take the weights of another training, and nothing else of it.
+
+        Raises UserError where they do not fit.
+        """
+        self.initial = self.world.from_main(lambda: initial.describe(path, self.args.init_from))
+        state = self.world.from_each(lambda: initial.load(self.network, path))
+        log.info(f"began with the weights of {path}")
+        differs = self.parts.source.differs(state)
+        if differs:
+            log.warning(f"warning: {differs}")
+
+    def load(self, path: Path) -> None:
+        """Take up a checkpoint of this training loop.
+
+        Raises UserError where it is of another run, or damaged.
+        """
+        extended = self.world.from_each(lambda: self._take_up(path))
+        log.info(f"resumed from {path} at step {self.step}")
+        if is_own(self.folder, path):
+            is_best = path.name == BEST  # which is no place to go on from by itself
+            self.saver.resumed_from = self.folder / path.name
+            self.saver.saved_step = 0 if is_best else self.step
+            wanted = named_file(self.folder, self.args.use_pretrained)
+            if wanted is not None and wanted.resolve() == path.resolve():
+                self._roll_back()
+        if extended:
+            log.info(extended)
+            own = self.saver.resumed_from
+            if own is not None:  # another experiment's files are not ours to rename
+                self.saver.resumed_from = self.world.from_main(lambda: history.keep_final(own))
+
+    def _roll_back(self) -> None:
+        """A person takes the training back to the checkpoint that has been loaded: what came after it is
+        set aside.
+        """
+        self.is_rollback = True
+        if self.rollbacks[-1:] != [self.step]:
+            self.rollbacks.append(self.step)
+        gone = self.world.from_main(lambda: history.roll_back(self.folder, self.step))
+        if gone:
+            log.info(
+                f"rolled back to step {self.step}: {', '.join(gone)} set aside under names that end in"
+                f" .{ABANDONED}"
+            )
+        if self.tracked is not None and BEST in gone:
+            log.info(f"note: {BEST} was of a later step; the best {self.args.track} is looked for anew")
+            self.tracked.forget()
+
+    def _take_up(self, path: Path) -> str | None:
+        """What `load` does on each process; returns what the schedule says of an extension."""
+        state = checkpoint.load_checkpoint(path)
+        check_resumable(path, state, self.args, self.data)
+        try:
+            load_weights(self.network, state["model"])
+            load_optimizer_state(self.optimizer, state["optimizer"])
+        except UserError as error:
+            raise UserError(f"cannot resume {path}: {error}") from None
+        extended = self.schedule.load_state_dict(state["scheduler"], self.args.extend)
+        self.steps.load_state_dict(state)
+        self.step = state["itr"]
+        self._keep_steps(state["args"].get("keep_steps") or [])
+        self.rollbacks, self.initial = list(state.get("rollbacks", [])), state.get("initial")
+        named = state.get("evaluations", {})
+        for evaluation in self.parts.evaluations:
+            kept = named.get(evaluation.name) if evaluation.name else state.get("evaluation")
+            evaluation.take_up(kept, state["args"])
+        if self.tracked is not None:
+            self.tracked.take_up(state.get("best"))
+        if self.world.rank < len(state["rng"]):
+            checkpoint.restore_random_states(state["rng"][self.world.rank], self.world.device)
+        self._note_what_changed(state)
+        return extended
+
+    def _note_what_changed(self, state: dict[str, Any]) -> None:
+        """Lines where this run computes otherwise than the one that wrote a checkpoint."""
+        then = state.get("precision", self.precision)
+        if then != self.precision:
+            log.info(
+                f"note: the training so far computed in {then}, and goes on in {self.precision}, which is"
+                f" what --dtype {self.args.dtype} means on this device; --dtype {then} keeps to the former"
+            )
+        if state["world_size"] != self.world.size:
+            log.info(
+                f"the checkpoint was written by {state['world_size']} processes, now there are"
+                f" {self.world.size}: same samples and effective batch, sums in another order"
+            )
+
+    def _keep_steps(self, before: Sequence[int]) -> None:
+        """Steps whose checkpoints an earlier run was told to keep are kept for good: what is kept cannot
+        be told from a run's own flags.
+        """
+        passed = [
+            step
+            for step in sorted(self.saver.kept_steps)
+            if step < self.step and not (self.folder / f"ckpt_{step}.pt").exists()
+        ]
+        if passed:
+            which = "that step" if len(passed) == 1 else "these steps"
+            log.info(
+                f"note: --keep_steps {' '.join(map(str, passed))}: passed already, and there is no checkpoint"
+                f" of {which}"
+            )
+        self.saver.kept_steps |= set(before)
+        self.args.keep_steps = sorted(self.saver.kept_steps) or None  # for the runs after this one

@@ -1,0 +1,37 @@
+"""summary.json: what a finished training was, and how it went."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from optim.experiment import Experiment
+from optim.progress import Progress
+
+OF_A_SEGMENT = ("job_id", "restart", "start_step", "end_step", "reason", "world_size", "revision")
+
+
+def summarise(progress: Progress, experiment: Experiment, reason: str) -> dict[str, Any]:
+    """Content of summary.json, of the state and the metrics rows. reason: why the training is done."""
+    rows = experiment.metrics.rows()
+    segments = [{name: row.get(name) for name in OF_A_SEGMENT} for row in experiment.segments]
+    segments[-1] |= {"end_step": progress.step, "reason": reason}
+    steps = {kind: [row["step"] for row in rows if row["kind"] == kind] for kind in ("train", "eval")}
+    found: dict[str, Any] = {
+        "args": vars(progress.args),
+        "itr": progress.step,
+        "train_loss": [row["loss"] for row in rows if row["kind"] == "train"],
+        "steps": steps,
+        "parameters": sum(p.numel() for p in progress.network.parameters()),
+        "world_size": progress.world.size,
+        "schedule": progress.schedule.plan(),
+        "skipped_steps": [row["step"] for row in rows if row["kind"] == "skipped"],
+        "segments": segments,
+        "rollbacks": progress.rollbacks,
+        "data": progress.data,
+        **progress.initial_part(),
+    }
+    if progress.tracked is not None:
+        found["best"] = progress.tracked.state()
+    for evaluation in progress.parts.evaluations:
+        found |= evaluation.summary(rows, progress.step)
+    return found

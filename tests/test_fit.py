@@ -1,0 +1,168 @@
+"""Training from Python: the examples of docs/library.md, exact resume, hooks, and what is refused."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+from data.batch import Batch, PlainSource
+from errors import UserError
+from files import load_json
+from optim.checkpoint import load_checkpoint
+from optim.evaluation import LOWER, Measured
+from optim.fit import fit
+from optim.hooks import Hook, Stop
+from optim.objectives import Loss
+from optim.selftest import differing, leaves
+from tests.programs import ROOT
+
+
+class Numbers(PlainSource):
+    """Sample n is the number n, folded into [0, 1)."""
+
+    def samples(self, step: int, first: int, count: int) -> Batch:
+        x = torch.arange(first, first + count, dtype=torch.float32).mul(0.37).remainder(1).unsqueeze(1)
+        return Batch({"x": x, "y": 3 * x - 1}, count)
+
+
+class Squared(nn.Module):
+    may_leave_unused = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = nn.Sequential(nn.Linear(1, 8), nn.Dropout(0.1), nn.GELU(), nn.Linear(8, 1))
+
+    def forward(self, batch: Batch) -> Loss:
+        return Loss((self.network(batch["x"]) - batch["y"]).square().mean(), batch.count)
+
+
+class Scripted:
+    """An evaluation whose values are given beforehand, one for each time that it is asked."""
+
+    name = "script"
+    quantities: ClassVar = {"score": LOWER}
+
+    def __init__(self, values: list[float], every: int) -> None:
+        self.values, self.every, self.asked = values, every, 0
+
+    def run(self, whole: bool, should_stop: Any, advanced: Any) -> Measured | None:
+        value = self.values[min(self.asked, len(self.values) - 1)]
+        self.asked += 1
+        return Measured({"score": value}, f"score {value}")
+
+    def state(self) -> dict[str, Any]:
+        return {"asked": self.asked}
+
+    def take_up(self, state: Any, args: Any) -> None:
+        self.asked = state["asked"]
+
+    def summary(self, rows: Any, step: int) -> dict[str, Any]:
+        return {"scores": [row["score"] for row in rows if row["kind"] == "eval@script"]}
+
+
+class StopAt(Hook):
+    def __init__(self, kind: str, step: int) -> None:
+        self.kind, self.step = kind, step
+
+    def stepped(self, step: int, loss: float) -> Stop | None:
+        return Stop(self.kind, f"step {step} is enough") if step == self.step else None
+
+
+def train(folder: Path | None, **changes: Any) -> list[dict[str, Any]]:
+    settings = {"steps": 12, "lr": 1e-2, "batch_size": 4, "acc_steps": 2, "device": "cpu", "folder": folder}
+    return fit(changes.pop("objective", None) or Squared(), Numbers(), **{**settings, **changes})
+
+
+def without_time(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "time"} for row in rows]
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_examples_of_the_page_train(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each after those before it, as they stand there."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(), re.DOTALL)
+    assert len(blocks) == 3
+    names: dict[str, Any] = {}
+    for block in blocks[: number + 1] if number != 1 else blocks[1:2]:
+        exec(block, names)
+    assert names["rows"][-1]["loss"] < 0.7 * names["rows"][0]["loss"]
+
+
+def test_weights_are_trained_in_place_without_a_folder() -> None:
+    objective = Squared()
+    before = objective.network[0].weight.clone()
+    train(None, objective=objective)
+    assert not torch.equal(before, objective.network[0].weight)
+
+
+def test_a_paused_training_ends_with_the_bits_of_one_that_never_stopped(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole")
+    train(tmp_path / "parts", hooks=[StopAt("pause", 5)])
+    parts = train(tmp_path / "parts")
+    states = [load_checkpoint(tmp_path / name / "ckpt.pt") for name in ("whole", "parts")]
+    for state in states:
+        del state["args"]
+    assert differing(*(leaves(state) for state in states)) == []
+    assert without_time(whole) == without_time(parts)
+
+
+def test_a_pause_is_a_stop_by_hand_with_work_left(tmp_path: Path) -> None:
+    train(tmp_path, hooks=[StopAt("pause", 5)])
+    told = load_json(tmp_path / "outcome.json")
+    assert (told["code"], told["kind"], told["step"], told["reason"]) == (83, "paused", 5, "step 5 is enough")
+
+
+def test_a_complete_training_is_finished(tmp_path: Path) -> None:
+    train(tmp_path, hooks=[StopAt("complete", 5)])
+    summary = load_json(tmp_path / "summary.json")
+    assert (summary["itr"], summary["segments"][-1]["reason"]) == (5, "step 5 is enough")
+    rows = train(tmp_path)
+    assert max(row["step"] for row in rows) == 5
+
+
+def test_a_hook_may_ask_for_two_kinds_of_end_only() -> None:
+    with pytest.raises(ValueError, match="'complete' or 'pause', not 'now'"):
+        Stop("now", "")
+
+
+def test_unknown_settings_are_named_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"unknown setting 'weight_decai' \(did you mean weight_decay\?\)"):
+        train(None, weight_decai=0.1)
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ([3.0, 2.0, 2.0, 5.0], (2.0, 6)),
+        ([float("nan"), 4.0, float("inf"), 4.5], (4.0, 6)),
+        ([1.0, float("nan"), 2.0, 3.0], (1.0, 3)),
+    ],
+)
+def test_best_checkpoint_is_of_the_first_least_finite_value(
+    scores: list[float], best: tuple[float, int], tmp_path: Path
+) -> None:
+    evaluations = [Scripted(scores, 3)]
+    train(tmp_path, evaluations=evaluations, eval_freq=3, track="score@script")
+    state = load_checkpoint(tmp_path / "best.pt")
+    assert (state["best"]["value"], state["itr"]) == best
+    assert load_json(tmp_path / "summary.json")["best"]["step"] == best[1]
+
+
+def test_the_best_value_outlives_a_stop(tmp_path: Path) -> None:
+    scores = [3.0, 1.0, 2.0, 5.0]
+    tracked = {"eval_freq": 3, "track": "score@script"}
+    train(tmp_path, evaluations=[Scripted(scores, 3)], hooks=[StopAt("pause", 7)], **tracked)
+    train(tmp_path, evaluations=[Scripted(scores, 3)], **tracked)
+    assert load_checkpoint(tmp_path / "best.pt")["itr"] == 6
+
+
+def test_a_quantity_that_nothing_measures_is_refused_with_the_choices(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--track val_loss: nothing measures that; there are: score@script"):
+        train(tmp_path, evaluations=[Scripted([1.0], 3)], eval_freq=3, track="val_loss")
