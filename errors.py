@@ -48,7 +48,7 @@ def missing_package(error: BaseException | None) -> str | None:
     ):
         return None
     environment = "source .venv/bin/activate, or " if (root / ".venv" / "bin" / "activate").is_file() else ""
-    return f"{name} is not installed: {environment}pip install -r requirements.txt"
+    return f"{name} is not installed: {environment}pip install -r requirements.txt -c constraints.txt"
 
 
 def tell_missing_package() -> None:

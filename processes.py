@@ -72,6 +72,16 @@ def code_facts() -> dict[str, Any]:
     return {"revision": f"{head}+changes", "dirty": True, "changes": hashlib.sha256(changes).hexdigest()[:8]}
 
 
+def torch_change(before: str, now: str) -> str | None:
+    """In words, that a training goes on under another version or build of torch; None where it does not."""
+    if before == now:
+        return None
+    return (
+        f"torch has changed since the last job: {before} then, {now} now; the same bits as those of an"
+        " unbroken training are promised under one version only"
+    )
+
+
 def code_change(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     """In words, how the code of a job differs from that of the one before, both as `code_facts`; None where
     it does not, as far as

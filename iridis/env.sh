@@ -54,6 +54,7 @@ fi
 export NOTIFY_EMAIL # all jobs of a chain have that of the submission; a node's own name may tell nothing
 
 # PyTorch
+: "${TORCH_VERSION:=}"                     # a version within the range of requirements.txt; empty: the one that constraints.txt pins
 : "${TORCH_INDEX_URL:=}"                   # where pip gets torch: https://download.pytorch.org/whl/cu126 for an older driver; empty: PyPI's build
 export TORCH_CPP_LOG_LEVEL="${TORCH_CPP_LOG_LEVEL:-ERROR}" # DDP warns in every job about a setting that is meant as it is
 export PYTORCH_CUDA_ALLOC_CONF="${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}" # less fragmentation on 24 GB GPUs

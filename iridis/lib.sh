@@ -192,8 +192,23 @@ has_conda() {
     [[ $USE_CONDA == auto ]] && type module >/dev/null 2>&1 && foreign module load conda >/dev/null 2>&1 && command -v conda >/dev/null
 }
 
-# torch_wanted: the pinned torch, and where it is to come from
-torch_wanted() { printf '%s %s\n' "$(grep -oE '^torch==[^ ]+' "$REPO_DIR/requirements.txt")" "$TORCH_INDEX_URL"; }
+# check_torch_version: refuse a TORCH_VERSION that is no version, or outside the range of requirements.txt
+check_torch_version() {
+    local range least beyond
+    [[ -n $TORCH_VERSION ]] || return 0
+    range="$(grep -oE '^torch>=[0-9.]+,<[0-9.]+' "$REPO_DIR/requirements.txt")"
+    least="${range#*>=}" least="${least%,*}" beyond="${range#*<}"
+    if [[ ! $TORCH_VERSION =~ ^[0-9]+(\.[0-9]+){2}(\+[a-z0-9.]+)?$ ]] ||
+        printf '%s\n' "$beyond" "$TORCH_VERSION" | sort -VC || ! printf '%s\n' "$least" "$TORCH_VERSION" | sort -VC; then
+        die "TORCH_VERSION must be a version within $range, such as $least.0, not $(printf '%q' "$TORCH_VERSION")"
+    fi
+}
+
+# constraints: those of constraints.txt, with TORCH_VERSION as its torch where that is set
+constraints() { sed "${TORCH_VERSION:+s/^torch==[^ ]*/torch==$TORCH_VERSION/}" "$REPO_DIR/constraints.txt"; }
+
+# torch_wanted: the torch that an environment is to have, and where it is to come from
+torch_wanted() { printf '%s %s\n' "$(constraints | grep -oE '^torch==[^ ]+')" "$TORCH_INDEX_URL"; }
 
 # is_installed PREFIX STAMP: whether an environment has the requirements, and torch from TORCH_INDEX_URL where that is set
 is_installed() {
@@ -228,18 +243,31 @@ install() {
             "$(find_python)" -m venv --clear "$1" || die "cannot make $1; on Debian, apt install python3-venv"
         fi
     fi
-    [[ -z $TORCH_INDEX_URL ]] || install_torch "$1" # before the others, whose torch it then is
+    rm -f "$1"/.installed-* # they are of another torch or other requirements, and may be asked for again
+    constraints >"$1/constraints.txt"
+    if [[ -n $TORCH_INDEX_URL ]]; then
+        install_torch "$1" # before the others, whose torch it then is
+    elif [[ "$(cat "$1/$TORCH_SOURCE" 2>/dev/null)" != "$(torch_wanted)"* ]]; then
+        rm -f "$1/$TORCH_SOURCE" # that torch is about to be replaced
+    fi
     printf 'installing %s\n' "$(basename "$2")"
-    "$1/bin/python" -m pip install --quiet --disable-pip-version-check -r "$2" ||
+    "$1/bin/python" -m pip install --quiet --disable-pip-version-check -r "$2" -c "$1/constraints.txt" ||
         die "installing $2 failed, see above; on a node without internet, start the job once from a login node"
     touch "$3"
 }
 
-# ensure_environment [REQUIREMENTS]: the project's environment with these requirements, installed anew only when they change
+# stamp_of REQUIREMENTS: the name of the file in an environment that says that these requirements and this torch are installed
+stamp_of() {
+    printf '.installed-%s-%s\n' "$({ cat "$REPO_DIR"/requirements*.txt && constraints; } | sha256sum | cut -c1-16)" "$(basename "$1" .txt)"
+}
+
+# ensure_environment [REQUIREMENTS]: the project's environment with these requirements and constraints.txt, or TORCH_VERSION;
+# installed anew only when one of them changes
 ensure_environment() {
     local requirements="$REPO_DIR/${1:-requirements.txt}" prefix="$VENV_DIR" stamp
+    check_torch_version
     if has_conda; then prefix="$CONDA_ENV_PREFIX"; fi
-    stamp="$prefix/.installed-$(cat "$REPO_DIR"/requirements*.txt | sha256sum | cut -c1-16)-$(basename "$requirements" .txt)"
+    stamp="$prefix/$(stamp_of "$requirements")"
     if ! is_installed "$prefix" "$stamp"; then
         (install "$prefix" "$requirements" "$stamp") || exit $?
     fi

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -26,7 +27,9 @@ def set_precision(deterministic: bool) -> None:
     """TF32 products on GPUs that have them; with `deterministic`, only algorithms that give the same bits
     each time.
     """
-    torch.set_float32_matmul_precision("high")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch 2.9 recommends another interface
+        torch.set_float32_matmul_precision("high")
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

@@ -35,7 +35,7 @@ from optim.step import GradientMeter
 from optim.stopping import Stopper
 from optim.summary import summarise
 from optim.watchdog import Watchdog
-from processes import code_change, code_facts
+from processes import code_change, code_facts, torch_change
 
 # largest gradient norm over the mean since the last evaluation, from which on it is called a spike
 SPIKE = 5.0
@@ -294,11 +294,12 @@ class Trainer:
             )
         code = code_facts()
         changed = code_change(experiment.last_row_with("revision"), code)
-        if changed:
-            log.info(f"warning: {changed}")
-        experiment.begin_segment(
-            progress.step, self.saver.saved_step, world_size=self.world.size, settings=settings, **code
-        )
+        version = str(torch.__version__)
+        other_torch = torch_change(experiment.last_row_with("torch").get("torch", version), version)
+        for warning in filter(None, (changed, other_torch)):
+            log.info(f"warning: {warning}")
+        facts = {"world_size": self.world.size, "settings": settings, "torch": version, **code}
+        experiment.begin_segment(progress.step, self.saver.saved_step, **facts)
 
     def _run(self) -> Outcome:
         args, progress = self.args, self.progress

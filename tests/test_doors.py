@@ -54,7 +54,7 @@ def test_a_missing_package_is_one_line_at_every_door(tmp_path: Path, door: str) 
     )
     assert outcome.returncode == 2, outcome.stderr
     (line,) = outcome.stderr.splitlines()
-    assert " is not installed: " in line and "pip install -r requirements.txt" in line
+    assert " is not installed: " in line and "pip install -r requirements.txt -c constraints.txt" in line
 
 
 def test_a_missing_module_of_our_own_stays_a_crash(tmp_path: Path) -> None:

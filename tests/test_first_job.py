@@ -180,7 +180,7 @@ def test_without_a_scratch_packages_are_cached_where_the_tools_do(tmp_path: Path
 def wheel(folder: Path, name: str, version: str) -> None:
     """An empty package on an index of its own."""
     place = folder / name
-    place.mkdir(parents=True)
+    place.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(place / f"{name}-{version}-py3-none-any.whl", "w") as file:
         info = f"{name}-{version}.dist-info"
         file.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
@@ -191,46 +191,84 @@ def wheel(folder: Path, name: str, version: str) -> None:
     )
 
 
-@pytest.mark.slow
-def test_torch_comes_from_its_own_index_also_into_an_environment_that_has_another_build(
-    tmp_path: Path,
+def library(script: str, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """A script after iridis/lib.sh, for an environment in `folder` with pip's usual index there."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "TORCH_"))}
+    given = {
+        **own,
+        "USE_CONDA": "no",
+        "PYTHON": sys.executable,
+        "VENV_DIR": str(folder / "env"),
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_INDEX_URL": (folder / "usual").as_uri(),
+        **env,
+    }
+    return subprocess.run(
+        ["bash", "-c", f"source iridis/lib.sh; {script}"],
+        cwd=ROOT,
+        env=given,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def pinned_version() -> str:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return next(line for line in lines if line.startswith("torch==")).removeprefix("torch==")
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"), [({}, pinned_version()), ({"TORCH_VERSION": "2.11.0+cu126"}, "2.11.0+cu126")]
+)
+def test_the_torch_of_constraints_is_wanted_unless_the_site_names_another(
+    tmp_path: Path, given: dict[str, str], wanted: str
 ) -> None:
-    pin = next(line for line in (ROOT / "requirements.txt").read_text().split() if line.startswith("torch=="))
-    version = pin.removeprefix("torch==")
+    done = library("constraints | grep -v '^#'; torch_wanted", tmp_path, **given)
+    assert done.stdout.split() == [f"torch=={wanted}"] * 2, done.stderr
+
+
+def test_the_pinned_torch_is_within_the_range_that_a_site_may_name(tmp_path: Path) -> None:
+    assert library("check_torch_version", tmp_path, TORCH_VERSION=pinned_version()).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "version", ["2.8.0", "2.99.0", "3.0.0", "newest", "2.13", "==2.13.0", "2.13.0/; id", " "]
+)
+def test_a_wrong_torch_version_is_refused_before_anything_is_installed(tmp_path: Path, version: str) -> None:
+    done = library("ensure_environment", tmp_path, TORCH_VERSION=version)
+    assert done.returncode == 2 and done.stderr.startswith("error: TORCH_VERSION must be a version within")
+    assert (done.stderr.count("\n"), done.stdout, list(tmp_path.iterdir())) == (1, "", [])
+
+
+def test_an_environment_is_made_anew_when_its_torch_changes(tmp_path: Path) -> None:
+    def stamp(**env: str) -> str:
+        return library("stamp_of requirements.txt", tmp_path, **env).stdout
+
+    assert stamp() and stamp() == stamp(TORCH_VERSION=pinned_version()) != stamp(TORCH_VERSION="2.11.0")
+
+
+@pytest.mark.slow
+def test_torch_is_replaced_when_the_site_names_another_version_or_index(tmp_path: Path) -> None:
+    version, other = pinned_version(), "2.11.0"
     wheel(tmp_path / "usual", "torch", version)
+    wheel(tmp_path / "usual", "torch", other)
     wheel(tmp_path / "cuda", "torch", f"{version}+cu000")
-    (tmp_path / "requirements.txt").write_text(f"{pin}\n")
+    for name in ("requirements.txt", "constraints.txt"):
+        lines = (ROOT / name).read_text().splitlines()
+        (tmp_path / name).write_text(next(line for line in lines if line.startswith("torch")) + "\n")
+    cuda = {"TORCH_INDEX_URL": (tmp_path / "cuda").as_uri()}
 
     def installed(**env: str) -> str:
-        script = (
-            'source iridis/lib.sh; is_installed "$0/env" "$0/env/stamp" || install "$0/env"'
-            ' "$0/requirements.txt" "$0/env/stamp" >&2\n"$0/env/bin/python" -c "import importlib.metadata as'
-            " m; print(m.version('torch'))\""
-        )
-        own = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
-        given = {
-            **own,
-            "USE_CONDA": "no",
-            "PYTHON": sys.executable,
-            "PIP_CONFIG_FILE": os.devnull,
-            "PIP_INDEX_URL": (tmp_path / "usual").as_uri(),
-            **env,
-        }
-        done = subprocess.run(
-            ["bash", "-c", script, str(tmp_path)],
-            cwd=ROOT,
-            env=given,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        script = f"REPO_DIR='{tmp_path}'; ensure_environment >&2; python -c "
+        show = "'import importlib.metadata as m; print(m.version(\"torch\"))'"
+        done = library(script + show, tmp_path, **env)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
     assert installed() == version
-    assert installed(TORCH_INDEX_URL=(tmp_path / "cuda").as_uri()) == f"{version}+cu000"
-    assert (
-        installed(TORCH_INDEX_URL=(tmp_path / "cuda").as_uri(), PIP_INDEX_URL="file:///nowhere")
-        == f"{version}+cu000"
-    )
+    assert installed(**cuda) == f"{version}+cu000"
+    assert installed(**cuda, PIP_INDEX_URL="file:///nowhere") == f"{version}+cu000"
     assert installed() == f"{version}+cu000"
+    assert installed(TORCH_VERSION=other) == other
+    assert installed(**cuda) == f"{version}+cu000"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import processes
-from processes import code_change, code_facts, is_running, peak_kib
+from processes import code_change, code_facts, is_running, peak_kib, torch_change
 
 CLEAN = {"revision": "a" * 40, "dirty": False, "changes": None}
 DIRTY = {"revision": "a" * 40 + "+changes", "dirty": True, "changes": "12345678"}
@@ -87,6 +87,15 @@ def test_code_that_is_the_same_or_unknown_is_no_change(
     before: dict[str, object], now: dict[str, object]
 ) -> None:
     assert code_change(before, now) is None
+
+
+def test_another_build_of_torch_is_one_line_that_names_both() -> None:
+    said = torch_change("2.11.0+cpu", "2.13.0+cpu")
+    assert said is not None and "\n" not in said and "2.11.0+cpu" in said and "2.13.0+cpu" in said
+
+
+def test_the_same_torch_is_no_change() -> None:
+    assert torch_change("2.13.0+cpu", "2.13.0+cpu") is None
 
 
 # the system

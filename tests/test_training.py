@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from optim.selftest import differing
 from tests.programs import (
@@ -190,6 +191,15 @@ def test_extension_trains_on_and_prints_the_rates(short: Path, how: str) -> None
     assert status(short)["state"] == "finished"
     rates = [row["lr"] for row in metrics(short) if row["kind"] == "train" and row["step"] > 20]
     assert rates == sorted(rates, reverse=True) if how == "continue" else max(rates) > 1e-3
+
+
+def test_a_training_that_goes_on_under_another_torch_says_so(short: Path) -> None:
+    ledger = folder(short) / "segments.jsonl"
+    rows = ledger.read_text()
+    ledger.write_text(rows.replace(f'"torch": "{torch.__version__}"', '"torch": "2.0.0"'))
+    assert ledger.read_text() != rows
+    told = train(short, iterations=24, eval_freq=0, extend="continue").stdout
+    assert "warning: torch has changed since the last job: 2.0.0 then," in told
 
 
 def test_extended_run_goes_on_from_its_own_checkpoints(short: Path) -> None:
