@@ -26,7 +26,7 @@ from config.flags import FLAGS, GROUPS, OBSOLETE, OTHER_FORMS, SELFTEST, Flag, b
 from config.naming import MAX_COMPONENT, bad_name
 from errors import OwnError, UserError, missing_package
 from files import PASSING_FAULTS, is_of_a_place
-from models.variants import ALIASES, ROUTED_POLICIES, VARIANTS
+from models.variants import ALIASES, VARIANTS
 
 MISSING = object()  # flag not given
 NO_VALUE = object()  # flag given without its value
@@ -352,7 +352,7 @@ def check(args: Namespace) -> list[Problem]:
         factors = getattr(args, name)
         if factors is None:
             continue
-        if row.policy in ROUTED_POLICIES and len(factors) != args.n_repeat - 1:
+        if row.routes and len(factors) != args.n_repeat - 1:
             wrong(
                 f"--{name} needs n_repeat - 1 = {args.n_repeat - 1} values, not {len(factors)}",
                 name,
@@ -415,7 +415,7 @@ def unused_settings(args: Namespace) -> list[str]:
     if args.min_repeat == args.n_repeat:  # as the published commands have it
         said = [name for name in said if name != "min_repeat"]
     lines = [f"--{name} has no effect: the flag is accepted for old command lines" for name in said]
-    if row.policy not in ROUTED_POLICIES:
+    if not row.routes:
         lines += [
             f"--{name} has no effect on {args.model}: it routes no tokens"
             for name in ("eval_length_factor", "training_length_factor", "routing", "router_threshold")

@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from errors import UserError
+from models.cache import GenerationCache
 from models.transformer import Transformer
-from models.variants import ROUTED_POLICIES
-from optim.slots import Slots
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Session:
         device: torch.device,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        assert model.settings.row.policy not in ROUTED_POLICIES or model.settings.routing == "threshold", (
+        assert not model.settings.row.routes or model.settings.routing == "threshold", (
             "capacities look at later tokens"
         )
         self.model, self.device, self.autocast = model.to(device).eval(), device, autocast
@@ -80,7 +79,8 @@ class Session:
         self._restart()
 
     def _restart(self) -> None:
-        self.slots, self.lengths = Slots(self.model, len(self.rows)), [0] * len(self.rows)
+        self.cache = GenerationCache(self.model.settings, len(self.rows))
+        self.lengths = [0] * len(self.rows)
 
     @torch.no_grad()
     def feed(self, new: Sequence[Sequence[int]]) -> Tensor:
@@ -107,16 +107,16 @@ class Session:
             device=self.device,
         )
         self.lengths = [length + len(more) for length, more in zip(self.lengths, fed, strict=True)]
-        self.slots.begin(
+        self.cache.begin(
             positions, max(self.lengths), ragged=len(set(self.lengths)) > 1 or len(set(map(len, fed))) > 1
         )
         with self.autocast():
-            out = self.model(idx, memory=self.slots)
+            hidden = self.model.run(idx, self.cache)
             norm, weight = self.model.head
             last = torch.tensor([max(len(more) - 1, 0) for more in fed], device=self.device)
-            logits = F.linear(norm(out["hidden"][torch.arange(len(fed), device=self.device), last]), weight)
+            logits = F.linear(norm(hidden.states[torch.arange(len(fed), device=self.device), last]), weight)
         tokens = sum(map(len, fed))
-        active = [tokens / len(fed)] * len(self.taken) if out["active"] is None else out["active"]
+        active = [tokens / len(fed)] * len(self.taken) if hidden.active is None else hidden.active
         for number, count in enumerate(active):
             self.taken[number] += count * len(fed)
         return logits.float().cpu()

@@ -66,7 +66,7 @@ class Trainer:
         self.args, self.world, self.splits, self.folder = args, world, splits, folder
         self.ending = ending or Ending(folder, None)
         self.raw_model = model.to(world.device)
-        self.model = world.wrap(self.raw_model, may_leave_unused=model.settings.row.policy != "fixed")
+        self.model = world.wrap(self.raw_model, may_leave_unused=model.settings.row.adaptive)
         if args.compile:
             world.from_each(lambda: need_compiler(world.device))
             self.raw_model.compile_blocks()

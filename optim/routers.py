@@ -20,7 +20,6 @@ from errors import UserError
 from models.macs import count_macs
 from models.settings import ModelSettings
 from models.transformer import Transformer
-from models.variants import ROUTED_POLICIES
 from optim.cascade import cascade
 
 BISECTIONS = 40
@@ -28,7 +27,7 @@ BISECTIONS = 40
 
 def need_routers(model: Transformer) -> None:
     """Raises UserError for a model that routes no tokens."""
-    if model.settings.row.policy not in ROUTED_POLICIES or model.settings.n_repeat == 1:
+    if not model.settings.row.routes or model.settings.n_repeat == 1:
         raise UserError(
             f"{model.settings.model} routes no tokens; this is for adaptive models (adm, but_mod)"
         )

@@ -16,8 +16,8 @@ from torch import nn
 import config
 import models
 from errors import UserError
+from models.routing import draw_length_factors
 from models.settings import ModelSettings
-from models.transformer import draw_length_factors
 from models.variants import ALIASES, VARIANTS, random_depth_methods
 from optim.optimizers import make_optimizer
 from optim.schedules import make_scheduler
