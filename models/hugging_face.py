@@ -155,7 +155,8 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
         logits = out["logits"]
         if order is not None and mask is not None:
             logits = unpacked(logits, order, mask)
-            states = None if states is None else tuple(unpacked(state, order, mask) for state in states)
+            if states is not None:
+                states = tuple(unpacked(state, order, mask) for state in states)
         result = CausalLMOutput(loss=out["loss"], logits=logits, hidden_states=states)
         return result if return_dict is not False else result.to_tuple()
 
