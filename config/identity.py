@@ -17,7 +17,7 @@ from typing import Any
 
 from config.flags import EVALUATION, IDENTITY, SCHEDULE
 from config.recipe import DEFAULT_RECIPE, flags_of
-from models.variants import ROUTED_POLICIES, VARIANTS
+from models.variants import VARIANTS
 
 BATCH = ("batch_size", "acc_steps")  # most trainings depend on their product alone
 # how much text is read: no setting of the model, so none inherits it
@@ -106,7 +106,7 @@ def changed_for_evaluation(args: Mapping[str, Any], trained: Mapping[str, Any]) 
 
 def is_full_compute(args: Namespace, trained: Namespace) -> bool:
     """Whether every token made all passes that the model was trained with."""
-    is_routed = VARIANTS[args.model].policy in ROUTED_POLICIES
+    is_routed = VARIANTS[args.model].routes
     if is_routed and args.routing != "capacity":
         return False
     factors = args.eval_length_factor if is_routed else None

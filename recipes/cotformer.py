@@ -9,7 +9,7 @@ from config.checks import notes_on_checkpoints, optimiser_problems, place_proble
 from config.flags import FLAGS, GROUPS, OLD_FLAGS, SELFTEST
 from config.recipe import Recipe
 from config.values import Problem
-from models.variants import ROUTED_POLICIES, VARIANTS
+from models.variants import VARIANTS
 
 
 def check(args: Namespace) -> list[Problem]:
@@ -65,7 +65,7 @@ def _width_problems(args: Namespace) -> list[Problem]:
 
 def _routing_problems(args: Namespace) -> list[Problem]:
     problems = []
-    routes = VARIANTS[args.model].policy in ROUTED_POLICIES
+    routes = VARIANTS[args.model].routes
     choices = args.n_repeat - 1  # after each pass but the last
     for name in ("eval_length_factor", "training_length_factor"):
         factors = getattr(args, name) or []
@@ -89,7 +89,7 @@ def notes(args: Namespace) -> list[str]:
     if args.min_repeat != args.n_repeat:  # the published commands have them alike
         unused.append("min_repeat")
     reasons = dict.fromkeys(unused, ": the flag is accepted for old command lines")
-    if row.policy not in ROUTED_POLICIES:
+    if not row.routes:
         for name in ("eval_length_factor", "training_length_factor", "routing", "router_threshold"):
             reasons[name] = f" on {args.model}: it routes no tokens"
     if not row.depth_emb:

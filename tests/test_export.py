@@ -540,7 +540,7 @@ def test_gradient_checkpointing_changes_no_gradient(case: str) -> None:
         if turn:
             model.gradient_checkpointing_enable()
         count: list[int] = []
-        hook = model.model.blocks("h" if case == "base" else "h_mid")[0].ln_1.register_forward_hook(
+        hook = model.model.transformer["h" if case == "base" else "h_mid"][0].ln_1.register_forward_hook(
             lambda *given, count=count: count.append(1)
         )
         gradients.append(torch.autograd.grad(model(idx, labels=idx).loss, list(model.parameters())))

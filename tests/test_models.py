@@ -13,8 +13,9 @@ from torch import nn
 
 import models
 from errors import UserError
+from models.losses import next_token
+from models.routing import draw_length_factors
 from models.settings import ModelSettings
-from models.transformer import draw_length_factors
 from models.variants import ALIASES, VARIANTS, random_depth_methods
 from optim.optimizers import make_optimizer
 from tests.helpers import fill, tiny_args, tiny_model, tokens
@@ -507,3 +508,46 @@ def test_every_optimiser_lowers_the_loss(opt):
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_run_and_its_loss_are_what_forward_returns(name):
+    model, idx, targets = tiny_model(name).train(), tokens(2, 16), tokens(2, 16, seed=1)
+    torch.manual_seed(0)
+    whole = model(idx, targets=targets)
+    torch.manual_seed(0)
+    hidden = model.run(idx)
+    losses = next_token(model, hidden, targets)
+    assert torch.equal(hidden.states, whole["hidden"])
+    assert torch.equal(losses.loss, whole["loss"])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_loss_outside_the_model_reaches_the_same_parameters_under_ddp(name, single_process_group):
+    """A module of one's own, whose forward pass is the run and its loss, is what DDP wraps."""
+
+    class Objective(nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.network = network
+
+        def forward(self, idx, targets):
+            return next_token(self.network, self.network.run(idx), targets).loss
+
+    gradients = []
+    for wrap in (False, True):
+        objective = Objective(tiny_model(name).train())
+        wrapped = nn.parallel.DistributedDataParallel(objective, find_unused_parameters=True)
+        torch.manual_seed(0)
+        (wrapped if wrap else objective)(tokens(2, 16), tokens(2, 16, seed=1)).backward()
+        gradients.append([parameter.grad for parameter in objective.parameters()])
+    assert all(one is None or torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+@pytest.fixture
+def single_process_group(tmp_path):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
