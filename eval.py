@@ -140,7 +140,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     from optim.window_losses import WindowLosses, save_windows
 
     args, path, world = restored.args, restored.path, restored.world
-    place = world.from_main(lambda: output_folder(own["output_dir"], path, prints=True))
+    place = world.on_main(lambda: output_folder(own["output_dir"], path, prints=True))
     splits, model = restored.splits(), restored.model()
     data = identity_of(splits.folder)
     kept = partial_sums(restored, model, data, place)

@@ -345,7 +345,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     from optim.window_losses import save_arrays
 
     args, path, world = restored.args, restored.path, restored.world
-    place = world.from_main(lambda: output_folder(own["output_dir"], path, prints=False))
+    place = world.on_main(lambda: output_folder(own["output_dir"], path, prints=False))
     model, splits = restored.model(), restored.splits()
     need_routers(model)
     chosen = windows_to_read(args, splits.val.n_windows)
@@ -355,7 +355,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     )
     target = place / SWEEP
     facts = {
-        "splits": world.from_main(lambda: identity_of(splits.folder)),
+        "splits": world.on_main(lambda: identity_of(splits.folder)),
         "data": str(splits.folder.resolve()),
         "n_tokens": chosen.size * args.sequence_length,
         "sample": None if whole else SAMPLE,
@@ -363,8 +363,8 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
         "router_sample_size": router_sample,
     }
     begun = new_sweep(restored, facts)
-    sweep = world.from_main(lambda: earlier(target, begun))
-    losses = world.from_main(lambda: read_losses(target.with_suffix(".npz"), sweep, chosen, whole))
+    sweep = world.on_main(lambda: earlier(target, begun))
+    losses = world.on_main(lambda: read_losses(target.with_suffix(".npz"), sweep, chosen, whole))
     point = measure(restored, model, splits, chosen, losses.get(name_of("fixed_depth", args.n_repeat)), place)
     missing = [value for value in own["thresholds"] if str(value) not in sweep["measured"]]
     if missing:
@@ -394,8 +394,8 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
             sweep["timing"] = None  # no longer of all points
             meaning = {"published_threshold": round(1 - value, 10)} if kind == "router" else {}
             sweep[kind] = sorted([*sweep[kind], {key: value, **meaning, **found}], key=lambda each: each[key])
-            world.from_main(lambda: save_arrays(target.with_suffix(".npz"), windows=chosen, **losses))
-            world.from_main(lambda: save(target, sweep))
+            world.on_main(lambda: save_arrays(target.with_suffix(".npz"), windows=chosen, **losses))
+            world.on_main(lambda: save(target, sweep))
         each = next(each for each in sweep[kind] if each[key] == value)
         if world.is_main:
             name = (
@@ -414,8 +414,8 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     for value in own["thresholds"]:
         add("router", value, sweep["measured"][str(value)])
     if sweep["timing"] is None:
-        world.from_main(lambda: add_times(restored, model, splits.val, sweep))
-        world.from_main(lambda: save(target, sweep))
+        world.on_main(lambda: add_times(restored, model, splits.val, sweep))
+        world.on_main(lambda: save(target, sweep))
     if world.is_main:
         for kind, key in KEYS.items():
             print(

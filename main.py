@@ -62,9 +62,9 @@ def build_and_run(args: Namespace, world: World, ending: Ending, closing: ExitSt
     stop_files = [folder / STOP, *([Path(args.stop_file)] if args.stop_file else [])]
     with Stopper(world, stop_files, args.max_runtime_minutes, began, args.stop_signals) as stopper:
         set_precision(args.deterministic)
-        world.from_main(hold)
+        world.on_main(hold)
         ending.held = True
-        if world.from_main(lambda: is_finished(folder, args)):
+        if world.on_main(lambda: is_finished(folder, args)):
             wanted = named_file(folder, args.use_pretrained)
             log.info(f"{folder} is finished already: nothing to do")
             if wanted is not None and is_own(folder, wanted):
@@ -73,14 +73,14 @@ def build_and_run(args: Namespace, world: World, ending: Ending, closing: ExitSt
                 )
             return ended(Kind.FINISHED, "finished already", args.iterations)
         # a wrong name is told before data are prepared
-        path = world.from_main(lambda: starting_point(folder, args.use_pretrained))
+        path = world.on_main(lambda: starting_point(folder, args.use_pretrained))
         first_weights = (
-            world.from_main(lambda: initial.find(args.init_from))
+            world.on_main(lambda: initial.find(args.init_from))
             if path is None and args.init_from is not None
             else None
         )
-        world.from_main(lambda: ensure_prepared(args.dataset, args.data_dir))
-        splits = world.from_each(
+        world.on_main(lambda: ensure_prepared(args.dataset, args.data_dir))
+        splits = world.on_all(
             lambda: open_splits(
                 args.dataset,
                 args.data_dir,

@@ -25,7 +25,7 @@ from config.json_file import read_config_file
 from config.recipe import DEFAULT_RECIPE, Recipe, flags_of, recipe_of, recipes
 from config.values import NO_VALUE, Problem, convert, nearest
 from errors import OwnError, UserError, missing_package
-from files import PASSING_FAULTS, is_of_a_place
+from files import TRANSIENT_ERRORS, is_of_a_place
 
 MISSING = object()  # flag not given
 SILENT_SECONDS = 10.0  # for the first process to tell what is wrong
@@ -175,7 +175,7 @@ def stop(prog: str, problems: Sequence[str], code: int = 2, alone: bool = False)
 
 
 def guarded(prog: str, work: Callable[[], int]) -> int:
-    """Exit code of `work`; what the user can mend is told in a line each and ends in exit code 2."""
+    """Exit code of `work`; what the user can fix is told in a line each and ends in exit code 2."""
     try:
         return work()
     except BrokenPipeError:  # `| head` has seen enough
@@ -189,7 +189,7 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
         stop(
             prog,
             [f"{error.filename or 'writing'}: {error.strerror}"],
-            1 if error.errno in PASSING_FAULTS else 2,
+            1 if error.errno in TRANSIENT_ERRORS else 2,
         )
     except ModuleNotFoundError as error:
         line = missing_package(error)

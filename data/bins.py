@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errors import OwnError, UserError
-from files import PASSING_FAULTS, load_json
+from files import TRANSIENT_ERRORS, load_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,7 +97,7 @@ def _probe(path: Path) -> tuple[int, str]:
                 file.seek(begin)
                 digest.update(file.read(PROBE_BYTES))
     except OSError as error:
-        if error.errno in PASSING_FAULTS:  # not the user's to mend: the chain tries again
+        if error.errno in TRANSIENT_ERRORS:  # nothing for the user to fix: the chain tries again
             raise
         raise UserError(f"{path}: {error.strerror}") from None
     return size, digest.hexdigest()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from data.bins import TOKEN
 from data.bpe import END_OF_TEXT, cache_folder, gpt2
-from data.order import mix
+from data.order import splitmix64
 from errors import UserError
 from files import write_atomically
 
@@ -111,7 +111,7 @@ class Checked:
     def __init__(self, shard_number: int) -> None:
         self.engine = best_engine()
         self.reference = reference_engine() if self.engine.name != "tiktoken" else None
-        self.key, self.number = mix(shard_number), 0
+        self.key, self.number = splitmix64(shard_number), 0
 
     def encode(self, texts: list[str], shard_name: str) -> tuple[Tokens, NDArray[np.int64]]:
         """As Engine.encode. Raises UserError with a document's place where the engines differ."""
@@ -120,7 +120,7 @@ class Checked:
             begins = np.cumsum(lengths) - lengths
             for index, text in enumerate(texts):
                 number = self.number + index
-                if number and mix(self.key ^ number) % SAMPLED:
+                if number and splitmix64(self.key ^ number) % SAMPLED:
                     continue
                 mine = tokens[begins[index] : begins[index] + lengths[index] - 1]
                 if not np.array_equal(mine, np.array(self.reference.one(text), dtype=TOKEN)):

@@ -16,7 +16,7 @@ ROUNDS = 6
 _MASK = (1 << 64) - 1
 
 
-def mix(value: int) -> int:
+def splitmix64(value: int) -> int:
     """Finaliser of splitmix64: 64 bits in, 64 well-stirred bits out."""
     value = (value + 0x9E3779B97F4A7C15) & _MASK
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
@@ -24,8 +24,8 @@ def mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def mix_array(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """`mix` for each element; uint64 arithmetic wraps."""
+def splitmix64_array(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """`splitmix64` for each element; uint64 arithmetic wraps."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -36,13 +36,13 @@ def permute(values: NDArray[np.uint64], n: int, key: int) -> NDArray[np.uint64]:
     """Images of values in [0, n) under the permutation of [0, n) that the key names."""
     half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
     low = np.uint64((1 << int(half)) - 1)
-    round_keys = [np.uint64(mix(key ^ mix(number))) for number in range(ROUNDS)]
+    round_keys = [np.uint64(splitmix64(key ^ splitmix64(number))) for number in range(ROUNDS)]
     out = values.copy()
     outside = np.arange(out.size)
     while outside.size:
         left, right = out[outside] >> half, out[outside] & low
         for round_key in round_keys:
-            left, right = right, left ^ (mix_array(right ^ round_key) & low)
+            left, right = right, left ^ (splitmix64_array(right ^ round_key) & low)
         out[outside] = (left << half) | right
         outside = outside[out[outside] >= np.uint64(n)]
     return out
@@ -63,6 +63,6 @@ class SampleOrder:
         for epoch in np.unique(epochs):
             here = epochs == epoch
             out[here] = permute(
-                places[here], self.n_windows, mix(self.data_seed) ^ mix(~int(epoch) & _MASK)
+                places[here], self.n_windows, splitmix64(self.data_seed) ^ splitmix64(~int(epoch) & _MASK)
             ).astype(np.int64)
         return out

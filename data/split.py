@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from data.bins import META, TOKEN
 from data.bpe import END_OF_TEXT, gpt2
-from data.order import mix, mix_array
+from data.order import splitmix64, splitmix64_array
 from errors import UserError
 from files import sync, sync_folder, write_json
 
@@ -27,7 +27,9 @@ WORD_TOKENS = 256  # in which a cut looks for the beginning of a word
 def is_validation(first: int, count: int, share: float) -> NDArray[np.bool_]:
     """Whether documents first .. first + count - 1 of the corpus belong to the validation split."""
     numbers = np.arange(first, first + count, dtype=np.uint64)
-    return mix_array(numbers ^ np.uint64(mix(SPLIT_SEED))) < np.uint64(min(int(share * 2**64), 2**64 - 1))
+    return splitmix64_array(numbers ^ np.uint64(splitmix64(SPLIT_SEED))) < np.uint64(
+        min(int(share * 2**64), 2**64 - 1)
+    )
 
 
 class Split:
@@ -133,7 +135,7 @@ def by_document(results: list[dict[str, Any]], work: Path, share: float, train: 
         ]
     )
     if not 0 < chosen.size < total:
-        chosen = np.array([mix(SPLIT_SEED) % total])
+        chosen = np.array([splitmix64(SPLIT_SEED) % total])
     first = 0
     for tokens, ends in encoded(results, work):
         mine = chosen[np.searchsorted(chosen, first) : np.searchsorted(chosen, first + ends.size)] - first

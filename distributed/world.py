@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from distributed.launch import launched_world_size
 from errors import OwnError, UserError
-from files import PASSING_FAULTS
+from files import TRANSIENT_ERRORS
 
 GRADIENT_TIMEOUT = timedelta(minutes=30)  # at least
 # at least: one process may prepare data or check a checkpoint while the others wait
@@ -56,7 +56,7 @@ def _tried(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
         shared.kind = error.kind
         return None, shared
     except OSError as error:
-        if error.errno in PASSING_FAULTS:
+        if error.errno in TRANSIENT_ERRORS:
             return None, OSError(error.errno, error.strerror, error.filename or "storage")
         return None, UserError(f"{error.filename}: {error.strerror}" if error.filename else str(error))
 
@@ -125,7 +125,7 @@ class World:
         dist.gather_object(value, values, group=self.control)
         return values or []
 
-    def tell(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """The main process's value, on every process."""
         if self.size == 1:
             return value
@@ -133,21 +133,21 @@ class World:
         dist.broadcast_object_list(box, group=self.control)
         return box[0]
 
-    def from_main(self, work: Callable[[], Any]) -> Any:
+    def on_main(self, work: Callable[[], Any]) -> Any:
         """What `work` returns on the main process, on every process; a UserError or OSError there is
         raised everywhere.
         """
-        value, wrong = self.tell(_tried(work) if self.is_main else None)
+        value, wrong = self.broadcast(_tried(work) if self.is_main else None)
         if wrong is not None:
             raise wrong
         return value
 
-    def from_each(self, work: Callable[[], Any]) -> Any:
+    def on_all(self, work: Callable[[], Any]) -> Any:
         """What `work` returns on this process; the UserErrors and OSErrors of all are raised everywhere,
         so that the main one tells them.
         """
         value, mine = _tried(work)
-        errors = {str(error): error for error in self.tell(self.gather(mine)) if error is not None}
+        errors = {str(error): error for error in self.broadcast(self.gather(mine)) if error is not None}
         if len(errors) > 1:
             raise UserError("\n".join(errors))
         for error in errors.values():

@@ -101,7 +101,7 @@ def verdict(folder: Path, rows: list[Row], outcome: Outcome, cause: Cause) -> tu
     if outcome.by_hand or cause == Cause.CANCELLED:
         return STOP, Cause.CANCELLED
     ends = [n for n, each in enumerate(rows[:-1], 1) if str(each.get("chain", "")).startswith(STOP)]
-    rows = rows[ends[-1] if ends else 0 :]  # what ended an earlier chain has been mended since
+    rows = rows[ends[-1] if ends else 0 :]  # what ended an earlier chain has been fixed since
     tail = rows[-FRUITLESS:]
     if len(tail) == FRUITLESS and not any(map(advanced, tail)):
         return STOP, f"no progress in {FRUITLESS} jobs: {row['reason']}"

@@ -227,7 +227,7 @@ def is_done(record: Record, args: Namespace, where: bool, problems: list[str]) -
     """Whether the experiment is finished as it is asked for. Why it cannot be goes to `problems`; with
     `where` main.py is to tell it.
 
-    So is damage, which may be mended until the job begins.
+    So is damage, which may be repaired until the job begins.
     """
     try:
         return record.finished() and is_finished(record.folder, args)

@@ -83,7 +83,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        begun = world.tell(kept.load(sums, by_window) if kept and world.is_main else 0)
+        begun = world.broadcast(kept.load(sums, by_window) if kept and world.is_main else 0)
         kept_at = time.monotonic()
         progress(begun)
         for first in range(begun, n_batches, world.size):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError
-from files import PASSING_FAULTS, json_text, sync, try_to_write, write_atomically, write_json
+from files import TRANSIENT_ERRORS, json_text, sync, try_to_write, write_atomically, write_json
 from optim.lock import Lock, job_name, restart_count
 from optim.names import ABANDONED, METRICS, SEGMENTS, STATUS, free_name, intermediate
 from optim.reader import read_segments, refuse_large
@@ -148,7 +148,7 @@ class Experiment:
                     if time.time() - leftover.stat().st_mtime > ABANDONED_SECONDS:
                         leftover.unlink()
         except OSError as error:
-            if error.errno in PASSING_FAULTS:
+            if error.errno in TRANSIENT_ERRORS:
                 raise
             raise UserError(f"cannot write to {folder}: {error.strerror}") from None
         self.lock = Lock(folder / "lock")

@@ -94,12 +94,12 @@ def fit(
             log_to_file(Path(folder) / "train.log")
 
         def run() -> Outcome:
-            world.from_main(hold)
+            world.on_main(hold)
             ending.held = True
-            if world.from_main(lambda: is_finished(Path(folder), args, by_name=False)):
+            if world.on_main(lambda: is_finished(Path(folder), args, by_name=False)):
                 log.info(f"{folder} is finished already: nothing to do")
                 return ended(Kind.FINISHED, "finished already", args.iterations)
-            path = world.from_main(lambda: starting_point(Path(folder), args.use_pretrained))
+            path = world.on_main(lambda: starting_point(Path(folder), args.use_pretrained))
             seed_everything(args.seed, world.rank)
             measured = evaluations(world) if callable(evaluations) else evaluations
             parts = Parts(objective, source, measured, hooks)

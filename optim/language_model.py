@@ -30,7 +30,7 @@ def language_model(
     folder: of the experiment, where an evaluation that is cut short keeps its sums.
     """
     source = TokenSource(splits.train, args.data_seed, splits.folder, splits.meta)
-    identity = world.from_main(source.identity)
+    identity = world.on_main(source.identity)
     network = network.to(world.device)
     held_out = HeldOut(args, world, network, splits.val, folder, identity)
     flops = training_flops_per_token(network.settings)

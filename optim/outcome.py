@@ -19,7 +19,7 @@ from typing import Any
 
 from distributed.launch import is_main_process
 from errors import BAD_INPUT, STOPPED, OwnError, UserError, missing_package
-from files import PASSING_FAULTS, is_of_a_place, load_json, write_json
+from files import TRANSIENT_ERRORS, is_of_a_place, load_json, write_json
 from optim.lock import Lock, holder
 
 OUTCOME = "outcome.json"
@@ -109,7 +109,7 @@ def of_error(error: BaseException, step: int | None = None) -> Outcome:
         return ended(Kind.REFUSED, lacking, step)
     words = f"{type(error).__name__}: {error}"
     if isinstance(error, OSError) and is_of_a_place(error):
-        kind = Kind.CRASHED if error.errno in PASSING_FAULTS else Kind.REFUSED
+        kind = Kind.CRASHED if error.errno in TRANSIENT_ERRORS else Kind.REFUSED
         return ended(kind, f"{error.filename or 'writing'}: {error.strerror}", step)
     # torch.OutOfMemoryError on a GPU; the allocator of CPUs raises a RuntimeError with its name
     no_memory = (

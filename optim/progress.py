@@ -61,7 +61,7 @@ class Progress:
         self.optimizer = make_optimizer(cast(nn.Module, self.network), args)
         self.schedule = make_scheduler(self.optimizer, args)
         self.steps = OptimizerStep(args, world, self.model, self.optimizer, parts.source)
-        self.data = world.from_main(parts.source.identity)
+        self.data = world.on_main(parts.source.identity)
         self.tracked = Tracked(args.track, parts.evaluations, args.eval_freq) if args.track else None
         self.step = 0
         self.initial: dict[str, str] | None = None
@@ -125,8 +125,8 @@ class Progress:
 
         Raises UserError where they do not fit.
         """
-        self.initial = self.world.from_main(lambda: initial.describe(path, self.args.init_from))
-        state = self.world.from_each(lambda: initial.load(self.network, path))
+        self.initial = self.world.on_main(lambda: initial.describe(path, self.args.init_from))
+        state = self.world.on_all(lambda: initial.load(self.network, path))
         log.info(f"began with the weights of {path}")
         differs = self.parts.source.differs(state)
         if differs:
@@ -137,7 +137,7 @@ class Progress:
 
         Raises UserError where it is of another run, or damaged.
         """
-        extended = self.world.from_each(lambda: self._take_up(path))
+        extended = self.world.on_all(lambda: self._take_up(path))
         log.info(f"resumed from {path} at step {self.step}")
         if is_own(self.folder, path):
             is_best = path.name == BEST  # which is no place to go on from by itself
@@ -150,7 +150,7 @@ class Progress:
             log.info(extended)
             own = self.saver.resumed_from
             if own is not None:  # another experiment's files are not ours to rename
-                self.saver.resumed_from = self.world.from_main(lambda: history.keep_final(own))
+                self.saver.resumed_from = self.world.on_main(lambda: history.keep_final(own))
 
     def _roll_back(self) -> None:
         """A person takes the training back to the checkpoint that has been loaded: what came after it is
@@ -159,7 +159,7 @@ class Progress:
         self.is_rollback = True
         if self.rollbacks[-1:] != [self.step]:
             self.rollbacks.append(self.step)
-        gone = self.world.from_main(lambda: history.roll_back(self.folder, self.step))
+        gone = self.world.on_main(lambda: history.roll_back(self.folder, self.step))
         if gone:
             log.info(
                 f"rolled back to step {self.step}: {', '.join(gone)} set aside under names that end in"

@@ -61,8 +61,8 @@ class Restored:
         from data.vocabulary import need_same_tokens
 
         args, world = self.args, self.world
-        world.from_main(lambda: ensure_prepared(args.dataset, args.data_dir))
-        splits = world.from_each(
+        world.on_main(lambda: ensure_prepared(args.dataset, args.data_dir))
+        splits = world.on_all(
             lambda: open_splits(
                 args.dataset,
                 args.data_dir,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError
-from files import PASSING_FAULTS
+from files import TRANSIENT_ERRORS
 from optim import history
 from optim.checkpoint import prune, save_checkpoint, to_cpu
 from optim.names import BEST
@@ -123,7 +123,7 @@ class Saver:
                 f"the checkpoint of step {failed} could not be written: {error.strerror or error};"
                 f" {self.last_good()}"
             )
-            if error.errno in PASSING_FAULTS:  # not the user's to mend: the chain tries again
+            if error.errno in TRANSIENT_ERRORS:  # nothing for the user to fix: the chain tries again
                 raise OSError(error.errno, told, str(self.folder)) from None
             raise UserError(told) from None
         if self.being_saved is not None:

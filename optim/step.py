@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from data.batch import BatchSource
-from data.order import mix
+from data.order import splitmix64
 from distributed.world import World
 from errors import BadNumbers
 from optim.setup import autocast_dtype, autocaster
@@ -132,7 +132,7 @@ class OptimizerStep:
             micro = turn * world.size + world.rank
             first = (step * args.acc_steps + micro) * args.batch_size
             batch = self.source.samples(step, first, args.batch_size).to(world.device)
-            torch.manual_seed(mix(mix(args.seed) ^ (step * args.acc_steps + micro)) >> 1)
+            torch.manual_seed(splitmix64(splitmix64(args.seed) ^ (step * args.acc_steps + micro)) >> 1)
             with world.accumulating(self.model, last=turn == mine - 1):
                 with self.autocast():
                     loss = self.model(batch).mean / mine
@@ -163,7 +163,7 @@ class OptimizerStep:
         if not self.world.largest(int(bad_norm or not bool(values.isfinite().all()))):
             return None
         everyone = self.world.gather(values.tolist())
-        return self.world.tell(self._describe(step, everyone, size) if self.world.is_main else None)
+        return self.world.broadcast(self._describe(step, everyone, size) if self.world.is_main else None)
 
     def _describe(self, step: int, losses: list[list[float]], norm: float) -> str:
         """A step that must not be taken. losses: of each process's micro-batches, each divided by their

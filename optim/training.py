@@ -61,7 +61,7 @@ class Trainer:
         self.saver = Saver(folder, args.keep_checkpoints, args.keep_steps or (), self.watchdog.beat)
         self.progress = Progress(args, world, parts, folder, self.saver)
         if args.compile:
-            world.from_each(lambda: need_compiler(world.device))
+            world.on_all(lambda: need_compiler(world.device))
             parts.objective.network.compile_blocks()  # type: ignore[operator, union-attr]
         self.steps = self.progress.steps
         self.asked: Stop | None = None  # by a hook
@@ -83,14 +83,14 @@ class Trainer:
         state = self.progress.state()
         if state is not None:
             self.saver.start(name, state)
-        self.world.tell(None)  # all have waited for the checkpoint before this one
+        self.world.broadcast(None)  # all have waited for the checkpoint before this one
         self.watchdog.beat()
 
     def _wait_for_last_save(self) -> None:
         """Before an error that all processes raise: the first to end has its launcher kill the others."""
         with suppress(UserError, OSError):  # the error that is about to be told matters more
             self.saver.settle()
-        self.world.tell(None)
+        self.world.broadcast(None)
 
     # steps
 
@@ -154,7 +154,7 @@ class Trainer:
         asked = None
         for hook in self.parts.hooks:
             asked = answers(hook) or asked
-        self.asked = self.world.tell(asked)
+        self.asked = self.world.broadcast(asked)
 
     # evaluations
 
@@ -185,7 +185,7 @@ class Trainer:
     def _has_row(self, evaluation: Evaluation) -> bool:
         kind, experiment = self._kind(evaluation, False), self.experiment
         has_row = experiment is not None and experiment.metrics.has(kind, self.progress.step)
-        return bool(self.world.tell(has_row))
+        return bool(self.world.broadcast(has_row))
 
     def _note_advance(self) -> None:
         """An evaluation that has been cut short before got further."""
@@ -238,7 +238,7 @@ class Trainer:
         """Train to the end or to a stop; `experiment` is None off the main process."""
         self.experiment, self.stopper = experiment, stopper
         self.reporter = Reporter(self.args, experiment, self.world.device, self.world.size, self.parts)
-        self.world.from_main(lambda: self._open(experiment))
+        self.world.on_main(lambda: self._open(experiment))
         with self.watchdog:
             return self._run_and_record()
 
@@ -332,14 +332,14 @@ class Trainer:
                 self.saver.settle_if_written()
         if self.asked is not None and self.asked.kind != COMPLETE:
             return self._pause(self.asked.reason)
-        if self.world.tell(self.saver.saved_step < progress.step or not (self.folder / FINAL).exists()):
+        if self.world.broadcast(self.saver.saved_step < progress.step or not (self.folder / FINAL).exists()):
             self._save(FINAL)
             self.saver.settle()
         return self._finish()
 
     def _save_progress(self) -> None:
         """Save what is not saved."""
-        if self.world.tell(not self.saver.has(self.progress.step)):
+        if self.world.broadcast(not self.saver.has(self.progress.step)):
             self._save(f"ckpt_{self.progress.step}.pt")
 
     def _stop(self) -> Outcome:

@@ -106,7 +106,7 @@ def work():
     def own():
         if world.rank == 1:
             raise UserError("it is not here")
-    world.from_each(own)
+    world.on_all(own)
 
 sys.exit(config.guarded("program", work))
 """,

@@ -21,7 +21,7 @@ from data.bins import map_tokens
 from data.bpe import RANKS, cached_path, ensure_ranks, gpt2
 from data.corpus import DOCUMENTS_PER_MEMBER, documents, pack, stdlib_documents
 from data.find import Bad, find_shards
-from data.order import mix, mix_array
+from data.order import splitmix64, splitmix64_array
 from errors import UserError
 from tests.corpora import edit_members
 from tests.helpers import PEER
@@ -89,7 +89,9 @@ def test_order_is_spread_evenly_over_the_file():
 
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=20))
 def test_mixing_an_array_equals_mixing_its_numbers(values):
-    assert mix_array(np.array(values, dtype=np.uint64)).tolist() == [mix(value) for value in values]
+    assert splitmix64_array(np.array(values, dtype=np.uint64)).tolist() == [
+        splitmix64(value) for value in values
+    ]
 
 
 # windows of tokens

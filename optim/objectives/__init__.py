@@ -15,6 +15,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from data.batch import Batch
+from models.losses import next_token
+from models.transformer import Transformer
 
 
 class Loss(NamedTuple):
@@ -30,13 +32,11 @@ class Loss(NamedTuple):
 class NextToken(nn.Module):
     """Cross-entropy of the next token in nats, and what the network adds to it (depth penalties)."""
 
-    def __init__(self, network: nn.Module) -> None:
-        """network: called with inputs (B, T) and targets (B, T), returns a mapping with a scalar `loss`."""
+    def __init__(self, network: Transformer) -> None:
         super().__init__()
         self.network = network
-        settings = getattr(network, "settings", None)
-        self.may_leave_unused = settings is not None and settings.row.adaptive
+        self.may_leave_unused = network.settings.row.adaptive
 
     def forward(self, batch: Batch) -> Loss:
-        out = self.network(batch["inputs"], targets=batch["targets"])
-        return Loss(out["loss"], batch.count)
+        hidden = self.network.run(batch["inputs"])
+        return Loss(next_token(self.network, hidden, batch["targets"]).loss, batch.count)
