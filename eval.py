@@ -101,9 +101,9 @@ def bits_per_byte(splits: Any, loss: float, chosen: NDArray[np.int64], vocab_siz
 
 def routing_of(args: Namespace) -> str | None:
     """How a routed model chose its tokens; None for the others."""
-    from models.variants import ROUTED_POLICIES, VARIANTS
+    from models.variants import VARIANTS
 
-    if VARIANTS[args.model].policy not in ROUTED_POLICIES:
+    if not VARIANTS[args.model].routes:
         return None
     return (
         "everyone"

@@ -191,7 +191,6 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     import torch
 
     from data.vocabulary import vocabulary_of
-    from models.variants import ROUTED_POLICIES
     from optim.generation import Sampling, Session, generate
     from optim.routers import share_of_macs
     from optim.setup import autocaster
@@ -212,7 +211,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
             f" {args.sequence_length // 2 + 1} are taken"
         )
     model = restored.model()
-    if model.settings.row.policy in ROUTED_POLICIES or own["budget"] is not None:
+    if model.settings.row.routes or own["budget"] is not None:
         route(restored, model, own)
     session = Session(model, len(prompts), world.device, autocaster(args.dtype, world.device))
     torch.manual_seed(args.seed)  # pondernet draws its exits
@@ -233,7 +232,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     seconds = time.monotonic() - begin
     transcript.close()
     say(f"{count} tokens in {seconds:.1f} s: {count / seconds:.1f} tokens/s")
-    if model.settings.row.policy in ROUTED_POLICIES:
+    if model.settings.row.routes:
         shares = session.shares()
         say(
             f"went on after each pass: {', '.join(f'{share:.2f}' for share in shares)}; "

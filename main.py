@@ -2,6 +2,7 @@
 
     python main.py --model lncot --dataset stdlib --n_layer 5 --n_layer_begin 1 --n_layer_end 1 --n_repeat 3
     torchrun --nproc_per_node 2 main.py ...
+    python main.py [RECIPE] flags           # the recipe says what is trained; cotformer where it is left out
 
     python main.py --selftest_resume        # does a killed run end with the same bits on this machine?
 

@@ -1,5 +1,5 @@
-"""Every flag of main.py, once: name, type, default, help. Nothing heavy is imported here, so `--help` is
-instant.
+"""Every flag of the default recipe, once: name, type, default, help. Nothing heavy is imported here, so
+`--help` is instant.
 
 `scope` says what a flag is, once for all that compare settings (naming.py, identity.py, the resume check,
 evaluations, the sweep, the report):
@@ -15,8 +15,8 @@ evaluations, the sweep, the report):
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from models.variants import ALIASES, VARIANTS, positional_encoders, random_depth_methods
@@ -35,6 +35,9 @@ class Flag:
     high: float | None = None
     many: bool = False  # takes a list of values
     scope: str = IDENTITY
+    short_forms: Mapping[str, str] = field(
+        default_factory=dict, hash=False
+    )  # short value -> the value that it stands for
 
 
 def boolean(text: str) -> bool:
@@ -62,6 +65,11 @@ def switch(name: str, help: str, scope: str = IDENTITY) -> Flag:
     return Flag(name, boolean, False, help, scope=scope)
 
 
+def old(name: str, type: Callable[[str], Any], default: Any, **bounds: Any) -> Flag:
+    """A flag without effect."""
+    return Flag(name, type, default, "without effect", scope=PLACE, **bounds)
+
+
 BACKENDS = ("nccl", "gloo")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTION = ("fast", "reference")
@@ -78,15 +86,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "config",
             str,
             None,
-            "JSON file of flag values, between the defaults and the command line",
-            scope=PLACE,
-        ),
-        Flag(
-            "config_format",
-            str,
-            "base",
-            "accepted for old command lines; only 'base' exists",
-            choices=("base",),
+            "JSON file of flag values, in sections or not, between the defaults and the command line",
             scope=PLACE,
         ),
         Flag("iterations", int, 25000, "optimiser steps in all (not epochs)", low=1, scope=SCHEDULE),
@@ -223,7 +223,6 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "GPT-2's 50257 rounded up to a multiple of 64; must cover every token of the data",
             low=1,
         ),
-        switch("add_additional_space", "unused; accepted for old command lines", scope=PLACE),
     ),
     "model": (
         Flag(
@@ -232,6 +231,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "base",
             "architecture: " + ", ".join(VARIANTS) + " (short: " + ", ".join(ALIASES) + ")",
             choices=(*VARIANTS, *ALIASES),
+            short_forms=ALIASES,
         ),
         Flag("n_layer", int, 24, "transformer blocks in all: begin + middle + end", low=1),
         Flag("n_embd", int, 768, "model width", low=1),
@@ -270,22 +270,6 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             choices=ATTENTION,
             scope=PLACE,
         ),
-        Flag(
-            "rmsnorm_eps",
-            float,
-            1e-5,
-            "unused by these models; accepted for old command lines",
-            low=0,
-            scope=PLACE,
-        ),
-        Flag(
-            "multiple_of",
-            int,
-            256,
-            "unused by these models; accepted for old command lines",
-            low=1,
-            scope=PLACE,
-        ),
         Flag("positional_encoder", str, "rotary", "rotary, or none", choices=positional_encoders),
         Flag(
             "attention_window_length",
@@ -303,7 +287,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "min_repeat",
             int,
             1,
-            "fewest passes; the models here ignore it, accepted for the published commands",
+            "fewest passes; without effect but in the experiment's name, where published commands have it",
             low=1,
         ),
         Flag(
@@ -322,15 +306,6 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             choices=("linear_learned", "learned"),
         ),
         switch("disable_ln_mid", "no norm between passes"),
-        Flag(
-            "mod_capacity_factor",
-            float,
-            0.6,
-            "unused, factors are drawn or given; accepted for old command lines",
-            low=0,
-            high=1,
-            scope=PLACE,
-        ),
         Flag(
             "eval_length_factor",
             float,
@@ -396,25 +371,6 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "pondernet: weight of the divergence from the prior",
             low=0,
         ),
-    ),
-    "unused": (
-        Flag("pos_jump_freq", int, None, "unused; accepted for old command lines", scope=PLACE),
-        Flag("pos_jump_schedule", str, None, "unused; accepted for old command lines", scope=PLACE),
-        Flag("optimization_process", str, None, "unused; accepted for old command lines", scope=PLACE),
-        Flag("total_sequence_length", int, None, "unused; accepted for old command lines", scope=PLACE),
-        Flag("lm_cache", str, "none", "only 'none' exists", choices=("none",), scope=PLACE),
-        Flag("mem_cache_size", int, None, "unused; accepted for old command lines", scope=PLACE),
-        Flag("cache_topk", int, 1, "unused; accepted for old command lines", scope=PLACE),
-        Flag(
-            "cache_selection_method",
-            str,
-            "per_token_and_head",
-            "unused; accepted for old command lines",
-            scope=PLACE,
-        ),
-        Flag("cache_indexing_scheme", str, "by_total", "unused; accepted for old command lines", scope=PLACE),
-        switch("track_cache_attention", "unused; accepted for old command lines", scope=PLACE),
-        switch("allow_cache_during_training", "unused; accepted for old command lines", scope=PLACE),
     ),
     "evaluation": (
         Flag("eval_freq", int, 200, "evaluate every N steps; 0 = only at the end", low=0, scope=PLACE),
@@ -580,21 +536,27 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
     ),
 }
 
-FLAGS: dict[str, Flag] = {flag.name: flag for group in GROUPS.values() for flag in group}
-
-# accepted for old command lines, without effect. min_repeat stands in built names all the same, and so stays
-# of identity
-OBSOLETE = frozenset(
-    {
-        "config_format",
-        "add_additional_space",
-        "rmsnorm_eps",
-        "multiple_of",
-        "mod_capacity_factor",
-        "min_repeat",
-        *(flag.name for flag in GROUPS["unused"]),
-    }
+# without effect, accepted with their checks because published commands and recorded flags have them
+OLD_FLAGS: tuple[Flag, ...] = (
+    old("config_format", str, "base", choices=("base",)),
+    old("add_additional_space", boolean, False),
+    old("rmsnorm_eps", float, 1e-5, low=0),
+    old("multiple_of", int, 256, low=1),
+    old("mod_capacity_factor", float, 0.6, low=0, high=1),
+    old("pos_jump_freq", int, None),
+    old("pos_jump_schedule", str, None),
+    old("optimization_process", str, None),
+    old("total_sequence_length", int, None),
+    old("lm_cache", str, "none", choices=("none",)),
+    old("mem_cache_size", int, None),
+    old("cache_topk", int, 1),
+    old("cache_selection_method", str, "per_token_and_head"),
+    old("cache_indexing_scheme", str, "by_total"),
+    old("track_cache_attention", boolean, False),
+    old("allow_cache_during_training", boolean, False),
 )
+
+FLAGS: dict[str, Flag] = {flag.name: flag for group in (*GROUPS.values(), OLD_FLAGS) for flag in group}
 
 # flags of the reference repository's programs that have another form here, and that form; under either
 # spelling, - or _

@@ -12,19 +12,21 @@ import hashlib
 import json
 from argparse import Namespace
 from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
-from config.flags import EVALUATION, FLAGS, IDENTITY, SCHEDULE
-from models.variants import ROUTED_POLICIES, VARIANTS
+from config.flags import EVALUATION, IDENTITY, SCHEDULE
+from config.recipe import DEFAULT_RECIPE, flags_of
+from models.variants import VARIANTS
 
 BATCH = ("batch_size", "acc_steps")  # most trainings depend on their product alone
 # how much text is read: no setting of the model, so none inherits it
 OF_ONE_EVALUATION = ("eval_seq_length", "eval_sample_size")
 
 
-def names_of(*scopes: str) -> tuple[str, ...]:
-    """The flags of some scopes, in their order."""
-    return tuple(name for name, flag in FLAGS.items() if flag.scope in scopes)
+def names_of(*scopes: str, args: Mapping[str, Any] = MappingProxyType({})) -> tuple[str, ...]:
+    """The flags of some scopes, in their order. args: whose recipe has them; the default one's without."""
+    return tuple(name for name, flag in flags_of(args).items() if flag.scope in scopes)
 
 
 # what a program that opens a checkpoint takes over; where the training ran is no business of an evaluation
@@ -45,6 +47,9 @@ def effective_batch(args: Mapping[str, Any]) -> int | None:
 
 def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
     """A line for each setting that makes `now` another training than `then`, which may lack some."""
+    recipe, begun = now.get("recipe", DEFAULT_RECIPE), then.get("recipe", DEFAULT_RECIPE)
+    if recipe != begun:
+        return [f"the checkpoint is of recipe {begun}, this run of {recipe}"]
     same_batch = not cut_matters(now) and effective_batch(now) == effective_batch(then)
     passed = {"dataset", *(BATCH if same_batch else ())}
     if now.get("init_from") is not None and then.get("init_from") is not None:
@@ -53,7 +58,7 @@ def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
     then = {"init_from": None, **then} if now.get("init_from") is not None else then
     return [
         f"--{name}: the checkpoint has {then[name]}, this run {now[name]}"
-        for name in names_of(IDENTITY)
+        for name in names_of(IDENTITY, args=now)
         if name not in passed and name in then and now[name] != then[name]
     ]
 
@@ -62,8 +67,16 @@ def fingerprint(args: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     """A short hash of what makes a training this one: its identity, its number of steps, what its data
     hold, and what weights it began with.
     """
-    values = {name: args[name] for name in names_of(IDENTITY) if name not in ("dataset", "init_from", *BATCH)}
-    batch = [args[name] for name in BATCH] if cut_matters(args) else effective_batch(args)
+    values = {
+        name: args[name]
+        for name in names_of(IDENTITY, args=args)
+        if name not in ("dataset", "init_from", *BATCH)
+    }
+    if "recipe" in args:
+        values["recipe"] = args["recipe"]
+    batch: list[int] | int | None = effective_batch(args)
+    if cut_matters(args):
+        batch = [args[name] for name in BATCH]
     told = json.dumps([values, batch, args["iterations"], data], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:12]
 
@@ -74,7 +87,7 @@ def evaluation_of(args: Mapping[str, Any], without: Collection[str] = ()) -> dic
     """
     return {
         name: args[name]
-        for name in names_of(IDENTITY, EVALUATION)
+        for name in names_of(IDENTITY, EVALUATION, args=args)
         if name in args and name != "dataset" and name not in without
     }
 
@@ -86,14 +99,14 @@ def changed_for_evaluation(args: Mapping[str, Any], trained: Mapping[str, Any]) 
     """
     return {
         name: f"--{name} {args[name]} instead of {trained[name]}"
-        for name in names_of(IDENTITY)
+        for name in names_of(IDENTITY, args=args)
         if name not in ("dataset", *BATCH) and args[name] != trained[name]
     }
 
 
 def is_full_compute(args: Namespace, trained: Namespace) -> bool:
     """Whether every token made all passes that the model was trained with."""
-    is_routed = VARIANTS[args.model].policy in ROUTED_POLICIES
+    is_routed = VARIANTS[args.model].routes
     if is_routed and args.routing != "capacity":
         return False
     factors = args.eval_length_factor if is_routed else None

@@ -9,8 +9,9 @@ import re
 from argparse import Namespace
 from pathlib import Path
 
-from config.flags import FLAGS, IDENTITY
+from config.flags import IDENTITY
 from config.identity import cut_matters
+from config.recipe import flags_of
 
 MAX_COMPONENT = 199  # bytes of one path component; file systems allow 255, and files beside it carry suffixes
 _IN_PATH = ("dataset", "model")  # folders above the name
@@ -61,7 +62,7 @@ def experiment_name(args: Namespace) -> str:
     if args.exp_name is not None:
         return args.exp_name
     parts = [f"lr{_text(args.lr)}_bs{args.batch_size}x{args.acc_steps}_seqlen{args.sequence_length}"]
-    for name, flag in FLAGS.items():
+    for name, flag in flags_of(vars(args)).items():
         default = args.seed if name == "data_seed" else flag.default
         value = getattr(args, name)
         if flag.scope == IDENTITY and name not in (*_IN_PATH, *_IN_STEM) and value != default:

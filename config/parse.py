@@ -2,6 +2,7 @@
 2.
 
     args = parse_args(["--model", "lncot", "--n_layer", "24", "--n_repeat", "5"])
+    args = parse_args(["cotformer", "--config", "settings.json", "--print_config"])
 
 Order of precedence: defaults, then --config FILE.json, then the command line.
 """
@@ -9,40 +10,27 @@ Order of precedence: defaults, then --config FILE.json, then the command line.
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
-import math
 import os
 import signal
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import pairwise
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn
 
-from config.flags import FLAGS, GROUPS, OBSOLETE, OTHER_FORMS, SELFTEST, Flag, boolean, prose
-from config.naming import MAX_COMPONENT, bad_name
+from config.flags import OTHER_FORMS, PLACE, Flag, boolean, switch
+from config.json_file import read_config_file
+from config.recipe import DEFAULT_RECIPE, Recipe, flags_of, recipe_of, recipes
+from config.values import NO_VALUE, Problem, convert, nearest
 from errors import OwnError, UserError, missing_package
 from files import PASSING_FAULTS, is_of_a_place
-from models.variants import ALIASES, ROUTED_POLICIES, VARIANTS
 
 MISSING = object()  # flag not given
-NO_VALUE = object()  # flag given without its value
-LARGEST_CONFIG_BYTES = 1 << 20
 SILENT_SECONDS = 10.0  # for the first process to tell what is wrong
-
-
-class Problem(str):
-    """A line about what is wrong, and the flags whose values it is about."""
-
-    flags: frozenset[str]
-
-    def __new__(cls, line: str, *flags: str) -> Problem:
-        problem = super().__new__(cls, line)
-        problem.flags = frozenset(flags)
-        return problem
+METAVARS = {boolean: "ON", int: "N", float: "X"}
+PRINT_CONFIG = switch("print_config", "print all settings as JSON for --config, and do nothing", scope=PLACE)
 
 
 class _Usage(Exception):
@@ -54,177 +42,94 @@ class _Parser(argparse.ArgumentParser):
         raise _Usage(message)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`" (did you mean x?)"`, or nothing where no known name is close."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
-def convert(flag: Flag, value: Any) -> Any:
-    """Value of a flag from text (command line) or JSON (config file).
-
-    Raises ValueError with what is wrong.
-    """
-    if (
-        flag.many
-        and value is not None
-        and (flag.type is prose or not (isinstance(value, str) and value.lower() == "none"))
-    ):
-        parts = value if isinstance(value, list) else [value]
-        if not parts:
-            raise ValueError("needs a value")
-        if flag.type is prose:
-            return [prose(str(part)) for part in parts]
-        if len(parts) == 1 and str(parts[0]).lower() == "none":
-            return _scalar(flag, None)
-        return [_scalar(flag, part) for part in parts]
-    return _scalar(flag, value)
-
-
-def _scalar(flag: Flag, value: Any) -> Any:
-    if value is NO_VALUE:
-        raise ValueError("needs a value")
-    optional = flag.default is None
-    if value is None or (optional and isinstance(value, str) and value.lower() == "none"):
-        if optional or flag.name == "use_pretrained":
-            return None
-        raise ValueError("needs a value")
-    if isinstance(value, (dict, list)):
-        raise ValueError(f"takes one value, not {json.dumps(value)[:60]}")
-    if flag.name == "use_pretrained" and str(value).lower() == "none":
-        return None
-    text = str(value)
-    try:
-        result = flag.type(text)
-    except (ValueError, OverflowError):
-        kind = {int: "a whole number", float: "a number", boolean: "true or false"}.get(
-            flag.type, "a valid value"
-        )
-        raise ValueError(f"must be {kind}, not {text!r}") from None
-    if flag.choices and result not in flag.choices:
-        raise ValueError(
-            f"must be one of {', '.join(flag.choices)}, not {text!r}{nearest(text, flag.choices)}"
-        )
-    if isinstance(result, (int, float)) and not isinstance(result, bool):
-        if isinstance(result, int) and abs(result) >= 2**63:
-            raise ValueError(f"is too large: {text}")
-        if not math.isfinite(result):
-            raise ValueError(f"must be finite, not {text!r}")
-        if flag.low is not None and result < flag.low:
-            raise ValueError(f"must be at least {flag.low:g}, not {text}")
-        if flag.high is not None and result > flag.high:
-            raise ValueError(f"must be at most {flag.high:g}, not {text}")
-    if flag.type is str and any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in result):
-        raise ValueError("must be plain UTF-8 text without control characters")
-    return result
-
-
-def _build(prog: str, description: str, groups: Mapping[str, Sequence[Flag]]) -> _Parser:
+def _build(prog: str, description: str, recipe: Recipe, usage: str | None) -> _Parser:
     parser = _Parser(
         prog=prog,
+        usage=usage,
         description=description,
         allow_abbrev=False,
         add_help=True,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=118),
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+            prog, max_help_position=34, width=118
+        ),
     )
-    for title, flags in groups.items():
+    for title, flags in recipe.groups.items():
         group = parser.add_argument_group(title)
         for flag in flags:
-            nargs = "*" if flag.many else "?"  # a flag without its value is told with the other problems
-            text = f"{flag.help} [{'off' if flag.default is False else flag.default}]".replace("%", "%%")
-            metavar = (
-                "ON"
-                if flag.type is boolean
-                else "N"
-                if flag.type is int
-                else "X"
-                if flag.type is float
-                else "S"
-            )
-            group.add_argument(
-                f"--{flag.name}",
-                default=MISSING,
-                nargs=nargs,
-                help=text,
-                metavar=metavar,
-                const=None if flag.many else "true" if flag.type is boolean else NO_VALUE,
-            )
+            flag = recipe.flags[flag.name]
+            default = "off" if flag.default is False else flag.default
+            _add(group, flag, f"{flag.help} [{default}]{_spellings_of(flag, recipe)}".replace("%", "%%"))
+    for flag in recipe.old_flags:
+        _add(parser, flag, argparse.SUPPRESS)
+    names = " ".join(f"--{flag.name}" for flag in recipe.old_flags)
+    if names:
+        parser.epilog = f"without effect: {names} (accepted for old command lines)"
     return parser
 
 
-def _underscored(word: str, flags: Mapping[str, Flag]) -> str:
-    """--output-dir is --output_dir, as old evaluation commands have it, and so for all that main.py does
-    not take. Other words stay.
-    """
-    name, equals, value = word.partition("=")
-    known = name[2:].replace("-", "_")
-    return (
-        f"--{known}{equals}{value}"
-        if name.startswith("--") and known in flags and known not in FLAGS
-        else word
+def _spellings_of(flag: Flag, recipe: Recipe) -> str:
+    spellings = [spelling for spelling, name in recipe.spellings.items() if name == flag.name]
+    others = [spelling for spelling in spellings if spelling != flag.name]
+    return f" (also --{', --'.join(others)})" if others else ""
+
+
+def _add(group: argparse._ActionsContainer, flag: Flag, text: str) -> None:
+    # a flag without its value is told with the other problems
+    without_value: object = "true" if flag.type is boolean else NO_VALUE
+    if flag.many:
+        without_value = None
+    group.add_argument(
+        f"--{flag.name}",
+        default=MISSING,
+        nargs="*" if flag.many else "?",
+        help=text,
+        metavar=METAVARS.get(flag.type, "S"),
+        const=without_value,
     )
 
 
+def _in_our_words(word: str, recipe: Recipe) -> str:
+    """A flag in another spelling, as --output-dir for --output_dir, in ours. Other words stay."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word[2:].partition("=")
+    return f"--{recipe.flag_named(name)}{equals}{value}"
+
+
 def _explicit(
-    parser: _Parser, argv: Sequence[str], flags: Mapping[str, Flag], problems: list[Problem]
+    parser: _Parser, argv: Sequence[str], recipe: Recipe, problems: list[Problem]
 ) -> dict[str, Any]:
     try:
-        raw, extras = parser.parse_known_args([_underscored(word, flags) for word in argv])
+        raw, extras = parser.parse_known_args([_in_our_words(word, recipe) for word in argv])
     except _Usage as error:
         problems.append(Problem(str(error).removeprefix("argument ")))
         return {}
-    after_unknown = False
-    for word in extras:
-        if word.startswith("--"):
-            name = word[2:].split("=", 1)[0]
-            form = OTHER_FORMS.get(name.replace("-", "_"))
-            meant = f"; {form}" if form else nearest("--" + name, ["--" + known for known in flags])
-            problems.append(Problem(f"unknown flag {word.split('=', 1)[0]}{meant}"))
-            after_unknown = True
-        elif not after_unknown:
-            problems.append(Problem(f"unexpected argument {word!r}"))
-    given = {name: value for name, value in vars(raw).items() if value is not MISSING}
-    return _converted(given, flags, problems, "--")
-
-
-def _converted(
-    given: Mapping[str, Any], flags: Mapping[str, Flag], problems: list[Problem], prefix: str
-) -> dict[str, Any]:
+    _report_extras(extras, recipe, problems)
     values = {}
-    for name, value in given.items():
+    for name, value in vars(raw).items():
+        if value is MISSING:
+            continue
         try:
-            values[name] = convert(flags[name], value)
+            values[name] = convert(recipe.flags[name], value)
         except ValueError as error:
-            problems.append(Problem(f"{prefix}{name} {error}", name))
+            problems.append(Problem(f"--{name} {error}", name))
     return values
 
 
-def read_config_file(path: str, flags: Mapping[str, Flag], problems: list[Problem]) -> dict[str, Any]:
-    """Flag values of a JSON object in a file; what is wrong with it goes to `problems`."""
-    try:
-        size = os.stat(path).st_size
-        if size > LARGEST_CONFIG_BYTES:
-            problems.append(
-                Problem(f"--config {path}: {size} bytes is too large for a file of flags", "config")
-            )
-            return {}
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        problems.append(Problem(f"--config {path}: {error.strerror}", "config"))
-        return {}
-    except (ValueError, RecursionError) as error:
-        problems.append(Problem(f"--config {path}: not valid JSON ({str(error)[:100]})", "config"))
-        return {}
-    if not isinstance(content, dict):
-        problems.append(Problem(f"--config {path}: must hold one JSON object of flags and values", "config"))
-        return {}
-    known = {}
-    for key, value in content.items():
-        if key in flags and key != "config":
-            known[key] = value
-        else:
-            problems.append(Problem(f"--config {path}: unknown key {key!r}{nearest(key, flags)}", "config"))
-    return _converted(known, flags, problems, f"--config {path}: ")
+def _report_extras(extras: Sequence[str], recipe: Recipe, problems: list[Problem]) -> None:
+    """A line for each unknown flag; words after one are taken for its values."""
+    known = [f"--{name}" for name in recipe.names]
+    after_unknown = False
+    for word in extras:
+        if word.startswith("--"):
+            written = word.split("=", 1)[0]
+            form = OTHER_FORMS.get(written[2:].replace("-", "_"))
+            meant = f"; {form}" if form else nearest(written, known)
+            problems.append(Problem(f"unknown flag {written}{meant}"))
+            after_unknown = True
+        elif not after_unknown:
+            place = ": a recipe's name stands before all flags" if word in recipes() else ""
+            problems.append(Problem(f"unexpected argument {word!r}{place}"))
 
 
 def parse(
@@ -233,17 +138,22 @@ def parse(
     prog: str,
     description: str,
     extra: Mapping[str, Sequence[Flag]] | None = None,
-    groups: Mapping[str, Sequence[Flag]] = GROUPS,
+    groups: Mapping[str, Sequence[Flag]] | None = None,
+    recipe: str = DEFAULT_RECIPE,
+    usage: str | None = None,
 ) -> tuple[dict[str, Any], list[Problem]]:
-    """Values given in a config file and on the command line (no defaults), and a line for each problem."""
-    groups = {**(extra or {}), **groups}
-    flags = {flag.name: flag for group in groups.values() for flag in group}
+    """Values given in a config file and on the command line (no defaults), and a line for each problem.
+
+    groups: all flags that there are, instead of those of the recipe. extra: some more.
+    """
+    taken = recipes()[recipe] if groups is None else Recipe(prog, description, groups)
+    if extra:
+        taken = replace(taken, groups={**extra, **taken.groups})
     problems: list[Problem] = []
-    given = _explicit(
-        _build(prog, description, groups), sys.argv[1:] if argv is None else argv, flags, problems
-    )
+    words = sys.argv[1:] if argv is None else argv
+    given = _explicit(_build(prog, description, taken, usage), words, taken, problems)
     if given.get("config") is not None:
-        given = {**read_config_file(given["config"], flags, problems), **given}
+        given = {**read_config_file(given["config"], taken, problems), **given}
     return given, problems
 
 
@@ -291,17 +201,19 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
 
 
 def recorded(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Flags out of those that a training recorded, which may be of another version.
+    """Flags out of those that a training recorded, which may be of another version, and its recipe.
 
     Raises ValueError with name and fault.
     """
-    known = {}
+    flags = flags_of(values)
+    known = {name: value for name, value in values.items() if name == "recipe"}
     for name, value in values.items():
-        if name in FLAGS and not (value is None and FLAGS[name].default is not None):
-            try:
-                known[name] = convert(FLAGS[name], value)
-            except ValueError as error:
-                raise ValueError(f"{name} {error}") from None
+        if name not in flags or (value is None and flags[name].default is not None):
+            continue
+        try:
+            known[name] = convert(flags[name], value)
+        except ValueError as error:
+            raise ValueError(f"{name} {error}") from None
     return known
 
 
@@ -309,8 +221,11 @@ def add_defaults(given: Mapping[str, Any]) -> Namespace:
     """All flags: the given values over the defaults. Short model names become long ones; data_seed follows
     seed.
     """
-    values = {**{name: flag.default for name, flag in FLAGS.items()}, **given}
-    values["model"] = ALIASES.get(values["model"], values["model"])
+    flags = flags_of(given)
+    values = {**{name: flag.default for name, flag in flags.items()}, **given}
+    for name, flag in flags.items():
+        if flag.short_forms:
+            values[name] = flag.short_forms.get(values[name], values[name])
     if values["data_seed"] is None:
         values["data_seed"] = values["seed"]
     return Namespace(**values)
@@ -318,128 +233,69 @@ def add_defaults(given: Mapping[str, Any]) -> Namespace:
 
 def check(args: Namespace) -> list[Problem]:
     """A line for each combination of values that cannot work."""
-    problems: list[Problem] = []
-
-    def wrong(line: str, *flags: str) -> None:
-        problems.append(Problem(line, *flags))
-
-    row = VARIANTS[args.model]
-    middle = args.n_layer - args.n_layer_begin - args.n_layer_end
-    if middle < (1 if row.loop else 0):
-        wrong(
-            f"--n_layer_begin {args.n_layer_begin} + --n_layer_end {args.n_layer_end} leave no layer of"
-            f" --n_layer {args.n_layer} between them",
-            "n_layer_begin",
-            "n_layer_end",
-            "n_layer",
-        )
-    if args.n_embd % args.n_head:
-        wrong(f"--n_embd {args.n_embd} is not divisible by --n_head {args.n_head}", "n_embd", "n_head")
-    elif args.positional_encoder == "rotary" and (args.n_embd // args.n_head) % 2:
-        wrong(
-            f"rotary positions need an even head width, but --n_embd {args.n_embd} / --n_head {args.n_head} ="
-            f" {args.n_embd // args.n_head}",
-            "n_embd",
-            "n_head",
-        )
-    if row.loop and args.min_repeat > args.n_repeat:
-        wrong(
-            f"--min_repeat {args.min_repeat} is more than --n_repeat {args.n_repeat}",
-            "min_repeat",
-            "n_repeat",
-        )
-    for name in ("eval_length_factor", "training_length_factor"):
-        factors = getattr(args, name)
-        if factors is None:
-            continue
-        if row.policy in ROUTED_POLICIES and len(factors) != args.n_repeat - 1:
-            wrong(
-                f"--{name} needs n_repeat - 1 = {args.n_repeat - 1} values, not {len(factors)}",
-                name,
-                "n_repeat",
-            )
-        if any(later > earlier for earlier, later in pairwise(factors)):
-            wrong(f"--{name} must not increase: a token that has stopped cannot go on again", name)
-    if args.router_threshold is not None and len(args.router_threshold) not in (1, args.n_repeat - 1):
-        wrong(
-            f"--router_threshold needs one value or n_repeat - 1 = {args.n_repeat - 1}, not"
-            f" {len(args.router_threshold)}",
-            "router_threshold",
-            "n_repeat",
-        )
-    if args.dropout >= 1:
-        wrong("--dropout must be below 1", "dropout")
-    if args.opt == "adamw" and (args.beta1 >= 1 or args.beta2 >= 1):
-        wrong("--beta1 and --beta2 must be below 1", "beta1", "beta2")
-    if args.scheduler == "wsd" and args.warmup_percent + args.decay_percent > 1:
-        wrong(
-            f"--warmup_percent {args.warmup_percent} + --decay_percent {args.decay_percent} are more than the"
-            " whole run",
-            "warmup_percent",
-            "decay_percent",
-        )
-    if args.device not in ("auto", "cpu", "cuda") and not (
-        args.device.startswith("cuda:") and args.device[5:].isdigit()
-    ):
-        wrong(f"--device must be auto, cpu, cuda or cuda:N, not {args.device!r}", "device")
-    for name in ("exp_name", "run_prefix"):
-        reason = bad_name(getattr(args, name)) if getattr(args, name) is not None else None
-        if reason:
-            wrong(f"--{name} {reason}", name)
-    if args.exp_name is not None and any(
-        len(part.encode()) > MAX_COMPONENT for part in args.exp_name.split("/")
-    ):
-        wrong(f"--exp_name must stay under {MAX_COMPONENT + 1} bytes", "exp_name")
-    if not args.dataset or bad_name(Path(args.dataset).name):
-        wrong(f"--dataset {args.dataset!r} is not a folder name", "dataset")
-    return problems
-
-
-def check_world_size(args: Namespace, world_size: int) -> None:
-    """Raises UserError where the micro-batches of a step cannot be shared evenly."""
-    if args.acc_steps % world_size:
-        raise UserError(
-            f"--acc_steps {args.acc_steps} is not divisible by {world_size} processes: each runs acc_steps /"
-            f" processes micro-batches of --batch_size {args.batch_size} a step"
-        )
+    return recipe_of(vars(args)).check(args)
 
 
 def unused_settings(args: Namespace) -> list[str]:
     """A line for each setting that was changed and has no effect on this model."""
-    row = VARIANTS[args.model]
+    return recipe_of(vars(args)).notes(args)
 
-    def changed(name: str) -> bool:
-        return getattr(args, name) != FLAGS[name].default
 
-    said = [name for name in FLAGS if name in OBSOLETE and changed(name)]
-    if args.min_repeat == args.n_repeat:  # as the published commands have it
-        said = [name for name in said if name != "min_repeat"]
-    lines = [f"--{name} has no effect: the flag is accepted for old command lines" for name in said]
-    if row.policy not in ROUTED_POLICIES:
-        lines += [
-            f"--{name} has no effect on {args.model}: it routes no tokens"
-            for name in ("eval_length_factor", "training_length_factor", "routing", "router_threshold")
-            if changed(name)
+def _split_recipe(argv: Sequence[str], prog: str) -> tuple[str, Sequence[str]]:
+    """The recipe that the first word names, or the default one, and the flags. Exits 2 on an unknown one."""
+    if not argv or argv[0].startswith("-"):
+        return DEFAULT_RECIPE, argv
+    name = argv[0]
+    if name not in recipes():
+        choices = ", ".join(recipes())
+        stop(prog, [f"unknown recipe {name!r}{nearest(name, recipes())}; there are: {choices}"])
+    return name, argv[1:]
+
+
+def _description() -> str:
+    lines = [f"  {recipe.name:<12}{recipe.help}" for recipe in recipes().values()]
+    return "\n".join(
+        [
+            "Train; run it again to resume.",
+            "",
+            f"RECIPE says what is trained ({DEFAULT_RECIPE} where it is left out):",
+            *lines,
         ]
-    lines += [
-        f"--keep_steps {step} is beyond --iterations {args.iterations}: there will be no checkpoint of that"
-        " step"
-        for step in sorted(set(args.keep_steps or ()))
-        if step > args.iterations
-    ]
-    if not row.depth_emb and changed("depth_embedding"):
-        lines.append(f"--depth_embedding has no effect on {args.model}")
-    return lines
+    )
+
+
+def _print_settings(args: Namespace) -> int:
+    """All settings and the recipe as JSON for --config, from the first process. Returns the exit code."""
+    settings = {name: value for name, value in vars(args).items() if name != "config"}
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps({"recipe": DEFAULT_RECIPE, **settings}, indent=2), flush=True)
+    return 0
 
 
 def parse_args(argv: Sequence[str] | None = None, prog: str = "main.py") -> Namespace:
-    """Every flag of main.py as a Namespace. On bad input: one line per problem on stderr, exit 2."""
+    """Every flag of main.py as a Namespace; `recipe` is there where it is not the default one.
+
+    On bad input: one line per problem on stderr, exit 2. With --print_config: the settings, exit 0.
+    """
+    name, words = _split_recipe(sys.argv[1:] if argv is None else argv, prog)
     given, problems = parse(
-        argv, prog=prog, description="Train a CoTFormer-family language model; run it again to resume."
+        words,
+        prog=prog,
+        description=_description(),
+        usage=f"{prog} [RECIPE] [--FLAG VALUE ...]",
+        extra={"instead of training": [PRINT_CONFIG]},
+        recipe=name,
     )
-    args = add_defaults({**SELFTEST, **given} if given.get("selftest_resume") else given)
+    wants_settings = given.pop(PRINT_CONFIG.name, False)
+    if given.get("selftest_resume"):
+        given = {**recipes()[name].selftest, **given}
+    if name != DEFAULT_RECIPE:
+        given["recipe"] = name
+    args = add_defaults(given)
     faulty = frozenset[str]().union(*(problem.flags for problem in problems))  # their defaults were not meant
     problems += [problem for problem in check(args) if not problem.flags & faulty]
     if problems:
         stop(prog, problems)
+    if wants_settings:
+        raise SystemExit(guarded(prog, lambda: _print_settings(args)))
     return args

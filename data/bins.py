@@ -307,17 +307,15 @@ def _wider_numbers(tokens: NDArray[np.uint16]) -> str | None:
         ):
             columns = [0, 1, 2] if order == ">" else [1, 2, 3]
             wide = not sample[:, columns].any()
-            unfit = (
-                ""
-                if not zero.any()
-                else ", and some tokens are beyond what 16 bits hold: another tokenizer is needed"
-            )
+            bits = 64 if wide else 32
             every = "three of four numbers are" if wide else "every second number is"
-            return (
-                f"{every} {'0' if not zero.any() else 'nearly 0'}, as in {64 if wide else 32}-bit numbers"
-                " read as 16-bit ones; "
-                + (unfit.removeprefix(", and ") or _conversion(f"{order}u{8 if wide else 4}", 0))
-            )
+            if zero.any():
+                zeros = "nearly 0"
+                advice = "some tokens are beyond what 16 bits hold: another tokenizer is needed"
+            else:
+                zeros = "0"
+                advice = _conversion(f"{order}u{bits // 8}", 0)
+            return f"{every} {zeros}, as in {bits}-bit numbers read as 16-bit ones; {advice}"
     return None
 
 

@@ -61,12 +61,14 @@ def tokenize_characters(
     tokens = np.searchsorted(np.array([ord(c) for c in characters], dtype="<u4"), points).astype(TOKEN)
     cut = min(max(int(len(tokens) * (1 - (val_fraction or VAL_SHARE))), 1), len(tokens) - 1)
     splits = {"val": tokens[cut:], "train": tokens[:cut]}
+    counts = found.passed.counts
+    passed_over = {"passed_over": dict(sorted(counts.items()))} if counts else {}
     meta = {
         "tokenizer": "char",
         "characters": "".join(characters),
         "bytes": len(text.encode(errors="surrogatepass")),
         "bad_lines": len(bad),
-        **({"passed_over": dict(sorted(found.passed.counts.items()))} if found.passed.counts else {}),
+        **passed_over,
         "splits": {
             name: {
                 "documents": 1,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import importlib.util
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,10 +55,8 @@ class Tiktoken:
 
     def encode(self, texts: list[str]) -> tuple[Tokens, NDArray[np.int64]]:
         each = [self.one(text) for text in texts]
-        return _with_ends(
-            np.fromiter((token for tokens in each for token in tokens), dtype=TOKEN),
-            np.array([len(tokens) for tokens in each], dtype=np.int64),
-        )
+        tokens = np.fromiter(chain.from_iterable(each), dtype=TOKEN)
+        return _with_ends(tokens, np.array([len(text_tokens) for text_tokens in each], dtype=np.int64))
 
 
 def rank_file() -> Path:

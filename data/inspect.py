@@ -62,11 +62,9 @@ def decoder(meta: dict[str, Any]) -> Any:
 
     def decode(tokens: list[int]) -> str:
         try:
-            return (
-                encoding.decode(tokens)
-                if characters is None
-                else "".join(characters[token] for token in tokens)
-            )
+            if characters is None:
+                return encoding.decode(tokens)
+            return "".join(characters[token] for token in tokens)
         except (KeyError, IndexError):
             raise UserError(
                 "the bins hold tokens that their tokenizer does not know; prepare the dataset again"
@@ -134,17 +132,13 @@ def show(folder: Path, seed: int, png: Path | None) -> int:
             f"{name:<10} {documents}{tokens.size:,} tokens, largest"
             f" {described.get('largest_token', 'unknown')}"
         )
-    wrong = faults(folder) if meta.get("splits") else []
-    print(
-        "checksums  "
-        + (
-            "WRONG"
-            if wrong
-            else "right"
-            if meta.get("splits")
-            else f"none: {META} does not describe the bins"
-        )
-    )
+    wrong = []
+    if not meta.get("splits"):
+        verdict = f"none: {META} does not describe the bins"
+    else:
+        wrong = faults(folder)
+        verdict = "WRONG" if wrong else "right"
+    print(f"checksums  {verdict}")
     for line in wrong:
         print(f"           {line}")
     train = map_tokens(folder / "train.bin")

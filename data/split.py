@@ -82,18 +82,17 @@ def assemble(
     try:
         if fraction is None:
             by_document(results, work, share, train, val)
+            how: dict[str, Any] = {"split_seed": SPLIT_SEED, "val_share": share}
         else:
             by_place(results, work, fraction, train, val)
+            how = {"val_fraction": fraction}
+        bad_lines = description["bad_lines"] + sum(result["bad"] for result in results)
         meta = {
             **description,
             "end_of_text": END_OF_TEXT,
-            **(
-                {"split_seed": SPLIT_SEED, "val_share": share}
-                if fraction is None
-                else {"val_fraction": fraction}
-            ),
+            **how,
             "bytes": sum(result["bytes"] for result in results),
-            "bad_lines": description["bad_lines"] + sum(result["bad"] for result in results),
+            "bad_lines": bad_lines,
             "splits": {"train": train.describe(), "val": val.describe()},
         }
         # of an earlier preparation: it must not stand beside the new val.bin

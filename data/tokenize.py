@@ -129,6 +129,10 @@ def _batches(items: Iterator[str | Bad], bad: list[Bad], max_bad: int) -> Iterat
         yield texts
 
 
+def _bytes_of(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
 def encode_group(job: Job) -> dict[str, Any]:
     """Encode a group into N.bin (tokens) and N.len (tokens of each document, uint32), described by N.json,
     last of all.
@@ -150,7 +154,7 @@ def encode_group(job: Job) -> dict[str, Any]:
             tokens, lengths = checked.encode(texts, job.name)
             tokens_file.write(tokens.data)
             lengths_file.write(lengths.astype("<u4").data)
-            size = sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
+            size = sum(map(_bytes_of, texts))
             for name, value in (("documents", len(texts)), ("tokens", tokens.size), ("bytes", size)):
                 total[name] += value
             total["largest_token"] = max(total["largest_token"], int(tokens.max()))
@@ -421,26 +425,17 @@ def report(
     """The table at the end."""
     tokens = sum(split["tokens"] for split in meta["splits"].values())
     own = peak_kib()
+    documents = sum(split["documents"] for split in meta["splits"].values())
+    of_worker = max((result["peak_kib"] for result in results), default=0)
+    val = meta["splits"]["val"]
     rows = [
-        (
-            "documents",
-            (
-                f"{sum(s['documents'] for s in meta['splits'].values()):,} "
-                f" ({meta['splits']['val']['documents']:,} for validation)"
-            ),
-        ),
-        ("tokens", f"{tokens:,}  ({meta['splits']['val']['tokens']:,} for validation)"),
+        ("documents", f"{documents:,}  ({val['documents']:,} for validation)"),
+        ("tokens", f"{tokens:,}  ({val['tokens']:,} for validation)"),
         ("bytes per token", f"{meta['bytes'] / max(1, tokens):.3f}"),
         ("left out", f"{meta['bad_lines']:,} lines"),
         ("engine", meta["engine"]),
         ("seconds", f"{seconds:.1f}  ({meta['bytes'] / seconds / 1e6:,.1f} MB of text a second)"),
-        (
-            "peak memory",
-            (
-                f"{own / 1024:,.0f} MiB, and {max((r['peak_kib'] for r in results), default=0) / 1024:,.0f}"
-                " MiB a worker"
-            ),
-        ),
+        ("peak memory", f"{own / 1024:,.0f} MiB, and {of_worker / 1024:,.0f} MiB a worker"),
     ]
     for name, value in rows:
         say(f"{name:<16} {value}")

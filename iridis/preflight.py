@@ -341,6 +341,10 @@ def main(argv: Sequence[str]) -> int:
     )
     answer: dict[str, object] = {}
     if flags is not None:
+        only_prints = {"-h", "--help", "--print_config"} & {word.partition("=")[0] for word in flags}
+        if only_prints:
+            word = only_prints.pop()
+            raise UserError(f"{word} is nothing to queue: python main.py {word}")
         asked = config.parse_args(flags)
         former = config.parse_args([*wanted.formerly, *flags[len(wanted.formerly) :]])
         args = began_as(asked, former, wanted.experiment)

@@ -24,7 +24,7 @@ from config import guarded
 from data.bins import dataset_folder, is_prepared
 from data.setup import BUILT_IN
 from errors import UserError
-from models.variants import ROUTED_POLICIES, VARIANTS
+from models.variants import VARIANTS
 from optim.names import FINAL, numbered, step_of
 from optim.peek import peek, step_in
 from optim.reader import Record
@@ -117,7 +117,7 @@ def unfit(path: Path, routed: bool, data_dir: str | None) -> list[str]:
     args = recorded(path)
     model, dataset, place = args.get("model"), args.get("dataset"), args.get("data_dir")
     lines = []
-    if routed and model in VARIANTS and VARIANTS[model].policy not in ROUTED_POLICIES:
+    if routed and model in VARIANTS and not VARIANTS[model].routes:
         lines.append(f"{path}: {model} routes no tokens; this is for adaptive models (adm, but_mod)")
     if data_dir and isinstance(dataset, str) and isinstance(place, str | None) and dataset != BUILT_IN:
         places = [dataset_folder(dataset, each) for each in (place, data_dir)]

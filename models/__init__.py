@@ -1,5 +1,5 @@
-"""One transformer, nine rows: names in variants.py, the network in transformer.py, who goes round again in
-policies.py.
+"""One transformer, nine rows: names in variants.py, the network in transformer.py, its repeated part in
+passes.py, which tokens are repeated in policies.py, the loss in losses.py.
 
     model = make_model_from_args(args)
     out = model(idx, targets=targets)          # idx (B, T) int64

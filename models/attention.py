@@ -12,6 +12,7 @@ Legend: B batch, T positions, K keys, H heads, D model width, Dh head width.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 KeyValue = tuple[Tensor, Tensor]  # keys and values of one pass, each (B, H, T, Dh)
-TILE = 128  # queries that are looked at together where positions decide what they see
+TILE = 128  # queries of one kernel call where positions decide what they see
 aten = torch.ops.aten
 HALF = (torch.bfloat16, torch.float16)
 
@@ -53,40 +54,40 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Keys of one pass that a tile looks at: all of them, as many as come before or with each query
-    ("causal"), or those that the positions say.
+class KeyRange:
+    """Keys of one pass that a tile attends to. rule: "all" of them; "causal": as many as come before or with
+    each query; "positions": those that the positions say.
     """
 
-    number: int
+    pass_index: int  # from 0
     keys: slice
-    how: str
+    rule: str
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Queries of one slice, and what they look at."""
+    """Queries of one slice, and the keys they attend to."""
 
     queries: slice
-    seen: tuple[Seen, ...]
+    key_ranges: tuple[KeyRange, ...]
 
 
 @dataclass(frozen=True)
-class Positions:
-    """Where the queries of a pass stand and what they may see; shared by all layers of the pass.
+class AttentionPlan:
+    """What the queries of a pass may see, and the work to compute it; shared by all layers of the pass.
 
     rope: angles of the queries' positions, or None where positions are not encoded.
     tiles: work of the fast way, empty for the reference.
-    queries (1 or B, T), keys (1 or B, K_r) of each pass: positions. window: furthest key behind a query, None
-    for all.
+    query_positions (1 or B, T); key_positions (1 or B, K_r) of each pass. window: furthest key behind a
+    query, None for all.
     mask: of the reference, True where a query sees a key, (1 or B, 1, T, K); None means plain causal order
     over one pass.
     """
 
     rope: tuple[Tensor, Tensor] | None
     tiles: tuple[Tile, ...] = ()
-    queries: Tensor | None = None
-    keys: tuple[Tensor, ...] = ()
+    query_positions: Tensor | None = None
+    key_positions: tuple[Tensor, ...] = ()
     window: int | None = None
     mask: Tensor | None = None
 
@@ -104,67 +105,75 @@ def visible(query_positions: Tensor, key_positions: Tensor, window: int | None) 
     return seen.unsqueeze(1)
 
 
-def causal_tiles(queries: Tensor, keys: list[Tensor], window: int | None) -> tuple[Tile, ...]:
-    """Cut ascending positions, queries (1 or B, T) and keys (1 or B, K_r) of each pass, so that few pairs
-    are looked at in vain.
+def causal_tiles(
+    query_positions: Tensor, key_positions: list[Tensor], window: int | None
+) -> tuple[Tile, ...]:
+    """Cut ascending positions, of queries (1 or B, T) and of keys (1 or B, K_r) of each pass, so that few
+    pairs are computed in vain.
     """
-    if window is None and all(positions is queries for positions in keys):
-        return (Tile(slice(None), tuple(Seen(number, slice(None), "causal") for number in range(len(keys)))),)
-    length = queries.shape[1]
+    if window is None and all(positions is query_positions for positions in key_positions):
+        whole = slice(None)
+        return (Tile(whole, tuple(KeyRange(i, whole, "causal") for i in range(len(key_positions)))),)
+    length = query_positions.shape[1]
     begins = list(range(0, length, TILE))
     ends = [min(begin + TILE, length) for begin in begins]
-    last, first = queries[:, [end - 1 for end in ends]], queries[:, begins]
-    bounds = []  # of each pass, per tile: first key that some query sees, and one after the last
-    for positions in keys:
-        rows = max(positions.shape[0], queries.shape[0])
-        sorted_keys = positions.expand(rows, -1).contiguous()
-        stops = torch.searchsorted(sorted_keys, last.expand(rows, -1).contiguous(), right=True).amax(0)
-        starts = torch.zeros_like(stops)
-        if window is not None:
-            starts = torch.searchsorted(sorted_keys, (first - window).expand(rows, -1).contiguous()).amin(0)
-        bounds.append(torch.stack((starts, stops), dim=1))
-    cuts = torch.stack(bounds).tolist()  # the one wait for the device
-    return tuple(
-        Tile(
-            slice(begin, end),
-            tuple(
-                Seen(number, slice(*cut[turn]), "positions")
-                for number, cut in enumerate(cuts)
-                if cut[turn][0] < cut[turn][1]
-            ),
-        )
-        for turn, (begin, end) in enumerate(zip(begins, ends, strict=True))
-    )
+    first = query_positions[:, begins]
+    last = query_positions[:, [end - 1 for end in ends]]
+    bounds = [_key_bounds(first, last, positions, window) for positions in key_positions]
+    bounds_of_pass = torch.stack(bounds).tolist()  # the one wait for the device
+    tiles = []
+    for tile, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+        key_ranges = []
+        for pass_index, bounds_of_tile in enumerate(bounds_of_pass):
+            start, stop = bounds_of_tile[tile]
+            if start < stop:
+                key_ranges.append(KeyRange(pass_index, slice(start, stop), "positions"))
+        tiles.append(Tile(slice(begin, end), tuple(key_ranges)))
+    return tuple(tiles)
 
 
-def _pairs(at: Positions, tile: Tile, part: Seen) -> Tensor | None:
+def _key_bounds(first: Tensor, last: Tensor, positions: Tensor, window: int | None) -> Tensor:
+    """Of tiles whose queries reach from first to last (1 or B, tiles): the first key that some query sees,
+    and one after the last key, (tiles, 2).
+    """
+    batch = max(positions.shape[0], first.shape[0])
+    sorted_keys = positions.expand(batch, -1).contiguous()
+    stops = torch.searchsorted(sorted_keys, last.expand(batch, -1).contiguous(), right=True).amax(0)
+    starts = torch.zeros_like(stops)
+    if window is not None:
+        starts = torch.searchsorted(sorted_keys, (first - window).expand(batch, -1).contiguous()).amin(0)
+    return torch.stack((starts, stops), dim=1)
+
+
+def _keep_mask(plan: AttentionPlan, tile: Tile, key_range: KeyRange) -> Tensor | None:
     """Which of a tile's queries see which keys, (1 or B, 1, queries, keys) bool; None where no positions
     are asked.
     """
-    if part.how != "positions":
+    if key_range.rule != "positions":
         return None
-    assert at.queries is not None, "tiles come with positions"
-    return visible(at.queries[:, tile.queries], at.keys[part.number][:, part.keys], at.window)
+    assert plan.query_positions is not None, "tiles come with positions"
+    key_positions = plan.key_positions[key_range.pass_index][:, key_range.keys]
+    return visible(plan.query_positions[:, tile.queries], key_positions, plan.window)
 
 
-def _bias(pairs: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return (
-        None
-        if pairs is None
-        else torch.zeros(pairs.shape, dtype=dtype, device=pairs.device).masked_fill_(~pairs, -torch.inf)
-    )
+def _bias(keep_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """0 where a key is seen, -inf elsewhere."""
+    if keep_mask is None:
+        return None
+    zeros = torch.zeros(keep_mask.shape, dtype=dtype, device=keep_mask.device)
+    return zeros.masked_fill_(~keep_mask, -torch.inf)
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor, causal: bool, pairs: Tensor | None) -> tuple[Tensor, Tensor]:
+def _flash(q: Tensor, k: Tensor, v: Tensor, causal: bool, keep_mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """One tile: output (B, H, T, Dh) and log-sum-exp (B, H, T) in float32."""
     if q.device.type != "cpu":
         return cast(tuple[Tensor, Tensor], aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal)[:2])
     out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
-        q, k, v, 0.0, causal, attn_mask=_bias(pairs, q.dtype)
+        q, k, v, 0.0, causal, attn_mask=_bias(keep_mask, q.dtype)
     )
-    if pairs is not None:  # the kernel says 0 where a query sees nothing
+    if keep_mask is not None:  # the kernel says 0 where a query sees nothing
         # finite: it may see nothing in any pass
-        lse = lse.masked_fill(~pairs.any(-1), torch.finfo(lse.dtype).min)
+        lse = lse.masked_fill(~keep_mask.any(-1), torch.finfo(lse.dtype).min)
     return out, lse
 
 
@@ -176,12 +185,12 @@ def _flash_backward(
     out: Tensor,
     lse: Tensor,
     causal: bool,
-    pairs: Tensor | None,
+    keep_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A tile's share of the gradients of q, k and v, from the output and the log-sum-exp over all keys."""
     if q.device.type == "cpu":
         shares = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, q, k, v, out, lse, 0.0, causal, attn_mask=_bias(pairs, q.dtype)
+            grad, q, k, v, out, lse, 0.0, causal, attn_mask=_bias(keep_mask, q.dtype)
         )
     else:
         no_dropout = torch.zeros(2, dtype=torch.uint64, device=q.device)
@@ -191,70 +200,79 @@ def _flash_backward(
     return cast(tuple[Tensor, Tensor, Tensor], shares)
 
 
+# autograd takes the keys and values of all passes as one flat list of tensors: keys of pass i (from 0) are
+# keys_values[2 * i], its values keys_values[2 * i + 1]
+
+
+def _flattened(passes: list[KeyValue]) -> list[Tensor]:
+    return [tensor for keys_values in passes for tensor in keys_values]
+
+
+def _keys_values(flat: Sequence[Tensor], key_range: KeyRange) -> KeyValue:
+    """The keys and values (B, H, K, Dh) of a range, from the flat list."""
+    keys, values = flat[2 * key_range.pass_index], flat[2 * key_range.pass_index + 1]
+    return keys[:, :, key_range.keys], values[:, :, key_range.keys]
+
+
+def _accumulate(grads: list[Tensor | None], index: int, whole: Tensor, part: slice, share: Tensor) -> None:
+    """Add a share of the gradient of whole[:, :, part] to grads[index], which starts as None."""
+    total = grads[index]
+    if total is None and part == slice(None):
+        grads[index] = share
+        return
+    if total is None:
+        total = grads[index] = torch.zeros_like(whole)
+    total[:, :, part] += share
+
+
 class _PassAttention(torch.autograd.Function):
     """softmax over the keys of all passes together, tile by tile.
 
-    Takes q, the positions, then k and v of each pass.
+    Takes q, the plan, then k and v of each pass.
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, at: Positions, *passes: Tensor) -> Tensor:
-        parts = []
-        for tile in at.tiles:
-            rows = q[:, :, tile.queries]
-            parts.append(
-                _merge(
-                    [
-                        _flash(
-                            rows,
-                            passes[2 * part.number][:, :, part.keys],
-                            passes[2 * part.number + 1][:, :, part.keys],
-                            part.how == "causal",
-                            _pairs(at, tile, part),
-                        )
-                        for part in tile.seen
-                    ]
-                )
-            )
-        out, lse = (
-            parts[0] if len(parts) == 1 else (torch.cat(column, dim=2) for column in zip(*parts, strict=True))
-        )
-        ctx.at = at
-        ctx.save_for_backward(out, lse, q, *passes)
+    def forward(ctx: Any, q: Tensor, plan: AttentionPlan, *keys_values: Tensor) -> Tensor:
+        outputs = []
+        for tile in plan.tiles:
+            queries, parts = q[:, :, tile.queries], []
+            for key_range in tile.key_ranges:
+                k, v = _keys_values(keys_values, key_range)
+                keep_mask = _keep_mask(plan, tile, key_range)
+                parts.append(_flash(queries, k, v, key_range.rule == "causal", keep_mask))
+            outputs.append(_merge(parts))
+        out, lse = outputs[0]
+        if len(outputs) > 1:
+            out = torch.cat([output for output, _ in outputs], dim=2)
+            lse = torch.cat([own_lse for _, own_lse in outputs], dim=2)
+        ctx.plan = plan
+        ctx.save_for_backward(out, lse, q, *keys_values)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        out, lse, *inputs = ctx.saved_tensors
-        at, q = ctx.at, inputs[0]
-        grads: list[Any] = [None] * len(inputs)
-        for tile in at.tiles:
-            rows = tile.queries
-            for part in tile.seen:
-                k, v = 2 * part.number + 1, 2 * part.number + 2
-                shares = _flash_backward(
-                    grad_out[:, :, rows],
-                    q[:, :, rows],
-                    inputs[k][:, :, part.keys],
-                    inputs[v][:, :, part.keys],
-                    out[:, :, rows],
-                    lse[:, :, rows],
-                    part.how == "causal",
-                    _pairs(at, tile, part),
+        out, lse, q, *keys_values = ctx.saved_tensors
+        grad_q: list[Tensor | None] = [None]
+        grads: list[Tensor | None] = [None] * len(keys_values)
+        for tile in ctx.plan.tiles:
+            queries = tile.queries
+            for key_range in tile.key_ranges:
+                k, v = _keys_values(keys_values, key_range)
+                share_q, share_k, share_v = _flash_backward(
+                    grad_out[:, :, queries],
+                    q[:, :, queries],
+                    k,
+                    v,
+                    out[:, :, queries],
+                    lse[:, :, queries],
+                    key_range.rule == "causal",
+                    _keep_mask(ctx.plan, tile, key_range),
                 )
-                for place, where, share in (
-                    (0, rows, shares[0]),
-                    (k, part.keys, shares[1]),
-                    (v, part.keys, shares[2]),
-                ):
-                    if grads[place] is None and where == slice(None):
-                        grads[place] = share
-                    else:
-                        grads[place] = (
-                            torch.zeros_like(inputs[place]) if grads[place] is None else grads[place]
-                        )
-                        grads[place][:, :, where] += share
-        return grads[0], None, *grads[1:]
+                keys = 2 * key_range.pass_index
+                _accumulate(grad_q, 0, q, queries, share_q)
+                _accumulate(grads, keys, keys_values[keys], key_range.keys, share_k)
+                _accumulate(grads, keys + 1, keys_values[keys + 1], key_range.keys, share_v)
+        return grad_q[0], None, *grads
 
 
 def _merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -268,15 +286,16 @@ def _merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return total.to(parts[0][0].dtype), lse
 
 
-def _attend(q: Tensor, passes: list[KeyValue], at: Positions, dropout: float) -> Tensor:
+def _attend(q: Tensor, passes: list[KeyValue], plan: AttentionPlan, dropout: float) -> Tensor:
     """Queries (B, H, T, Dh) over the keys and values of one or several passes -> (B, H, T, Dh)."""
-    if at.tiles:
-        return cast(Tensor, _PassAttention.apply(q, at, *(t for kv in passes for t in kv)))
-    keys, values = (
-        passes[0] if len(passes) == 1 else (torch.cat([kv[i] for kv in passes], dim=2) for i in (0, 1))
-    )
+    if plan.tiles:
+        return cast(Tensor, _PassAttention.apply(q, plan, *_flattened(passes)))
+    keys, values = passes[0]
+    if len(passes) > 1:
+        keys = torch.cat([own_keys for own_keys, _ in passes], dim=2)
+        values = torch.cat([own_values for _, own_values in passes], dim=2)
     return F.scaled_dot_product_attention(
-        q, keys, values, attn_mask=at.mask, is_causal=at.mask is None, dropout_p=dropout
+        q, keys, values, attn_mask=plan.mask, is_causal=plan.mask is None, dropout_p=dropout
     )
 
 
@@ -301,19 +320,21 @@ def flash_works(device: torch.device, dtype: torch.dtype, head_width: int) -> bo
             .requires_grad_()
             for i in range(5)
         ]
-        everyone = torch.arange(length, device=device).unsqueeze(0)
-        fast = Positions(None, causal_tiles(everyone, [everyone, everyone], None))
-        dense = Positions(None, mask=visible(everyone, everyone, None).repeat(1, 1, 1, 2))
+        positions = torch.arange(length, device=device).unsqueeze(0)
+        fast = AttentionPlan(None, causal_tiles(positions, [positions, positions], None))
+        dense = AttentionPlan(None, mask=visible(positions, positions, None).repeat(1, 1, 1, 2))
         try:
-            ways = []
-            for at in (fast, dense):
-                out = _attend(inputs[0], [(inputs[1], inputs[2]), (inputs[3], inputs[4])], at, 0.0)
-                ways.append([out.detach(), *torch.autograd.grad(out.float().square().sum(), inputs)])
+            results = []
+            for plan in (fast, dense):
+                out = _attend(inputs[0], [(inputs[1], inputs[2]), (inputs[3], inputs[4])], plan, 0.0)
+                results.append([out.detach(), *torch.autograd.grad(out.float().square().sum(), inputs)])
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:
             return False
-    return all(torch.allclose(mine, theirs, rtol=0.05, atol=0.05) for mine, theirs in zip(*ways, strict=True))
+    return all(
+        torch.allclose(mine, theirs, rtol=0.05, atol=0.05) for mine, theirs in zip(*results, strict=True)
+    )
 
 
 class SelfAttention(nn.Module):
@@ -332,22 +353,22 @@ class SelfAttention(nn.Module):
         self.resid_dropout = nn.Dropout(dropout)
 
     def project(
-        self, x: Tensor, x_keys: Tensor | None, rope: tuple[Tensor, Tensor] | None
+        self, x: Tensor, key_states: Tensor | None, rope: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, T, D) -> queries, keys and values, each (B, H, T, Dh). x_keys: what keys and values are
-        made of, if not x itself.
+        """x (B, T, D) -> queries, keys and values, each (B, H, T, Dh). key_states: what keys and
+        values are made of, if not x itself.
         """
         if self.q_attn is None:
             q, k, v = self.c_attn(x).chunk(3, dim=-1)
         else:
             q = self.q_attn(x)
-            k, v = self.c_attn(x if x_keys is None else x_keys).chunk(2, dim=-1)
+            k, v = self.c_attn(x if key_states is None else key_states).chunk(2, dim=-1)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
         return rotate(q, rope), rotate(k, rope), v
 
-    def attend(self, q: Tensor, passes: list[KeyValue], at: Positions) -> Tensor:
+    def attend(self, q: Tensor, passes: list[KeyValue], plan: AttentionPlan) -> Tensor:
         """Queries (B, H, T, Dh) over the keys and values of one or several passes -> (B, H, T, Dh)."""
-        return _attend(q, passes, at, self.dropout if self.training else 0.0)
+        return _attend(q, passes, plan, self.dropout if self.training else 0.0)
 
     def output(self, y: Tensor) -> Tensor:
         """Heads (B, H, T, Dh) -> (B, T, D)."""

@@ -129,8 +129,8 @@ def authors_weights(settings: Any, weights: Mapping[str, Any]) -> dict[str, Any]
     """
     import torch
 
-    from models.transformer import Block, Transformer
-    from models.variants import ROUTED_POLICIES
+    from models.layers import Block
+    from models.transformer import Transformer
     from models.weights import WRAPPERS, load_weights
 
     row, length = settings.row, settings.sequence_length
@@ -142,12 +142,12 @@ def authors_weights(settings: Any, weights: Mapping[str, Any]) -> dict[str, Any]
     model = Transformer(settings)
     load_weights(model, weights)
     state: dict[str, Any] = dict(model.state_dict())
-    if row.policy in ROUTED_POLICIES:
+    if row.routes:
         last = f"transformer.mod.{settings.n_repeat - 1}.mod_router.weight"
         state[last] = {WRAPPERS.sub("", name): value for name, value in weights.items()}.get(
             last, torch.zeros(1, settings.n_embd)
         )
-    if row.policy == "ponder" or (row.attends == "all" and row.policy == "fixed"):
+    if row.exits_each_pass or (row.attends == "all" and not row.adaptive):
         mask = torch.ones(length, length).tril().view(1, 1, length, length)
         state |= {
             f"{name}.attn.bias": mask for name, module in model.named_modules() if isinstance(module, Block)

@@ -19,11 +19,11 @@ from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.generation.utils import GenerationMode
 from transformers.modeling_outputs import CausalLMOutput
 
-from models.causality import looks_ahead
+from models.cache import GenerationCache
+from models.layers import Block
 from models.loss import IGNORE
 from models.settings import ModelSettings
-from models.transformer import Block, Transformer
-from optim.slots import Slots
+from models.transformer import Transformer
 
 UNLABELLED = -100  # what transformers puts where there is no label
 
@@ -56,7 +56,7 @@ class Kept:
     """Keys and values of the tokens of one generation, and how many columns of its input they are of."""
 
     def __init__(self) -> None:
-        self.slots: Slots | None = None
+        self.cache: GenerationCache | None = None
         self.columns = 0
 
 
@@ -72,7 +72,7 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: CoTFormerConfig) -> None:
         super().__init__(config)
         self.model = Transformer(ModelSettings.from_args(config))
-        head = "to_logits.1" if self.model.settings.row.policy == "ponder" else "lm_head"
+        head = "to_logits.1" if self.model.settings.row.exits_each_pass else "lm_head"
         # angles of positions: half precision would confuse neighbours
         self._keep_in_fp32_modules_strict = {"wpe"}
         self._tied_weights_keys = {f"model.{head}.weight": "model.transformer.wte.weight"}
@@ -106,7 +106,7 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError(
                 f"attention_mask is {tuple(attention_mask.shape)}, the tokens are {(rows, length)}"
             )
-        if not bool(attention_mask.all()) and looks_ahead(self.model.settings, self.training):
+        if not bool(attention_mask.all()) and self.model.settings.looks_ahead(self.training):
             raise ValueError(
                 "this model chooses the tokens that go on over the whole row, so padding would change its"
                 " output: give rows of one length, without padding"
@@ -155,7 +155,8 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
         logits = out["logits"]
         if order is not None and mask is not None:
             logits = unpacked(logits, order, mask)
-            states = None if states is None else tuple(unpacked(state, order, mask) for state in states)
+            if states is not None:
+                states = tuple(unpacked(state, order, mask) for state in states)
         result = CausalLMOutput(loss=out["loss"], logits=logits, hidden_states=states)
         return result if return_dict is not False else result.to_tuple()
 
@@ -164,16 +165,13 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
 
         Raises ValueError where blocks do not see all tokens, or where there is no last state.
         """
-        policy = self.model.settings.row.policy
-        if policy == "ponder" or (policy == "compact" and looks_ahead(self.model.settings, self.training)):
-            raise ValueError(
-                "this model has no hidden states of all tokens to give: "
-                + (
-                    "each token leaves after a pass of its own"
-                    if policy == "ponder"
-                    else "passes leave tokens out"
-                )
-            )
+        settings, why = self.model.settings, None
+        if settings.row.exits_each_pass:
+            why = "each token leaves after a pass of its own"
+        elif settings.row.variable_tokens and settings.looks_ahead(self.training):
+            why = "passes leave tokens out"
+        if why is not None:
+            raise ValueError(f"this model has no hidden states of all tokens to give: {why}")
         states = [given if given.is_floating_point() else self.get_input_embeddings()(given)]
         hooks = [
             module.register_forward_hook(lambda module, given, made: states.append(made[0]))
@@ -198,12 +196,12 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
         positions = (attention_mask.cumsum(1) - 1).masked_fill(attention_mask == 0, nowhere)[
             :, kept.columns :
         ]
-        if kept.slots is None:
-            kept.slots = Slots(self.model, rows)
-        kept.slots.begin(positions, int(attention_mask.sum(1).max()), ragged=not bool(attention_mask.all()))
+        if kept.cache is None:
+            kept.cache = GenerationCache(self.model.settings, rows)
+        kept.cache.begin(positions, int(attention_mask.sum(1).max()), ragged=not bool(attention_mask.all()))
         kept.columns += new
         norm, weight = self.model.head
-        return F.linear(norm(self.model(idx, memory=kept.slots)["hidden"][:, -1:]), weight)
+        return F.linear(norm(self.model.run(idx, kept.cache).states[:, -1:]), weight)
 
     def _prepare_cache_for_generation(  # type: ignore[override]
         self,
@@ -221,8 +219,8 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
         if (
             generation_config.use_cache
             and generation_mode in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
-            and settings.row.policy != "ponder"
-            and not looks_ahead(settings, self.training)
+            and not settings.row.exits_each_pass
+            and not settings.looks_ahead(self.training)
             and not generation_config.output_hidden_states
         ):
             model_kwargs["kept"] = Kept()

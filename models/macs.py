@@ -13,9 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from models.policies import capacities, tokens_kept
+from models.routing import capacities, tokens_kept
 from models.settings import ModelSettings
-from models.variants import ROUTED_POLICIES
 
 
 def active_tokens(
@@ -23,10 +22,10 @@ def active_tokens(
 ) -> list[int]:
     """Tokens that take part in each pass."""
     counts = [sequence_length]
-    if settings.row.policy not in ROUTED_POLICIES:
+    if not settings.row.routes:
         return counts * settings.n_repeat
     for share in capacities(list(length_factors or [1.0] * (settings.n_repeat - 1))):
-        counts.append(tokens_kept(settings.row.policy, share, counts[-1]))
+        counts.append(tokens_kept(share, counts[-1], settings.row.rounds_in_float32))
     return counts
 
 
@@ -36,7 +35,7 @@ def _middle(settings: ModelSettings, tokens: Sequence[float], length: int, seen:
     seen: share of the rectangle of queries x keys that is counted.
     """
     width, (_, middle, end) = settings.n_embd, settings.stack_sizes
-    layers = middle + (end if settings.row.policy == "ponder" else 0)
+    layers = middle + (end if settings.row.exits_each_pass else 0)
     total, keys = 0.0, 0.0
     for active in tokens:
         keys = keys + active if settings.row.attends == "all" else length
@@ -46,19 +45,23 @@ def _middle(settings: ModelSettings, tokens: Sequence[float], length: int, seen:
 
 def _extras(settings: ModelSettings, tokens: Sequence[float], length: int) -> float:
     """Routers, gates and exits."""
-    width, policy = settings.n_embd, settings.row.policy
-    if policy == "compact":
+    width, row = settings.n_embd, settings.row
+    if row.variable_tokens:
         return width * sum(tokens[:-1])
-    if policy == "masked":
+    if row.routes:
         return width * length * (settings.n_repeat - 1)
-    per_token = {"sticks": width**2 + 2 * width, "ponder": width}.get(policy, 0)
+    per_token = 0
+    if row.breaks_sticks:
+        per_token = width**2 + 2 * width
+    elif row.exits_each_pass:
+        per_token = width
     return per_token * length * settings.n_repeat
 
 
 def _outside(settings: ModelSettings, length: int, seen: float) -> float:
     """Layers that run once."""
     begin, _, end = settings.stack_sizes
-    layers = begin + (0 if settings.row.policy == "ponder" else end)
+    layers = begin + (0 if settings.row.exits_each_pass else end)
     return layers * (12 * settings.n_embd**2 * length + 2 * settings.n_embd * length * length * seen)
 
 
@@ -86,10 +89,10 @@ def training_flops_per_token(settings: ModelSettings) -> float:
     length, n = settings.sequence_length, settings.n_repeat - 1
     tokens: list[float] = []
     if settings.row.loop:
-        routed = settings.row.policy in ROUTED_POLICIES
-        shares = settings.training_length_factor or (
-            tuple((n - i) / (n + 1) for i in range(n)) if routed else (1.0,) * n
-        )
+        shares = settings.training_length_factor
+        if not shares and settings.row.routes:
+            shares = tuple((n - i) / (n + 1) for i in range(n))
+        shares = shares or (1.0,) * n
         tokens = [float(length), *(share * length for share in shares)]
     causal = (length + 1) / (2 * length)
     macs = (

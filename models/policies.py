@@ -1,284 +1,204 @@
-"""Who goes round the middle layers again: one function for each policy of the table in models/variants.py.
+"""Which tokens go through the middle layers again: one function for each policy of the table in
+models/variants.py.
 
-Each takes the model, x (B, T, D) after the first layers, the memory through which blocks run, and the
-targets; and returns a dict:
-  hidden          (B, T, D) to be normed and projected to logits
-  passes          middle passes per token, on average (scalar)
-  active          of routed models, tokens of a sequence that take part in each pass, on average
-  penalty         to be added to the loss, where the policy has one
-  loss, cross_entropy_loss   where the policy weighs the loss itself
-  router_weights  positions and scores (B, T_r) of each routed pass
+Each takes the passes of a run and x (B, T, D) after the first layers, and returns Hidden.
 
-Legend: B batch, T positions, T_r tokens still active in pass r, R passes, D model width, Dh head width.
+Legend: B batch, T positions, T_r tokens still active in pass r, R passes, D model width.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.attention import KeyValue
-from models.loss import linear_cross_entropy
-
-if TYPE_CHECKING:
-    from models.transformer import Transformer
+from models.hidden import Exits, Hidden
+from models.passes import Passes
+from models.routing import capacities, length_factors, thresholds, tokens_kept
 
 
-class Memory:
-    """Keys and values of one forward pass over whole sequences: the middle layers see earlier passes, if
-    they do in this model, all else itself.
-    """
-
-    def __init__(self, model: Transformer, everyone: Tensor) -> None:
-        """everyone: positions (1, T) of all tokens."""
-        self.model, self.everyone = model, everyone
-        self.here = model.positions(everyone, [everyone])
-        self.past: list[list[KeyValue]] = (
-            [[] for _ in model.blocks("h_mid")] if model.settings.row.attends == "all" else []
-        )
-        self.positions: list[Tensor] = []
-
-    def run(self, stack: str, number: int, x: Tensor, positions: Tensor) -> Tensor:
-        """A stack's blocks over x (B, T_r, D) at positions (1 or B, T_r), in a pass (1-based)."""
-        if stack != "h_mid" or not self.past:
-            return self.model.one_pass(stack, x, [[] for _ in self.model.blocks(stack)], self.here)[0]
-        self.positions.append(positions)
-        x, made = self.model.one_pass(stack, x, self.past, self.model.positions(positions, self.positions))
-        self.past = [[*past, own] for past, own in zip(self.past, made, strict=True)]
-        return x
-
-    def run_block(self, layer: int, number: int, x: Tensor, x_keys: Tensor | None) -> Tensor:
-        """One middle block, the unit of activation checkpointing here, over all tokens x (B, T, D) in a pass.
-
-        x_keys: what keys and values are made of, if not x.
-        """
-        return self.model.remade(
-            self.model.blocks("h_mid")[layer], x, x_keys, [], self.here, units=("block", "pass")
-        )[0]
-
-
-def fixed(model: Transformer, x: Tensor, memory: Memory, targets: Tensor | None) -> dict[str, Any]:
+def fixed(passes: Passes, x: Tensor) -> Hidden:
     """All tokens take all passes (section 3)."""
-    repeats = model.settings.n_repeat
-    for number in range(1, repeats + 1):
-        x = model.norm_mid(memory.run("h_mid", number, model.add_depth(x, number), memory.everyone))
-    return {
-        "hidden": memory.run("h_end", 1, x, memory.everyone),
-        "passes": torch.tensor(float(repeats), device=x.device),
-    }
+    for number in passes.numbers:
+        x = passes.middle(number, x)
+    return Hidden(
+        states=passes.end(x),
+        passes=torch.tensor(float(passes.settings.n_repeat), device=x.device),
+    )
 
 
-def tokens_kept(policy: str, share: float, active: int) -> int:
-    """How many of the active tokens go on.
-
-    The authors' masked model multiplies in float32, which can round otherwise.
-    """
-    return int(np.float32(active) * np.float32(share)) if policy == "masked" else int(share * active)
-
-
-def capacities(factors: list[float]) -> list[float]:
-    """Shares of all tokens -> shares of those still active."""
-    return [
-        after / before if before else 0.0 for before, after in zip([1.0, *factors], factors, strict=False)
-    ]
-
-
-def passing(logits: Tensor, thresholds: list[float] | None, number: int, active: Tensor) -> Tensor | None:
-    """After a pass (1-based): with threshold routing, which of the active tokens (B, T_r) go on; None where
-    capacities decide.
-
-    Causal: a token's own score against a number that is fixed beforehand.
-    """
-    return None if thresholds is None else (logits.sigmoid() > thresholds[number - 1]) & active
-
-
-def compact(model: Transformer, x: Tensor, memory: Memory, targets: Tensor | None) -> dict[str, Any]:
+def compact(passes: Passes, x: Tensor) -> Hidden:
     """Mixture of Repeats (section 4.1): only the tokens that go on are gathered for the next pass.
 
     By capacity those with the best scores do: the choice compares scores over the whole sequence, so it looks
-    at later tokens and is not causal. By threshold sequences keep different numbers; they are filled up with
-    tokens that stand nowhere, which no query sees.
+    at later tokens and is not causal. By threshold sequences keep different numbers; they are padded with
+    tokens at the position `nowhere`, which no query sees.
     """
     batch, length, width = x.shape
-    shares, thresholds, nowhere = (
-        capacities(model.length_factors()),
-        model.thresholds(),
-        model.settings.sequence_length,
-    )
-    places = F.pad(memory.everyone.expand(batch, -1), (0, 1), value=nowhere)  # column T is what fills up
-    columns = torch.arange(length, device=x.device).expand(batch, -1)
-    at, scores, routed, active = memory.everyone, None, [], []
+    settings, nowhere = passes.settings, passes.settings.sequence_length
+    shares = capacities(length_factors(settings, passes.training))
+    limits = thresholds(settings, passes.training)
+    # position of each column of the sequence; column T is the padding
+    column_positions = F.pad(passes.positions.expand(batch, -1), (0, 1), value=nowhere)
+    columns = torch.arange(length, device=x.device).expand(batch, -1)  # of the active tokens
+    positions, scores = passes.positions, None
+    routing: list[tuple[Tensor, Tensor]] = []
+    counts: list[float] = []
     final = F.pad(x, (0, 0, 0, 1))
-    for number in range(1, model.settings.n_repeat + 1):
-        real = at < nowhere
-        active.append(columns.shape[1] if thresholds is None else float(real.sum()) / real.shape[0])
-        x_in = x
-        x = memory.run("h_mid", number, model.add_depth(x, number), at)
-        x = _mix(x_in, model.norm_mid(x), scores)
+    for number in passes.numbers:
+        active = positions < nowhere
+        count = columns.shape[1]
+        counts.append(count if limits is None else float(active.sum()) / active.shape[0])
+        x = _interpolated(x, passes.middle(number, x, positions), scores)
         final = final.scatter(1, columns.unsqueeze(-1).expand(-1, -1, width), x.type_as(final))
-        if number == model.settings.n_repeat:
+        if passes.is_last(number):
             break
-        logits = model.route(x, number)
-        routed.append((columns, logits.sigmoid()))
-        going = passing(logits, thresholds, number, real)
-        kept = (
-            tokens_kept("compact", shares[number - 1], columns.shape[1])
-            if going is None
-            else int(going.sum(1).max())
-        )
+        logits = passes.gates[number - 1](x)
+        routing.append((columns, logits.sigmoid()))
+        if limits is None:
+            kept = tokens_kept(shares[number - 1], count, settings.row.rounds_in_float32)
+            if kept == count:  # nothing to gather, and attention stays in plain causal order
+                scores = logits.sigmoid()
+                continue
+        else:
+            keep_mask = _above(logits, limits[number - 1], active)
+            kept = int(keep_mask.sum(1).max())
         if kept == 0:
             break
-        # everyone: nothing to gather, and attention stays in plain causal order
-        if going is None and kept == columns.shape[1]:
-            scores = logits.sigmoid()
-            continue
-        if going is None:
+        if limits is None:
             chosen = logits.topk(kept, dim=1, sorted=False).indices.sort(dim=1).values
             columns = columns.gather(1, chosen)
         else:
-            chosen = (~going).byte().sort(dim=1, stable=True).indices[:, :kept]
-            columns = columns.gather(1, chosen).masked_fill(~going.gather(1, chosen), length)
-        at = places.gather(1, columns)
+            chosen = (~keep_mask).byte().sort(dim=1, stable=True).indices[:, :kept]
+            columns = columns.gather(1, chosen).masked_fill(~keep_mask.gather(1, chosen), length)
+        positions = column_positions.gather(1, columns)
         scores = logits.gather(1, chosen).sigmoid()
         x = x.gather(1, chosen.unsqueeze(-1).expand(-1, -1, width))
-    return {
-        "hidden": memory.run("h_end", 1, final[:, :length], memory.everyone),
-        "router_weights": routed,
-        "active": active,
-        "passes": torch.tensor(sum(active) / length, device=x.device),
-    }
+    return Hidden(
+        states=passes.end(final[:, :length]),
+        passes=torch.tensor(sum(counts) / length, device=x.device),
+        active=counts,
+        routing=routing,
+    )
 
 
-def masked(model: Transformer, x: Tensor, memory: Memory, targets: Tensor | None) -> dict[str, Any]:
+def masked(passes: Passes, x: Tensor) -> Hidden:
     """The same choices over a block universal transformer: tokens that stopped keep their state, and serve
     as keys.
     """
-    shares, thresholds = capacities(model.length_factors()), model.thresholds()
-    # what fills up a batch stands beyond
-    active = (memory.everyone < model.settings.sequence_length).expand(x.shape[:2])
-    scores, routed, counts, kept = None, [], [], x.shape[1]
-    for number in range(1, model.settings.n_repeat + 1):
-        counts.append(kept if thresholds is None else float(active.sum()) / x.shape[0])
-        x_in = x
-        x = model.add_depth(x, number)
-        for layer in range(len(model.blocks("h_mid"))):
-            x = torch.where(active.unsqueeze(-1), memory.run_block(layer, number, x, None), x_in)
-        x = _mix(x_in, model.norm_mid(x), scores)
-        if number == model.settings.n_repeat:
+    settings = passes.settings
+    shares = capacities(length_factors(settings, passes.training))
+    limits = thresholds(settings, passes.training)
+    batch, length = x.shape[:2]
+    # the padding of a batch has a position beyond the sequence
+    active = (passes.positions < settings.sequence_length).expand(batch, length)
+    scores, kept = None, length
+    routing: list[tuple[Tensor, Tensor]] = []
+    counts: list[float] = []
+    for number in passes.numbers:
+        counts.append(kept if limits is None else float(active.sum()) / batch)
+        x = _interpolated(x, passes.middle_by_block(number, x, keep_mask=active), scores)
+        if passes.is_last(number):
             break
-        logits = model.route(x, number)
-        routed.append((torch.arange(x.shape[1], device=x.device).expand_as(logits), logits.sigmoid()))
-        going = passing(logits, thresholds, number, active)
-        if going is None:
-            kept = tokens_kept("masked", shares[number - 1], kept)
+        logits = passes.gates[number - 1](x)
+        routing.append((torch.arange(length, device=x.device).expand_as(logits), logits.sigmoid()))
+        if limits is None:
+            kept = tokens_kept(shares[number - 1], kept, settings.row.rounds_in_float32)
             chosen = logits.masked_fill(~active, -torch.inf).topk(kept, dim=1, sorted=False).indices
-            going = torch.zeros_like(active).scatter(1, chosen, True)
-        active = going
+            active = torch.zeros_like(active).scatter(1, chosen, True)
+        else:
+            active = _above(logits, limits[number - 1], active)
         scores = logits.sigmoid() * active
-    return {
-        "hidden": memory.run("h_end", 1, x, memory.everyone),
-        "router_weights": routed,
-        "active": counts,
-        "passes": torch.tensor(sum(counts) / x.shape[1], device=x.device),
-    }
+    return Hidden(
+        states=passes.end(x),
+        passes=torch.tensor(sum(counts) / length, device=x.device),
+        active=counts,
+        routing=routing,
+    )
 
 
-def _mix(x_in: Tensor, x_out: Tensor, scores: Tensor | None) -> Tensor:
-    """A token goes on by as much as its router wanted it to; the first pass has no router before it."""
+def _above(logits: Tensor, threshold: float, active: Tensor) -> Tensor:
+    """Which of the active tokens (B, T_r) go on. Causal: a token's own score against a number that is fixed
+    beforehand.
+    """
+    return (logits.sigmoid() > threshold) & active
+
+
+def _interpolated(x_in: Tensor, x_out: Tensor, scores: Tensor | None) -> Tensor:
+    """From x_in to x_out by the score that a token had; the first pass has no router before it."""
     if scores is None:
         return x_out
     return x_in * (1 - scores.unsqueeze(-1)) + x_out * scores.unsqueeze(-1)
 
 
-def sticks(model: Transformer, x: Tensor, memory: Memory, targets: Tensor | None) -> dict[str, Any]:
-    """Stick breaking (Tan et al. 2023): keys are a mix, by halting mass, of the states at which tokens
+def sticks(passes: Passes, x: Tensor) -> Hidden:
+    """Stick breaking (Tan et al. 2023): keys are an average, by halting mass, of the states at which tokens
     halted.
 
     The depth penalty is a sum over tokens, as the authors have it, not a mean.
     """
-    settings = model.settings
-    going_on = torch.ones(x.shape[:2], device=x.device)  # probability that a token has not halted
-    log_going_on = torch.zeros_like(going_on)
-    active, open_mass = (
-        torch.ones_like(going_on, dtype=torch.bool),
-        torch.ones_like(going_on, dtype=torch.bool),
-    )
-    frozen, depth, total = torch.zeros_like(x), x.new_zeros(()), x.new_zeros(())
-    for number in range(1, settings.n_repeat + 1):
-        x_in = x
-        x = model.add_depth(x, number)
-        for layer in range(len(model.blocks("h_mid"))):
-            x = memory.run_block(layer, number, x, frozen + going_on.unsqueeze(-1) * x)
-        x = torch.where(active.unsqueeze(-1), x, x_in)
+    settings, gate = passes.settings, passes.gates[0]
+    remaining = torch.ones(x.shape[:2], device=x.device)  # probability that a token has not halted
+    log_remaining = torch.zeros_like(remaining)
+    active = torch.ones_like(remaining, dtype=torch.bool)
+    goes_on = active  # after the pass before
+    halted_states = torch.zeros_like(x)  # weighted by the probabilities of halting there
+    depth, total = x.new_zeros(()), x.new_zeros(())
+
+    def key_states(x: Tensor) -> Tensor:
+        return halted_states + remaining.unsqueeze(-1) * x
+
+    for number in passes.numbers:
+        x_out = passes.middle_by_block(number, x, key_states=key_states)
+        x = torch.where(active.unsqueeze(-1), x_out, x)
         total = total + active.sum()
-        log_on, log_halt = (log_going_on.unsqueeze(-1) + model.depth_predictor(x)).unbind(-1)
-        depth = depth + (number * log_halt.exp() * open_mass).sum()
-        log_going_on, left = log_on, log_on.exp()
-        stops = left < 1 - settings.halt_threshold if number < settings.n_repeat else torch.ones_like(active)
-        left = left.masked_fill(stops, 0)
-        frozen = frozen + (going_on - left).unsqueeze(-1) * x
-        going_on, open_mass, active = left, ~stops, active & ~stops
-    depth = depth + (log_going_on.exp() * (settings.n_repeat + 1)).sum()
-    done = {"hidden": memory.run("h_end", 1, x, memory.everyone), "passes": total / active.numel()}
-    return done | {"penalty": settings.act_penalty * depth} if model.training else done
+        log_on, log_halt = (log_remaining.unsqueeze(-1) + gate(x)).unbind(-1)
+        depth = depth + (number * log_halt.exp() * goes_on).sum()
+        log_remaining, still = log_on, log_on.exp()
+        stops = torch.ones_like(active)
+        if not passes.is_last(number):
+            stops = still < 1 - settings.halt_threshold
+        still = still.masked_fill(stops, 0)
+        halted_states = halted_states + (remaining - still).unsqueeze(-1) * x
+        remaining, goes_on = still, ~stops
+        active = active & goes_on
+    depth = depth + (log_remaining.exp() * (settings.n_repeat + 1)).sum()
+    return Hidden(
+        states=passes.end(x),
+        passes=total / active.numel(),
+        penalty=settings.act_penalty * depth if passes.training else None,
+    )
 
 
-def ponder(model: Transformer, x: Tensor, memory: Memory, targets: Tensor | None) -> dict[str, Any]:
+def ponder(passes: Passes, x: Tensor) -> Hidden:
     """PonderNet (Banino et al. 2021): every pass has an exit; training weighs all exits, evaluation draws
     one a token.
     """
-    exits, halts = [], []
-    for number in range(1, model.settings.n_repeat + 1):
-        x = memory.run("h_mid", number, model.add_depth(x, number), memory.everyone)
-        exits.append(memory.run("h_end", number, x, memory.everyone))
-        halts.append(torch.sigmoid(model.to_halt_logits[number - 1](exits[-1]).squeeze(-1)))
-    hidden, halt = torch.stack(exits, dim=1), torch.stack(halts, dim=1)  # (B, R, T, D), (B, R, T)
-    stopped = (torch.rand_like(halt) <= halt).cumsum(1) > 0
-    exit_pass = (~stopped).sum(1).clamp(max=model.settings.n_repeat - 1)  # (B, T)
-    done = {
-        "hidden": hidden.gather(1, exit_pass[:, None, :, None].expand(-1, 1, -1, x.shape[-1])).squeeze(1),
-        "passes": (exit_pass + 1).float().mean(),
-    }
-    return (
-        done | _ponder_loss(model, hidden, halt, targets) if model.training and targets is not None else done
-    )
+    settings = passes.settings
+    exit_states, exit_halting = [], []
+    for number in passes.numbers:
+        x = passes.middle(number, x)
+        exit_states.append(passes.end(x, number))
+        exit_halting.append(torch.sigmoid(passes.gates[number - 1](exit_states[-1]).squeeze(-1)))
+    states, halting = (
+        torch.stack(exit_states, dim=1),
+        torch.stack(exit_halting, dim=1),
+    )  # (B, R, T, D), (B, R, T)
+    stopped = (torch.rand_like(halting) <= halting).cumsum(1) > 0
+    exit_pass = (~stopped).sum(1).clamp(max=settings.n_repeat - 1)  # (B, T)
+    drawn = states.gather(1, exit_pass[:, None, :, None].expand(-1, 1, -1, x.shape[-1])).squeeze(1)
+    exits = None
+    if passes.training:
+        exits = Exits(states, halting, settings.ponder_lambda_p, settings.ponder_kl_div_loss_weight)
+    return Hidden(states=drawn, passes=(exit_pass + 1).float().mean(), exits=exits)
 
 
-def _ponder_loss(model: Transformer, hidden: Tensor, halt: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Expected loss over exits, plus the divergence of the exits' distribution from a geometric one."""
-    settings, repeats, width = model.settings, hidden.shape[1], hidden.shape[-1]
-    mass = torch.clamp(_rest_to_last(_geometric(halt.transpose(1, 2).flatten(0, 1))), 0.0, 1.0)  # (B T, R)
-    prior = _rest_to_last(_geometric(torch.full((1, repeats), settings.ponder_lambda_p, device=halt.device)))
-    divergence = F.kl_div((mass + 1e-8).log(), prior.expand_as(mass), reduction="batchmean")
-    norm, weight = model.head
-    # the authors read the (B T, R) masses in the order (B, R, T) of the losses; their published numbers stand
-    # on it
-    total, _, _ = linear_cross_entropy(
-        norm(hidden).reshape(-1, width),
-        weight,
-        targets.unsqueeze(1).expand(-1, repeats, -1).flatten(),
-        mass.flatten(),
-    )
-    expected = total / mass.numel()
-    return {
-        "cross_entropy_loss": expected,
-        "loss": expected + settings.ponder_kl_div_loss_weight * divergence,
-    }
-
-
-def _geometric(rates: Tensor) -> Tensor:
-    """Rates of stopping at each of R steps (N, R) -> probabilities of stopping there and not before."""
-    left = torch.clamp(1 - rates, min=1e-10, max=1.0).log().cumsum(-1).exp()
-    return F.pad(left[:, :-1], (1, 0), value=1.0) * rates
-
-
-def _rest_to_last(mass: Tensor) -> Tensor:
-    """Give what is missing to one to the last step."""
-    return torch.cat((mass[:, :-1], 1 - mass[:, :-1].sum(-1, keepdim=True)), dim=-1)
-
-
-POLICIES = {"fixed": fixed, "compact": compact, "masked": masked, "ponder": ponder, "sticks": sticks}
+POLICIES: dict[str, Callable[[Passes, Tensor], Hidden]] = {
+    "fixed": fixed,
+    "compact": compact,
+    "masked": masked,
+    "sticks": sticks,
+    "ponder": ponder,
+}

@@ -76,3 +76,14 @@ class ModelSettings:
         return (
             DEFAULT_ACT_PENALTY if self.depth_predictor_loss_coef is None else self.depth_predictor_loss_coef
         )
+
+    def looks_ahead(self, training: bool = False) -> bool:
+        """Whether the output at a token can depend on later tokens of its sequence.
+
+        Routing by capacity picks the best scores of a whole sequence, so later tokens (padding, too) change
+        which are picked. Where every token goes on there is no choice, and routed models are causal like the
+        others.
+        """
+        if not self.row.routes:
+            return False
+        return training or any(share != 1 for share in self.eval_length_factor or ())

@@ -29,6 +29,36 @@ class Variant:
     # the loss has a sum over the tokens of a micro-batch, so the cut of a batch changes what is trained
     cut_matters: bool = False
 
+    @property
+    def adaptive(self) -> bool:
+        """Tokens may take different numbers of passes."""
+        return self.policy != "fixed"
+
+    @property
+    def routes(self) -> bool:
+        """A router after each pass but the last chooses the tokens that go on."""
+        return self.policy in ("compact", "masked")
+
+    @property
+    def variable_tokens(self) -> bool:
+        """The tokens that go on are gathered, so the number of tokens changes from pass to pass."""
+        return self.policy == "compact"
+
+    @property
+    def exits_each_pass(self) -> bool:
+        """The last layers and the head follow every pass, and each token leaves after a pass of its own."""
+        return self.policy == "ponder"
+
+    @property
+    def breaks_sticks(self) -> bool:
+        """A gate shared by all passes halts tokens by stick breaking."""
+        return self.policy == "sticks"
+
+    @property
+    def rounds_in_float32(self) -> bool:
+        """The authors multiply the capacity by the number of tokens in float32, which can round otherwise."""
+        return self.policy == "masked"
+
 
 _MASKED = Variant(ln_mid=True, depth_emb=True, policy="masked")
 
@@ -56,8 +86,6 @@ ALIASES: dict[str, str] = {
     "but_mod": "but_mod_efficient_sigmoid_lnmid_depthemb_random_factor",
     "but_halting": "but_halting_freeze_input_on_stop",
 }
-
-ROUTED_POLICIES = ("compact", "masked")
 
 positional_encoders = ("rotary", "none")
 

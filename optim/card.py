@@ -14,7 +14,6 @@ from config.identity import changed_for_evaluation, is_full_compute
 from data.bins import data_differences, label
 from models.settings import ModelSettings
 from models.transformer import Transformer
-from models.variants import ROUTED_POLICIES
 from optim.names import EVALUATION, FINAL, SUMMARY
 from optim.reader import Record
 
@@ -67,14 +66,14 @@ def model_card(settings: ModelSettings, dtype: str, facts: Mapping[str, str], to
         ),
         tokenizer,
     ]
-    if settings.row.policy in ROUTED_POLICIES:
+    if settings.row.routes:
         notes.append(
             "Tokens are routed. All of them take all passes unless `eval_length_factor` in config.json (or"
             f" as an argument of `from_pretrained`) gives the {settings.n_repeat - 1} shares that go on; the"
             " choice then compares scores over the whole row, so batches must not be padded, and the model"
             " is not causal."
         )
-    if settings.row.policy == "ponder":
+    if settings.row.exits_each_pass:
         notes.append(
             "Evaluation draws the pass at which each token leaves: outputs vary from call to call unless"
             " `torch.manual_seed` is set."

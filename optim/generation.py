@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from errors import UserError
+from models.cache import GenerationCache
 from models.transformer import Transformer
-from models.variants import ROUTED_POLICIES
-from optim.slots import Slots
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Session:
         device: torch.device,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        assert model.settings.row.policy not in ROUTED_POLICIES or model.settings.routing == "threshold", (
+        assert not model.settings.row.routes or model.settings.routing == "threshold", (
             "capacities look at later tokens"
         )
         self.model, self.device, self.autocast = model.to(device).eval(), device, autocast
@@ -80,45 +79,47 @@ class Session:
         self._restart()
 
     def _restart(self) -> None:
-        self.slots, self.lengths = Slots(self.model, len(self.rows)), [0] * len(self.rows)
+        self.cache = GenerationCache(self.model.settings, len(self.rows))
+        self.lengths = [0] * len(self.rows)
 
     @torch.no_grad()
-    def feed(self, new: Sequence[Sequence[int]]) -> Tensor:
+    def extend(self, new: Sequence[Sequence[int]]) -> Tensor:
         """Append tokens to each row (some may get none) -> logits (B, V) after the last of them, float32
         on the CPU.
         """
-        for row, more in zip(self.rows, new, strict=True):
-            row.extend(more)
-        longest, fed = self.model.settings.sequence_length, new
-        if max(length + len(more) for length, more in zip(self.lengths, new, strict=True)) > longest:
-            held = [length + len(more) for length, more in zip(self.lengths, new, strict=True)]
-            fed = [
-                row[-(count if count <= longest else longest // 2 + 1) :]
-                for row, count in zip(self.rows, held, strict=True)
-            ]
+        for row, tokens in zip(self.rows, new, strict=True):
+            row.extend(tokens)
+        longest, inputs = self.model.settings.sequence_length, new
+        lengths = [length + len(tokens) for length, tokens in zip(self.lengths, new, strict=True)]
+        if max(lengths) > longest:
+            inputs = []
+            for row, length in zip(self.rows, lengths, strict=True):
+                kept = length if length <= longest else longest // 2 + 1
+                inputs.append(row[-kept:])
             self._restart()
-        width = max(map(len, fed))
-        idx = torch.tensor([[*more, *[0] * (width - len(more))] for more in fed], device=self.device)
-        positions = torch.tensor(
-            [
-                [*range(length, length + len(more)), *[longest] * (width - len(more))]
-                for length, more in zip(self.lengths, fed, strict=True)
-            ],
-            device=self.device,
-        )
-        self.lengths = [length + len(more) for length, more in zip(self.lengths, fed, strict=True)]
-        self.slots.begin(
-            positions, max(self.lengths), ragged=len(set(self.lengths)) > 1 or len(set(map(len, fed))) > 1
+        width = max(map(len, inputs))
+        idx, positions = [], []
+        for length, tokens in zip(self.lengths, inputs, strict=True):
+            padding = width - len(tokens)
+            idx.append([*tokens, *[0] * padding])
+            positions.append([*range(length, length + len(tokens)), *[longest] * padding])
+        self.lengths = [length + len(tokens) for length, tokens in zip(self.lengths, inputs, strict=True)]
+        self.cache.begin(
+            torch.tensor(positions, device=self.device),
+            max(self.lengths),
+            ragged=len(set(self.lengths)) > 1 or len(set(map(len, inputs))) > 1,
         )
         with self.autocast():
-            out = self.model(idx, memory=self.slots)
+            hidden = self.model.run(torch.tensor(idx, device=self.device), self.cache)
             norm, weight = self.model.head
-            last = torch.tensor([max(len(more) - 1, 0) for more in fed], device=self.device)
-            logits = F.linear(norm(out["hidden"][torch.arange(len(fed), device=self.device), last]), weight)
-        tokens = sum(map(len, fed))
-        active = [tokens / len(fed)] * len(self.taken) if out["active"] is None else out["active"]
-        for number, count in enumerate(active):
-            self.taken[number] += count * len(fed)
+            last = torch.tensor([max(len(tokens) - 1, 0) for tokens in inputs], device=self.device)
+            batch = torch.arange(len(inputs), device=self.device)
+            logits = F.linear(norm(hidden.states[batch, last]), weight)
+        active = hidden.active
+        if active is None:
+            active = [sum(map(len, inputs)) / len(inputs)] * len(self.taken)
+        for pass_index, count in enumerate(active):
+            self.taken[pass_index] += count * len(inputs)
         return logits.float().cpu()
 
     def shares(self) -> list[float]:
@@ -145,7 +146,7 @@ def generate(
     said: list[list[int]] = [[] for _ in prompts]
     new: list[Sequence[int]] = list(prompts)
     while any(new):
-        logits = session.feed(new)
+        logits = session.extend(new)
         found: list[Sequence[int]] = []
         for row, more in enumerate(new):
             if not more:

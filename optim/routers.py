@@ -20,7 +20,6 @@ from errors import UserError
 from models.macs import count_macs
 from models.settings import ModelSettings
 from models.transformer import Transformer
-from models.variants import ROUTED_POLICIES
 from optim.cascade import cascade
 
 BISECTIONS = 40
@@ -28,7 +27,7 @@ BISECTIONS = 40
 
 def need_routers(model: Transformer) -> None:
     """Raises UserError for a model that routes no tokens."""
-    if model.settings.row.policy not in ROUTED_POLICIES or model.settings.n_repeat == 1:
+    if not model.settings.row.routes or model.settings.n_repeat == 1:
         raise UserError(
             f"{model.settings.model} routes no tokens; this is for adaptive models (adm, but_mod)"
         )
@@ -55,7 +54,8 @@ def router_scores(
     for first in range(0, len(chosen), batch_size):
         idx, _ = windows.batch(chosen[first : first + batch_size])
         with autocast():
-            routed = model(idx.to(device), get_router_weights=True)["router_weights"]
+            routed = model.run(idx.to(device)).routing
+        assert routed is not None, "need_routers() has been asked"
         by_token = [
             torch.zeros_like(scores, dtype=torch.float32).scatter(1, positions, scores.float())
             for positions, scores in routed
@@ -85,7 +85,10 @@ def factors_at(
     ):
         counts += reaching(scores.to(world.device), cuts, "device" if published else "token").cpu()
     shares = world.sum(counts) / (len(chosen) * windows.length)
-    return [[rounded(share) for share in row] if published else row for row in shares.tolist()]
+    factors: list[list[float]] = shares.tolist()
+    if published:
+        factors = [list(map(rounded, of_cut)) for of_cut in factors]
+    return factors
 
 
 def reaching(scores: Tensor, cuts: list[float], kind: str) -> Tensor:

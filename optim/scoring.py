@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.causality import looks_ahead
 from models.loss import IGNORE
 from models.transformer import Transformer
 
@@ -66,7 +65,7 @@ class Scorer:
             autocast,
         )
         self.longest = model.settings.sequence_length
-        self.one_length = looks_ahead(model.settings)
+        self.one_length = model.settings.looks_ahead()
 
     def batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Numbers of the rows of each batch, the longest rows first, so that too little memory shows at

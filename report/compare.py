@@ -26,7 +26,7 @@ from config.identity import (
 )
 from data.bins import label
 from errors import UserError
-from models.variants import ROUTED_POLICIES, VARIANTS
+from models.variants import VARIANTS
 from report.collect import Curve, Evaluation, Found
 from report.pairs import Pair, pair
 from report.paper import Rerun, Value, paper_value, rerun_value, setting
@@ -308,7 +308,7 @@ def remarks(row: Row, group: Group) -> list[str]:
         )
     if row.paper == ("table2", "layer_norm_2_21x5_1"):
         lines.append("the paper's value is that of the model without depth embedding; Table 4 has both")
-    if VARIANTS[trained.model].policy in ROUTED_POLICIES:
+    if VARIANTS[trained.model].routes:
         lines.append(
             "routing by capacity compares scores over the whole sequence: training looked at later tokens, as"
             " in the paper; at full compute every token goes on"

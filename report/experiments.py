@@ -16,7 +16,7 @@ from typing import Any
 from config import guarded
 from config.flags import Flag
 from files import write_atomically
-from models.variants import ALIASES, ROUTED_POLICIES, VARIANTS
+from models.variants import ALIASES, VARIANTS
 from report.command import paths_and_flags
 from report.compare import Result, compare
 from report.paper import paper, paper_value, rerun_value, setting
@@ -74,7 +74,7 @@ def training_flops(row: Row) -> float:
 
 def like(row: Row) -> str:
     """Which of the timed trainings a row is like."""
-    return "routed" if VARIANTS[row.model].policy in ROUTED_POLICIES else "fixed"
+    return "routed" if VARIANTS[row.model].routes else "fixed"
 
 
 def utilisation(kind: str) -> float:

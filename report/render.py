@@ -6,7 +6,7 @@ from collections.abc import Container, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from models.variants import ROUTED_POLICIES, VARIANTS
+from models.variants import VARIANTS
 from report.collect import Curve, Evaluation, Point
 from report.compare import Beside, Other, Report, Result, warmup_steps
 from report.paper import Rerun, paper
@@ -188,7 +188,7 @@ def _curve(curve: Curve) -> list[str]:
         f"`{curve.path}`, one sequence of {curve.sequence_length} tokens.",
         "",
     ]
-    if curve.router and VARIANTS[curve.args.model].policy in ROUTED_POLICIES:
+    if curve.router and VARIANTS[curve.args.model].routes:
         lines += [
             (
                 "Routing by capacity picks tokens by scores over the whole sequence: at reduced compute the"

@@ -1,8 +1,5 @@
-"""Reference values, the weights they were made with, and tiny models."""
+"""The weights that reference values were made with, and tiny models."""
 
-import functools
-import gzip
-import json
 import zlib
 from pathlib import Path
 
@@ -34,13 +31,6 @@ TINY = (
     "--device",
     "cpu",
 )
-
-
-@functools.cache
-def reference():
-    """Outputs of the authors' implementation: {"cases": [...], "trajectories": [...]}."""
-    with gzip.open(DATA / "official_models.json.gz") as file:
-        return json.load(file)
 
 
 def reference_weight(name, shape, seed):

@@ -20,8 +20,9 @@ pytestmark = pytest.mark.slow
 
 THEN = DATA / "revision_55eead3"
 MODEL = "adaptive_cotformer_mod_efficient_sigmoid_crw_lnmid_de_random_factor_single_final"
+LNCOT = "cotformer_full_depth_lnmid_depthemb"
 NAME = (
-    "lr0.002_bs2x2_seqlen16_vocab_size=256_n_layer=3_n_embd=16_n_head=2_dropout=0.1_"
+    "lr0.002_bs2x{acc_steps}_seqlen16_vocab_size=256_n_layer=3_n_embd={n_embd}_n_head=2_dropout=0.1_"
     "n_repeat=3_n_layer_begin=1_n_layer_end=1_depth_embedding=linear_learned_seed2"
 )
 SETTINGS = {
@@ -48,17 +49,29 @@ SETTINGS = {
     "log_freq": 3,
     "save_checkpoint_freq": 12,
 }
+SMALLER = {"n_embd": 8, "acc_steps": 4}
+# training -> its processes, and what of its settings differs
+TRAININGS: dict[str, tuple[int, dict[str, Any]]] = {
+    "adaptive_one": (1, {}),
+    "adaptive_two": (2, SMALLER),
+    "lncot_one": (1, {**SMALLER, "model": LNCOT}),
+    "lncot_two": (2, {**SMALLER, "model": LNCOT}),
+}
 
 
-def place(results: Path, which: str) -> Path:
+def place(results: Path, which: str, training: str = "adaptive_one") -> Path:
     """A copy of a folder of then, where a user's results are now."""
-    return Path(shutil.copytree(THEN / which, results / "openwebtext2" / MODEL / NAME))
+    settings = {**SETTINGS, **TRAININGS[training][1]}
+    model = MODEL if settings["model"] == "adm" else settings["model"]
+    folder = results / "openwebtext2" / model / NAME.format_map(settings)
+    return Path(shutil.copytree(THEN / training / which, folder))
 
 
-def train(results: Path, **changes: Any) -> Any:
-    settings = {**SETTINGS, "results_base_folder": results, **changes}
+def train(results: Path, training: str = "adaptive_one", **changes: Any) -> Any:
+    processes, differing = TRAININGS[training]
+    settings = {**SETTINGS, **differing, "results_base_folder": results, **changes}
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    return run([*python(), "main.py", *words])
+    return run([*python(processes), "main.py", *words])
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -66,31 +79,35 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key != "time"} for row in found]
 
 
-@pytest.fixture(scope="module")
-def gone_on(tmp_path_factory: pytest.TempPathFactory) -> Path:
+ESSENTIAL, *OTHERS = TRAININGS
+
+
+@pytest.fixture(scope="module", params=[pytest.param(ESSENTIAL, marks=pytest.mark.essential), *OTHERS])
+def resumed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The folder of a training that was never stopped, and of the same one, stopped then and resumed now."""
     results = tmp_path_factory.mktemp("then")
-    folder = place(results, "stopped")
-    outcome = train(results)
+    folder = place(results, "stopped", request.param)
+    outcome = train(results, request.param)
     assert outcome.returncode == 0 and "resumed from" in outcome.stdout, outcome.stdout + outcome.stderr
-    return folder
+    return THEN / request.param / "finished", folder
 
 
-@pytest.mark.essential
-def test_a_stopped_training_goes_on_under_its_name_to_the_same_weights(gone_on: Path) -> None:
+@pytest.mark.parametrize("part", ["model", "optimizer"])
+def test_a_stopped_training_goes_on_under_its_name_to_the_same_weights(
+    resumed: tuple[Path, Path], part: str
+) -> None:
     """To 1e-6, for another processor may round otherwise than the one of then; on that one the bits are
     the same.
     """
-    then, now = (torch.load(folder / "ckpt.pt", weights_only=True) for folder in (THEN / "finished", gone_on))
-    for part in ("model", "optimizer"):
-        before, after = leaves(then[part]), leaves(now[part])
-        assert before.keys() == after.keys()
-        for name, value in before.items():
-            if isinstance(value, torch.Tensor):
-                assert torch.allclose(value, after[name], rtol=1e-4, atol=1e-6), name
+    before, after = (leaves(torch.load(path / "ckpt.pt", weights_only=True)[part]) for path in resumed)
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.allclose(value, after[name], rtol=1e-4, atol=1e-6), name
 
 
-def test_the_metrics_of_a_stopped_training_go_on(gone_on: Path) -> None:
-    then, now = rows(THEN / "finished" / "metrics.jsonl"), rows(gone_on / "metrics.jsonl")
+def test_the_metrics_of_a_stopped_training_go_on(resumed: tuple[Path, Path]) -> None:
+    then, now = (rows(path / "metrics.jsonl") for path in resumed)
     assert [(row["kind"], row["step"]) for row in now] == [(row["kind"], row["step"]) for row in then]
     losses = [[row.get("loss", row.get("val_loss")) for row in each] for each in (then, now)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)

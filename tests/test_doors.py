@@ -16,7 +16,7 @@ from iridis.quickstart.table import how_to_go_on
 from optim.restore import find_checkpoint
 from tests.programs import PEER, ROOT
 
-NUMBERS = str(ROOT / "tests" / "data" / "macs.json")
+NUMBERS = str(ROOT / "tests" / "data" / "reference" / "macs.json")
 # each with words that lead it to its first package
 DOORS = {
     "main.py": ["--dataset", "stdlib"],

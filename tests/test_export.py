@@ -26,13 +26,12 @@ from data.vocabulary import OF_BPE, Vocabulary
 from errors import UserError
 from models.export import authors_weights, export, model_code
 from models.settings import ModelSettings
-from models.transformer import Transformer
 from models.variants import VARIANTS
 from models.weights import load_weights
 from optim.card import facts_of
 from optim.checkpoint import load_checkpoint
 from optim.restore import trained_settings
-from tests.helpers import PEER, fill, reference, tiny_model, tokens
+from tests.helpers import PEER, tiny_model, tokens
 from tests.programs import ROOT, run
 
 CHARACTERS = " abc"
@@ -232,38 +231,6 @@ def test_card_does_not_state_the_end_of_a_training_for_an_earlier_step(tmp_path:
 
 
 # the authors' form
-
-AUTHORS = (
-    "base",
-    "but_full_depth",
-    "cotformer_full_depth",
-    "lncot",
-    "lncot_learned_depthemb",
-    "lncot_noln",
-    "adm_full",
-    "but_mod_full",
-    # cases of the reference, which tells the authors' parameters
-    "but_halting",
-    "pondernet",
-    "rotary_none",
-)
-
-
-@pytest.mark.parametrize("case", AUTHORS)
-def test_the_authors_parameters_are_all_there_and_no_others(case: str) -> None:
-    """Buffers: angles, and the masks that the authors' attention keeps in three of the nine."""
-    theirs = next(found for found in reference()["cases"] if found["name"] == case)
-    args = config.parse_args(theirs["argv"])
-    settings = ModelSettings.from_args(args)
-    state = authors_weights(settings, fill(Transformer(settings), 3).state_dict())
-    buffers = {name for name in state if name.endswith((".attn.bias", "wpe.freqs"))}
-    tied = {"lm_head.weight", "to_logits.1.weight"}
-    assert {name: list(value.shape) for name, value in state.items() if name not in buffers | tied} == dict(
-        theirs["params"]
-    )
-    masked = settings.model in ("cotformer_full_depth", "cotformer_full_depth_lnmid_depthemb", "pondernet")
-    assert sum(name.endswith(".attn.bias") for name in buffers) == (args.n_layer if masked else 0)
-    assert ("transformer.wpe.freqs" in buffers) == (args.positional_encoder == "rotary")
 
 
 @pytest.mark.parametrize("path", sorted(PEER.glob("exps/*/*/*/ckpt.pt")), ids=lambda path: path.parent.name)
@@ -573,7 +540,7 @@ def test_gradient_checkpointing_changes_no_gradient(case: str) -> None:
         if turn:
             model.gradient_checkpointing_enable()
         count: list[int] = []
-        hook = model.model.blocks("h" if case == "base" else "h_mid")[0].ln_1.register_forward_hook(
+        hook = model.model.transformer["h" if case == "base" else "h_mid"][0].ln_1.register_forward_hook(
             lambda *given, count=count: count.append(1)
         )
         gradients.append(torch.autograd.grad(model(idx, labels=idx).loss, list(model.parameters())))

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow  # a second for each picture
 PROGRAMS = {2: plot_fig2, 3: plot_fig3, 4: plot_fig4, 5: plot_fig5}
 COUNTED = {
     row["name"]: row["macs"]
-    for row in json.loads((ROOT / "tests" / "data" / "macs.json").read_text())
+    for row in json.loads((ROOT / "tests" / "data" / "reference" / "macs.json").read_text())
     if row["T"] == 256
 }
 

@@ -8,6 +8,7 @@ from itertools import zip_longest
 import pytest
 import torch
 
+from models.cache import Kernel, choose_kernel
 from models.variants import VARIANTS
 from optim.generation import Sampling, Session, generate
 from optim.routers import share_of_macs, threshold_for
@@ -38,7 +39,7 @@ def test_kept_keys_give_the_logits_of_the_whole_forward_pass(name, window):
     model = threshold_model(name, attention_window_length=window)
     row = tokens(20).tolist()
     session = Session(model, 1, CPU)
-    found = [session.feed([row[:6]])] + [session.feed([[token]]) for token in row[6:]]
+    found = [session.extend([row[:6]])] + [session.extend([[token]]) for token in row[6:]]
     for end, logits in enumerate(found, start=6):
         assert torch.allclose(logits[0], whole(model, row[:end]), atol=1e-5)
 
@@ -51,7 +52,7 @@ def test_rows_of_a_batch_stand_at_their_own_positions(name, window):
     session = Session(model, len(rows), CPU)
     new = rows
     for turn in range(12):
-        logits = session.feed(new)
+        logits = session.extend(new)
         for number, row in enumerate(rows):
             assert torch.allclose(logits[number], whole(model, row), atol=1e-5), (turn, number)
         new = [[(7 * turn + 11 * number) % 64] for number in range(len(rows))]
@@ -63,16 +64,16 @@ def test_rows_of_a_batch_stand_at_their_own_positions(name, window):
 def test_several_tokens_at_once_after_the_first(name, window):
     model, row = threshold_model(name, attention_window_length=window), tokens(15).tolist()
     session = Session(model, 1, CPU)
-    session.feed([row[:4]])
-    assert torch.allclose(session.feed([row[4:15]])[0], whole(model, row), atol=1e-5)
+    session.extend([row[:4]])
+    assert torch.allclose(session.extend([row[4:15]])[0], whole(model, row), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", STEADY)
 def test_what_fills_up_a_batch_stays_finite(name):
     model, row = threshold_model(name, attention_window_length=4), tokens(12).tolist()
     session = Session(model, 2, CPU)
-    session.feed([row[:10], row])
-    assert session.feed([[1, 2], []]).isfinite().all()
+    session.extend([row[:10], row])
+    assert session.extend([[1, 2], []]).isfinite().all()
 
 
 @pytest.mark.parametrize("name", STEADY)
@@ -80,10 +81,10 @@ def test_half_precision_generates_as_the_whole_forward_pass_does(name):
     model, row = threshold_model(name), tokens(12).tolist()
     with torch.autocast("cpu", torch.bfloat16):
         session = Session(model, 1, CPU)
-        session.feed([row[:6]])
+        session.extend([row[:6]])
         for end in range(7, 13):
             assert torch.allclose(
-                session.feed([row[end - 1 : end]])[0], whole(model, row[:end]).float(), atol=0.02
+                session.extend([row[end - 1 : end]])[0], whole(model, row[:end]).float(), atol=0.02
             )
 
 
@@ -135,16 +136,16 @@ def test_after_the_models_length_the_older_half_is_forgotten():
     model = threshold_model("lncot")
     row = tokens(24).tolist()
     session = Session(model, 1, CPU)
-    session.feed([row])
-    assert torch.allclose(session.feed([[7]])[0], whole(model, [*row, 7][-13:]), atol=1e-5)
+    session.extend([row])
+    assert torch.allclose(session.extend([[7]])[0], whole(model, [*row, 7][-13:]), atol=1e-5)
 
 
 def test_a_row_that_outgrows_the_model_leaves_the_others_as_they_are():
     model = threshold_model("lncot")
     long, short = tokens(24).tolist(), tokens(19, seed=1).tolist()
     session = Session(model, 2, CPU)
-    session.feed([long, short])
-    assert torch.allclose(session.feed([[7], [8]])[1], whole(model, [*short, 8]), atol=1e-5)
+    session.extend([long, short])
+    assert torch.allclose(session.extend([[7], [8]])[1], whole(model, [*short, 8]), atol=1e-5)
 
 
 def test_pondernet_generates():
@@ -222,7 +223,7 @@ def test_shares_are_of_the_tokens_that_really_went_on(name):
     model, rows = threshold_model(name), [tokens(20).tolist(), tokens(4, seed=1).tolist()]
     session = Session(model, 2, CPU)
     for turn in range(17):
-        session.feed([rows[0][turn : turn + 1 if turn < 16 else 20], rows[1] if turn == 16 else []])
+        session.extend([rows[0][turn : turn + 1 if turn < 16 else 20], rows[1] if turn == 16 else []])
     with torch.no_grad():
         active = [model(torch.tensor([row]))["active"] for row in rows]
     assert session.shares() == pytest.approx(
@@ -361,3 +362,18 @@ def test_bad_wishes_are_told_in_one_line(trained, words, fault):
         and fault in outcome.stderr
         and "Traceback" not in outcome.stderr
     )
+
+
+@pytest.mark.parametrize(
+    ("fast", "one_query", "dtype", "flash_works", "kernel"),
+    [
+        (True, True, torch.float32, True, Kernel.ONE_QUERY),
+        (True, True, torch.float32, False, Kernel.ONE_QUERY),
+        (True, True, torch.bfloat16, True, Kernel.TILES),
+        (True, False, torch.float32, True, Kernel.TILES),
+        (True, False, torch.float32, False, Kernel.MASK),
+        (False, True, torch.float32, False, Kernel.MASK),
+    ],
+)
+def test_the_kernel_of_a_call_follows_from_its_shape_and_dtype(fast, one_query, dtype, flash_works, kernel):
+    assert choose_kernel(fast, one_query, dtype, flash_works) is kernel

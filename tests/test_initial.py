@@ -18,7 +18,7 @@ from optim.checkpoint import load_checkpoint
 from tests.helpers import DATA
 from tests.programs import PEER, folder, train
 
-HALF_FINISHED = DATA / "revision_55eead3" / "stopped" / "ckpt_14.pt"
+HALF_FINISHED = DATA / "revision_55eead3" / "adaptive_one" / "stopped" / "ckpt_14.pt"
 AUTHORS = next(PEER.glob("exps/*/*/official_adm/ckpt_75.pt"))
 SHAPE = {
     "model": "adm",

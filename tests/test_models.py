@@ -1,11 +1,9 @@
-"""The nine models against the authors' outputs, and what must hold of any configuration of them."""
+"""What must hold of any configuration of the nine models; tests/reference/ sets them against the authors'."""
 
-import functools
 import math
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,146 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-import config
 import models
 from errors import UserError
+from models.losses import next_token
+from models.routing import draw_length_factors
 from models.settings import ModelSettings
-from models.transformer import draw_length_factors
 from models.variants import ALIASES, VARIANTS, random_depth_methods
 from optim.optimizers import make_optimizer
-from optim.schedules import make_scheduler
-from tests.helpers import fill, reference, tiny_args, tiny_model, tokens
-
-CASES = {case["name"]: case for case in reference()["cases"]}
-EVALUATED = [name for name, case in CASES.items() if case["eval"]]
-WITH_DEPTH = [name for name in EVALUATED if CASES[name]["eval"]["average_depth"] is not None]
-TRAJECTORIES = {run["name"]: run for run in reference()["trajectories"]}
+from tests.helpers import fill, tiny_args, tiny_model, tokens
 
 ADM = ALIASES["adm"]
 BUT_MOD = ALIASES["but_mod"]
 ROUTED = [ADM, BUT_MOD, BUT_MOD + "_for_mac_compute"]
 NOT_ROUTED = [name for name in VARIANTS if name not in ROUTED]
-KEYS_FROM = {  # model -> reference case that lists its parameters
-    "base": "base",
-    "but_full_depth": "but_full_depth",
-    "cotformer_full_depth": "cotformer_full_depth_reserved",
-    "cotformer_full_depth_lnmid_depthemb": "lncot",
-    ADM: "adm_full",
-    BUT_MOD: "but_mod_full",
-    BUT_MOD + "_for_mac_compute": "but_mod_full",
-    "but_halting_freeze_input_on_stop": "but_halting",
-    "pondernet": "pondernet",
-}
-
-
-# the authors' outputs
-
-
-def case_args(case, model=None):
-    args = config.parse_args(case["argv"])
-    vars(args).update(
-        case["extra"],
-        eval_length_factor=case["eval_length_factor"],
-        training_length_factor=(case["train"] or {}).get("training_length_factor"),
-    )
-    args.model = model or args.model
-    return args
-
-
-def case_model(case):
-    return fill(models.make_model_from_args(case_args(case)), case["seed"])
-
-
-def case_batch(case):
-    ids = torch.tensor(case["ids"])
-    return ids[:, :-1], ids[:, 1:]
-
-
-@functools.cache
-def evaluated(name):
-    x, y = case_batch(CASES[name])
-    with torch.no_grad():
-        return case_model(CASES[name]).eval()(x, targets=y, get_logits=True)
-
-
-@functools.cache
-def trained(name):
-    """Loss and gradient norms of a forward and backward pass in training mode."""
-    x, y = case_batch(CASES[name])
-    model = case_model(CASES[name]).train()
-    loss = model(x, targets=y)["loss"]
-    loss.backward()
-    return loss.item(), {
-        name: None if p.grad is None else p.grad.norm().item() for name, p in model.named_parameters()
-    }
-
-
-@pytest.mark.parametrize("name", EVALUATED)
-def test_evaluation_logits_are_the_authors(name):
-    expected = np.array(CASES[name]["eval"]["logits"])
-    assert np.abs(evaluated(name)["logits"].numpy() - expected).max() <= 2e-5
-
-
-@pytest.mark.parametrize("name", EVALUATED)
-def test_evaluation_loss_is_the_authors(name):
-    assert evaluated(name)["loss"].item() == pytest.approx(CASES[name]["eval"]["loss"], abs=2e-5, rel=0)
-
-
-@pytest.mark.parametrize("name", WITH_DEPTH)
-def test_average_depth_is_the_authors(name):
-    assert float(evaluated(name)["average_depth"]) == pytest.approx(
-        CASES[name]["eval"]["average_depth"], abs=1e-6
-    )
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_training_loss_is_the_authors(name):
-    assert trained(name)[0] == pytest.approx(CASES[name]["train"]["loss"], abs=2e-5, rel=0)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_gradient_norms_are_the_authors(name):
-    expected = {key: value for key, value in CASES[name]["train"]["grad_norm"].items() if value is not None}
-    ours = {key: value for key, value in trained(name)[1].items() if value is not None}
-    assert ours == pytest.approx(expected, rel=1e-4)
-
-
-@functools.cache
-def replayed(name):
-    """Losses, rates and last norms of a recorded training run."""
-    run = TRAJECTORIES[name]
-    args = config.parse_args(run["argv"])
-    model = fill(models.make_model_from_args(args), run["seed"]).train()
-    optimizer = make_optimizer(model, args)
-    schedule = make_scheduler(optimizer, args)
-    losses, rates = [], []
-    for step in range(run["steps"]):
-        ids = tokens(
-            run["batch"], args.sequence_length + 1, seed=run["seed"] * 1000 + step, vocab=args.vocab_size
-        )
-        loss = model(ids[:, :-1], targets=ids[:, 1:])["loss"]
-        loss.backward()
-        losses.append(loss.item())
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-    return losses, rates, {name: p.norm().item() for name, p in model.named_parameters()}
-
-
-@pytest.mark.parametrize("name", TRAJECTORIES)
-def test_losses_of_a_training_run_are_the_authors(name):
-    assert replayed(name)[0] == pytest.approx(TRAJECTORIES[name]["losses"], abs=2e-5, rel=0)
-
-
-@pytest.mark.parametrize("name", TRAJECTORIES)
-def test_learning_rates_of_a_training_run_are_the_authors(name):
-    assert replayed(name)[1] == pytest.approx(TRAJECTORIES[name]["lrs"], abs=1e-12, rel=0)
-
-
-@pytest.mark.parametrize("name", TRAJECTORIES)
-def test_weights_after_a_training_run_are_the_authors(name):
-    assert replayed(name)[2] == pytest.approx(TRAJECTORIES[name]["final_param_norm"], rel=1e-4)
 
 
 # names, shapes and starting values
@@ -172,22 +43,11 @@ def test_nine_models_are_registered_under_the_authors_names():
     ]
 
 
-@pytest.mark.parametrize("model", VARIANTS)
-def test_state_dict_has_the_authors_names_and_shapes(model):
-    case = CASES[KEYS_FROM[model]]
-    args = case_args(case, model)
-    expected = {
-        name: shape
-        for name, shape in case["params"]
-        if name != f"transformer.mod.{args.n_repeat - 1}.mod_router.weight"
+def test_the_measurement_alias_has_the_parameters_of_the_model_it_measures():
+    measured, alias = (tiny_model(name).state_dict() for name in (BUT_MOD, BUT_MOD + "_for_mac_compute"))
+    assert {name: value.shape for name, value in alias.items()} == {
+        name: value.shape for name, value in measured.items()
     }
-    expected["transformer.wpe.freqs"] = [args.n_embd // args.n_head // 2]
-    expected["to_logits.1.weight" if model == "pondernet" else "lm_head.weight"] = [
-        args.vocab_size,
-        args.n_embd,
-    ]
-    state = models.make_model_from_args(args).state_dict()
-    assert {name: list(value.shape) for name, value in state.items()} == expected
 
 
 @pytest.mark.parametrize("model", ROUTED)
@@ -648,3 +508,46 @@ def test_every_optimiser_lowers_the_loss(opt):
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_run_and_its_loss_are_what_forward_returns(name):
+    model, idx, targets = tiny_model(name).train(), tokens(2, 16), tokens(2, 16, seed=1)
+    torch.manual_seed(0)
+    whole = model(idx, targets=targets)
+    torch.manual_seed(0)
+    hidden = model.run(idx)
+    losses = next_token(model, hidden, targets)
+    assert torch.equal(hidden.states, whole["hidden"])
+    assert torch.equal(losses.loss, whole["loss"])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_loss_outside_the_model_reaches_the_same_parameters_under_ddp(name, single_process_group):
+    """A module of one's own, whose forward pass is the run and its loss, is what DDP wraps."""
+
+    class Objective(nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.network = network
+
+        def forward(self, idx, targets):
+            return next_token(self.network, self.network.run(idx), targets).loss
+
+    gradients = []
+    for wrap in (False, True):
+        objective = Objective(tiny_model(name).train())
+        wrapped = nn.parallel.DistributedDataParallel(objective, find_unused_parameters=True)
+        torch.manual_seed(0)
+        (wrapped if wrap else objective)(tokens(2, 16), tokens(2, 16, seed=1)).backward()
+        gradients.append([parameter.grad for parameter in objective.parameters()])
+    assert all(one is None or torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+@pytest.fixture
+def single_process_group(tmp_path):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()

@@ -7,11 +7,15 @@ The table was made at revision 55eead3, but for the flags that came later.
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import config
 from config.flags import FLAGS, IDENTITY
+from tests.command_lines import refused
 
 TABLE: list[tuple[str, str]] = [
     ("", "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_seed2"),
@@ -153,3 +157,191 @@ def test_the_folder_is_the_one_that_it_always_was(words: str, folder: str) -> No
 @pytest.mark.parametrize("name", [name for name, flag in FLAGS.items() if flag.scope == IDENTITY])
 def test_the_table_shows_every_setting_of_identity(name: str) -> None:
     assert any(f"--{name} " in f"{words} " for words, _ in TABLE)
+
+
+CHANGES = {
+    "batch_size": 7,
+    "acc_steps": 3,
+    "seed": 5,
+    "data_seed": 9,
+    "opt": "sgd",
+    "lr": 0.00123,
+    "beta1": 0.8,
+    "beta2": 0.99,
+    "weight_decay": 0.2,
+    "grad_clip": 1.0,
+    "scheduler": "wsd",
+    "warmup_percent": 0.2,
+    "final_div_factor": 1.0,
+    "decay_percent": 0.3,
+    "vocab_size": 50432,
+    "n_layer": 12,
+    "n_embd": 384,
+    "n_head": 6,
+    "sequence_length": 256,
+    "dtype": "bfloat16",
+    "bias": True,
+    "dropout": 0.1,
+    "positional_encoder": "none",
+    "attention_window_length": 128,
+    "n_repeat": 5,
+    "n_layer_begin": 2,
+    "n_layer_end": 1,
+    "depth_random_method": "pick_mid_and_recurse",
+    "depth_embedding": "linear_learned",
+    "disable_ln_mid": True,
+    "halt_threshold": 0.9,
+    "training_length_factor": [0.9],
+    "depth_predictor_loss_coef": 0.5,
+}
+
+
+def named(**changes):
+    args = config.parse_args([])
+    vars(args).update(changes)
+    return config.experiment_name(args)
+
+
+def test_setting_that_changes_the_numbers_changes_the_name():
+    names = [named(), *(named(**{name: value}) for name, value in CHANGES.items())]
+    assert len(set(names)) == len(CHANGES) + 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "iterations",
+        "eval_freq",
+        "device",
+        "wandb",
+        "data_in_ram",
+        "save_checkpoint_freq",
+        "eval_length_factor",
+        "log_freq",
+    ],
+)
+def test_setting_that_changes_no_number_leaves_the_name(name):
+    assert named(**{name: "other"}) == named()
+
+
+def long_name(**changes):
+    return named(
+        **{
+            **CHANGES,
+            "training_length_factor": [round(1 - 0.001 * number, 3) for number in range(200)],
+            **changes,
+        }
+    )
+
+
+def test_name_with_many_long_settings_stays_a_path_component():
+    assert len(long_name().encode()) <= 199
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"depth_predictor_loss_coef": 0.25},
+        {"seed": 6},
+        {"training_length_factor": [0.5] * 200},
+        {"lr": 0.002},
+    ],
+)
+def test_long_names_differ_where_settings_do(change):
+    assert long_name(**change) != long_name()
+
+
+def test_name_holds_no_further_folders():
+    assert "/" not in long_name(run_prefix="group")
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1, max_size=300))
+def test_components_stay_short_whatever_the_prefix(prefix):
+    assert all(0 < len(part.encode()) <= 199 for part in named(run_prefix=prefix).split("/"))
+
+
+def test_exp_name_is_the_name():
+    assert named(exp_name="my_run", lr=0.5) == "my_run"
+
+
+def test_run_prefix_stands_before_the_built_name():
+    assert named(run_prefix="sweep") == "sweep_" + named()
+
+
+def test_run_prefix_may_group_runs_in_a_folder():
+    assert named(run_prefix="sweep/a").split("/") == ["sweep", "a_" + named()]
+
+
+@pytest.mark.parametrize(
+    ("model", "begun", "asked", "is_same"),
+    [
+        ("cot", (8, 2), (4, 4), True),
+        ("cot", (8, 2), (4, 2), False),
+        ("cot", (8, 2), (16, 1), True),
+        ("but_halting", (8, 2), (4, 4), False),
+    ],
+)
+@pytest.mark.parametrize(
+    "factors",
+    [[], ["--training_length_factor", *["0.123456"] * 25, "--n_repeat", "26", "--run_prefix", "group/a"]],
+)
+def test_another_cut_of_the_same_batch_goes_on_in_the_folder_that_is_there(
+    tmp_path, model, begun, asked, is_same, factors
+):
+    def folder(cut):
+        words = [
+            "--model",
+            model,
+            "--results_base_folder",
+            str(tmp_path),
+            "--batch_size",
+            str(cut[0]),
+            "--acc_steps",
+            str(cut[1]),
+            *factors,
+        ]
+        return config.experiment_folder(config.parse_args(words))
+
+    first = folder(begun)
+    first.mkdir(parents=True)
+    (first.parent / f"{first.name}2").mkdir()
+    assert (folder(asked) == first) is is_same
+
+
+@pytest.mark.parametrize(
+    ("model", "note"),
+    [("cot", "going on with lr0.001_bs8x2_"), ("but_halting", "bs8x2_seqlen512_seed2 is another training")],
+)
+def test_another_cut_of_the_same_batch_is_told_until_it_has_a_folder(tmp_path, model, note):
+    args = config.parse_args(
+        ["--model", model, "--results_base_folder", str(tmp_path), "--batch_size", "4", "--acc_steps", "4"]
+    )
+    own = tmp_path / "slimpajama" / args.model / config.experiment_name(args)
+    (own.parent / own.name.replace("bs4x4", "bs8x2")).mkdir(parents=True)
+    (told,) = config.notes_on_cut(args)
+    own.mkdir()
+    assert note in told and config.notes_on_cut(args) == []
+
+
+def test_a_folder_under_the_very_name_comes_first(tmp_path):
+    for cut in ("4x4", "8x2"):
+        (tmp_path / f"slimpajama/base/lr0.001_bs{cut}_seqlen512_seed2").mkdir(parents=True)
+    words = ["--results_base_folder", str(tmp_path), "--batch_size", "4", "--acc_steps", "4"]
+    assert config.experiment_folder(config.parse_args(words)).name == "lr0.001_bs4x4_seqlen512_seed2"
+
+
+def test_experiment_folder_is_base_dataset_model_name(tmp_path):
+    args = config.parse_args(
+        ["--results_base_folder", str(tmp_path), "--dataset", "owt2", "--model", "lncot", "--exp_name", "run"]
+    )
+    assert config.experiment_folder(args) == tmp_path / "owt2" / "cotformer_full_depth_lnmid_depthemb" / "run"
+
+
+def test_dataset_given_as_a_path_is_named_by_its_last_folder():
+    args = config.parse_args(["--dataset", "/data/sets/mine/", "--exp_name", "run"])
+    assert config.experiment_folder(args) == Path("exps/mine/base/run")
+
+
+@pytest.mark.parametrize("name", ["..", "../x", "x/../y", "./x", "x//y", "/x", "x/"])
+def test_exp_name_cannot_leave_its_folder(capsys, name):
+    assert "must be a plain folder name" in refused(capsys, "--exp_name", name)[0]

@@ -422,3 +422,16 @@ def test_a_named_experiment_goes_on_as_it_was_recorded(
         torch.save({"itr": 5, "args": recorded}, experiment / "ckpt_5.pt")
     name, former, said = asked(tmp_path, capsys, "--exp_name", "mine", *words)
     assert (name, former) == ("mine", is_former) and ("--seed 2" in said) == (is_former and not words)
+
+
+@pytest.mark.parametrize("word", ["--help", "--print_config", "--print_config=true"])
+def test_what_only_prints_is_not_queued(word: str) -> None:
+    with pytest.raises(UserError, match="is nothing to queue"):
+        preflight.main(["--", "--n_layer", "6", word])
+
+
+def test_recipe_word_among_the_flags_of_a_package_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        preflight.main(["--", "--n_layer", "6", "cotformer", "--n_head", "4"])
+    assert ended.value.code == 2
+    assert "a recipe's name stands before all flags" in capsys.readouterr().err

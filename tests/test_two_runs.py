@@ -17,8 +17,8 @@ from report.__main__ import main
 from tests.programs import ROOT
 from tests.summaries import evaluation
 
-FINISHED = ROOT / "tests" / "data" / "revision_55eead3" / "finished"
-STOPPED = ROOT / "tests" / "data" / "revision_55eead3" / "stopped"
+FINISHED = ROOT / "tests" / "data" / "revision_55eead3" / "adaptive_one" / "finished"
+STOPPED = ROOT / "tests" / "data" / "revision_55eead3" / "adaptive_one" / "stopped"
 Compare = Callable[[Path, Path], dict[str, list[str]]]
 
 

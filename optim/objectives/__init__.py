@@ -35,7 +35,7 @@ class NextToken(nn.Module):
         super().__init__()
         self.network = network
         settings = getattr(network, "settings", None)
-        self.may_leave_unused = settings is not None and settings.row.policy != "fixed"
+        self.may_leave_unused = settings is not None and settings.row.adaptive
 
     def forward(self, batch: Batch) -> Loss:
         out = self.network(batch["inputs"], targets=batch["targets"])

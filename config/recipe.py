@@ -1,0 +1,109 @@
+"""A recipe: what one word after `main.py` trains, as far as a command line says it.
+
+Recipes are declared in recipes/; flags that no recipe is named for are those of the default one.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from config.flags import FLAGS, Flag
+from config.values import Problem
+from errors import UserError
+
+DEFAULT_RECIPE = "cotformer"
+
+
+def _nothing(args: Namespace) -> list[Any]:
+    return []
+
+
+def _plain(word: str) -> str:
+    return word.replace("-", "_")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """groups: title in --help -> flags. old_flags: accepted, without effect, named in one line of --help.
+
+    defaults: flag -> the default that it has in this recipe. spellings: another system's name of a setting,
+    on the command line or as a key of a config file -> flag; with - or _ alike. selftest: flags of
+    --selftest_resume, above the defaults. check: a line for each combination that cannot work. notes: a line
+    for each setting that has no effect.
+
+    Raises ValueError where a default is of no flag, or a spelling is of none or of two.
+    """
+
+    name: str
+    help: str
+    groups: Mapping[str, Sequence[Flag]]
+    old_flags: Sequence[Flag] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    spellings: Mapping[str, str] = field(default_factory=dict)
+    selftest: Mapping[str, Any] = field(default_factory=dict)
+    check: Callable[[Namespace], list[Problem]] = _nothing
+    notes: Callable[[Namespace], list[str]] = _nothing
+
+    def __post_init__(self) -> None:
+        for name in {*self.defaults, *self.selftest, *self.spellings.values()}:
+            if name not in self.flags:
+                raise ValueError(f"recipe {self.name}: {name!r} is no flag of it")
+        for spelling, name in self.spellings.items():
+            meanings = {name, self.flag_named(spelling)}
+            plain = _plain(spelling)
+            if plain in self.flags:
+                meanings.add(plain)
+            if len(meanings) > 1:
+                raise ValueError(f"recipe {self.name}: {spelling!r} means {' and '.join(sorted(meanings))}")
+
+    @cached_property
+    def flags(self) -> dict[str, Flag]:
+        """Every flag by its name, with the default that it has here."""
+        flags = {}
+        for group in (*self.groups.values(), self.old_flags):
+            for flag in group:
+                default = self.defaults.get(flag.name, flag.default)
+                flags[flag.name] = replace(flag, default=default)
+        return flags
+
+    @cached_property
+    def _written_either_way(self) -> dict[str, str]:
+        """What may be written with - or _, with underscores -> flag. Flags of the default recipe may not."""
+        own = {name: name for name in self.flags if name not in FLAGS}
+        return own | {_plain(spelling): name for spelling, name in self.spellings.items()}
+
+    def flag_named(self, word: str) -> str:
+        """The flag that a word without its -- means, or the word itself where it means none."""
+        return self._written_either_way.get(_plain(word), word)
+
+    @property
+    def names(self) -> list[str]:
+        """Flags and spellings, for the nearest to an unknown one."""
+        return [*self.flags, *self.spellings]
+
+
+def recipes() -> Mapping[str, Recipe]:
+    """Every recipe by its name."""
+    from recipes import RECIPES  # recipes are made of what this package declares, and so import it
+
+    return RECIPES
+
+
+def recipe_of(args: Mapping[str, Any]) -> Recipe:
+    """The recipe of some flags; those of the default one do not name it.
+
+    Raises UserError where it is not known here.
+    """
+    name = args.get("recipe", DEFAULT_RECIPE)
+    if name not in list(recipes()):
+        raise UserError(f"recipe {name!r} is not known here; there are: {', '.join(recipes())}")
+    return recipes()[name]
+
+
+def flags_of(args: Mapping[str, Any]) -> Mapping[str, Flag]:
+    """The flags, by their names, of the recipe of some values."""
+    return recipe_of(args).flags if "recipe" in args else FLAGS

@@ -1,0 +1,90 @@
+"""One value of a flag, from text or JSON, and what is wrong with it."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from config.flags import Flag, boolean, prose
+
+NO_VALUE = object()  # flag given without its value
+KINDS = {int: "a whole number", float: "a number", boolean: "true or false"}
+
+
+class Problem(str):
+    """A line about what is wrong, and the flags whose values it is about."""
+
+    flags: frozenset[str]
+
+    def __new__(cls, line: str, *flags: str) -> Problem:
+        problem = super().__new__(cls, line)
+        problem.flags = frozenset(flags)
+        return problem
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`" (did you mean x?)"`, or nothing where no known name is close."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def convert(flag: Flag, value: Any) -> Any:
+    """Value of a flag from text (command line) or JSON (config file).
+
+    Raises ValueError with what is wrong.
+    """
+    if not flag.many or value is None:
+        return _scalar(flag, value)
+    parts = value if isinstance(value, list) else [value]
+    if not parts:
+        raise ValueError("needs a value")
+    if flag.type is prose:
+        return [prose(str(part)) for part in parts]
+    words = [str(part).lower() for part in parts]
+    if words == ["none"]:
+        return _scalar(flag, None)
+    if "none" in words:
+        raise ValueError("takes None alone, without other values")
+    return [_scalar(flag, part) for part in parts]
+
+
+def _scalar(flag: Flag, value: Any) -> Any:
+    if value is NO_VALUE:
+        raise ValueError("needs a value")
+    may_be_none = flag.default is None or flag.name == "use_pretrained"
+    if may_be_none and isinstance(value, str) and value.lower() == "none":
+        value = None
+    if value is None:
+        if may_be_none:
+            return None
+        raise ValueError("needs a value")
+    if isinstance(value, (dict, list)):
+        raise ValueError(f"takes one value, not {json.dumps(value)[:60]}")
+    text = str(value)
+    try:
+        result = flag.type(text)
+    except (ValueError, OverflowError):
+        raise ValueError(f"must be {KINDS.get(flag.type, 'a valid value')}, not {text!r}") from None
+    if flag.choices and result not in flag.choices:
+        raise ValueError(
+            f"must be one of {', '.join(flag.choices)}, not {text!r}{nearest(text, flag.choices)}"
+        )
+    if isinstance(result, (int, float)) and not isinstance(result, bool):
+        _check_number(flag, result, text)
+    if flag.type is str and any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in result):
+        raise ValueError("must be plain UTF-8 text without control characters")
+    return result
+
+
+def _check_number(flag: Flag, number: float, text: str) -> None:
+    if isinstance(number, int) and abs(number) >= 2**63:
+        raise ValueError(f"is too large: {text}")
+    if not math.isfinite(number):
+        raise ValueError(f"must be finite, not {text!r}")
+    if flag.low is not None and number < flag.low:
+        raise ValueError(f"must be at least {flag.low:g}, not {text}")
+    if flag.high is not None and number > flag.high:
+        raise ValueError(f"must be at most {flag.high:g}, not {text}")

@@ -1,0 +1,198 @@
+"""Keys and values of all tokens so far, for generation: a new token is all that is computed.
+
+Legend: B batch, S tokens of one call, R passes, H heads, D model width, Dh head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.attention import AttentionPlan, KeyRange, Tile, visible
+from models.memory import Stack
+from models.planner import Planner
+from models.settings import ModelSettings
+
+
+class Kernel(Enum):
+    """How the queries of one call are attended to."""
+
+    ONE_QUERY = "products over the keys of all passes at once"
+    TILES = "flash attention, pass by pass"
+    MASK = "one masked kernel over the keys of all passes joined"
+
+
+def choose_kernel(fast: bool, one_query: bool, dtype: torch.dtype, flash_works: bool) -> Kernel:
+    """fast: --attention fast; flash_works: flash attention can do this call on this device in this dtype.
+
+    Products would round the scores of half precision, which kernels keep in float32.
+    """
+    if fast and one_query and dtype == torch.float32:
+        return Kernel.ONE_QUERY
+    return Kernel.TILES if flash_works else Kernel.MASK
+
+
+def key_ranges(in_order: bool, one_query: bool, before: int, used: int) -> list[tuple[slice, str]]:
+    """Keys of each pass for one tile of all queries, and the rule of each range (KeyRange).
+
+    in_order: slot and position agree in all sequences. before: slots of earlier calls, all seen; the slots up
+    to `used` are of this call.
+    """
+    if not in_order:
+        return [(slice(None), "positions")]
+    if one_query:
+        return [(slice(None), "all")]
+    if before == 0:
+        return [(slice(before, used), "causal")]
+    return [(slice(before), "all"), (slice(before, used), "causal")]
+
+
+@dataclass(frozen=True)
+class View:
+    """What the queries of one call see in the layers of a pass: slots up to `used` of `passes`.
+
+    For Kernel.ONE_QUERY the plan has the angles alone, and keep_mask is True where a key is seen, (R * B, 1,
+    1, used), or None for everywhere.
+    """
+
+    passes: slice
+    kernel: Kernel
+    plan: AttentionPlan
+    keep_mask: Tensor | None = None
+
+
+def attend_from_one(q: Tensor, keys: Tensor, values: Tensor, keep_mask: Tensor | None) -> Tensor:
+    """The query of one token, (B, H, 1, Dh), over keys and values of R passes, each (R, B, H, K, Dh) -> (B,
+    H, 1, Dh).
+
+    keep_mask: True where a key is seen, (R * B, 1, 1, K); None: everywhere. For several passes two products
+    over all of them take less time than a kernel call each.
+    """
+    passes, batch = keys.shape[:2]
+    if passes == 1:
+        return F.scaled_dot_product_attention(q, keys[0], values[0], attn_mask=keep_mask)
+    scaled = (q * q.shape[-1] ** -0.5).expand(passes, -1, -1, -1, -1).flatten(0, 1)
+    scores = scaled @ keys.flatten(0, 1).transpose(-2, -1)
+    if keep_mask is not None:  # finite: the padding of a batch may see nothing
+        scores.masked_fill_(~keep_mask, torch.finfo(scores.dtype).min)
+    weights = scores.unflatten(0, (passes, batch)).movedim(0, -2).flatten(-2).softmax(-1)
+    weights = weights.unflatten(-1, (passes, -1)).movedim(-2, 0).flatten(0, 1)
+    return (weights @ values.flatten(0, 1)).unflatten(0, (passes, batch)).sum(0)
+
+
+class GenerationCache:
+    """A Memory with a slot for each position, in every layer and pass.
+
+    A token is kept in the slot of its position. Where it took no part in a pass, that pass has `nowhere` for
+    its position, which no query sees; the padding of a batch is at `nowhere` too, and is written to a slot of
+    its own behind the others.
+    """
+
+    positions: Tensor  # (B, S), of the tokens of this call
+
+    def __init__(self, settings: ModelSettings, batch: int) -> None:
+        self.settings, self.batch = settings, batch
+        self.nowhere = settings.sequence_length
+        # (stack, layer) -> keys and values, each (R, B, H, slots, Dh)
+        self._keys_values: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+        self._slot_positions: dict[str, Tensor] = {}  # stack -> positions (R, B, slots)
+        self._views: dict[tuple[str, int], View] = {}
+        self._before = self._used = 0
+        self._in_order = False
+
+    def begin(self, positions: Tensor, used: int, ragged: bool) -> None:
+        """A call over tokens at positions (B, S); used: slots in use after it. ragged: sequences are at
+        different positions.
+        """
+        self.positions, self._before, self._used = positions, self._used, used
+        has_window = self.settings.attention_window_length is not None
+        self._in_order = not (ragged or has_window or self.settings.row.variable_tokens)
+        self._views = {}
+
+    def _repeats(self, stack: str) -> int:
+        """Passes whose keys and values a stack keeps."""
+        if stack == "h_mid" or (stack == "h_end" and self.settings.row.exits_each_pass):
+            return self.settings.n_repeat
+        return 1
+
+    def _store_positions(self, stack: str, number: int, positions: Tensor) -> None:
+        if stack not in self._slot_positions:
+            shape = (self._repeats(stack), self.batch, self.nowhere + 1)
+            self._slot_positions[stack] = positions.new_full(shape, self.nowhere)
+        self._slot_positions[stack][number - 1].scatter_(1, positions, positions)
+
+    def _view(self, planner: Planner, stack: str, number: int, positions: Tensor) -> View:
+        """What queries at positions (B, S) see in a pass whose positions are stored."""
+        sees_earlier = stack == "h_mid" and self.settings.row.attends == "all"
+        passes = slice(0 if sees_earlier else number - 1, number)
+        slot_positions = self._slot_positions[stack][passes, :, : self._used]
+        key_positions, window = tuple(slot_positions), self.settings.attention_window_length
+        device, one_query = positions.device, positions.shape[1] == 1
+        kernel = choose_kernel(
+            fast=self.settings.attention == "fast",
+            one_query=one_query,
+            dtype=planner.computes_in(device),
+            # one query: a mask takes GPUs fewer launches
+            flash_works=planner.is_fast(device, alike=self._in_order and not one_query),
+        )
+        if kernel is Kernel.MASK:
+            return View(passes, kernel, planner.plan(positions, list(key_positions)))
+        rope = planner.rope(positions)
+        if kernel is Kernel.ONE_QUERY:
+            keep_mask = None
+            if not self._in_order:
+                queries = positions.expand(len(key_positions), -1, -1).flatten(0, 1)
+                keep_mask = visible(queries, slot_positions.flatten(0, 1), window)
+            return View(passes, kernel, AttentionPlan(rope), keep_mask)
+        ranges = []
+        for pass_index in range(len(key_positions)):
+            for keys, rule in key_ranges(self._in_order, one_query, self._before, self._used):
+                ranges.append(KeyRange(pass_index, keys, rule))
+        tiles = (Tile(slice(None), tuple(ranges)),)
+        return View(passes, kernel, AttentionPlan(rope, tiles, positions, key_positions, window))
+
+    def _run(
+        self,
+        planner: Planner,
+        stack: Stack,
+        layer: int,
+        number: int,
+        x: Tensor,
+        key_states: Tensor | None,
+        positions: Tensor,
+    ) -> Tensor:
+        if (stack.name, number) not in self._views:
+            self._store_positions(stack.name, number, positions)
+            self._views[stack.name, number] = self._view(planner, stack.name, number, positions)
+        view, block = self._views[stack.name, number], stack.blocks[layer]
+        q, *new = block.project(x, key_states, view.plan.rope)
+        stored = self._keys_values.get((stack.name, layer))
+        if stored is None:
+            shape = (self._repeats(stack.name), self.batch, q.shape[1], self.nowhere + 1, q.shape[3])
+            stored = new[0].new_zeros(shape), new[1].new_zeros(shape)
+            self._keys_values[stack.name, layer] = stored
+        slots = positions[:, None, :, None].expand_as(new[0])
+        for all_slots, of_call in zip(stored, new, strict=True):
+            all_slots[number - 1].scatter_(2, slots, of_call)
+        keys, values = [all_slots[view.passes, :, :, : self._used] for all_slots in stored]
+        if view.kernel is Kernel.ONE_QUERY:
+            y = attend_from_one(q, keys, values, view.keep_mask)
+        else:
+            y = block.attn.attend(q, list(zip(keys, values, strict=True)), view.plan)
+        return block.finish(x, y)
+
+    def run_stack(self, planner: Planner, stack: Stack, number: int, x: Tensor, positions: Tensor) -> Tensor:
+        """As Memory says; positions (B, T_r)."""
+        for layer in range(len(stack.blocks)):
+            x = self._run(planner, stack, layer, number, x, None, positions)
+        return x
+
+    def run_block(
+        self, planner: Planner, stack: Stack, layer: int, number: int, x: Tensor, key_states: Tensor | None
+    ) -> Tensor:
+        """As Memory says."""
+        return self._run(planner, stack, layer, number, x, key_states, self.positions)

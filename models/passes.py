@@ -1,0 +1,86 @@
+"""The repeated part of the transformer: its blocks, the depth embedding before a pass, the norm after it.
+
+Legend: B batch, T positions, T_r tokens still active in pass r, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.layers import DepthEmbedding
+from models.memory import Memory, Stack
+from models.planner import Planner
+from models.settings import ModelSettings
+
+
+@dataclass(frozen=True)
+class Passes:
+    """One run. gates: what scores tokens after a pass: a router for each pass but the last, a linear map for
+    each pass, or one gate for all passes, as the model's policy has it.
+    """
+
+    settings: ModelSettings
+    training: bool
+    middle_stack: Stack
+    end_stack: Stack
+    depth_embedding: DepthEmbedding | None
+    norm: nn.Module | None
+    gates: Sequence[nn.Module]
+    planner: Planner
+    memory: Memory
+
+    @property
+    def positions(self) -> Tensor:
+        """Of all tokens, (B or 1, T)."""
+        return self.memory.positions
+
+    @property
+    def numbers(self) -> range:
+        """Of the passes, from 1."""
+        return range(1, self.settings.n_repeat + 1)
+
+    def is_last(self, number: int) -> bool:
+        return number == self.settings.n_repeat
+
+    def middle(self, number: int, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """A pass over x (B, T_r, D) at positions (B or 1, T_r), None for all tokens."""
+        x = self._with_depth(number, x)
+        where = self.positions if positions is None else positions
+        return self._normed(self.memory.run_stack(self.planner, self.middle_stack, number, x, where))
+
+    def middle_by_block(
+        self,
+        number: int,
+        x: Tensor,
+        keep_mask: Tensor | None = None,
+        key_states: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """A pass over all tokens x (B, T, D), block by block.
+
+        keep_mask (B, T): after each block, tokens outside it have the state they came with. key_states: of a
+        block's input, what its keys and values are made of (None: the input).
+        """
+        x_in = x
+        x = self._with_depth(number, x)
+        for layer in range(len(self.middle_stack.blocks)):
+            states = None if key_states is None else key_states(x)
+            x = self.memory.run_block(self.planner, self.middle_stack, layer, number, x, states)
+            if keep_mask is not None:
+                x = torch.where(keep_mask.unsqueeze(-1), x, x_in)
+        return self._normed(x)
+
+    def end(self, x: Tensor, number: int = 1) -> Tensor:
+        """The last layers over all tokens x (B, T, D); number: of the pass whose exit they are."""
+        return self.memory.run_stack(self.planner, self.end_stack, number, x, self.positions)
+
+    def _with_depth(self, number: int, x: Tensor) -> Tensor:
+        if self.depth_embedding is None:
+            return x
+        return self.depth_embedding(x, self.settings.n_repeat - number)
+
+    def _normed(self, x: Tensor) -> Tensor:
+        return x if self.norm is None else self.norm(x)

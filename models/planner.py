@@ -1,0 +1,64 @@
+"""What the queries of a pass see, and by which way attention computes it.
+
+Legend: B batch, T positions of queries, K_r keys of pass r.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.attention import AttentionPlan, causal_tiles, flash_works, visible
+from models.settings import ModelSettings
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Makes the plans of one run. rotary: angles of positions, None where positions are not encoded; dtype:
+    of the weights; training: dropout is on.
+    """
+
+    settings: ModelSettings
+    rotary: nn.Module | None
+    dtype: torch.dtype
+    training: bool
+
+    def rope(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Angles of positions (B or 1, T); None where positions are not encoded."""
+        return None if self.rotary is None else self.rotary(positions)
+
+    def computes_in(self, device: torch.device) -> torch.dtype:
+        """The dtype of attention: the autocast's, or that of the weights."""
+        if torch.is_autocast_enabled(device.type):
+            return torch.get_autocast_dtype(device.type)
+        return self.dtype
+
+    def is_fast(self, device: torch.device, alike: bool) -> bool:
+        """Whether attention may go pass by pass. alike: all passes are of the same tokens; GPUs' kernels
+        take no mask.
+        """
+        if self.settings.attention == "reference" or (self.training and self.settings.dropout > 0):
+            return False
+        if device.type != "cpu" and not alike:
+            return False
+        return flash_works(device, self.computes_in(device), self.settings.head_width)
+
+    def plan(self, query_positions: Tensor, key_positions: list[Tensor]) -> AttentionPlan:
+        """For queries at (B or 1, T) positions and keys at the passes' (B or 1, K_r) positions."""
+        rope, window = self.rope(query_positions), self.settings.attention_window_length
+        alike = window is None and all(positions is query_positions for positions in key_positions)
+        if alike and len(key_positions) == 1:
+            return AttentionPlan(rope)
+        if self.is_fast(query_positions.device, alike):
+            return AttentionPlan(
+                rope,
+                causal_tiles(query_positions, key_positions, window),
+                query_positions,
+                tuple(key_positions),
+                window,
+            )
+        rows = max(positions.shape[0] for positions in key_positions)
+        all_keys = torch.cat([positions.expand(rows, -1) for positions in key_positions], dim=-1)
+        return AttentionPlan(rope, mask=visible(query_positions, all_keys, window))

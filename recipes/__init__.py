@@ -1,0 +1,9 @@
+"""What `python main.py RECIPE` can train: one module a recipe: its flags, defaults, spellings, checks.
+
+Nothing heavy is imported here, so that `--help` stays instant.
+"""
+
+from config.recipe import Recipe
+from recipes import cotformer
+
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (cotformer.RECIPE,)}

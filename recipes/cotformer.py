@@ -1,0 +1,109 @@
+"""The CoTFormer family of the paper: next-token prediction, middle layers that are repeated."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from itertools import pairwise
+
+from config.checks import notes_on_checkpoints, optimiser_problems, place_problems
+from config.flags import FLAGS, GROUPS, OLD_FLAGS, SELFTEST
+from config.recipe import Recipe
+from config.values import Problem
+from models.variants import VARIANTS
+
+
+def check(args: Namespace) -> list[Problem]:
+    """A line for each combination of values that cannot work."""
+    return [
+        *_layer_problems(args),
+        *_width_problems(args),
+        *_routing_problems(args),
+        *optimiser_problems(args),
+        *place_problems(args),
+    ]
+
+
+def _layer_problems(args: Namespace) -> list[Problem]:
+    problems = []
+    loops = VARIANTS[args.model].loop
+    middle = args.n_layer - args.n_layer_begin - args.n_layer_end
+    if middle < int(loops):
+        problems.append(
+            Problem(
+                f"--n_layer_begin {args.n_layer_begin} + --n_layer_end {args.n_layer_end} leave no layer of"
+                f" --n_layer {args.n_layer} between them",
+                "n_layer_begin",
+                "n_layer_end",
+                "n_layer",
+            )
+        )
+    if loops and args.min_repeat > args.n_repeat:
+        line = f"--min_repeat {args.min_repeat} is more than --n_repeat {args.n_repeat}"
+        problems.append(Problem(line, "min_repeat", "n_repeat"))
+    return problems
+
+
+def _width_problems(args: Namespace) -> list[Problem]:
+    problems = []
+    width = args.n_embd // args.n_head
+    if args.n_embd % args.n_head:
+        line = f"--n_embd {args.n_embd} is not divisible by --n_head {args.n_head}"
+        problems.append(Problem(line, "n_embd", "n_head"))
+    elif args.positional_encoder == "rotary" and width % 2:
+        problems.append(
+            Problem(
+                f"rotary positions need an even head width, but --n_embd {args.n_embd} / --n_head"
+                f" {args.n_head} = {width}",
+                "n_embd",
+                "n_head",
+            )
+        )
+    if args.dropout >= 1:
+        problems.append(Problem("--dropout must be below 1", "dropout"))
+    return problems
+
+
+def _routing_problems(args: Namespace) -> list[Problem]:
+    problems = []
+    routes = VARIANTS[args.model].routes
+    choices = args.n_repeat - 1  # after each pass but the last
+    for name in ("eval_length_factor", "training_length_factor"):
+        factors = getattr(args, name) or []
+        if routes and factors and len(factors) != choices:
+            line = f"--{name} needs n_repeat - 1 = {choices} values, not {len(factors)}"
+            problems.append(Problem(line, name, "n_repeat"))
+        if any(later > earlier for earlier, later in pairwise(factors)):
+            line = f"--{name} must not increase: a token that has stopped cannot go on again"
+            problems.append(Problem(line, name))
+    thresholds = args.router_threshold or [0.5]
+    if len(thresholds) not in (1, choices):
+        line = f"--router_threshold needs one value or n_repeat - 1 = {choices}, not {len(thresholds)}"
+        problems.append(Problem(line, "router_threshold", "n_repeat"))
+    return problems
+
+
+def notes(args: Namespace) -> list[str]:
+    """A line for each setting that was changed and has no effect on this model."""
+    row = VARIANTS[args.model]
+    unused = [flag.name for flag in OLD_FLAGS]
+    if args.min_repeat != args.n_repeat:  # the published commands have them alike
+        unused.append("min_repeat")
+    reasons = dict.fromkeys(unused, ": the flag is accepted for old command lines")
+    if not row.routes:
+        for name in ("eval_length_factor", "training_length_factor", "routing", "router_threshold"):
+            reasons[name] = f" on {args.model}: it routes no tokens"
+    if not row.depth_emb:
+        reasons["depth_embedding"] = f" on {args.model}"
+    changed = [name for name in reasons if getattr(args, name) != FLAGS[name].default]
+    return [f"--{name} has no effect{reasons[name]}" for name in changed] + notes_on_checkpoints(args)
+
+
+RECIPE = Recipe(
+    name="cotformer",
+    help="a model of the CoTFormer family, on the tokens of a dataset",
+    groups=GROUPS,
+    old_flags=OLD_FLAGS,
+    selftest=SELFTEST,
+    check=check,
+    notes=notes,
+)

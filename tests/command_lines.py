@@ -1,0 +1,26 @@
+"""Command lines that are refused, and files for --config."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import config
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> list[str]:
+    """What is printed about a command line that is refused."""
+    with pytest.raises(SystemExit) as stopped:
+        config.parse_args([str(word) for word in argv])
+    assert stopped.value.code == 2
+    return capsys.readouterr().err.splitlines()
+
+
+def config_file(folder: Path, content: Any) -> Path:
+    """A file of that text, or of that object as JSON."""
+    path = folder / "settings.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
