@@ -139,10 +139,11 @@ def _described(split: Mapping[str, Any]) -> str:
 
 
 def data_differences(now: Mapping[str, Any] | None, then: Mapping[str, Any] | None) -> list[str]:
-    """A line for each split that is another one than the checkpoint's.
+    """A line for each split, or other part of a source's identity, that is another one than the checkpoint's.
 
-    now: of `identity_of`. then: the same, as a checkpoint or a summary recorded it, or what older ones did:
-    {"train_tokens": N}. None, and whatever one of the two does not state, is no difference.
+    now: of `identity_of`, or of another source. then: the same, as a checkpoint or a summary recorded it, or
+    what older ones did: {"train_tokens": N}. None, and whatever one of the two does not state, is no
+    difference.
     """
     now, then = now or {}, then or {}
     lines = []
@@ -154,6 +155,11 @@ def data_differences(now: Mapping[str, Any] | None, then: Mapping[str, Any] | No
             lines.append(
                 f"the {called} data differ: the checkpoint's have {_described(theirs)}, these"
                 f" {_described(mine)}"
+            )
+    for name in sorted(now.keys() & then.keys() - SPLITS.keys()):
+        if now[name] != then[name]:
+            lines.append(
+                f"the data differ: the checkpoint's {name} is {then[name]!r}, this one's {now[name]!r}"
             )
     return lines
 

@@ -6,7 +6,9 @@ Needs no torch, so that a job can ask before it is queued.
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from config.identity import differences
 from data.bins import data_differences, dataset_folder, identity_of
@@ -17,8 +19,9 @@ from optim.reader import Record
 from optim.schedules import WAYS_TO_EXTEND
 
 
-def is_finished(folder: Path, args: Namespace, by_name: bool = True) -> bool:
-    """Whether all iterations of the experiment are done. by_name: the data are those that --dataset names.
+def is_finished(folder: Path, args: Namespace, data: Mapping[str, Any] | None = None) -> bool:
+    """Whether all iterations of the experiment are done. data: their identity (None: of what --dataset
+    names).
 
     Raises UserError where it is another one than was asked for.
     """
@@ -31,7 +34,8 @@ def is_finished(folder: Path, args: Namespace, by_name: bool = True) -> bool:
             f"{folder / SUMMARY} does not say how many iterations were done; move it away to train on"
         )
     wrong = differences(vars(args), then)
-    data = identity_of(dataset_folder(args.dataset, args.data_dir)) if by_name else None
+    if data is None:
+        data = identity_of(dataset_folder(args.dataset, args.data_dir))
     if data is not None and isinstance(record.summary.get("data"), dict):
         wrong += data_differences(data, record.summary["data"])
     wrong += initial.differences(args.init_from, record.summary.get("initial"))

@@ -131,17 +131,19 @@ class HeldOut:
     def summary(self, rows: Sequence[Mapping[str, Any]], step: int) -> dict[str, Any]:
         n_windows, plan = self.windows.n_windows, self.plan
         some = min(n_windows, plan.batches * plan.batch_size) if plan.batches else n_windows
-        final = next(row for row in reversed(rows) if row["kind"] == "final" and row["step"] == step)
+        of = f"@{self.name}" if self.name else ""
+        final = next(row for row in reversed(rows) if row["kind"] == f"final{of}" and row["step"] == step)
         curves = {
-            name: [row[name] for row in rows if row["kind"] == "eval"]
+            name: [row[name] for row in rows if row["kind"] == f"eval{of}"]
             for name in ("val_loss", "val_pp", "val_acc")
         }
         told = ("val_loss", "val_pp", "val_acc", "average_depth", "n_tokens")
-        return {
+        found = {
             **curves,
             **{f"final_{name}": final[name] for name in told},
             "evaluation": {"batch_size": plan.batch_size, "final_windows": n_windows, "windows": some},
         }
+        return {f"{name}{of}": value for name, value in found.items()}
 
 
 class Tracked:

@@ -64,6 +64,12 @@ class Metrics:
     def has(self, kind: str, step: int) -> bool:
         return (kind, step) in self.seen
 
+    def row(self, kind: str, step: int) -> dict[str, Any] | None:
+        """The newest row of a kind and a step."""
+        if not self.has(kind, step):
+            return None
+        return next(row for row in reversed(self._read()) if (row["kind"], row["step"]) == (kind, step))
+
     def rows(self) -> list[dict[str, Any]]:
         """The newest row of each kind and step, in order of step."""
         newest = {(row["kind"], row["step"]): row for row in self._read()}

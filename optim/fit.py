@@ -1,7 +1,7 @@
 """Training from Python: any network, source of batches and objective on the loop that main.py uses.
 
-    rows = fit(NextToken(network), source, steps=200, lr=3e-3)
-    rows = fit(objective, source, steps=20_000, folder="runs/mine", save_checkpoint_freq=1000)
+    rows = fit(NextToken(network), source, steps=200, lr=3e-3).rows
+    rows, outcome = fit(objective, source, steps=20_000, folder="runs/mine", save_checkpoint_freq=1000)
 
 docs/library.md shows a token array, a loss, a network and a callback of one's own.
 """
@@ -13,21 +13,23 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 from torch import nn
 
 import config
 import distributed
-from config.flags import FLAGS
+from config.flags import FLAGS, GROUPS
 from data.batch import BatchSource
 from distributed.world import World
 from errors import UserError
+from models.weights import load_weights
+from optim.checkpoint import load_checkpoint
 from optim.done import is_finished
 from optim.evaluation import Evaluation
 from optim.experiment import Experiment
 from optim.hooks import Hook
-from optim.names import STOP
+from optim.names import FINAL, STOP
 from optim.outcome import Ending, Kind, Outcome, ended
 from optim.progress import Parts
 from optim.reporting import log, log_to_file, start_logging
@@ -35,22 +37,48 @@ from optim.setup import seed_everything, set_precision, starting_point
 from optim.stopping import Stopper
 from optim.training import Trainer
 
+_called: list[bool] = []  # by torchrun's processes
 # of a training from Python, where main.py's default is meant for a published command
 DEFAULTS = {"acc_steps": 1, "scheduler": "none", "log_freq": 1, "eval_freq": 0, "seed": 0}
 
 
-def settings_of(steps: int, lr: float, batch_size: int, given: dict[str, Any]) -> Any:
+# groups of flags that say what a network and its data are, which the caller of fit has made
+OF_OTHERS = frozenset(flag.name for group in ("data", "model", "recurrent depth") for flag in GROUPS[group])
+NOT_HERE = (OF_OTHERS - {"dtype"}) | {"init_from", "config", "stop_file", "outcome_file", "selftest_resume"}
+
+
+class Fitted(NamedTuple):
+    """rows: of metrics.jsonl, on the main process. outcome: how the training ended: `outcome.is_done`, or a
+    stop (a signal, Ctrl-C, the end of its time, a pause) after which the same call goes on, given a folder.
+    """
+
+    rows: list[dict[str, Any]]
+    outcome: Outcome
+
+
+def settings_of(given: dict[str, Any]) -> Any:
     """The settings that main.py would have. Raises UserError with a line for each that is none, or wrong."""
-    unknown = [f"fit: unknown setting {name!r}{config.nearest(name, FLAGS)}" for name in given.keys() - FLAGS]
-    if unknown:
-        raise UserError("\n".join(sorted(unknown)))
-    own = {"iterations": steps, "lr": lr, "batch_size": batch_size}
-    args = config.add_defaults({**DEFAULTS, **given, **own})
+    known = {name: flag for name, flag in FLAGS.items() if name not in NOT_HERE}
+    wrong = [f"fit: unknown setting {name!r}{config.nearest(name, known)}" for name in given.keys() - known]
+    values = {}
+    for name in given.keys() & known:
+        try:
+            values[name] = config.convert(known[name], given[name])
+        except ValueError as error:
+            wrong.append(f"fit: {name}: {error}")
+    if wrong:
+        raise UserError("\n".join(sorted(wrong)))
+    args = config.add_defaults({**DEFAULTS, **values})
     problems = config.check(args)
     if problems:
-        raise UserError("\n".join(str(problem) for problem in problems))
+        raise UserError("\n".join(map(str, problems)))
     config.check_world_size(args, distributed.launched_world_size())
     return args
+
+
+def _final_weights(folder: Path, network: nn.Module) -> None:
+    """Put the weights of a training that is finished into its network. Raises UserError."""
+    load_weights(network, load_checkpoint(folder / FINAL)["model"])
 
 
 def fit(
@@ -64,52 +92,57 @@ def fit(
     hooks: Sequence[Hook] = (),
     folder: Path | str | None = None,
     **settings: Any,
-) -> list[dict[str, Any]]:
+) -> Fitted:
     """Train an objective's network in place on one process, or on all that torchrun has started.
 
     steps: optimiser steps in all. batch_size: samples of a micro-batch. folder: of the experiment: it is
     locked, checkpointed, and gone on with where it was left, as exactly as by main.py; None: nothing is kept.
-    settings: flags of main.py by name (opt, weight_decay, scheduler, acc_steps, seed, dtype, device,
-    save_checkpoint_freq, track, ...). Weights begin as the caller made them.
+    settings: flags of main.py by name, except those of the network and the data (opt, weight_decay,
+    scheduler, acc_steps, seed, dtype, device, save_checkpoint_freq, track, ...). Weights begin as the caller
+    made them.
 
-    Returns the rows of metrics.jsonl, on the main process. Raises UserError for bad input.
+    Raises UserError for bad input, and where torchrun's processes call it a second time.
     """
     began = time.time()
-    args = settings_of(steps, lr, batch_size, settings)
+    args = settings_of({"iterations": steps, "lr": lr, "batch_size": batch_size, **settings})
+    if distributed.under_torchrun():
+        if _called:
+            raise UserError("fit: torchrun's processes can meet once only; train one model in each launch")
+        _called.append(True)
     with ExitStack() as closing:
         if folder is None:
             folder = closing.enter_context(tempfile.TemporaryDirectory(prefix="fit-"))
+        place = Path(folder)
         world = closing.enter_context(
             distributed.start(args.distributed_backend, args.device, args.watchdog_minutes)
         )
         start_logging(world.is_main)
-        ending = Ending(Path(folder), None)
+        ending = Ending(place, None)
         held: list[Experiment] = []  # on the main process
 
         def hold() -> None:
-            held.append(Experiment(Path(folder), args.iterations))
+            held.append(Experiment(place, args.iterations))
             closing.callback(held[0].close)
             stopper.is_lost = lambda: held[0].lock.lost
             ending.take(held[0].lock)
-            log_to_file(Path(folder) / "train.log")
+            log_to_file(place / "train.log")
 
         def run() -> Outcome:
             world.on_main(hold)
             ending.held = True
-            if world.on_main(lambda: is_finished(Path(folder), args, by_name=False)):
-                log.info(f"{folder} is finished already: nothing to do")
+            if world.on_main(lambda: is_finished(place, args, source.identity())):
+                log.info(f"{place} is finished already: its weights are loaded")
+                world.on_all(lambda: _final_weights(place, cast(nn.Module, objective.network)))
                 return ended(Kind.FINISHED, "finished already", args.iterations)
-            path = world.on_main(lambda: starting_point(Path(folder), args.use_pretrained))
+            path = world.on_main(lambda: starting_point(place, args.use_pretrained))
             seed_everything(args.seed, world.rank)
             measured = evaluations(world) if callable(evaluations) else evaluations
-            parts = Parts(objective, source, measured, hooks)
-            trainer = Trainer(args, world, parts, Path(folder), ending)
+            trainer = Trainer(args, world, Parts(objective, source, measured, hooks), place, ending)
             if path is not None:
                 trainer.progress.load(path)
             return trainer.run(held[0] if held else None, stopper)
 
-        stop_files = [Path(folder) / STOP]
-        with Stopper(world, stop_files, args.max_runtime_minutes, began, args.stop_signals) as stopper:
+        with Stopper(world, [place / STOP], args.max_runtime_minutes, began, args.stop_signals) as stopper:
             set_precision(args.deterministic)
-            ending.recorded(run)
-        return held[0].metrics.rows() if held else []
+            outcome = ending.recorded(run)
+        return Fitted(held[0].metrics.rows() if held else [], outcome)

@@ -5,7 +5,8 @@
             if loss < 0.1:
                 return Stop("complete", "the loss is below 0.1")
 
-Hooks are called on every process with the same values; only the main process's answer counts.
+Give the same hooks to every process: all are called with the same values, and the main process's answer
+counts.
 """
 
 from __future__ import annotations
@@ -48,6 +49,15 @@ class Hook:
     def evaluated(self, step: int, name: str, values: Mapping[str, Any]) -> Stop | None:
         """After an evaluation during training; values: of its row in metrics.jsonl."""
         return None
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this hook, so that a resumed run goes on as if it had not stopped:
+        counters, say; plain values.
+        """
+        return {}
+
+    def take_up(self, state: Mapping[str, Any]) -> None:
+        """What `state` gave, on a resume."""
 
     def ended(self, step: int, reason: str) -> None:
         """After the last step of this run, whatever ended it."""

@@ -16,8 +16,8 @@ from distributed.world import World
 from errors import UserError
 from models.weights import load_weights
 from optim import checkpoint, history, initial
-from optim.evaluation import Evaluation, Tracked
-from optim.hooks import Hook
+from optim.evaluation import Evaluation, HeldOut, Tracked
+from optim.hooks import COMPLETE, Hook, Stop
 from optim.names import ABANDONED, BEST
 from optim.optimizers import load_optimizer_state, make_optimizer
 from optim.reporting import log
@@ -46,15 +46,34 @@ class Parts:
     flops_per_item: float = 0.0
 
 
+def check_parts(parts: Parts) -> None:
+    """Raises UserError for parts that could not be trained, or told apart."""
+    network: Any = parts.objective.network
+    of_network = {id(parameter) for parameter in network.parameters()}
+    for name, parameter in parts.objective.named_parameters():
+        if parameter.requires_grad and id(parameter) not in of_network:
+            raise UserError(
+                f"the objective's {name} would not be trained: only parameters of its network are; put it"
+                " there, or freeze it (requires_grad_(False))"
+            )
+    names = [evaluation.name for evaluation in parts.evaluations]
+    if len(set(names)) < len(names):
+        raise UserError(f"evaluations need names of their own, not {', '.join(map(repr, names))}")
+    unnamed = [each for each in parts.evaluations if not each.name and not isinstance(each, HeldOut)]
+    if unnamed:
+        raise UserError(f"an evaluation of your own needs a name: {type(unnamed[0]).__name__}.name is empty")
+
+
 class Progress:
     """The state of a training. step: how many steps are taken. data: what the data are known by.
 
-    initial: the weights that --init_from gave. rollbacks: steps to which a person has taken this training
-    back; is_rollback: whether this run does so.
+    asked: for which end a hook has asked. initial: the weights that --init_from gave. rollbacks: steps to
+    which a person has taken this training back; is_rollback: whether this run does so.
     """
 
     def __init__(self, args: Any, world: World, parts: Parts, folder: Path, saver: Saver) -> None:
         self.args, self.world, self.parts, self.folder, self.saver = args, world, parts, folder, saver
+        check_parts(parts)
         objective = parts.objective.to(world.device)
         self.network: Any = objective.network  # of any class
         self.model = world.wrap(objective, may_leave_unused=bool(objective.may_leave_unused))
@@ -62,7 +81,10 @@ class Progress:
         self.schedule = make_scheduler(self.optimizer, args)
         self.steps = OptimizerStep(args, world, self.model, self.optimizer, parts.source)
         self.data = world.on_main(parts.source.identity)
-        self.tracked = Tracked(args.track, parts.evaluations, args.eval_freq) if args.track else None
+        self.tracked = (
+            Tracked(args.track, parts.evaluations, args.eval_freq) if args.track is not None else None
+        )
+        self.asked: Stop | None = None
         self.step = 0
         self.initial: dict[str, str] | None = None
         self.rollbacks: list[int] = []
@@ -98,6 +120,7 @@ class Progress:
             **source.parts(),
             "precision": self.precision,
             **self._evaluations(),
+            **self._hooks(),
             "rollbacks": list(self.rollbacks),
             **self.initial_part(),
         }
@@ -112,6 +135,16 @@ class Progress:
                 found["evaluation"] = evaluation.state()
         if self.tracked is not None:
             found["best"] = self.tracked.state()
+        return found
+
+    def _hooks(self) -> dict[str, Any]:
+        """What hooks keep, and that one has found the training complete: a pause is over with its run."""
+        found: dict[str, Any] = {}
+        kept = [hook.state() for hook in self.parts.hooks]
+        if any(kept):
+            found["hooks"] = kept
+        if self.asked is not None and self.asked.kind == COMPLETE:
+            found["complete"] = self.asked.reason
         return found
 
     def initial_part(self) -> dict[str, Any]:
@@ -146,8 +179,14 @@ class Progress:
             wanted = named_file(self.folder, self.args.use_pretrained)
             if wanted is not None and wanted.resolve() == path.resolve():
                 self._roll_back()
+        tracked = self.tracked
+        has_best = self.world.on_main(lambda: (self.folder / BEST).exists())
+        if tracked is not None and tracked.value is not None and not has_best:
+            log.info(f"note: there is no {BEST} here; the best {self.args.track} is looked for anew")
+            tracked.forget()
         if extended:
             log.info(extended)
+            self.asked = None  # there is more to do
             own = self.saver.resumed_from
             if own is not None:  # another experiment's files are not ours to rename
                 self.saver.resumed_from = self.world.on_main(lambda: history.keep_final(own))
@@ -165,9 +204,6 @@ class Progress:
                 f"rolled back to step {self.step}: {', '.join(gone)} set aside under names that end in"
                 f" .{ABANDONED}"
             )
-        if self.tracked is not None and BEST in gone:
-            log.info(f"note: {BEST} was of a later step; the best {self.args.track} is looked for anew")
-            self.tracked.forget()
 
     def _take_up(self, path: Path) -> str | None:
         """What `load` does on each process; returns what the schedule says of an extension."""
@@ -189,6 +225,10 @@ class Progress:
             evaluation.take_up(kept, state["args"])
         if self.tracked is not None:
             self.tracked.take_up(state.get("best"))
+        for hook, kept in zip(self.parts.hooks, state.get("hooks", []), strict=False):
+            hook.take_up(kept)
+        if "complete" in state:
+            self.asked = Stop(COMPLETE, state["complete"])
         if self.world.rank < len(state["rng"]):
             checkpoint.restore_random_states(state["rng"][self.world.rank], self.world.device)
         self._note_what_changed(state)

@@ -24,7 +24,7 @@ from errors import BadNumbers, UserError
 from files import write_json
 from optim.evaluation import Evaluation, Measured
 from optim.experiment import UNKNOWN, Experiment
-from optim.hooks import COMPLETE, Stop
+from optim.hooks import COMPLETE, Hook, Stop
 from optim.names import ABANDONED, BEST, FINAL, SUMMARY
 from optim.outcome import Ending, Kind, Outcome, ended, of_error
 from optim.progress import Parts, Progress
@@ -64,7 +64,6 @@ class Trainer:
             world.on_all(lambda: need_compiler(world.device))
             parts.objective.network.compile_blocks()  # type: ignore[operator, union-attr]
         self.steps = self.progress.steps
-        self.asked: Stop | None = None  # by a hook
         self.status_at = 0.0
 
     # saving
@@ -149,12 +148,15 @@ class Trainer:
 
     def _ask(self, answers: Callable[[Any], Stop | None]) -> None:
         """Call every hook; the first of the main process that asks for an end is heard by all processes."""
-        if not self.parts.hooks or self.asked is not None:
+        if not self.parts.hooks or self.progress.asked is not None:
             return
         asked = None
         for hook in self.parts.hooks:
-            asked = answers(hook) or asked
-        self.asked = self.world.broadcast(asked)
+            answer = answers(hook)
+            if not isinstance(answer, Stop | None):
+                raise TypeError(f"{type(hook).__name__} must return a Stop or None, not {answer!r}")
+            asked = asked or answer
+        self.progress.asked = self.world.broadcast(asked)
 
     # evaluations
 
@@ -165,7 +167,9 @@ class Trainer:
         metrics.jsonl has a row of are done.
         """
         for evaluation in self.parts.evaluations:
-            if resumed and self._has_row(evaluation):
+            row = self._row_of(evaluation) if resumed else None
+            if row is not None:
+                self._keep_best(evaluation, row)  # a kill may have come between the row and best.pt
                 continue
             begin = time.monotonic()
             measured = evaluation.run(whole, self._poll, self._note_advance)
@@ -182,15 +186,18 @@ class Trainer:
         kind = "final" if whole else "eval"
         return f"{kind}@{evaluation.name}" if evaluation.name else kind
 
-    def _has_row(self, evaluation: Evaluation) -> bool:
-        kind, experiment = self._kind(evaluation, False), self.experiment
-        has_row = experiment is not None and experiment.metrics.has(kind, self.progress.step)
-        return bool(self.world.broadcast(has_row))
+    def _row_of(self, evaluation: Evaluation) -> dict[str, Any] | None:
+        """That of metrics.jsonl for the present step, if there is one."""
+        row = None
+        if self.experiment is not None:
+            row = self.experiment.metrics.row(self._kind(evaluation, False), self.progress.step)
+        found: dict[str, Any] | None = self.world.broadcast(row)
+        return found
 
     def _note_advance(self) -> None:
         """An evaluation that has been cut short before got further."""
-        assert self.experiment is not None, "the main process has the experiment"
-        self.experiment.note(evaluated=True)
+        if self.experiment:
+            self.experiment.note(evaluated=True)
 
     def _report_evaluation(
         self, evaluation: Evaluation, measured: Measured, whole: bool, seconds: float
@@ -199,18 +206,23 @@ class Trainer:
         of = f" {evaluation.name}" if evaluation.name else ""
         what = f"final evaluation{of} on the whole split" if whole else f"evaluation{of}"
         lines = [f"{what} at step {step}: {measured.words}"]
-        row = {"kind": self._kind(evaluation, whole), "step": step, **measured.values}
+        values = self.world.broadcast(measured.values)  # of which all processes must think alike
+        row = {"kind": self._kind(evaluation, whole), "step": step, **values}
         if not whole and not evaluation.name:
             row |= self._gradients(lines)
         self.reporter.row({**row, "time": {"seconds": seconds}}, lines)
         if self.world.is_main:
             measured.told()
-        tracked = self.progress.tracked
-        if not whole and tracked is not None and tracked.improves(evaluation.name, measured.values, step):
+        if not whole:
+            self._keep_best(evaluation, values)
+            self._ask(lambda hook: hook.evaluated(step, evaluation.name, values))
+
+    def _keep_best(self, evaluation: Evaluation, values: dict[str, Any]) -> None:
+        """Write best.pt where what --track names is the best so far."""
+        tracked, step = self.progress.tracked, self.progress.step
+        if tracked is not None and tracked.improves(evaluation.name, values, step):
             log.info(f"the best {self.args.track} so far: {tracked.value:.6g}; {BEST} is of step {step}")
             self._save(BEST)
-        if not whole:
-            self._ask(lambda hook: hook.evaluated(step, evaluation.name, measured.values))
 
     def _gradients(self, lines: list[str]) -> dict[str, Any]:
         """Of a row, what the gradient norms were since the last evaluation; adds lines about them."""
@@ -248,9 +260,10 @@ class Trainer:
             outcome = self._run()
         except BaseException as error:
             self.ending.step = self.progress.step
+            outcome = of_error(error, self.progress.step)
             with suppress(UserError, OSError):
                 self.saver.settle()
-            outcome = self.ending.told() or of_error(error, self.progress.step)
+            outcome = self.ending.told() or outcome
             raise
         finally:
             if self.experiment:
@@ -258,8 +271,15 @@ class Trainer:
                     self._record(outcome.state, outcome.reason)
             self.reporter.close(1 if outcome.state == "failed" else 0)
             for hook in self.parts.hooks:
-                hook.ended(self.progress.step, outcome.reason)
+                self._tell_end(hook, outcome.reason)
         return outcome
+
+    def _tell_end(self, hook: Hook, reason: str) -> None:
+        """What goes wrong in a hook here is no longer of the training, and must not hide how it ended."""
+        try:
+            hook.ended(self.progress.step, reason)
+        except Exception as error:
+            log.warning(f"warning: {type(hook).__name__}.ended failed: {type(error).__name__}: {error}")
 
     def _record(self, state: str, reason: str = UNKNOWN, **more: float) -> None:
         """Tell segments.jsonl and status.json, on the main process, where the run is and how long its steps
@@ -307,7 +327,7 @@ class Trainer:
         self._ask(lambda hook: hook.started(progress.step))
         if progress.step and self._is_due(args.eval_freq) and not self._evaluate(whole=False, resumed=True):
             return self._stop()
-        while progress.step < args.iterations and self.asked is None:
+        while progress.step < args.iterations and progress.asked is None:
             if self._poll():
                 return self._stop()
             begin = time.monotonic()
@@ -330,8 +350,8 @@ class Trainer:
                 self._save(f"ckpt_{progress.step}.pt")
             else:
                 self.saver.settle_if_written()
-        if self.asked is not None and self.asked.kind != COMPLETE:
-            return self._pause(self.asked.reason)
+        if progress.asked is not None and progress.asked.kind != COMPLETE:
+            return self._pause(progress.asked.reason)
         if self.world.broadcast(self.saver.saved_step < progress.step or not (self.folder / FINAL).exists()):
             self._save(FINAL)
             self.saver.settle()
@@ -369,8 +389,8 @@ class Trainer:
         if not self._evaluate(whole=True):
             return self._stop()
         kind, reason = Kind.FINISHED, "all iterations done"
-        if self.asked is not None:
-            kind, reason = Kind.COMPLETE, self.asked.reason
+        if self.progress.asked is not None:
+            kind, reason = Kind.COMPLETE, self.progress.asked.reason
             log.info(f"complete at step {self.progress.step}/{self.args.iterations}: {reason}")
         if self.experiment:
             write_json(self.folder / SUMMARY, summarise(self.progress, self.experiment, reason))

@@ -76,7 +76,8 @@ class StopAt(Hook):
 
 def train(folder: Path | None, **changes: Any) -> list[dict[str, Any]]:
     settings = {"steps": 12, "lr": 1e-2, "batch_size": 4, "acc_steps": 2, "device": "cpu", "folder": folder}
-    return fit(changes.pop("objective", None) or Squared(), Numbers(), **{**settings, **changes})
+    source = changes.pop("source", None) or Numbers()
+    return fit(changes.pop("objective", None) or Squared(), source, **{**settings, **changes}).rows
 
 
 def without_time(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -166,3 +167,88 @@ def test_the_best_value_outlives_a_stop(tmp_path: Path) -> None:
 def test_a_quantity_that_nothing_measures_is_refused_with_the_choices(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--track val_loss: nothing measures that; there are: score@script"):
         train(tmp_path, evaluations=[Scripted([1.0], 3)], eval_freq=3, track="val_loss")
+
+
+class OtherNumbers(Numbers):
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def identity(self) -> dict[str, Any]:
+        return {"kind": self.kind}
+
+
+class Patience(Hook):
+    """Completes the training after so many steps, which it counts."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def stepped(self, step: int, loss: float) -> Stop | None:
+        self.left -= 1
+        return None if self.left else Stop("complete", "out of patience")
+
+    def state(self) -> dict[str, Any]:
+        return {"left": self.left}
+
+    def take_up(self, state: Any) -> None:
+        self.left = state["left"]
+
+
+class Tempered(Squared):
+    """An objective with a parameter that is not its network's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = nn.Parameter(torch.ones(()))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "line"),
+    [
+        ("opt", "lion", "opt: .*adamw"),
+        ("eval_freq", -3, "eval_freq: "),
+        ("dtype", "bf16", "dtype: "),
+        ("acc_steps", 0, "acc_steps: "),
+    ],
+)
+def test_settings_have_the_bounds_of_the_flags(setting: str, value: Any, line: str) -> None:
+    with pytest.raises(UserError, match=f"fit: {line}"):
+        train(None, **{setting: value})
+
+
+def test_settings_of_the_network_and_the_data_are_the_callers(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown setting 'n_layer'"):
+        train(None, n_layer=3)
+
+
+def test_a_finished_training_gives_the_network_its_weights(tmp_path: Path) -> None:
+    first, second = Squared(), Squared()
+    train(tmp_path, objective=first)
+    train(tmp_path, objective=second)
+    assert torch.equal(first.network[0].weight, second.network[0].weight)
+
+
+def test_a_resume_on_another_source_is_refused(tmp_path: Path) -> None:
+    train(tmp_path, source=OtherNumbers("a"), hooks=[StopAt("pause", 5)])
+    with pytest.raises(UserError, match="the data differ: the checkpoint's kind is 'a', this one's 'b'"):
+        train(tmp_path, source=OtherNumbers("b"))
+
+
+def test_what_a_hook_counts_outlives_a_pause(tmp_path: Path) -> None:
+    train(tmp_path, hooks=[Patience(8), StopAt("pause", 5)])
+    train(tmp_path, hooks=[Patience(8)])
+    assert load_json(tmp_path / "summary.json")["itr"] == 8
+
+
+def test_a_parameter_that_would_not_be_trained_is_refused() -> None:
+    with pytest.raises(UserError, match="the objective's temperature would not be trained"):
+        train(None, objective=Tempered())
+
+
+def test_a_best_value_whose_file_a_kill_took_is_written_on_the_resume(tmp_path: Path) -> None:
+    """As between the row of an evaluation and best.pt."""
+    tracked = {"eval_freq": 3, "track": "score@script"}
+    train(tmp_path, evaluations=[Scripted([3.0, 1.0, 2.0], 3)], hooks=[StopAt("pause", 6)], **tracked)
+    (tmp_path / "best.pt").unlink()
+    train(tmp_path, evaluations=[Scripted([3.0, 1.0, 2.0], 3)], **tracked)
+    assert load_checkpoint(tmp_path / "best.pt")["itr"] == 6
