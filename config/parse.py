@@ -266,8 +266,7 @@ def _description() -> str:
 
 def _print_settings(args: Namespace) -> int:
     """All settings and the recipe as JSON for --config, from the first process. Returns the exit code."""
-    instead_of_training = ("config", "selftest_resume")
-    settings = {name: value for name, value in vars(args).items() if name not in instead_of_training}
+    settings = {name: value for name, value in vars(args).items() if name != "config"}
     if settings["data_seed"] == settings["seed"]:  # it follows another --seed, too
         settings["data_seed"] = None
     if os.environ.get("RANK", "0") == "0":

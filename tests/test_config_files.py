@@ -288,7 +288,12 @@ def test_printed_settings_are_read_back_as_the_same_run(words):
     assert config.experiment_folder(again) == config.experiment_folder(args)
 
 
-@pytest.mark.parametrize("name", sorted(set(FLAGS) - {"config"}))
+def test_printed_settings_leave_the_order_of_samples_to_another_seed(tmp_path):
+    path = config_file(tmp_path, printed())
+    assert config.parse_args(["--config", str(path), "--seed", "7"]).data_seed == 7
+
+
+@pytest.mark.parametrize("name", sorted(set(FLAGS) - {"config", "data_seed"}))
 def test_every_setting_is_printed(name):
     assert json.loads(printed())[name] == getattr(config.parse_args([]), name)
 
