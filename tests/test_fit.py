@@ -19,7 +19,7 @@ from optim.fit import fit
 from optim.hooks import Hook, Stop
 from optim.objectives import Loss
 from optim.selftest import differing, leaves
-from tests.programs import ROOT
+from tests.programs import ROOT, python, run
 
 
 class Numbers(PlainSource):
@@ -252,3 +252,27 @@ def test_a_best_value_whose_file_a_kill_took_is_written_on_the_resume(tmp_path: 
     (tmp_path / "best.pt").unlink()
     train(tmp_path, evaluations=[Scripted([3.0, 1.0, 2.0], 3)], **tracked)
     assert load_checkpoint(tmp_path / "best.pt")["itr"] == 6
+
+
+SCRIPT = """
+import sys
+from tests.test_fit import Numbers, Patience, Scripted, Squared, StopAt, fit
+
+fitted = fit(Squared(), Numbers(), steps=9, lr=1e-2, batch_size=4, acc_steps=2, device="cpu",
+             folder=sys.argv[1], evaluations=[Scripted([2.0, 1.0, 3.0], 3)], eval_freq=3, track="score@script",
+             hooks=[Patience(50), StopAt("complete", 8)])
+print(fitted.outcome.kind, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_evaluate_and_stop_together(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    launcher = [*python(processes=2), str(script), str(tmp_path / "run")]
+    outcome = run(launcher, PYTHONPATH=str(ROOT))
+    assert outcome.returncode == 0 and outcome.stdout.count("complete\n") == 2, (
+        outcome.stdout + outcome.stderr
+    )
+    assert load_checkpoint(tmp_path / "run" / "best.pt")["itr"] == 6
+    assert load_json(tmp_path / "run" / "summary.json")["itr"] == 8
