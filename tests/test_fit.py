@@ -259,7 +259,8 @@ import sys
 from tests.test_fit import Numbers, Patience, Scripted, Squared, StopAt, fit
 
 fitted = fit(Squared(), Numbers(), steps=9, lr=1e-2, batch_size=4, acc_steps=2, device="cpu",
-             folder=sys.argv[1], evaluations=[Scripted([2.0, 1.0, 3.0], 3)], eval_freq=3, track="score@script",
+             folder=sys.argv[1], evaluations=[Scripted([2.0, 1.0, 3.0], 3)], eval_freq=3,
+             track="score@script",
              hooks=[Patience(50), StopAt("complete", 8)])
 print(fitted.outcome.kind, flush=True)
 """
