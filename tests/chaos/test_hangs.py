@@ -54,7 +54,7 @@ def test_process_that_waits_says_where_and_shows_its_stacks(hung: tuple[Path, in
     _, _, errors, _ = hung
     assert "main.py: error: watchdog: process 0 of 2, after step" in errors
     assert "has not got on for 0.25 minutes; stacks follow" in errors
-    assert 'loop.py", line' in errors.split("stacks follow")[1]
+    assert 'training.py", line' in errors.split("stacks follow")[1]
 
 
 def test_chain_goes_on_for_the_watchdogs_reason(hung: tuple[Path, int, str, float]) -> None:

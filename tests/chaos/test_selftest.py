@@ -51,11 +51,11 @@ def test_kills_three_times_and_leaves_nothing(here: tuple[Path, int, str]) -> No
 def test_fails_where_the_optimiser_is_not_resumed(tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     copy_sources(copy)
-    loop = copy / "optim" / "loop.py"
-    whole = loop.read_text()
+    progress = copy / "optim" / "progress.py"
+    whole = progress.read_text()
     broken = whole.replace('load_optimizer_state(self.optimizer, state["optimizer"])', "pass")
     assert broken != whole
-    loop.write_text(broken)
+    progress.write_text(broken)
     code, said, _ = selftest(tmp_path / "exps", *ALONE, main=copy / "main.py")
     assert code == 1
     assert re.match(r"FAIL: .*/model/", said.splitlines()[-1])
