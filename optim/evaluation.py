@@ -133,16 +133,14 @@ class HeldOut:
         some = min(n_windows, plan.batches * plan.batch_size) if plan.batches else n_windows
         of = f"@{self.name}" if self.name else ""
         final = next(row for row in reversed(rows) if row["kind"] == f"final{of}" and row["step"] == step)
-        curves = {
-            name: [row[name] for row in rows if row["kind"] == f"eval{of}"]
-            for name in ("val_loss", "val_pp", "val_acc")
+        found: dict[str, Any] = {
+            "evaluation": {"batch_size": plan.batch_size, "final_windows": n_windows, "windows": some}
         }
-        told = ("val_loss", "val_pp", "val_acc", "average_depth", "n_tokens")
-        found = {
-            **curves,
-            **{f"final_{name}": final[name] for name in told},
-            "evaluation": {"batch_size": plan.batch_size, "final_windows": n_windows, "windows": some},
-        }
+        during = [row for row in rows if row["kind"] == f"eval{of}"]
+        for name in self.quantities:
+            found[name] = [row[name] for row in during]
+        for name in (*self.quantities, "average_depth", "n_tokens"):
+            found[f"final_{name}"] = final[name]
         return {f"{name}{of}": value for name, value in found.items()}
 
 
@@ -161,12 +159,12 @@ class Tracked:
         known = {evaluation.name: evaluation.quantities for evaluation in evaluations}
         quantities = known.get(self.evaluation, {})
         if self.quantity not in quantities:
-            choices = [
-                name + (f"@{which}" if which else "") for which, names in known.items() for name in names
-            ]
-            raise UserError(
-                f"--track {wanted}: nothing measures that; there are: {', '.join(choices) or 'none'}"
-            )
+            choices = []
+            for which, names in known.items():
+                of = f"@{which}" if which else ""
+                choices += [f"{name}{of}" for name in names]
+            there_are = ", ".join(choices) or "none"
+            raise UserError(f"--track {wanted}: nothing measures that; there are: {there_are}")
         if not every:
             raise UserError(f"--track {wanted} needs evaluations during training: give --eval_freq")
         self.sign = 1 if quantities[self.quantity] == LOWER else -1

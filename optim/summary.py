@@ -13,18 +13,23 @@ OF_A_SEGMENT = ("job_id", "restart", "start_step", "end_step", "reason", "world_
 def summarise(progress: Progress, experiment: Experiment, reason: str) -> dict[str, Any]:
     """Content of summary.json, of the state and the metrics rows. reason: why the training is done."""
     rows = experiment.metrics.rows()
-    segments = [{name: row.get(name) for name in OF_A_SEGMENT} for row in experiment.segments]
+    segments = []
+    for row in experiment.segments:
+        segments.append({name: row.get(name) for name in OF_A_SEGMENT})
     segments[-1] |= {"end_step": progress.step, "reason": reason}
-    steps = {kind: [row["step"] for row in rows if row["kind"] == kind] for kind in ("train", "eval")}
+    steps: dict[str, list[int]] = {"train": [], "eval": [], "skipped": []}
+    for row in rows:
+        steps.setdefault(row["kind"], []).append(row["step"])
+    train_loss = [row["loss"] for row in rows if row["kind"] == "train"]
     found: dict[str, Any] = {
         "args": vars(progress.args),
         "itr": progress.step,
-        "train_loss": [row["loss"] for row in rows if row["kind"] == "train"],
-        "steps": steps,
+        "train_loss": train_loss,
+        "steps": {kind: steps[kind] for kind in ("train", "eval")},
         "parameters": sum(p.numel() for p in progress.network.parameters()),
         "world_size": progress.world.size,
         "schedule": progress.schedule.plan(),
-        "skipped_steps": [row["step"] for row in rows if row["kind"] == "skipped"],
+        "skipped_steps": steps["skipped"],
         "segments": segments,
         "rollbacks": progress.rollbacks,
         "data": progress.data,
