@@ -41,8 +41,8 @@ def build_and_run(args: Namespace, world: World, ending: Ending, closing: ExitSt
     from optim.done import is_finished
     from optim.experiment import Experiment
     from optim.language_model import describe, language_model
-    from optim.reporting import log, log_to_file, start_logging
-    from optim.setup import is_own, named_file, seed_everything, set_precision, starting_point
+    from optim.reporting import log, start_logging
+    from optim.setup import hold, is_own, named_file, seed_everything, set_precision, starting_point
     from optim.stopping import Stopper
     from optim.training import Trainer
 
@@ -52,17 +52,10 @@ def build_and_run(args: Namespace, world: World, ending: Ending, closing: ExitSt
     folder = ending.folder
     held: list[Experiment] = []  # on the main process
 
-    def hold() -> None:
-        held.append(Experiment(folder, args.iterations))
-        closing.callback(held[0].close)
-        stopper.is_lost = lambda: held[0].lock.lost
-        ending.take(held[0].lock)
-        log_to_file(folder / "train.log")
-
     stop_files = [folder / STOP, *([Path(args.stop_file)] if args.stop_file else [])]
     with Stopper(world, stop_files, args.max_runtime_minutes, began, args.stop_signals) as stopper:
         set_precision(args.deterministic)
-        world.on_main(hold)
+        world.on_main(lambda: held.append(hold(folder, args.iterations, ending, stopper, closing)))
         ending.held = True
         if world.on_main(lambda: is_finished(folder, args)):
             wanted = named_file(folder, args.use_pretrained)

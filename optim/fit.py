@@ -32,8 +32,8 @@ from optim.hooks import Hook
 from optim.names import FINAL, STOP
 from optim.outcome import Ending, Kind, Outcome, ended
 from optim.progress import Parts
-from optim.reporting import log, log_to_file, start_logging
-from optim.setup import seed_everything, set_precision, starting_point
+from optim.reporting import log, start_logging
+from optim.setup import hold, seed_everything, set_precision, starting_point
 from optim.stopping import Stopper
 from optim.training import Trainer
 
@@ -120,15 +120,8 @@ def fit(
         ending = Ending(place, None)
         held: list[Experiment] = []  # on the main process
 
-        def hold() -> None:
-            held.append(Experiment(place, args.iterations))
-            closing.callback(held[0].close)
-            stopper.is_lost = lambda: held[0].lock.lost
-            ending.take(held[0].lock)
-            log_to_file(place / "train.log")
-
         def run() -> Outcome:
-            world.on_main(hold)
+            world.on_main(lambda: held.append(hold(place, args.iterations, ending, stopper, closing)))
             ending.held = True
             if world.on_main(lambda: is_finished(place, args, source.identity())):
                 log.info(f"{place} is finished already: its weights are loaded")

@@ -7,7 +7,7 @@ import random
 import shutil
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,14 @@ import torch
 
 from errors import UserError
 from optim import checkpoint
+from optim.experiment import Experiment
 from optim.history import rolled_back_to
 from optim.names import BEST, FINAL, step_of
+from optim.outcome import Ending
 from optim.peek import step_in
 from optim.reader import Record
-from optim.reporting import log
+from optim.reporting import log, log_to_file
+from optim.stopping import Stopper
 
 
 def set_precision(deterministic: bool) -> None:
@@ -61,6 +64,19 @@ def need_compiler(device: torch.device) -> None:
             f"--compile needs a compiler ({names[0]}), and there is none here: load its module, install it,"
             " or leave --compile out"
         )
+
+
+def hold(folder: Path, iterations: int, ending: Ending, stopper: Stopper, closing: ExitStack) -> Experiment:
+    """Take an experiment, on the main process, until `closing` is left: its lock, its outcome and its log.
+
+    Raises UserError where another process has it, or the folder cannot be written.
+    """
+    experiment = Experiment(folder, iterations)
+    closing.callback(experiment.close)
+    stopper.is_lost = lambda: experiment.lock.lost
+    ending.take(experiment.lock)
+    log_to_file(folder / "train.log")
+    return experiment
 
 
 def seed_everything(seed: int, rank: int) -> None:
