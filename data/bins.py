@@ -19,7 +19,7 @@ from errors import OwnError, UserError
 from files import TRANSIENT_ERRORS, load_json
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from data.batch import Batch
 
 TOKEN = np.dtype("<u2")
 SCAN_TOKENS = 1 << 24
@@ -204,14 +204,19 @@ class TokenWindows:
         self.tokens, self.length, self.vocab_size = tokens, sequence_length, vocab_size
         self.n_windows = (tokens.size - 1) // sequence_length
 
-    def batch(self, windows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of some windows, each (len(windows), sequence_length) int64.
+    def __len__(self) -> int:
+        return self.n_windows
 
-        Raises UserError.
+    def batch(self, numbers: NDArray[np.int64]) -> Batch:
+        """`inputs` and `targets` of some windows, each (len(numbers), sequence_length) int64.
+
+        A loss over them is a mean over tokens. Raises UserError for a token that the vocabulary lacks.
         """
         import torch  # late: preparing data starts processes that have no use for it
 
-        places = windows[:, None] * self.length + np.arange(self.length + 1)
+        from data.batch import Batch
+
+        places = numbers[:, None] * self.length + np.arange(self.length + 1)
         chosen = self.tokens[places]
         if self.vocab_size is not None and chosen.max(initial=0) >= self.vocab_size:
             raise OwnError(
@@ -219,7 +224,8 @@ class TokenWindows:
                 "(python -m data.inspect tells more); prepare the dataset again"
             )
         tokens = torch.from_numpy(chosen.astype(np.int64))
-        return tokens[:, :-1], tokens[:, 1:]
+        targets = tokens[:, 1:]
+        return Batch({"inputs": tokens[:, :-1], "targets": targets}, targets.numel())
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from data.vocabulary import described, other_tokens
 
 
 class TokenSource:
-    """Batches have `inputs` and `targets`, both (count, T) int64; a loss over them is a mean over tokens.
+    """Batches are those of TokenWindows.
 
     folder: of the dataset, with its meta.json (`meta`); None for tokens that are no file's.
     """
@@ -26,8 +26,7 @@ class TokenSource:
 
     def samples(self, step: int, first: int, count: int) -> Batch:
         """As BatchSource.samples. Raises UserError for a token that the vocabulary lacks."""
-        inputs, targets = self.windows.batch(self.order.windows(first, count))
-        return Batch({"inputs": inputs, "targets": targets}, targets.numel())
+        return self.windows.batch(self.order.windows(first, count))
 
     def identity(self) -> dict[str, Any]:
         return (identity_of(self.folder) or {}) if self.folder else {}

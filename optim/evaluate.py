@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from data import TokenWindows
+from data.batch import EvalSet
 from distributed.world import World
 from optim.intervals import spread
 from optim.partial import PartialSums
@@ -52,7 +52,7 @@ def windows_to_read(args: Namespace, n_windows: int) -> NDArray[np.int64]:
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    windows: TokenWindows,
+    windows: EvalSet,
     batch_size: int,
     world: World,
     autocast: Callable[[], AbstractContextManager[Any]],
@@ -74,7 +74,7 @@ def evaluate(
     """
     if isinstance(windows_read, int):
         windows_read = np.arange(
-            min(windows.n_windows, windows_read * batch_size) if windows_read else windows.n_windows
+            min(len(windows), windows_read * batch_size) if windows_read else len(windows)
         )
     n_windows = windows_read.size
     n_batches = math.ceil(n_windows / batch_size)
@@ -90,13 +90,12 @@ def evaluate(
             number = first + world.rank
             if number < n_batches:
                 here = slice(number * batch_size, (number + 1) * batch_size)
-                idx, targets = (
-                    t.to(world.device, non_blocking=True) for t in windows.batch(windows_read[here])
-                )
+                batch = windows.batch(windows_read[here]).to(world.device)
+                targets = batch["targets"]
                 devices = [world.device] if world.device.type == "cuda" else []
                 with torch.random.fork_rng(devices), autocast():
                     torch.manual_seed(EVAL_SEED + number)
-                    out = model(idx, targets=targets)
+                    out = model(batch["inputs"], targets=targets)
                 losses = out["token_losses"].double()
                 by_window[here] = torch.stack([losses.mean(1), out["hits"].double().mean(1)], dim=1).cpu()
                 sums[number] = torch.tensor(

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from data import TokenWindows
+from data.batch import EvalSet
 from distributed.world import World
 from errors import UserError
 from optim.evaluate import EvaluationPlan, evaluate
@@ -78,7 +78,7 @@ class HeldOut:
         args: Namespace,
         world: World,
         network: nn.Module,
-        windows: TokenWindows,
+        windows: EvalSet,
         folder: Path,
         identity: Mapping[str, Any],
         name: str = "",
@@ -129,7 +129,7 @@ class HeldOut:
         self.plan = plan
 
     def summary(self, rows: Sequence[Mapping[str, Any]], step: int) -> dict[str, Any]:
-        n_windows, plan = self.windows.n_windows, self.plan
+        n_windows, plan = len(self.windows), self.plan
         some = min(n_windows, plan.batches * plan.batch_size) if plan.batches else n_windows
         of = f"@{self.name}" if self.name else ""
         final = next(row for row in reversed(rows) if row["kind"] == f"final{of}" and row["step"] == step)

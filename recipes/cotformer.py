@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from argparse import Namespace
 from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from config.checks import notes_on_checkpoints, optimiser_problems, place_problems
 from config.flags import FLAGS, GROUPS, OLD_FLAGS, SELFTEST
 from config.recipe import Recipe
 from config.values import Problem
 from models.variants import VARIANTS
+
+if TYPE_CHECKING:
+    from distributed.world import World
+    from optim.progress import Parts
 
 
 def check(args: Namespace) -> list[Problem]:
@@ -98,10 +104,17 @@ def notes(args: Namespace) -> list[str]:
     return [f"--{name} has no effect{reasons[name]}" for name in changed] + notes_on_checkpoints(args)
 
 
+def assemble(args: Namespace, world: World, folder: Path) -> Parts:
+    from optim.language_model import assemble
+
+    return assemble(args, world, folder)
+
+
 RECIPE = Recipe(
     name="cotformer",
     help="a model of the CoTFormer family, on the tokens of a dataset",
     groups=GROUPS,
+    assemble=assemble,
     old_flags=OLD_FLAGS,
     selftest=SELFTEST,
     check=check,

@@ -194,12 +194,15 @@ class Patience(Hook):
         self.left = state["left"]
 
 
-class Tempered(Squared):
+class Scaled(Squared):
     """An objective with a parameter that is not its network's."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = 1) -> None:
         super().__init__()
-        self.temperature = nn.Parameter(torch.ones(()))
+        self.scale = nn.Parameter(torch.ones(size))
+
+    def forward(self, batch: Batch) -> Loss:
+        return Loss((self.scale * self.network(batch["x"]) - batch["y"]).square().mean(), batch.count)
 
 
 @pytest.mark.parametrize(
@@ -240,9 +243,58 @@ def test_what_a_hook_counts_outlives_a_pause(tmp_path: Path) -> None:
     assert load_json(tmp_path / "summary.json")["itr"] == 8
 
 
-def test_a_parameter_that_would_not_be_trained_is_refused() -> None:
-    with pytest.raises(UserError, match="the objective's temperature would not be trained"):
-        train(None, objective=Tempered())
+def test_what_an_objective_has_of_its_own_is_trained() -> None:
+    objective = Scaled()
+    train(None, objective=objective)
+    assert objective.scale.item() != 1.0
+
+
+def test_what_an_objective_has_of_its_own_is_kept_beside_the_network(tmp_path: Path) -> None:
+    objective = Scaled()
+    train(tmp_path, objective=objective)
+    state = load_checkpoint(tmp_path / "ckpt.pt")
+    assert state["model"].keys() == objective.network.state_dict().keys()
+    assert torch.equal(state["objective"]["scale"], objective.scale)
+
+
+def test_what_an_objective_has_of_its_own_resumes_exactly(tmp_path: Path) -> None:
+    train(tmp_path / "unbroken", objective=Scaled())
+    train(tmp_path / "paused", objective=Scaled(), hooks=[StopAt("pause", 5)])
+    train(tmp_path / "paused", objective=Scaled())
+    unbroken, paused = (
+        leaves(load_checkpoint(tmp_path / name / "ckpt.pt")) for name in ("unbroken", "paused")
+    )
+    assert [name for name in differing(unbroken, paused) if not name.startswith("/args")] == []
+
+
+def test_a_finished_training_gives_the_objective_what_it_has_of_its_own(tmp_path: Path) -> None:
+    first, again = Scaled(), Scaled()
+    train(tmp_path, objective=first)
+    train(tmp_path, objective=again)
+    assert torch.equal(first.scale, again.scale)
+
+
+@pytest.mark.parametrize(
+    ("other", "line"),
+    [
+        (Squared, "the checkpoint is of another objective: scale is only in one of the two"),
+        (lambda: Scaled(2), r"the objective's scale is \(1,\) in the file, \(2,\) in this run"),
+    ],
+)
+def test_a_checkpoint_of_another_objective_is_refused(tmp_path: Path, other: Any, line: str) -> None:
+    train(tmp_path, objective=Scaled(), hooks=[StopAt("pause", 5)])
+    with pytest.raises(UserError, match=line):
+        train(tmp_path, objective=other())
+
+
+def test_a_frozen_parameter_stays_as_it_is(tmp_path: Path) -> None:
+    objective = Scaled()
+    objective.scale.requires_grad_(False)
+    objective.network[0].weight.requires_grad_(False)
+    before = objective.network[0].weight.clone()
+    train(tmp_path, objective=objective, weight_decay=0.5)
+    assert torch.equal(objective.network[0].weight, before)
+    assert "objective" not in load_checkpoint(tmp_path / "ckpt.pt")
 
 
 def test_a_best_value_whose_file_a_kill_took_is_written_on_the_resume(tmp_path: Path) -> None:
