@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -70,7 +71,8 @@ def settings_of(given: dict[str, Any]) -> Any:
     if wrong:
         raise UserError("\n".join(sorted(wrong)))
     args = config.add_defaults({**DEFAULTS, **values})
-    problems = config.check(args)
+    # what may be tracked is known when the evaluations are
+    problems = config.check(Namespace(**{**vars(args), "track": None}))
     if problems:
         raise UserError("\n".join(map(str, problems)))
     config.check_world_size(args, distributed.launched_world_size())

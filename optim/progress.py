@@ -16,7 +16,7 @@ from distributed.world import World
 from errors import UserError
 from models.weights import load_weights
 from optim import checkpoint, history, initial
-from optim.evaluation import Evaluation, HeldOut, Tracked
+from optim.evaluation import Evaluation, HeldOut
 from optim.hooks import COMPLETE, Hook, Stop
 from optim.names import ABANDONED, BEST
 from optim.objectives import extras, load_extras
@@ -27,6 +27,7 @@ from optim.saving import Saver
 from optim.schedules import make_scheduler
 from optim.setup import autocast_dtype, is_own, named_file
 from optim.step import OptimizerStep
+from optim.tracked import Tracked
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,10 @@ class Progress:
         self.schedule = make_scheduler(self.optimizer, args)
         self.steps = OptimizerStep(args, world, self.model, self.optimizer, parts.source)
         self.data = world.on_main(parts.source.identity)
-        self.tracked = (
-            Tracked(args.track, parts.evaluations, args.eval_freq) if args.track is not None else None
-        )
+        known = {evaluation.name: evaluation.quantities for evaluation in parts.evaluations}
+        self.tracked: Tracked | None = None
+        if args.track is not None:
+            self.tracked = Tracked(args.track, known, args.eval_freq)
         self.asked: Stop | None = None
         self.step = 0
         self.initial: dict[str, str] | None = None

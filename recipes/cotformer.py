@@ -11,7 +11,9 @@ from config.checks import notes_on_checkpoints, optimiser_problems, place_proble
 from config.flags import FLAGS, GROUPS, OLD_FLAGS, SELFTEST
 from config.recipe import Recipe
 from config.values import Problem
+from errors import UserError
 from models.variants import VARIANTS
+from optim.tracked import HELD_OUT, Tracked
 
 if TYPE_CHECKING:
     from distributed.world import World
@@ -24,6 +26,7 @@ def check(args: Namespace) -> list[Problem]:
         *_layer_problems(args),
         *_width_problems(args),
         *_routing_problems(args),
+        *_tracking_problems(args),
         *optimiser_problems(args),
         *place_problems(args),
     ]
@@ -86,6 +89,16 @@ def _routing_problems(args: Namespace) -> list[Problem]:
         line = f"--router_threshold needs one value or n_repeat - 1 = {choices}, not {len(thresholds)}"
         problems.append(Problem(line, "router_threshold", "n_repeat"))
     return problems
+
+
+def _tracking_problems(args: Namespace) -> list[Problem]:
+    if args.track is None:
+        return []
+    try:
+        Tracked(args.track, {"": HELD_OUT}, args.eval_freq)
+    except UserError as error:
+        return [Problem(str(error), "track", "eval_freq")]
+    return []
 
 
 def notes(args: Namespace) -> list[str]:

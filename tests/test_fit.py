@@ -14,11 +14,12 @@ from data.batch import Batch, PlainSource
 from errors import UserError
 from files import load_json
 from optim.checkpoint import load_checkpoint
-from optim.evaluation import LOWER, Measured
+from optim.evaluation import Measured
 from optim.fit import fit
 from optim.hooks import Hook, Stop
 from optim.objectives import Loss
 from optim.selftest import differing, leaves
+from optim.tracked import LOWER
 from tests.programs import ROOT, python, run
 
 
