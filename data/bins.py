@@ -101,7 +101,7 @@ def _probe(path: Path) -> tuple[int, str]:
 
 
 def _hash_blocks(size: int, read: Callable[[int, int], bytes]) -> str:
-    """A SHA-256 over a number of bytes and some blocks of them, spread evenly. read: bytes of (begin, count)."""
+    """A SHA-256 over a number of bytes and some blocks of them, spread evenly. read: of (begin, count)."""
     digest = hashlib.sha256(str(size).encode())
     last = max(size - PROBE_BYTES, 0)
     for begin in sorted({last * number // (PROBES - 1) for number in range(PROBES)}):
