@@ -2,6 +2,7 @@
 folder of the tests' own.
 """
 
+import io
 import os
 import signal
 import sys
@@ -35,3 +36,19 @@ def ranks_folder(tmp_path_factory):
 def bpe_cache(ranks_folder, monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(ranks_folder))
     return ranks_folder
+
+
+@pytest.fixture
+def local(monkeypatch, bpe_cache):
+    """No proxy between the tests and their server, and no terminal to ask on."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+
+
+@pytest.fixture
+def site():
+    """A web server of the tests' own."""
+    from tests.file_server import FileServer, Handler, serving  # once the repository is on the path
+
+    with serving(Handler, FileServer) as server:
+        yield server
