@@ -2,10 +2,10 @@
 folder of the tests' own.
 """
 
-import io
 import os
 import signal
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -33,16 +33,10 @@ def ranks_folder(tmp_path_factory):
 
 
 @pytest.fixture
-def bpe_cache(ranks_folder, monkeypatch):
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(ranks_folder))
-    return ranks_folder
-
-
-@pytest.fixture
 def local(monkeypatch, bpe_cache):
     """No proxy between the tests and their server, and no terminal to ask on."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    monkeypatch.setattr(sys, "stdin", StringIO())
 
 
 @pytest.fixture
@@ -52,3 +46,9 @@ def site():
 
     with serving(Handler, FileServer) as server:
         yield server
+
+
+@pytest.fixture
+def bpe_cache(ranks_folder, monkeypatch):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(ranks_folder))
+    return ranks_folder

@@ -3,16 +3,11 @@
 import io
 import json
 import tarfile
-from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import zstandard
 
 from data.bpe import END_OF_TEXT, gpt2
-from data.corpus import documents
-from data.find import Bad, find_shards
-from errors import UserError
 
 
 def lines(texts, key="text"):
@@ -72,31 +67,3 @@ def decoded(path):
     """Texts of the documents of a bin."""
     encoding = gpt2()
     return [encoding.decode(part) for part in split_documents(np.fromfile(path, dtype="<u2"))]
-
-
-TEXTS = ["First.", "naïve ☃ 日本語", "last"]
-
-
-def read(*inputs, text_key="text", **options):
-    """Documents, bad places, and what was passed over with its count."""
-    found = find_shards([Path(path) for path in inputs], **options)
-    texts, bad, passed = [], list(found.bad), Counter(found.passed.counts)
-    for shard in found.shards:
-        for item in documents(shard, text_key, passed):
-            (bad if isinstance(item, Bad) else texts).append(item)
-    return texts, bad, dict(passed)
-
-
-def put(folder, name, content):
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else lines(content))
-    return path
-
-
-def refusal_of(path):
-    try:
-        read(path)
-    except UserError as error:
-        return str(error)
-    return "none"

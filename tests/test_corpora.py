@@ -19,7 +19,8 @@ from data import open_splits
 from data.bpe import gpt2
 from data.split import is_validation
 from data.tokenize import main
-from tests.corpora import TEXTS, compress, decoded, entry, lines, put, read, refusal_of, write_tar
+from tests.corpora import compress, decoded, entry, lines, write_tar
+from tests.documents import TEXTS, put, read, refusal_of
 
 # what stands in files
 

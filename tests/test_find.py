@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from data.find import find_shards
-from tests.corpora import TEXTS, lines, put, read, refusal_of, write_tar
+from tests.corpora import lines, write_tar
+from tests.documents import TEXTS, put, read, refusal_of
 
 
 def test_hidden_files_and_folders_are_passed_over_and_counted(tmp_path):
