@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,22 @@ settings.load_profile("suite")
 def ranks_folder(tmp_path_factory):
     """A folder that gpt2() may fill with BPE ranks, once for all tests."""
     return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture
+def local(monkeypatch, bpe_cache):
+    """No proxy between the tests and their server, and no terminal to ask on."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(sys, "stdin", StringIO())
+
+
+@pytest.fixture
+def site():
+    """A web server of the tests' own."""
+    from tests.file_server import FileServer, Handler, serving  # once the repository is on the path
+
+    with serving(Handler, FileServer) as server:
+        yield server
 
 
 @pytest.fixture

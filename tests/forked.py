@@ -16,20 +16,23 @@ from pathlib import Path
 PRELOADED = ["numpy", "torch", "torch._dynamo", "torch.distributed", "tqdm", "tests.forked"]
 # variables that the interpreter or a library reads but once, when it starts
 READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "MKL_", "TORCH", "MALLOC_", "GLIBC_")
+LAUNCHERS = ("torch.distributed.run", "distributed.torchrun")
 REAL_START = "REAL_START"  # set in the environment: every program is started from nothing
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(PRELOADED)
 
 
 def can_fork(words: list[str], env: dict[str, str]) -> bool:
-    """Whether a fork is as good as a start: a program of the repository, under the settings that this
-    process was started with.
+    """Whether a fork is as good as a start: a program in Python that starts no others itself, under the
+    settings that this process was started with.
     """
 
     def at_start(values: dict[str, str]) -> dict[str, str]:
         return {name: value for name, value in values.items() if name.startswith(READ_AT_START)}
 
-    is_program = len(words) > 1 and words[0] == sys.executable and words[1].endswith(".py")
+    is_program = words[0] == sys.executable and (
+        words[1].endswith(".py") or (words[1] in ("-m", "-c") and words[2] not in LAUNCHERS)
+    )
     return is_program and REAL_START not in os.environ and at_start(env) == at_start(dict(os.environ))
 
 
@@ -49,13 +52,27 @@ def _work(words: list[str], folder: str, outputs: list[str], env: dict[str, str]
     import torch
 
     torch.set_num_threads(int(env.get("OMP_NUM_THREADS", "1")))
-    program = os.path.abspath(words[1])
-    sys.argv = words[1:]
-    sys.path.insert(0, os.path.dirname(program))
     try:
-        runpy.run_path(program, run_name="__main__")
+        _run(*words[1:])
     finally:
         sys.stdout.flush()
+
+
+def _run(how: str, *words: str) -> None:
+    """What `python how words` does, once it has started."""
+    if how == "-m":
+        sys.path.insert(0, os.getcwd())
+        sys.argv = list(words)
+        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+    elif how == "-c":
+        sys.path.insert(0, "")
+        sys.argv = ["-c", *words[1:]]
+        exec(compile(words[0], "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        program = os.path.abspath(how)
+        sys.path.insert(0, os.path.dirname(program))
+        sys.argv = [how, *words]
+        runpy.run_path(program, run_name="__main__")
 
 
 def code_of(process: BaseProcess, seconds: float) -> int | None:
