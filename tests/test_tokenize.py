@@ -12,7 +12,7 @@ from data.bpe import gpt2
 from data.corpus import stdlib_documents
 from data.setup import ensure_prepared
 from data.split import is_validation
-from data.tokenize import main, prepare_stdlib
+from data.tokenize import main
 from tests.corpora import (
     BINS,
     DOCUMENTS,
@@ -122,7 +122,7 @@ def test_splits_of_two_corpora_are_never_taken_for_a_dataset(own, tmp_path):
     assert not is_prepared(own) or hashes(own) == before
 
 
-@pytest.mark.parametrize("count", [1, 2, 16])
+@pytest.mark.parametrize("count", [1, 3])
 def test_number_of_workers_does_not_change_a_byte(tmp_path, bpe_cache, count):
     generator = random.Random(5)
     texts = [" ".join(generator.choices(DOCUMENTS, k=generator.randrange(20))) for _ in range(2000)]
@@ -139,16 +139,24 @@ def test_number_of_workers_does_not_change_a_byte(tmp_path, bpe_cache, count):
     assert [decoded(tmp_path / "set" / name) for name in BINS] == expected
 
 
-def test_stdlib_is_prepared_when_first_asked_for(tmp_path, bpe_cache):
-    ensure_prepared("stdlib", str(tmp_path))
-    assert open_splits("stdlib", str(tmp_path), 256, 50257).train.n_windows > 1000
+@pytest.fixture(scope="module")
+def stdlib(tmp_path_factory, ranks_folder):
+    """The folder of datasets in which stdlib was asked for."""
+    folder = tmp_path_factory.mktemp("datasets")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_CACHE_DIR", str(ranks_folder))
+        ensure_prepared("stdlib", str(folder))
+    return folder
 
 
-def test_prepared_stdlib_decodes_to_its_documents(tmp_path, bpe_cache):
-    prepare_stdlib(tmp_path)
+def test_stdlib_is_prepared_when_first_asked_for(stdlib):
+    assert open_splits("stdlib", str(stdlib), 256, 50257).train.n_windows > 1000
+
+
+def test_prepared_stdlib_decodes_to_its_documents(stdlib, bpe_cache):
     texts = [text for _, text in stdlib_documents()]
     chosen = is_validation(0, len(texts), 0.01)
-    assert decoded(tmp_path / "val.bin") == [
+    assert decoded(stdlib / "stdlib" / "val.bin") == [
         text for text, is_val in zip(texts, chosen, strict=True) if is_val
     ]
 

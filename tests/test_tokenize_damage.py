@@ -108,10 +108,10 @@ def adversarial(count):
 
 
 def test_adversarial_documents_get_the_tokens_of_tiktoken(tmp_path, bpe_cache):
-    texts = adversarial(20_000)
+    texts = adversarial(6_000)
     members = [
-        (f"{place:05d}.jsonl.zst", compress(lines(texts[place : place + 4000])))
-        for place in range(0, len(texts), 4000)
+        (f"{place:05d}.jsonl.zst", compress(lines(texts[place : place + 1000])))
+        for place in range(0, len(texts), 1000)
     ]
     assert prepare(tmp_path / "set", write_tar(tmp_path / "a.tar", members), workers=2, val_share=0.01) == 0
     splits = {name: iter(split_documents(np.fromfile(tmp_path / "set" / name, dtype="<u2"))) for name in BINS}
