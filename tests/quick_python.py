@@ -19,8 +19,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from tests import forked
-from tests.programs import ROOT
 
+ROOT = Path(__file__).parent.parent
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 PYTHON = """#!{python} -IS
 import json, os, signal, socket, sys

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -372,12 +373,12 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def without_slurm(programs: Path, quick_venv: Path, tmp_path: Path) -> dict[str, str]:
+def without_slurm(programs: Path, tmp_path: Path) -> dict[str, str]:
     """The environment of a machine that has no SLURM, and results of the test's own."""
     return {
         **os.environ,
         "PATH": str(programs),
-        "VENV_DIR": str(quick_venv),
+        "VENV_DIR": sys.prefix,
         "USE_CONDA": "no",
         "SCRATCH_DIR": str(tmp_path / "scratch"),
         "DATA_DIR": str(PEER / "datasets"),
