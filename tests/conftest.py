@@ -49,6 +49,15 @@ def site():
         yield server
 
 
+@pytest.fixture(scope="session")
+def quick_venv(tmp_path_factory):
+    """For VENV_DIR of scripts that call Python: one that needs no seconds for a start."""
+    from tests import quick_python  # once the repository is on the path
+
+    with quick_python.environment(tmp_path_factory.mktemp("quick") / "venv") as folder:
+        yield folder
+
+
 @pytest.fixture
 def bpe_cache(ranks_folder, monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(ranks_folder))

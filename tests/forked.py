@@ -77,6 +77,7 @@ def _run(how: str, *words: str) -> None:
     elif how == "-m":
         sys.path.insert(0, os.getcwd())
         sys.argv = list(words)
+        sys.modules.pop(words[0], None)  # runpy warns of a module that is there already
         runpy.run_module(words[0], run_name="__main__", alter_sys=True)
     elif how == "-c":
         sys.path.insert(0, "")
