@@ -25,6 +25,7 @@ from tests.programs import (
     start,
     status,
     train,
+    trained,
     wait_for_step,
 )
 
@@ -151,11 +152,15 @@ def test_old_checkpoints_are_pruned_to_the_number_asked_for(unbroken: dict[int, 
     ]
 
 
+@pytest.fixture(scope="module")
+def short_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("short"), iterations=20, eval_freq=0)
+
+
 @pytest.fixture
-def short(tmp_path: Path) -> Path:
+def short(short_once: Path, tmp_path: Path) -> Path:
     """A finished run of 20 steps."""
-    assert train(tmp_path, iterations=20, eval_freq=0).returncode == 0
-    return tmp_path
+    return shutil.copytree(short_once, tmp_path / "short")
 
 
 def test_more_iterations_on_a_finished_run_are_refused(short: Path) -> None:
