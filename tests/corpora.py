@@ -102,7 +102,10 @@ def prepare(folder, *inputs, **options):
     forks = SimpleNamespace(get_context=lambda method: multiprocessing.get_context("fork"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("data.tokenize.multiprocessing", forks)
-        return main(words(folder, *inputs, **options))
+        code = main(words(folder, *inputs, **options))
+    for worker in multiprocessing.active_children():  # it holds what its parent has locked
+        worker.join()
+    return code
 
 
 def hashes(folder):

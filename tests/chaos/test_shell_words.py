@@ -138,7 +138,9 @@ SETTINGS = (
         ],
     ),
 )
-def test_hostile_settings_of_a_job_run_nothing(tmp_path: Path, setting: str, kind: str) -> None:
+def test_hostile_settings_of_a_job_run_nothing(
+    tmp_path: Path, quick_venv: Path, setting: str, kind: str
+) -> None:
     works_or_is_refused(
         job(
             "base-train",
@@ -148,7 +150,7 @@ def test_hostile_settings_of_a_job_run_nothing(tmp_path: Path, setting: str, kin
             "--dry-run",
             "--",
             *SMALL,
-            **{"SCRATCH_DIR": str(tmp_path), setting: WORDS[kind]},
+            **{"VENV_DIR": str(quick_venv), "SCRATCH_DIR": str(tmp_path), setting: WORDS[kind]},
         )
     )
 
@@ -167,7 +169,9 @@ def test_hostile_settings_of_a_job_run_nothing(tmp_path: Path, setting: str, kin
     ),
 )
 @pytest.mark.parametrize("kind", scale(["substitution"], ["substitution", "quote", "line"]))
-def test_hostile_options_of_a_job_run_nothing(tmp_path: Path, package: str, option: str, kind: str) -> None:
+def test_hostile_options_of_a_job_run_nothing(
+    tmp_path: Path, quick_venv: Path, package: str, option: str, kind: str
+) -> None:
     words = {
         "MODEL": [WORDS[kind], "12"],
         "--": ["base", "12", "--", *SMALL, f"--exp_name={WORDS[kind]}"],
@@ -175,7 +179,8 @@ def test_hostile_options_of_a_job_run_nothing(tmp_path: Path, package: str, opti
     if words is None:
         model = ["base", "12"] if package == "base-train" else []
         words = [*model, option, WORDS[kind], *(["--", *SMALL] if model else [])]
-    works_or_is_refused(job(package, "--local", "--dry-run", *words, SCRATCH_DIR=str(tmp_path)))
+    env = {"VENV_DIR": str(quick_venv), "SCRATCH_DIR": str(tmp_path)}
+    works_or_is_refused(job(package, "--local", "--dry-run", *words, **env))
 
 
 @pytest.mark.parametrize("kind", WORDS)
