@@ -7,16 +7,22 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from processes import die_with
 
 PRELOADED = ["numpy", "torch", "torch._dynamo", "torch.distributed", "tqdm", "tests.forked"]
 # variables that the interpreter or a library reads but once, when it starts
 READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "MKL_", "TORCH", "MALLOC_", "GLIBC_")
-LAUNCHERS = ("torch.distributed.run", "distributed.torchrun")
+TORCHRUN = "torch.distributed.run"
+LAUNCHERS = (TORCHRUN, "distributed.torchrun")
 REAL_START = "REAL_START"  # set in the environment: every program is started from nothing
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(PRELOADED)
@@ -24,7 +30,7 @@ _context.set_forkserver_preload(PRELOADED)
 
 def can_fork(words: list[str], env: dict[str, str]) -> bool:
     """Whether a fork is as good as a start: a program in Python that starts no others itself, under the
-    settings that this process was started with.
+    settings that this process was started with. torchrun is none, see `can_launch`.
     """
 
     def at_start(values: dict[str, str]) -> dict[str, str]:
@@ -34,6 +40,11 @@ def can_fork(words: list[str], env: dict[str, str]) -> bool:
         words[1].endswith(".py") or (words[1] in ("-m", "-c") and words[2] not in LAUNCHERS)
     )
     return is_program and REAL_START not in os.environ and at_start(env) == at_start(dict(os.environ))
+
+
+def can_launch(words: list[str], env: dict[str, str]) -> bool:
+    """Whether torchrun may be a fork whose workers are forks: where nothing disturbs them."""
+    return words[1:3] == ["-m", TORCHRUN] and can_fork([*words[:2], "", *words[3:]], env)
 
 
 def take_place(folder: str, outputs: list[str], env: dict[str, str]) -> None:
@@ -60,7 +71,10 @@ def _work(words: list[str], folder: str, outputs: list[str], env: dict[str, str]
 
 def _run(how: str, *words: str) -> None:
     """What `python how words` does, once it has started."""
-    if how == "-m":
+    if how == "-m" and words[0] == TORCHRUN:
+        sys.path.insert(0, os.getcwd())
+        _launch(list(words[1:]))
+    elif how == "-m":
         sys.path.insert(0, os.getcwd())
         sys.argv = list(words)
         sys.modules.pop(words[0], None)  # runpy warns of a module that is there already
@@ -74,6 +88,21 @@ def _run(how: str, *words: str) -> None:
         sys.path.insert(0, os.path.dirname(program))
         sys.argv = [how, *words]
         runpy.run_path(program, run_name="__main__")
+
+
+def _launch(words: list[str]) -> None:
+    """What torchrun does, but that its workers are forks of it."""
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
+
+    SubprocessHandler._popen = lambda handler, words, env: Worker(words, env)
+    torchrun.main(words)
+
+
+def _work_of_torchrun(words: Sequence[str], env: dict[str, str]) -> None:
+    os.setsid()
+    os.environ.update(env)
+    _run(*words)
 
 
 def code_of(process: BaseProcess, seconds: float) -> int | None:
@@ -98,3 +127,82 @@ def run(
     if code is None:
         raise subprocess.TimeoutExpired(words, timeout, out, err)
     return subprocess.CompletedProcess(words, code, out, err)
+
+
+def _work_alone(words: list[str], folder: str, outputs: list[str], env: dict[str, str]) -> None:
+    """In a fork with a session of its own, which ends with the tests."""
+    os.setsid()
+    die_with(os.getppid())
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _work(words, folder, outputs, env)
+
+
+class Fork:
+    """A fork that runs on, with what is used of subprocess.Popen."""
+
+    def __init__(self, process: BaseProcess) -> None:
+        self._process = process
+        process.start()
+        self.pid = process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code. Raises TimeoutExpired."""
+        self._process.join(timeout)
+        code = self._process.exitcode
+        if code is None:
+            raise subprocess.TimeoutExpired(self._process.name, timeout or 0.0)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class Worker(Fork):
+    """`python -u PROGRAM ...` of a torchrun that is a fork itself."""
+
+    def __init__(self, words: Sequence[str], env: dict[str, str]) -> None:
+        program = words[2:]
+        super().__init__(
+            multiprocessing.get_context("fork").Process(target=_work_of_torchrun, args=(program, env))
+        )
+
+
+class Started(Fork):
+    """A program of the tests."""
+
+    def __init__(self, words: list[str], folder: Path, env: dict[str, str]) -> None:
+        with tempfile.TemporaryDirectory() as place:
+            outputs = [os.path.join(place, name) for name in ("out", "err")]
+            for path in outputs:
+                os.mkfifo(path)
+            super().__init__(_context.Process(target=_work_alone, args=(words, str(folder), outputs, env)))
+            # opened as the fork opens its ends, one after the other
+            self.stdout, self.stderr = map(open, outputs)
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """What it writes from now on, once it has ended. Raises TimeoutExpired."""
+        said = {}
+        readers = [
+            threading.Thread(target=lambda file=file: said.update({file: file.read()}), daemon=True)
+            for file in (self.stdout, self.stderr)
+        ]
+        for reader in readers:
+            reader.start()
+        self.wait(timeout)
+        for reader in readers:
+            reader.join(timeout)
+        return said[self.stdout], said[self.stderr]
+
+
+Running = subprocess.Popen[str] | Started

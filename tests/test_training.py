@@ -116,7 +116,7 @@ def test_stop_file_stops_the_run_and_keeps_it_stopped(tmp_path: Path) -> None:
 
 
 def test_run_time_stops_the_run(tmp_path: Path) -> None:
-    outcome = train(tmp_path, iterations=100000, max_runtime_minutes=0.25)
+    outcome = train(tmp_path, iterations=100000, max_runtime_minutes=0.05)
     assert outcome.returncode == STOPPED
     assert status(tmp_path)["reason"] == "max_runtime_minutes"
 
@@ -155,18 +155,6 @@ def test_old_checkpoints_are_pruned_to_the_number_asked_for(unbroken: dict[int, 
         "ckpt_49.pt",
         "ckpt_56.pt",
     ]
-
-
-def test_damaged_newest_checkpoint_is_passed_over_by_name(tmp_path: Path) -> None:
-    train(tmp_path, max_runtime_minutes=None, iterations=30)
-    newest = folder(tmp_path) / "ckpt_28.pt"
-    newest.write_bytes(newest.read_bytes()[:5000])
-    for name in ("ckpt.pt", "summary.json"):
-        (folder(tmp_path) / name).unlink()
-    outcome = train(tmp_path, iterations=30)
-    assert outcome.returncode == 0, outcome.stderr
-    assert "passing over ckpt_28.pt" in outcome.stdout
-    assert "ckpt_21.pt at step 21" in outcome.stdout
 
 
 @pytest.fixture
