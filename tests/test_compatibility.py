@@ -14,7 +14,7 @@ import torch
 
 from optim.selftest import leaves
 from tests.helpers import DATA
-from tests.programs import PEER, ROOT, python, run
+from tests.programs import PEER, ROOT, SMALL_DATA, python, run
 
 pytestmark = pytest.mark.slow
 
@@ -121,7 +121,7 @@ def test_a_finished_training_is_finished(tmp_path: Path) -> None:
 
 def test_a_finished_training_can_be_extended(tmp_path: Path) -> None:
     folder = place(tmp_path, "finished")
-    assert train(tmp_path, extend="continue", iterations=30).returncode == 0
+    assert train(tmp_path, extend="continue", iterations=30, data_dir=SMALL_DATA).returncode == 0
     assert sorted(path.name for path in folder.glob("ckpt*")) == ["ckpt.pt", "ckpt_24.pt"]
 
 
