@@ -3,9 +3,12 @@
 import hashlib
 import io
 import json
+import multiprocessing
 import tarfile
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import zstandard
 
 from data.bpe import END_OF_TEXT, gpt2
@@ -95,7 +98,11 @@ def words(folder, *inputs, **options):
 
 
 def prepare(folder, *inputs, **options):
-    return main(words(folder, *inputs, **options))
+    """data.tokenize in this process; its workers are forks of it, which have loaded the engine already."""
+    forks = SimpleNamespace(get_context=lambda method: multiprocessing.get_context("fork"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data.tokenize.multiprocessing", forks)
+        return main(words(folder, *inputs, **options))
 
 
 def hashes(folder):

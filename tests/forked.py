@@ -16,8 +16,6 @@ from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from processes import die_with
-
 PRELOADED = ["numpy", "torch", "torch._dynamo", "torch.distributed", "tqdm", "tests.forked"]
 # variables that the interpreter or a library reads but once, when it starts
 READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "MKL_", "TORCH", "MALLOC_", "GLIBC_")
@@ -134,6 +132,8 @@ def run(
 
 def _work_alone(words: list[str], folder: str, outputs: list[str], env: dict[str, str]) -> None:
     """In a fork with a session of its own, which ends with the tests."""
+    from processes import die_with
+
     os.setsid()
     die_with(os.getppid())
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,10 +1,9 @@
-"""Calls of the job scripts in a clone."""
+"""Calls of the job scripts in a clone, with the VENV_DIR of the environment."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 from tests.programs import PEER
@@ -13,7 +12,7 @@ DATASET = {"DATASET": "openwebtext2", "DATA_DIR": str(PEER / "datasets")}
 
 
 def call(*words: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
-    settings = {"VENV_DIR": sys.prefix, "USE_CONDA": "no", "WANDB": "0", **env}
+    settings = {"USE_CONDA": "no", "WANDB": "0", **env}
     return subprocess.run(
         list(map(str, words)),
         capture_output=True,

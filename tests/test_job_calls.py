@@ -24,9 +24,10 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def no_slurm(tmp_path_factory: pytest.TempPathFactory, quick_venv: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", str(link_programs(tmp_path_factory.mktemp("programs") / "bin")))
+        patch.setenv("VENV_DIR", str(quick_venv))
         yield
 
 
