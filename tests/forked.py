@@ -32,7 +32,9 @@ def can_fork(words: list[str], env: dict[str, str]) -> bool:
     """
 
     def at_start(values: dict[str, str]) -> dict[str, str]:
-        return {name: value for name, value in values.items() if name.startswith(READ_AT_START)}
+        read = {name: value for name, value in values.items() if name.startswith(READ_AT_START)}
+        read.pop("PYTHONPATH", None)  # _work follows it
+        return read
 
     is_program = words[0] == sys.executable and (
         words[1].endswith(".py") or (words[1] in ("-m", "-c") and words[2] not in LAUNCHERS)
@@ -61,6 +63,7 @@ def _work(words: list[str], folder: str, outputs: list[str], env: dict[str, str]
     import torch
 
     torch.set_num_threads(int(env.get("OMP_NUM_THREADS", "1")))
+    sys.path[:0] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
     try:
         _run(*words[1:])
     finally:
