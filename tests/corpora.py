@@ -97,15 +97,19 @@ def words(folder, *inputs, **options):
     return ["--name", str(folder), "--input", *map(str, inputs), *flags]
 
 
-def prepare(folder, *inputs, **options):
+def tokenize(words):
     """data.tokenize in this process; its workers are forks of it, which have loaded the engine already."""
     forks = SimpleNamespace(get_context=lambda method: multiprocessing.get_context("fork"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("data.tokenize.multiprocessing", forks)
-        code = main(words(folder, *inputs, **options))
+        code = main(words)
     for worker in multiprocessing.active_children():  # it holds what its parent has locked
         worker.join()
     return code
+
+
+def prepare(folder, *inputs, **options):
+    return tokenize(words(folder, *inputs, **options))
 
 
 def hashes(folder):

@@ -19,7 +19,7 @@ from data import open_splits
 from data.bpe import gpt2
 from data.split import is_validation
 from data.tokenize import main
-from tests.corpora import compress, decoded, entry, lines, write_tar
+from tests.corpora import compress, decoded, entry, lines, tokenize, write_tar
 from tests.documents import TEXTS, put, read, refusal_of
 
 # what stands in files
@@ -283,7 +283,7 @@ def test_members_whose_names_are_no_utf8_are_read(tmp_path):
 
 
 def prepare(folder, *words):
-    return main(["--name", str(folder), "--workers", "1", *map(str, words)])
+    return tokenize(["--name", str(folder), "--workers", "1", *map(str, words)])
 
 
 @pytest.mark.slow
