@@ -11,10 +11,15 @@ import numpy as np
 import pytest
 
 import plot_fig4
-from tests.figures import draw, refused
+from tests.figures import draw, figure_inputs, refused
 from tests.summaries import curve, point, write
 
 pytestmark = pytest.mark.slow  # a second for each picture
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> dict[int, list[Path]]:
+    return figure_inputs(tmp_path)
 
 
 def test_figure_4_draws_the_points_of_the_file_by_increasing_work(

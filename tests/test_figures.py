@@ -18,7 +18,7 @@ import plot_fig3
 import plot_fig4
 import plot_fig5
 from report.paper import paper
-from tests.figures import draw, refused
+from tests.figures import draw, figure_inputs, refused
 from tests.programs import ROOT
 from tests.summaries import evaluation, weights, write
 
@@ -29,6 +29,11 @@ COUNTED = {
     for row in json.loads((ROOT / "tests" / "data" / "reference" / "macs.json").read_text())
     if row["T"] == 256
 }
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> dict[int, list[Path]]:
+    return figure_inputs(tmp_path)
 
 
 # all figures

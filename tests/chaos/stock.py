@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 from optim.checkpoint import load_checkpoint
@@ -326,9 +325,9 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.fixture(scope="module")
-def stock(tmp_path_factory: pytest.TempPathFactory, ranks_folder: Path) -> Stock:
-    made = Stock(tmp_path_factory.mktemp("bad_input"), ranks_folder)
+def make_stock(base: Path, ranks: Path) -> Stock:
+    """Run the programs on good input, each on what the ones before it wrote."""
+    made = Stock(base, ranks)
     case = made.lay_out(())
     write_bytes_dataset(case / "data/bytes")
     text = lines([f"Document {number}: naïve ☃ {'words ' * number}" for number in range(30)])

@@ -28,7 +28,7 @@ from optim.checkpoint import save_checkpoint
 from tests.chaos import scale
 from tests.chaos.forks import Outcome, fork, start, wait_for
 from tests.chaos.mutations import ANY_JSON, changed_settings, changed_state, damaged, json_texts, line_texts
-from tests.chaos.stock import BINS, SETTINGS, USES, Stock, contents, expect, generated, verdict
+from tests.chaos.stock import BINS, SETTINGS, USES, Stock, contents, expect, generated, make_stock, verdict
 from tests.corpora import compress, lines
 from tests.programs import ROOT, copy_sources
 
@@ -58,6 +58,11 @@ ARRAYS: dict[str, Any] = {
     "fields": np.zeros((4, 2), [("a", "f4")]),
     "a number": np.float32(0.5),
 }
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory: pytest.TempPathFactory, ranks_folder: Path) -> Stock:
+    return make_stock(tmp_path_factory.mktemp("bad_input"), ranks_folder)
 
 
 # bytes
