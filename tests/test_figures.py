@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,40 +58,46 @@ def test_settings_of_a_notebook_change_nothing(tmp_path: Path, backend: str) -> 
     assert (tmp_path / "out" / "fig3.png").read_bytes() == (tmp_path / "plain" / "fig3.png").read_bytes()
 
 
+@dataclass
+class Drawn:
+    number: int
+    words: list[Path]
+    folder: Path
+    data: dict[str, Any]  # what stands beside the picture
+
+    def figure(self) -> Any:
+        return PROGRAMS[self.number].draw(self.data)
+
+
+@pytest.fixture(scope="module", params=PROGRAMS)
+def drawn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Drawn:
+    """Each figure, drawn once."""
+    base = tmp_path_factory.mktemp("drawn")
+    words = figure_inputs(base)[request.param]
+    return Drawn(request.param, words, base / "out", draw(PROGRAMS[request.param], words, base / "out"))
+
+
 @pytest.mark.essential
-@pytest.mark.parametrize("number", PROGRAMS)
-def test_picture_vector_and_data_are_saved(
-    tmp_path: Path, inputs: dict[int, list[Path]], number: int
-) -> None:
-    draw(PROGRAMS[number], inputs[number], tmp_path / "out")
-    png, pdf = ((tmp_path / "out" / f"fig{number}.{suffix}").read_bytes() for suffix in ("png", "pdf"))
+def test_picture_vector_and_data_are_saved(drawn: Drawn) -> None:
+    png, pdf = ((drawn.folder / f"fig{drawn.number}.{suffix}").read_bytes() for suffix in ("png", "pdf"))
     assert png.startswith(b"\x89PNG") and len(png) > 20_000
     assert pdf.startswith(b"%PDF") and pdf.rstrip().endswith(b"%%EOF") and len(pdf) > 8_000
 
 
-@pytest.mark.parametrize("number", PROGRAMS)
-def test_the_width_is_that_of_a_paper(tmp_path: Path, inputs: dict[int, list[Path]], number: int) -> None:
-    draw(PROGRAMS[number], inputs[number], tmp_path / "out")
-    header = (tmp_path / "out" / f"fig{number}.png").read_bytes()[16:24]
+def test_the_width_is_that_of_a_paper(drawn: Drawn) -> None:
+    header = (drawn.folder / f"fig{drawn.number}.png").read_bytes()[16:24]
     assert int.from_bytes(header[:4], "big") in (990, 2025)  # 3.3 or 6.75 inches at 300 dots an inch
 
 
-@pytest.mark.parametrize("number", PROGRAMS)
-def test_drawing_again_replaces_the_files_with_the_same_bytes(
-    tmp_path: Path, inputs: dict[int, list[Path]], number: int
-) -> None:
-    contents = []
-    for _ in range(2):
-        draw(PROGRAMS[number], inputs[number], tmp_path / "out")
-        contents.append({path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()})
-    assert contents[0] == contents[1] and len(contents[0]) == 3
+def test_drawing_again_replaces_the_files_with_the_same_bytes(drawn: Drawn) -> None:
+    before = {path.name: path.read_bytes() for path in drawn.folder.iterdir()}
+    draw(PROGRAMS[drawn.number], drawn.words, drawn.folder)
+    assert {path.name: path.read_bytes() for path in drawn.folder.iterdir()} == before
+    assert len(before) == 3
 
 
-@pytest.mark.parametrize("number", PROGRAMS)
-def test_axes_are_labelled_and_the_figure_has_a_title_and_a_legend(
-    inputs: dict[int, list[Path]], tmp_path: Path, number: int
-) -> None:
-    figure = PROGRAMS[number].draw(draw(PROGRAMS[number], inputs[number], tmp_path / "out"))
+def test_axes_are_labelled_and_the_figure_has_a_title_and_a_legend(drawn: Drawn) -> None:
+    figure = drawn.figure()
     assert figure.get_suptitle() and figure.legends
     for axis in figure.axes:
         spec = axis.get_subplotspec()
@@ -98,14 +105,10 @@ def test_axes_are_labelled_and_the_figure_has_a_title_and_a_legend(
         assert axis.get_ylabel() or not spec.is_first_col()
 
 
-@pytest.mark.parametrize("number", PROGRAMS)
-def test_no_letter_is_smaller_than_eight_points(
-    inputs: dict[int, list[Path]], tmp_path: Path, number: int
-) -> None:
-    figure = PROGRAMS[number].draw(draw(PROGRAMS[number], inputs[number], tmp_path / "out"))
+def test_no_letter_is_smaller_than_eight_points(drawn: Drawn) -> None:
     from matplotlib.text import Text
 
-    assert min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text()) >= 8
+    assert min(text.get_fontsize() for text in drawn.figure().findobj(Text) if text.get_text()) >= 8
 
 
 @pytest.mark.parametrize("number", PROGRAMS)
