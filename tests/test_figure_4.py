@@ -104,10 +104,16 @@ def drawn(tmp_path: Path, *files: Path) -> Any:
     return figure
 
 
-def test_figure_4_says_which_cut_each_point_of_the_router_is(tmp_path: Path) -> None:
-    figure = drawn(tmp_path, sweep(tmp_path / "ppl_per_mac.json"))
-    assert [text.get_text() for text in figure.axes[0].texts] == ["1", "0.9", "0.8", "0.7", "0.6"]
-    assert "the lowest score that goes on (1 - t of the paper's thresholds)" in figure.get_suptitle().replace(
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The figure of such a sweep."""
+    folder = tmp_path_factory.mktemp("usual")
+    return drawn(folder, sweep(folder / "ppl_per_mac.json"))
+
+
+def test_figure_4_says_which_cut_each_point_of_the_router_is(usual: Any) -> None:
+    assert [text.get_text() for text in usual.axes[0].texts] == ["1", "0.9", "0.8", "0.7", "0.6"]
+    assert "the lowest score that goes on (1 - t of the paper's thresholds)" in usual.get_suptitle().replace(
         "\n", " "
     )
 
@@ -130,10 +136,9 @@ def bars(axis: Any) -> list[float]:
     ]
 
 
-def test_figure_4_bars_are_those_of_the_paired_difference_to_full_depth(tmp_path: Path) -> None:
-    figure = drawn(tmp_path, sweep(tmp_path / "ppl_per_mac.json"))
-    assert bars(figure.axes[0])[0] == pytest.approx(30.0 * 0.002, rel=0.01)
-    assert "paired difference to full depth" in figure.get_suptitle()
+def test_figure_4_bars_are_those_of_the_paired_difference_to_full_depth(usual: Any) -> None:
+    assert bars(usual.axes[0])[0] == pytest.approx(30.0 * 0.002, rel=0.01)
+    assert "paired difference to full depth" in usual.get_suptitle()
 
 
 def test_figure_4_says_so_where_a_file_of_before_has_no_paired_differences(tmp_path: Path) -> None:
@@ -174,17 +179,15 @@ def test_figure_4_measured_times_never_run_backwards(tmp_path: Path, timing: str
     assert all((np.diff(line.get_xdata()) >= 0).all() for line in timed.lines)
 
 
-def test_figure_4_joins_no_times_that_were_taken_one_by_one(tmp_path: Path) -> None:
-    axes = [
-        drawn(tmp_path, sweep(tmp_path / f"{timing}.json", timing=timing)).axes[1]
-        for timing in ("together", None)
-    ]
+def test_figure_4_joins_no_times_that_were_taken_one_by_one(usual: Any, tmp_path: Path) -> None:
+    alone = drawn(tmp_path, sweep(tmp_path / "alone.json", timing=None))
+    axes = [usual.axes[1], alone.axes[1]]
     styles = [{container.lines[0].get_linestyle() for container in axis.containers} for axis in axes]
     assert styles == [{"-", "--"}, {"None"}]
 
 
-def test_figure_4_has_one_scale_in_a_row(tmp_path: Path) -> None:
-    axes = drawn(tmp_path, sweep(tmp_path / "ppl_per_mac.json")).axes
+def test_figure_4_has_one_scale_in_a_row(usual: Any) -> None:
+    axes = usual.axes
     assert (
         len(axes) == 4
         and axes[0].get_ylim() == axes[1].get_ylim()
