@@ -76,9 +76,9 @@ class Metrics:
         return sorted(newest.values(), key=lambda row: row["step"])
 
     def _read(self) -> list[dict[str, Any]]:
-        return (
-            [json.loads(line) for line in self.path.read_bytes().splitlines()] if self.path.exists() else []
-        )
+        if not self.path.exists():
+            return []
+        return [json.loads(line) for line in self.path.read_bytes().splitlines()]
 
     def go_on(self, lineage: Lineage, at_most: int | None = None) -> int:
         """The training goes on under this schedule: set aside the rows of steps that were trained under

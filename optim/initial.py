@@ -127,10 +127,11 @@ def _misfits(model: Transformer, state: Mapping[str, Any]) -> list[str]:
         if what:
             kind = re.sub(r"\.\d+\.", ".N.", name), what
             kinds[kind] = kinds.get(kind, 0) + 1
-    return [
-        f"{name} {what}" + (f" ({count} blocks)" if count > 1 else "")
-        for (name, what), count in kinds.items()
-    ]
+    lines = []
+    for (name, what), count in kinds.items():
+        blocks = f" ({count} blocks)" if count > 1 else ""
+        lines.append(f"{name} {what}{blocks}")
+    return lines
 
 
 def _flags_that_fit(model: Transformer, settings: Any) -> list[str]:

@@ -36,7 +36,9 @@ def step_of(path: Path) -> int | None:
 
 def numbered(folder: Path) -> list[Path]:
     """The folder's `ckpt_N.pt`, newest first."""
-    found = [path for path in folder.iterdir() if step_of(path) is not None] if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if step_of(path) is not None]
     return sorted(found, key=lambda path: step_of(path) or 0, reverse=True)
 
 

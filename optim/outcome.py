@@ -135,14 +135,14 @@ def read_outcome(path: Path) -> Outcome | None:
         kind = Kind(value["kind"])
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    step, code, reason = (value.get(name) for name in ("step", "code", "reason"))
-    return Outcome(
-        kind,
-        str(reason or "")[:LONGEST_REASON],
-        step if isinstance(step, int) else None,
-        code if isinstance(code, int) else CODES[kind],
-        value.get("by_hand") is True,
-    )
+    reason = str(value.get("reason") or "")[:LONGEST_REASON]
+    step = value.get("step")
+    if not isinstance(step, int):
+        step = None
+    code = value.get("code")
+    if not isinstance(code, int):
+        code = CODES[kind]
+    return Outcome(kind, reason, step, code, value.get("by_hand") is True)
 
 
 class Ending:

@@ -311,10 +311,13 @@ def printed(values: dict[str, object]) -> str:
 
     Raises UserError where a value is more than a line.
     """
+    lines = []
     for name, value in values.items():
-        if "\n" in str(value):
+        text = "" if value is None else str(value)
+        if "\n" in text:
             raise UserError(f"{name} holds a line break: {value!r}")
-    return "\n".join(f"{name}={'' if value is None else value}" for name, value in values.items())
+        lines.append(f"{name}={text}")
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -324,19 +327,18 @@ def main(argv: Sequence[str]) -> int:
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder")
     record = Record(folder)
+    answers: dict[str, object] = {
+        "FINISHED": int(record.finished()),
+        "FINISHED_AT": record.finished_at,
+        "SAVED_STEP": record.saved_step,
+        "ITERATIONS": record.iterations,
+        "KIND": None,
+        "REASON": None,
+    }
     outcome = record.outcome
-    print(
-        printed(
-            {
-                "FINISHED": int(record.finished()),
-                "FINISHED_AT": record.finished_at,
-                "SAVED_STEP": record.saved_step,
-                "ITERATIONS": record.iterations,
-                "KIND": outcome.kind if outcome else None,
-                "REASON": outcome.reason.replace("\n", "; ") if outcome else None,
-            }
-        )
-    )
+    if outcome:
+        answers |= {"KIND": outcome.kind, "REASON": outcome.reason.replace("\n", "; ")}
+    print(printed(answers))
     return 0
 
 

@@ -94,15 +94,12 @@ def by_name(flag: str, name: str) -> Path:
         return Path(name)
     bases = [Path(base) for base in dict.fromkeys([os.environ.get("RESULTS_DIR") or "exps", "exps"])]
     is_plain = not name.startswith("/") and not {"", ".", ".."} & set(name.split("/"))
-    patterns = [above + glob.escape(name) for above in ("*/*/", "*/", "")] if is_plain else []
-    found = sorted(
-        {
-            Path(path)
-            for base in bases
-            for pattern in patterns
-            for path in glob.glob(f"{glob.escape(str(base))}/{pattern}")
-        }
-    )
+    matches: set[str] = set()
+    if is_plain:
+        for base in map(str, bases):
+            for above in ("*/*/", "*/", ""):
+                matches |= {*glob.glob(f"{glob.escape(base)}/{above}{glob.escape(name)}")}
+    found = sorted(map(Path, matches))
     if len(found) > 1:
         raise UserError(f"{flag} {name}: several experiments have this name: {', '.join(map(str, found))}")
     if not found:

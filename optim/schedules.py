@@ -140,11 +140,10 @@ class Schedule:
 
     def lineage(self) -> Lineage:
         """By which metrics rows are told from those of another course of the rate."""
-        legs = self.plan()["legs"]
-        return Lineage(
-            [leg.begin for leg in self.legs],
-            [json.dumps([asdict(self.shape), legs[: n + 1]]) for n in range(len(legs))],
-        )
+        shape, legs = asdict(self.shape), self.plan()["legs"]
+        begins = [leg.begin for leg in self.legs]
+        contents = [json.dumps([shape, legs[: n + 1]]) for n in range(len(legs))]
+        return Lineage(begins, contents)
 
     def load_state_dict(self, state: dict[str, Any], extend: str | None = None) -> str | None:
         """Go on where a run stood. Returns a line about the rates before and after where this extends it.

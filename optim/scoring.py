@@ -71,12 +71,10 @@ class Scorer:
         """Numbers of the rows of each batch, the longest rows first, so that too little memory shows at
         once.
         """
-        order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-        groups = (
-            [list(group) for _, group in groupby(order, key=lambda row: lengths[row])]
-            if self.one_length
-            else [order]
-        )
+        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+        groups = [order]
+        if self.one_length:
+            groups = [list(group) for _, group in groupby(order, key=lambda i: lengths[i])]
         for group in groups:
             for begin in range(0, len(group), self.batch_size):
                 yield group[begin : begin + self.batch_size]
