@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import distributed
-from config.flags import GPT2, Flag
+from config.flags import GPT2
 from config.parse import guarded, nearest
+from config.schema import Flag
 from errors import UserError
 from optim.restore import CHECKPOINT, TOKENIZER, Restored, keep_result, output_folder, with_checkpoint
 

@@ -21,7 +21,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import distributed
-from config.flags import CHARACTERS, GPT2, Flag, prose
+from config.flags import CHARACTERS, GPT2
+from config.schema import Flag, prose
 from errors import UserError
 from optim.restore import CHECKPOINT, TOKENIZER, Restored, with_checkpoint
 

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import distributed
-from config.flags import Flag, switch
 from config.identity import OF_ONE_EVALUATION, evaluation_of
+from config.schema import Flag, switch
 from errors import UserError
 from optim.names import SWEEP
 from optim.restore import CHECKPOINT, Restored, output_folder, with_checkpoint

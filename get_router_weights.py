@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import distributed
-from config.flags import Flag
+from config.schema import Flag
 from errors import UserError
 from optim.cascade import CASCADES
 from optim.restore import CHECKPOINT, Restored, output_folder, with_checkpoint

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import guarded
-from config.flags import Flag
+from config.schema import Flag
 from report.command import paths_and_flags
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from config.flags import EVALUATION, IDENTITY, SCHEDULE
 from config.recipe import DEFAULT_RECIPE, flags_of
+from config.schema import EVALUATION, IDENTITY, SCHEDULE
 from models.variants import VARIANTS
 
 BATCH = ("batch_size", "acc_steps")  # most trainings depend on their product alone

@@ -9,9 +9,9 @@ import re
 from argparse import Namespace
 from pathlib import Path
 
-from config.flags import IDENTITY
 from config.identity import cut_matters
 from config.recipe import flags_of
+from config.schema import IDENTITY
 
 MAX_COMPONENT = 199  # bytes of one path component; file systems allow 255, and files beside it carry suffixes
 _IN_PATH = ("dataset", "model")  # folders above the name

@@ -20,9 +20,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from config.flags import OTHER_FORMS, PLACE, Flag, boolean, switch
 from config.json_file import read_config_file
+from config.old_flags import OTHER_FORMS
 from config.recipe import DEFAULT_RECIPE, Recipe, flags_of, recipe_of, recipes
+from config.schema import PLACE, Flag, boolean, switch
 from config.values import NO_VALUE, Problem, convert, nearest
 from errors import OwnError, UserError, missing_package
 from files import TRANSIENT_ERRORS, is_of_a_place

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from config.flags import FLAGS, Flag
+from config.flags import FLAGS
+from config.schema import Flag
 from config.values import Problem
 from errors import UserError
 

@@ -19,8 +19,9 @@ from typing import Any
 
 import config
 import distributed
-from config.flags import FLAGS, GPT2, Flag
+from config.flags import FLAGS, GPT2
 from config.identity import INHERITED
+from config.schema import Flag
 from errors import UserError
 from files import try_to_write, write_json
 

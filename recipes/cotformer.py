@@ -4,12 +4,37 @@ from __future__ import annotations
 
 from argparse import Namespace
 from itertools import pairwise
+from typing import Any
 
 from config.checks import notes_on_checkpoints, optimiser_problems, place_problems
-from config.flags import FLAGS, GROUPS, OLD_FLAGS, SELFTEST
+from config.flags import FLAGS, GROUPS
+from config.old_flags import OLD_FLAGS
 from config.recipe import Recipe
 from config.values import Problem
 from models.variants import VARIANTS
+
+# the small training of --selftest_resume, between the defaults and what is given
+SELFTEST: dict[str, Any] = {
+    "dataset": "selftest",
+    "vocab_size": 256,
+    "model": "adm",
+    "n_layer": 4,
+    "n_layer_begin": 1,
+    "n_layer_end": 1,
+    "n_repeat": 3,
+    "n_embd": 64,
+    "n_head": 4,
+    "sequence_length": 64,
+    "batch_size": 4,
+    "acc_steps": 4,
+    "iterations": 60,
+    "dropout": 0.1,
+    "depth_embedding": "linear_learned",
+    "eval_freq": 10,
+    "eval_batches": 4,
+    "log_freq": 1,
+    "save_checkpoint_freq": 7,
+}
 
 
 def check(args: Namespace) -> list[Problem]:

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from config import guarded
-from config.flags import Flag
+from config.schema import Flag
 from errors import UserError
 from report.command import paths_and_flags
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import config
-from config.flags import EVALUATION, SCHEDULE
 from config.identity import names_of
+from config.schema import EVALUATION, SCHEDULE
 from errors import UserError
 from files import read_json
 from optim.names import EVALUATIONS, SUMMARY

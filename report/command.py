@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from config.flags import Flag
 from config.parse import parse, stop
+from config.schema import Flag
 
 LABELLED = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]*)=(.+)")  # as iridis/lib.sh has it
 

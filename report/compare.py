@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from config.flags import FLAGS, IDENTITY
+from config.flags import FLAGS
 from config.identity import (
     BATCH,
     changed_for_evaluation,
@@ -24,6 +24,7 @@ from config.identity import (
     is_full_compute,
     names_of,
 )
+from config.schema import IDENTITY
 from data.bins import label
 from errors import UserError
 from models.variants import VARIANTS

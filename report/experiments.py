@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from config import guarded
-from config.flags import Flag
+from config.schema import Flag
 from files import write_atomically
 from models.variants import ALIASES, VARIANTS
 from report.command import paths_and_flags

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from config import guarded
-from config.flags import Flag
+from config.schema import Flag
 from data.bins import label
 from errors import UserError
 from models.variants import VARIANTS

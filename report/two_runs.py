@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import config
-from config.flags import EVALUATION, IDENTITY, PLACE, SCHEDULE
 from config.identity import BATCH, cut_matters, effective_batch, names_of
+from config.schema import EVALUATION, IDENTITY, PLACE, SCHEDULE
 from data.bins import data_differences
 from errors import UserError
 from files import read_json
