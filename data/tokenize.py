@@ -22,16 +22,14 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
 import sys
 import time
 from argparse import Namespace
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import astuple
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -40,51 +38,25 @@ from tqdm import tqdm
 
 from data.bins import DEFAULT_DATA_DIR, dataset_folder, is_prepared
 from data.characters import tokenize_characters
-from data.corpus import documents, pack, stdlib_documents
-from data.encode import Checked, best_engine
+from data.corpus import pack, stdlib_documents
+from data.encode import best_engine
 from data.find import Bad, Found, find_shards
 from data.split import assemble
 from data.streams import Shard
+from data.workers import SHOWN_BAD, STOP, Job, encode_group, start_worker
 from errors import UserError
-from files import STORAGE_FAULTS, is_kept_open, load_json, remove_folder, sync, sync_folder, write_json
-from processes import die_with, peak_kib
+from files import STORAGE_FAULTS, is_kept_open, load_json, remove_folder, write_json
+from processes import peak_kib
 
 WORK = ".tokenize"
 VAL_SHARE = 0.0005
 STDLIB_VAL_SHARE = 0.01
-BATCH_BYTES = 1 << 21  # text encoded at once by a worker
-SHOWN_BAD = 5
 # small shards share a group up to this size on disk and this number
 GROUP_BYTES, GROUP_SHARDS = 1 << 22, 4096
-GROUPS_OF_AN_ENGINE = 16  # then a new one takes its place: it remembers every word that it has met
 LINE_SECONDS = 5.0
 RAW_OWT2 = "openwebtext2.jsonl.zst.tar"
 
-STOP = 3
-_groups = 0  # encoded by this worker
-_counters: Any = None  # shared by the workers: documents, bytes of text, tokens; and whether to stop
-
-
-# one group of shards, in a worker
-
-
-@dataclass(frozen=True)
-class Job:
-    number: int
-    shards: list[Shard]
-    text_key: str
-    work: Path
-    max_bad: int
-
-    @property
-    def name(self) -> str:
-        return self.shards[0].name + (
-            f" and the {len(self.shards) - 1:,} that follow" if self.shards[1:] else ""
-        )
-
-    @property
-    def size(self) -> int:
-        return sum(shard.size for shard in self.shards)
+# groups of shards
 
 
 def grouped(shards: list[Shard]) -> list[list[Shard]]:
@@ -100,101 +72,6 @@ def grouped(shards: list[Shard]) -> list[list[Shard]]:
         groups[-1].append(shard)
         size += shard.size
     return groups
-
-
-def _start_worker(counters: Any, parent: int) -> None:
-    global _counters
-    _counters = counters
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to tell
-    die_with(parent)
-
-
-def _batches(items: Iterator[str | Bad], bad: list[Bad], max_bad: int) -> Iterator[list[str]]:
-    texts: list[str] = []
-    size = 0
-    for item in items:
-        if isinstance(item, Bad):
-            bad.append(item)
-            if len(bad) > max_bad:
-                return
-            continue
-        texts.append(item)
-        size += len(item)
-        if size >= BATCH_BYTES:
-            if _counters[STOP]:
-                raise InterruptedError("told to stop")
-            yield texts
-            texts, size = [], 0
-    if texts:
-        yield texts
-
-
-def _bytes_of(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())
-
-
-def encode_group(job: Job) -> dict[str, Any]:
-    """Encode a group into N.bin (tokens) and N.len (tokens of each document, uint32), described by N.json,
-    last of all.
-
-    With more bad lines than `max_bad` nothing is kept and the description says so.
-    """
-    global _groups
-    _groups += 1
-    if _groups % GROUPS_OF_AN_ENGINE == 0:
-        best_engine.cache_clear()
-    bad: list[Bad] = []
-    passed: dict[str, Any] = {}
-    total = {"documents": 0, "tokens": 0, "bytes": 0, "largest_token": 0}
-    checked = Checked(job.number)
-    targets = [job.work / f"{job.number:06d}.{ending}" for ending in ("bin", "len")]
-    parts = [path.with_name(f"{path.name}.part") for path in targets]
-    with open(parts[0], "wb") as tokens_file, open(parts[1], "wb") as lengths_file:
-        for texts in _batches(_documents(job, passed), bad, job.max_bad):
-            tokens, lengths = checked.encode(texts, job.name)
-            tokens_file.write(tokens.data)
-            lengths_file.write(lengths.astype("<u4").data)
-            size = sum(map(_bytes_of, texts))
-            for name, value in (("documents", len(texts)), ("tokens", tokens.size), ("bytes", size)):
-                total[name] += value
-            total["largest_token"] = max(total["largest_token"], int(tokens.max()))
-            with _counters.get_lock():
-                for place, value in enumerate((len(texts), size, tokens.size)):
-                    _counters[place] += value
-        for file in (tokens_file, lengths_file):
-            file.flush()
-            sync(file.fileno())
-    result = {
-        "number": job.number,
-        "shards": len(job.shards),
-        "bad": len(bad),
-        "shown": [asdict(b) for b in bad[:SHOWN_BAD]],
-        "passed": passed,
-        **total,
-        "peak_kib": peak_kib(),
-    }
-    if len(bad) > job.max_bad:
-        for part in parts:
-            part.unlink()
-        return result
-    for part, target in zip(parts, targets, strict=True):
-        os.replace(part, target)
-    sync_folder(job.work)
-    write_json(job.work / f"{job.number:06d}.json", result)
-    return result
-
-
-def _documents(job: Job, passed: dict[str, Any]) -> Iterator[str | Bad]:
-    """Of all shards of a group; `passed` gets for each reason a count and the place of the first."""
-    for shard in job.shards:
-        counts: Counter[str] = Counter()
-        yield from documents(shard, job.text_key, counts)
-        for reason, count in counts.items():
-            known = passed.setdefault(reason, {"count": 0, "first": shard.name})
-            known["count"] += count
-
-
-# all groups
 
 
 def finished_groups(work: Path, groups: list[list[Shard]]) -> dict[int, dict[str, Any]]:
@@ -305,7 +182,7 @@ def encode_all(
     if jobs:
         best_engine()  # its files are made once, before the workers look for them
         with ProcessPoolExecutor(
-            min(workers, len(jobs)), context, _start_worker, (counters, os.getpid())
+            min(workers, len(jobs)), context, start_worker, (counters, os.getpid())
         ) as pool:
             waiting = {pool.submit(encode_group, job) for job in jobs}
             try:
