@@ -20,7 +20,7 @@ import functools
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -196,71 +196,85 @@ def of_depth(passes: int, n_repeat: int) -> list[float]:
     return [float(number < passes) for number in range(1, n_repeat)]
 
 
-def measure(
-    restored: Restored, model: Any, splits: Any, chosen: NDArray[np.int64], full_depth: Any, place: Path
-) -> Callable[[list[float]], tuple[dict[str, Any], Any]]:
-    """A function from shares of the tokens that go on to a point of the figure and its windows' losses; equal
-    shares are evaluated once.
+class Budgets:
+    """Evaluates a model at compute budgets, each once. A budget is `factors`: for each pass but the last the
+    share of its tokens that take the next one.
 
-    full_depth: (windows,) losses at full depth, where they are known. place: where a point that is cut short
-    keeps its sums.
+    full_depth: (windows,) losses at full depth, where they are known. folder: where an evaluation that is cut
+    short keeps its sums.
     """
-    from data.bins import identity_of
-    from models.macs import count_macs
-    from optim.evaluate import evaluate, perplexity
-    from optim.intervals import SAMPLE, documents_of, interval
-    from optim.partial import PartialSums, facts_of
-    from optim.routers import set_factors
-    from optim.setup import autocaster
 
-    args, world = restored.args, restored.world
-    facts = facts_of(args, args.batch_size, identity_of(splits.folder), world.device, SAMPLE)
-    documents = documents_of(splits.val, chosen, splits.meta)
-    done: dict[tuple[float, ...], tuple[dict[str, Any], Any]] = {}
-    everyone = of_depth(args.n_repeat, args.n_repeat)
+    def __init__(
+        self,
+        restored: Restored,
+        model: Any,
+        splits: Any,
+        chosen: NDArray[np.int64],
+        full_depth: Any,
+        folder: Path,
+    ) -> None:
+        from data.bins import identity_of
+        from optim.intervals import SAMPLE, documents_of
+        from optim.partial import facts_of
 
-    def losses_at(factors: list[float]) -> dict[str, Any]:
-        set_factors(model, factors)
-        kept = PartialSums(
-            place, "sweep", model, {**facts, "factors": factors}, functools.partial(print, file=sys.stderr)
-        )
-        result = evaluate(
-            model, splits.val, args.batch_size, world, autocaster(args.dtype, world.device), chosen, kept=kept
-        )
+        self.args, self.world, self.model, self.val = restored.args, restored.world, model, splits.val
+        self.chosen, self.full_depth, self.folder = chosen, full_depth, folder
+        data = identity_of(splits.folder)
+        self.facts = facts_of(self.args, self.args.batch_size, data, self.world.device, SAMPLE)
+        self.documents = documents_of(splits.val, chosen, splits.meta)
+        self.points: dict[tuple[float, ...], tuple[dict[str, Any], Any]] = {}
+
+    def _evaluate(self, factors: list[float]) -> dict[str, Any]:
+        from optim.evaluate import evaluate
+        from optim.partial import PartialSums
+        from optim.routers import set_factors
+        from optim.setup import autocaster
+
+        args, world = self.args, self.world
+        set_factors(self.model, factors)
+        facts = {**self.facts, "factors": factors}
+        kept = PartialSums(self.folder, "sweep", self.model, facts, functools.partial(print, file=sys.stderr))
+        autocast = autocaster(args.dtype, world.device)
+        result = evaluate(self.model, self.val, args.batch_size, world, autocast, self.chosen, kept=kept)
         assert result is not None, "nothing asked this evaluation to stop"
         if world.is_main:
             kept.remove()
         return result
 
-    def point(factors: list[float]) -> tuple[dict[str, Any], Any]:
-        nonlocal full_depth
-        if tuple(factors) not in done:
-            result = losses_at(factors)
-            losses = result["window_losses"].numpy()
-            if factors == everyone:
-                full_depth = losses
-            if full_depth is None:
-                full_depth = losses_at(everyone)["window_losses"].numpy()
-            own, paired = interval(losses, documents), interval(losses - full_depth, documents)
-            done[tuple(factors)] = (
-                {
-                    "length_factors": factors,
-                    "macs": count_macs(args, args.sequence_length, factors),
-                    "val_loss": result["val_loss"],
-                    "val_perplexity": result["val_pp"],
-                    "average_depth": result["average_depth"],
-                    "val_perplexity_ci95": own and [perplexity(own.low), perplexity(own.high)],
-                    "loss_difference": float((losses - full_depth).mean()),
-                    "loss_difference_ci95": paired and [paired.low, paired.high],
-                    "interval_by": own and own.clusters.words(),
-                    "paired_by": paired and paired.clusters.words(),
-                    "seconds_per_sequence": None,
-                },
-                losses,
-            )
-        return done[tuple(factors)]
+    def point(self, factors: list[float]) -> tuple[dict[str, Any], Any]:
+        """A point of the figure, and (windows,) losses."""
+        if tuple(factors) not in self.points:
+            self.points[tuple(factors)] = self._new_point(factors)
+        return self.points[tuple(factors)]
 
-    return point
+    def _new_point(self, factors: list[float]) -> tuple[dict[str, Any], Any]:
+        from models.macs import count_macs
+        from optim.evaluate import perplexity
+        from optim.intervals import interval
+
+        result = self._evaluate(factors)
+        losses = result["window_losses"].numpy()
+        all_passes = of_depth(self.args.n_repeat, self.args.n_repeat)
+        if factors == all_passes:
+            self.full_depth = losses
+        if self.full_depth is None:
+            self.full_depth = self._evaluate(all_passes)["window_losses"].numpy()
+        difference = losses - self.full_depth
+        own, paired = interval(losses, self.documents), interval(difference, self.documents)
+        point = {
+            "length_factors": factors,
+            "macs": count_macs(self.args, self.args.sequence_length, factors),
+            "val_loss": result["val_loss"],
+            "val_perplexity": result["val_pp"],
+            "average_depth": result["average_depth"],
+            "val_perplexity_ci95": own and [perplexity(own.low), perplexity(own.high)],
+            "loss_difference": float(difference.mean()),
+            "loss_difference_ci95": paired and [paired.low, paired.high],
+            "interval_by": own and own.clusters.words(),
+            "paired_by": paired and paired.clusters.words(),
+            "seconds_per_sequence": None,
+        }
+        return point, losses
 
 
 def seconds_per_sequence(
@@ -333,19 +347,98 @@ def new_sweep(restored: Restored, facts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def run(restored: Restored, own: dict[str, Any]) -> None:
-    """Both sweeps, point by point, and their times."""
+def add_factors(
+    sweep: dict[str, Any],
+    restored: Restored,
+    model: Any,
+    train: Any,
+    thresholds: Sequence[float],
+    router_sample: int,
+) -> None:
+    """Measure, for thresholds that the sweep lacks, the shares of the tokens that take each next pass."""
     import numpy as np
 
-    from data.bins import identity_of
-    from optim.evaluate import windows_to_read
-    from optim.intervals import SAMPLE, spread
-    from optim.routers import factors_at, need_routers
+    from optim.intervals import spread
+    from optim.routers import factors_at
     from optim.setup import autocaster
+
+    args, world, published = restored.args, restored.world, sweep["published"]
+    missing = [value for value in thresholds if str(value) not in sweep["measured"]]
+    if not missing:
+        return
+    count = min(train.n_windows, max(1, router_sample // args.sequence_length))
+    if published:  # as the authors draw theirs
+        sample = np.random.RandomState(0).choice(train.n_windows, count, replace=False)
+    else:
+        sample = spread(train.n_windows, count)
+    autocast = autocaster(args.dtype, world.device)
+    factors = factors_at(model, train, sample, args.batch_size, missing, autocast, world, published)
+    sweep["measured"] |= dict(zip(map(str, missing), factors, strict=True))
+
+
+def add_point(
+    sweep: dict[str, Any],
+    losses: dict[str, Any],
+    budgets: Budgets,
+    target: Path,
+    kind: str,
+    value: float,
+    factors: list[float],
+) -> None:
+    """Evaluate a point unless the sweep has it, write the sweep and the windows' losses, and print a line."""
     from optim.window_losses import save_arrays
 
+    key, world = KEYS[kind], budgets.world
+    if not any(point[key] == value for point in sweep[kind]):
+        new, losses[name_of(kind, value)] = budgets.point(factors)
+        sweep["timing"] = None  # no longer of all points
+        meaning = {"published_threshold": round(1 - value, 10)} if kind == "router" else {}
+        points = [*sweep[kind], {key: value, **meaning, **new}]
+        sweep[kind] = sorted(points, key=lambda point: point[key])
+        world.on_main(lambda: save_arrays(target.with_suffix(".npz"), windows=budgets.chosen, **losses))
+        world.on_main(lambda: save(target, sweep))
+    if world.is_main:
+        print_point(kind, value, next(point for point in sweep[kind] if point[key] == value))
+
+
+def print_point(kind: str, value: float, point: dict[str, Any]) -> None:
+    if kind == "router":
+        name = f"scores >= {value:g} go on (t = {1 - value:.4g})"
+    else:
+        name = f"{value:g} pass{'es' if value > 1 else ''}"
+    print(
+        f"{name:<34} {point['macs'] / 1e9:8.3f} GMACs  perplexity {point['val_perplexity']:.4f}  "
+        f"depth {point['average_depth']:.2f}",
+        flush=True,
+    )
+
+
+def print_end(sweep: dict[str, Any], target: Path) -> None:
+    """The times, and where the sweep is."""
+    for kind, key in KEYS.items():
+        times = [
+            f"{point[key]:g}: {1e3 * (point.get('seconds_per_sequence') or math.nan):.2f}"
+            for point in sweep[kind]
+        ]
+        print(f"ms a sequence by {key}: {', '.join(times)}")
+    old = sum("loss_difference" not in point for kind in KEYS for point in sweep[kind])
+    if old:
+        print(
+            f"note: {old} points are of an earlier version and have no paired difference to full depth;"
+            " in another --output_dir they are evaluated again"
+        )
+    print(f"summary   {target}")
+
+
+def run(restored: Restored, own: dict[str, Any]) -> None:
+    """Both sweeps, point by point, and their times."""
+    from data.bins import identity_of
+    from optim.evaluate import windows_to_read
+    from optim.intervals import SAMPLE
+    from optim.routers import need_routers
+
     args, path, world = restored.args, restored.path, restored.world
-    place = world.on_main(lambda: output_folder(own["output_dir"], path, prints=False))
+    folder = world.on_main(lambda: output_folder(own["output_dir"], path, prints=False))
     model, splits = restored.model(), restored.splits()
     need_routers(model)
     chosen = windows_to_read(args, splits.val.n_windows)
@@ -353,7 +446,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     router_sample = own["router_sample_size"] or (
         splits.val.tokens.size if own["published"] else ROUTER_SAMPLE
     )
-    target = place / SWEEP
+    target = folder / SWEEP
     facts = {
         "splits": world.on_main(lambda: identity_of(splits.folder)),
         "data": str(splits.folder.resolve()),
@@ -365,73 +458,18 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     begun = new_sweep(restored, facts)
     sweep = world.on_main(lambda: earlier(target, begun))
     losses = world.on_main(lambda: read_losses(target.with_suffix(".npz"), sweep, chosen, whole))
-    point = measure(restored, model, splits, chosen, losses.get(name_of("fixed_depth", args.n_repeat)), place)
-    missing = [value for value in own["thresholds"] if str(value) not in sweep["measured"]]
-    if missing:
-        count = min(splits.train.n_windows, max(1, router_sample // args.sequence_length))
-        # as the authors draw theirs
-        sample = (
-            np.random.RandomState(0).choice(splits.train.n_windows, count, replace=False)
-            if own["published"]
-            else spread(splits.train.n_windows, count)
-        )
-        factors = factors_at(
-            model,
-            splits.train,
-            sample,
-            args.batch_size,
-            missing,
-            autocaster(args.dtype, world.device),
-            world,
-            own["published"],
-        )
-        sweep["measured"] |= {str(value): row for value, row in zip(missing, factors, strict=True)}
-
-    def add(kind: str, value: float, shares: list[float]) -> None:
-        key = KEYS[kind]
-        if not any(each[key] == value for each in sweep[kind]):
-            found, losses[name_of(kind, value)] = point(shares)
-            sweep["timing"] = None  # no longer of all points
-            meaning = {"published_threshold": round(1 - value, 10)} if kind == "router" else {}
-            sweep[kind] = sorted([*sweep[kind], {key: value, **meaning, **found}], key=lambda each: each[key])
-            world.on_main(lambda: save_arrays(target.with_suffix(".npz"), windows=chosen, **losses))
-            world.on_main(lambda: save(target, sweep))
-        each = next(each for each in sweep[kind] if each[key] == value)
-        if world.is_main:
-            name = (
-                f"scores >= {value:g} go on (t = {1 - value:.4g})"
-                if kind == "router"
-                else f"{value:g} pass{'es' if value > 1 else ''}"
-            )
-            print(
-                f"{name:<34} {each['macs'] / 1e9:8.3f} GMACs  perplexity {each['val_perplexity']:.4f}  "
-                f"depth {each['average_depth']:.2f}",
-                flush=True,
-            )
-
+    full_depth = losses.get(name_of("fixed_depth", args.n_repeat))
+    budgets = Budgets(restored, model, splits, chosen, full_depth, folder)
+    add_factors(sweep, restored, model, splits.train, own["thresholds"], router_sample)
     for passes in range(args.n_repeat, 0, -1):  # full depth first: the others are compared with it
-        add("fixed_depth", passes, of_depth(passes, args.n_repeat))
+        add_point(sweep, losses, budgets, target, "fixed_depth", passes, of_depth(passes, args.n_repeat))
     for value in own["thresholds"]:
-        add("router", value, sweep["measured"][str(value)])
+        add_point(sweep, losses, budgets, target, "router", value, sweep["measured"][str(value)])
     if sweep["timing"] is None:
         world.on_main(lambda: add_times(restored, model, splits.val, sweep))
         world.on_main(lambda: save(target, sweep))
     if world.is_main:
-        for kind, key in KEYS.items():
-            print(
-                f"ms a sequence by {key}: "
-                + ", ".join(
-                    f"{each[key]:g}: {1e3 * (each.get('seconds_per_sequence') or math.nan):.2f}"
-                    for each in sweep[kind]
-                )
-            )
-        old = sum("loss_difference" not in each for kind in KEYS for each in sweep[kind])
-        if old:
-            print(
-                f"note: {old} points are of an earlier version and have no paired difference to full depth;"
-                " in another --output_dir they are evaluated again"
-            )
-        print(f"summary   {target}")
+        print_end(sweep, target)
 
 
 def main(argv: list[str] | None = None) -> int:

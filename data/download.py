@@ -30,7 +30,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
@@ -161,7 +161,7 @@ def fetch(origin: Origin, target: Path) -> None:
     """Bring the tar to `target`, going on from what an earlier attempt left beside it. Raises UserError."""
     part = target.with_name(f"{target.name}.part")
     try:
-        size = receive(origin, target, part)
+        size = receive(origin, part)
     except BaseException:
         if part.exists() and not part.stat().st_size:
             part.unlink()
@@ -169,73 +169,97 @@ def fetch(origin: Origin, target: Path) -> None:
     publish(part, target, origin, size)
 
 
-def receive(origin: Origin, target: Path, part: Path) -> int:
-    """Fill `part`; returns the size that it should have."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+class Transfer:
+    """A file that is being filled: its first `place` bytes are there, of `size` (None: not known yet)."""
+
+    def __init__(self, origin: Origin, part: Path, file: IO[bytes], bar: Any) -> None:
+        self.origin, self.part, self.file, self.bar = origin, part, file, bar
+        self.place, self.size = file.tell(), origin.size
+
+    @property
+    def is_complete(self) -> bool:
+        return self.size is not None and self.place >= self.size
+
+    def _empty(self) -> None:
+        self.file.truncate(0)
+        self.bar.update(-self.place)
+        self.place = 0
+
+    def _request(self) -> None:
+        """Read from `place` to the end, or until the connection breaks."""
+        stream, begin, whole = open_from(self.origin.address, self.place)
+        with stream:
+            if self.size is None and whole is not None:
+                need_space(self.part.parent, max(0, whole - self.place))
+                self.size = whole
+            if begin != self.place:  # the server cannot continue
+                self._empty()
+            for chunk in chunks(stream):
+                self.file.write(chunk)
+                self.place += len(chunk)
+                self.bar.update(len(chunk))
+        if self.size is None:
+            self.size = self.place
+
+    def attempt(self) -> None:
+        """One request; an error that may pass is ignored. Raises UserError for the others."""
+        try:
+            self._request()
+        except urllib.error.HTTPError as error:
+            # nothing from here on: the file is complete, or these are the bytes of another one
+            if error.code == 416 and self.place:
+                self.size = int((error.headers.get("Content-Range") or "").rpartition("/")[2] or -1)
+                if self.size != self.place:
+                    self._empty()
+                    self.size = self.origin.size
+            elif error.code < 500 and error.code not in RETRIED:
+                raise UserError(f"{self.origin.address}: HTTP {error.code} {error.reason}") from None
+        except http.client.HTTPException:
+            pass
+        except OSError as error:
+            if error.errno in STORAGE_FAULTS:
+                raise UserError(
+                    f"{self.part}: {error.strerror}; make room and run the same command again to go on"
+                ) from None
+
+
+def receive(origin: Origin, part: Path) -> int:
+    """Fill `part`; returns the size that it should have. Raises UserError."""
+    part.parent.mkdir(parents=True, exist_ok=True)
     place = part.stat().st_size if part.exists() else 0
     if origin.size is not None and place > origin.size:
         part.unlink()
         place = 0
-    need_space(target.parent, max(0, (origin.size or 0) - place))
-    size, idle = origin.size, 0
+    need_space(part.parent, max(0, (origin.size or 0) - place))
+    idle = 0
     with (
         open(part, "ab") as file,
         tqdm(
             initial=place,
-            total=size,
+            total=origin.size,
             unit="B",
             unit_scale=True,
             desc="downloading",
             disable=not sys.stderr.isatty(),
         ) as bar,
     ):
-        while size is None or place < size:
-            before = place
-            try:
-                stream, begin, whole = open_from(origin.address, place)
-                with stream:
-                    if size is None and whole is not None:
-                        need_space(target.parent, max(0, whole - place))
-                        size = whole
-                    if begin != place:  # the server cannot continue
-                        file.truncate(0)
-                        bar.update(-place)
-                        place = begin
-                    for chunk in chunks(stream):
-                        file.write(chunk)
-                        place += len(chunk)
-                        bar.update(len(chunk))
-                if size is None:
-                    size = place
-            except urllib.error.HTTPError as error:
-                # nothing from here on: all is here, or what is here is of another file
-                if error.code == 416 and place:
-                    size = int((error.headers.get("Content-Range") or "").rpartition("/")[2] or -1)
-                    if size != place:
-                        file.truncate(0)
-                        bar.update(-place)
-                        size, place = origin.size, 0
-                elif error.code < 500 and error.code not in RETRIED:
-                    raise UserError(f"{origin.address}: HTTP {error.code} {error.reason}") from None
-            except http.client.HTTPException:
-                pass
-            except OSError as error:
-                if error.errno in STORAGE_FAULTS:
-                    raise UserError(
-                        f"{part}: {error.strerror}; make room and run the same command again to go on"
-                    ) from None
-            idle = 0 if place > before else idle + 1
+        transfer = Transfer(origin, part, file, bar)
+        while not transfer.is_complete:
+            before = transfer.place
+            transfer.attempt()
+            idle = 0 if transfer.place > before else idle + 1
             if idle >= ATTEMPTS:
                 raise UserError(
-                    f"{origin.address}: no byte in {ATTEMPTS} attempts, {place:,} are here; run the same"
-                    " command again to go on"
+                    f"{origin.address}: no byte in {ATTEMPTS} attempts, {transfer.place:,} are here; run the"
+                    " same command again to go on"
                 )
-            if size is None or place < size:
+            if not transfer.is_complete:
                 file.flush()
                 time.sleep(min(5.0, 0.05 * 2**idle))
         file.flush()
         sync(file.fileno())
-    return size
+    assert transfer.size is not None, "known once the transfer is complete"
+    return transfer.size
 
 
 def publish(part: Path, target: Path, origin: Origin, size: int) -> None:

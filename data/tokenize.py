@@ -354,7 +354,7 @@ def _named(text: str) -> str:
     return text
 
 
-def parse(argv: list[str] | None) -> Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="data.tokenize", description="Prepare a dataset for training.")
     parser.add_argument(
         "--name",
@@ -406,7 +406,13 @@ def parse(argv: list[str] | None) -> Namespace:
     parser.add_argument(
         "--delete-raw", action="store_true", help="delete the input files once the bins are verified"
     )
-    parser.add_argument("--force", action="store_true", help="prepare again what is there")
+    parser.add_argument("--force", action="store_true", help="prepare the dataset again if it exists")
+    return parser
+
+
+def parse(argv: list[str] | None) -> Namespace:
+    """The command line. Exits 2 on bad values."""
+    parser = _parser()
     args = parser.parse_args(argv)
     if args.workers is not None and args.workers < 1:
         parser.error("--workers must be at least 1")
