@@ -328,39 +328,69 @@ def options(argv: Sequence[str]) -> tuple[Namespace, list[str] | None]:
     return parser.parse_args(words), flags
 
 
+def training_problems(wanted: Namespace, args: Namespace, record: Record, is_refused: bool) -> list[str]:
+    """Why main.py could not train; prints the forecast. is_refused: it would refuse to go on with the
+    experiment. Raises UserError.
+    """
+    problems, folder = [], record.folder
+    try:
+        config.check_world_size(args, wanted.processes)
+    except UserError as error:
+        problems += str(error).splitlines()
+    data = dataset_folder(args.dataset, args.data_dir)
+    if not is_refused and (folder.is_dir() or args.use_pretrained != "auto"):
+        problems += resume_problems(args, folder, None if wanted.no_data else data)
+    if args.dataset != "stdlib" and not wanted.no_data and not is_prepared(data):
+        problems.append(
+            f"dataset {args.dataset!r} is not prepared: {data} lacks train.bin or val.bin;"
+            f" {how_to_prepare(args.dataset)}"
+        )
+    if args.init_from is not None and not record.saved_step:
+        initial.find(args.init_from)
+    if (folder / STOP).exists():
+        problems.append(f"{folder / STOP} keeps this experiment stopped; remove it first")
+    problems += space_problems(args, folder)
+    read_segments(folder)  # a damaged segments.jsonl would end the job in its first minute
+    line = forecast(record, args.iterations, wanted.time)
+    if line:
+        say(line)
+    return problems
+
+
+def settings_of(wanted: Namespace, flags: Sequence[str]) -> tuple[Namespace, bool]:
+    """All flags of the training, and whether it was begun with those of --formerly. Raises UserError."""
+    only_prints = {"-h", "--help", "--print_config"} & {word.partition("=")[0] for word in flags}
+    if only_prints:
+        word = only_prints.pop()
+        raise UserError(f"{word} is nothing to queue: python main.py {word}")
+    asked = config.parse_args(flags)
+    former = config.parse_args([*wanted.formerly, *flags[len(wanted.formerly) :]])
+    args = began_as(asked, former, wanted.experiment)
+    if args is asked:
+        return args, False
+    changed = [name for name in changed_flags(asked, args) if name != "data_seed"]  # that of --seed
+    begun = " ".join(f"--{name} {getattr(args, name)}" for name in changed)
+    say(
+        f"note: going on with {begun}, with which {config.experiment_folder(args).name} was begun; they were"
+        " the defaults then"
+    )
+    return args, True
+
+
 def main(argv: Sequence[str]) -> int:
     wanted, flags = options(argv)
     if wanted.allowed:
         allowed = allowed_limit(wanted.partition, wanted.time)
         print(printed({"ALLOWED": allowed[0], "ALLOWED_SECONDS": allowed[1]} if allowed else {}))
         return 0
-    problems = (
-        []
-        if wanted.partition is None
-        else partition_problems(wanted.partition, wanted.time, wanted.nodes, wanted.gpus)
-    )
+    problems: list[str] = []
+    if wanted.partition is not None:
+        problems += partition_problems(wanted.partition, wanted.time, wanted.nodes, wanted.gpus)
     answer: dict[str, object] = {}
     if flags is not None:
-        only_prints = {"-h", "--help", "--print_config"} & {word.partition("=")[0] for word in flags}
-        if only_prints:
-            word = only_prints.pop()
-            raise UserError(f"{word} is nothing to queue: python main.py {word}")
-        asked = config.parse_args(flags)
-        former = config.parse_args([*wanted.formerly, *flags[len(wanted.formerly) :]])
-        args = began_as(asked, former, wanted.experiment)
+        args, is_former = settings_of(wanted, flags)
         folder = config.experiment_folder(args)
-        if args is not asked:
-            # that of --seed
-            begun = [
-                f"--{name} {getattr(args, name)}"
-                for name in changed_flags(asked, args)
-                if name != "data_seed"
-            ]
-            say(
-                f"note: going on with {' '.join(begun)}, with which {folder.name} was begun; they were the"
-                " defaults then"
-            )
-        record = Record(folder, problems=[])  # main.py tells of damage when it meets it
+        record = Record(folder, problems=[])  # main.py reports damage when it meets it
         refused: list[str] = []
         done = is_done(record, args, wanted.where, refused)
         problems += refused
@@ -373,30 +403,10 @@ def main(argv: Sequence[str]) -> int:
             "MODEL": short_name(args),
             "SAVED_STEP": record.saved_step,
             "ITERATIONS": args.iterations,
-            "FORMER": int(args is not asked),
+            "FORMER": int(is_former),
         }
         if not wanted.where and not done:
-            try:
-                config.check_world_size(args, wanted.processes)
-            except UserError as error:
-                problems += str(error).splitlines()
-            data = dataset_folder(args.dataset, args.data_dir)
-            if not refused and (folder.is_dir() or args.use_pretrained != "auto"):
-                problems += resume_problems(args, folder, None if wanted.no_data else data)
-            if args.dataset != "stdlib" and not wanted.no_data and not is_prepared(data):
-                problems.append(
-                    f"dataset {args.dataset!r} is not prepared: {data} lacks train.bin or val.bin;"
-                    f" {how_to_prepare(args.dataset)}"
-                )
-            if args.init_from is not None and not record.saved_step:
-                initial.find(args.init_from)
-            if (folder / STOP).exists():
-                problems.append(f"{folder / STOP} keeps this experiment stopped; remove it first")
-            problems += space_problems(args, folder)
-            read_segments(folder)  # a damaged ledger would end the job in its first minute
-            line = forecast(record, args.iterations, wanted.time)
-            if line:
-                say(line)
+            problems += training_problems(wanted, args, record, bool(refused))
     if problems:
         raise UserError("\n".join(problems))
     print(printed(answer))

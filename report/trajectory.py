@@ -181,13 +181,52 @@ def final_values(yardstick: Yardstick) -> str:
     return "; ".join(said) or "neither the paper nor the re-run tells this model's perplexity"
 
 
+def draw_yardstick(axis: Any, yardstick: Yardstick) -> dict[str, Any]:
+    """Draw what is known of the model beside the training; returns the numbers."""
+    from report.figures import BLACK, ORANGE
+
+    paper, rerun = yardstick.paper.perplexity, yardstick.rerun
+    if paper is not None:
+        axis.axhline(
+            paper,
+            color=BLACK,
+            linestyle="--",
+            linewidth=0.8,
+            label=f"paper, {yardstick.steps:,} steps: {paper:.2f}",
+        )
+    if rerun is not None:
+        axis.errorbar(
+            [yardstick.steps],
+            [rerun.perplexity],
+            [[rerun.perplexity - rerun.low], [rerun.high - rerun.perplexity]],
+            color=ORANGE,
+            marker="D",
+            label=f"re-run: {rerun.perplexity:.2f}",
+        )
+    if yardstick.points:
+        axis.plot(
+            *zip(*yardstick.points, strict=True),
+            color=ORANGE,
+            marker="s",
+            linestyle=":",
+            label="re-run on its way",
+        )
+    return {
+        "row": yardstick.label,
+        "steps": yardstick.steps,
+        "paper": paper,
+        "rerun_on_its_way": yardstick.points,
+        "rerun": None if rerun is None else [rerun.perplexity, rerun.low, rerun.high],
+    }
+
+
 def draw(
     folder: Path, stem: str, title: str, yardstick: Yardstick | None, curve: Points, final: Points
 ) -> None:
     """Writes the picture and its numbers."""
     from matplotlib.ticker import LogFormatter
 
-    from report.figures import BLACK, BLUE, ONE_COLUMN, ORANGE, legend, panels, plain, save
+    from report.figures import BLUE, ONE_COLUMN, legend, panels, plain, save
 
     figure, axes = panels(1, 1, width=ONE_COLUMN * 1.4, height=3.2)
     axis = axes[0, 0]
@@ -203,39 +242,7 @@ def draw(
         )
     data: dict[str, Any] = {"experiment": title, "curve": curve, "final": final}
     if yardstick is not None:
-        paper, rerun = yardstick.paper.perplexity, yardstick.rerun
-        if paper is not None:
-            axis.axhline(
-                paper,
-                color=BLACK,
-                linestyle="--",
-                linewidth=0.8,
-                label=f"paper, {yardstick.steps:,} steps: {paper:.2f}",
-            )
-        if rerun is not None:
-            axis.errorbar(
-                [yardstick.steps],
-                [rerun.perplexity],
-                [[rerun.perplexity - rerun.low], [rerun.high - rerun.perplexity]],
-                color=ORANGE,
-                marker="D",
-                label=f"re-run: {rerun.perplexity:.2f}",
-            )
-        if yardstick.points:
-            axis.plot(
-                *zip(*yardstick.points, strict=True),
-                color=ORANGE,
-                marker="s",
-                linestyle=":",
-                label="re-run on its way",
-            )
-        data |= {
-            "row": yardstick.label,
-            "steps": yardstick.steps,
-            "paper": paper,
-            "rerun_on_its_way": yardstick.points,
-            "rerun": None if rerun is None else [rerun.perplexity, rerun.low, rerun.high],
-        }
+        data |= draw_yardstick(axis, yardstick)
     axis.set(xlabel="optimiser step", ylabel="validation perplexity", yscale="log")
     low, high = axis.get_ylim()
     axis.set_ylim(top=min(high, max(SHOWN * low, SHOWN / 2 * curve[-1][1])))
