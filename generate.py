@@ -212,7 +212,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
             f" {args.sequence_length // 2 + 1} are taken"
         )
     model = restored.model()
-    if model.settings.row.routes or own["budget"] is not None:
+    if model.settings.variant.routes or own["budget"] is not None:
         route(restored, model, own)
     session = Session(model, len(prompts), world.device, autocaster(args.dtype, world.device))
     torch.manual_seed(args.seed)  # pondernet draws its exits
@@ -233,7 +233,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     seconds = time.monotonic() - begin
     transcript.close()
     say(f"{count} tokens in {seconds:.1f} s: {count / seconds:.1f} tokens/s")
-    if model.settings.row.routes:
+    if model.settings.variant.routes:
         shares = session.shares()
         say(
             f"went on after each pass: {', '.join(f'{share:.2f}' for share in shares)}; "

@@ -110,12 +110,12 @@ class GenerationCache:
         """
         self.positions, self._before, self._used = positions, self._used, used
         has_window = self.settings.attention_window_length is not None
-        self._in_order = not (ragged or has_window or self.settings.row.variable_tokens)
+        self._in_order = not (ragged or has_window or self.settings.variant.variable_tokens)
         self._views = {}
 
     def _repeats(self, stack: str) -> int:
         """Passes whose keys and values a stack keeps."""
-        if stack == "h_mid" or (stack == "h_end" and self.settings.row.exits_each_pass):
+        if stack == "h_mid" or (stack == "h_end" and self.settings.variant.exits_each_pass):
             return self.settings.n_repeat
         return 1
 
@@ -127,7 +127,7 @@ class GenerationCache:
 
     def _view(self, planner: Planner, stack: str, number: int, positions: Tensor) -> View:
         """What queries at positions (B, S) see in a pass whose positions are stored."""
-        sees_earlier = stack == "h_mid" and self.settings.row.attends == "all"
+        sees_earlier = stack == "h_mid" and self.settings.variant.attends == "all"
         passes = slice(0 if sees_earlier else number - 1, number)
         slot_positions = self._slot_positions[stack][passes, :, : self._used]
         key_positions, window = tuple(slot_positions), self.settings.attention_window_length

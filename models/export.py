@@ -134,7 +134,7 @@ def authors_weights(settings: Any, weights: Mapping[str, Any]) -> dict[str, Any]
     from models.transformer import Transformer
     from models.weights import WRAPPERS, load_weights
 
-    row, length = settings.row, settings.sequence_length
+    variant, length = settings.variant, settings.sequence_length
     if settings.attention_window_length is not None:
         raise UserError(
             "the authors' code refuses --attention_window_length under torch 2: there is no checkpoint of"
@@ -143,12 +143,12 @@ def authors_weights(settings: Any, weights: Mapping[str, Any]) -> dict[str, Any]
     model = Transformer(settings)
     load_weights(model, weights)
     state: dict[str, Any] = dict(model.state_dict())
-    if row.routes:
+    if variant.routes:
         last = f"transformer.mod.{settings.n_repeat - 1}.mod_router.weight"
         state[last] = {WRAPPERS.sub("", name): value for name, value in weights.items()}.get(
             last, torch.zeros(1, settings.n_embd)
         )
-    if row.exits_each_pass or (row.attends == "all" and not row.adaptive):
+    if variant.exits_each_pass or (variant.attends == "all" and not variant.adaptive):
         mask = torch.ones(length, length).tril().view(1, 1, length, length)
         state |= {
             f"{name}.attn.bias": mask for name, module in model.named_modules() if isinstance(module, Block)

@@ -72,7 +72,7 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: CoTFormerConfig) -> None:
         super().__init__(config)
         self.model = Transformer(ModelSettings.from_args(config))
-        head = "to_logits.1" if self.model.settings.row.exits_each_pass else "lm_head"
+        head = "to_logits.1" if self.model.settings.variant.exits_each_pass else "lm_head"
         # angles of positions: half precision would confuse neighbours
         self._keep_in_fp32_modules_strict = {"wpe"}
         self._tied_weights_keys = {f"model.{head}.weight": "model.transformer.wte.weight"}
@@ -166,9 +166,9 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
         Raises ValueError where blocks do not see all tokens, or where there is no last state.
         """
         settings, why = self.model.settings, None
-        if settings.row.exits_each_pass:
+        if settings.variant.exits_each_pass:
             why = "each token leaves after a pass of its own"
-        elif settings.row.variable_tokens and settings.looks_ahead(self.training):
+        elif settings.variant.variable_tokens and settings.looks_ahead(self.training):
             why = "passes leave tokens out"
         if why is not None:
             raise ValueError(f"this model has no hidden states of all tokens to give: {why}")
@@ -219,7 +219,7 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
         if (
             generation_config.use_cache
             and generation_mode in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
-            and not settings.row.exits_each_pass
+            and not settings.variant.exits_each_pass
             and not settings.looks_ahead(self.training)
             and not generation_config.output_hidden_states
         ):

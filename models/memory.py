@@ -69,7 +69,7 @@ class SequenceMemory:
     def run_stack(self, planner: Planner, stack: Stack, number: int, x: Tensor, positions: Tensor) -> Tensor:
         """As Memory says."""
         settings = planner.settings
-        sees_earlier = stack.name == "h_mid" and settings.row.attends == "all"
+        sees_earlier = stack.name == "h_mid" and settings.variant.attends == "all"
         plan = self._own_pass
         earlier: list[list[KeyValue]] = [[] for _ in stack.blocks]
         if sees_earlier:

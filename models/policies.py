@@ -58,7 +58,7 @@ def compact(passes: Passes, x: Tensor) -> Hidden:
         logits = passes.gates[number - 1](x)
         routing.append((columns, logits.sigmoid()))
         if limits is None:
-            kept = tokens_kept(shares[number - 1], count, settings.row.rounds_in_float32)
+            kept = tokens_kept(shares[number - 1], count, settings.variant.rounds_in_float32)
             if kept == count:  # nothing to gather, and attention stays in plain causal order
                 scores = logits.sigmoid()
                 continue
@@ -105,7 +105,7 @@ def masked(passes: Passes, x: Tensor) -> Hidden:
         logits = passes.gates[number - 1](x)
         routing.append((torch.arange(length, device=x.device).expand_as(logits), logits.sigmoid()))
         if limits is None:
-            kept = tokens_kept(shares[number - 1], kept, settings.row.rounds_in_float32)
+            kept = tokens_kept(shares[number - 1], kept, settings.variant.rounds_in_float32)
             chosen = logits.masked_fill(~active, -torch.inf).topk(kept, dim=1, sorted=False).indices
             active = torch.zeros_like(active).scatter(1, chosen, True)
         else:

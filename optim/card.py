@@ -47,7 +47,7 @@ def model_card(settings: ModelSettings, dtype: str, facts: Mapping[str, str], to
     begin, middle, end = settings.stack_sizes
     stack = (
         f"{begin} -> {middle} x {settings.n_repeat} -> {end} layers"
-        if settings.row.loop
+        if settings.variant.loop
         else f"{begin} layers"
     )
     rows = {
@@ -66,14 +66,14 @@ def model_card(settings: ModelSettings, dtype: str, facts: Mapping[str, str], to
         ),
         tokenizer,
     ]
-    if settings.row.routes:
+    if settings.variant.routes:
         notes.append(
             "Tokens are routed. All of them take all passes unless `eval_length_factor` in config.json (or"
             f" as an argument of `from_pretrained`) gives the {settings.n_repeat - 1} shares that go on; the"
             " choice then compares scores over the whole row, so batches must not be padded, and the model"
             " is not causal."
         )
-    if settings.row.exits_each_pass:
+    if settings.variant.exits_each_pass:
         notes.append(
             "Evaluation draws the pass at which each token leaves: outputs vary from call to call unless"
             " `torch.manual_seed` is set."

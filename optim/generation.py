@@ -70,7 +70,7 @@ class Session:
         device: torch.device,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        assert not model.settings.row.routes or model.settings.routing == "threshold", (
+        assert not model.settings.variant.routes or model.settings.routing == "threshold", (
             "capacities look at later tokens"
         )
         self.model, self.device, self.autocast = model.to(device).eval(), device, autocast

@@ -44,7 +44,7 @@ def describe(
     settings = network.settings
     begin, middle, end = settings.stack_sizes
     stack = f"{begin} layers"
-    if settings.row.loop:
+    if settings.variant.loop:
         stack = f"{begin} -> {middle} x {settings.n_repeat} -> {end} layers"
     with autocaster(args.dtype, world.device)():
         could_be_fast = settings.attention == "fast" and settings.dropout == 0

@@ -27,7 +27,7 @@ BISECTIONS = 40
 
 def need_routers(model: Transformer) -> None:
     """Raises UserError for a model that routes no tokens."""
-    if not model.settings.row.routes or model.settings.n_repeat == 1:
+    if not model.settings.variant.routes or model.settings.n_repeat == 1:
         raise UserError(
             f"{model.settings.model} routes no tokens; this is for adaptive models (adm, but_mod)"
         )

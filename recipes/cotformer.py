@@ -109,15 +109,15 @@ def _routing_problems(args: Namespace) -> list[Problem]:
 
 def notes(args: Namespace) -> list[str]:
     """A line for each setting that was changed and has no effect on this model."""
-    row = VARIANTS[args.model]
+    variant = VARIANTS[args.model]
     unused = [flag.name for flag in OLD_FLAGS]
     if args.min_repeat != args.n_repeat:  # the published commands have them alike
         unused.append("min_repeat")
     reasons = dict.fromkeys(unused, ": the flag is accepted for old command lines")
-    if not row.routes:
+    if not variant.routes:
         for name in ("eval_length_factor", "training_length_factor", "routing", "router_threshold"):
             reasons[name] = f" on {args.model}: it routes no tokens"
-    if not row.depth_emb:
+    if not variant.depth_emb:
         reasons["depth_embedding"] = f" on {args.model}"
     changed = [name for name in reasons if getattr(args, name) != FLAGS[name].default]
     return [f"--{name} has no effect{reasons[name]}" for name in changed] + notes_on_checkpoints(args)

@@ -31,11 +31,11 @@ PACKAGES = ("base-train", "ablation-train")
 
 def kind(args: Namespace) -> tuple[object, ...]:
     """What tells the models of these packages from those of others, whatever their size."""
-    row = VARIANTS[args.model]
+    variant = VARIANTS[args.model]
     return (
         args.model,
-        *((args.n_layer_begin, args.n_layer_end) if row.loop else ()),
-        args.depth_embedding if row.depth_emb else None,
+        *((args.n_layer_begin, args.n_layer_end) if variant.loop else ()),
+        args.depth_embedding if variant.depth_emb else None,
     )
 
 

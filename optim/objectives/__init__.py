@@ -35,7 +35,7 @@ class NextToken(nn.Module):
     def __init__(self, network: Transformer) -> None:
         super().__init__()
         self.network = network
-        self.may_leave_unused = network.settings.row.adaptive
+        self.may_leave_unused = network.settings.variant.adaptive
 
     def forward(self, batch: Batch) -> Loss:
         hidden = self.network.run(batch["inputs"])
