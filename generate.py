@@ -88,7 +88,7 @@ class Codec:
 
 
 class Transcript:
-    """What each row says. A single row is printed as it grows, several when they are done."""
+    """The texts of a batch. A single one is printed as it grows, several when they are complete."""
 
     def __init__(self, text: Codec, prompts: list[str], stops: Sequence[str]) -> None:
         # a terminal may know fewer characters than the model
@@ -101,27 +101,27 @@ class Transcript:
         if len(self.said) == 1:
             print(more, end="", flush=True)
 
-    def _add(self, row: int, more: str) -> bool:
-        """Put text behind a row; True where a stop text ends it there."""
-        begin, stopped = len(self.said[row]), False
-        self.said[row] += more
+    def _add(self, index: int, more: str) -> bool:
+        """Append to a text; True where a stop text ends it there."""
+        begin, stopped = len(self.said[index]), False
+        self.said[index] += more
         for stop in self.stops:
-            place = self.said[row].find(stop, len(self.prompts[row]))
+            place = self.said[index].find(stop, len(self.prompts[index]))
             if place >= 0:
-                self.said[row], stopped = self.said[row][: place + len(stop)], True
-        self._show(self.said[row][begin:])
+                self.said[index], stopped = self.said[index][: place + len(stop)], True
+        self._show(self.said[index][begin:])
         return stopped
 
-    def ends(self, row: int, new: list[int]) -> bool:
-        """Take up the last of a row's new tokens; True where the row ends with it."""
+    def ends(self, index: int, new: list[int]) -> bool:
+        """Append the newest token of a text; True where the text ends with it."""
         return new[-1] == self.text.end or self._add(
-            row, self.decoders[row].decode(self.text.to_bytes(new[-1]))
+            index, self.decoders[index].decode(self.text.to_bytes(new[-1]))
         )
 
     def close(self) -> None:
-        """Show what is left: half a character at the end, the rows of a batch."""
-        for row, decoder in enumerate(self.decoders):
-            self._add(row, decoder.decode(b"", True))
+        """Print the rest: half a character at the end, or all texts of a batch."""
+        for index, decoder in enumerate(self.decoders):
+            self._add(index, decoder.decode(b"", True))
         self._show("\n")
         for number, whole in enumerate(self.said if len(self.said) > 1 else [], start=1):
             print(f"=== {number}\n{whole}")

@@ -29,7 +29,7 @@ UNLABELLED = -100  # what transformers puts where there is no label
 
 
 def packing(attention_mask: Tensor) -> Tensor:
-    """(B, T) -> the columns of each row's tokens in their order, then of what is left out, (B, T)."""
+    """(B, T) -> the columns of each sequence's tokens in their order, then of what is left out, (B, T)."""
     return (attention_mask == 0).byte().sort(dim=1, stable=True).indices
 
 
@@ -93,7 +93,7 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
             activation_checkpointing="block" if enable else self.config.activation_checkpointing,
         )
 
-    def _check(self, length: int, attention_mask: Tensor | None, rows: int) -> None:
+    def _check(self, length: int, attention_mask: Tensor | None, batch: int) -> None:
         longest = self.model.settings.sequence_length
         if length > longest:
             raise ValueError(
@@ -102,14 +102,14 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
             )
         if attention_mask is None:
             return
-        if attention_mask.shape != (rows, length):
+        if attention_mask.shape != (batch, length):
             raise ValueError(
-                f"attention_mask is {tuple(attention_mask.shape)}, the tokens are {(rows, length)}"
+                f"attention_mask is {tuple(attention_mask.shape)}, the tokens are {(batch, length)}"
             )
         if not bool(attention_mask.all()) and self.model.settings.looks_ahead(self.training):
             raise ValueError(
-                "this model chooses the tokens that go on over the whole row, so padding would change its"
-                " output: give rows of one length, without padding"
+                "this model chooses the tokens that go on over the whole sequence, so padding would change"
+                " its output: give sequences of one length, without padding"
             )
 
     def forward(
@@ -189,15 +189,15 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
         """Logits (B, 1, V) after new tokens idx (B, S), whose keys and values are put to those of the
         tokens before them.
         """
-        rows, new = idx.shape
+        batch, new = idx.shape
         nowhere = self.model.settings.sequence_length
         if attention_mask is None:
-            attention_mask = idx.new_ones(rows, kept.columns + new)
+            attention_mask = idx.new_ones(batch, kept.columns + new)
         positions = (attention_mask.cumsum(1) - 1).masked_fill(attention_mask == 0, nowhere)[
             :, kept.columns :
         ]
         if kept.cache is None:
-            kept.cache = GenerationCache(self.model.settings, rows)
+            kept.cache = GenerationCache(self.model.settings, batch)
         kept.cache.begin(positions, int(attention_mask.sum(1).max()), ragged=not bool(attention_mask.all()))
         kept.columns += new
         norm, weight = self.model.head
@@ -213,7 +213,7 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> None:
         """Keys and values of its own kind, of all passes.
 
-        None for beams, for a choice over the whole row, and where exits are drawn.
+        None for beams, for a choice over the whole sequence, and where exits are drawn.
         """
         settings = self.model.settings
         if (

@@ -50,7 +50,7 @@ def model_card(settings: ModelSettings, dtype: str, facts: Mapping[str, str], to
         if settings.variant.loop
         else f"{begin} layers"
     )
-    rows = {
+    table = {
         "stack": f"{stack}, width {settings.n_embd}, {settings.n_head} heads",
         "context": f"{settings.sequence_length} tokens",
         "vocabulary": f"{settings.vocab_size}",
@@ -61,8 +61,8 @@ def model_card(settings: ModelSettings, dtype: str, facts: Mapping[str, str], to
         (
             "The code in this folder runs on your machine: read it before you trust it. Greedy search and"
             " sampling keep keys and values of earlier tokens up to the context's length; beyond it, for"
-            " beams, for pondernet and where routing compares a whole row, each new token takes the whole"
-            " sequence."
+            " beams, for pondernet and where routing compares a whole sequence, each new token takes the"
+            " whole sequence."
         ),
         tokenizer,
     ]
@@ -70,8 +70,8 @@ def model_card(settings: ModelSettings, dtype: str, facts: Mapping[str, str], to
         notes.append(
             "Tokens are routed. All of them take all passes unless `eval_length_factor` in config.json (or"
             f" as an argument of `from_pretrained`) gives the {settings.n_repeat - 1} shares that go on; the"
-            " choice then compares scores over the whole row, so batches must not be padded, and the model"
-            " is not causal."
+            " choice then compares scores over the whole sequence, so batches must not be padded, and the"
+            " model is not causal."
         )
     if settings.variant.exits_each_pass:
         notes.append(
@@ -81,7 +81,7 @@ def model_card(settings: ModelSettings, dtype: str, facts: Mapping[str, str], to
     notes.append("No licence is stated here: who publishes this folder chooses one.")
     return CARD.format(
         model=settings.model,
-        facts="\n".join(f"- {name}: {value}" for name, value in rows.items()),
+        facts="\n".join(f"- {name}: {value}" for name, value in table.items()),
         notes="\n\n".join(notes),
     )
 

@@ -69,11 +69,11 @@ class CheckpointLM(TemplateLM):
                 (self.tok_encode(context) or [END_OF_TEXT], int(wishes.get("max_gen_toks", MOST_NEW_TOKENS)))
             )
 
-        def finished(row: int, tokens: list[int]) -> bool:
-            return tokens[-1] == END_OF_TEXT or any(stop in self._text(tokens) for stop in stops[row])
+        def finished(index: int, tokens: list[int]) -> bool:
+            return tokens[-1] == END_OF_TEXT or any(stop in self._text(tokens) for stop in stops[index])
 
         new = self.scorer.greedy(prompts, finished, vocabulary=END_OF_TEXT + 1)
-        return [self._before(self._text(tokens), stops[row]) for row, tokens in enumerate(new)]
+        return [self._before(self._text(tokens), stops[index]) for index, tokens in enumerate(new)]
 
     def _text(self, tokens: list[int]) -> str:
         return self.encoding.decode([token for token in tokens if token != END_OF_TEXT])
