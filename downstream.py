@@ -284,7 +284,7 @@ def check_installed() -> int:
 def main(argv: list[str] | None = None) -> int:
     if not {"-h", "--help"} & set(sys.argv[1:] if argv is None else argv):
         guarded(PROG, check_installed)
-    # choices can lie closer together than bfloat16 tells apart, so full precision unless told otherwise
+    # choices can lie closer together than bfloat16 resolves, so full precision unless --dtype says otherwise
     return with_checkpoint(
         PROG, "Downstream tasks of a checkpoint.", OWN_FLAGS, argv, run, {"dtype": "float32"}
     )

@@ -23,7 +23,7 @@ LARGEST_JSON_BYTES = 1 << 27
 
 
 def is_of_a_place(error: OSError) -> bool:
-    """Whether an error is that of a file or a disk and not of the program: such is told in one line."""
+    """Whether an error is that of a file or disk, which is reported in one line, and not of the program."""
     return error.filename is not None or error.errno in STORAGE_FAULTS
 
 

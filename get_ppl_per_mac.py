@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 PUBLISHED_THRESHOLDS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 0.85, 0.9, 0.95, 1.0)
 CUTS = [round(1 - t, 2) for t in PUBLISHED_THRESHOLDS]
 ROUTER_SAMPLE = 262144
-KEYS = {"fixed_depth": "passes", "router": "threshold"}  # what tells the points of a kind apart
+KEYS = {"fixed_depth": "passes", "router": "threshold"}  # what distinguishes the points of a kind
 # of measuring times: at least, at most, and how long more than the least go on
 ROUNDS, MOST_ROUNDS, ROUNDS_SECONDS = 7, 50, 3.0
 OWN_FLAGS = {
@@ -73,7 +73,7 @@ OWN_FLAGS = {
 SAME = ("checkpoint", "modified", "itr", "sequence_length", "n_tokens", "router_sample_size", "device")
 # of files of before there was a choice, what they are
 SAME_SINCE = {"published": False, "sample": None}
-# varied by the sweep itself, told by sequence_length and n_tokens, or of other programs
+# varied by the sweep itself, covered by sequence_length and n_tokens, or of other programs
 NOT_OF_A_SWEEP = (
     "eval_length_factor",
     "routing",
@@ -171,7 +171,7 @@ def read_losses(
     windows = there.pop("windows", chosen if whole else None)
     if windows is None or not np.array_equal(windows, chosen):
         return {}
-    told = {
+    recorded = {
         name_of(kind, point.get(key)): point.get("val_loss")
         for kind, key in KEYS.items()
         for point in sweep[kind]
@@ -181,8 +181,8 @@ def read_losses(
         for name, values in there.items()
         if values.ndim == 1
         and values.dtype == np.float64
-        and isinstance(told.get(name), float)
-        and abs(values.mean() - told[name]) < 1e-9
+        and isinstance(recorded.get(name), float)
+        and abs(values.mean() - recorded[name]) < 1e-9
     }
 
 

@@ -8,7 +8,7 @@
 
 Exit codes: 0 finished (now or earlier), 2 bad input: fix it, 83 stopped cleanly with work left
 (0 under torchrun, which would report anything else as a failure). outcome.json in the experiment's folder
-tells more: kind, reason, step.
+says more: kind, reason, step.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def build_and_run(args: Namespace, world: World, ending: Ending, closing: ExitSt
                     f"to go back to {wanted.name} all the same, move {SUMMARY} and the newer checkpoints away"
                 )
             return ended(Kind.FINISHED, "finished already", args.iterations)
-        # a wrong name is told before data are prepared
+        # a wrong name is reported before data are prepared
         path = world.on_main(lambda: starting_point(folder, args.use_pretrained))
         first_weights = (
             world.on_main(lambda: initial.find(args.init_from))

@@ -67,7 +67,7 @@ class Weights:
 
 
 def read_meta(path: Path) -> tuple[dict[str, Any], str]:
-    """What is written beside the weights, and their cascade, which the file's name may tell."""
+    """What is written beside the weights, and their cascade, which the file's name may say."""
     from files import read_json
 
     named = next((name for name in CASCADES if path.stem.endswith(f"_{name}")), None)

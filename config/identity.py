@@ -54,7 +54,7 @@ def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
     passed = {"dataset", *(BATCH if same_batch else ())}
     if now.get("init_from") is not None and then.get("init_from") is not None:
         passed.add("init_from")  # by what the files hold: optim.initial
-    # which older checkpoints do not tell
+    # which older checkpoints do not record
     then = {"init_from": None, **then} if now.get("init_from") is not None else then
     return [
         f"--{name}: the checkpoint has {then[name]}, this run {now[name]}"
@@ -77,8 +77,8 @@ def fingerprint(args: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     batch: list[int] | int | None = effective_batch(args)
     if cut_matters(args):
         batch = [args[name] for name in BATCH]
-    told = json.dumps([values, batch, args["iterations"], data], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:12]
+    text = json.dumps([values, batch, args["iterations"], data], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def evaluation_of(args: Mapping[str, Any], without: Collection[str] = ()) -> dict[str, Any]:

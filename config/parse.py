@@ -29,7 +29,7 @@ from errors import OwnError, UserError, missing_package
 from files import TRANSIENT_ERRORS, is_of_a_place
 
 MISSING = object()  # flag not given
-SILENT_SECONDS = 10.0  # for the first process to tell what is wrong
+SILENT_SECONDS = 10.0  # for the first process to report what is wrong
 METAVARS = {boolean: "ON", int: "N", float: "X"}
 PRINT_CONFIG = switch("print_config", "print all settings as JSON for --config, and do nothing", scope=PLACE)
 
@@ -75,7 +75,7 @@ def _spellings_of(flag: Flag, recipe: Recipe) -> str:
 
 
 def _add(group: argparse._ActionsContainer, flag: Flag, text: str) -> None:
-    # a flag without its value is told with the other problems
+    # a flag without its value is reported with the other problems
     without_value: object = "true" if flag.type is boolean else NO_VALUE
     if flag.many:
         without_value = None
@@ -176,7 +176,7 @@ def stop(prog: str, problems: Sequence[str], code: int = 2, alone: bool = False)
 
 
 def guarded(prog: str, work: Callable[[], int]) -> int:
-    """Exit code of `work`; what the user can fix is told in a line each and ends in exit code 2."""
+    """Exit code of `work`; each problem that the user can fix gets a line, and exit code 2."""
     try:
         return work()
     except BrokenPipeError:  # `| head` has seen enough

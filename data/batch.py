@@ -43,7 +43,7 @@ class BatchSource(Protocol):
         ...
 
     def identity(self) -> dict[str, Any]:
-        """What tells these data from others, by their content; empty where nothing is recorded."""
+        """What distinguishes these data from others, by their content; empty where nothing is recorded."""
         ...
 
     def size(self) -> dict[str, int]:

@@ -104,7 +104,7 @@ def _probe(path: Path) -> tuple[int, str]:
 
 
 def identity_of(folder: Path) -> dict[str, dict[str, Any]] | None:
-    """What tells a dataset from others, whatever it is called; None where it is not prepared.
+    """What distinguishes a dataset from others, whatever it is called; None where it is not prepared.
 
     For each split: `tokens`; `blocks`, a hash of the file's size and of some blocks of it; `sha256` of the
     whole file as meta.json states it, or None. Takes the same few milliseconds for files of any size. Raises

@@ -54,14 +54,16 @@ def documents(shard: Shard, text_key: str, passed: Counter[str] | None = None) -
                 else:
                     yield found
     except DAMAGE as error:
-        yield Bad(f"{shard.name}: after line {number}" if number else shard.name, f"damaged: {_told(error)}")
+        yield Bad(
+            f"{shard.name}: after line {number}" if number else shard.name, f"damaged: {_reason(error)}"
+        )
     except PermissionError as error:
         yield Bad(shard.name, f"cannot be read: {error.strerror}")
     except OSError as error:
         raise UserError(f"{shard.name}: {error.strerror or error}") from None
 
 
-def _told(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError) and bytes(error.object[:2]) in (
         codecs.BOM_UTF16_LE,
         codecs.BOM_UTF16_BE,
@@ -106,7 +108,7 @@ def _document(line: bytes, text_key: str, shard: Shard, number: int) -> str | Ba
             # takes what orjson is too strict for: lone surrogates, NaN, huge numbers
             value = json.loads(line.decode())
         except UnicodeDecodeError as error:
-            return Bad(place, f"not JSON in UTF-8 ({_told(error)})")
+            return Bad(place, f"not JSON in UTF-8 ({_reason(error)})")
         except (ValueError, RecursionError) as error:
             spread = (
                 "; one object a line is read, `jq -c .` or `jq -c '.[]'` writes that"
@@ -139,7 +141,7 @@ def _text(text: Any, text_key: str, place: str) -> str | Bad:
         try:
             text = text.decode("utf-8")
         except UnicodeDecodeError as error:
-            return Bad(place, f"the bytes under {text_key!r} are not UTF-8 ({_told(error)})")
+            return Bad(place, f"the bytes under {text_key!r} are not UTF-8 ({_reason(error)})")
     if not isinstance(text, str):
         return Bad(
             place,

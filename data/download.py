@@ -107,7 +107,7 @@ def as_sum(text: str) -> str | None:
 def remote_sum(address: str) -> str | None:
     """The sum that stands beside a file, or None where there is none.
 
-    Raises UserError where that cannot be told.
+    Raises UserError where that cannot be found out.
     """
     for attempt in range(ATTEMPTS):
         time.sleep(min(5.0, 0.05 * 2**attempt) if attempt else 0)

@@ -9,8 +9,8 @@
 
 Workers encode one group of shards each (a shard is a file, or a member of a tar; small ones that follow one
 another share a group) into <folder>/.tokenize; the groups are then put together in order. A group that is
-done stays done: after any kill, the same command goes on, and neither kills nor the number of workers can be
-told from the result. train.bin appears last, so a folder that has it is complete.
+done stays done: after any kill, the same command goes on, and neither kills nor the number of workers
+change the result. train.bin appears last, so a folder that has it is complete.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ OF_BPE = Vocabulary(GPT2, END_OF_TEXT)
 
 
 def described(meta: Mapping[str, Any]) -> Vocabulary:
-    """As a dataset's meta.json tells it, or as a checkpoint recorded it."""
+    """As a dataset's meta.json states it, or as a checkpoint recorded it."""
     values = {name: meta.get(name) for name in ("tokenizer", "end_of_text", "characters")}
     for name, kind in (("tokenizer", str), ("end_of_text", int), ("characters", str)):
         if not isinstance(values[name], kind):
@@ -48,7 +48,7 @@ def described(meta: Mapping[str, Any]) -> Vocabulary:
 
 def vocabulary_of(state: Mapping[str, Any], args: Namespace, tokenizer: str | None = None) -> Vocabulary:
     """Of a checkpoint with these flags: as it says itself, else as its dataset does where that is here, else
-    as its name tells.
+    as its name says.
 
     tokenizer: as the user says, where nobody else does. Raises UserError for a damaged meta.json.
     """

@@ -51,7 +51,7 @@ class Job:
 def start_worker(counters: Any, parent: int) -> None:
     global _counters
     _counters = counters
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to tell
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     die_with(parent)
 
 
@@ -68,7 +68,7 @@ def _batches(items: Iterator[str | Bad], bad: list[Bad], max_bad: int) -> Iterat
         size += len(item)
         if size >= BATCH_BYTES:
             if _counters[STOP]:
-                raise InterruptedError("told to stop")
+                raise InterruptedError("asked to stop")
             yield texts
             texts, size = [], 0
     if texts:

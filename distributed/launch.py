@@ -19,9 +19,10 @@ def launched_world_size() -> int:
     What a shell or a notebook has left of one would make this process a silent second, or one that waits for
     others.
     """
-    told = {name: os.environ[name] for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK") if name in os.environ}
+    given = {name: os.environ[name] for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK") if name in os.environ}
     size, rank, local_rank = (
-        told.get(name, default) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
+        given.get(name, default)
+        for name, default in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
     )
     numbers = all(number.isascii() and number.isdigit() for number in (size, rank, local_rank))
     lacking = [
@@ -30,10 +31,10 @@ def launched_world_size() -> int:
         if not os.environ.get(name)
     ]
     if not numbers or not max(int(rank), int(local_rank)) < int(size) or (int(size) > 1 and lacking):
-        said = ", ".join(f"{name}={value!r}" for name, value in told.items())
+        said = ", ".join(f"{name}={value!r}" for name, value in given.items())
         rest = f" without {', '.join(lacking)}" if lacking else ""
         raise OwnError(
-            f"{said} in the environment{rest}: torchrun did not start this process; unset {' '.join(told)}"
+            f"{said} in the environment{rest}: torchrun did not start this process; unset {' '.join(given)}"
         )
     return int(size)
 

@@ -1,4 +1,4 @@
-"""The processes of a run and what they tell each other.
+"""The processes of a run and what they send each other.
 
 Everything that is not a gradient goes through a gloo group: collectives on the GPU around slow storage hang
 in the field.
@@ -144,7 +144,7 @@ class World:
 
     def on_all(self, work: Callable[[], Any]) -> Any:
         """What `work` returns on this process; the UserErrors and OSErrors of all are raised everywhere,
-        so that the main one tells them.
+        so that the main one reports them.
         """
         value, mine = _tried(work)
         errors = {str(error): error for error in self.broadcast(self.gather(mine)) if error is not None}

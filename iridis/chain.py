@@ -5,7 +5,7 @@
 
 Prints two lines, VERDICT= (finished, again, stop or replaced) and REASON=; the ledger's row of this job gets
 them too. Run by the job that did the training, after it. FILE is the outcome that its main.py wrote for it;
-without one, what the exit code tells is written into the experiment's folder. A chain goes on as long as its
+without one, what the exit code says is written into the experiment's folder. A chain goes on as long as its
 jobs advance the newest checkpoint; it stops when three in a row did not, when the same step crashed twice, on
 bad input, and where a person or a hook stopped the run.
 """
@@ -35,7 +35,7 @@ FRUITLESS = 3  # jobs in a row that advanced no checkpoint
 
 
 class Cause(StrEnum):
-    """Why SLURM, or the job itself, told the training to end."""
+    """Why SLURM, or the job itself, asked the training to end."""
 
     NONE = ""
     TIME_LIMIT = "time limit"
@@ -70,16 +70,16 @@ def oom_killed(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs
     return any(line.startswith("oom_kill ") and line.split()[1] != "0" for line in counts.splitlines())
 
 
-def seen(code: int, told: Outcome | None, memory: str) -> Outcome | None:
-    """How the training ended, as it told, but where it was killed for its memory: then at most its other
-    processes told of a crash.
+def seen(code: int, reported: Outcome | None, memory: str) -> Outcome | None:
+    """How the training ended, as it reported, but where it was killed for its memory: then at most its other
+    processes reported a crash.
     """
-    if code == 0 or (told is not None and told.kind != Kind.CRASHED) or not oom_killed():
-        return told
+    if code == 0 or (reported is not None and reported.kind != Kind.CRASHED) or not oom_killed():
+        return reported
     reason = (
         f"out of memory: the job had MEMORY={memory}, of which its processes took more; set a larger MEMORY"
     )
-    return ended(Kind.OUT_OF_MEMORY, reason, told.step if told else None)
+    return ended(Kind.OUT_OF_MEMORY, reason, reported.step if reported else None)
 
 
 def own_row(rows: list[Row]) -> Row | None:
@@ -111,24 +111,24 @@ def verdict(folder: Path, rows: list[Row], outcome: Outcome, cause: Cause) -> tu
     return AGAIN, row["reason"]
 
 
-def judge(folder: Path, code: int, cause: Cause, told: Outcome | None) -> tuple[str, str]:
+def judge(folder: Path, code: int, cause: Cause, reported: Outcome | None) -> tuple[str, str]:
     """Complete this job's row of the ledger, and decide. Raises UserError where another process has the
     experiment.
 
-    told: how the training says that it ended.
+    reported: how the training says that it ended.
     """
-    if told is not None and told.kind == Kind.REPLACED:
-        return REPLACED, told.reason
+    if reported is not None and reported.kind == Kind.REPLACED:
+        return REPLACED, reported.reason
     record = Record(folder)
     if own_row(record.segments) is None:
-        early = _before_its_row(code, cause, told)
+        early = _before_its_row(code, cause, reported)
         if early is not None:
             return early
     experiment = Experiment(folder, record.iterations or 0)
     try:
-        outcome = told or _untold(code, own_row(experiment.segments))
+        outcome = reported or _unreported(code, own_row(experiment.segments))
         _complete_row(experiment, record, outcome, cause)
-        if told is None or told.kind == Kind.OUT_OF_MEMORY:
+        if reported is None or reported.kind == Kind.OUT_OF_MEMORY:
             write_json(folder / OUTCOME, outcome.as_json())
         decision, reason = verdict(folder, experiment.segments, outcome, cause)
         experiment.segments[-1]["chain"] = decision if decision != STOP else f"{STOP}: {reason}"
@@ -138,9 +138,9 @@ def judge(folder: Path, code: int, cause: Cause, told: Outcome | None) -> tuple[
     return decision, reason
 
 
-def _before_its_row(code: int, cause: Cause, told: Outcome | None) -> tuple[str, str] | None:
+def _before_its_row(code: int, cause: Cause, reported: Outcome | None) -> tuple[str, str] | None:
     """The decision on a job that ended before it had a row, where it needs none."""
-    outcome = told or of_exit_code(code)
+    outcome = reported or of_exit_code(code)
     if outcome.is_done:
         return FINISHED, outcome.reason
     if cause == Cause.CANCELLED:
@@ -150,7 +150,7 @@ def _before_its_row(code: int, cause: Cause, told: Outcome | None) -> tuple[str,
     return (STOP, outcome.reason) if outcome.kind == Kind.REFUSED else None
 
 
-def _untold(code: int, row: Row | None) -> Outcome:
+def _unreported(code: int, row: Row | None) -> Outcome:
     """What is known of a training that left no outcome: the row of the ledger that it may have completed,
     else its exit code.
     """
@@ -194,9 +194,9 @@ def note_end(folder: Path, reason: str) -> None:
 
 def decide(args: Any) -> tuple[str, str]:
     """The verdict also where the experiment cannot be reached, for the job must know."""
-    told = seen(args.code, read_outcome(args.outcome) if args.outcome else None, args.memory)
+    reported = seen(args.code, read_outcome(args.outcome) if args.outcome else None, args.memory)
     try:
-        return judge(args.folder, args.code, args.cause, told)
+        return judge(args.folder, args.code, args.cause, reported)
     except (
         UserError,
         OSError,
@@ -206,7 +206,7 @@ def decide(args: Any) -> tuple[str, str]:
             return AGAIN, args.cause
         here = of_error(error).reason
         return STOP, "; ".join(
-            dict.fromkeys([told.reason, here] if told and told.state == "failed" else [here])
+            dict.fromkeys([reported.reason, here] if reported and reported.state == "failed" else [here])
         )
 
 

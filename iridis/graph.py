@@ -145,7 +145,7 @@ def read_stage(line: str, place: str) -> Stage:
         settings, words = split_words(shlex.split(text))
     except ValueError as error:
         settings, words = (), ()
-        problems.append(f"words {text!r} cannot be told apart: {error}")
+        problems.append(f"words {text!r} cannot be state apart: {error}")
     problems += word_problems(settings, words)
     if problems:
         raise UserError("\n".join(problems))
@@ -492,7 +492,7 @@ def run(argv: Sequence[str]) -> int:
     shared = shared_experiments(stages, {name: experiment for name, (_, experiment) in answers.items()})
     if shared:
         raise UserError("\n".join(shared))
-    states = {name: told for name, (told, _) in answers.items()}
+    states = {name: state for name, (state, _) in answers.items()}
     problems = queue(stages, call, states) if wanted.queue else []
     print(*tree(stages, states), sep="\n", flush=True)
     if problems:
@@ -501,7 +501,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit code. Problems are told as the job scripts tell theirs, between whose lines they stand."""
+    """The exit code. Problems are printed as the job scripts print theirs, between whose lines they appear."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         # a terminal that cannot show the lines of the tree still shows the names
         sys.stdout.reconfigure(errors="replace")

@@ -22,7 +22,7 @@ if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)) ||
     exit 2
 fi
 set -Eeuo pipefail
-# nothing ends in silence; bad input (2) has been told by whoever met it
+# nothing ends in silence; bad input (2) has been reported by whoever met it
 TOLD=0 # 1: why this script ends has been said
 exec 7>&2 || exec 2>/dev/null 7>&2 # stderr for last words, also from within a command whose output is discarded
 trap 'code=$?; ((code == 2)) || err_words "$code" "${BASH_SOURCE[0]:-$0}" "$LINENO"' ERR
@@ -76,7 +76,7 @@ LEAD=120                              # seconds before the time limit at which t
 NAME_PREFIX="$JOB_NAME"
 TAKES_WORDS=0                         # 1: a package whose arguments may be plain words, such as a model and its size
 SINGLETON=0                           # 1: never two jobs of this name at once
-CHAINS=0                              # 1: a job goes on in another one, and is told before its time limit
+CHAINS=0                              # 1: a job goes on in another one, and is asked to stop before its time limit
 LABELS=() STEPS=()                    # of an evaluation: what its checkpoints are called, and which steps of them are asked for
 CLONE_DIR="$REPO_DIR"                  # where the user works, whatever the code runs from
 LINKS_DIR="$SCRATCH_DIR/.chains"      # for each job that another has taken the place of, a file with the id of that one

@@ -5,7 +5,7 @@
         -- FLAGS OF main.py
 
 stdout has lines NAME=VALUE for the job library: EXPERIMENT, its folder; STATE, finished or unfinished; LEAD,
-how many seconds before its time limit the job should be told to stop; HOLDER, who trains the experiment now,
+how many seconds before its time limit the job should be asked to stop; HOLDER, who trains the experiment now,
 if anyone; DEVICE; MODEL, its short name; SAVED_STEP and ITERATIONS; FORMER, 1 where the experiment was begun
 with the flags of --formerly, which had the place of the first of FLAGS then, and goes on with them. What
 people should know goes to stderr. With --where nothing is checked. With --allowed it has ALLOWED and
@@ -225,7 +225,7 @@ def lead_seconds(record: Record, limit: str | None) -> int:
 
 def is_done(record: Record, args: Namespace, where: bool, problems: list[str]) -> bool:
     """Whether the experiment is finished as it is asked for. Why it cannot be goes to `problems`; with
-    `where` main.py is to tell it.
+    `where` main.py is to report it.
 
     So is damage, which may be repaired until the job begins.
     """
@@ -238,7 +238,7 @@ def is_done(record: Record, args: Namespace, where: bool, problems: list[str]) -
 
 
 def newest_readable(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that tells its numbers.
+    """The newest checkpoint whose numbers can be read.
 
     Whether all of it is intact is for main.py to say, which reads it.
     """
@@ -295,7 +295,7 @@ def began_as(args: Namespace, former: Namespace, experiment: Path | None) -> Nam
 
 
 def short_name(args: Namespace) -> str:
-    """Of the model, with its size where it repeats layers: what tells jobs apart in the queue."""
+    """Of the model, with its size where it repeats layers: what distinguishes jobs in the queue."""
     name = min((alias for alias, full in ALIASES.items() if full == args.model), key=len, default=args.model)
     return name + (f"{args.n_layer}x{args.n_repeat}" if args.n_repeat > 1 else str(args.n_layer))
 

@@ -9,7 +9,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 SINGLETON=1 CHAINS=1
 CHAINED=0         # 1: this is a job of a chain
 DECIDED=0         # 1: this job has said what becomes of its chain
-SIGNALLED=""      # why this job was told to stop
+SIGNALLED=""      # why this job was asked to stop
 CHILD=""          # the process that this shell waits for
 ALARM=""          # the process that wakes this shell when the training has had its time
 OVERDUE=0         # 1: the training did not end in the time that the signal left, and was killed
@@ -386,8 +386,8 @@ train_here() {
 
 # outcome_code FILE: the exit code that a training has written down, 0 where it has not
 outcome_code() {
-    python -c 'import sys; from pathlib import Path; from optim.outcome import read_outcome; told = read_outcome(Path(sys.argv[1]))
-print(told.code if told else 0)' "$1"
+    python -c 'import sys; from pathlib import Path; from optim.outcome import read_outcome; outcome = read_outcome(Path(sys.argv[1]))
+print(outcome.code if outcome else 0)' "$1"
 }
 
 work() {

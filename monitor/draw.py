@@ -212,8 +212,8 @@ def _of_kind(rows: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 
 def _in_order(steps: Sequence[Any], values: Sequence[Any]) -> Curve:
     found = {}
-    for each, told in zip(steps, values, strict=True):
-        step, value = number(each), number(told)
+    for each, raw in zip(steps, values, strict=True):
+        step, value = number(each), number(raw)
         if step is not None and value is not None:
             found[step] = value
     ordered = sorted(found)
@@ -316,7 +316,7 @@ def _straightened(places: Sequence[Place], tolerance: float) -> list[Place]:
 
 
 def _path(places: Sequence[Place]) -> str:
-    """The line through these, each told by its distance from the one before."""
+    """The line through these, each given by its distance from the one before."""
     text = f"M{places[0][0]} {places[0][1]}l"
     moves = [(next_x - x, next_y - y) for (x, y), (next_x, next_y) in pairwise(places)]
     for distance in (distance for move in moves if any(move) for distance in move):
@@ -346,7 +346,7 @@ def _drawn(line: Line, curve: Curve, kept: Curve, across: Axis, upright: Axis, l
 
 
 def _needles(spikes: Iterable[tuple[int, int, int]]) -> str:
-    """Upright lines, each told by where it is from the end of the one before. spikes: across, foot and
+    """Upright lines, each given by its place relative to the end of the one before. spikes: across, foot and
     tip.
     """
     longest: dict[tuple[int, bool], Place] = {}

@@ -94,9 +94,9 @@ def _begin_work(parent: int) -> None:
 
 def cache_path() -> Path | None:
     """None where the user has no home. As the convention asks, a relative XDG_CACHE_HOME does not count."""
-    told = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME", ""))
     with suppress(RuntimeError):
-        return (told if told.is_absolute() else Path.home() / ".cache") / CACHE
+        return (cache_home if cache_home.is_absolute() else Path.home() / ".cache") / CACHE
     return None
 
 

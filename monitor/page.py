@@ -234,7 +234,7 @@ def short_models(name: str) -> str:
 
 
 def shortened(name: str, width: int) -> str:
-    """The two ends of a name that is too long; its end, which tells runs of one model apart, gets the
+    """The two ends of a name that is too long; its end, which distinguishes runs of one model, gets the
     larger half.
     """
     head = (width - 1) // 2

@@ -121,7 +121,7 @@ def perplexity_of(path: Path, state: Mapping[str, Any], trained: Namespace) -> t
     where none does.
 
     A file of another step is passed over: what was evaluated before an extension stays beside the new
-    ckpt.pt. A summary that does not tell its step is that of ckpt.pt.
+    ckpt.pt. A summary that does not record its step is that of ckpt.pt.
     """
     steps, data = state.get("itr"), state.get("data")
     for name, key in ((EVALUATION.format(path.stem), "val_perplexity"), (SUMMARY, "final_val_pp")):

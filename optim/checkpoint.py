@@ -1,8 +1,8 @@
 """Checkpoints: plain tensors and numbers in torch's zip format, never half written, checked before they are
 believed.
 
-The zip container carries a CRC-32 of every record, so a torn or flipped file is told from a good one, and
-`weights_only` loading keeps a hostile one from running anything.
+The zip container carries a CRC-32 of every record, so a torn or flipped file is distinguished from a good
+one, and `weights_only` loading keeps a hostile one from running anything.
 
     state = load_checkpoint(path)              # any checkpoint, the authors' too
     path, notes = newest_valid(folder)         # what to resume from, and why not from a newer one
@@ -112,7 +112,7 @@ def load_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> dic
 def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that is intact, and a line about each newer one that is not.
 
-    The newest is the one that holds the most steps; where a file does not tell, its name counts. Raises
+    The newest is the one that holds the most steps; where a file does not say, its name counts. Raises
     UserError where there
     are checkpoints and none is intact: training from scratch over them would be worse.
     """

@@ -70,7 +70,7 @@ def evaluate(
     partial batch like a full one, as the authors' numbers do. None where `should_stop` (called by all
     processes together) said so. The model is left in training mode if it was.
     progress: called with the number of batches that are done. kept: where the sums go at a stop and from time
-    to time, and from where they are taken up; it is the caller's to remove, once the numbers are told.
+    to time, and from where they are taken up; it is the caller's to remove, once the numbers are written.
     """
     if isinstance(windows_read, int):
         n_windows = windows.n_windows

@@ -31,7 +31,7 @@ ABANDONED_SECONDS = 3600.0  # age of a temporary file that a killed job must hav
 
 
 class Metrics:
-    """metrics.jsonl: a row for each step that is told, appended; steps that are replayed after a kill are not
+    """metrics.jsonl: a row for each logged step, appended; steps that are replayed after a kill are not
     written twice.
 
     Rows are {"kind": "train" | "eval" | "final" | "skipped", "step": N, ...}; what depends on the clock is
@@ -120,9 +120,8 @@ class Lineage:
     """Which schedule a step is trained under, as marks of its metrics rows.
 
     begins: of each leg, the step after which it holds; contents: of each leg, the leg and all before it in
-    words. A mark is of
-    what the legs are, not of how many: an extension that was given up is told from the one that took its
-    place.
+    words. A mark is of what the legs are, not of how many: an extension that was given up is distinguished
+    from the one that took its place.
     """
 
     def __init__(self, begins: Sequence[int], contents: Sequence[str]) -> None:

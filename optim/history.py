@@ -80,7 +80,7 @@ def keep_final(loaded: Path) -> Path:
 
 
 def summary_step(path: Path) -> int | None:
-    """The step of a summary or an evaluation, None where there is none or it does not tell."""
+    """The step of a summary or an evaluation, None where there is none or it does not say."""
     step = (Record(path.parent, problems=[]).object(path.name) or {}).get("itr")
     return step if isinstance(step, int) else None
 

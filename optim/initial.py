@@ -57,8 +57,8 @@ def differences(given: str | None, kept: Any) -> list[str]:
     `describe`).
 
     A file is known by what it holds. One that is gone, or a folder, whose newest checkpoint may be another
-    one by now, is known by how it was called. That only one of the two has the flag is told with the other
-    flags (config.identity).
+    one by now, is known by how it was called. That only one of the two has the flag is reported with the
+    other flags (config.identity).
     """
     if given is None or not isinstance(kept, dict):
         return []
@@ -135,7 +135,7 @@ def _misfits(model: Transformer, state: Mapping[str, Any]) -> list[str]:
 
 
 def _flags_that_fit(model: Transformer, settings: Any) -> list[str]:
-    """A line with the flags of the network that were others there, where the checkpoint tells them."""
+    """A line with the flags of the network that were others there, where the checkpoint records them."""
     mine = vars(model.settings)
     if not isinstance(settings, Mapping):
         return []

@@ -4,7 +4,7 @@
     found = interval(losses, documents)                         # losses (windows,)
     found.mean, found.low, found.high, found.sem, found.clusters.words()
 
-Windows are grouped in long stretches, and by document where meta.json tells what ends one; the wider of the
+Windows are grouped in long stretches, and by document where meta.json says what ends one; the wider of the
 two intervals counts, as neighbouring documents may be alike too. The error of the mean is the delete-one
 jackknife over the groups, with Student's t. Its degrees of freedom are those of as many groups of equal size
 as tell as much: Carter, Schnepel and Steigerwald (2017), Review of Economics and Statistics 99(4), for groups
@@ -33,7 +33,7 @@ BLOCKS, FEWEST_BLOCKS = 20, 8
 BLOCK_WINDOWS = 16  # in a stretch, where there are enough for the fewest
 FEWEST_DOCUMENTS = 3.0  # as if of equal size; fewer tell nothing of the spread
 FEW_DOCUMENTS = 8.0  # as if of equal size; an interval by fewer holds the mean less often than it says
-UNEQUAL = 0.5  # share of the documents that they are worth, below which that is told
+UNEQUAL = 0.5  # share of the documents that they are worth, below which that is reported
 SLICE = 1 << 24  # tokens that are searched at once
 
 
@@ -93,7 +93,7 @@ def documents_of(
     """The document in which the middle of each chosen window lies, counted from the beginning of the split;
     (windows,) int64.
 
-    None where meta.json does not tell which token ends a document.
+    None where meta.json does not say which token ends a document.
     """
     end_of_text, tokens = meta.get("end_of_text"), windows.tokens
     if not isinstance(end_of_text, int):

@@ -40,8 +40,8 @@ def job_name() -> str:
 
 def restart_count() -> int:
     """How often SLURM has requeued this job; 0 where the variable holds something else."""
-    told = os.environ.get("SLURM_RESTART_COUNT", "")
-    return int(told) if told.isascii() and told.isdigit() else 0
+    count = os.environ.get("SLURM_RESTART_COUNT", "")
+    return int(count) if count.isascii() and count.isdigit() else 0
 
 
 def read_holder(path: Path) -> dict[str, Any]:

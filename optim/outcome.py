@@ -125,7 +125,7 @@ def of_exit_code(code: int, step: int | None = None) -> Outcome:
     if code > SIGNAL_CODES:
         return ended(Kind.CRASHED, f"killed, signal {code - SIGNAL_CODES}", step)
     kind = Kind.REFUSED if code == BAD_INPUT else Kind.CRASHED
-    return ended(kind, f"exit code {code}, for a reason that only its log tells", step)
+    return ended(kind, f"exit code {code}, for a reason that only its log has", step)
 
 
 def read_outcome(path: Path) -> Outcome | None:
@@ -168,12 +168,12 @@ class Ending:
         self.lock = lock
         (self.folder / OUTCOME).unlink(missing_ok=True)
 
-    def told(self) -> Outcome | None:
+    def earlier(self) -> Outcome | None:
         """What a process of this run has written down already."""
         return read_outcome(self.folder / OUTCOME) if self.held else None
 
     def record(self, outcome: Outcome) -> None:
-        """Write it where it belongs. A full disk has been told already, so here it is passed over."""
+        """Write it where it belongs. A full disk has been reported already, so it is ignored here."""
         if self.copy is not None and not self.copy.exists():
             with suppress(OSError):
                 write_json(self.copy, outcome.as_json())

@@ -55,7 +55,7 @@ class PartialSums:
     """A file of the main process, for the same weights, windows and arithmetic alone; anything else begins
     anew.
 
-    say: tells a line. advanced: called when this process has kept more than it found; not where it had to
+    say: prints a line. advanced: called when this process has kept more than it found; not where it had to
     begin anew, as one that never gets further must not look like progress.
     """
 
@@ -79,11 +79,11 @@ class PartialSums:
         """A hash of the facts and of every weight; a second of work for a gigabyte, so only where it is
         needed.
         """
-        told = hashlib.sha256(_text(self.facts))
+        digest = hashlib.sha256(_text(self.facts))
         for name, value in self.model.state_dict().items():
-            told.update(name.encode())
-            told.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return told.hexdigest()
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def load(self, sums: Tensor, by_window: Tensor) -> int:
         """Fill both from the file and return the number of batches in them; 0 where there is none that is
@@ -138,5 +138,5 @@ class PartialSums:
             self.advanced()
 
     def remove(self) -> None:
-        """The evaluation has been told."""
+        """To be called once the results are written."""
         self.path.unlink(missing_ok=True)

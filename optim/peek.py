@@ -62,7 +62,7 @@ def peek(path: Path) -> dict[str, Any] | None:
 
 
 def step_in(path: Path) -> int | None:
-    """The number of steps that a checkpoint holds (`itr`), None where it does not tell."""
+    """The number of steps that a checkpoint holds (`itr`), None where it does not say."""
     step = (peek(path) or {}).get("itr")
     return step if isinstance(step, int) else None
 
@@ -79,5 +79,5 @@ def age(path: Path) -> tuple[float, float]:
 
 def newest_first(folder: Path) -> list[Path]:
     """The checkpoints of a folder, intact or not."""
-    final = [folder / FINAL] if os.path.lexists(folder / FINAL) else []  # a link to nowhere is told, too
+    final = [folder / FINAL] if os.path.lexists(folder / FINAL) else []  # a link to nowhere is reported, too
     return sorted([*final, *numbered(folder)], key=age, reverse=True)

@@ -47,7 +47,7 @@ class Parts:
 
 
 def check_parts(parts: Parts) -> None:
-    """Raises UserError for parts that could not be trained, or told apart."""
+    """Raises UserError for parts that could not be trained, or that share a name."""
     network: Any = parts.objective.network
     of_network = {id(parameter) for parameter in network.parameters()}
     for name, parameter in parts.objective.named_parameters():

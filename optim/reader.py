@@ -1,4 +1,4 @@
-"""What the folder of an experiment tells: the only place that reads status.json, segments.jsonl and
+"""What the folder of an experiment says: the only place that reads status.json, segments.jsonl and
 summary.json to decide something.
 
     record = Record(folder)                     # raises UserError for a damaged file
@@ -234,15 +234,15 @@ class Record:
 
     @cached_property
     def flags(self) -> Row | None:
-        """Flags of the training, by name: those that its newest checkpoint tells, else its summary; None
+        """Flags of the training, by name: those that its newest checkpoint records, else its summary; None
         where neither does.
         """
         for path in (self.folder / FINAL, *numbered(self.folder)):
-            told = (peek(path) or {}).get("args")
-            if isinstance(told, dict):
-                return told
-        told = (self.summary or {}).get("args")
-        return told if isinstance(told, dict) else None
+            args = (peek(path) or {}).get("args")
+            if isinstance(args, dict):
+                return args
+        args = (self.summary or {}).get("args")
+        return args if isinstance(args, dict) else None
 
     @property
     def done_iterations(self) -> int | None:
@@ -260,20 +260,20 @@ class Record:
 
     @property
     def saved_step(self) -> int:
-        """Step of the newest checkpoint that is here, or was when a run last told; 0 where there was none."""
+        """Step of the newest checkpoint: in the folder, or when a run last wrote its status; 0: none."""
         steps = [step_of(path) or 0 for path in numbered(self.folder)]
         final = self.folder / FINAL
         if final.is_file():
             steps.append(step_in(final) or 0)
         last = self.segments[-1] if self.segments else {}
-        told = (number(self.status.get("checkpoint")), number(last.get("end_step")))
-        return max(*steps, *(int(step or 0) for step in told), 0)
+        recorded = (number(self.status.get("checkpoint")), number(last.get("end_step")))
+        return max(*steps, *(int(step or 0) for step in recorded), 0)
 
     @property
     def iterations(self) -> int | None:
-        """Steps that are planned, as far as a run has told."""
-        told = number(self.status.get("iterations")) or number(self.done_iterations)
-        return int(told) if told else None
+        """Steps that are planned, as far as a run has recorded them."""
+        planned = number(self.status.get("iterations")) or number(self.done_iterations)
+        return int(planned) if planned else None
 
     def steps_per_hour(self) -> float | None:
         """Over the jobs that advanced, with all that they do: start, evaluate, save.

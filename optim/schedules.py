@@ -139,7 +139,7 @@ class Schedule:
         return {**self.plan(), "taken": self.taken}
 
     def lineage(self) -> Lineage:
-        """By which metrics rows are told from those of another course of the rate."""
+        """By which metrics rows are distinguished from those of another course of the rate."""
         shape, legs = asdict(self.shape), self.plan()["legs"]
         begins = [leg.begin for leg in self.legs]
         contents = [json.dumps([shape, legs[: n + 1]]) for n in range(len(legs))]

@@ -119,7 +119,7 @@ class Training:
         self.log = results / "console.log"
 
     def step(self) -> int:
-        """The newest step that metrics.jsonl tells of."""
+        """The newest step in metrics.jsonl."""
         return max((row["step"] for row in metrics_rows(self.folder)), default=0)
 
     def run(self, until: int | None = None, kill: bool = False) -> bool:
@@ -152,8 +152,8 @@ class Training:
                 os.killpg(process.pid, signal.SIGKILL)
         (self.folder / STOP).unlink(missing_ok=True)
         if code not in (0, STOPPED) and not (disturbed and kill):
-            told = Record(self.folder).outcome or of_exit_code(code)
-            raise UserError(f"a training of the self-test failed: {told.reason}; see {self.log}")
+            outcome = Record(self.folder).outcome or of_exit_code(code)
+            raise UserError(f"a training of the self-test failed: {outcome.reason}; see {self.log}")
         return disturbed
 
 

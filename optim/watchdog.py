@@ -18,9 +18,9 @@ LAST_WORDS_SECONDS = 10
 class Watchdog:
     """Use as a context manager: within it `beat` must be called at least every `minutes` (0: never mind).
 
-    where: tells in words what the process was about; record: is told why it ends. Stacks of all threads go to
-    stderr. Looks are counted, not seconds: a process that SLURM suspends looks at nothing, and goes on when
-    it is resumed.
+    where: says in words what the process was doing; record: is called with the reason for the end. Stacks of
+    all threads go to stderr. Looks are counted, not seconds: a process that SLURM suspends looks at nothing,
+    and goes on when it is resumed.
     """
 
     def __init__(

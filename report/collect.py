@@ -65,7 +65,7 @@ class Evaluation:
     args: Namespace  # as evaluated
     trained: Namespace  # as trained
     processes: int | None  # of the training; None: its summary.json was not found
-    legs: tuple[Leg, ...] = ()  # of the training; empty: its summary.json tells none
+    legs: tuple[Leg, ...] = ()  # of the training; empty: its summary.json has none
     skipped: tuple[int, ...] = ()  # steps of the training that were passed over
     grouped: str = ""
 
@@ -79,7 +79,7 @@ class Point:
     """Perplexity at one compute budget. `label`: router threshold, or number of passes.
 
     interval: over texts, of the one model. paired: over the same windows' differences to full depth, about
-    the perplexity; None in a file that tells none.
+    the perplexity; None in a file without it.
     """
 
     label: float
@@ -95,7 +95,7 @@ class Point:
 class Curve:
     """One ppl_per_mac.json.
 
-    is_timed: its budgets were timed together, not each once on its own as earlier files tell. is_published:
+    is_timed: its budgets were timed together, not each once on its own as in earlier files. is_published:
     the router's capacities are those of the authors' code.
     """
 
@@ -239,7 +239,7 @@ class Trainings:
 
 
 def _trained(args: Namespace, path: Path, summary: dict[str, Any]) -> Namespace:
-    """The flags of the training where its summary tells them, else those that the evaluation recorded."""
+    """The flags of the training where its summary has them, else those that the evaluation recorded."""
     if not isinstance(summary.get("args"), dict):
         return args
     trained = flags(path, {**vars(args), **summary["args"]})
@@ -249,7 +249,7 @@ def _trained(args: Namespace, path: Path, summary: dict[str, Any]) -> Namespace:
 
 
 def _legs(summary: _Object) -> tuple[Leg, ...]:
-    """Those that the training's summary tells."""
+    """Those that the training's summary has."""
     if summary.values.get("schedule") is None:
         return ()
     schedule = _Object(summary.path, summary.values["schedule"], f"{summary.where}schedule.")

@@ -1,4 +1,4 @@
-"""Command lines of the report and the figures: some paths, then flags; what is wrong is told in a line
+"""Command lines of the report and the figures: some paths, then flags; what is wrong is reported in a line
 each, exit 2.
 """
 

@@ -36,7 +36,7 @@ from report.rows import ANY, PAPER_SEEDS, ROWS, Row, architecture, is_architectu
 DATASET = "openwebtext2"
 SEEDS = ("seed", "data_seed")
 TOLD_BESIDE = ("dtype",)  # an evaluation in another precision is the model's own, with a remark
-# of the authors' code; a change of one is told beside the row
+# of the authors' code; a change of one is noted beside the row
 DEFAULTS = (
     "weight_decay",
     "beta1",
@@ -167,7 +167,7 @@ def warmup_steps(one: Evaluation) -> int:
 def extension(one: Evaluation) -> str | None:
     """How the schedule was extended; None where it was not.
 
-    A training of before summaries told the legs says it by its flag.
+    A training from before summaries had the legs says it by its flag.
     """
     if not one.legs:
         return one.trained.extend

@@ -1,4 +1,4 @@
-"""What the paper's figures share: width and type of a paper, colours that everyone can tell apart, saving
+"""What the paper's figures share: width and type of a paper, colours that everyone can distinguish, saving
 with the data beside.
 
 figure, axes = panels(1, 2, width=TWO_COLUMNS, height=2.6)

@@ -30,7 +30,7 @@ PACKAGES = ("base-train", "ablation-train")
 
 
 def kind(args: Namespace) -> tuple[object, ...]:
-    """What tells the models of these packages from those of others, whatever their size."""
+    """What distinguishes the models of these packages from others, whatever their size."""
     variant = VARIANTS[args.model]
     return (
         args.model,

@@ -60,7 +60,7 @@ class Yardstick:
         share = math.log(step / begin) / math.log(end / begin)
         return math.exp((1 - share) * math.log(high) + share * math.log(low))
 
-    def told_at(self, step: int) -> str:
+    def text_at(self, step: int) -> str:
         """The same in words, empty where it is not known."""
         there = self.at(step)
         if there is None:
@@ -94,27 +94,27 @@ def differences(args: Namespace, yardstick: Yardstick) -> list[str]:
     return [f"{name} {ours} instead of {papers}" for name, ours, papers in pairs if ours != papers]
 
 
-def flags_of(told: Row | None) -> Namespace | None:
-    """All flags, from those that a training recorded; None where they cannot be told."""
+def flags_of(recorded: Row | None) -> Namespace | None:
+    """All flags, from those that a training recorded; None where they are not known."""
     try:
-        return None if told is None else config.add_defaults(config.recorded(told))
+        return None if recorded is None else config.add_defaults(config.recorded(recorded))
     except ValueError:
         return None
 
 
-def remark(told: Row | None, step: int, perplexity: float) -> str | None:
+def remark(recorded: Row | None, step: int, perplexity: float) -> str | None:
     """One line on how a training stands beside the re-run at this step; None where the two cannot be
     compared.
 
-    told: the flags that the training recorded.
+    recorded: the flags that the training recorded.
     """
-    args = flags_of(told)
+    args = flags_of(recorded)
     yardstick = None if args is None else yardstick_of(args)
-    if args is None or yardstick is None or differences(args, yardstick) or not yardstick.told_at(step):
+    if args is None or yardstick is None or differences(args, yardstick) or not yardstick.text_at(step):
         return None
     said = (
         f"{yardstick.label}: validation perplexity {perplexity:.2f} at step {step:,}; the re-run had"
-        f" {yardstick.told_at(step)} there"
+        f" {yardstick.text_at(step)} there"
     )
     return (
         said
@@ -162,7 +162,7 @@ def lines(name: str, args: Namespace | None, yardstick: Yardstick | None, curve:
         ]
     reached = [nearest(curve, each) for each, _ in yardstick.points if each <= step]
     for at, ours in dict.fromkeys([*reached, curve[-1]]):
-        there = yardstick.told_at(at)
+        there = yardstick.text_at(at)
         said.append(
             f"at step {at:>6,} you are at {ours:.2f}"
             + (f", the re-run of this model was at {there} there" if there else "")

@@ -62,7 +62,7 @@ def is_evaluation(path: Path) -> bool:
 # flags
 
 
-def told_by(path: Path) -> Row:
+def record_of(path: Path) -> Row:
     """What a training or an evaluation recorded of itself: `args`, and `data` where it did.
 
     Raises UserError.
@@ -74,12 +74,12 @@ def told_by(path: Path) -> Row:
     return {"args": record.flags, "data": (record.summary or {}).get("data")}
 
 
-def flags_of(path: Path, told: Mapping[str, Any]) -> Namespace:
-    """All flags. Raises UserError where they are not told."""
-    if not isinstance(told.get("args"), dict):
+def flags_of(path: Path, recorded: Mapping[str, Any]) -> Namespace:
+    """All flags. Raises UserError where they are not recorded."""
+    if not isinstance(recorded.get("args"), dict):
         raise UserError(f"{path}: neither a checkpoint nor a summary there tells its flags")
     try:
-        return config.add_defaults(config.recorded(told["args"]))
+        return config.add_defaults(config.recorded(recorded["args"]))
     except ValueError as error:
         raise UserError(f"{path}: args.{error}") from None
 
@@ -88,8 +88,8 @@ def flags(a: Path, b: Path) -> list[str]:
     """Flags that differ, by what they change."""
     said = ["flags that differ (A | B)"]
     try:
-        told = [told_by(path) for path in (a, b)]
-        mine, theirs = (vars(flags_of(path, each)) for path, each in zip((a, b), told, strict=True))
+        recorded = [record_of(path) for path in (a, b)]
+        mine, theirs = (vars(flags_of(path, each)) for path, each in zip((a, b), recorded, strict=True))
     except UserError as error:
         return [*said, f"  {error}"]
     for scope, what in SCOPES.items():
@@ -100,7 +100,7 @@ def flags(a: Path, b: Path) -> list[str]:
     cut = any(mine[name] != theirs[name] for name in BATCH)
     if cut and effective_batch(mine) == effective_batch(theirs) and not cut_matters(mine):
         said.append("  the batch is cut otherwise, which this model's training does not depend on")
-    data = [each["data"] if isinstance(each.get("data"), Mapping) else None for each in told]
+    data = [each["data"] if isinstance(each.get("data"), Mapping) else None for each in recorded]
     said += [
         f"  {line}".replace("the checkpoint's", "B's").replace("these", "A's")
         for line in data_differences(*data)
@@ -112,7 +112,7 @@ def flags(a: Path, b: Path) -> list[str]:
 
 
 def checkpoints_of(folder: Path) -> dict[int, Path]:
-    """Checkpoints by the step that they hold, the newest first; those that do not tell it are left out."""
+    """Checkpoints by the step that they hold, the newest first; those that do not say it are left out."""
     found = {
         step: path for path in (*numbered(folder), folder / FINAL) if (step := step_in(path)) is not None
     }
@@ -301,14 +301,14 @@ def ledger(name: str, folder: Path) -> list[str]:
 
 
 def perplexities(a: Path, b: Path) -> list[str]:
-    """The two results; what their windows tell of the difference is another section's."""
+    """The two results; what their windows say of the difference is another section's."""
     said = ["evaluation"]
     for name, path in (("A", a), ("B", b)):
         try:
-            told = read_json(path) or {}
+            recorded = read_json(path) or {}
             said.append(
-                f"  {name}: perplexity {told['val_perplexity']:.3f}, loss {told['val_loss']:.4f}, step"
-                f" {told.get('itr')}, {told.get('n_tokens')} tokens, {told.get('checkpoint')}"
+                f"  {name}: perplexity {recorded['val_perplexity']:.3f}, loss {recorded['val_loss']:.4f},"
+                f" step {recorded.get('itr')}, {recorded.get('n_tokens')} tokens, {recorded.get('checkpoint')}"
             )
         except (UserError, KeyError, TypeError, ValueError) as error:
             said.append(

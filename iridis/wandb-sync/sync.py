@@ -38,7 +38,7 @@ CUT_SHORT = "ends with an incomplete record"  # wandb's words: the job is writin
 
 
 class CannotSync(Exception):
-    """Nothing was uploaded, and the message tells what to do."""
+    """Nothing was uploaded, and the message says what to do."""
 
 
 @dataclass(frozen=True)
