@@ -106,9 +106,9 @@ def write_page(path: Path, bases: Sequence[Path]) -> None:
     if path.is_dir() or not path.parent.is_dir():
         raise UserError(f"--html {path}: must be a file in a folder that is there")
     rows, queue = survey(bases)
-    ledgers = {folder: Record(folder, []).segments for folder in rows}
-    drawings = drawings_of(ledgers)
-    chapters = (Chapter(row, drawings[folder], ledgers[folder]) for folder, row in rows.items())
+    segments = {folder: Record(folder, []).segments for folder in rows}
+    drawings = drawings_of(segments)
+    chapters = (Chapter(row, drawings[folder], segments[folder]) for folder, row in rows.items())
     write_atomically(path, page(list(rows.values()), chapters, queue.note))
     print(
         f"wrote {path}: {len(rows)} experiment{'s' * (len(rows) != 1)}, {size(path.stat().st_size)}",

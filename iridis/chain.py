@@ -3,11 +3,11 @@
     python -m iridis.chain EXPERIMENT_FOLDER --code EXIT_CODE [--outcome FILE] [--cause CAUSE] [--memory
     MEMORY] python -m iridis.chain EXPERIMENT_FOLDER --ended "why there is no further job"
 
-Prints two lines, VERDICT= (finished, again, stop or replaced) and REASON=; the ledger's row of this job gets
-them too. Run by the job that did the training, after it. FILE is the outcome that its main.py wrote for it;
-without one, what the exit code says is written into the experiment's folder. A chain goes on as long as its
-jobs advance the newest checkpoint; it stops when three in a row did not, when the same step crashed twice, on
-bad input, and where a person or a hook stopped the run.
+Prints two lines, VERDICT= (finished, again, stop or replaced) and REASON=; the row of this job in
+segments.jsonl gets them too. Run by the job that did the training, after it. FILE is the outcome that its
+main.py wrote for it; without one, what the exit code says is written into the experiment's folder. A chain
+goes on as long as its jobs advance the newest checkpoint; it stops when three in a row did not, when the same
+step crashed twice, on bad input, and where a person or a hook stopped the run.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def own_row(rows: list[Row]) -> Row | None:
 
 
 def verdict(folder: Path, rows: list[Row], outcome: Outcome, cause: Cause) -> tuple[str, str]:
-    """What becomes of the chain, and why. `rows`: the ledger, its last row this job's."""
+    """What becomes of the chain, and why. `rows`: of segments.jsonl, the last one this job's."""
     row = rows[-1]
     if outcome.is_done:
         return FINISHED, outcome.reason
@@ -112,7 +112,7 @@ def verdict(folder: Path, rows: list[Row], outcome: Outcome, cause: Cause) -> tu
 
 
 def judge(folder: Path, code: int, cause: Cause, reported: Outcome | None) -> tuple[str, str]:
-    """Complete this job's row of the ledger, and decide. Raises UserError where another process has the
+    """Complete this job's row of segments.jsonl, and decide. Raises UserError where another process has the
     experiment.
 
     reported: how the training says that it ended.
@@ -151,7 +151,7 @@ def _before_its_row(code: int, cause: Cause, reported: Outcome | None) -> tuple[
 
 
 def _unreported(code: int, row: Row | None) -> Outcome:
-    """What is known of a training that left no outcome: the row of the ledger that it may have completed,
+    """What is known of a training that left no outcome: the row of segments.jsonl that it may have completed,
     else its exit code.
     """
     row = row or {}
@@ -180,7 +180,9 @@ def _complete_row(experiment: Experiment, record: Record, outcome: Outcome, caus
 
 
 def note_end(folder: Path, reason: str) -> None:
-    """Put into the ledger why the chain ends, where there is a ledger and nobody else has the experiment."""
+    """Write into segments.jsonl why the chain ends, where there is such a file and nobody else has the
+    experiment.
+    """
     record = Record(folder)
     if not record.segments:
         return
@@ -200,7 +202,7 @@ def decide(args: Any) -> tuple[str, str]:
     except (
         UserError,
         OSError,
-    ) as error:  # another has the experiment, or the disk is full: the ledger cannot be written either
+    ) as error:  # another has the experiment, or the disk is full: segments.jsonl cannot be written either
         # its processes, stuck in the file system, have the experiment still
         if args.cause == Cause.OUTLASTED:
             return AGAIN, args.cause

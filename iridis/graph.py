@@ -501,7 +501,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit code. Problems are printed as the job scripts print theirs, between whose lines they appear."""
+    """Problems are printed as the job scripts print theirs, between whose lines they are."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         # a terminal that cannot show the lines of the tree still shows the names
         sys.stdout.reconfigure(errors="replace")

@@ -1,7 +1,7 @@
 """Drawings of many experiments: from a cache where their files are as they were, else made anew, in several
 processes where they are many.
 
-    drawings = drawings_of({folder: rows of its ledger, ...})
+    drawings = drawings_of({folder: rows of its segments.jsonl, ...})
 
 The cache is one file in the user's own folder for caches; without such a folder, or with a damaged file,
 everything is drawn anew.
@@ -40,10 +40,10 @@ Task = tuple[Path, Sequence[float], int]
 Entries = dict[str, tuple[str, str]]  # stamp and drawing, by folder
 
 
-def drawings_of(ledgers: dict[Path, list[Row]]) -> dict[Path, str]:
+def drawings_of(segments_of: dict[Path, list[Row]]) -> dict[Path, str]:
     """The drawing of each experiment, empty where it has nothing to draw."""
-    limit = max(FEWEST_POINTS, min(draw.POINTS, POINTS_OF_A_PAGE // max(len(ledgers), 1)))
-    tasks: list[Task] = [(folder, starts_of(ledger), limit) for folder, ledger in ledgers.items()]
+    limit = max(FEWEST_POINTS, min(draw.POINTS, POINTS_OF_A_PAGE // max(len(segments_of), 1)))
+    tasks: list[Task] = [(folder, starts_of(segments), limit) for folder, segments in segments_of.items()]
     stamps = {task[0]: _stamp(task) for task in tasks}
     path = cache_path()
     kept = _load(path)
@@ -59,9 +59,9 @@ def drawings_of(ledgers: dict[Path, list[Row]]) -> dict[Path, str]:
     return found
 
 
-def starts_of(ledger: Sequence[Row]) -> list[float]:
+def starts_of(segments: Sequence[Row]) -> list[float]:
     """Steps at which a further segment began."""
-    return sorted({start for row in ledger[1:] if (start := number(row.get("start_step"))) is not None})
+    return sorted({start for row in segments[1:] if (start := number(row.get("start_step"))) is not None})
 
 
 def _draw(task: Task) -> str:
@@ -101,7 +101,7 @@ def cache_path() -> Path | None:
 
 
 def _stamp(task: Task) -> str:
-    """Tells what a drawing is made from: the file as it is, the ledger, this code. Empty where there is no
+    """Tells what a drawing is made from: the file as it is, the segments, this code. Empty where there is no
     file to read.
 
     It is taken before the file is read: what is written meanwhile makes the next stamp another one.

@@ -78,7 +78,7 @@ class Outcome:
 
     @property
     def state(self) -> str:
-        """The word of status.json and of the ledger."""
+        """The word in status.json and segments.jsonl."""
         if self.is_done:
             return "finished"
         return "stopped" if self.kind in (Kind.PAUSED, Kind.STOPPED) else "failed"

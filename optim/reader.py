@@ -50,7 +50,7 @@ def refuse_large(path: Path) -> None:
 
 
 def read_segments(folder: Path) -> list[Row]:
-    """Rows of the ledger, none where there is no ledger. Raises UserError for a damaged one."""
+    """Rows of segments.jsonl, none where there is no such file. Raises UserError for a damaged one."""
     path = folder / SEGMENTS
     try:
         refuse_large(path)
@@ -168,8 +168,8 @@ def number(value: Any) -> float | None:
 
 
 def advanced(row: Row) -> bool:
-    """Whether a job of the ledger has brought the newest checkpoint on, or an evaluation that takes longer
-    than a job.
+    """Whether a job (a row of segments.jsonl) has brought the newest checkpoint on, or an evaluation that
+    takes longer than a job.
     """
     start, end = number(row.get("start_step")), number(row.get("end_step"))
     return row.get("evaluated") is True or (start is not None and end is not None and end > start)

@@ -267,12 +267,15 @@ def milestones(a: Path, b: Path, common: Sequence[int]) -> list[int]:
 # jobs
 
 
-def ledgers(a: Path, b: Path) -> list[str]:
+def jobs(a: Path, b: Path) -> list[str]:
     """Jobs, why they ended, and steps that were passed over."""
-    return ["jobs", *(f"  {line}" for name, folder in (("A", a), ("B", b)) for line in ledger(name, folder))]
+    return [
+        "jobs",
+        *(f"  {line}" for name, folder in (("A", a), ("B", b)) for line in job_lines(name, folder)),
+    ]
 
 
-def ledger(name: str, folder: Path) -> list[str]:
+def job_lines(name: str, folder: Path) -> list[str]:
     problems: list[str] = []
     record = Record(folder, problems)
     rows = record.segments
@@ -308,7 +311,8 @@ def perplexities(a: Path, b: Path) -> list[str]:
             recorded = read_json(path) or {}
             said.append(
                 f"  {name}: perplexity {recorded['val_perplexity']:.3f}, loss {recorded['val_loss']:.4f},"
-                f" step {recorded.get('itr')}, {recorded.get('n_tokens')} tokens, {recorded.get('checkpoint')}"
+                f" step {recorded.get('itr')}, {recorded.get('n_tokens')} tokens,"
+                f" {recorded.get('checkpoint')}"
             )
         except (UserError, KeyError, TypeError, ValueError) as error:
             said.append(
@@ -335,6 +339,6 @@ def unlike(a: Path, b: Path) -> list[str]:
 
 
 Section = Callable[[Path, Path], list[str]]
-SECTIONS: tuple[Section, ...] = (flags, losses, windows, ledgers, weights)
+SECTIONS: tuple[Section, ...] = (flags, losses, windows, jobs, weights)
 OF_EVALUATIONS: tuple[Section, ...] = (flags, perplexities, windows)
 OF_BOTH: tuple[Section, ...] = (flags, unlike)
