@@ -26,7 +26,7 @@ paper_flags() {
     TRAIN_FLAGS=() FORMERLY=()
     [[ -n ${SEED:-} ]] || TRAIN_FLAGS+=(--seed 0) FORMERLY+=(--seed 2)
     [[ -n ${EVAL_FREQ:-} ]] || TRAIN_FLAGS+=(--eval_freq 100) FORMERLY+=(--eval_freq 200)
-    # defaults that were others once come first: `look` replaces as many words
+    # defaults that were others once come first: `preflight` replaces as many words
     TRAIN_FLAGS+=(${SEED:+--seed "$SEED"} ${EVAL_FREQ:+--eval_freq "$EVAL_FREQ"}
         --dataset "$DATASET" --data_dir "$DATA_DIR" --results_base_folder "$RESULTS_DIR" --data_in_ram
         --n_embd 768 --n_head 12 --sequence_length 256 --lr 1e-3 --warmup_percent 0.2
@@ -39,8 +39,8 @@ paper_flags() {
     TRAIN_FLAGS+=("${FLAGS[@]}")
 }
 
-# look OPTIONS...: ask the preflight; sets EXPERIMENT, STATE, LEAD, HOLDER, DEVICE and MODEL, and gives an experiment the flags that it began with
-look() {
+# preflight OPTIONS...: run iridis.preflight; sets EXPERIMENT, STATE, LEAD, HOLDER, DEVICE and MODEL, and gives an experiment the flags that it began with
+preflight() {
     local answer FORMER=0
     [[ $HOW != segment ]] || set -- "$@" --experiment "$EXPERIMENT"
     answer="$(python -m iridis.preflight "$@" --time "$TIME_LIMIT" --processes "$((PROCESSES * N_NODES))" --formerly="${FORMERLY[*]}" \
@@ -51,7 +51,7 @@ look() {
     name_job "$EXPERIMENT"
 }
 
-identify() { look --where; }
+identify() { preflight --where; }
 is_done() { [[ $STATE == finished ]]; }
 
 # where: print the experiment's folder
@@ -61,12 +61,12 @@ where() {
     printf '%s\n' "$EXPERIMENT"
 }
 
-before_local() { look; }
+before_local() { preflight; }
 commands() { quoted python main.py "${TRAIN_FLAGS[@]}"; }
 
 before_submit() {
     ensure_environment
-    look --partition "$PARTITION" --nodes "$N_NODES" --gpus "$N_GPUS" ${AFTER:+--no-data}
+    preflight --partition "$PARTITION" --nodes "$N_NODES" --gpus "$N_GPUS" ${AFTER:+--no-data}
     printf 'experiment:   %s\n' "$EXPERIMENT"
 }
 
@@ -327,7 +327,7 @@ leaving() {
 # train_segment: one job of a chain
 train_segment() {
     local code=0 cause="" answer VERDICT REASON
-    look --where
+    preflight --where
     if [[ $STATE == unfinished && $HEALTH_CHECK != 0 ]] && ! fit_to_train; then
         [[ ! -e "$RUN_DIR/was_sick" ]] || end_chain "the health check failed again, on $SICK"
         : >"$RUN_DIR/was_sick"

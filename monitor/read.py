@@ -240,7 +240,7 @@ def yardstick_of(record: Record, evaluation: Row) -> str | None:
     return None
 
 
-def look(folder: Path, name: str, queue: Queue, now: float) -> Progress:
+def progress_of(folder: Path, name: str, queue: Queue, now: float) -> Progress:
     """Everything about one experiment that its folder and the queue say."""
     problems: list[str] = []
     disk_bytes, saved = weigh(folder, problems)
@@ -415,7 +415,7 @@ def survey(bases: Sequence[Path]) -> tuple[dict[Path, Progress], Queue]:
     """Every experiment in order of its name, and the queue. Raises UserError where there is none."""
     queue, now, rows = read_queue(), time.time(), {}
     for folder, name in sorted(find(bases).items(), key=lambda item: item[1]):
-        row = look(folder, name, queue, now)
+        row = progress_of(folder, name, queue, now)
         try:
             os.lstat(folder)
         except FileNotFoundError:  # it vanished meanwhile; another error is in its row

@@ -34,7 +34,7 @@ except ImportError:  # the status board needs nothing that is not in Python
 
 LARGEST_ROWS_BYTES = 1 << 29  # of a file of rows that is read whole: more than a million of them
 LARGEST_LOG = 1 << 26  # bytes of a file of rows that are read at most where damage is tolerated
-# bytes of a file of rows that are read, until they hold what is looked for
+# bytes of a file of rows that are read, until they hold what is searched
 TAILS = (1 << 13, 1 << 16, 1 << 19, 1 << 22)
 Row = dict[str, Any]
 

@@ -39,7 +39,7 @@ from processes import die_with
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
 KILLS_AT = (0.2, 0.45, 0.7)  # shares of the steps
 STOP_AT = 0.85
-LOOK_SECONDS = 0.01
+POLL_SECONDS = 0.01
 # of the text that is made up: each token is near the one before, so there is something to learn
 TOKENS = 200_000
 SHOWN = 5
@@ -140,7 +140,7 @@ class Training:
             )
         try:
             while process.poll() is None and (until is None or self.step() < until):
-                time.sleep(LOOK_SECONDS)
+                time.sleep(POLL_SECONDS)
             disturbed = process.poll() is None
             if disturbed and kill:
                 os.killpg(process.pid, signal.SIGKILL)

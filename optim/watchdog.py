@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 
 HUNG = 1  # exit code: a crash, so that launcher and chain take it for one
-LOOKS = 20  # within the time that is allowed
+CHECKS = 20  # within the time that is allowed
 LAST_WORDS_SECONDS = 10
 
 
@@ -19,7 +19,7 @@ class Watchdog:
     """Use as a context manager: within it `beat` must be called at least every `minutes` (0: never mind).
 
     where: says in words what the process was doing; record: is called with the reason for the end. Stacks of
-    all threads go to stderr. Looks are counted, not seconds: a process that SLURM suspends looks at nothing,
+    all threads go to stderr. Checks are counted, not seconds: a process that SLURM suspends makes none,
     and goes on when it is resumed.
     """
 
@@ -33,7 +33,7 @@ class Watchdog:
 
     def beat(self) -> None:
         """The process has got on."""
-        self._looks = 0
+        self._checks = 0
 
     def __enter__(self) -> Watchdog:
         if self.seconds:
@@ -44,9 +44,9 @@ class Watchdog:
         self._done.set()
 
     def _watch(self) -> None:
-        while not self._done.wait(self.seconds / LOOKS):
-            self._looks += 1
-            if self._looks > LOOKS:
+        while not self._done.wait(self.seconds / CHECKS):
+            self._checks += 1
+            if self._checks > CHECKS:
                 # straight to the descriptor, and no cleaning up: whatever holds the process may hold those
                 # too; and where stderr hangs, the alarm ends the process
                 signal.alarm(LAST_WORDS_SECONDS)

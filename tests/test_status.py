@@ -705,7 +705,9 @@ def test_any_values_can_be_shown(tmp_path, capsys, state, one_segment, one_metri
     json.loads(said(["--json", str(tmp_path)], capsys), parse_constant=pytest.fail)
     page._segments(
         page.Chapter(
-            read.look(place, "run", read.Queue(None), NOW), draw.drawing([one_metric], []), [one_segment]
+            read.progress_of(place, "run", read.Queue(None), NOW),
+            draw.drawing([one_metric], []),
+            [one_segment],
         )
     )
 
@@ -991,10 +993,10 @@ def stopped_and_resumed(
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     process.communicate()
-    stopped = read.look(folder(base), "run", read.Queue(None), time.time())
+    stopped = read.progress_of(folder(base), "run", read.Queue(None), time.time())
     outcome = train(base)
     assert outcome.returncode == 0, outcome.stderr
-    return vars(stopped), vars(read.look(folder(base), "run", read.Queue(None), time.time())), base
+    return vars(stopped), vars(read.progress_of(folder(base), "run", read.Queue(None), time.time())), base
 
 
 @pytest.mark.slow
