@@ -116,11 +116,11 @@ def panel(axis: Any, layers: int, data: dict[str, Any]) -> None:
             alpha=FAINT if data["ours"] else 1,
             label=f"{family}, paper",
         )
-        for point, at in zip(points, x, strict=True):
+        for point, place in zip(points, x, strict=True):
             offset, horizontal, vertical = LABELS.get(point["size"]) or LABELS.get(family, UPPER_RIGHT)
             axis.annotate(
                 point["size"],
-                (at, point["perplexity"]),
+                (place, point["perplexity"]),
                 xytext=offset,
                 textcoords="offset points",
                 fontsize=8,

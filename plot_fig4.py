@@ -191,14 +191,14 @@ def closer(data: dict[str, Any]) -> tuple[float, float] | None:
 
 def zoom(axis: Any, limits: tuple[float, float], data: dict[str, Any], x: str, scale: float) -> None:
     """Show those perplexities, and the costs of the points that have them."""
-    at = [
+    places = [
         point[x] * scale
         for one in data["curves"]
         for point in one["points"]
         if point["perplexity"] <= limits[1]
     ]
-    margin = 0.06 * (max(at) - min(at)) or 0.05 * max(at)
-    axis.set(xlim=(min(at) - margin, max(at) + margin), ylim=limits)
+    margin = 0.06 * (max(places) - min(places)) or 0.05 * max(places)
+    axis.set(xlim=(min(places) - margin, max(places) + margin), ylim=limits)
 
 
 def draw(data: dict[str, Any]) -> Figure:

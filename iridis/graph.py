@@ -472,7 +472,7 @@ def _after(stage: Stage) -> str:
 
 
 def run(argv: Sequence[str]) -> int:
-    at = argv.index("--") if "--" in argv else len(argv)
+    separator = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(prog="pipeline", description="Show or queue a graph of jobs.")
     parser.add_argument(
         "table",
@@ -485,8 +485,8 @@ def run(argv: Sequence[str]) -> int:
         action="store_true",
         help="queue what is to do; without SLURM each job.sh would run here instead",
     )
-    wanted = parser.parse_args(argv[:at])
-    stages, flags = load(wanted.table), argv[at + 1 :]
+    wanted = parser.parse_args(argv[:separator])
+    stages, flags = load(wanted.table), argv[separator + 1 :]
     call = Call(flags, experiment_folders(stages, flags))
     answers = ask_all(stages, partial(state, call))
     shared = shared_experiments(stages, {name: experiment for name, (_, experiment) in answers.items()})

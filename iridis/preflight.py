@@ -304,8 +304,8 @@ def options(argv: Sequence[str]) -> tuple[Namespace, list[str] | None]:
     words = list(argv)
     flags = None
     if "--" in words:
-        at = words.index("--")
-        words, flags = words[:at], words[at + 1 :]
+        separator = words.index("--")
+        words, flags = words[:separator], words[separator + 1 :]
     parser = argparse.ArgumentParser(prog="preflight", description="Check a job before it is queued.")
     parser.add_argument("--partition")
     parser.add_argument("--time")

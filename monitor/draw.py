@@ -354,11 +354,11 @@ def _needles(spikes: Iterable[tuple[int, int, int]]) -> str:
         there = longest.get((x, tip > foot), (foot, foot))
         if abs(tip - foot) > abs(there[1] - there[0]):
             longest[x, tip > foot] = foot, tip
-    text, at = "", (0, 0)
+    text, last = "", (0, 0)
     for (x, _), (foot, tip) in sorted(longest.items()):
-        up = foot - at[1]
-        text += (f"m{x - at[0]}{up}" if up < 0 else f"m{x - at[0]} {up}") if text else f"M{x} {foot}"
-        text, at = f"{text}v{tip - foot}", (x, tip)
+        up = foot - last[1]
+        text += (f"m{x - last[0]}{up}" if up < 0 else f"m{x - last[0]} {up}") if text else f"M{x} {foot}"
+        text, last = f"{text}v{tip - foot}", (x, tip)
     return text
 
 

@@ -157,24 +157,26 @@ class Schedule:
         return line
 
     def _extend(self, iterations: int, how: str) -> str:
-        old_leg, at = self.legs[-1], self.taken
-        now = self.rate_at(max(at - 1, 0))
-        rise_left = old_leg.start + old_leg.rise - at
+        old_leg, begin = self.legs[-1], self.taken
+        now = self.rate_at(max(begin - 1, 0))
+        rise_left = old_leg.start + old_leg.rise - begin
         if how == "rejoin":
-            leg = replace(self.shape.planned(iterations), begin=at, origin=0)
+            leg = replace(self.shape.planned(iterations), begin=begin, origin=0)
         elif how == "restart":
-            leg = Leg(at, iterations, now, self.shape.lr, self.shape.warmup_percent * (iterations - at) - 1)
+            leg = Leg(
+                begin, iterations, now, self.shape.lr, self.shape.warmup_percent * (iterations - begin) - 1
+            )
         elif rise_left >= 0:
-            leg = Leg(at, iterations, now, old_leg.top_rate, rise_left)
+            leg = Leg(begin, iterations, now, old_leg.top_rate, rise_left)
         else:
-            leg = Leg(at, iterations, now, now, -1.0)
+            leg = Leg(begin, iterations, now, now, -1.0)
         before = old_leg.end
         self.legs = [*self.legs, leg]
-        marks = sorted({at, leg.peak, (at + iterations) // 2, iterations - 1})
+        marks = sorted({begin, leg.peak, (begin + iterations) // 2, iterations - 1})
         ahead = ", ".join(f"{self.rate_at(step):.3g} at {step}" for step in marks)
         return (
             f"extended from {before} to {iterations} steps ({how}): learning rate before {now:.3g} at"
-            f" {max(at - 1, 0)}; after: {ahead}"
+            f" {max(begin - 1, 0)}; after: {ahead}"
         )
 
     def describe(self) -> str:

@@ -164,17 +164,17 @@ def compare(args: Namespace, work: Path, processes: int) -> list[str]:
     begin = time.monotonic()
     calm.run()
     print(f"{where}: {args.iterations} steps undisturbed in {time.monotonic() - begin:.0f} s", flush=True)
-    draw, at = random.Random(args.seed), []
+    draw, interruptions = random.Random(args.seed), []
     for share, kill in [*((share, True) for share in KILLS_AT), (STOP_AT, False)]:
         if hunted.run(until=max(1, int(share * args.iterations)), kill=kill):
-            at.append(f"{'killed' if kill else 'stopped'} at step {hunted.step()}")
+            interruptions.append(f"{'killed' if kill else 'stopped'} at step {hunted.step()}")
             time.sleep(draw.random())  # the next start may meet leftovers of any age
-    if not any("killed" in what for what in at):
+    if not any("killed" in what for what in interruptions):
         raise UserError(
             f"the self-test ended before it could be killed: give more --iterations than {args.iterations}"
         )
     hunted.run()
-    print(f"{where}: the same again, {', '.join(at)}, then to the end", flush=True)
+    print(f"{where}: the same again, {', '.join(interruptions)}, then to the end", flush=True)
     undisturbed, disturbed = results_of(calm.folder), results_of(hunted.folder)
     wrong = differing(undisturbed, disturbed)
     tensors = sum(isinstance(value, torch.Tensor) for value in undisturbed.values())

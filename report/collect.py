@@ -226,10 +226,10 @@ class Trainings:
         """summary.json beside the checkpoint; of a run that was extended later, the one that its step had
         then.
         """
-        at = Path(checkpoint)
-        for folder in (at.parent, self.copies.get(at.resolve().parts[-4:-1], at.parent)):
+        path = Path(checkpoint)
+        for folder in (path.parent, self.copies.get(path.resolve().parts[-4:-1], path.parent)):
             try:
-                found = Record(folder).summary_of(at.name)
+                found = Record(folder).summary_of(path.name)
             except UserError as error:
                 self.problems.append(str(error))
                 return None
@@ -321,9 +321,9 @@ def _point(row: _Object, label: str) -> Point:
     seconds = (
         None if row.values.get("seconds_per_sequence") is None else row.number("seconds_per_sequence", 0)
     )
-    at, macs, perplexity = row.number(label), row.whole("macs"), row.number("val_perplexity", 1)
+    budget, macs, perplexity = row.number(label), row.whole("macs"), row.number("val_perplexity", 1)
     return Point(
-        at,
+        budget,
         macs,
         perplexity,
         row.interval("val_perplexity_ci95", perplexity),

@@ -161,10 +161,10 @@ def lines(name: str, args: Namespace | None, yardstick: Yardstick | None, curve:
             ),
         ]
     reached = [nearest(curve, each) for each, _ in yardstick.points if each <= step]
-    for at, ours in dict.fromkeys([*reached, curve[-1]]):
-        there = yardstick.text_at(at)
+    for reached_step, ours in dict.fromkeys([*reached, curve[-1]]):
+        there = yardstick.text_at(reached_step)
         said.append(
-            f"at step {at:>6,} you are at {ours:.2f}"
+            f"at step {reached_step:>6,} you are at {ours:.2f}"
             + (f", the re-run of this model was at {there} there" if there else "")
         )
     return [*said, f"the re-run's values on the way are of {trajectory_tokens():,} validation tokens"]
