@@ -193,7 +193,7 @@ def name_of(kind: str, value: Any) -> str:
 
 def of_depth(passes: int, n_repeat: int) -> list[float]:
     """Shares of the tokens that go on after each pass where all stop after the same one."""
-    return [float(number < passes) for number in range(1, n_repeat)]
+    return [float(pass_number < passes) for pass_number in range(1, n_repeat)]
 
 
 class Budgets:
@@ -295,8 +295,8 @@ def seconds_per_sequence(
     idx, targets = (each.to(device) for each in windows.batch(chosen))
     least = [math.inf] * len(budgets)
     enough = time.perf_counter() + ROUNDS_SECONDS
-    for number in range(MOST_ROUNDS + 1):
-        if number > ROUNDS and time.perf_counter() > enough:
+    for round_number in range(MOST_ROUNDS + 1):
+        if round_number > ROUNDS and time.perf_counter() > enough:
             break
         for budget, shares in enumerate(budgets):
             set_factors(model, list(shares))
@@ -307,7 +307,7 @@ def seconds_per_sequence(
                 model(idx, targets=targets)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            if number:  # the first round warms up
+            if round_number:  # the first round warms up
                 least[budget] = min(least[budget], time.perf_counter() - begin)
     return [seconds / len(chosen) for seconds in least]
 

@@ -130,7 +130,7 @@ def panel(axis: Any, data: dict[str, Any], x: str, scale: float, has_bars: bool)
             (point for point in one["points"] if point[x] is not None), key=lambda point: point[x]
         )
         colour, marker = FAMILIES.get(one["family"], (GREEN, "D"))
-        seen[one["family"] + one["kind"]] = number = seen.get(one["family"] + one["kind"], 0) + 1
+        seen[one["family"] + one["kind"]] = count = seen.get(one["family"] + one["kind"], 0) + 1
         values = [point["perplexity"] for point in points]
         bars = [
             (has_bars and point[bar]) or (value, value) for point, value in zip(points, values, strict=True)
@@ -141,7 +141,7 @@ def panel(axis: Any, data: dict[str, Any], x: str, scale: float, has_bars: bool)
             [point[x] * scale for point in points],
             values,
             whiskers(values, bars),
-            color=colour if number == 1 else others[(number - 2) % len(others)],
+            color=colour if count == 1 else others[(count - 2) % len(others)],
             marker=marker,
             linestyle=line,
             linewidth=0.8,

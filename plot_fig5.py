@@ -206,7 +206,7 @@ def draw(data: dict[str, Any], scale: str = "all") -> Figure:
     rows, repeats = data["rows"], data["repeats"]
     labels = dict.fromkeys(one["label"] for row in rows for one in row["files"])
     palette = (ORANGE, BLUE, GREEN, PURPLE, SKY, BLACK)
-    colours = {label: palette[number % len(palette)] for number, label in enumerate(labels)}
+    colours = {label: palette[index % len(palette)] for index, label in enumerate(labels)}
     figure, axes = panels(
         len(rows),
         repeats,

@@ -168,8 +168,8 @@ def stop(prog: str, problems: Sequence[str], code: int = 2, alone: bool = False)
         for problem in dict.fromkeys(problems):
             print(f"{prog}: error: {problem}", file=sys.stderr)
     else:
-        for number in (signal.SIGTERM, signal.SIGINT):  # which may be ignored or held back until here
-            signal.signal(number, signal.SIG_DFL)
+        for signum in (signal.SIGTERM, signal.SIGINT):  # which may be ignored or held back until here
+            signal.signal(signum, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
         time.sleep(SILENT_SECONDS)
     raise SystemExit(code)

@@ -138,12 +138,12 @@ class Progress:
         if now - self.said < LINE_SECONDS:
             return
         self.said = now
-        number, size, tokens = (int(c) for c in self.counters[:STOP])
+        documents, size, tokens = (int(c) for c in self.counters[:STOP])
         seconds = now - self.began
         left = timedelta(seconds=round(seconds * (self.total - self.read) / self.read)) if self.read else "?"
         line = (
-            f"{number / seconds:,.0f} documents/s  {size / seconds / 1e6:,.1f} MB/s  {tokens / seconds:,.0f}"
-            f" tokens/s  ETA {left}"
+            f"{documents / seconds:,.0f} documents/s  {size / seconds / 1e6:,.1f} MB/s  "
+            f"{tokens / seconds:,.0f} tokens/s  ETA {left}"
         )
         if self.bar.disable:
             self.say(f"{self.read / self.total:4.0%}  {line}")

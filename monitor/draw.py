@@ -22,7 +22,7 @@ from html import escape
 from itertools import pairwise
 from typing import Any, TypeGuard
 
-from optim.reader import number
+from optim.reader import as_float
 
 POINTS = 2000  # at most so many of a curve are drawn
 # points from which they are no longer marked one by one; they are not on a page of many experiments either
@@ -213,7 +213,7 @@ def _of_kind(rows: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 def _in_order(steps: Sequence[Any], values: Sequence[Any]) -> Curve:
     found = {}
     for each, raw in zip(steps, values, strict=True):
-        step, value = number(each), number(raw)
+        step, value = as_float(each), as_float(raw)
         if step is not None and value is not None:
             found[step] = value
     ordered = sorted(found)
@@ -237,7 +237,7 @@ def _are_plain(values: Sequence[Any]) -> TypeGuard[Sequence[float]]:
     """Whether all are numbers that `number` lets pass, found out at once; it may say no where they are
     large.
     """
-    return {*map(type, values)} <= {int, float} and number(sum(map(abs, values))) is not None
+    return {*map(type, values)} <= {int, float} and as_float(sum(map(abs, values))) is not None
 
 
 @dataclass(frozen=True)

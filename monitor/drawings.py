@@ -25,7 +25,7 @@ from files import write_atomically
 from monitor import draw
 from optim import reader
 from optim.names import METRICS
-from optim.reader import Row, number, read_rows
+from optim.reader import Row, as_float, read_rows
 from processes import die_with
 
 POINTS_OF_A_PAGE = 32_000  # of one kind of curve: a page of 1,000 experiments stays below 3 MB
@@ -61,7 +61,7 @@ def drawings_of(segments_of: dict[Path, list[Row]]) -> dict[Path, str]:
 
 def starts_of(segments: Sequence[Row]) -> list[float]:
     """Steps at which a further segment began."""
-    return sorted({start for row in segments[1:] if (start := number(row.get("start_step"))) is not None})
+    return sorted({start for row in segments[1:] if (start := as_float(row.get("start_step"))) is not None})
 
 
 def _draw(task: Task) -> str:

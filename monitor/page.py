@@ -14,7 +14,7 @@ from typing import Any
 
 from models.variants import ALIASES
 from monitor.draw import STYLE, figure
-from optim.reader import number
+from optim.reader import as_float
 
 HEADERS = (
     "experiment",
@@ -292,7 +292,7 @@ def _segments(chapter: Chapter) -> str:
     body = ""
     for index, row in enumerate(chapter.segments):
         start, end, took, began = (
-            number(row.get(key)) for key in ("start_step", "end_step", "seconds", "started")
+            as_float(row.get(key)) for key in ("start_step", "end_step", "seconds", "started")
         )
         began_text = (
             "-"

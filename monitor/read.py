@@ -25,7 +25,7 @@ from monitor.page import Progress, words
 from optim.lock import STALE_SECONDS
 from optim.names import METRICS, SEGMENTS, STATUS, SUMMARY
 from optim.outcome import OUTCOME
-from optim.reader import Record, Row, newest_rows, number
+from optim.reader import Record, Row, as_float, newest_rows
 from report.trajectory import KNOWN_LENGTHS, remark
 
 SILENT_SECONDS = 600.0  # a run that says "running" and has changed nothing for so long
@@ -172,8 +172,8 @@ def updated_at(folder: Path, status: Row, *rows: Row) -> float | None:
     """When the run last wrote. A held lock is renewed every few seconds, also during a long evaluation."""
     clocks = (row.get("time") for row in rows)
     times = [
-        number(status.get("updated")),
-        *(number(clock.get("unix")) for clock in clocks if isinstance(clock, dict)),
+        as_float(status.get("updated")),
+        *(as_float(clock.get("unix")) for clock in clocks if isinstance(clock, dict)),
     ]
     with suppress(OSError):
         lock = (folder / "lock").stat()
@@ -232,8 +232,8 @@ def yardstick_of(record: Record, evaluation: Row) -> str | None:
 
     A checkpoint is opened only where the steps planned are those of a training that is known.
     """
-    step, perplexity = number(evaluation.get("step")), number(evaluation.get("val_pp"))
-    if step is None or perplexity is None or number(record.status.get("iterations")) not in KNOWN_LENGTHS:
+    step, perplexity = as_float(evaluation.get("step")), as_float(evaluation.get("val_pp"))
+    if step is None or perplexity is None or as_float(record.status.get("iterations")) not in KNOWN_LENGTHS:
         return None
     with suppress(OSError):  # the folder may not be listed, or vanished meanwhile
         return remark(record.flags, int(step), perplexity)
@@ -256,15 +256,15 @@ def progress_of(folder: Path, name: str, queue: Queue, now: float) -> Progress:
     updated = updated_at(folder, status, train, evaluation)
     age = None if updated is None else max(0.0, now - updated)
     state = state_of(record, summary, problems, age, jobs[0] if jobs else None)
-    total = number(status.get("iterations")) or (number(record.done_iterations) if summary else None)
+    total = as_float(status.get("iterations")) or (as_float(record.done_iterations) if summary else None)
     steps = (
-        number(row.get(key))
+        as_float(row.get(key))
         for row, key in ((status, "itr"), (summary, "itr"), (train, "step"), (last, "end_step"))
     )
     step = next((found for found in steps if found is not None), None)
     rate = record.steps_per_hour()
     left = (
-        number(max(0.0, total - step) / rate * 3600)
+        as_float(max(0.0, total - step) / rate * 3600)
         if rate and total and step is not None and state != "finished"
         else None
     )
@@ -275,11 +275,11 @@ def progress_of(folder: Path, name: str, queue: Queue, now: float) -> Progress:
         step=None if step is None else int(step),
         iterations=int(total) if total else None,
         percent=None if step is None or not total else int(100 * step // total),
-        loss=number(train.get("loss", status.get("loss"))),
-        val_perplexity=number(evaluation.get("val_pp", summary.get("final_val_pp"))),
+        loss=as_float(train.get("loss", status.get("loss"))),
+        val_perplexity=as_float(evaluation.get("val_pp", summary.get("final_val_pp"))),
         steps_per_hour=rate,
         eta_seconds=left,
-        segments=len(segments) or int(number(status.get("segments")) or 0),
+        segments=len(segments) or int(as_float(status.get("segments")) or 0),
         checkpoint_age_seconds=None if saved is None else max(0.0, now - saved),
         updated_age_seconds=age,
         disk_bytes=disk_bytes,

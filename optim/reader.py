@@ -161,7 +161,7 @@ def _last_of(lines: Sequence[bytes], kinds: Sequence[str], damaged: set[bytes]) 
     return {}
 
 
-def number(value: Any) -> float | None:
+def as_float(value: Any) -> float | None:
     """A plausible number, else None: files may hold anything."""
     is_usable = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15
     return value if is_usable else None
@@ -171,7 +171,7 @@ def advanced(row: Row) -> bool:
     """Whether a job (a row of segments.jsonl) has brought the newest checkpoint on, or an evaluation that
     takes longer than a job.
     """
-    start, end = number(row.get("start_step")), number(row.get("end_step"))
+    start, end = as_float(row.get("start_step")), as_float(row.get("end_step"))
     return row.get("evaluated") is True or (start is not None and end is not None and end > start)
 
 
@@ -266,13 +266,13 @@ class Record:
         if final.is_file():
             steps.append(step_in(final) or 0)
         last = self.segments[-1] if self.segments else {}
-        recorded = (number(self.status.get("checkpoint")), number(last.get("end_step")))
+        recorded = (as_float(self.status.get("checkpoint")), as_float(last.get("end_step")))
         return max(*steps, *(int(step or 0) for step in recorded), 0)
 
     @property
     def iterations(self) -> int | None:
         """Steps that are planned, as far as a run has recorded them."""
-        planned = number(self.status.get("iterations")) or number(self.done_iterations)
+        planned = as_float(self.status.get("iterations")) or as_float(self.done_iterations)
         return int(planned) if planned else None
 
     def steps_per_hour(self) -> float | None:
@@ -283,21 +283,21 @@ class Record:
         steps = seconds = 0.0
         for row in self.segments:
             start, end, reached, took = (
-                number(row.get(key)) for key in ("start_step", "end_step", "reached", "seconds")
+                as_float(row.get(key)) for key in ("start_step", "end_step", "reached", "seconds")
             )
             # its steps since the last checkpoint are not lost yet
             if row is self.segments[-1] and self.status.get("state") == "running":
                 end = max(end or 0, reached or 0)
             if start is not None and end is not None and took is not None and end > start and took > 0:
                 steps, seconds = steps + end - start, seconds + took
-        return number(3600 * steps / seconds) if seconds else None
+        return as_float(3600 * steps / seconds) if seconds else None
 
     @property
     def slowest(self) -> tuple[float, float] | None:
         """Seconds of the slowest step and of the slowest save that the last run has seen; None where it
         has not timed both.
         """
-        step, save = (number(self.status.get(f"slowest_{what}_seconds")) for what in ("step", "save"))
+        step, save = (as_float(self.status.get(f"slowest_{what}_seconds")) for what in ("step", "save"))
         return (step, save) if step and save and step > 0 and save > 0 else None
 
     @property

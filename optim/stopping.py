@@ -66,9 +66,9 @@ class Stopper:
         self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
     def __enter__(self) -> Stopper:
-        for number in self.signals:
-            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
-                self._old[number] = signal.signal(number, self._note)
+        for signum in self.signals:
+            if signum != signal.SIGHUP or signal.getsignal(signum) is not signal.SIG_IGN:  # as nohup has it
+                self._old[signum] = signal.signal(signum, self._note)
         # the launcher starts its workers with these held back; one that came meanwhile arrives now
         self._blocked = signal.pthread_sigmask(
             signal.SIG_UNBLOCK, [signal.Signals[name] for name in STOP_SIGNALS]
@@ -77,23 +77,23 @@ class Stopper:
 
     def __exit__(self, *unused: object) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
-        for number, handler in self._old.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        for signum, handler in self._old.items():
+            signal.signal(signum, handler)  # type: ignore[arg-type]
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT:
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGINT:
             now = time.monotonic()
             # a second Ctrl-C means now
             if self._signal and now - self._interrupted_at > ONE_INTERRUPT_SECONDS:
                 raise KeyboardInterrupt
             self._interrupted_at = now
-        if number == signal.SIGHUP:
+        if signum == signal.SIGHUP:
             self._leave_closed_terminals()
         if self.world.is_main:
             with suppress(OSError):
                 # safe inside a handler
-                os.write(2, f"{signal.Signals(number).name}: stopping after this step\n".encode())
-        self._signal = REASONS.index(signal.Signals(number).name)
+                os.write(2, f"{signal.Signals(signum).name}: stopping after this step\n".encode())
+        self._signal = REASONS.index(signal.Signals(signum).name)
 
     def _leave_closed_terminals(self) -> None:
         """What this process says from now on goes nowhere: a terminal that is gone answers every line with

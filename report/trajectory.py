@@ -22,7 +22,7 @@ import config
 from config.identity import effective_batch
 from errors import UserError
 from optim.names import METRICS
-from optim.reader import Record, Row, number, read_rows
+from optim.reader import Record, Row, as_float, read_rows
 from report.paper import Rerun, Value, paper_value, rerun_trajectory, rerun_value, setting, trajectory_tokens
 from report.rows import ROWS, rows_of
 
@@ -127,7 +127,7 @@ def curve_of(rows: Sequence[Row], kind: str) -> Points:
     """Validation perplexities by step, of a kind of rows of metrics.jsonl."""
     found = {}
     for row in rows:
-        step, perplexity = number(row.get("step")), number(row.get("val_pp"))
+        step, perplexity = as_float(row.get("step")), as_float(row.get("val_pp"))
         if row.get("kind") == kind and step is not None and perplexity is not None and perplexity > 0:
             found[int(step)] = perplexity
     return tuple(sorted(found.items()))

@@ -21,7 +21,7 @@ from errors import UserError
 from files import read_json
 from optim.names import EVALUATIONS, FINAL, METRICS, numbered
 from optim.peek import step_in
-from optim.reader import Record, Row, number, read_rows
+from optim.reader import Record, Row, as_float, read_rows
 from report.pairs import section as in_pairs
 
 SCOPES = {
@@ -219,9 +219,9 @@ def losses_of(folder: Path, problems: list[str]) -> dict[int, Row]:
     rows = [
         row
         for row in read_rows(folder / METRICS, problems)
-        if row.get("kind") == "eval" and number(row.get("val_loss")) is not None
+        if row.get("kind") == "eval" and as_float(row.get("val_loss")) is not None
     ]
-    return {int(step): row for row in rows if (step := number(row.get("step"))) is not None}
+    return {int(step): row for row in rows if (step := as_float(row.get("step"))) is not None}
 
 
 def losses(a: Path, b: Path) -> list[str]:
