@@ -47,8 +47,8 @@ OWN_FLAGS = {
     "downstream tasks": (
         CHECKPOINT,
         TOKENIZER,
-        Flag("tasks", str, None, f"of the harness, or YAML files (None: {' '.join(TASKS)})", many=True),
-        Flag("limit", int, None, "examples of each task, for trying out (None: all)", low=1),
+        Flag("tasks", str, None, f"tasks of the harness, or YAML files (None: {' '.join(TASKS)})", many=True),
+        Flag("limit", int, None, "examples of each task, for a quick try (None: all)", low=1),
         Flag("output_dir", str, None, "where to write the results (None: beside the checkpoint)"),
         Flag("include_path", str, None, "folder with YAML files of more tasks"),
     )
@@ -286,7 +286,7 @@ def main(argv: list[str] | None = None) -> int:
         guarded(PROG, check_installed)
     # choices can lie closer together than bfloat16 resolves, so full precision unless --dtype says otherwise
     return with_checkpoint(
-        PROG, "Downstream tasks of a checkpoint.", OWN_FLAGS, argv, run, {"dtype": "float32"}
+        PROG, "Evaluate a checkpoint on downstream tasks.", OWN_FLAGS, argv, run, {"dtype": "float32"}
     )
 
 

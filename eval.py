@@ -232,7 +232,9 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return with_checkpoint("eval.py", "Perplexity of a checkpoint.", OWN_FLAGS, argv, run)
+    return with_checkpoint(
+        "eval.py", "Measure the perplexity of a checkpoint on the validation split.", OWN_FLAGS, argv, run
+    )
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 OWN_FLAGS = {
     "generation": (
         CHECKPOINT,
-        Flag("prompt", prose, None, "texts to go on from (None: --eval_seq_prefix)", many=True),
+        Flag("prompt", prose, None, "texts to continue (None: --eval_seq_prefix)", many=True),
         TOKENIZER,
         Flag("max_new_tokens", int, 256, "most tokens to add to each prompt", low=1),
         Flag("temperature", float, 1.0, "divides the logits; 0 takes the likeliest token each time", low=0),
@@ -243,7 +243,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     return with_checkpoint(
-        "generate.py", "Text from a checkpoint, at a chosen compute budget.", OWN_FLAGS, argv, run
+        "generate.py", "Generate text from a checkpoint, at a chosen compute budget.", OWN_FLAGS, argv, run
     )
 
 

@@ -50,7 +50,7 @@ OWN_FLAGS = {
             "thresholds",
             float,
             CUTS,
-            "cuts: router scores with which a token goes on, or with any higher one",
+            "cuts: router scores at or above which a token goes on",
             low=0,
             high=1,
             many=True,
@@ -64,7 +64,7 @@ OWN_FLAGS = {
             low=1,
         ),
         switch(
-            "published", "capacities as the authors' code takes them, rounding and order of scores included"
+            "published", "measure capacities as the authors' code does, with its rounding and order of scores"
         ),
     )
 }
@@ -473,7 +473,13 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return with_checkpoint("get_ppl_per_mac.py", "Perplexity at every compute budget.", OWN_FLAGS, argv, run)
+    return with_checkpoint(
+        "get_ppl_per_mac.py",
+        "Measure the perplexity of an adaptive checkpoint at every compute budget.",
+        OWN_FLAGS,
+        argv,
+        run,
+    )
 
 
 if __name__ == "__main__":

@@ -182,7 +182,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     return with_checkpoint(
-        "get_router_weights.py", "Router scores of an adaptive checkpoint.", OWN_FLAGS, argv, run
+        "get_router_weights.py", "Write the router scores of an adaptive checkpoint.", OWN_FLAGS, argv, run
     )
 
 

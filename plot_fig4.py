@@ -266,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     paths, flags = paths_and_flags(
         argv,
         "plot_fig4.py",
-        "Figure 4: perplexity against compute.",
+        "Draw Figure 4: perplexity against compute.",
         OUTPUT,
         "[LABEL=]PPL_PER_MAC_JSON...",
         labels=labels,

@@ -39,7 +39,7 @@ OUTPUT = (
         "scale",
         str,
         "all",
-        "which panels share their axis of shares: all, or those of a row",
+        "which panels share the scale of their y axis: all, or those of a row",
         choices=("all", "row"),
     ),
 )
@@ -241,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     paths, flags = paths_and_flags(
         argv,
         "plot_fig5.py",
-        "Figure 5: distribution of router weights.",
+        "Draw Figure 5: distribution of router weights.",
         OUTPUT,
         "[LABEL=]ROUTER_WEIGHTS_NPZ...",
         labels=labels,

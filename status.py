@@ -129,7 +129,7 @@ def interval(text: str) -> float:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Raises UserError. A word after --watch that is no number is a folder."""
-    parser = Parser(prog="status.py", description="Where every experiment stands.", allow_abbrev=False)
+    parser = Parser(prog="status.py", description="Show the state of all experiments.", allow_abbrev=False)
     parser.add_argument(
         "folders",
         nargs="*",

@@ -104,7 +104,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "grad_clip",
             float,
             0.0,
-            "largest L2 norm of the gradient; 0 = no clipping (it is measured all the same)",
+            "largest L2 norm of the gradient; 0 = no clipping (the norm is still measured)",
             low=0,
         ),
         Flag(
@@ -179,7 +179,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "dtype",
             dtype_name,
             "auto",
-            "of the autocast: auto (bfloat16 on CUDA, float32 on CPU) or one of the others; weights stay"
+            "dtype of autocast: auto (bfloat16 on CUDA, float32 on CPU) or one of the others; weights stay"
             " float32",
             choices=DTYPES,
         ),
@@ -194,7 +194,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "activation_checkpointing",
             str,
             "none",
-            "save memory: keep only the inputs of a pass, or of a block, and compute the rest anew for the "
+            "save memory: keep only the inputs of a pass, or of a block, and recompute the rest for the "
             "gradients",
             choices=("none", "pass", "block"),
             scope=PLACE,
@@ -203,8 +203,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "attention",
             str,
             "fast",
-            "fast, or reference: all passes' keys under one dense mask, as published; the same numbers, for"
-            " checking",
+            "fast, or reference: all passes' keys under one dense mask, as published; the same numbers, to"
+            " check the fast one",
             choices=ATTENTION,
             scope=PLACE,
         ),
@@ -225,7 +225,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "min_repeat",
             int,
             1,
-            "fewest passes; without effect but in the experiment's name, where published commands have it",
+            "fewest passes; changes only the experiment's name; published commands have it",
             low=1,
         ),
         Flag(
@@ -279,7 +279,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "training_length_factor",
             float,
             None,
-            "the same in training, instead of the random draw",
+            "as --eval_length_factor, in training instead of the random draw",
             low=0,
             high=1,
             many=True,
@@ -353,7 +353,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "wandb_project",
             str,
             "my-project",
-            "project in Weights & Biases; WANDB_PROJECT counts where this is not given",
+            "project in Weights & Biases; WANDB_PROJECT is used where this is not given",
             scope=PLACE,
         ),
         Flag(
@@ -379,7 +379,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "name of the experiment folder (None: built from what differs from the defaults)",
             scope=PLACE,
         ),
-        Flag("run_prefix", str, None, "put before the name that is built", scope=PLACE),
+        Flag("run_prefix", str, None, "prefix of the name that is built", scope=PLACE),
         Flag(
             "save_checkpoint_freq",
             int,
@@ -449,8 +449,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "watchdog_minutes",
             float,
             30.0,
-            "a process that has not got past a step, an evaluation batch or a save in this time writes the "
-            "stacks of its threads and ends; 0 = never",
+            "end a process that completes no step, evaluation batch or save in this time, and write the "
+            "stacks of its threads; 0 = never",
             low=0,
             high=1e6,
             scope=PLACE,

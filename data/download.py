@@ -419,11 +419,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="data.download", description="Fetch OpenWebText2 and GPT-2's BPE ranks."
     )
-    parser.add_argument("--full", action="store_true", help="the corpus and the ranks, without asking")
+    parser.add_argument(
+        "--full", action="store_true", help="download the corpus and the ranks, without asking"
+    )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--bpe", action="store_true", help="the ranks alone")
+    what.add_argument("--bpe", action="store_true", help="download the ranks alone")
     what.add_argument(
-        "--check", action="store_true", help="verify the download that is here; exit 1 where it is not right"
+        "--check", action="store_true", help="verify the existing download; exit 1 where it is wrong"
     )
     what.add_argument(
         "--reset",
@@ -434,7 +436,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--source", default=None, help="folder or address that holds the tar [the Hugging Face hub]"
     )
-    parser.add_argument("--sha256", default=None, help="of the tar, for a --source that does not state it")
+    parser.add_argument(
+        "--sha256", default=None, help="SHA-256 of the tar, for a --source that does not state it"
+    )
     parser.add_argument(
         "--data_dir", "--data-dir", default=None, help=f"root of the datasets [{DEFAULT_DATA_DIR}]"
     )

@@ -178,9 +178,12 @@ def show(folder: Path, seed: int, png: Path | None) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="data.inspect", description="Look at a prepared dataset.")
+    parser = argparse.ArgumentParser(
+        prog="data.inspect",
+        description="Show counts, checksums, documents and lengths of a prepared dataset.",
+    )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=0, help="of the random documents [0]")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of random documents [0]")
     parser.add_argument("--png", type=Path, default=None, help="where to draw the histogram [in the folder]")
     args = parser.parse_args(argv)
     try:

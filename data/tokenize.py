@@ -360,7 +360,7 @@ def _parser() -> argparse.ArgumentParser:
         "--name",
         type=_named,
         default="openwebtext2",
-        help="of the dataset: its folder below --data_dir [openwebtext2]",
+        help="name of the dataset: its folder below --data_dir [openwebtext2]",
     )
     parser.add_argument(
         "--input",
@@ -375,7 +375,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=(),
         metavar="PATTERN",
-        help="of folders and tars read only files whose name or path matches, as '*.jsonl' or 'en/*' [all]",
+        help="read only files of folders and tars whose name or path matches, as '*.jsonl' or 'en/*' [all]",
     )
     parser.add_argument(
         "--data_dir", "--data-dir", default=None, help=f"root of the datasets [{DEFAULT_DATA_DIR}]"
@@ -390,7 +390,7 @@ def _parser() -> argparse.ArgumentParser:
         "--tokenizer",
         choices=["gpt2", "char"],
         default=None,
-        help="[char for names that end in -char, else gpt2]",
+        help="how text becomes tokens [char for names that end in -char, else gpt2]",
     )
     parser.add_argument("--workers", type=int, default=None, help="processes [all cores]")
     parser.add_argument("--max-bad", type=int, default=0, help="bad lines to leave out before stopping [0]")
@@ -401,7 +401,7 @@ def _parser() -> argparse.ArgumentParser:
         "--val-fraction",
         type=float,
         default=None,
-        help="instead: the last part of the text for validation, of one document too [characters: 0.1]",
+        help="instead: share of the text, at its end, for validation; cuts a document [characters: 0.1]",
     )
     parser.add_argument(
         "--delete-raw", action="store_true", help="delete the input files once the bins are verified"

@@ -315,16 +315,18 @@ def options(argv: Sequence[str]) -> tuple[Namespace, list[str] | None]:
     parser.add_argument(
         "--allowed",
         action="store_true",
-        help="only say what the partition allows, where that is less than --time",
+        help="only print what the partition allows, where that is less than --time",
     )
-    parser.add_argument("--where", action="store_true", help="only say where the experiment is")
+    parser.add_argument("--where", action="store_true", help="only print where the experiment is")
     parser.add_argument(
         "--formerly",
         type=shlex.split,
         default=[],
-        help="flags that once stood where the first of FLAGS stand now",
+        help="former values of the first of FLAGS",
     )
-    parser.add_argument("--experiment", type=Path, help="of a job: what it was submitted for")
+    parser.add_argument(
+        "--experiment", type=Path, help="folder of the experiment that the job was submitted for"
+    )
     return parser.parse_args(words), flags
 
 

@@ -238,11 +238,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         ),
     )
     parser.add_argument("folder", type=Path, nargs="?", help="where to write; must be new or empty")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the stored weights [float32]")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="dtype of the stored weights [float32]"
+    )
     parser.add_argument(
         "--tokenizer",
         choices=("gpt2",),
-        help="what the tokens stand for, where neither checkpoint nor dataset says so",
+        help="tokenizer, where neither checkpoint nor dataset names one",
     )
     parser.add_argument(
         "--authors",

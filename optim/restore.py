@@ -1,8 +1,8 @@
 """From a checkpoint to the model and data that it was trained with: what every program that reads one does
 first.
 
-def run(restored: Restored, given: dict[str, Any]) -> None: ...
-sys.exit(with_checkpoint("eval.py", "Perplexity of a checkpoint.", OWN_FLAGS, None, run))
+    def run(restored: Restored, given: dict[str, Any]) -> None: ...
+    sys.exit(with_checkpoint("eval.py", "Measure the perplexity.", OWN_FLAGS, None, run))
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TOKENIZER = Flag(
     "tokenizer",
     str,
     None,
-    "what the tokens stand for, where neither the checkpoint nor its dataset says so (None: as these say)",
+    "tokenizer, where neither the checkpoint nor its dataset names one (None: the named one)",
     choices=(GPT2,),
 )
 

@@ -76,7 +76,7 @@ def trajectory(argv: Sequence[str]) -> int:
 def compare_two(argv: Sequence[str]) -> int:
     prog = f"{PROG} compare"
     names, _ = paths_and_flags(
-        argv, prog, "What differs between two trainings, or two evaluations.", (), "A B", may_be_names=True
+        argv, prog, "List the differences of two trainings, or two evaluations.", (), "A B", may_be_names=True
     )
 
     def work() -> int:
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folders, flags = paths_and_flags(
         words,
         PROG,
-        "Our perplexities beside the paper's. Other commands: trajectory EXPERIMENT, compare A B.",
+        "Compare our perplexities with the paper's. Other commands: trajectory EXPERIMENT, compare A B.",
         OUTPUT,
         "RESULTS_FOLDER...",
     )
