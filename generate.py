@@ -79,7 +79,7 @@ def say(line: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Codec:
-    """Text to tokens and back; `end` ends a document, and tokens that may be said are below `size`."""
+    """Text to tokens and back; `end` ends a document, and tokens that may be chosen are below `size`."""
 
     encode: Callable[[str], list[int]]
     to_bytes: Callable[[int], bytes]
@@ -90,32 +90,32 @@ class Codec:
 class Transcript:
     """The texts of a batch. A single one is printed as it grows, several when they are complete."""
 
-    def __init__(self, text: Codec, prompts: list[str], stops: Sequence[str]) -> None:
+    def __init__(self, codec: Codec, prompts: list[str], stops: Sequence[str]) -> None:
         # a terminal may know fewer characters than the model
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-        self.text, self.prompts, self.stops, self.said = text, prompts, stops, list(prompts)
+        self.codec, self.prompts, self.stops, self.texts = codec, prompts, stops, list(prompts)
         self.decoders = [codecs.getincrementaldecoder("utf-8")("replace") for _ in prompts]
         self._show(prompts[0])
 
     def _show(self, more: str) -> None:
-        if len(self.said) == 1:
+        if len(self.texts) == 1:
             print(more, end="", flush=True)
 
     def _add(self, index: int, more: str) -> bool:
         """Append to a text; True where a stop text ends it there."""
-        begin, stopped = len(self.said[index]), False
-        self.said[index] += more
+        begin, stopped = len(self.texts[index]), False
+        self.texts[index] += more
         for stop in self.stops:
-            place = self.said[index].find(stop, len(self.prompts[index]))
+            place = self.texts[index].find(stop, len(self.prompts[index]))
             if place >= 0:
-                self.said[index], stopped = self.said[index][: place + len(stop)], True
-        self._show(self.said[index][begin:])
+                self.texts[index], stopped = self.texts[index][: place + len(stop)], True
+        self._show(self.texts[index][begin:])
         return stopped
 
     def ends(self, index: int, new: list[int]) -> bool:
         """Append the newest token of a text; True where the text ends with it."""
-        return new[-1] == self.text.end or self._add(
-            index, self.decoders[index].decode(self.text.to_bytes(new[-1]))
+        return new[-1] == self.codec.end or self._add(
+            index, self.decoders[index].decode(self.codec.to_bytes(new[-1]))
         )
 
     def close(self) -> None:
@@ -123,7 +123,7 @@ class Transcript:
         for index, decoder in enumerate(self.decoders):
             self._add(index, decoder.decode(b"", True))
         self._show("\n")
-        for number, whole in enumerate(self.said if len(self.said) > 1 else [], start=1):
+        for number, whole in enumerate(self.texts if len(self.texts) > 1 else [], start=1):
             print(f"=== {number}\n{whole}")
 
 

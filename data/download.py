@@ -70,9 +70,9 @@ def hub_origin() -> Origin:
         url = hf_hub_url(HUB_REPOSITORY, RAW_OWT2, repo_type="dataset")
         stated = get_hf_file_metadata(url, timeout=TIMEOUT_SECONDS)
     except Exception as error:  # the hub's client raises what its HTTP library raises
-        said = (str(error).splitlines() or [""])[0][:150]
+        message = (str(error).splitlines() or [""])[0][:150]
         raise UserError(
-            f"the hub cannot be reached ({type(error).__name__}: {said}); try on a node with internet, "
+            f"the hub cannot be reached ({type(error).__name__}: {message}); try on a node with internet, "
             "or fetch the file elsewhere and give --source DIR"
         ) from None
     return Origin(url, stated.size, as_sum((stated.etag or "").strip('"')))

@@ -124,7 +124,7 @@ class Progress:
 
     def __init__(self, total_bytes: int, counters: Any, say: Callable[[str], None]) -> None:
         self.total, self.counters, self.say = max(total_bytes, 1), counters, say
-        self.began = self.said = time.monotonic()
+        self.began = self.printed = time.monotonic()
         self.read = 0
         self.bar = tqdm(
             total=total_bytes, unit="B", unit_scale=True, desc="tokenising", disable=not sys.stderr.isatty()
@@ -135,9 +135,9 @@ class Progress:
         self.read += read
         self.bar.update(read)
         now = time.monotonic()
-        if now - self.said < LINE_SECONDS:
+        if now - self.printed < LINE_SECONDS:
             return
-        self.said = now
+        self.printed = now
         documents, size, tokens = (int(c) for c in self.counters[:STOP])
         seconds = now - self.began
         left = timedelta(seconds=round(seconds * (self.total - self.read) / self.read)) if self.read else "?"

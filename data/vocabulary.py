@@ -52,8 +52,8 @@ def vocabulary_of(state: Mapping[str, Any], args: Namespace, tokenizer: str | No
 
     tokenizer: as the user says, where nobody else does. Raises UserError for a damaged meta.json.
     """
-    said = state.get("vocabulary")
-    known = described(said) if isinstance(said, Mapping) else Vocabulary()
+    recorded = state.get("vocabulary")
+    known = described(recorded) if isinstance(recorded, Mapping) else Vocabulary()
     folder = dataset_folder(args.dataset, args.data_dir)
     if known.tokenizer is None and folder.is_dir():
         known = described(read_meta(folder))
@@ -70,8 +70,8 @@ def other_tokens(state: Mapping[str, Any], meta: Mapping[str, Any], folder: Path
     """What a checkpoint's tokens stand for and a dataset's, where these differ as far as both say; None
     where they do not.
     """
-    said = state.get("vocabulary")
-    mine, others = described(said) if isinstance(said, Mapping) else Vocabulary(), described(meta)
+    recorded = state.get("vocabulary")
+    mine, others = described(recorded) if isinstance(recorded, Mapping) else Vocabulary(), described(meta)
     if not (mine.tokenizer and others.tokenizer) or (mine.tokenizer, mine.characters) == (
         others.tokenizer,
         others.characters,

@@ -31,10 +31,10 @@ def launched_world_size() -> int:
         if not os.environ.get(name)
     ]
     if not numbers or not max(int(rank), int(local_rank)) < int(size) or (int(size) > 1 and lacking):
-        said = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        text = ", ".join(f"{name}={value!r}" for name, value in given.items())
         rest = f" without {', '.join(lacking)}" if lacking else ""
         raise OwnError(
-            f"{said} in the environment{rest}: torchrun did not start this process; unset {' '.join(given)}"
+            f"{text} in the environment{rest}: torchrun did not start this process; unset {' '.join(given)}"
         )
     return int(size)
 

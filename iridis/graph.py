@@ -320,9 +320,11 @@ class Call:
         lines = done.stdout.splitlines()
         if done.returncode == 0 and lines:
             return lines
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        wrong = [line.partition("error: ")[2] for line in said if "error: " in line]
-        raise UserError("\n".join(wrong or said[-1:] or [f"{option}: code {done.returncode}, and no answer"]))
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        wrong = [line.partition("error: ")[2] for line in lines if "error: " in line]
+        raise UserError(
+            "\n".join(wrong or lines[-1:] or [f"{option}: code {done.returncode}, and no answer"])
+        )
 
 
 def environment(stage: Stage) -> dict[str, str]:
@@ -458,7 +460,7 @@ def tree(stages: Sequence[Stage], states: Mapping[str, str]) -> list[str]:
     for label, stage in branches(stages):
         rows.append((label, states[stage.name], stage.package + _after(stage)))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    return [f"{label:<{widths[0]}}  {said:<{widths[1]}}  {package}" for label, said, package in rows]
+    return [f"{label:<{widths[0]}}  {state:<{widths[1]}}  {package}" for label, state, package in rows]
 
 
 def _after(stage: Stage) -> str:

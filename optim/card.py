@@ -92,10 +92,13 @@ def is_of_the_model(evaluation: Mapping[str, Any], trained: Namespace, data: Map
 
     data: as the checkpoint recorded them; a name alone may stand for other data by now.
     """
-    said = evaluation.get("args", {})
+    recorded = evaluation.get("args", {})
     try:
         args = Namespace(
-            **{**vars(trained), **config.recorded(said if isinstance(said, dict) else {"model": said})}
+            **{
+                **vars(trained),
+                **config.recorded(recorded if isinstance(recorded, dict) else {"model": recorded}),
+            }
         )
     except ValueError:
         return False

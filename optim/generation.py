@@ -143,7 +143,7 @@ def generate(
     below `vocabulary`.
     """
     generators = [torch.Generator().manual_seed(seed + index) for index in range(len(prompts))]
-    said: list[list[int]] = [[] for _ in prompts]
+    continuations: list[list[int]] = [[] for _ in prompts]
     new: list[Sequence[int]] = list(prompts)
     while any(new):
         logits = session.extend(new)
@@ -153,7 +153,9 @@ def generate(
                 found.append([])
                 continue
             token = sampling.choose(logits[index, :vocabulary], generators[index])
-            said[index].append(token)
+            continuations[index].append(token)
             yield index, token
-            found.append([] if ends(index, said[index]) or len(said[index]) >= most else [token])
+            found.append(
+                [] if ends(index, continuations[index]) or len(continuations[index]) >= most else [token]
+            )
         new = found

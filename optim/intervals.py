@@ -52,16 +52,16 @@ class Clusters:
         """For people."""
         worth = equal_clusters(self.of)
         if self.kind == "documents":
-            said = f"{self.count:,} documents" + (
+            text = f"{self.count:,} documents" + (
                 f", worth {worth:,.0f} of equal length" if worth < UNEQUAL * self.count else ""
             )
-            return said if worth >= FEW_DOCUMENTS else f"{said}: too few to be relied on"
+            return text if worth >= FEW_DOCUMENTS else f"{text}: too few to be relied on"
         length = self.of.size / self.count
-        said = f"{self.count} stretches of {length:,.0f} windows"
+        text = f"{self.count} stretches of {length:,.0f} windows"
         return (
-            said
+            text
             if length >= BLOCK_WINDOWS
-            else f"{said}: too short to be relied on where documents are longer"
+            else f"{text}: too short to be relied on where documents are longer"
         )
 
 

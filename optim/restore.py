@@ -213,8 +213,8 @@ def resolve(prog: str, path: Path, state: dict[str, Any], given: dict[str, Any])
     problems = config.check(args)
     if problems:
         config.stop(prog, problems)
-    said = {name: value for name, value in given.items() if name in FLAGS}
-    notes = config.unused_settings(config.add_defaults({"model": args.model, **said}))
+    explicit = {name: value for name, value in given.items() if name in FLAGS}
+    notes = config.unused_settings(config.add_defaults({"model": args.model, **explicit}))
     if args.eval_seq_length is not None and args.eval_seq_length > args.sequence_length:
         notes.append(
             f"the model was trained on {args.sequence_length} tokens; positions beyond them are new to it"

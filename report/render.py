@@ -123,10 +123,12 @@ def _cell(text: str, is_code: bool) -> str:
 
 def _all_details(results: Sequence[Result]) -> list[str]:
     """What differs from the paper's setting; rows of which the same is to be said share it."""
-    said: dict[tuple[str, ...], list[str]] = {}
+    rows_with: dict[tuple[str, ...], list[str]] = {}
     for result in results:
-        said.setdefault(tuple(_details(result)), []).append(f"{result.row.table}, {result.row.label}")
-    return [line for lines, names in said.items() for line in (f"**{'; '.join(names)}**", "", *lines, "")]
+        rows_with.setdefault(tuple(_details(result)), []).append(f"{result.row.table}, {result.row.label}")
+    return [
+        line for lines, names in rows_with.items() for line in (f"**{'; '.join(names)}**", "", *lines, "")
+    ]
 
 
 def grouping(one: Evaluation) -> str:

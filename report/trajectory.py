@@ -112,14 +112,14 @@ def remark(recorded: Row | None, step: int, perplexity: float) -> str | None:
     yardstick = None if args is None else yardstick_of(args)
     if args is None or yardstick is None or differences(args, yardstick) or not yardstick.text_at(step):
         return None
-    said = (
+    text = (
         f"{yardstick.label}: validation perplexity {perplexity:.2f} at step {step:,}; the re-run had"
         f" {yardstick.text_at(step)} there"
     )
     return (
-        said
+        text
         if yardstick.paper.perplexity is None
-        else f"{said}, the paper {yardstick.paper.perplexity:.2f} at the end"
+        else f"{text}, the paper {yardstick.paper.perplexity:.2f} at the end"
     )
 
 
@@ -150,11 +150,11 @@ def lines(name: str, args: Namespace | None, yardstick: Yardstick | None, curve:
             f"{name}: step {step:,} of {args.iterations:,}, perplexity {perplexity:.2f}; the paper has no"
             " model of this architecture"
         ]
-    said = [f"{name}: {yardstick.label}, step {step:,} of {args.iterations:,}", final_values(yardstick)]
-    said += [f"not comparable on the way: {line}" for line in differences(args, yardstick)]
+    found = [f"{name}: {yardstick.label}, step {step:,} of {args.iterations:,}", final_values(yardstick)]
+    found += [f"not comparable on the way: {line}" for line in differences(args, yardstick)]
     if not yardstick.points:
         return [
-            *said,
+            *found,
             (
                 f"perplexity {perplexity:.2f} at step {step:,}; of this model no re-run's values on the way"
                 " are known"
@@ -163,22 +163,22 @@ def lines(name: str, args: Namespace | None, yardstick: Yardstick | None, curve:
     reached = [nearest(curve, each) for each, _ in yardstick.points if each <= step]
     for reached_step, ours in dict.fromkeys([*reached, curve[-1]]):
         there = yardstick.text_at(reached_step)
-        said.append(
+        found.append(
             f"at step {reached_step:>6,} you are at {ours:.2f}"
             + (f", the re-run of this model was at {there} there" if there else "")
         )
-    return [*said, f"the re-run's values on the way are of {trajectory_tokens():,} validation tokens"]
+    return [*found, f"the re-run's values on the way are of {trajectory_tokens():,} validation tokens"]
 
 
 def final_values(yardstick: Yardstick) -> str:
     paper, rerun = yardstick.paper, yardstick.rerun
     sem = "" if paper.sem is None else f" +- {paper.sem:.2f}"
-    said = []
+    parts = []
     if paper.perplexity is not None:
-        said.append(f"the paper's model had {paper.perplexity:.2f}{sem} after {yardstick.steps:,} steps")
+        parts.append(f"the paper's model had {paper.perplexity:.2f}{sem} after {yardstick.steps:,} steps")
     if rerun is not None:
-        said.append(f"a re-run had {rerun.perplexity:.2f} [{rerun.low:.2f}, {rerun.high:.2f}]")
-    return "; ".join(said) or "neither the paper nor the re-run tells this model's perplexity"
+        parts.append(f"a re-run had {rerun.perplexity:.2f} [{rerun.low:.2f}, {rerun.high:.2f}]")
+    return "; ".join(parts) or "neither the paper nor the re-run tells this model's perplexity"
 
 
 def draw_yardstick(axis: Any, yardstick: Yardstick) -> dict[str, Any]:

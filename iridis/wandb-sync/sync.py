@@ -142,8 +142,8 @@ def sync_experiment(name: str, run_id: str, segments: list[Segment], dry_run: bo
     remarks: list[str] = []
     sent, ok = 0, True
     for segment in [] if dry_run else new:
-        ok, said = upload(segment)
-        remarks += [f"{segment.file.parent.name}: {line}" for line in said]
+        ok, output = upload(segment)
+        remarks += [f"{segment.file.parent.name}: {line}" for line in output]
         if not ok:
             break
         sent += 1
