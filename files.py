@@ -62,14 +62,14 @@ def remove_folder(folder: Path) -> None:
 
     Where the mount keeps removed files that are open, it stays, with those alone.
     """
-    faults: list[OSError] = []
+    errors: list[OSError] = []
 
     def note(function: object, name: str, error: Any) -> None:
-        faults.append(error[1])
+        errors.append(error[1])
 
     shutil.rmtree(folder, onerror=note)
-    if faults and not all(path.is_dir() or is_kept_open(path) for path in folder.rglob("*")):
-        raise faults[0]
+    if errors and not all(path.is_dir() or is_kept_open(path) for path in folder.rglob("*")):
+        raise errors[0]
 
 
 def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:

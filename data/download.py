@@ -299,7 +299,7 @@ def need_space(folder: Path, size: int) -> None:
         )
 
 
-def faults(target: Path) -> list[str]:
+def problems_of(target: Path) -> list[str]:
     """What is wrong with the download that is here."""
     described = target.with_name(f"{target.name}.json")
     if not target.is_file():
@@ -386,7 +386,7 @@ def run(args: argparse.Namespace) -> int:
         reset(downloaded(target), args.yes)
         return 0
     if args.check:
-        wrong = faults(target)
+        wrong = problems_of(target)
         for line in wrong or [f"{target}: size and SHA-256 are right"]:
             say_now(line)
         return 1 if wrong else 0

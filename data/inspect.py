@@ -73,7 +73,7 @@ def decoder(meta: dict[str, Any]) -> Any:
     return decode
 
 
-def faults(folder: Path, check_documents: int = 3) -> list[str]:
+def problems_of(folder: Path, check_documents: int = 3) -> list[str]:
     """What is wrong with the bins: counts and checksums against meta.json, and whether sampled documents
     decode.
     """
@@ -136,7 +136,7 @@ def show(folder: Path, seed: int, png: Path | None) -> int:
     if not meta.get("splits"):
         verdict = f"none: {META} does not describe the bins"
     else:
-        wrong = faults(folder)
+        wrong = problems_of(folder)
         verdict = "WRONG" if wrong else "right"
     print(f"checksums  {verdict}")
     for line in wrong:

@@ -335,9 +335,9 @@ def prepare_stdlib(
 
 def delete_raw(inputs: list[Path], folder: Path, say: Callable[[str], None]) -> None:
     """Delete the raw files once the bins are shown to be right. Raises UserError where they are not."""
-    from data.inspect import faults
+    from data.inspect import problems_of
 
-    wrong = faults(folder)
+    wrong = problems_of(folder)
     if wrong:
         raise UserError("\n".join([*wrong, "the raw files are kept"]))
     for path in dict.fromkeys(inputs):

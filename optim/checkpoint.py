@@ -57,7 +57,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     replace_atomically(path, write)
 
 
-def fault(path: Path) -> str | None:
+def damage(path: Path) -> str | None:
     """Why a file is not an intact checkpoint, or None: every record is read and its checksum compared.
 
     torch's own reader must find its records too, and fields of the directory that no checksum covers must be
@@ -92,7 +92,7 @@ def load_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> dic
     Raises UserError for a file that is none.
     """
     path = Path(path)
-    wrong = fault(path)
+    wrong = damage(path)
     if wrong is not None:
         raise UserError(f"{path} is not a valid checkpoint: {wrong}")
     try:
@@ -119,7 +119,7 @@ def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
     candidates = newest_first(folder)
     notes: list[str] = []
     for path in candidates:
-        wrong = fault(path)
+        wrong = damage(path)
         if wrong is None:
             return path, notes
         notes.append(f"passing over {path.name}: {wrong}")

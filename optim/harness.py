@@ -58,15 +58,15 @@ class CheckpointLM(TemplateLM):
         """
         prompts, stops = [], []
         for request in requests:
-            context, wishes = request.args
-            if wishes.get("do_sample") and wishes.get("temperature", 1.0) > 0:
+            context, options = request.args
+            if options.get("do_sample") and options.get("temperature", 1.0) > 0:
                 raise UserError(
                     f"task {request.task_name} asks for sampled text; only greedy decoding is supported"
                 )
-            until = wishes.get("until") or []
+            until = options.get("until") or []
             stops.append([until] if isinstance(until, str) else list(until))
             prompts.append(
-                (self.tok_encode(context) or [END_OF_TEXT], int(wishes.get("max_gen_toks", MOST_NEW_TOKENS)))
+                (self.tok_encode(context) or [END_OF_TEXT], int(options.get("max_gen_toks", MOST_NEW_TOKENS)))
             )
 
         def finished(index: int, tokens: list[int]) -> bool:

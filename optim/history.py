@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from files import sync_folder
-from optim.checkpoint import fault
+from optim.checkpoint import damage
 from optim.names import ABANDONED, BEST, DAMAGED, EVALUATIONS, FINAL, SUMMARY, free_name, numbered, step_of
 from optim.peek import peek, step_in
 from optim.reader import Record
@@ -39,7 +39,7 @@ def make_way(path: Path, step: int) -> None:
     there = step_in(path) if path.exists() else step
     if there == step or (there is None and step_of(path) == step):
         return
-    if fault(path) is not None:
+    if damage(path) is not None:
         set_aside(path, DAMAGED)
         return
     own = path.with_name(f"ckpt_{there}.pt")
@@ -52,7 +52,7 @@ def make_way(path: Path, step: int) -> None:
 def _rename(path: Path, target: Path) -> Path:
     """Give a file a name, and set aside what has it; returns the new path."""
     if target.exists():
-        set_aside(target, DAMAGED if target.suffix == ".pt" and fault(target) is not None else ABANDONED)
+        set_aside(target, DAMAGED if target.suffix == ".pt" and damage(target) is not None else ABANDONED)
     os.replace(path, target)
     sync_folder(path.parent)
     return target

@@ -47,7 +47,7 @@ def peek(path: Path) -> dict[str, Any] | None:
     """The state in a checkpoint with `_Nothing` for each tensor; None for a file that holds none that can be
     read.
 
-    Checksums of other records are not compared: whether a file is intact is for optim.checkpoint.fault to
+    Checksums of other records are not compared: whether a file is intact is for optim.checkpoint.damage to
     say.
     """
     try:

@@ -160,26 +160,28 @@ class Training:
 def compare(args: Namespace, work: Path, processes: int) -> list[str]:
     """Train undisturbed and disturbed with so many processes; the names of what differs."""
     where = f"{processes} process{'es' if processes > 1 else ''}"
-    calm, hunted = (Training(args, work / f"{name}_{processes}", processes) for name in ("calm", "hunted"))
+    undisturbed, disturbed = (
+        Training(args, work / f"{name}_{processes}", processes) for name in ("undisturbed", "disturbed")
+    )
     begin = time.monotonic()
-    calm.run()
+    undisturbed.run()
     print(f"{where}: {args.iterations} steps undisturbed in {time.monotonic() - begin:.0f} s", flush=True)
     draw, interruptions = random.Random(args.seed), []
     for share, kill in [*((share, True) for share in KILLS_AT), (STOP_AT, False)]:
-        if hunted.run(until=max(1, int(share * args.iterations)), kill=kill):
-            interruptions.append(f"{'killed' if kill else 'stopped'} at step {hunted.step()}")
+        if disturbed.run(until=max(1, int(share * args.iterations)), kill=kill):
+            interruptions.append(f"{'killed' if kill else 'stopped'} at step {disturbed.step()}")
             time.sleep(draw.random())  # the next start may meet leftovers of any age
     if not any("killed" in what for what in interruptions):
         raise UserError(
             f"the self-test ended before it could be killed: give more --iterations than {args.iterations}"
         )
-    hunted.run()
+    disturbed.run()
     print(f"{where}: the same again, {', '.join(interruptions)}, then to the end", flush=True)
-    undisturbed, disturbed = results_of(calm.folder), results_of(hunted.folder)
-    wrong = differing(undisturbed, disturbed)
-    tensors = sum(isinstance(value, torch.Tensor) for value in undisturbed.values())
+    expected, found = results_of(undisturbed.folder), results_of(disturbed.folder)
+    wrong = differing(expected, found)
+    tensors = sum(isinstance(value, torch.Tensor) for value in expected.values())
     print(
-        f"{where}: compared {tensors} tensors and {len(undisturbed) - tensors} other values of weights,"
+        f"{where}: compared {tensors} tensors and {len(expected) - tensors} other values of weights,"
         f" optimiser, generators and metrics: {f'{len(wrong)} differ' if wrong else 'the same bits'}",
         flush=True,
     )

@@ -35,7 +35,7 @@ from report.rows import ANY, PAPER_SEEDS, ROWS, Row, architecture, is_architectu
 
 DATASET = "openwebtext2"
 SEEDS = ("seed", "data_seed")
-TOLD_BESIDE = ("dtype",)  # an evaluation in another precision is the model's own, with a remark
+NOTED_BESIDE = ("dtype",)  # an evaluation in another precision is the model's own, with a remark
 # of the authors' code; a change of one is noted beside the row
 DEFAULTS = (
     "weight_decay",
@@ -189,7 +189,7 @@ def not_final(one: Evaluation) -> str | None:
     """Why an evaluation says nothing about its model as the paper's tables do, None where it does."""
     if architecture(one.args) != architecture(one.trained):
         return f"evaluated as {shape(one.args)}, trained as {shape(one.trained)}"
-    changed = [line for name, line in changed_settings(one).items() if name not in TOLD_BESIDE]
+    changed = [line for name, line in changed_settings(one).items() if name not in NOTED_BESIDE]
     if changed:
         return f"evaluated with {', '.join(changed)}"
     if not is_full_compute(one.args, one.trained):
@@ -295,7 +295,7 @@ def remarks(row: Row, group: Group) -> list[str]:
         f"seed {each.trained.seed} was evaluated with {line}"
         for each in group.members
         for name, line in changed_settings(each).items()
-        if name in TOLD_BESIDE
+        if name in NOTED_BESIDE
     ]
     if row.steps != setting("steps"):
         lines.append(
