@@ -2,16 +2,15 @@
 
     pip install -r requirements-downstream.txt
     python downstream.py --checkpoint exps/.../NAME --tasks arc_easy arc_challenge hellaswag piqa mmlu
-    python downstream.py --checkpoint exps/.../ckpt_40000.pt --tasks mine --include_path
-    folder/with/mine.yaml/in/it
+    python downstream.py --checkpoint exps/.../ckpt_40000.pt --tasks mine --include_path FOLDER_OF_MINE_YAML
 
 The model's settings are those that it was trained with; any flag given overrides one. Writes
 downstream_<checkpoint's name>.json. Accuracies: `acc` takes the likeliest choice; `acc_norm` divides its
 log-likelihood by the choice's number of characters (the harness's own, which does not count the space before
-the choice); `acc_norm_nospace` by the number of its characters that are no space.
+the choice); `acc_norm_nospace` by the number of its non-space characters.
 
-Tasks come from the Hugging Face hub. For a node without internet, run once with --limit 1 where there is one,
-then set HF_DATASETS_OFFLINE=1 and HF_HUB_OFFLINE=1 there, with the same HF_HOME.
+Tasks come from the Hugging Face hub. For a node without internet, run once with --limit 1 where there is
+internet, then set HF_DATASETS_OFFLINE=1 and HF_HUB_OFFLINE=1 on the node, with the same HF_HOME.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Perplexity of a checkpoint over the validation split.
 
-    python eval.py --checkpoint exps/stdlib/cotformer_full_depth_lnmid_depthemb/NAME      # the newest one in
-    the folder python eval.py --checkpoint exps/.../ckpt_40000.pt --eval_seq_length 128 --eval_length_factor
-    0.8 0.5 0.3 0.1
+    python eval.py --checkpoint exps/stdlib/cotformer_full_depth_lnmid_depthemb/NAME   # its newest checkpoint
+    python eval.py --checkpoint exps/.../ckpt_40000.pt --eval_seq_length 128
+    python eval.py --checkpoint exps/.../ckpt_40000.pt --eval_length_factor 0.8 0.5 0.3 0.1
 
 The settings are those that the checkpoint was trained with; any flag given overrides one. Also reads
 checkpoints of the authors' implementation. Writes eval_summary_<checkpoint's name>.json, and the losses of

@@ -1,14 +1,13 @@
-"""Text from a checkpoint, token by token, at a chosen compute budget.
+"""Generate text from a checkpoint, token by token, at a chosen compute budget.
 
-    python generate.py --checkpoint exps/.../NAME --prompt "import os" [--max_new_tokens 100] [--temperature
-    0.8 --top_k 50 --top_p 0.9]
-    python generate.py --checkpoint ADAPTIVE --prompt "def " "class " --budget 0.5          # about half the
-    multiply-accumulates
+    python generate.py --checkpoint exps/.../NAME --prompt "import os" --max_new_tokens 100
+    python generate.py --checkpoint exps/.../NAME --prompt "import os" --temperature 0.8 --top_p 0.9
+    python generate.py --checkpoint ADAPTIVE --prompt "def " "class " --budget 0.5      # half the compute
 
-Keys and values of earlier tokens are kept in every pass, so that a new token costs one token; the logits are
-those of the whole forward pass. Several prompts run as one batch. Adaptive models route by threshold here,
-which is causal: without --budget or --router_threshold every token makes all passes. Text goes to stdout, all
-else to stderr.
+Keys and values of earlier tokens are cached in every pass, so that a new token costs one token; the logits
+are those of the whole forward pass. Several prompts run as one batch. Adaptive models route by threshold
+here, which is causal: without --budget or --router_threshold every token makes all passes. Text goes to
+stdout, everything else to stderr.
 """
 
 from __future__ import annotations

@@ -1,17 +1,19 @@
-"""Perplexity of an adaptive checkpoint at every compute budget, beside multiply-accumulates and seconds: the
+"""Perplexity of an adaptive checkpoint at every compute budget, with multiply-accumulates and seconds: the
 data of Figure 4.
 
     python get_ppl_per_mac.py --checkpoint exps/.../NAME --output_dir results/ [--thresholds 0 0.1 ... 1]
-    [--router_sample_size N]
+        [--router_sample_size N]
 
 Router sweep: for each cut, the shares of the training tokens that every router so far has scored at least so
 high become the capacities of the passes. The cuts are the paper's: 1 - t for its thresholds t. --published
 takes the shares as the authors' code does: of scores by place after the device's top-k, rounded up to 1/256
 and then to two decimals, on a random sample of the training tokens.
-Fixed depth: every token makes the same 1, 2, ... n_repeat passes. All budgets read the same windows, so each
-point has the interval of its paired difference to full depth. Writes ppl_per_mac.json and the windows' losses
-(ppl_per_mac.npz) after each point, and goes on with the missing points when it is run again. Times are
-measured at the end, budget after budget in several rounds.
+
+Fixed depth: every token makes the same 1, 2, ... n_repeat passes.
+
+All budgets read the same windows, so each point has the interval of its paired difference to full depth.
+Writes ppl_per_mac.json and the windows' losses (ppl_per_mac.npz) after each point, and continues with the
+missing points when it is run again. Times are measured at the end, budget after budget in several rounds.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
 """Router scores of an adaptive checkpoint for every token and pass: the data of Figure 5.
 
-    python get_router_weights.py --checkpoint exps/.../NAME --output_dir results/ [--cascade raw device
-    position token] [--split val]
+    python get_router_weights.py --checkpoint exps/.../NAME --output_dir results/ [--split val]
+        [--cascade raw device position token]
 
 Writes router_weights.npz (array `weights`, (N tokens, n_repeat - 1) float32, tokens in the order of the
-split, but for the
-cascades by place: device and position) and router_weights_meta.json, with the mean of each pass; with several
-cascades router_weights_<cascade>.npz and so on, from one pass over the data. Memory does not grow with the
-number of tokens.
+split, except for the cascades by place: device and position) and router_weights_meta.json, with the mean of
+each pass; with several cascades router_weights_<cascade>.npz and so on, from one pass over the data. Memory
+does not grow with the number of tokens.
 """
 
 from __future__ import annotations

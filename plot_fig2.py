@@ -1,8 +1,8 @@
 """Figure 2: perplexity against the multiply-accumulates of one sequence of 256 tokens, for the models of
 Table 1 and some with more repeats.
 
-python plot_fig2.py                                       # the paper's points
-python plot_fig2.py exps iridis --output_dir figures      # and our evaluations on top
+    python plot_fig2.py                                       # the paper's points
+    python plot_fig2.py exps iridis --output_dir figures      # and our evaluations on top
 """
 
 from __future__ import annotations

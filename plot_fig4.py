@@ -2,14 +2,13 @@
 
     python plot_fig4.py iridis/adm-ppl-per-mac/run_0/ppl_per_mac.json --output_dir figures
     python plot_fig4.py lncot_adm/ppl_per_mac.json but_mod/ppl_per_mac.json        # models side by side
-    python plot_fig4.py v1=a/ppl_per_mac.json v2=b/ppl_per_mac.json                # with labels of your own
-    in the legend
+    python plot_fig4.py v1=a/ppl_per_mac.json v2=b/ppl_per_mac.json                # labels for the legend
 
 The files come from get_ppl_per_mac.py. All budgets of a model read the same windows, so bars are 95%
-intervals of the paired difference to full depth; files of before these were kept have intervals over windows
-of one model. Where the files hold measured seconds, a second panel shows them. A second row shows the points
-near the best one closely, where the rest would hide what lies between curves. Routing by capacity looks at
-later tokens: see the README, "Evaluate".
+intervals of the paired difference to full depth; older files have intervals over windows of one model. Where
+the files hold measured seconds, a second panel shows them. A second row shows the points near the best one
+closely, where the rest would hide what lies between curves. Routing by capacity looks at later tokens: see
+the README, "Evaluate".
 """
 
 from __future__ import annotations

@@ -1,18 +1,17 @@
 """Figure 5: how the router's weights are distributed at each repeat, for one or several checkpoints.
 
     python plot_fig5.py router_weights_ckpt_40000.npz router_weights_ckpt.npz --output_dir figures
-    python plot_fig5.py run_0/router_weights_*.npz             # a row of panels for each cascade, a colour
-                                                               for each checkpoint
-    python plot_fig5.py v1=a/router_weights.npz v2=b/router_weights.npz       # with labels of your own in the
-    legend
+    python plot_fig5.py run_0/router_weights_*.npz      # panels by cascade (rows), checkpoints by colour
+    python plot_fig5.py v1=a/router_weights.npz v2=b/router_weights.npz       # labels for the legend
 
 Axes begin and end where the scores do; all panels have one scale (--scale row: those of a row). The files
 come from get_router_weights.py, which can cascade the scores of successive repeats in four ways:
-  raw        each router's own score
-  device     the authors' code: the minimum so far by place in the array, in the order in which the device's
-             unsorted top-k leaves it; a place holds other tokens after a top-k, so it mixes tokens
-  position   the same with a sorted top-k: the minimum so far by rank
-  token      the right one: the minimum so far of the same token
+
+    raw        each router's own score
+    device     the authors' code: the minimum so far by place in the array, in the order in which the device's
+               unsorted top-k leaves it; a place holds other tokens after a top-k, so it mixes tokens
+    position   the same with a sorted top-k: the minimum so far by rank
+    token      the right one: the minimum so far of the same token
 """
 
 from __future__ import annotations

@@ -1,16 +1,15 @@
-"""Where every experiment stands: a table, JSON, or one HTML page with curves. It needs neither torch nor
+"""Show the state of all experiments: a table, JSON, or one HTML page with curves. Needs neither torch nor
 SLURM.
 
-    python status.py [FOLDER ...]                   # default: $RESULTS_DIR, /scratch/$USER/exps, scratch/exps
-    of the clone, ./exps
+    python status.py [FOLDER ...]                   # default: $RESULTS_DIR, /scratch/$USER/exps,
+                                                    # scratch/exps of the clone, ./exps
     python status.py --watch 30                     # redrawn every 30 s until Ctrl-C
     python status.py --html page.html FOLDER        # one file that opens without a server or a network
     python status.py --json FOLDER                  # for scripts; null is what is not known
 
-Folders are searched at any depth and only read; they may be mounted by sshfs or copied by rsync. What the
-page draws is kept in
-$XDG_CACHE_HOME, or ~/.cache, under cotformer-status/; that may be deleted. Exit codes: 0, or 2 with one line
-where a flag or folder is wrong or there is no experiment.
+Folders are searched at any depth and only read; they may be mounted by sshfs or copied by rsync. Drawings of
+the page are cached in $XDG_CACHE_HOME, or ~/.cache, under cotformer-status/, which may be deleted. Exit
+codes: 0, or 2 with one line where a flag or folder is wrong or there is no experiment.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""Fetch OpenWebText2 (28 GB, one tar) and GPT-2's BPE ranks, on a machine with internet.
+"""Download OpenWebText2 (28 GB, one tar) and GPT-2's BPE ranks, on a machine with internet.
 
-    python -m data.download                   # asks; Enter means both, and without a terminal it is the ranks
-                                              alone
+    python -m data.download                   # asks; Enter means both; without a terminal the ranks alone
     python -m data.download --full            # both
     python -m data.download --bpe             # the ranks alone
-    python -m data.download --check           # is what is here whole and right?
+    python -m data.download --check           # verify the existing download
     python -m data.download --reset           # delete the download, after asking
-    python -m data.download --reset --full    # delete download, token bins and caches, after asking, and
-    download again python -m data.download --full --source DIR|URL [--sha256 HEX]
+    python -m data.download --reset --full    # delete download, token bins and caches, after asking;
+                                              # then download again
+    python -m data.download --full --source DIR|URL [--sha256 HEX]
 
-An interrupted download goes on where it was. The tar appears under its name only when its size and SHA-256
-are those that its source states.
+An interrupted download is resumed. The tar appears under its final name only when its size and SHA-256 are
+those that its source states.
 """
 
 from __future__ import annotations

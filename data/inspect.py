@@ -1,4 +1,4 @@
-"""Look at a prepared dataset: counts, checksums, three random documents, and how long documents are.
+"""Show a prepared dataset: counts, checksums, three random documents, and the lengths of its documents.
 
 python -m data.inspect data/datasets/stdlib [--seed 0] [--png FILE]
 """

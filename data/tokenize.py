@@ -2,15 +2,14 @@
 
     python -m data.tokenize --name owt2                                   # the downloaded OpenWebText2
     python -m data.tokenize --name mine --input corpus/ more.jsonl.gz --text-key body --include '*.jsonl.gz'
-    python -m data.tokenize --name book --input book.txt --val-fraction 0.1       # one document, which is cut
+    python -m data.tokenize --name book --input book.txt --val-fraction 0.1   # one document, which is cut
     python -m data.tokenize --name shakespeare-char --input shakespeare.txt
-    python -m data.tokenize --name stdlib                                 # Python's own library, nothing to
-    download
+    python -m data.tokenize --name stdlib                                 # Python's own library: no download
 
-Workers encode one group of shards each (a shard is a file, or a member of a tar; small ones that follow one
-another share a group) into <folder>/.tokenize; the groups are then put together in order. A group that is
-done stays done: after any kill, the same command goes on, and neither kills nor the number of workers
-change the result. train.bin appears last, so a folder that has it is complete.
+Each worker encodes one group of shards at a time (a shard is a file, or a member of a tar; consecutive small
+ones share a group) into <folder>/.tokenize; the groups are then joined in order. Finished groups are kept:
+after a kill, the same command resumes, and neither kills nor the number of workers change the result.
+train.bin appears last, so a folder that has it is complete.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What the tokens of a training stand for. It travels with the checkpoint: nobody guesses it from the size of
 a vocabulary.
 
-state["vocabulary"] = asdict(described(splits.meta))       # when a checkpoint is written
-known = vocabulary_of(state, args)                         # when one is opened
+    state["vocabulary"] = asdict(described(splits.meta))       # when a checkpoint is written
+    known = vocabulary_of(state, args)                         # when one is opened
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """One process, or DDP under torchrun, behind one interface: launch.py knows the launcher, world.py the other
 processes.
 
-world = start(args.distributed_backend, args.device)
-with world:
-    model = world.wrap(model, may_leave_unused=False)
-    ...
+    world = start(args.distributed_backend, args.device)
+    with world:
+        model = world.wrap(model, may_leave_unused=False)
+        ...
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""After a job of a chain: is the training finished, is another job worth its while, or must a person look?
+"""After a job of a chain: is the training finished, should another job run, or is a person needed?
 
-    python -m iridis.chain EXPERIMENT_FOLDER --code EXIT_CODE [--outcome FILE] [--cause CAUSE] [--memory
-    MEMORY] python -m iridis.chain EXPERIMENT_FOLDER --ended "why there is no further job"
+    python -m iridis.chain EXPERIMENT_FOLDER --code EXIT_CODE [--outcome FILE] [--cause CAUSE]
+        [--memory MEMORY]
+    python -m iridis.chain EXPERIMENT_FOLDER --ended "why there is no further job"
 
-Prints two lines, VERDICT= (finished, again, stop or replaced) and REASON=; the row of this job in
-segments.jsonl gets them too. Run by the job that did the training, after it. FILE is the outcome that its
+Prints two lines, VERDICT= (finished, again, stop or replaced) and REASON=, and writes them into the row of
+this job in segments.jsonl. Run by the job that did the training, after it. FILE is the outcome that its
 main.py wrote for it; without one, what the exit code says is written into the experiment's folder. A chain
 goes on as long as its jobs advance the newest checkpoint; it stops when three in a row did not, when the same
 step crashed twice, on bad input, and where a person or a hook stopped the run.

@@ -1,9 +1,8 @@
-"""A graph of jobs out of a table: its stages, what each waits for, and how far they are. Needs no torch.
+"""A graph of jobs from a table: its stages, what each waits for, and their states. Needs no torch.
 
-    python -m iridis.graph [TABLE] [-- FLAGS]             # check the table, ask for every state, print the
-    tree
-    python -m iridis.graph [TABLE] --queue [-- FLAGS]     # and queue what is to do; bash iridis/pipeline.sh
-    says so where there is SLURM
+    python -m iridis.graph [TABLE] [-- FLAGS]           # check the table, ask for every state, print the tree
+    python -m iridis.graph [TABLE] --queue [-- FLAGS]   # also queue what is to do; called by
+                                                        # bash iridis/pipeline.sh where there is SLURM
 
 TABLE is the name of a file in iridis/graphs/, or a path to a file of your own that ends in .tsv. Its lines
 have four columns, separated by tabs; `-` stands for an empty one, `#` begins a line of comment:
@@ -15,8 +14,8 @@ have four columns, separated by tabs; `-` stands for an empty one, `#` begins a 
                for job.sh. `@STAGE` is the experiment folder of an earlier training; `@flags` are the FLAGS of
                this command line.
 
-A line `include TABLE` brings the stages of another table (a path is taken from this table's folder). Exit
-code 2: a line for each problem of the table, or for each stage that could not be asked or queued.
+A line `include TABLE` adds the stages of another table (a path is relative to this table's folder). Exit code
+2: a line for each problem of the table, or for each stage that could not be asked or queued.
 """
 
 from __future__ import annotations

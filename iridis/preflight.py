@@ -1,14 +1,20 @@
 """Before a job is queued: can it run there, is there room for its checkpoints, how long will it take?
 
     python -m iridis.preflight [--partition P --time T --nodes N --gpus N --processes N] [--no-data] [--where]
-    [--formerly FLAGS [--experiment E]] \
-        -- FLAGS OF main.py
+        [--formerly FLAGS [--experiment E]] -- FLAGS OF main.py
 
-stdout has lines NAME=VALUE for the job library: EXPERIMENT, its folder; STATE, finished or unfinished; LEAD,
-how many seconds before its time limit the job should be asked to stop; HOLDER, who trains the experiment now,
-if anyone; DEVICE; MODEL, its short name; SAVED_STEP and ITERATIONS; FORMER, 1 where the experiment was begun
-with the flags of --formerly, which had the place of the first of FLAGS then, and goes on with them. What
-people should know goes to stderr. With --where nothing is checked. With --allowed it has ALLOWED and
+stdout has lines NAME=VALUE for the job library:
+
+    EXPERIMENT              its folder
+    STATE                   finished or unfinished
+    LEAD                    how many seconds before its time limit the job should be asked to stop
+    HOLDER                  who trains the experiment now, if anyone
+    DEVICE, MODEL           the device; the model's short name
+    SAVED_STEP, ITERATIONS  of the newest checkpoint; planned
+    FORMER                  1 where the experiment was begun with the flags of --formerly, in the place of the
+                            first of FLAGS, and keeps them
+
+Messages for people go to stderr. With --where nothing is checked. With --allowed it has ALLOWED and
 ALLOWED_SECONDS, the partition's limit, where that is less than --time, else nothing. Exit code 2: one line
 for each problem.
 """

@@ -2,9 +2,7 @@
 
     python -m models.export exps/stdlib/cotformer_full_depth_lnmid_depthemb/NAME exported/
     python -m models.export exps/.../ckpt_40000.pt exported/ --dtype bfloat16
-
-    python -m models.export exps/.../NAME --authors theirs/ckpt.pt       # instead: a checkpoint that the
-    authors' code loads
+    python -m models.export exps/.../NAME --authors theirs/ckpt.pt       # a checkpoint for the authors' code
 
     AutoModelForCausalLM.from_pretrained("exported/", trust_remote_code=True)
 

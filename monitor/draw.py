@@ -1,12 +1,11 @@
 """The curves of an experiment as SVG: four panels, whose titles, units and legends a page holds once.
 
-    body = drawing(rows, starts, limit=500)            # rows of metrics.jsonl; empty where there is nothing
-    to draw svg = figure("owt2/base/run", body, has_frame=True)
+    body = drawing(rows, starts, limit=500)      # rows of metrics.jsonl; empty where there is nothing to draw
+    svg = figure("owt2/base/run", body, has_frame=True)
 
 A noisy curve of more points than `limit` is drawn as the area between the lowest and the highest of each
-stretch, with its spikes one by
-one: a dense curve looks the same, and no extreme is lost. Coordinates are whole units, of which the figure is
-1200 wide.
+stretch, with its spikes one by one: a dense curve looks the same, and no extreme is lost. Coordinates are
+whole units, of which the figure is 1200 wide.
 """
 
 from __future__ import annotations

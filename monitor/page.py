@@ -1,7 +1,7 @@
 """How status.py shows experiments: words, a table of text, and one HTML page that needs no server and no
 network.
 
-python status.py --html page.html FOLDER
+    python status.py --html page.html FOLDER
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
     ending = Ending(folder, copy)          # before anything can go wrong
     ending.take(lock); ending.held = True  # this run has the experiment
-    outcome = ending.recorded(work)        # `work` returns an Outcome; an error makes one too, and is raised
-                                           on
+    outcome = ending.recorded(work)        # `work` returns an Outcome; an error is recorded and raised again
 
 A run that is killed outright writes none; the job that started it then writes one for it (iridis/chain.py).
 """

@@ -1,8 +1,7 @@
-"""What an evaluation has summed up before it was cut short: it may take longer than a job, and the next one
-goes on from there.
+"""The sums of an evaluation that was interrupted: it may take longer than a job, and the next one resumes it.
 
 kept = PartialSums(folder, "ckpt_40", model, facts_of(args, batch_size, data, device), print)
-done = kept.load(sums, by_window)           # how many batches are in them by now
+done = kept.load(sums, by_window)           # the number of batches in the sums
 kept.save(done + 1, sums, by_window)
 kept.remove()
 """

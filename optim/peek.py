@@ -1,7 +1,7 @@
-"""The numbers and texts of a checkpoint, without its tensors and without torch: a few kilobytes of a file of
-gigabytes.
+"""The numbers and texts of a checkpoint, without its tensors and without torch: reads a few kilobytes of a
+file of gigabytes.
 
-peek(path)["itr"]           # how many steps a checkpoint holds, whatever its name
+    peek(path)["itr"]           # the number of steps that a checkpoint holds, whatever its name
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
-"""Log-likelihoods and greedy continuations of token lists of any lengths: what downstream tasks ask of a
-model.
+"""Log-likelihoods and greedy continuations of token lists of any lengths, for downstream tasks.
 
     scorer = Scorer(model, device, batch_size=16)
-    scorer.loglikelihoods([([464, 3290], [318])])       # [(log-probability, whether greedy decoding would say
-                                                        it)]
-    scorer.greedy([([464, 3290], 8)], stop=...)         # new tokens of each prompt
+    scorer.loglikelihoods([([464, 3290], [318])])     # [(log-probability, whether greedy decoding gives it)]
+    scorer.greedy([([464, 3290], 8)], stop=...)       # new tokens of each prompt
 
 Sequences of a batch are padded on the right, which changes nothing for a causal model; a model whose routing
 looks at the whole sequence gets sequences of one length only.

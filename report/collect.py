@@ -1,9 +1,8 @@
 """Reads what eval.py and get_ppl_per_mac.py wrote, wherever it lies below some folders, and the training's
 own flags beside it.
 
-found = collect([Path("exps"), Path("iridis")])
-found.evaluations, found.curves, found.problems         # a problem is a line for each file that cannot be
-                                                        used
+    found = collect([Path("exps"), Path("iridis")])
+    found.evaluations, found.curves, found.problems     # problems: a line for each unusable file
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Sets evaluations beside the paper: which row each belongs to, means and errors over seeds, verdicts, what
 differs.
 
-report = compare(collect([Path("exps")]))
-report.results          # one for each row of the paper, with or without an evaluation
+    report = compare(collect([Path("exps")]))
+    report.results          # one for each row of the paper, with or without an evaluation
 """
 
 from __future__ import annotations

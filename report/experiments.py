@@ -1,8 +1,8 @@
 """The page of the paper's experiments: what trains each row of its tables, a forecast of its GPU hours, and
 its values beside the re-run's.
 
-python -m report.experiments --output docs/experiments.md      # the page of the repository
-python -m report.experiments exps iridis                       # with our own values; prints it
+    python -m report.experiments --output docs/experiments.md      # the page of the repository
+    python -m report.experiments exps iridis                       # with our own values; prints it
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Two evaluations of the same text, compared on each window: far sharper than two intervals beside each
 other.
 
-found = pair(Path("a/eval_summary_ckpt.json"), Path("b/eval_summary_ckpt.json"))        # raises UserError
-found.difference.mean, found.difference.low, found.difference.high      # nats a token, a's loss minus b's
+    found = pair(Path("a/eval_summary_ckpt.json"), Path("b/eval_summary_ckpt.json"))        # raises UserError
+    found.difference.mean, found.difference.low, found.difference.high      # nats a token, a's loss minus b's
 """
 
 from __future__ import annotations

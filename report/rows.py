@@ -1,7 +1,7 @@
 """The rows of the paper's tables as data, what trains them, which of them a model is, and what models are
 called on paper.
 
-rows_of(args, steps=40000)      # by what the flags say; folder names play no part
+    rows_of(args, steps=40000)      # by what the flags say; folder names play no part
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Which models of base-train and ablation-train are trained on a dataset, and which of Table 1 are not.
 
-    python -m report.trained RESULTS_FOLDER --dataset owt2     # a folder a line; on stderr the rows of Table
-    1 that are missing
+    python -m report.trained RESULTS_FOLDER --dataset owt2   # folders; on stderr missing rows of Table 1
 
 A model is known by its flags, whatever its size or folder is called. Exit code 2 where none is trained.
 """

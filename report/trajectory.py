@@ -1,11 +1,10 @@
-"""The validation curve of a training beside what the paper's model reached, and where the re-run of that
-model stood on its way.
+"""The validation curve of a training, what the paper's model reached, and where the re-run of that model was
+at the same steps.
 
-    python -m report trajectory EXPERIMENT [--output reports]     # reports/trajectory_NAME.png, .pdf, .json,
-    and a few lines
+    python -m report trajectory EXPERIMENT [--output reports]
 
-EXPERIMENT is a folder or a name; it may be in training. Only the drawing needs more than Python itself:
-status.py uses the rest.
+Writes reports/trajectory_NAME.png, .pdf and .json, and prints a few lines. EXPERIMENT is a folder or a name;
+it may be in training. Only the drawing needs more than Python itself: status.py uses the rest.
 """
 
 from __future__ import annotations
