@@ -84,8 +84,7 @@ def torch_change(before: str, now: str) -> str | None:
 
 def code_change(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     """In words, how the code of a job differs from that of the one before, both as `code_facts`; None where
-    it does not, as far as
-    is known: rows from before there were hashes have the revision alone.
+    it does not, as far as is known: rows from before there were hashes have the revision alone.
     """
     known = [
         name

@@ -61,8 +61,7 @@ def damage(path: Path) -> str | None:
     """Why a file is not an intact checkpoint, or None: every record is read and its checksum compared.
 
     torch's own reader must find its records too, and fields of the directory that no checksum covers must be
-    as torch
-    writes them: a record marked as a folder, say, would be read as nothing.
+    as torch writes them: a record marked as a folder, say, would be read as nothing.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -113,8 +112,7 @@ def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that is intact, and a line about each newer one that is not.
 
     The newest is the one that holds the most steps; where a file does not say, its name counts. Raises
-    UserError where there
-    are checkpoints and none is intact: training from scratch over them would be worse.
+    UserError where there are checkpoints and none is intact: training from scratch over them would be worse.
     """
     candidates = newest_first(folder)
     notes: list[str] = []
