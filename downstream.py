@@ -79,7 +79,7 @@ def right_choices(target: Any, choices: Sequence[str]) -> set[int]:
 def nospace_hits(samples: Iterable[Mapping[str, Any]]) -> list[float]:
     """1 or 0 for each example of a multiple-choice task; nothing for examples of other kinds.
 
-    Tasks whose choices stand in the context (all continuations after different contexts) have no lengths to
+    Tasks whose choices are in the context (all continuations after different contexts) have no lengths to
     divide by.
     """
     hits = []

@@ -1,5 +1,5 @@
 """matplotlib as the figures need it: without a screen, and whatever the user's notebooks are set to;
-stands below every room.
+imports no room.
 """
 
 from __future__ import annotations

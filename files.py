@@ -1,4 +1,4 @@
-"""Files that are never half written; stands below every room, like errors.py."""
+"""Files that are never half written. Imports no room, like errors.py."""
 
 from __future__ import annotations
 

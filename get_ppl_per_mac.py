@@ -73,7 +73,7 @@ OWN_FLAGS = {
 # beside the settings and the data, what makes two sweeps the same, so that one may go on where the other
 # stopped
 SAME = ("checkpoint", "modified", "itr", "sequence_length", "n_tokens", "router_sample_size", "device")
-# of files of before there was a choice, what they are
+# of files from before there was a choice, what they are
 SAME_SINCE = {"published": False, "sample": None}
 # varied by the sweep itself, covered by sequence_length and n_tokens, or of other programs
 NOT_OF_A_SWEEP = (
@@ -88,7 +88,7 @@ NOT_OF_A_SWEEP = (
 
 
 def same_data(there: dict[str, Any], begun: dict[str, Any]) -> bool:
-    """Whether two sweeps read the same data; a file of before these were known by what they hold names
+    """Whether two sweeps read the same data; a file from before these were known by what they hold names
     their folder.
     """
     from data.bins import data_differences
@@ -155,7 +155,7 @@ def read_losses(
     """Mean loss of each window at each budget, (windows,) float64, as an earlier call kept them.
 
     Those of the same windows alone, whose mean is the loss that the sweep has for the budget, so none of
-    another sweep. whole: these are all windows of the split, as where a file of before does not say which.
+    another sweep. whole: these are all windows of the split, as where a file from before does not say which.
     """
     import numpy as np
 

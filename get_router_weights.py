@@ -140,7 +140,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     chosen = spread(windows.n_windows, windows_wanted(args.eval_sample_size, windows, splits.val))
     kinds = list(dict.fromkeys(own["cascade"]))
     stems = {kind: "router_weights" + (f"_{kind}" if len(kinds) > 1 else "") for kind in kinds}
-    # of an earlier call: scores must never stand beside another one's description
+    # of an earlier call: scores must never be beside the description of others
     for stem in stems.values():
         (output_dir / f"{stem}_meta.json").unlink(missing_ok=True)
     autocast = autocaster(args.dtype, world.device)

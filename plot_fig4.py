@@ -7,7 +7,7 @@
 The files come from get_ppl_per_mac.py. All budgets of a model read the same windows, so bars are 95%
 intervals of the paired difference to full depth; older files have intervals over windows of one model. Where
 the files hold measured seconds, a second panel shows them. A second row shows the points near the best one
-closely, where the rest would hide what lies between curves. Routing by capacity looks at later tokens: see
+closely, where the rest would hide the distance between curves. Routing by capacity looks at later tokens: see
 the README, "Evaluate".
 """
 

@@ -59,7 +59,7 @@ class BatchSource(Protocol):
         ...
 
     def describe(self, first: int, count: int, more: bool) -> str:
-        """Where samples stand in the data, so that a person finds them. more: others follow these."""
+        """Where samples are in the data, so that a person can find them. more: others follow these."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Raw corpora as documents: what a user brings, read line by line in bounded memory.
+"""Raw corpora as documents: what a user provides, read line by line in bounded memory.
 
 A shard is a file, or a member of a tar (OpenWebText2's form: `*.jsonl.zst` members, one JSON object a line
 with the document under `text`). Also read: .jsonl, .ndjson, .json (one object a line) and .txt (one

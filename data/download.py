@@ -105,7 +105,7 @@ def as_sum(text: str) -> str | None:
 
 
 def remote_sum(address: str) -> str | None:
-    """The sum that stands beside a file, or None where there is none.
+    """The sum beside a file, or None where there is none.
 
     Raises UserError where that cannot be found out.
     """

@@ -126,14 +126,14 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 class _Folders:
-    """Walks folders, each once: first what lies there, then what is linked there and was not met."""
+    """Walks folders, each once: first its own files, then linked ones that have not been visited."""
 
     def __init__(self, found: Found) -> None:
         self.found, self.passed = found, found.passed
         self.visited: set[str] = set()
 
     def files(self, given: Path) -> list[str]:
-        """Paths of the files below a folder, what lies there before what is linked; the caller puts them
+        """Paths of the files below a folder, its own before linked ones; the caller puts them
         in order.
         """
         real = os.path.realpath(given)
@@ -271,7 +271,7 @@ def _add(found: Found, shard: Shard) -> None:
 
 
 def _tell_twins(found: Found) -> None:
-    """Name files that stand beside a compressed or plain form of their own: both are read."""
+    """Name files that are beside a compressed or plain form of their own: both are read."""
     met: dict[str, Shard] = {}
     twins = []
     for shard in found.shards:

@@ -97,7 +97,7 @@ def assemble(
             "bad_lines": bad_lines,
             "splits": {"train": train.describe(), "val": val.describe()},
         }
-        # of an earlier preparation: it must not stand beside the new val.bin
+        # of an earlier preparation: it must not remain beside the new val.bin
         (folder / "train.bin").unlink(missing_ok=True)
         sync_folder(folder)
         val.publish()

@@ -1,4 +1,4 @@
-"""What the tokens of a training stand for. It travels with the checkpoint: nobody guesses it from the size of
+"""What the tokens of a training stand for. It is stored in the checkpoint, and never guessed from the size of
 a vocabulary.
 
     state["vocabulary"] = asdict(described(splits.meta))       # when a checkpoint is written
@@ -23,7 +23,7 @@ OF_GPT2 = ("openwebtext2", "slimpajama", "stdlib")  # datasets that have no othe
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """tokenizer: gpt2, char or another's name, None where nobody says. end_of_text: the token that ends a
+    """tokenizer: gpt2, char or another's name, None where it is not known. end_of_text: the token that ends a
     document, if there is one.
 
     characters: those of a character-level dataset, in the order of their tokens.
@@ -50,7 +50,8 @@ def vocabulary_of(state: Mapping[str, Any], args: Namespace, tokenizer: str | No
     """Of a checkpoint with these flags: as it says itself, else as its dataset does where that is here, else
     as its name says.
 
-    tokenizer: as the user says, where nobody else does. Raises UserError for a damaged meta.json.
+    tokenizer: as the user says, where neither checkpoint nor dataset does. Raises UserError for a damaged
+    meta.json.
     """
     recorded = state.get("vocabulary")
     known = described(recorded) if isinstance(recorded, Mapping) else Vocabulary()

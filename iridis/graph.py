@@ -73,7 +73,7 @@ class Stage:
 
     @property
     def uses(self) -> list[str]:
-        """The stages whose experiment folders stand in the words."""
+        """The stages whose experiment folders are in the words."""
         return [found[2] for word in self.words if word != FLAGS and (found := LABELLED.fullmatch(word))]
 
 

@@ -1,4 +1,4 @@
-"""One transformer, nine rows: names in variants.py, the network in transformer.py, its repeated part in
+"""One transformer, nine variants: names in variants.py, the network in transformer.py, its repeated part in
 passes.py, which tokens are repeated in policies.py, the loss in losses.py.
 
     model = make_model_from_args(args)

@@ -89,7 +89,7 @@ class DepthEmbedding(nn.Module):
 
 
 class Router(nn.Module):
-    """Scores of tokens for going round again (section 4.1)."""
+    """Scores of tokens for taking another pass (section 4.1)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

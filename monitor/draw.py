@@ -295,7 +295,7 @@ def _upright(panel: Panel, values: Sequence[float]) -> Axis:
 
 
 def _straightened(places: Sequence[Place], tolerance: float) -> list[Place]:
-    """The same line, to within so many units, without what lies on the way."""
+    """The same line, to within so many units, without the points between."""
     kept, last = [places[0]], places[0]
     low, high = -math.inf, math.inf
     for place in places[1:]:

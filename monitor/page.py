@@ -91,7 +91,7 @@ class Progress:
     # known
     chain_end: str | None
     problems: list[str]
-    yardstick: str | None = None  # how it stands beside another training of the same model at this step
+    yardstick: str | None = None  # how it compares with another training of the same model at this step
 
 
 @dataclass(frozen=True)

@@ -227,7 +227,7 @@ def dead_chain(record: Record, queue: Queue, job_id: str, age: float | None) -> 
 
 
 def yardstick_of(record: Record, evaluation: Row) -> str | None:
-    """How a training in progress stands beside that of the paper's re-run at its last evaluation; None where
+    """How a training in progress compares with that of the paper's re-run at its last evaluation; None where
     that is not known.
 
     A checkpoint is opened only where the steps planned are those of a training that is known.

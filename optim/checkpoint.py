@@ -133,7 +133,7 @@ def prune(
 ) -> None:
     """Delete all but the `keep` newest `ckpt_N.pt`, by the steps that they hold; 0 keeps all.
 
-    Protected ones, those of kept steps, and final ones of before an extension stay, and are not counted.
+    Protected ones, those of kept steps, and final ones from before an extension stay, and are not counted.
     """
     for path in sorted(intermediate(folder, kept_steps), key=age, reverse=True)[keep:] if keep else []:
         if path not in protected:

@@ -118,7 +118,7 @@ class HeldOut:
         return asdict(self.plan)
 
     def take_up(self, state: Mapping[str, Any] | None, args: Mapping[str, Any]) -> None:
-        if state is None:  # of before checkpoints recorded it
+        if state is None:  # from before checkpoints recorded it
             state = {"batch_size": args["batch_size"], "batches": args["eval_batches"]}
         plan = EvaluationPlan(**state)
         if self.args.eval_batches != plan.batches:

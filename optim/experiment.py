@@ -134,7 +134,7 @@ class Lineage:
         return {"extension": leg, "legs": self.hashes[leg]} if leg > 0 else {}
 
     def holds(self, row: dict[str, Any]) -> bool:
-        """Whether a row is of this training. Rows of before there were hashes have the count alone."""
+        """Whether a row is of this training. Rows from before there were hashes have the count alone."""
         mine = self.mark(row["step"])
         return row.get("extension", 0) == mine.get("extension", 0) and row.get(
             "legs", mine.get("legs")

@@ -45,7 +45,7 @@ def restart_count() -> int:
 
 
 def read_holder(path: Path) -> dict[str, Any]:
-    """Who stands in a lock file; empty where it was given up, or is not readable as such."""
+    """The holder in a lock file; empty where it was given up, or is not readable as such."""
     try:
         value = load_json(path)
     except (OSError, ValueError):

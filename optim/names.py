@@ -24,7 +24,7 @@ NUMBERED = re.compile(r"ckpt_(\d+)\.pt")
 
 
 def window_losses_of(evaluation: str) -> str:
-    """Name of the losses of single windows that stand beside an evaluation's summary."""
+    """Name of the losses of single windows beside an evaluation's summary."""
     return evaluation.removesuffix(".json") + ".npz"
 
 

@@ -238,7 +238,7 @@ def with_checkpoint(
     """Parse, open the checkpoint, join the other processes, run, and leave; returns the exit code.
 
     own: the program's flags beside those of main.py; `run` gets them converted, with their defaults.
-    preset: values that stand above the training's and below those given now.
+    preset: values that override the training's, and that flags given now override.
     """
     given, problems = config.parse(argv, prog=prog, description=description, extra=own)
     if problems:

@@ -19,7 +19,7 @@ from optim.schedules import resumed_legs, shape_of
 FORMAT = 1
 # of a state, beside format and model
 PARTS = {"itr", "args", "world_size", "optimizer", "scheduler", "scaler", "rng", "data", "gradient_meter"}
-# and, where they are missing, a checkpoint is of before they were kept: skipped, overflows, vocabulary,
+# and, where they are missing, a checkpoint is from before they were kept: skipped, overflows, vocabulary,
 # precision, evaluation, rollbacks, initial
 
 

@@ -1,6 +1,4 @@
-"""Ends a process that hangs: better a job that its chain starts again than one that waits for its time
-limit.
-"""
+"""Ends a process that hangs, so that its chain starts another job instead of waiting for the time limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads what eval.py and get_ppl_per_mac.py wrote, wherever it lies below some folders, and the training's
+"""Reads what eval.py and get_ppl_per_mac.py wrote, anywhere below some folders, and the training's
 own flags beside it.
 
     found = collect([Path("exps"), Path("iridis")])
@@ -47,7 +47,7 @@ class Evaluation:
     """One eval_summary_*.json. `interval`: ends of the 95% interval of the perplexity over texts, of this one
     model.
 
-    grouped: what its windows were grouped by, for people; empty in a file of before they were.
+    grouped: what its windows were grouped by, for people; empty in a file from before they were.
     """
 
     path: Path
@@ -294,7 +294,7 @@ def read_evaluation(path: Path, trainings: Trainings) -> Evaluation:
 
 
 def _grouped(file: _Object) -> str:
-    """By what windows were grouped, for people; empty in a file of before they were."""
+    """By what windows were grouped, for people; empty in a file from before they were."""
     return (
         ""
         if file.values.get("interval") is None

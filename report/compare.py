@@ -126,7 +126,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Other:
-    """An evaluation that stands in no row, and why."""
+    """An evaluation that is in no row, and why."""
 
     group: Group
     reason: str
@@ -151,7 +151,7 @@ class Report:
 
 
 def verdict(value: float, interval: tuple[float, float]) -> str:
-    """Where the paper's value lies: by how much it is beyond the nearer end of our interval."""
+    """Where the paper's value is: by how much it is beyond the nearer end of our interval."""
     low, high = interval
     beyond = max(low - value, value - high)
     return "inside the interval" if beyond <= 0 else f"outside by {beyond:.2f}"
@@ -337,7 +337,7 @@ def _result(row: Row, group: Group | None) -> Result:
 
 
 def _closeness(result: Result) -> tuple[float, ...]:
-    """The group that stands in the row is the one nearest to the paper's setting, then the newest."""
+    """The group that fills the row is the one nearest to the paper's setting, then the newest."""
     assert result.group is not None, "only candidates are ranked"
     return len(result.decisive), len(result.differs), -max(one.modified for one in result.group.members)
 

@@ -245,7 +245,7 @@ def _of_table(results: Sequence[Result], name: str) -> list[str]:
 
 
 def notes(name: str, results: Sequence[Result]) -> list[str]:
-    """What stands below a table: about it, and about the re-run's models in it.
+    """The notes below a table: about it, and about the re-run's models in it.
 
     Ends in an empty line, if there is anything to say.
     """

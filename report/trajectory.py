@@ -102,7 +102,7 @@ def flags_of(recorded: Row | None) -> Namespace | None:
 
 
 def remark(recorded: Row | None, step: int, perplexity: float) -> str | None:
-    """One line on how a training stands beside the re-run at this step; None where the two cannot be
+    """One line on how a training compares with the re-run at this step; None where the two cannot be
     compared.
 
     recorded: the flags that the training recorded.
