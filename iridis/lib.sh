@@ -424,7 +424,7 @@ follow_chains() {
     AFTER="$(latest_jobs "$before" 2>/dev/null)" || return 0 # one has failed: SLURM cancels what waits for it
     if [[ -n $AFTER && $AFTER != "$before" ]] && ! scontrol update JobId="$1" Dependency="$(dependency)"; then
         scancel "$1"
-        die "job $1 was to wait for job $AFTER and could not be told so; cancelled: submit it again"
+        die "job $1 was to wait for job $AFTER and could not be updated; cancelled: submit it again"
     fi
 }
 
@@ -496,7 +496,7 @@ latest_jobs() {
     (IFS=: && printf '%s\n' "${latest[*]}")
 }
 
-# state_of ID: as SLURM names it, which forgets ended jobs within minutes; then as accounting, or the job's own run folder, tells
+# state_of ID: as SLURM names it, which forgets ended jobs within minutes; then as accounting, or the job's own run folder, says
 state_of() {
     local JobState="" FINISHED=0 log run
     read_values JobState < <(scontrol show job -o "$1" 2>/dev/null | tr ' ' '\n')

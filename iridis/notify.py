@@ -44,7 +44,7 @@ def main(subject: str, body: str) -> int:
     except (OSError, ValueError, http.client.HTTPException) as error:
         # the text may hold the address
         reason = getattr(error, "code", None) or type(getattr(error, "reason", error)).__name__
-        print(f"warning: NOTIFY_URL could not be told ({reason})", file=sys.stderr)
+        print(f"warning: NOTIFY_URL could not be reached ({reason})", file=sys.stderr)
         return 1
 
 

@@ -123,7 +123,7 @@ overdue() {
     [[ $cause != SIGTERM ]] || cause="$(why_terminated)"
     if [[ $cause == "time limit" || $cause == cancelled ]] && [[ -n $CHILD ]]; then
         OVERDUE=1
-        printf '=== the training has not ended since it was told to (%s), and is killed\n' "$cause"
+        printf '=== the training has not ended since it was asked to (%s), and is killed\n' "$cause"
         signal_training KILL
     fi
 }
@@ -287,11 +287,11 @@ hand_on() {
         dependency="$(sed -E 's/\([a-z]*\)//g' <<<"$dependency")"
         [[ $dependency =~ :$1(:|,|$) ]] || continue
         if ! scontrol update JobId="$id" Dependency="$(sed -E "s/:$1(:|,|\$)/:$2\\1/" <<<"$dependency")"; then
-            printf 'error: job %s waited for this one and could not be told to wait for job %s; cancelled\n' "$id" "$2" >&2
+            printf 'error: job %s waited for this one and could not be made to wait for job %s; cancelled\n' "$id" "$2" >&2
             scancel "$id"
         fi
     done < <(squeue -h --me --states=PENDING -o '%i|%E' ||
-        printf 'warning: squeue does not tell which jobs wait for this one; they do not wait for the next\n' >&2)
+        printf 'warning: squeue does not say which jobs wait for this one; they do not wait for the next\n' >&2)
 }
 
 # end_chain REASON: no further job; what waits for this one is cancelled by SLURM

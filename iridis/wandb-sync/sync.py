@@ -199,7 +199,7 @@ def main() -> int:
         metavar="FOLDER",
         help="where offline runs lie, at any depth; default: $WANDB_DIR",
     )
-    parser.add_argument("--dry-run", action="store_true", help="only tell what would be uploaded")
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be uploaded")
     parser.add_argument("--wandb_dir", type=Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--results_dir", type=Path, required=True, help=argparse.SUPPRESS)
     args = parser.parse_args()
