@@ -11,8 +11,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """Named tensors, and what the mean loss over them is a mean of (tokens, pairs, windows): known before the
-    forward pass.
+    """Named tensors, and `count`: how many items (tokens, pairs, windows) their mean loss is a mean of, known
+    before the forward pass.
     """
 
     tensors: dict[str, Tensor]
@@ -32,10 +32,10 @@ class Batch:
 
 
 class BatchSource(Protocol):
-    """The samples of a run, numbered from 0: a pure function of the number and the data seed.
+    """The samples of a run, numbered from 0. A sample is a pure function of its number and the data seed.
 
-    The loop alone cuts a step into micro-batches and processes, so nothing here may depend on that cut, nor
-    on what was read before.
+    Only the loop splits a step into micro-batches and processes, so nothing here may depend on that split,
+    nor on what was read before.
     """
 
     def samples(self, step: int, first: int, count: int) -> Batch:

@@ -84,9 +84,8 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 
 def _probe(path: Path) -> tuple[int, str]:
-    """Bytes of a file, and a SHA-256 over that number and some of its blocks, spread evenly.
-
-    Raises UserError.
+    """The size of a file in bytes, and a SHA-256 over the size and some blocks, spread evenly. Raises
+    UserError.
     """
     try:
         with open(path, "rb") as file:
@@ -104,10 +103,10 @@ def _probe(path: Path) -> tuple[int, str]:
 
 
 def identity_of(folder: Path) -> dict[str, dict[str, Any]] | None:
-    """What distinguishes a dataset from others, whatever it is called; None where it is not prepared.
+    """What identifies a dataset, whatever its name; None where it is not prepared.
 
     For each split: `tokens`; `blocks`, a hash of the file's size and of some blocks of it; `sha256` of the
-    whole file as meta.json states it, or None. Takes the same few milliseconds for files of any size. Raises
+    whole file as meta.json states it, or None. Takes a few milliseconds for files of any size. Raises
     UserError.
     """
     if not is_prepared(folder):
@@ -139,10 +138,10 @@ def _described(split: Mapping[str, Any]) -> str:
 
 
 def data_differences(now: Mapping[str, Any] | None, then: Mapping[str, Any] | None) -> list[str]:
-    """A line for each split, or other part of a source's identity, that is another one than the checkpoint's.
+    """A line for each split, or other part of a source's identity, that differs from the checkpoint's.
 
-    now: of `identity_of`, or of another source. then: the same, as a checkpoint or a summary recorded it, or
-    what older ones did: {"train_tokens": N}. None, and whatever one of the two does not state, is no
+    now: from `identity_of`, or from another source. then: the same, as a checkpoint or a summary recorded it;
+    older ones have {"train_tokens": N}. None, and anything that one of the two does not state, is no
     difference.
     """
     now, then = now or {}, then or {}
@@ -167,9 +166,8 @@ def data_differences(now: Mapping[str, Any] | None, then: Mapping[str, Any] | No
 def map_tokens(path: Path, populate: bool = False) -> NDArray[np.uint16]:
     """The tokens of a bin, mapped read-only. populate: read all of it now.
 
-    The mapping is shared, so that a node holds one copy of the file whatever its number of processes, and the
-    kernel may drop it under pressure where a private copy would end in the out-of-memory killer. Raises
-    UserError.
+    The mapping is shared: a node holds one copy of the file for all its processes, and the kernel may drop it
+    under memory pressure, where a private copy would end in the out-of-memory killer. Raises UserError.
     """
     try:
         with open(path, "rb") as file:
@@ -190,12 +188,10 @@ def largest_token(tokens: NDArray[np.uint16]) -> int:
 
 
 class TokenWindows:
-    """Windows of sequence_length tokens, one beginning where the last one ended; a short last one is left
-    out.
+    """Consecutive windows of sequence_length tokens; a short last one is left out.
 
-    Tokens beyond vocab_size are refused when they are met: meta.json is believed about the largest one,
-    whatever became of the file since, and a model would answer them with an error of the device. None: any
-    token.
+    Tokens beyond vocab_size are refused when they are read, even if meta.json states a smaller largest token:
+    the file may have changed since, and a model would fail with a device error. None: any token.
     """
 
     def __init__(
@@ -250,9 +246,10 @@ def check_tokens(
 
 
 def check_format(path: Path, tokens: NDArray[np.uint16], meta: Mapping[str, Any]) -> None:
-    """Raises UserError for a bin that is no plain uint16, as other tools write them, with how to convert it.
+    """Raises UserError for a bin that is not plain uint16, as other tools write them, and says how to convert
+    it.
 
-    Not asked of bins that meta.json describes, and {"dtype": "uint16"} there says that they are right.
+    Not called for bins that meta.json describes; {"dtype": "uint16"} there says that they are right.
     """
     if meta.get("splits") or meta.get("dtype") == "uint16":
         return

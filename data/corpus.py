@@ -31,11 +31,10 @@ BLANK, CARRIAGE = "blank lines", "carriage returns of CRLF line ends"  # of what
 
 
 def documents(shard: Shard, text_key: str, passed: Counter[str] | None = None) -> Iterator[str | Bad]:
-    """A shard's documents in order, with a `Bad` in the place of each that cannot be read; `passed` counts
-    what is left out.
+    """A shard's documents in order, with a `Bad` for each that cannot be read; `passed` counts what is left
+    out.
 
-    Text is such that it can be encoded: lone surrogates, which JSON can escape, become U+FFFD as tiktoken has
-    them.
+    Text can always be encoded: lone surrogates, which JSON can escape, become U+FFFD, as in tiktoken.
     """
     passed = Counter() if passed is None else passed
     number = 0
@@ -126,9 +125,7 @@ def _document(line: bytes, text_key: str, shard: Shard, number: int) -> str | Ba
 
 
 def _under(value: Any, text_key: str) -> Any:
-    """What stands under a key: of that very name, else under the parts of a.b one in the other; None where
-    nothing does.
-    """
+    """The value under a key: of exactly that name, else of b within a for a.b; None where there is none."""
     if text_key in value or "." not in text_key:
         return value.get(text_key)
     for key in text_key.split("."):

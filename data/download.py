@@ -79,9 +79,9 @@ def hub_origin() -> Origin:
 
 
 def source_origin(source: str, sha256: str | None) -> Origin:
-    """A folder, a file, or an http(s) address of either.
+    """From a folder, a file, or an http(s) address of either.
 
-    A `<file>.sha256` beside it is read where no sum is given.
+    Where no sum is given, a `<file>.sha256` beside it is read.
     """
     if urlsplit(source).scheme in ("http", "https"):
         address = source if source.endswith(".tar") else f"{source.rstrip('/')}/{RAW_OWT2}"
@@ -123,7 +123,7 @@ def remote_sum(address: str) -> str | None:
 
 
 def open_from(address: str, place: int) -> tuple[IO[bytes], int, int | None]:
-    """Content from a byte on: the stream, the byte at which it really starts, and the whole size where
+    """The content from a byte on: the stream, the byte at which it really begins, and the file's size where
     known.
     """
     if urlsplit(address).scheme not in ("http", "https"):
@@ -158,7 +158,7 @@ def file_sum(path: Path, title: str) -> str:
 
 
 def fetch(origin: Origin, target: Path) -> None:
-    """Bring the tar to `target`, going on from what an earlier attempt left beside it. Raises UserError."""
+    """Download the tar to `target`, resuming an earlier attempt. Raises UserError."""
     part = target.with_name(f"{target.name}.part")
     try:
         size = receive(origin, part)
@@ -263,7 +263,7 @@ def receive(origin: Origin, part: Path) -> int:
 
 
 def publish(part: Path, target: Path, origin: Origin, size: int) -> None:
-    """Give the download its name if it is what its source says, else delete it. Raises UserError."""
+    """Give the download its final name if it is what its source states, else delete it. Raises UserError."""
     got = part.stat().st_size
     sha256 = file_sum(part, "verifying")
     if got != size or (origin.sha256 is not None and sha256 != origin.sha256):
@@ -335,8 +335,8 @@ def downloaded(target: Path) -> list[Path]:
 
 
 def prepared(folder: Path) -> list[Path]:
-    """What was made of the download: the bins, their description, and the finished groups of a
-    tokenisation that was cut short.
+    """Everything made from the download: the bins, their description, and finished groups of an interrupted
+    tokenisation.
     """
     return [*(folder / f"{split}.bin" for split in SPLITS), folder / META, folder / WORK]
 
@@ -369,7 +369,7 @@ def need_idle(folder: Path) -> None:
 
 
 def start_over(target: Path, origin: Origin, sure: bool) -> None:
-    """Delete the download and what was made of it, after asking. The BPE ranks stay: they are of another
+    """Delete the download and everything made from it, after asking. The BPE ranks stay: they have another
     source. Raises UserError.
     """
     need_idle(target.parent)

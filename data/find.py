@@ -83,7 +83,7 @@ class Found:
 
 
 def kind_of(name: str, named: bool = True) -> str | None:
-    """The form of a file and its compression, by its name. named: was asked for by name, which plain .json
+    """The format of a file and its compression, by its name. named: it was asked for by name, as plain .json
     must be.
     """
     name = name.lower()
@@ -197,7 +197,8 @@ def find_shards(inputs: list[Path], include: Sequence[str] = ()) -> Found:
     """The shards of files, tars and folders, in order of name, and what in them cannot be one. Raises
     UserError.
 
-    include: patterns; of folders and tars only what matches one is read, and all of a tar that does.
+    include: patterns; of folders and tars only what matches one is read, and all members of a tar that itself
+    matches.
     """
     found = Found()
     folders = _Folders(found)
@@ -248,8 +249,8 @@ def find_shards(inputs: list[Path], include: Sequence[str] = ()) -> Found:
 
 
 def _is_new(path: str, seen: dict[object, str], passed: Passed) -> bool:
-    """Whether a file has not been met under this or another name: its resolved path, or its inode where it
-    has several names.
+    """Whether a file has not been found under this or another name: by its resolved path, or by its inode
+    where it has several names.
     """
     status = os.stat(path)
     keys: list[object] = [os.path.realpath(path)]

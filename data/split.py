@@ -75,10 +75,10 @@ def assemble(
     fraction: float | None,
     description: dict[str, Any],
 ) -> dict[str, Any]:
-    """Put the groups together as val.bin, meta.json and, last, train.bin. Raises UserError where a split
-    stays empty.
+    """Join the groups into val.bin, meta.json and, last, train.bin. Raises UserError where a split stays
+    empty.
 
-    share: of the documents, for validation. fraction: of the tokens, the last ones, instead.
+    share: of the documents, for validation. fraction: instead, the share of the tokens, at the end.
     """
     val, train = splits = Split(folder / "val.bin"), Split(folder / "train.bin")
     try:

@@ -59,8 +59,8 @@ RAW_OWT2 = "openwebtext2.jsonl.zst.tar"
 
 
 def grouped(shards: list[Shard]) -> list[list[Shard]]:
-    """The same shards in the same order; small ones are put together, for a group costs three files and as
-    many syncs.
+    """The same shards in the same order, with small ones grouped: each group costs three files and three
+    syncs.
     """
     groups: list[list[Shard]] = []
     size = 0
@@ -91,7 +91,7 @@ def finished_groups(work: Path, groups: list[list[Shard]]) -> dict[int, dict[str
 def working_folder(folder: Path, plan: dict[str, Any]) -> Iterator[Path]:
     """The folder of finished groups, emptied where they belong to another plan.
 
-    Raises UserError where it is in use.
+    Raises UserError where another process uses it.
     """
     work = folder / WORK
     work.mkdir(parents=True, exist_ok=True)
@@ -265,7 +265,7 @@ def tokenize(
 
 
 def plan_of(found: Found, text_key: str) -> dict[str, Any]:
-    """What finished groups belong to: the shards, when their files changed, and how they are read and
+    """What finished groups depend on: the shards, when their files changed, and how they are read and
     grouped.
     """
     digest = hashlib.sha256()
@@ -333,7 +333,7 @@ def prepare_stdlib(
 
 
 def delete_raw(inputs: list[Path], folder: Path, say: Callable[[str], None]) -> None:
-    """Delete the raw files once the bins are shown to be right. Raises UserError where they are not."""
+    """Delete the raw files after verifying the bins. Raises UserError where these are wrong."""
     from data.inspect import problems_of
 
     wrong = problems_of(folder)
@@ -347,7 +347,8 @@ def delete_raw(inputs: list[Path], folder: Path, say: Callable[[str], None]) -> 
 
 
 def _named(text: str) -> str:
-    """For argparse: an empty word is a shell's unset variable, and would mean the working directory."""
+    """For argparse: an empty word comes from an unset shell variable, and would mean the working directory.
+    """
     if not text:
         raise argparse.ArgumentTypeError("must not be empty")
     return text

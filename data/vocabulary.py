@@ -47,11 +47,11 @@ def described(meta: Mapping[str, Any]) -> Vocabulary:
 
 
 def vocabulary_of(state: Mapping[str, Any], args: Namespace, tokenizer: str | None = None) -> Vocabulary:
-    """Of a checkpoint with these flags: as it says itself, else as its dataset does where that is here, else
-    as its name says.
+    """The vocabulary of a checkpoint with these flags: as it records it, else as its dataset states it, else
+    as the dataset's name says.
 
-    tokenizer: as the user says, where neither checkpoint nor dataset does. Raises UserError for a damaged
-    meta.json.
+    tokenizer: given by the user, for where neither checkpoint nor dataset names one. Raises UserError for a
+    damaged meta.json.
     """
     recorded = state.get("vocabulary")
     known = described(recorded) if isinstance(recorded, Mapping) else Vocabulary()
@@ -68,8 +68,8 @@ def vocabulary_of(state: Mapping[str, Any], args: Namespace, tokenizer: str | No
 
 
 def other_tokens(state: Mapping[str, Any], meta: Mapping[str, Any], folder: Path) -> str | None:
-    """What a checkpoint's tokens stand for and a dataset's, where these differ as far as both say; None
-    where they do not.
+    """The tokenizations of a checkpoint and of a dataset in words, if both are known and differ; None
+    otherwise.
     """
     recorded = state.get("vocabulary")
     mine, others = described(recorded) if isinstance(recorded, Mapping) else Vocabulary(), described(meta)

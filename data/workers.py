@@ -81,9 +81,9 @@ def _bytes_of(text: str) -> int:
 
 def encode_group(job: Job) -> dict[str, Any]:
     """Encode a group into N.bin (tokens) and N.len (tokens of each document, uint32), described by N.json,
-    last of all.
+    which is written last.
 
-    With more bad lines than `max_bad` nothing is kept and the description says so.
+    With more bad lines than `max_bad` nothing is kept, and the description says so.
     """
     global _groups
     _groups += 1
@@ -131,7 +131,7 @@ def encode_group(job: Job) -> dict[str, Any]:
 
 
 def _documents(job: Job, passed: dict[str, Any]) -> Iterator[str | Bad]:
-    """Of all shards of a group; `passed` gets for each reason a count and the place of the first."""
+    """The documents of all shards of a group; `passed` gets a count and the first place for each reason."""
     for shard in job.shards:
         counts: Counter[str] = Counter()
         yield from documents(shard, job.text_key, counts)

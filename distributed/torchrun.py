@@ -70,7 +70,7 @@ def _pass_on_for_ever() -> None:
 
 
 def take_signals() -> None:
-    """Before torch is loaded: its threads, and all workers, are to hold the signals back as this one does."""
+    """Call before torch is loaded: its threads, and all workers, must block the signals as this one does."""
     signal.pthread_sigmask(signal.SIG_BLOCK, FOR_WORKERS)
     threading.Thread(target=_pass_on_for_ever, name="signals", daemon=True).start()
     for signum in OF_THE_TERMINAL:
