@@ -46,7 +46,7 @@ def effective_batch(args: Mapping[str, Any]) -> int | None:
 
 
 def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
-    """A line for each setting that makes `now` another training than `then`, which may lack some."""
+    """A line for each setting that makes `now` another training than `then`, which may lack some settings."""
     recipe, begun = now.get("recipe", DEFAULT_RECIPE), then.get("recipe", DEFAULT_RECIPE)
     if recipe != begun:
         return [f"the checkpoint is of recipe {begun}, this run of {recipe}"]
@@ -64,8 +64,8 @@ def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
 
 
 def fingerprint(args: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    """A short hash of what makes a training this one: its identity, its number of steps, what its data
-    hold, and what weights it began with.
+    """A short hash of what makes a training this one: its identity, number of steps, data and initial
+    weights.
     """
     values = {
         name: args[name]
@@ -93,9 +93,9 @@ def evaluation_of(args: Mapping[str, Any], without: Collection[str] = ()) -> dic
 
 
 def changed_for_evaluation(args: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, str]:
-    """Settings of the training that an evaluation had otherwise, each with a text "--X A instead of B".
+    """Settings of the training that an evaluation changed, each as the text "--X A instead of B".
 
-    Batches are no such settings: no network's outputs depend on what it is evaluated together with.
+    Batch sizes do not count: no network's outputs depend on what it is evaluated together with.
     """
     return {
         name: f"--{name} {args[name]} instead of {trained[name]}"

@@ -35,7 +35,7 @@ PRINT_CONFIG = switch("print_config", "print all settings as JSON for --config, 
 
 
 class _Usage(Exception):
-    """argparse met something it cannot go on from."""
+    """argparse cannot parse the command line."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -90,7 +90,8 @@ def _add(group: argparse._ActionsContainer, flag: Flag, text: str) -> None:
 
 
 def _in_our_words(word: str, recipe: Recipe) -> str:
-    """A flag in another spelling, as --output-dir for --output_dir, in ours. Other words stay."""
+    """A flag in another spelling, such as --output-dir for --output_dir, in ours. Other words are unchanged.
+    """
     if not word.startswith("--"):
         return word
     name, equals, value = word[2:].partition("=")
@@ -159,10 +160,10 @@ def parse(
 
 
 def stop(prog: str, problems: Sequence[str], code: int = 2, alone: bool = False) -> NoReturn:
-    """Print one line a problem and exit; on the first process only, unless this one met the problem alone.
+    """Print one line a problem and exit; on the first process only, unless only this one has the problem.
 
-    The others end after it: at the first end torchrun terminates all that still run, and that one is to speak
-    before.
+    The others end after it: when the first process ends, torchrun terminates the rest, and the first is the
+    one that prints.
     """
     if alone or os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1":
         for problem in dict.fromkeys(problems):

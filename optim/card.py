@@ -87,10 +87,10 @@ def model_card(settings: ModelSettings, dtype: str, facts: Mapping[str, str], to
 
 
 def is_of_the_model(evaluation: Mapping[str, Any], trained: Namespace, data: Mapping[str, Any]) -> bool:
-    """Whether an evaluation speaks of the model as it was trained: the whole split of its own data, all
-    compute, no setting changed.
+    """Whether an evaluation measures the model as it was trained: the whole split of its own data, at full
+    compute, with no setting changed.
 
-    data: as the checkpoint recorded them; a name alone may stand for other data by now.
+    data: as the checkpoint recorded them; the same name may mean other data by now.
     """
     recorded = evaluation.get("args", {})
     try:
@@ -112,19 +112,17 @@ def is_of_the_model(evaluation: Mapping[str, Any], trained: Namespace, data: Map
 
 
 def of_other_data(evaluation: Mapping[str, Any], trained: Mapping[str, Any]) -> bool:
-    """Whether an evaluation read another validation split than the training's, as far as both say what
-    theirs holds.
-    """
+    """Whether an evaluation read another validation split than the training's, if both record theirs."""
     own = evaluation.get("data")
     return isinstance(own, Mapping) and bool(data_differences({"val": own}, {"val": trained.get("val")}))
 
 
 def perplexity_of(path: Path, state: Mapping[str, Any], trained: Namespace) -> tuple[float, str] | None:
-    """The validation perplexity of a checkpoint as a file beside it states it, and the file's name; None
-    where none does.
+    """The validation perplexity of a checkpoint that a file beside it states, and the file's name; None where
+    none does.
 
-    A file of another step is passed over: what was evaluated before an extension stays beside the new
-    ckpt.pt. A summary that does not record its step is that of ckpt.pt.
+    A file of another step is ignored: an evaluation from before an extension stays beside the new ckpt.pt. A
+    summary that does not record its step is that of ckpt.pt.
     """
     steps, data = state.get("itr"), state.get("data")
     for name, key in ((EVALUATION.format(path.stem), "val_perplexity"), (SUMMARY, "final_val_pp")):

@@ -18,9 +18,8 @@ MOST_NEW_TOKENS = 256  # of tasks that state none, as the harness's own models h
 
 
 class CheckpointLM(TemplateLM):
-    """Text in, numbers out: GPT-2's BPE (tiktoken's encoding) around a Scorer.
-
-    Text is never read as a special token.
+    """The harness's interface around a Scorer, with GPT-2's BPE (tiktoken's encoding). Text is never read as
+    a special token.
     """
 
     def __init__(self, scorer: Scorer, encoding: Any) -> None:

@@ -20,8 +20,8 @@ from optim.reader import Record
 
 
 def set_aside(path: Path, why: str, name: str | None = None) -> Path:
-    """Rename a file to `name` (its own) with a suffix, `.2` and so on where that is taken; returns the new
-    path.
+    """Rename a file to `name` (default: its own) with a suffix, `.2` and so on where that is taken; returns
+    the new path.
     """
     target = free_name(path.with_name(name or path.name), why)
     os.replace(path, target)
@@ -30,11 +30,11 @@ def set_aside(path: Path, why: str, name: str | None = None) -> Path:
 
 
 def make_way(path: Path, step: int) -> None:
-    """Before a checkpoint of a step is written: what has its name and is of another step gets its own name,
-    or is set aside.
+    """Call before a checkpoint of a step is written: a file of its name but of another step is renamed to its
+    own name, or set aside.
 
-    A damaged file whose name gives that very step makes way for the good one; a damaged ckpt.pt may have been
-    of any step.
+    A damaged file whose name gives this step is replaced by the good one; a damaged ckpt.pt may have been of
+    any step.
     """
     there = step_in(path) if path.exists() else step
     if there == step or (there is None and step_of(path) == step):
@@ -59,8 +59,8 @@ def _rename(path: Path, target: Path) -> Path:
 
 
 def keep_final(loaded: Path) -> Path:
-    """Give the final files of an experiment that is being extended the number of their own step: they stay
-    beside the new ones.
+    """Rename the final files of an experiment that is being extended to the number of their own step: they
+    stay beside the new ones.
 
     loaded: its own checkpoint, from which the extension starts; returns where that is afterwards. A ckpt.pt
     that was passed over keeps its name; a summary whose checkpoint was passed over is set aside, as another
@@ -86,9 +86,7 @@ def summary_step(path: Path) -> int | None:
 
 
 def roll_back(folder: Path, step: int) -> list[str]:
-    """Set aside every checkpoint, summary and evaluation of beyond a step; returns the names that they
-    had.
-    """
+    """Set aside every checkpoint, summary and evaluation beyond a step; returns their names."""
     names = []
     for path in [*numbered(folder), folder / FINAL, folder / BEST]:
         if not path.exists():

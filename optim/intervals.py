@@ -90,8 +90,8 @@ def equal_clusters(of: NDArray[np.int64]) -> float:
 def documents_of(
     windows: TokenWindows, chosen: NDArray[np.int64], meta: Mapping[str, Any]
 ) -> NDArray[np.int64] | None:
-    """The document in which the middle of each chosen window lies, counted from the beginning of the split;
-    (windows,) int64.
+    """The document at the middle of each chosen window, counted from the beginning of the split; (windows,)
+    int64.
 
     None where meta.json does not say which token ends a document.
     """
@@ -116,8 +116,8 @@ def stretches(n_windows: int) -> NDArray[np.int64]:
 
 
 def interval(values: NDArray[np.float64], documents: NDArray[np.int64] | None) -> Interval | None:
-    """Of the mean of values (windows,), in the order of the text; None of a single window, which tells
-    nothing of the spread.
+    """The interval of the mean of values (windows,), in the order of the text; None for a single window,
+    which has no spread.
     """
     if values.size < 2:
         return None

@@ -43,8 +43,8 @@ def numbered(folder: Path) -> list[Path]:
 
 
 def intermediate(folder: Path, kept: Collection[int] = ()) -> list[Path]:
-    """The numbered checkpoints, newest first, but for those of steps that are kept, and of final ones
-    before an extension (`summary_N.json`).
+    """The numbered checkpoints, newest first, except those of kept steps, and final ones from before an
+    extension (`summary_N.json`).
     """
     return [
         path
@@ -54,7 +54,7 @@ def intermediate(folder: Path, kept: Collection[int] = ()) -> list[Path]:
 
 
 def free_name(path: Path, suffix: str) -> Path:
-    """Where a file may be set aside: its name and a suffix, with .2, .3 and so on where that is taken."""
+    """A name to set a file aside: its own and a suffix, with .2, .3 and so on where that is taken."""
     first = path.with_name(f"{path.name}.{suffix}")
     target, n = first, 1
     while os.path.lexists(target):

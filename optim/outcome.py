@@ -54,10 +54,10 @@ CODES = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """step: where the training was, None where it had not begun. by_hand: a person stopped it, so it must not
-    go on by itself.
+    """step: where the training was, None if it had not begun. by_hand: a person stopped it, so it must not
+    resume automatically.
 
-    code: what main.py ends with, but for torchrun, under which a clean stop ends with 0.
+    code: exit code of main.py; under torchrun a clean stop exits with 0 instead.
     """
 
     kind: Kind
@@ -148,9 +148,9 @@ class Ending:
     """Writes how this process's run ended: into the experiment's folder, and into `copy` for the job that
     started it.
 
-    Of several processes the main one speaks for all, unless another one alone met an error. The first that
-    fails is believed: the others then fail for the loss of their connection. Nothing is written into the
-    folder of an experiment that another run has.
+    Of several processes the main one writes for all, unless only another one had an error. The first error
+    counts: the others then fail for the loss of their connection. Nothing is written into the folder of an
+    experiment that another run has.
     """
 
     def __init__(self, folder: Path, copy: Path | None) -> None:
@@ -168,7 +168,7 @@ class Ending:
         (self.folder / OUTCOME).unlink(missing_ok=True)
 
     def earlier(self) -> Outcome | None:
-        """What a process of this run has written down already."""
+        """The outcome that a process of this run has already written."""
         return read_outcome(self.folder / OUTCOME) if self.held else None
 
     def record(self, outcome: Outcome) -> None:
@@ -181,7 +181,8 @@ class Ending:
                 write_json(self.folder / OUTCOME, outcome.as_json())
 
     def _is_ours(self) -> bool:
-        """Whether the experiment's folder is this run's to write into, and no process of it has done so."""
+        """Whether this run may write into the experiment's folder, and none of its processes has written yet.
+        """
         if not self.held:
             return self.folder.is_dir() and holder(self.folder / "lock") is None
         return not (self.folder / OUTCOME).exists() and (self.lock is None or self.lock.is_mine())

@@ -44,11 +44,9 @@ class _Unpickler(pickle.Unpickler):
 
 
 def peek(path: Path) -> dict[str, Any] | None:
-    """The state in a checkpoint with `_Nothing` for each tensor; None for a file that holds none that can be
-    read.
+    """The state in a checkpoint with `_Nothing` for each tensor; None for a file that holds no readable one.
 
-    Checksums of other records are not compared: whether a file is intact is for optim.checkpoint.damage to
-    say.
+    Checksums of other records are not compared: optim.checkpoint.damage says whether a file is intact.
     """
     try:
         with zipfile.ZipFile(path) as archive:

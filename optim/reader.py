@@ -74,10 +74,10 @@ def tail_of(path: Path, size: int) -> bytes:
 
 
 def read_rows(path: Path, problems: list[str], size: int | None = None) -> list[Row]:
-    """JSON objects, one a line, at most the last `size` bytes; what is wrong with the file goes to
+    """JSON objects, one a line, from at most the last `size` bytes; problems of the file are added to
     `problems`.
 
-    A last line without its end is still being written, or a kill cut it short.
+    A last line without its end is still being written, or was cut short by a kill.
     """
     try:
         if size is None and os.path.getsize(path) > LARGEST_LOG:
@@ -115,10 +115,10 @@ def _rows_at_once(raw: bytes) -> list[Row] | None:
 
 
 def newest_rows(path: Path, problems: list[str], *groups: Sequence[str]) -> list[Row]:
-    """Of each group of kinds the last row, empty where the end of the file has none; what is wrong with that
-    end goes to `problems`.
+    """The last row of each group of kinds, empty where the end of the file has none; problems of that end are
+    added to `problems`.
 
-    Only as much is read, and only such lines are parsed, as it takes to find them.
+    Reads only as much, and parses only such lines, as it takes to find them.
     """
     found: list[Row] = [{} for _ in groups]
     lines: list[bytes] = []
@@ -146,7 +146,7 @@ def newest_rows(path: Path, problems: list[str], *groups: Sequence[str]) -> list
 
 
 def _last_of(lines: Sequence[bytes], kinds: Sequence[str], damaged: set[bytes]) -> Row:
-    """The last of the rows that is of one of the kinds; lines that turn out to be none go to `damaged`."""
+    """The last of the rows that has one of the kinds; lines that are no rows are added to `damaged`."""
     marks = [f'"{kind}"'.encode() for kind in kinds]
     for line in reversed(lines):
         if any(mark in line for mark in marks):
@@ -168,8 +168,8 @@ def as_float(value: Any) -> float | None:
 
 
 def advanced(row: Row) -> bool:
-    """Whether a job (a row of segments.jsonl) has brought the newest checkpoint on, or an evaluation that
-    takes longer than a job.
+    """Whether a job (a row of segments.jsonl) has advanced the newest checkpoint, or an evaluation that takes
+    longer than a job.
     """
     start, end = as_float(row.get("start_step")), as_float(row.get("end_step"))
     return row.get("evaluated") is True or (start is not None and end is not None and end > start)
@@ -214,8 +214,8 @@ class Record:
 
     @cached_property
     def ending(self) -> Outcome | None:
-        """How the last run ended that left no status at its end: the outcome, where it is no older than
-        the status.
+        """How the last run ended if it wrote no status at its end: the outcome, unless it is older than the
+        status.
         """
         with suppress(OSError):
             if (self.folder / OUTCOME).stat().st_mtime_ns >= (self.folder / STATUS).stat().st_mtime_ns:
@@ -223,8 +223,8 @@ class Record:
         return None
 
     def summary_of(self, checkpoint: str) -> Row | None:
-        """The summary that a checkpoint file had: of `ckpt_N.pt` that of its step, where it was final
-        before an extension.
+        """The summary of a checkpoint file: of `ckpt_N.pt` that of its step, if it was final before an
+        extension.
         """
         step = step_of(Path(checkpoint))
         own = None if step is None else self.object(f"summary_{step}.json")
@@ -276,9 +276,9 @@ class Record:
         return int(planned) if planned else None
 
     def steps_per_hour(self) -> float | None:
-        """Over the jobs that advanced, with all that they do: start, evaluate, save.
+        """Over the jobs that advanced, including start, evaluations and saves.
 
-        What a kill lost does not count.
+        Steps lost by a kill do not count.
         """
         steps = seconds = 0.0
         for row in self.segments:
@@ -294,8 +294,7 @@ class Record:
 
     @property
     def slowest(self) -> tuple[float, float] | None:
-        """Seconds of the slowest step and of the slowest save that the last run has seen; None where it
-        has not timed both.
+        """Seconds of the slowest step and of the slowest save of the last run; None if it has not timed both.
         """
         step, save = (as_float(self.status.get(f"slowest_{what}_seconds")) for what in ("step", "save"))
         return (step, save) if step and save and step > 0 and save > 0 else None
@@ -307,9 +306,9 @@ class Record:
 
 
 def printed(values: dict[str, object]) -> str:
-    """Lines NAME=VALUE, as iridis/lib.sh reads them: by name, never by place.
+    """Lines NAME=VALUE, as iridis/lib.sh reads them: by name, never by position.
 
-    Raises UserError where a value is more than a line.
+    Raises UserError where a value has more than one line.
     """
     lines = []
     for name, value in values.items():

@@ -43,8 +43,8 @@ TOKENIZER = Flag(
 
 @dataclass(frozen=True)
 class Restored:
-    """An opened checkpoint. args: every flag, of the training but for what was given now; given: the names
-    of those.
+    """An opened checkpoint. args: every flag of the training, overridden by those of this call; given: the
+    names of the latter.
     """
 
     path: Path
@@ -54,8 +54,8 @@ class Restored:
     given: frozenset[str] = frozenset()
 
     def splits(self) -> Any:
-        """Its dataset. Raises UserError where it is not prepared, or where its tokens stand for something
-        else than the model's.
+        """Its dataset. Raises UserError where it is not prepared, or was made by another tokenizer than the
+        model's.
         """
         from data import open_splits
         from data.setup import ensure_prepared
@@ -86,8 +86,7 @@ class Restored:
 
 
 def by_name(flag: str, name: str) -> Path:
-    """The experiment <results>/<dataset>/<model>/NAME, or a file in it; a path that is there is meant as it
-    stands.
+    """The experiment <results>/<dataset>/<model>/NAME, or a file in it; an existing path is taken literally.
 
     NAME may begin with the model, or with dataset and model, where it is not unique. Raises UserError.
     """
@@ -137,8 +136,8 @@ def find_checkpoint(name: str | None, flag: str = "--checkpoint") -> Path:
 def output_folder(given: str | None, checkpoint: Path, prints: bool) -> Path | None:
     """Where a program writes its results, tried before the work: --output_dir, or beside the checkpoint.
 
-    prints: the results are printed too, so that a checkpoint in a folder that one may only read is no
-    obstacle: None, after a note. Raises UserError.
+    prints: the results are printed too, so a checkpoint in a read-only folder is no problem: returns None
+    after a note. Raises UserError.
     """
     folder = Path(given or checkpoint.parent)
     try:
@@ -158,7 +157,7 @@ def output_folder(given: str | None, checkpoint: Path, prints: bool) -> Path | N
 
 
 def keep_result(place: Path | None, name: str, content: dict[str, Any], words: str) -> None:
-    """Write a program's JSON into the folder that `output_folder` gave, if it did, and say where it is.
+    """Write a program's JSON into the folder that `output_folder` returned, if any, and print its path.
 
     Raises UserError.
     """
@@ -174,10 +173,10 @@ def keep_result(place: Path | None, name: str, content: dict[str, Any], words: s
 def trained_settings(
     path: Path, state: dict[str, Any], given: Mapping[str, Any] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """Flags of the training run: from the checkpoint, else from summary.json beside it (the authors'
+    """Flags of the training: from the checkpoint, else from summary.json beside it (the authors'
     checkpoints).
 
-    given: those of this call, which stand alone where nothing is recorded and they name the model. Raises
+    given: those of this call, which suffice where nothing is recorded and they name the model. Raises
     UserError.
     """
     from optim.names import SUMMARY
@@ -237,8 +236,8 @@ def with_checkpoint(
 ) -> int:
     """Parse, open the checkpoint, join the other processes, run, and leave; returns the exit code.
 
-    own: the program's flags beside those of main.py; `run` gets them converted, with their defaults.
-    preset: values that override the training's, and that flags given now override.
+    own: the program's flags in addition to those of main.py; `run` gets them converted, with their defaults.
+    preset: values that override the training's and are overridden by those given now.
     """
     given, problems = config.parse(argv, prog=prog, description=description, extra=own)
     if problems:

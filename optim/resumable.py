@@ -26,10 +26,10 @@ PARTS = {"itr", "args", "world_size", "optimizer", "scheduler", "scaler", "rng",
 def check_resumable(
     path: Path, state: Mapping[str, Any], args: Namespace, data: Mapping[str, Any] | None
 ) -> None:
-    """Raises UserError where the training in a checkpoint is not the one that the flags and data ask for, or
-    cannot be gone on with.
+    """Raises UserError where a checkpoint's training is not the one that the flags and data ask for, or
+    cannot be resumed.
 
-    data: of `identity_of`; None where the data are not there yet.
+    data: from `identity_of`; None where the data do not exist yet.
     """
     if state.get("format") != FORMAT:
         raise UserError(

@@ -50,11 +50,11 @@ class Leg:
 
     @property
     def peak(self) -> int:
-        """The step of the run from which on the rate of this leg is at its top, or falls."""
+        """The step of the run at which this leg reaches its top rate, or begins to fall."""
         return max(self.begin, self.start + max(0, math.ceil(self.rise)))
 
     def as_json(self) -> dict[str, Any]:
-        """Without what it does not have: hashes of metrics rows are of these words (`Lineage`)."""
+        """Without fields that are None: the hashes of metrics rows are of this text (`Lineage`)."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
@@ -139,14 +139,14 @@ class Schedule:
         return {**self.plan(), "taken": self.taken}
 
     def lineage(self) -> Lineage:
-        """By which metrics rows are distinguished from those of another course of the rate."""
+        """Which metrics rows belong to this course of the rate, and which to another one."""
         shape, legs = asdict(self.shape), self.plan()["legs"]
         begins = [leg.begin for leg in self.legs]
         contents = [json.dumps([shape, legs[: n + 1]]) for n in range(len(legs))]
         return Lineage(begins, contents)
 
     def load_state_dict(self, state: dict[str, Any], extend: str | None = None) -> str | None:
-        """Go on where a run stood. Returns a line about the rates before and after where this extends it.
+        """Resume a run's schedule. Returns a line about the rates before and after if this extends it.
 
         Raises UserError where it cannot (`resumed_legs`).
         """
@@ -190,7 +190,7 @@ class Schedule:
 
 
 def resumed_legs(state: Mapping[str, Any], shape: Shape, iterations: int, extend: str | None) -> list[Leg]:
-    """The legs of a run in a checkpoint, of its schedule's state, before any extension.
+    """The legs of a run, from its schedule's state in a checkpoint, before any extension.
 
     Raises UserError where the file's settings differ, or where its horizon does and `extend` does not say
     what the rate should do.

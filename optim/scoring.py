@@ -38,8 +38,8 @@ class Window:
 def windows(context: Sequence[int], continuation: Sequence[int], longest: int) -> list[Window]:
     """Windows of at most `longest` inputs in which each token of the continuation is predicted once.
 
-    The context loses its left end where both do not fit. A continuation longer than that is cut into pieces,
-    each preceded by as many tokens as fit; `context` must hold at least one token.
+    If both do not fit, the left end of the context is dropped. A continuation longer than that is split into
+    pieces, each preceded by as many tokens as fit; `context` must hold at least one token.
     """
     everything = [*context, *continuation]
     pieces = []

@@ -123,7 +123,7 @@ class Training:
         return max((row["step"] for row in metrics_rows(self.folder)), default=0)
 
     def run(self, until: int | None = None, kill: bool = False) -> bool:
-        """Start it, and kill or stop it once it has got past a step; False where it ended before.
+        """Start the training, and kill or stop it once it has passed a step; False if it ended before.
 
         Raises UserError where it fails.
         """
@@ -158,7 +158,7 @@ class Training:
 
 
 def compare(args: Namespace, work: Path, processes: int) -> list[str]:
-    """Train undisturbed and disturbed with so many processes; the names of what differs."""
+    """Train undisturbed and disturbed with this number of processes; returns the names of what differs."""
     where = f"{processes} process{'es' if processes > 1 else ''}"
     undisturbed, disturbed = (
         Training(args, work / f"{name}_{processes}", processes) for name in ("undisturbed", "disturbed")
@@ -189,7 +189,9 @@ def compare(args: Namespace, work: Path, processes: int) -> list[str]:
 
 
 def selftest(args: Namespace) -> int:
-    """Print the verdict; 0 where every bit is the same, else 1. Raises UserError where it cannot be tried."""
+    """Print the verdict; returns 0 if every bit is the same, else 1. Raises UserError where the test cannot
+    run.
+    """
     if under_torchrun():
         raise UserError(
             "--selftest_resume starts torchrun itself: run it as python main.py --selftest_resume"

@@ -30,12 +30,12 @@ ONE_INTERRUPT_SECONDS = 1.0  # in which a SIGINT comes from the terminal and fro
 
 
 class Stopper:
-    """Use as a context manager: handlers are installed on entering and put back on leaving.
+    """Use as a context manager: signal handlers are installed on entering and restored on leaving.
 
-    Any of `stop_files` stops the run when it exists; its content, if it has any, is the reason. The first is
-    the experiment's own, by which a person stops it; another is that of the job. `is_lost` is asked on the
-    main process: whether another process has taken the experiment over. `signals` are those that stop it, by
-    name (None: all but SIGXCPU); the others do what they do to any process.
+    A run stops when any of `stop_files` exists; its content, if it has any, is the reason. The first is the
+    experiment's own, by which a person stops it; another is that of the job. `is_lost` is called on the main
+    process: whether another process has taken the experiment over. `signals` are the names of those that stop
+    the run (None: all but SIGXCPU); others keep their default action.
     """
 
     def __init__(
@@ -96,9 +96,7 @@ class Stopper:
         self._signal = REASONS.index(signal.Signals(signum).name)
 
     def _leave_closed_terminals(self) -> None:
-        """What this process says from now on goes nowhere: a terminal that is gone answers every line with
-        an error.
-        """
+        """Discard the output of this process from now on: writing to a terminal that is gone fails."""
         for descriptor in self._terminals:
             if not os.isatty(descriptor):
                 nowhere = os.open(os.devnull, os.O_WRONLY)

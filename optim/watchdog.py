@@ -14,11 +14,11 @@ LAST_WORDS_SECONDS = 10
 
 
 class Watchdog:
-    """Use as a context manager: within it `beat` must be called at least every `minutes` (0: never mind).
+    """Use as a context manager: within it `beat` must be called at least every `minutes` (0: no watchdog).
 
-    where: says in words what the process was doing; record: is called with the reason for the end. Stacks of
-    all threads go to stderr. Checks are counted, not seconds: a process that SLURM suspends makes none,
-    and goes on when it is resumed.
+    where: says in words what the process was doing; record: is called with the reason before the process
+    ends. Stacks of all threads go to stderr. Checks are counted, not seconds: a process that SLURM suspends
+    makes none, and is not ended when it is resumed.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Watchdog:
         self.beat()
 
     def beat(self) -> None:
-        """The process has got on."""
+        """The process has made progress."""
         self._checks = 0
 
     def __enter__(self) -> Watchdog:

@@ -21,10 +21,10 @@ from files import replace_atomically
 
 @dataclass(frozen=True)
 class WindowLosses:
-    """windows: (N,) int64, their numbers in the split, increasing. losses (nats a token), accuracies: (N,)
+    """windows: (N,) int64, their indices in the split, increasing. losses (nats a token), accuracies: (N,)
     float64, means of each window.
 
-    documents: (N,) int64, to which each belongs; None where that is not known.
+    documents: (N,) int64, the document of each window; None where that is not known.
     """
 
     windows: NDArray[np.int64]
