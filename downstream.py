@@ -55,20 +55,18 @@ OWN_FLAGS = {
 
 
 def letters(text: str) -> int:
-    """Characters that are no space; at least 1, to divide by."""
+    """Number of non-space characters; at least 1, to divide by."""
     return max(1, sum(not character.isspace() for character in text))
 
 
 def nospace_choice(loglikelihoods: Sequence[float], choices: Sequence[str]) -> int:
-    """The choice with the best log-likelihood by character, spaces not counted; the first of equals."""
+    """The choice with the best log-likelihood per non-space character; the first of equals."""
     scores = [total / letters(choice) for total, choice in zip(loglikelihoods, choices, strict=True)]
     return scores.index(max(scores))
 
 
 def right_choices(target: Any, choices: Sequence[str]) -> set[int]:
-    """Numbers of the right choices, from what a task calls its target: a number, the text of a choice, or
-    several.
-    """
+    """Indices of the right choices, from a task's target: a number, the text of a choice, or several."""
     if isinstance(target, (list, tuple)):
         return {number for one in target for number in right_choices(one, choices)}
     if isinstance(target, int):
@@ -179,7 +177,7 @@ def load_tasks(names: Sequence[str], include_path: str | None) -> Any:
 
 
 def make_lm(restored: Restored, tokenizer: str | None) -> Any:
-    """The checkpoint's model for the harness. Raises UserError where it does not read GPT-2's tokens."""
+    """The checkpoint's model for the harness. Raises UserError where it was not trained on GPT-2's tokens."""
     from data.bpe import gpt2
     from data.vocabulary import unknown, vocabulary_of
     from optim.harness import CheckpointLM
@@ -206,7 +204,7 @@ def percent(value: float | None) -> str:
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Tasks and their accuracies in percent, standard error behind each."""
+    """Tasks and their accuracies in percent, each with its standard error."""
     lines = [f"{'task':<32}{'examples':>10}" + "".join(f"{name:>18}{'+-':>7}" for name in METRICS)]
     for name, row in rows.items():
         cells = "".join(

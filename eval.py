@@ -48,7 +48,9 @@ ROUTING = {
 
 
 def intervals(result: dict[str, Any], documents: NDArray[np.int64] | None) -> dict[str, Any]:
-    """Errors of the mean loss and accuracy of one model, and 95% intervals; None of a single window."""
+    """Standard errors of the mean loss and accuracy of one model, and 95% intervals; None for a single
+    window.
+    """
     from optim.evaluate import perplexity
     from optim.intervals import interval
 
@@ -83,8 +85,8 @@ def intervals(result: dict[str, Any], documents: NDArray[np.int64] | None) -> di
 
 
 def bits_per_byte(splits: Any, loss: float, chosen: NDArray[np.int64], vocab_size: int) -> float | None:
-    """A mean loss in nats a token over some windows of the split, in bits per byte of their text; None
-    where that is not known.
+    """A mean loss in nats a token over some windows of the split, in bits per byte of their text; None where
+    the tokenizer is not known.
     """
     from data.sizes import token_sizes
 
@@ -113,10 +115,10 @@ def routing_of(args: Namespace) -> str | None:
 
 
 def partial_sums(restored: Restored, model: Any, data: Any, place: Path | None) -> PartialSums | None:
-    """What a call that was cut short has left: beside the checkpoint, where each run of a job looks, else
-    with the results.
+    """The sums of an interrupted call: beside the checkpoint, where each run of a job finds them, else with
+    the results.
 
-    None where neither can be written.
+    None where neither folder can be written.
     """
     from optim.intervals import SAMPLE
     from optim.partial import PartialSums, facts_of

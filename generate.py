@@ -127,7 +127,7 @@ class Transcript:
 
 
 def codec(known: Vocabulary, args: Any) -> Codec:
-    """That of the model's vocabulary. Raises UserError where nobody says what it is."""
+    """The codec of the model's vocabulary. Raises UserError where it is not known."""
     from data.bpe import gpt2
     from data.vocabulary import unknown
 

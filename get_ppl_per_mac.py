@@ -88,8 +88,7 @@ NOT_OF_A_SWEEP = (
 
 
 def same_data(there: dict[str, Any], begun: dict[str, Any]) -> bool:
-    """Whether two sweeps read the same data; a file from before these were known by what they hold names
-    their folder.
+    """Whether two sweeps read the same data; an older file, without hashes of the data, names their folder.
     """
     from data.bins import data_differences
 
@@ -99,7 +98,7 @@ def same_data(there: dict[str, Any], begun: dict[str, Any]) -> bool:
 
 
 def others(there: dict[str, Any], begun: dict[str, Any]) -> list[str]:
-    """What makes a sweep that is there another one than that which is begun."""
+    """What makes an existing sweep another one than the new one."""
     names = [name for name in SAME if there.get(name) != begun[name]]
     names += [name for name, before in SAME_SINCE.items() if there.get(name, before) != begun[name]]
     if not same_data(there, begun):
@@ -116,7 +115,7 @@ def others(there: dict[str, Any], begun: dict[str, Any]) -> list[str]:
 
 
 def earlier(target: Path, begun: dict[str, Any]) -> dict[str, Any]:
-    """The points of an earlier sweep of the same kind, or none.
+    """The points of an existing sweep of the same kind, or none.
 
     Raises UserError where there is one of another kind.
     """
@@ -152,10 +151,10 @@ def save(target: Path, content: dict[str, Any]) -> None:
 def read_losses(
     target: Path, sweep: dict[str, Any], chosen: NDArray[np.int64], whole: bool
 ) -> dict[str, Any]:
-    """Mean loss of each window at each budget, (windows,) float64, as an earlier call kept them.
+    """Mean loss of each window at each budget, (windows,) float64, as an earlier call saved them.
 
-    Those of the same windows alone, whose mean is the loss that the sweep has for the budget, so none of
-    another sweep. whole: these are all windows of the split, as where a file from before does not say which.
+    Only losses of the same windows, whose mean is the loss that the sweep has for the budget, so none of
+    another sweep. whole: `chosen` are all windows of the split, as in an older file that does not say which.
     """
     import numpy as np
 
@@ -194,7 +193,7 @@ def name_of(kind: str, value: Any) -> str:
 
 
 def of_depth(passes: int, n_repeat: int) -> list[float]:
-    """Shares of the tokens that go on after each pass where all stop after the same one."""
+    """Shares of the tokens that go on after each pass if all stop after the same one."""
     return [float(pass_number < passes) for pass_number in range(1, n_repeat)]
 
 
@@ -282,9 +281,9 @@ class Budgets:
 def seconds_per_sequence(
     restored: Restored, model: Any, windows: Any, budgets: Sequence[Sequence[float]]
 ) -> list[float]:
-    """Of each budget, the least over some rounds in which the budgets take turns with one batch.
+    """For each budget, the least of several rounds in which the budgets take turns with one batch.
 
-    What else a machine does only ever adds to a time, and slow phases of it meet all budgets alike.
+    Other work on the machine only adds to a time, and slow phases affect all budgets alike.
     """
     import numpy as np
     import torch
@@ -315,8 +314,7 @@ def seconds_per_sequence(
 
 
 def add_times(restored: Restored, model: Any, windows: Any, sweep: dict[str, Any]) -> None:
-    """Time all points of the sweep together; those of an earlier call too, which ran on another day beside
-    other programs.
+    """Time all points of the sweep together, also those of an earlier call, which ran under other conditions.
     """
     points = [point for kind in KEYS for point in sweep[kind] if point.get("length_factors")]
     budgets = list(dict.fromkeys(tuple(point["length_factors"]) for point in points))

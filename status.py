@@ -48,7 +48,7 @@ OPEN_SCREEN, HOME, CLEAR_LINE, CLEAR_BELOW, CLOSE_SCREEN = (
 
 
 def report(bases: Sequence[Path]) -> list[str]:
-    """Lines of the table, what lives first, and of the remarks below it."""
+    """Lines of the table, live experiments first, and of the remarks below it."""
     found, queue = survey(bases)
     rows = sorted(found.values(), key=lambda row: not is_live(row))
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None

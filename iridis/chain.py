@@ -52,9 +52,9 @@ NOT_ITS_FAULT = (Cause.REQUEUED, Cause.PREEMPTED)  # a job that had not begun to
 
 
 def oom_killed(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> bool:
-    """Whether the kernel has killed a process of this job's control groups for want of memory.
+    """Whether the kernel has killed a process of this job's control groups for lack of memory.
 
-    Those above count other jobs' too.
+    Parent groups count other jobs' processes too.
     """
     counts = ""
     with suppress(OSError):
@@ -72,8 +72,8 @@ def oom_killed(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs
 
 
 def seen(code: int, reported: Outcome | None, memory: str) -> Outcome | None:
-    """How the training ended, as it reported, but where it was killed for its memory: then at most its other
-    processes reported a crash.
+    """How the training ended: as it reported, unless it was killed for its memory; then its other processes
+    reported a crash at most.
     """
     if code == 0 or (reported is not None and reported.kind != Kind.CRASHED) or not oom_killed():
         return reported
@@ -84,14 +84,14 @@ def seen(code: int, reported: Outcome | None, memory: str) -> Outcome | None:
 
 
 def own_row(rows: list[Row]) -> Row | None:
-    """The row of this start of this job, if the training came as far as writing one."""
+    """The row of this start of this job, if the training has written one."""
     if rows and (rows[-1].get("job_id"), rows[-1].get("restart", 0)) == (job_name(), restart_count()):
         return rows[-1]
     return None
 
 
 def verdict(folder: Path, rows: list[Row], outcome: Outcome, cause: Cause) -> tuple[str, str]:
-    """What becomes of the chain, and why. `rows`: of segments.jsonl, the last one this job's."""
+    """The decision on the chain, and its reason. `rows`: of segments.jsonl, the last one this job's."""
     row = rows[-1]
     if outcome.is_done:
         return FINISHED, outcome.reason
@@ -162,7 +162,7 @@ def _unreported(code: int, row: Row | None) -> Outcome:
 
 
 def _complete_row(experiment: Experiment, record: Record, outcome: Outcome, cause: Cause) -> None:
-    """Enter how the job ended, where its training could not."""
+    """Record how the job ended, where its training could not."""
     row = own_row(experiment.segments)
     if row is None:
         saved = record.saved_step
@@ -196,7 +196,7 @@ def note_end(folder: Path, reason: str) -> None:
 
 
 def decide(args: Any) -> tuple[str, str]:
-    """The verdict also where the experiment cannot be reached, for the job must know."""
+    """The verdict, also where the experiment cannot be reached, as the job needs one."""
     reported = seen(args.code, read_outcome(args.outcome) if args.outcome else None, args.memory)
     try:
         return judge(args.folder, args.code, args.cause, reported)

@@ -127,7 +127,7 @@ def read_table(path: Path, problems: list[str], including: tuple[Path, ...] = ()
 
 
 def read_stage(line: str, place: str) -> Stage:
-    """A stage out of its line. Raises UserError with a line for each fault."""
+    """A stage from its line. Raises UserError with a line for each mistake."""
     columns = [column.strip() for column in line.split("\t")]
     if len(columns) != len(COLUMNS):
         raise UserError(
@@ -164,7 +164,7 @@ def split_words(words: Sequence[str]) -> tuple[tuple[tuple[str, str], ...], tupl
 
 
 def word_problems(settings: Sequence[tuple[str, str]], words: Sequence[str]) -> list[str]:
-    """A line for each word that would not mean what it looks like."""
+    """A line for each word that would not mean what it seems to."""
     problems = [f"{name}={value}: settings take no @" for name, value in settings if value.startswith("@")]
     options = words[: words.index("--")] if "--" in words else words
     problems += [f"{word}: settings come before arguments" for word in options if LATE_SETTING.match(word)]
@@ -180,9 +180,8 @@ def word_problems(settings: Sequence[tuple[str, str]], words: Sequence[str]) -> 
 
 
 def load(table: str) -> list[Stage]:
-    """The stages of a table, in its order.
-
-    Raises UserError with file, line number and fault of each line that is wrong.
+    """The stages of a table, in its order. Raises UserError with file, line number and mistake of each wrong
+    line.
     """
     path = table_path(table, Path())
     problems: list[str] = []
@@ -196,7 +195,7 @@ def load(table: str) -> list[Stage]:
 
 
 def graph_problems(stages: Sequence[Stage]) -> list[str]:
-    """What is wrong with stages that could be read, between them."""
+    """Problems between stages that are each correct."""
     problems: list[str] = []
     known: dict[str, Stage] = {}
     for stage in stages:
@@ -338,9 +337,8 @@ def environment(stage: Stage) -> dict[str, str]:
 
 
 def ask_all(stages: Sequence[Stage], ask: Callable[[Stage], Any]) -> dict[str, Any]:
-    """What each stage answers, several at a time.
-
-    Raises UserError with a line for each problem and the stages that have it.
+    """The answer of each stage, several at a time. Raises UserError with a line for each problem and the
+    stages that have it.
     """
     with ThreadPoolExecutor(AT_ONCE) as pool:
         futures = {stage.name: pool.submit(ask, stage) for stage in stages}
@@ -404,10 +402,10 @@ def shared_experiments(stages: Sequence[Stage], experiments: Mapping[str, str | 
 
 
 def queue(stages: Sequence[Stage], call: Call, states: dict[str, str]) -> list[str]:
-    """Queue the stages that are NEW, each behind the jobs of those that it waits for, and put what became of
-    them into `states`.
+    """Queue the stages that are NEW, each behind the jobs of those that it waits for, and put the results
+    into `states`.
 
-    Returns a line for each stage that is not queued though it should be.
+    Returns a line for each stage that should be queued and is not.
     """
     problems = []
     for stage in in_order(stages):
@@ -439,8 +437,7 @@ def queue(stages: Sequence[Stage], call: Call, states: dict[str, str]) -> list[s
 def branches(
     stages: Sequence[Stage], parent: str | None = None, stem: str = ""
 ) -> Iterator[tuple[str, Stage]]:
-    """Each stage once, below the last of those that it waits for; with its name behind the lines of the
-    tree.
+    """Each stage once, below the last of those that it waits for; with its name after the lines of the tree.
     """
     below = [stage for stage in stages if stage.parent == parent]
     for stage in below:

@@ -116,8 +116,8 @@ def partition_problems(partition: str, limit: str, nodes: int, gpus: int) -> lis
 
 
 def allowed_limit(partition: str, limit: str) -> tuple[str, int] | None:
-    """The longest time limit that a partition (the most generous of several) takes, in words and seconds,
-    if `limit` is more.
+    """The longest time limit of a partition (the most generous of several), in words and seconds, if `limit`
+    is more.
     """
     rows = [(seconds_of(text), text) for text in slurm("sinfo", "-h", "-p", partition, "-o", "%l")]
     wanted, limits = seconds_of(limit), [(seconds, text) for seconds, text in rows if seconds is not None]
@@ -134,7 +134,7 @@ def gpus_in(gres: str) -> int:
 
 
 def checkpoint_bytes(args: Namespace, folder: Path) -> int:
-    """Size of a checkpoint: of the newest one, or what the model's weights and optimiser states will take."""
+    """Size of the newest checkpoint, or the size that the model's weights and optimiser states will have."""
     saved = [path for path in (folder / FINAL, *numbered(folder)) if path.is_file()]
     if saved:
         return saved[0].stat().st_size
@@ -152,7 +152,7 @@ def existing_parent(folder: Path) -> Path:
 
 
 def free_bytes(folder: Path) -> int:
-    """Room for new files: what the disk has, or what a Lustre quota leaves, whichever is less."""
+    """Space for new files: free on the disk, or left of a Lustre quota, whichever is less."""
     place = existing_parent(folder)
     free = shutil.disk_usage(place).free
     if shutil.which("lfs"):
@@ -181,8 +181,8 @@ def checkpoints_at_once(args: Namespace) -> int:
 
 
 def space_problems(args: Namespace, folder: Path) -> list[str]:
-    """Whether the checkpoints to come find room: those that are kept, the one resumed from, the final one,
-    and one being written.
+    """Whether there is space for the coming checkpoints: those that are kept, the one resumed from, the final
+    one, and one being written.
     """
     size, count = checkpoint_bytes(args, folder), checkpoints_at_once(args)
     there = sum(path.stat().st_size for path in folder.glob("*.pt")) if folder.is_dir() else 0
@@ -217,8 +217,8 @@ def forecast(record: Record, iterations: int, limit: str | None) -> str | None:
 
 
 def lead_seconds(record: Record, limit: str | None) -> int:
-    """How long before the limit to stop: the slowest step and save that were seen and a minute; never a
-    quarter of the limit.
+    """How long before the limit to stop: the slowest step and save seen so far and a minute; never more than
+    a quarter of the limit.
 
     Twice as long after each job in a row for which that was too short.
     """
@@ -230,10 +230,10 @@ def lead_seconds(record: Record, limit: str | None) -> int:
 
 
 def is_done(record: Record, args: Namespace, where: bool, problems: list[str]) -> bool:
-    """Whether the experiment is finished as it is asked for. Why it cannot be goes to `problems`; with
-    `where` main.py is to report it.
+    """Whether the experiment is finished as it is asked for. Reasons why it cannot be are added to
+    `problems`; with `where` main.py reports them.
 
-    So is damage, which may be repaired until the job begins.
+    So is damage, which may be repaired before the job begins.
     """
     try:
         return record.finished() and is_finished(record.folder, args)
@@ -246,7 +246,7 @@ def is_done(record: Record, args: Namespace, where: bool, problems: list[str]) -
 def newest_readable(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose numbers can be read.
 
-    Whether all of it is intact is for main.py to say, which reads it.
+    main.py, which reads all of it, checks whether it is intact.
     """
     from optim.checkpoint import newest_valid
 
@@ -284,7 +284,7 @@ def changed_flags(now: Namespace, then: Namespace) -> list[str]:
 
 
 def began_as(args: Namespace, former: Namespace, experiment: Path | None) -> Namespace:
-    """`former` where the experiment that is meant was begun with those flags, else `args`.
+    """`former` if the experiment was begun with those flags, else `args`.
 
     experiment: the folder that a job was submitted for, whatever has been begun beside it since.
     """
@@ -301,7 +301,7 @@ def began_as(args: Namespace, former: Namespace, experiment: Path | None) -> Nam
 
 
 def short_name(args: Namespace) -> str:
-    """Of the model, with its size where it repeats layers: what distinguishes jobs in the queue."""
+    """Of the model, with its size if it repeats layers: distinguishes jobs in the queue."""
     name = min((alias for alias, full in ALIASES.items() if full == args.model), key=len, default=args.model)
     return name + (f"{args.n_layer}x{args.n_repeat}" if args.n_repeat > 1 else str(args.n_layer))
 

@@ -74,9 +74,9 @@ def newest(folder: Path, quick: bool) -> Path | None:
 
 
 def files_of(checkpoint: Path, steps: Sequence[int], quick: bool) -> list[Path]:
-    """A file itself; of an experiment's folder these steps, else the milestones and the newest.
+    """A file itself; for an experiment's folder the files of these steps, else the milestones and the newest.
 
-    A folder without checkpoints stands for itself: eval.py says what is wrong with it.
+    A folder without checkpoints is returned itself: eval.py reports what is wrong with it.
     """
     if not checkpoint.is_dir():
         return [checkpoint]
@@ -96,8 +96,8 @@ def files_of(checkpoint: Path, steps: Sequence[int], quick: bool) -> list[Path]:
 
 
 def other_place(path: Path, data_dir: str) -> str:
-    """data_dir where the data that a checkpoint was trained on are there and not at the place that it
-    names, else empty.
+    """data_dir if the data that a checkpoint was trained on are there and not at the recorded place, else
+    empty.
     """
     args = recorded(path)
     dataset, place = args.get("dataset"), args.get("data_dir")

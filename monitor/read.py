@@ -207,10 +207,10 @@ def reason_of(record: Record) -> str:
 
 
 def dead_chain(record: Record, queue: Queue, job_id: str, age: float | None) -> str | None:
-    """Why an unfinished experiment that no job works on or waits for has no further one; empty where no
+    """Why an unfinished experiment, which no job trains or waits for, has no further job; empty where no
     reason was given.
 
-    None where nothing is known of a chain, or of what became of it. job_id: the job that the files name.
+    None where no chain, or no end of it, is known. job_id: the job that the files name.
     """
     last = record.segments[-1] if record.segments else {}
     chain = words(last.get("chain") or "")
@@ -227,10 +227,10 @@ def dead_chain(record: Record, queue: Queue, job_id: str, age: float | None) -> 
 
 
 def yardstick_of(record: Record, evaluation: Row) -> str | None:
-    """How a training in progress compares with that of the paper's re-run at its last evaluation; None where
-    that is not known.
+    """How a training in progress compares with the paper's re-run at its last evaluation; None where that is
+    not known.
 
-    A checkpoint is opened only where the steps planned are those of a training that is known.
+    A checkpoint is opened only if the number of planned steps is that of a known training.
     """
     step, perplexity = as_float(evaluation.get("step")), as_float(evaluation.get("val_pp"))
     if step is None or perplexity is None or as_float(record.status.get("iterations")) not in KNOWN_LENGTHS:

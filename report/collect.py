@@ -47,7 +47,7 @@ class Evaluation:
     """One eval_summary_*.json. `interval`: ends of the 95% interval of the perplexity over texts, of this one
     model.
 
-    grouped: what its windows were grouped by, for people; empty in a file from before they were.
+    grouped: what its windows were grouped by, for people; empty in an older file.
     """
 
     path: Path
@@ -75,10 +75,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Point:
-    """Perplexity at one compute budget. `label`: router threshold, or number of passes.
+    """Perplexity at one compute budget. `label`: router threshold, or number of passes. interval: over texts,
+    of the one model.
 
-    interval: over texts, of the one model. paired: over the same windows' differences to full depth, about
-    the perplexity; None in a file without it.
+    paired: over the same windows' differences to full depth, around the perplexity; None in a file without
+    it.
     """
 
     label: float
@@ -222,8 +223,8 @@ class Trainings:
             self.copies.setdefault(path.resolve().parts[-4:-1], path.parent)
 
     def summary(self, checkpoint: str) -> dict[str, Any] | None:
-        """summary.json beside the checkpoint; of a run that was extended later, the one that its step had
-        then.
+        """summary.json beside the checkpoint; for a run that was extended later, the one of the checkpoint's
+        step.
         """
         path = Path(checkpoint)
         for folder in (path.parent, self.copies.get(path.resolve().parts[-4:-1], path.parent)):
@@ -294,7 +295,7 @@ def read_evaluation(path: Path, trainings: Trainings) -> Evaluation:
 
 
 def _grouped(file: _Object) -> str:
-    """By what windows were grouped, for people; empty in a file from before they were."""
+    """How windows were grouped, in words; empty in an older file."""
     return (
         ""
         if file.values.get("interval") is None
@@ -379,9 +380,8 @@ def _read_all(paths: Sequence[Path], read: Callable[[Path], T], problems: list[s
 
 
 def collect(folders: Sequence[Path]) -> Found:
-    """Everything of use below the folders.
-
-    Raises UserError where there is nothing, with a line for each damaged file.
+    """All evaluations and sweeps below the folders. Raises UserError where there are none, with a line for
+    each damaged file.
     """
     for folder in folders:
         if not folder.is_dir():

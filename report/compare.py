@@ -158,7 +158,7 @@ def verdict(value: float, interval: tuple[float, float]) -> str:
 
 
 def warmup_steps(one: Evaluation) -> int:
-    """Of the training as it began: an extension is no reason to count anew."""
+    """Of the training as it began: an extension does not change it."""
     if one.legs:
         return round(one.legs[0].rise + 1)
     return round(one.trained.warmup_percent * one.trained.iterations)
@@ -186,7 +186,7 @@ def changed_settings(one: Evaluation) -> dict[str, str]:
 
 
 def not_final(one: Evaluation) -> str | None:
-    """Why an evaluation says nothing about its model as the paper's tables do, None where it does."""
+    """Why an evaluation does not measure its model as the paper's tables do, None where it does."""
     if architecture(one.args) != architecture(one.trained):
         return f"evaluated as {shape(one.args)}, trained as {shape(one.trained)}"
     changed = [line for name, line in changed_settings(one).items() if name not in NOTED_BESIDE]
@@ -202,9 +202,7 @@ def not_final(one: Evaluation) -> str | None:
 
 
 def _identity(one: Evaluation) -> tuple[Any, ...]:
-    """Equal for models that differ in their seed only.
-
-    A training that passed over steps of its own is like no other one.
+    """Equal for models that differ only in their seed. A training that skipped steps differs from all others.
     """
     trained = one.trained
     schedule = one.legs if len(one.legs) > 1 else extension(one)
@@ -240,7 +238,7 @@ def groups(
 
 
 def decisive_differences(row: Row, one: Evaluation) -> list[str]:
-    """Those after which a perplexity is another quantity, or one of another training."""
+    """Differences that make a perplexity another quantity, or that of another training."""
     pairs = (
         ("steps", f"{one.steps:,}", f"{row.steps:,}"),
         ("data", label(one.args.dataset), DATASET),
@@ -375,7 +373,7 @@ def compare(found: Found) -> Report:
 
 
 def in_pairs(results: Sequence[Result]) -> list[Beside]:
-    """Each evaluated model of a table beside its best one; without those whose windows cannot be compared.
+    """Each evaluated model of a table with its best one; without those whose windows cannot be compared.
 
     Of several seeds the first.
     """

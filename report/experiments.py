@@ -64,7 +64,7 @@ def _flag(name: str, value: Any) -> str:
 
 
 def training_flops(row: Row) -> float:
-    """Floating-point operations of the row's training that are of use."""
+    """Useful floating-point operations of the row's training."""
     from models.macs import training_flops_per_token
     from models.settings import ModelSettings
 
@@ -87,7 +87,7 @@ def utilisation(kind: str) -> float:
 
 
 def gpu_hours(row: Row) -> float:
-    """A forecast, at the utilisation of the re-run's training that is like it."""
+    """A forecast, at the utilisation of the most similar training of the re-run."""
     from optim.reporting import PEAK_FLOPS
 
     return training_flops(row) / (3600 * PEAK_FLOPS[GPU] * utilisation(like(row)))

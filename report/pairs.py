@@ -64,9 +64,8 @@ def _read(path: Path) -> tuple[dict[str, Any], WindowLosses]:
 
 
 def pair(a: Path, b: Path) -> Pair:
-    """Compare two evaluations by the windows that both have read.
-
-    Raises UserError where they are of other text or have too few in common.
+    """Compare two evaluations by the windows that both have read. Raises UserError where they read other text
+    or have too few in common.
     """
     (one, of_a), (other, of_b) = _read(a), _read(b)
     lengths = one["args"].get("sequence_length"), other["args"].get("sequence_length")

@@ -33,11 +33,10 @@ NAMES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table.
+    """One line of a table. job: what trains it: settings for the environment, the package, its words.
 
-    job: what trains it: settings for the environment, the package, its words. paper: where its number stands
-    in paper.json, empty where the paper gives none; rerun: that of the re-run. more: flags of the model that
-    are not the defaults, beside those with a field.
+    paper: the key of its number in paper.json, empty where the paper gives none; rerun: that of the re-run.
+    more: flags of the model that are not the defaults, in addition to those with a field.
     """
 
     table: str
@@ -283,7 +282,7 @@ NOTES: dict[str, str] = {
 
 
 def architecture(args: Namespace) -> tuple[object, ...]:
-    """What makes two models one row: variant, layers, repeats and widths."""
+    """Two models with the same value are the same row: variant, layers, repeats and widths."""
     looped = (args.n_layer_begin, args.n_layer_end, args.n_repeat) if VARIANTS[args.model].loop else ()
     return args.model, args.n_layer, *looped, args.n_embd, args.n_head, args.vocab_size
 

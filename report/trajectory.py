@@ -35,8 +35,8 @@ Points = tuple[tuple[int, float], ...]  # steps and perplexities, in order of st
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What is known of other trainings of a model: the paper's and the re-run's final perplexity, and the
-    re-run's on its way.
+    """Other trainings of a model: the paper's and the re-run's final perplexity, and the re-run's during its
+    training.
     """
 
     label: str
@@ -60,7 +60,7 @@ class Yardstick:
         return math.exp((1 - share) * math.log(high) + share * math.log(low))
 
     def text_at(self, step: int) -> str:
-        """The same in words, empty where it is not known."""
+        """`at` as text, empty where it is not known."""
         there = self.at(step)
         if there is None:
             return ""
@@ -68,9 +68,9 @@ class Yardstick:
 
 
 def yardstick_of(args: Namespace) -> Yardstick | None:
-    """Of the model of some flags; None where the paper has none of its architecture.
+    """For the model of some flags; None where the paper has none of its architecture.
 
-    Of several rows the one counts that also asks for the same depth embedding.
+    Of several rows the one with the same depth embedding comes first.
     """
     rows = sorted(rows_of(args, args.iterations), key=lambda row: not row.exact_embedding)
     if not rows:
@@ -82,7 +82,7 @@ def yardstick_of(args: Namespace) -> Yardstick | None:
 
 
 def differences(args: Namespace, yardstick: Yardstick) -> list[str]:
-    """Settings after which the numbers on the way are not comparable."""
+    """Settings that make the values during training not comparable."""
     data = "openwebtext2" if Path(args.dataset).name in OPENWEBTEXT2 else args.dataset
     pairs = (
         ("data", data, "openwebtext2"),

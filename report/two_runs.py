@@ -112,7 +112,7 @@ def flags(a: Path, b: Path) -> list[str]:
 
 
 def checkpoints_of(folder: Path) -> dict[int, Path]:
-    """Checkpoints by the step that they hold, the newest first; those that do not say it are left out."""
+    """Checkpoints by the step that they hold, the newest first; those without one are left out."""
     found = {
         step: path for path in (*numbered(folder), folder / FINAL) if (step := step_in(path)) is not None
     }
@@ -268,7 +268,7 @@ def milestones(a: Path, b: Path, common: Sequence[int]) -> list[int]:
 
 
 def jobs(a: Path, b: Path) -> list[str]:
-    """Jobs, why they ended, and steps that were passed over."""
+    """Jobs, why they ended, and skipped steps."""
     return [
         "jobs",
         *(f"  {line}" for name, folder in (("A", a), ("B", b)) for line in job_lines(name, folder)),
@@ -304,7 +304,7 @@ def job_lines(name: str, folder: Path) -> list[str]:
 
 
 def perplexities(a: Path, b: Path) -> list[str]:
-    """The two results; what their windows say of the difference is another section's."""
+    """The two results; another section compares their windows."""
     lines = ["evaluation"]
     for name, path in (("A", a), ("B", b)):
         try:

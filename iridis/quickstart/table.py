@@ -20,7 +20,7 @@ from optim.reader import Record
 
 
 def how_to_go_on(environment: Path) -> str:
-    """The line with which the commands of the README run in the environment of this program."""
+    """A command that activates the environment of this program."""
     if (environment / "conda-meta").is_dir():
         activate = f"conda activate {environment}"
     else:
