@@ -26,7 +26,7 @@ def how_to_go_on(environment: Path) -> str:
     else:
         script = environment / "bin" / "activate"
         activate = f"source {os.path.relpath(script) if script.is_relative_to(Path.cwd()) else script}"
-    return f"to go on by hand:  {activate}"
+    return f"to continue by hand:  {activate}"
 
 
 def shown(perplexity: float | None) -> str:
