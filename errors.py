@@ -51,7 +51,7 @@ def missing_package(error: BaseException | None) -> str | None:
     return f"{name} is not installed: {environment}pip install -r requirements.txt -c constraints.txt"
 
 
-def tell_missing_package() -> None:
+def report_missing_package() -> None:
     """While `python -m ROOM.PROGRAM` starts: one line and exit code 2 for a missing package, as
     config.guarded does later.
 

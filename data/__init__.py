@@ -8,9 +8,9 @@ built-in corpus on first use), vocabulary.py (what the tokens of a training stan
     idx, targets = splits.train.batch(windows)
 """
 
-from errors import tell_missing_package
+from errors import report_missing_package
 
-tell_missing_package()
+report_missing_package()
 
 from data.bins import Splits, TokenWindows, dataset_folder, open_splits  # noqa: E402  (they import numpy)
 from data.order import SampleOrder  # noqa: E402

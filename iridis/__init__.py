@@ -2,6 +2,6 @@
 chain ended), graph.py (tables of jobs), notify.py (messages to a webhook); the rest is shell.
 """
 
-from errors import tell_missing_package
+from errors import report_missing_package
 
-tell_missing_package()
+report_missing_package()

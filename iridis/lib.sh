@@ -23,7 +23,7 @@ if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)) ||
 fi
 set -Eeuo pipefail
 # nothing ends in silence; bad input (2) has been reported by whoever met it
-TOLD=0 # 1: why this script ends has been said
+REPORTED=0 # 1: why this script ends has been said
 exec 7>&2 || exec 2>/dev/null 7>&2 # stderr for last words, also from within a command whose output is discarded
 trap 'code=$?; ((code == 2)) || err_words "$code" "${BASH_SOURCE[0]:-$0}" "$LINENO"' ERR
 trap 'leave "$?"' EXIT
@@ -31,13 +31,13 @@ trap 'leave "$?"' EXIT
 # err_words CODE FILE LINE: that a command failed
 err_words() {
     printf 'error: %s, line %s: a command failed with code %s\n' "$2" "$3" "$1" >&2
-    [[ ! /dev/fd/2 -ef /dev/fd/7 ]] || TOLD=1
+    [[ ! /dev/fd/2 -ef /dev/fd/7 ]] || REPORTED=1
 }
 
 # leave CODE: last words of a script that something else has ended: an unset variable, an exit in the site's code
 leave() {
     exec 2>&7
-    (($1 == 0 || $1 == 2 || TOLD)) || printf 'error: %s ended with code %s%s\n' "$0" "$1" "${FOREIGN:+, in \`$FOREIGN\`}" >&2
+    (($1 == 0 || $1 == 2 || REPORTED)) || printf 'error: %s ended with code %s%s\n' "$0" "$1" "${FOREIGN:+, in \`$FOREIGN\`}" >&2
     leaving
 }
 leaving() { :; } # a kind of job may define it anew

@@ -296,7 +296,7 @@ hand_on() {
 
 # end_chain REASON: no further job; what waits for this one is cancelled by SLURM
 end_chain() {
-    DECIDED=1 TOLD=1
+    DECIDED=1 REPORTED=1
     printf 'error: the chain stops: %s\n' "$1" >&2
     local id
     for id in $(squeue -h --me --name="$JOB_NAME" --states=PENDING -o %i || true); do
@@ -356,7 +356,7 @@ train_segment() {
         exit 0
         ;;
     replaced) # what waits for this job must not take the training for finished
-        DECIDED=1 TOLD=1
+        DECIDED=1 REPORTED=1
         exit 1
         ;;
     again) continue_chain "$REASON" ;;
@@ -380,7 +380,7 @@ train_here() {
         > >(keep train.out) 2> >(keep train.err >&2) || code=$?
     rm -f "$STOP_FILE"
     ((code)) || code="$(outcome_code "$OUTCOME_FILE")" # torchrun ends a clean stop with 0
-    TOLD=1
+    REPORTED=1
     exit "$code"
 }
 
