@@ -100,11 +100,11 @@ def head() -> list[str]:
     total = sum({row.command: gpu_hours(row) for row in ROWS}.values())
     paragraphs = [
         (
-            "Made by `python -m report.experiments --output docs/experiments.md`; given folders of results,"
-            " it shows our own values."
+            "Made by `python -m report.experiments --output docs/experiments.md`; with folders of results it"
+            " also shows our own values."
         ),
         (
-            "One line for each model of the paper's tables. What all trainings share stands in"
+            "One line for each model of the paper's tables. All trainings share the settings in"
             f" `iridis/train.sh`: width {values['n_embd']}, {values['n_head']} heads,"
             f" {values['sequence_length']} tokens, {values['effective_batch']} sequences a step, AdamW at"
             f" {values['lr']:g}, warm-up over the first fifth of the steps. Values are perplexities on the"
@@ -114,7 +114,7 @@ def head() -> list[str]:
             f" {paper()['rerun_on_l4']['evaluation_minutes_L4']} minutes a model on an L4."
         ),
         (
-            "**L4 hours** are a forecast, of one GPU (two take half as long). Assumed are 6 floating-point"
+            "**L4 hours** are a forecast for one GPU (two take half as long). It assumes 6 floating-point"
             " operations a token for each of the model's multiply-accumulates (2 each, and the backward pass"
             " costs twice the forward pass; causal attention only, the head on every token; routed models at"
             " the expected shares of their random draws; PonderNet's exits as one; no recomputation), a peak"

@@ -264,8 +264,8 @@ TABLES = tuple(dict.fromkeys(row.table for row in ROWS))
 NOTES: dict[str, str] = {
     "Figure 2": "The paper's values are read off the figure.",
     "Table 2": (
-        "lncot-train adds the depth embedding (Table 4); its model stands in the row of the LN-CoTFormer all"
-        " the same, with a remark."
+        "lncot-train adds the depth embedding (Table 4); its model is in the row of the LN-CoTFormer"
+        " nevertheless, with a remark."
     ),
     "Table 5": (
         "10,000 steps. The loss of stick breaking depends on how a batch is cut: 4 micro-batches of 32"
