@@ -88,7 +88,7 @@ NOT_OF_A_SWEEP = (
 
 
 def same_data(there: dict[str, Any], begun: dict[str, Any]) -> bool:
-    """Whether two sweeps read the same data; an older file, without hashes of the data, names their folder."""
+    """Whether two sweeps read the same data; an older file names the folder, not hashes."""
     from data.bins import data_differences
 
     if "splits" in there:
@@ -313,7 +313,7 @@ def seconds_per_sequence(
 
 
 def add_times(restored: Restored, model: Any, windows: Any, sweep: dict[str, Any]) -> None:
-    """Time all points of the sweep together, also those of an earlier call, which ran under other conditions."""
+    """Time all points of the sweep together, as an earlier call ran under other conditions."""
     points = [point for kind in KEYS for point in sweep[kind] if point.get("length_factors")]
     budgets = list(dict.fromkeys(tuple(point["length_factors"]) for point in points))
     seconds = dict(zip(budgets, seconds_per_sequence(restored, model, windows, budgets), strict=True))

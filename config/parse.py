@@ -90,7 +90,7 @@ def _add(group: argparse._ActionsContainer, flag: Flag, text: str) -> None:
 
 
 def _in_our_words(word: str, recipe: Recipe) -> str:
-    """A flag in another spelling, such as --output-dir for --output_dir, in ours. Other words are unchanged."""
+    """A flag in another spelling, such as --output-dir for --output_dir, in ours; other words unchanged."""
     if not word.startswith("--"):
         return word
     name, equals, value = word[2:].partition("=")

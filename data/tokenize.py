@@ -347,7 +347,7 @@ def delete_raw(inputs: list[Path], folder: Path, say: Callable[[str], None]) -> 
 
 
 def _named(text: str) -> str:
-    """For argparse: an empty word comes from an unset shell variable, and would mean the working directory."""
+    """For argparse: an empty word is an unset shell variable, and would mean the working directory."""
     if not text:
         raise argparse.ArgumentTypeError("must not be empty")
     return text

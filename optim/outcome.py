@@ -181,7 +181,7 @@ class Ending:
                 write_json(self.folder / OUTCOME, outcome.as_json())
 
     def _is_ours(self) -> bool:
-        """Whether this run may write into the experiment's folder, and none of its processes has written yet."""
+        """Whether this run may write into the experiment's folder and no process of it has done so."""
         if not self.held:
             return self.folder.is_dir() and holder(self.folder / "lock") is None
         return not (self.folder / OUTCOME).exists() and (self.lock is None or self.lock.is_mine())

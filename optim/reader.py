@@ -294,7 +294,7 @@ class Record:
 
     @property
     def slowest(self) -> tuple[float, float] | None:
-        """Seconds of the slowest step and of the slowest save of the last run; None if it has not timed both."""
+        """Seconds of the slowest step and of the slowest save of the last run; None if not timed."""
         step, save = (as_float(self.status.get(f"slowest_{what}_seconds")) for what in ("step", "save"))
         return (step, save) if step and save and step > 0 and save > 0 else None
 

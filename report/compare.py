@@ -202,7 +202,7 @@ def not_final(one: Evaluation) -> str | None:
 
 
 def _identity(one: Evaluation) -> tuple[Any, ...]:
-    """Equal for models that differ only in their seed. A training that skipped steps differs from all others."""
+    """Equal for models that differ only in their seed. A training that skipped steps equals no other."""
     trained = one.trained
     schedule = one.legs if len(one.legs) > 1 else extension(one)
     alone = (*one.seed, *one.skipped) if one.skipped else ()
