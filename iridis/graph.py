@@ -437,7 +437,7 @@ def queue(stages: Sequence[Stage], call: Call, states: dict[str, str]) -> list[s
 def branches(
     stages: Sequence[Stage], parent: str | None = None, stem: str = ""
 ) -> Iterator[tuple[str, Stage]]:
-    """Each stage once below the last of those that it waits for, with its name after the lines of the tree."""
+    """Each stage once, below the last one that it waits for, with its name after the lines of the tree."""
     below = [stage for stage in stages if stage.parent == parent]
     for stage in below:
         knot, bar = ("└─ ", "   ") if stage is below[-1] else ("├─ ", "│  ")
