@@ -144,7 +144,7 @@ def read_stage(line: str, place: str) -> Stage:
         settings, words = split_words(shlex.split(text))
     except ValueError as error:
         settings, words = (), ()
-        problems.append(f"words {text!r} cannot be state apart: {error}")
+        problems.append(f"words {text!r} cannot be told apart: {error}")
     problems += word_problems(settings, words)
     if problems:
         raise UserError("\n".join(problems))
