@@ -291,8 +291,8 @@ def seconds_per_sequence(
     from optim.setup import autocaster
 
     args, device = restored.args, restored.world.device
-    chosen = np.arange(min(args.batch_size, windows.n_windows))
-    idx, targets = (each.to(device) for each in windows.batch(chosen))
+    chosen = np.arange(min(args.batch_size, len(windows)))
+    batch = windows.batch(chosen).to(device)
     least = [math.inf] * len(budgets)
     enough = time.perf_counter() + ROUNDS_SECONDS
     for round_number in range(MOST_ROUNDS + 1):
@@ -304,7 +304,7 @@ def seconds_per_sequence(
                 torch.cuda.synchronize(device)
             begin = time.perf_counter()
             with torch.no_grad(), autocaster(args.dtype, device)():
-                model(idx, targets=targets)
+                model(batch["inputs"], targets=batch["targets"])
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             if round_number:  # the first round warms up

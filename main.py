@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import config
 import distributed
+from config.recipe import recipe_of
 from errors import STOPPED
 from optim.names import STOP, SUMMARY
 from optim.outcome import Ending, Kind, Outcome, ended
@@ -34,15 +35,11 @@ def build_and_run(args: Namespace, world: World, ending: Ending, closing: ExitSt
 
     Raises UserError.
     """
-    from data import open_splits
-    from data.setup import ensure_prepared
-    from models import make_model_from_args
     from optim import initial
     from optim.done import is_finished
     from optim.experiment import Experiment
-    from optim.language_model import describe, language_model
     from optim.reporting import log, start_logging
-    from optim.setup import hold, is_own, named_file, seed_everything, set_precision, starting_point
+    from optim.setup import hold, is_own, named_file, set_precision, starting_point
     from optim.stopping import Stopper
     from optim.training import Trainer
 
@@ -72,25 +69,14 @@ def build_and_run(args: Namespace, world: World, ending: Ending, closing: ExitSt
             if path is None and args.init_from is not None
             else None
         )
-        world.on_main(lambda: ensure_prepared(args.dataset, args.data_dir))
-        splits = world.on_all(
-            lambda: open_splits(
-                args.dataset,
-                args.data_dir,
-                args.sequence_length,
-                args.vocab_size,
-                populate=args.data_in_ram and world.local_rank == 0,
-            )
-        )
-        seed_everything(args.seed, world.rank)
-        network = make_model_from_args(args)
-        trainer = Trainer(args, world, language_model(args, world, splits, network, folder), folder, ending)
+        parts = recipe_of(vars(args)).assemble(args, world, folder)
+        trainer = Trainer(args, world, parts, folder, ending)
         progress = trainer.progress
         if path is not None:
             progress.load(path)
         elif first_weights is not None:
             progress.begin_with(first_weights)
-        for line in describe(args, world, splits, network, folder, progress.schedule.describe()):
+        for line in parts.describe(progress.schedule.describe()):
             log.info(line)
         return trainer.run(held[0] if held else None, stopper)
 

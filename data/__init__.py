@@ -5,7 +5,7 @@ built-in corpus on first use), vocabulary.py (what the tokens of a training stan
 (the tokenizer of an exported model).
 
     splits = open_splits("stdlib", None, sequence_length=256, vocab_size=50304)
-    idx, targets = splits.train.batch(windows)
+    batch = splits.train.batch(numbers)          # batch["inputs"], batch["targets"]
 """
 
 from errors import report_missing_package

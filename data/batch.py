@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -29,6 +31,16 @@ class Batch:
             name: value.pin_memory().to(device, non_blocking=True) for name, value in self.tensors.items()
         }
         return Batch(moved, self.count)
+
+
+class EvalSet(Protocol):
+    """Samples to measure on, numbered from 0 to its length less one."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, numbers: NDArray[np.int64]) -> Batch:
+        """The samples of these numbers. Raises UserError."""
+        ...
 
 
 class BatchSource(Protocol):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from errors import OwnError, UserError
 from files import TRANSIENT_ERRORS, load_json
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from data.batch import Batch
 
 TOKEN = np.dtype("<u2")
 SCAN_TOKENS = 1 << 24
@@ -84,22 +84,36 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 
 def _probe(path: Path) -> tuple[int, str]:
-    """The size of a file in bytes, and a SHA-256 over the size and some blocks, spread evenly. Raises
-    UserError.
-    """
+    """The size of a file in bytes, and `_hash_blocks` of it. Raises UserError."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            digest = hashlib.sha256(str(size).encode())
-            last = max(size - PROBE_BYTES, 0)
-            for begin in sorted({last * number // (PROBES - 1) for number in range(PROBES)}):
+
+            def read(begin: int, count: int) -> bytes:
                 file.seek(begin)
-                digest.update(file.read(PROBE_BYTES))
+                return file.read(count)
+
+            return size, _hash_blocks(size, read)
     except OSError as error:
         if error.errno in TRANSIENT_ERRORS:  # nothing for the user to fix: the chain tries again
             raise
         raise UserError(f"{path}: {error.strerror}") from None
-    return size, digest.hexdigest()
+
+
+def _hash_blocks(size: int, read: Callable[[int, int], bytes]) -> str:
+    """A SHA-256 over a number of bytes and some blocks of them, spread evenly. read: of (begin, count)."""
+    digest = hashlib.sha256(str(size).encode())
+    last = max(size - PROBE_BYTES, 0)
+    for begin in sorted({last * number // (PROBES - 1) for number in range(PROBES)}):
+        digest.update(read(begin, PROBE_BYTES))
+    return digest.hexdigest()
+
+
+def identity_of_tokens(tokens: NDArray[np.uint16]) -> dict[str, Any]:
+    """What tells tokens in memory from others, in the form that `identity_of` has for a split."""
+    held = np.ascontiguousarray(tokens).view(np.uint8)
+    blocks = _hash_blocks(held.size, lambda begin, count: held[begin : begin + count].tobytes())
+    return {"tokens": int(tokens.size), "blocks": blocks}
 
 
 def identity_of(folder: Path) -> dict[str, dict[str, Any]] | None:
@@ -200,14 +214,19 @@ class TokenWindows:
         self.tokens, self.length, self.vocab_size = tokens, sequence_length, vocab_size
         self.n_windows = (tokens.size - 1) // sequence_length
 
-    def batch(self, windows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of some windows, each (len(windows), sequence_length) int64.
+    def __len__(self) -> int:
+        return self.n_windows
 
-        Raises UserError.
+    def batch(self, numbers: NDArray[np.int64]) -> Batch:
+        """`inputs` and `targets` of some windows, each (len(numbers), sequence_length) int64.
+
+        A loss over them is a mean over tokens. Raises UserError for a token that the vocabulary lacks.
         """
         import torch  # late: preparing data starts processes that have no use for it
 
-        places = windows[:, None] * self.length + np.arange(self.length + 1)
+        from data.batch import Batch
+
+        places = numbers[:, None] * self.length + np.arange(self.length + 1)
         chosen = self.tokens[places]
         if self.vocab_size is not None and chosen.max(initial=0) >= self.vocab_size:
             raise OwnError(
@@ -215,7 +234,8 @@ class TokenWindows:
                 "(python -m data.inspect tells more); prepare the dataset again"
             )
         tokens = torch.from_numpy(chosen.astype(np.int64))
-        return tokens[:, :-1], tokens[:, 1:]
+        targets = tokens[:, 1:]
+        return Batch({"inputs": tokens[:, :-1], "targets": targets}, targets.numel())
 
 
 @dataclass(frozen=True)

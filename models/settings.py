@@ -71,6 +71,13 @@ class ModelSettings:
         return self.n_layer_begin, self.n_layer - self.n_layer_begin - self.n_layer_end, self.n_layer_end
 
     @property
+    def stack_in_words(self) -> str:
+        begin, middle, end = self.stack_sizes
+        if not self.variant.loop:
+            return f"{begin} layers"
+        return f"{begin} -> {middle} x {self.n_repeat} -> {end} layers"
+
+    @property
     def act_penalty(self) -> float:
         """Weight of the stick-breaking depth loss, which is a sum over tokens."""
         return (

@@ -22,7 +22,9 @@ from models.attention import Rotary
 from models.hidden import Hidden
 from models.layers import Block, DepthEmbedding, HaltingGate, Router
 from models.losses import next_token
+from models.macs import training_flops_per_token
 from models.memory import Memory, SequenceMemory, Stack
+from models.network import MATRIX, ROUTER, by_layer_type
 from models.passes import Passes
 from models.planner import Planner
 from models.policies import POLICIES
@@ -151,6 +153,29 @@ class Transformer(nn.Module):
         if variant.exits_each_pass:
             return cast(Sequence[nn.Module], self.to_halt_logits)
         return [self.depth_predictor] if variant.breaks_sticks else []
+
+    @property
+    def may_leave_unused(self) -> bool:
+        """Whether a step may leave a parameter without a gradient."""
+        return self.settings.variant.adaptive
+
+    def roles(self) -> dict[str, str]:
+        """As models.network.Network.roles: what scores tokens after a pass is a router."""
+        roles = by_layer_type(self)
+        gates = {id(parameter) for gate in self._gates() for parameter in gate.parameters()}
+        for name, parameter in self.named_parameters():
+            if id(parameter) in gates and roles[name] == MATRIX:
+                roles[name] = ROUTER
+        return roles
+
+    def flops_per_token(self) -> float:
+        """As models.macs.training_flops_per_token."""
+        return training_flops_per_token(self.settings)
+
+    def describe(self) -> str:
+        """Model, stacks and number of parameters, for the first lines of a run."""
+        parameters = sum(p.numel() for p in self.parameters())
+        return f"{self.settings.model}, {self.settings.stack_in_words}, {parameters:,} parameters"
 
     def average_depth(self, hidden: Hidden) -> Tensor:
         """Layers that a token passes through, on average (scalar)."""

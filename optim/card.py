@@ -44,14 +44,8 @@ def model_card(settings: ModelSettings, dtype: str, facts: Mapping[str, str], to
     """
     with torch.device("meta"):  # to count, not to compute
         parameters = sum(parameter.numel() for parameter in Transformer(settings).parameters())
-    begin, middle, end = settings.stack_sizes
-    stack = (
-        f"{begin} -> {middle} x {settings.n_repeat} -> {end} layers"
-        if settings.variant.loop
-        else f"{begin} layers"
-    )
     table = {
-        "stack": f"{stack}, width {settings.n_embd}, {settings.n_head} heads",
+        "stack": f"{settings.stack_in_words}, width {settings.n_embd}, {settings.n_head} heads",
         "context": f"{settings.sequence_length} tokens",
         "vocabulary": f"{settings.vocab_size}",
         "parameters": f"{parameters:,}, stored as {dtype}",

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from data import TokenWindows
+from data.batch import Batch, EvalSet
 from distributed.world import World
 from optim.intervals import spread
 from optim.partial import PartialSums
@@ -52,7 +52,7 @@ def windows_to_read(args: Namespace, n_windows: int) -> NDArray[np.int64]:
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    windows: TokenWindows,
+    windows: EvalSet,
     batch_size: int,
     world: World,
     autocast: Callable[[], AbstractContextManager[Any]],
@@ -73,7 +73,7 @@ def evaluate(
     to time, and from where they are taken up; it is the caller's to remove, once the numbers are written.
     """
     if isinstance(windows_read, int):
-        n_windows = windows.n_windows
+        n_windows = len(windows)
         if windows_read:
             n_windows = min(n_windows, windows_read * batch_size)
         windows_read = np.arange(n_windows)
@@ -87,12 +87,12 @@ def evaluate(
         kept_at = time.monotonic()
         progress(begun)
         for first in range(begun, n_batches, world.size):
-            batch = first + world.rank
-            if batch < n_batches:
-                part = slice(batch * batch_size, (batch + 1) * batch_size)
-                idx, targets = windows.batch(windows_read[part])
-                sums[batch], by_window[part] = _batch_sums(
-                    model, idx, targets, world.device, autocast, EVAL_SEED + batch
+            number = first + world.rank
+            if number < n_batches:
+                part = slice(number * batch_size, (number + 1) * batch_size)
+                batch = windows.batch(windows_read[part]).to(world.device)
+                sums[number], by_window[part] = _batch_sums(
+                    model, batch, world.device, autocast, EVAL_SEED + number
                 )
             done = min(first + world.size, n_batches)
             progress(done)
@@ -111,19 +111,18 @@ def evaluate(
 
 def _batch_sums(
     model: nn.Module,
-    idx: Tensor,
-    targets: Tensor,
+    batch: Batch,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[Any]],
     seed: int,
 ) -> tuple[Tensor, Tensor]:
-    """One batch: its loss, hits, tokens and depth x tokens, (4,), and each window's mean loss and accuracy,
+    """A batch: its loss, hits, tokens and depth x tokens, (4,), and each window's mean loss and accuracy,
     (windows, 2); float64.
     """
-    idx, targets = (tensor.to(device, non_blocking=True) for tensor in (idx, targets))
+    targets = batch["targets"]
     with torch.random.fork_rng([device] if device.type == "cuda" else []), autocast():
         torch.manual_seed(seed)
-        out = model(idx, targets=targets)
+        out = model(batch["inputs"], targets=targets)
     losses, hits, n_tokens = out["token_losses"].double(), out["hits"], targets.numel()
     sums = [losses.sum().item(), hits.sum().item(), n_tokens, float(out["average_depth"]) * n_tokens]
     by_window = torch.stack([losses.mean(1), hits.double().mean(1)], dim=1)

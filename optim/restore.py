@@ -57,21 +57,10 @@ class Restored:
         """Its dataset. Raises UserError where it is not prepared, or was made by another tokenizer than the
         model's.
         """
-        from data import open_splits
-        from data.setup import ensure_prepared
         from data.vocabulary import need_same_tokens
+        from optim.dataset import open_data
 
-        args, world = self.args, self.world
-        world.on_main(lambda: ensure_prepared(args.dataset, args.data_dir))
-        splits = world.on_all(
-            lambda: open_splits(
-                args.dataset,
-                args.data_dir,
-                args.sequence_length,
-                args.vocab_size,
-                populate=args.data_in_ram and world.local_rank == 0,
-            )
-        )
+        splits = open_data(self.args, self.world)
         need_same_tokens(self.state, splits.meta, splits.folder)
         return splits
 

@@ -20,7 +20,8 @@ FORMAT = 1
 # of a state, beside format and model
 PARTS = {"itr", "args", "world_size", "optimizer", "scheduler", "scaler", "rng", "data", "gradient_meter"}
 # and, where they are missing, a checkpoint is from before they were kept: skipped, overflows, vocabulary,
-# precision, evaluation, rollbacks, initial
+# precision, evaluation, rollbacks, initial; or the training has none: evaluations, best, hooks, complete,
+# objective
 
 
 def check_resumable(

@@ -52,9 +52,9 @@ def router_scores(
     """Scores (B, T, R - 1) float32 in token order, batch by batch over the chosen windows, on the CPU."""
     set_factors(model, [1.0] * (model.settings.n_repeat - 1))
     for first in range(0, len(chosen), batch_size):
-        idx, _ = windows.batch(chosen[first : first + batch_size])
+        batch = windows.batch(chosen[first : first + batch_size]).to(device)
         with autocast():
-            routed = model.run(idx.to(device)).routing
+            routed = model.run(batch["inputs"]).routing
         assert routed is not None, "need_routers() has been asked"
         by_token = [
             torch.zeros_like(scores, dtype=torch.float32).scatter(1, positions, scores.float())

@@ -120,8 +120,9 @@ class Schedule:
         return self.shape.rate(leg, step)
 
     def _apply(self) -> None:
+        rate = self.rate_at(self.taken)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate_at(self.taken)
+            group["lr"] = rate * group.get("rate", 1.0)
 
     def step(self) -> None:
         self.taken += 1

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from argparse import Namespace
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from config.checks import notes_on_checkpoints, optimiser_problems, place_problems
 from config.flags import FLAGS, GROUPS
 from config.old_flags import OLD_FLAGS
 from config.recipe import Recipe
 from config.values import Problem
+from errors import UserError
 from models.variants import VARIANTS
+from optim.tracked import HELD_OUT, Tracked
+
+if TYPE_CHECKING:
+    from distributed.world import World
+    from optim.progress import Parts
 
 # the small training of --selftest_resume, between the defaults and what is given
 SELFTEST: dict[str, Any] = {
@@ -43,6 +50,7 @@ def check(args: Namespace) -> list[Problem]:
         *_layer_problems(args),
         *_width_problems(args),
         *_routing_problems(args),
+        *_tracking_problems(args),
         *optimiser_problems(args),
         *place_problems(args),
     ]
@@ -107,6 +115,16 @@ def _routing_problems(args: Namespace) -> list[Problem]:
     return problems
 
 
+def _tracking_problems(args: Namespace) -> list[Problem]:
+    if args.track is None:
+        return []
+    try:
+        Tracked(args.track, {"": HELD_OUT}, args.eval_freq)
+    except UserError as error:
+        return [Problem(str(error), "track", "eval_freq")]
+    return []
+
+
 def notes(args: Namespace) -> list[str]:
     """A line for each setting that was changed and has no effect on this model."""
     variant = VARIANTS[args.model]
@@ -123,10 +141,17 @@ def notes(args: Namespace) -> list[str]:
     return [f"--{name} has no effect{reasons[name]}" for name in changed] + notes_on_checkpoints(args)
 
 
+def assemble(args: Namespace, world: World, folder: Path) -> Parts:
+    from optim.language_model import assemble
+
+    return assemble(args, world, folder)
+
+
 RECIPE = Recipe(
     name="cotformer",
     help="a model of the CoTFormer family, on the tokens of a dataset",
     groups=GROUPS,
+    assemble=assemble,
     old_flags=OLD_FLAGS,
     selftest=SELFTEST,
     check=check,

@@ -99,25 +99,22 @@ def test_mixing_an_array_equals_mixing_its_numbers(values):
 
 def test_inputs_of_a_window_are_its_tokens():
     windows = TokenWindows(np.arange(100, dtype="<u2"), 8)
-    assert windows.batch(np.array([2, 0]))[0].tolist() == [list(range(16, 24)), list(range(8))]
+    assert windows.batch(np.array([2, 0]))["inputs"].tolist() == [list(range(16, 24)), list(range(8))]
 
 
 def test_targets_of_a_window_are_the_tokens_that_follow():
     windows = TokenWindows(np.arange(100, dtype="<u2"), 8)
-    assert windows.batch(np.array([2, 0]))[1].tolist() == [list(range(17, 25)), list(range(1, 9))]
+    assert windows.batch(np.array([2, 0]))["targets"].tolist() == [list(range(17, 25)), list(range(1, 9))]
 
 
 def test_batches_are_int64():
-    assert [t.dtype for t in TokenWindows(np.arange(100, dtype="<u2"), 8).batch(np.array([1]))] == [
-        torch.int64,
-        torch.int64,
-    ]
+    batch = TokenWindows(np.arange(100, dtype="<u2"), 8).batch(np.array([1]))
+    assert {tensor.dtype for tensor in batch.tensors.values()} == {torch.int64}
 
 
 def test_tokens_above_32767_stay_positive():
-    assert TokenWindows(np.full(10, 50256, dtype="<u2"), 8).batch(np.array([0]))[0].unique().tolist() == [
-        50256
-    ]
+    batch = TokenWindows(np.full(10, 50256, dtype="<u2"), 8).batch(np.array([0]))
+    assert batch["inputs"].unique().tolist() == [50256]
 
 
 @pytest.mark.parametrize(("tokens", "windows"), [(24, 2), (25, 3), (28, 3), (32, 3), (33, 4), (9, 1)])
@@ -128,7 +125,7 @@ def test_short_last_window_is_left_out(tokens, windows):
 @pytest.mark.parametrize("tokens", [24, 25, 32, 33])
 def test_last_window_can_be_read(tokens):
     windows = TokenWindows(np.arange(tokens, dtype="<u2"), 8)
-    assert windows.batch(np.array([windows.n_windows - 1]))[1].shape == (1, 8)
+    assert windows.batch(np.array([windows.n_windows - 1]))["targets"].shape == (1, 8)
 
 
 # bins

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.batch import Batch
 from data.bins import identity_of
 from get_ppl_per_mac import CUTS, of_depth, others, read_losses, seconds_per_sequence
 from models.macs import count_macs
@@ -52,9 +53,12 @@ class Windows:
 
     length = 16
 
+    def __len__(self):
+        return 8
+
     def batch(self, chosen):
         idx = torch.stack([torch.from_numpy(np.random.RandomState(n).randint(0, 64, 17)) for n in chosen])
-        return idx[:, :-1], idx[:, 1:]
+        return Batch({"inputs": idx[:, :-1], "targets": idx[:, 1:]}, idx[:, 1:].numel())
 
 
 # cascades
@@ -143,7 +147,7 @@ def test_published_capacities_are_the_authors_of_scores_of_a_known_distribution(
 
 def test_tokens_over_a_threshold_by_their_cascade_are_those_that_threshold_routing_lets_go_on():
     model = tiny_model("adm", routing="threshold", router_threshold=[0.5])
-    idx, _ = Windows().batch(range(4))
+    idx = Windows().batch(range(4))["inputs"]
     passes = 4 * 16
     for positions, scores in model(idx, get_router_weights=True)["router_weights"]:
         passes += int(((scores > 0.5) & (positions < 16)).sum())
@@ -474,12 +478,10 @@ def test_one_slow_moment_of_the_machine_makes_no_budget_slower(monkeypatch):
 
     model.register_forward_hook(busy)
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    windows = Windows()
-    windows.n_windows = 8
     args = tiny_args("adm", batch_size=4, dtype="float32")
     restored = SimpleNamespace(args=args, world=SimpleNamespace(device=torch.device("cpu")))
     budgets = [of_depth(passes, args.n_repeat) for passes in (1, 2)]
-    assert seconds_per_sequence(restored, model, windows, budgets) == [0.25, 0.25]
+    assert seconds_per_sequence(restored, model, Windows(), budgets) == [0.25, 0.25]
 
 
 # which sweeps are the same
