@@ -1,11 +1,12 @@
 """Training, evaluation and generation.
 
     training.py, progress.py, step.py             the loop, its state, one optimiser step
-    language_model.py, fit.py, hooks.py           the parts of a training on tokens; use from Python; callbacks
+    language_model.py, fit.py, hooks.py           the parts of a training on tokens; from Python; callbacks
     objectives/, optimizers.py, schedules.py      what is minimised, and how
     evaluation.py, evaluate.py, partial.py        evaluations, and those that are interrupted
     tracked.py                                    which checkpoint is the best one
-    checkpoint.py, saving.py, history.py          checkpoints; what is kept and set aside at extensions, rollbacks
+    dataset.py                                    the splits of a dataset, opened by all processes
+    checkpoint.py, saving.py, history.py          checkpoints; what is kept, what is set aside
     setup.py, restore.py, initial.py              where a run starts: afresh, from a checkpoint, from weights
     experiment.py, lock.py, summary.py            the experiment's folder, who has it, its summary.json
     stopping.py, watchdog.py, outcome.py          why a run stops, hangs, how it ended
