@@ -110,7 +110,7 @@ def _hash_blocks(size: int, read: Callable[[int, int], bytes]) -> str:
 
 
 def identity_of_tokens(tokens: NDArray[np.uint16]) -> dict[str, Any]:
-    """What tells tokens in memory from others, in the form that `identity_of` has for a split."""
+    """What identifies tokens in memory, in the form that `identity_of` has for a split."""
     held = np.ascontiguousarray(tokens).view(np.uint8)
     blocks = _hash_blocks(held.size, lambda begin, count: held[begin : begin + count].tobytes())
     return {"tokens": int(tokens.size), "blocks": blocks}

@@ -7,9 +7,9 @@
 Windows are grouped in long stretches, and by document where meta.json says what ends one; the wider of the
 two intervals counts, as neighbouring documents may be alike too. The error of the mean is the delete-one
 jackknife over the groups, with Student's t. Its degrees of freedom are those of as many groups of equal size
-as tell as much: Carter, Schnepel and Steigerwald (2017), Review of Economics and Statistics 99(4), for groups
-without a correlation inside; the jackknife makes up for the correlation that there is. For pairs, give the
-differences of two models' losses.
+with as much information: Carter, Schnepel and Steigerwald (2017), Review of Economics and Statistics 99(4),
+for groups without a correlation inside; the jackknife makes up for the correlation that there is. For pairs,
+give the differences of two models' losses.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 LEVEL = 0.95
 SAMPLE = "spread evenly"  # how windows are chosen where not all are read
-# stretches of text; more would be shorter, and so depend on each other; fewer would tell less of the spread
+# stretches of text; more would be shorter, and so depend on each other; fewer would say less about the spread
 BLOCKS, FEWEST_BLOCKS = 20, 8
 BLOCK_WINDOWS = 16  # in a stretch, where there are enough for the fewest
-FEWEST_DOCUMENTS = 3.0  # as if of equal size; fewer tell nothing of the spread
+FEWEST_DOCUMENTS = 3.0  # as if of equal size; fewer say nothing about the spread
 FEW_DOCUMENTS = 8.0  # as if of equal size; an interval by fewer holds the mean less often than it says
 UNEQUAL = 0.5  # share of the documents that they are worth, below which that is reported
 SLICE = 1 << 24  # tokens that are searched at once
@@ -82,7 +82,7 @@ def spread(n_windows: int, count: int) -> NDArray[np.int64]:
 
 
 def equal_clusters(of: NDArray[np.int64]) -> float:
-    """How many clusters of equal size tell as much as these."""
+    """How many clusters of equal size have as much information as these."""
     sizes = np.unique(of, return_counts=True)[1].astype(np.float64)
     return float(sizes.sum() ** 2 / (sizes**2).sum())
 

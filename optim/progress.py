@@ -254,8 +254,8 @@ class Progress:
             )
 
     def _keep_steps(self, before: Sequence[int]) -> None:
-        """Steps whose checkpoints an earlier run was told to keep are kept for good: what is kept cannot
-        be told from a run's own flags.
+        """Steps whose checkpoints an earlier run was asked to keep are kept for good: they cannot be
+        known from a run's own flags.
         """
         passed = [
             step

@@ -77,7 +77,7 @@ def record_of(path: Path) -> Row:
 def flags_of(path: Path, recorded: Mapping[str, Any]) -> Namespace:
     """All flags. Raises UserError where they are not recorded."""
     if not isinstance(recorded.get("args"), dict):
-        raise UserError(f"{path}: neither a checkpoint nor a summary there tells its flags")
+        raise UserError(f"{path}: neither a checkpoint nor a summary there has its flags")
     try:
         return config.add_defaults(config.recorded(recorded["args"]))
     except ValueError as error:
@@ -130,7 +130,7 @@ def weights(a: Path, b: Path) -> list[str]:
             for path in (*numbered(folder), folder / FINAL)
             if path.exists() and step_in(path) is None
         ]
-        lines += [f"  {name}: {each} is damaged, or does not tell its step" for each in unread]
+        lines += [f"  {name}: {each} is damaged, or does not record its step" for each in unread]
     mine, theirs = checkpoints_of(a), checkpoints_of(b)
     lines += [
         f"  {name}: no checkpoint in {folder}"
