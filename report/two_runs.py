@@ -130,7 +130,7 @@ def weights(a: Path, b: Path) -> list[str]:
             for path in (*numbered(folder), folder / FINAL)
             if path.exists() and step_in(path) is None
         ]
-        lines += [f"  {name}: {each} is damaged, or does not record its step" for each in unread]
+        lines += [f"  {name}: {each} is damaged, or does not tell its step" for each in unread]
     mine, theirs = checkpoints_of(a), checkpoints_of(b)
     lines += [
         f"  {name}: no checkpoint in {folder}"
