@@ -1,14 +1,14 @@
-"""Train a model, or go on where an earlier run of the same command stopped.
+"""Train a model, or resume the training of an earlier run of the same command.
 
     python main.py --model lncot --dataset stdlib --n_layer 5 --n_layer_begin 1 --n_layer_end 1 --n_repeat 3
     torchrun --nproc_per_node 2 main.py ...
-    python main.py [RECIPE] flags           # the recipe says what is trained; cotformer where it is left out
+    python main.py [RECIPE] flags           # what is trained; cotformer by default
 
     python main.py --selftest_resume        # does a killed run end with the same bits on this machine?
 
 Exit codes: 0 finished (now or earlier), 2 bad input: fix it, 83 stopped cleanly with work left
 (0 under torchrun, which would report anything else as a failure). outcome.json in the experiment's folder
-tells more: kind, reason, step.
+says more: kind, reason, step.
 """
 
 from __future__ import annotations

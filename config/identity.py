@@ -15,8 +15,8 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from config.flags import EVALUATION, IDENTITY, SCHEDULE, Flag
 from config.recipe import DEFAULT_RECIPE, flags_of
+from config.schema import EVALUATION, IDENTITY, SCHEDULE, Flag
 from models.variants import VARIANTS
 
 BATCH = ("batch_size", "acc_steps")  # most trainings depend on their product alone
@@ -46,7 +46,7 @@ def effective_batch(args: Mapping[str, Any]) -> int | None:
 
 
 def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
-    """A line for each setting that makes `now` another training than `then`, which may lack some: these had
+    """A line for each setting that makes `now` another training than `then`; settings that `then` lacks had
     their defaults.
     """
     recipe, begun = now.get("recipe", DEFAULT_RECIPE), then.get("recipe", DEFAULT_RECIPE)
@@ -75,8 +75,8 @@ def _recorded(then: Mapping[str, Any], name: str, flags: Mapping[str, Flag]) -> 
 
 
 def fingerprint(args: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    """A short hash of what makes a training this one: its identity, its number of steps, what its data
-    hold, and what weights it began with.
+    """A short hash of what makes a training this one: its identity, number of steps, data and initial
+    weights.
     """
     values = {
         name: args[name]
@@ -88,8 +88,8 @@ def fingerprint(args: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     batch: list[int] | int | None = effective_batch(args)
     if cut_matters(args):
         batch = [args[name] for name in BATCH]
-    told = json.dumps([values, batch, args["iterations"], data], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:12]
+    text = json.dumps([values, batch, args["iterations"], data], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def evaluation_of(args: Mapping[str, Any], without: Collection[str] = ()) -> dict[str, Any]:
@@ -104,9 +104,9 @@ def evaluation_of(args: Mapping[str, Any], without: Collection[str] = ()) -> dic
 
 
 def changed_for_evaluation(args: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, str]:
-    """Settings of the training that an evaluation had otherwise, each with a text "--X A instead of B".
+    """Settings of the training that an evaluation changed, each as the text "--X A instead of B".
 
-    Batches are no such settings: no network's outputs depend on what it is evaluated together with.
+    Batch sizes do not count: no network's outputs depend on what it is evaluated together with.
     """
     return {
         name: f"--{name} {args[name]} instead of {trained[name]}"

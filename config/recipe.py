@@ -12,7 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from config.flags import FLAGS, Flag
+from config.flags import FLAGS
+from config.schema import Flag
 from config.values import Problem
 from errors import UserError
 

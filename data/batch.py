@@ -13,8 +13,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """Named tensors, and what the mean loss over them is a mean of (tokens, pairs, windows): known before the
-    forward pass.
+    """Named tensors, and `count`: how many items (tokens, pairs, windows) their mean loss is a mean of, known
+    before the forward pass.
     """
 
     tensors: dict[str, Tensor]
@@ -44,10 +44,10 @@ class EvalSet(Protocol):
 
 
 class BatchSource(Protocol):
-    """The samples of a run, numbered from 0: a pure function of the number and the data seed.
+    """The samples of a run, numbered from 0. A sample is a pure function of its number and the data seed.
 
-    The loop alone cuts a step into micro-batches and processes, so nothing here may depend on that cut, nor
-    on what was read before.
+    Only the loop splits a step into micro-batches and processes, so nothing here may depend on that split,
+    nor on what was read before.
     """
 
     def samples(self, step: int, first: int, count: int) -> Batch:
@@ -55,7 +55,7 @@ class BatchSource(Protocol):
         ...
 
     def identity(self) -> dict[str, Any]:
-        """What tells these data from others, by their content; empty where nothing is recorded."""
+        """What distinguishes these data from others, by their content; empty where nothing is recorded."""
         ...
 
     def size(self) -> dict[str, int]:
@@ -71,7 +71,7 @@ class BatchSource(Protocol):
         ...
 
     def describe(self, first: int, count: int, more: bool) -> str:
-        """Where samples stand in the data, so that a person finds them. more: others follow these."""
+        """Where samples are in the data, so that a person can find them. more: others follow these."""
         ...
 
 

@@ -84,7 +84,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 
 def _probe(path: Path) -> tuple[int, str]:
-    """Bytes of a file, and `_hash_blocks` of them. Raises UserError."""
+    """The size of a file in bytes, and `_hash_blocks` of it. Raises UserError."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -110,17 +110,17 @@ def _hash_blocks(size: int, read: Callable[[int, int], bytes]) -> str:
 
 
 def identity_of_tokens(tokens: NDArray[np.uint16]) -> dict[str, Any]:
-    """What tells tokens in memory from others, in the form that `identity_of` has for a split."""
+    """What identifies tokens in memory, in the form that `identity_of` has for a split."""
     held = np.ascontiguousarray(tokens).view(np.uint8)
     blocks = _hash_blocks(held.size, lambda begin, count: held[begin : begin + count].tobytes())
     return {"tokens": int(tokens.size), "blocks": blocks}
 
 
 def identity_of(folder: Path) -> dict[str, dict[str, Any]] | None:
-    """What tells a dataset from others, whatever it is called; None where it is not prepared.
+    """What identifies a dataset, whatever its name; None where it is not prepared.
 
     For each split: `tokens`; `blocks`, a hash of the file's size and of some blocks of it; `sha256` of the
-    whole file as meta.json states it, or None. Takes the same few milliseconds for files of any size. Raises
+    whole file as meta.json states it, or None. Takes a few milliseconds for files of any size. Raises
     UserError.
     """
     if not is_prepared(folder):
@@ -152,10 +152,10 @@ def _described(split: Mapping[str, Any]) -> str:
 
 
 def data_differences(now: Mapping[str, Any] | None, then: Mapping[str, Any] | None) -> list[str]:
-    """A line for each split, or other part of a source's identity, that is another one than the checkpoint's.
+    """A line for each split, or other part of a source's identity, that differs from the checkpoint's.
 
-    now: of `identity_of`, or of another source. then: the same, as a checkpoint or a summary recorded it, or
-    what older ones did: {"train_tokens": N}. None, and whatever one of the two does not state, is no
+    now: from `identity_of`, or from another source. then: the same, as a checkpoint or a summary recorded it;
+    older ones have {"train_tokens": N}. None, and anything that one of the two does not state, is no
     difference.
     """
     now, then = now or {}, then or {}
@@ -180,9 +180,8 @@ def data_differences(now: Mapping[str, Any] | None, then: Mapping[str, Any] | No
 def map_tokens(path: Path, populate: bool = False) -> NDArray[np.uint16]:
     """The tokens of a bin, mapped read-only. populate: read all of it now.
 
-    The mapping is shared, so that a node holds one copy of the file whatever its number of processes, and the
-    kernel may drop it under pressure where a private copy would end in the out-of-memory killer. Raises
-    UserError.
+    The mapping is shared: a node holds one copy of the file for all its processes, and the kernel may drop it
+    under memory pressure, where a private copy would end in the out-of-memory killer. Raises UserError.
     """
     try:
         with open(path, "rb") as file:
@@ -203,12 +202,10 @@ def largest_token(tokens: NDArray[np.uint16]) -> int:
 
 
 class TokenWindows:
-    """Windows of sequence_length tokens, one beginning where the last one ended; a short last one is left
-    out.
+    """Consecutive windows of sequence_length tokens; a short last one is left out.
 
-    Tokens beyond vocab_size are refused when they are met: meta.json is believed about the largest one,
-    whatever became of the file since, and a model would answer them with an error of the device. None: any
-    token.
+    Tokens beyond vocab_size are refused when they are read, even if meta.json states a smaller largest token:
+    the file may have changed since, and a model would fail with a device error. None: any token.
     """
 
     def __init__(
@@ -269,9 +266,10 @@ def check_tokens(
 
 
 def check_format(path: Path, tokens: NDArray[np.uint16], meta: Mapping[str, Any]) -> None:
-    """Raises UserError for a bin that is no plain uint16, as other tools write them, with how to convert it.
+    """Raises UserError for a bin that is not plain uint16, as other tools write them, and says how to convert
+    it.
 
-    Not asked of bins that meta.json describes, and {"dtype": "uint16"} there says that they are right.
+    Not called for bins that meta.json describes; {"dtype": "uint16"} there says that they are right.
     """
     if meta.get("splits") or meta.get("dtype") == "uint16":
         return

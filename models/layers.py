@@ -46,7 +46,7 @@ class Block(nn.Module):
         super().__init__()
         width, bias = settings.n_embd, settings.bias
         self.ln_1 = nn.LayerNorm(width, bias=bias)
-        self.attn = SelfAttention(width, settings.n_head, bias, settings.dropout, settings.row.split_qkv)
+        self.attn = SelfAttention(width, settings.n_head, bias, settings.dropout, settings.variant.split_qkv)
         self.ln_2 = nn.LayerNorm(width, bias=bias)
         self.mlp = MLP(settings)
 
@@ -89,7 +89,7 @@ class DepthEmbedding(nn.Module):
 
 
 class Router(nn.Module):
-    """Scores of tokens for going round again (section 4.1)."""
+    """Scores of tokens for taking another pass (section 4.1)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -57,7 +57,7 @@ class Network(Protocol):
 
 
 def roles_of(module: nn.Module) -> dict[str, str]:
-    """Each parameter's role, by its name: what the module itself says, or what its layers' types tell."""
+    """Each parameter's role, by its name: what the module itself says, or what its layers' types say."""
     said = getattr(module, "roles", None)
     roles: dict[str, str] = said() if callable(said) else by_layer_type(module)
     for name, parameter in module.named_parameters():

@@ -54,7 +54,7 @@ class ModelSettings:
         return cls(**values)
 
     @property
-    def row(self) -> Variant:
+    def variant(self) -> Variant:
         return VARIANTS[self.model]
 
     @property
@@ -66,14 +66,14 @@ class ModelSettings:
         """Layers before, inside and after the repeated part; a model without a loop has all of them in the
         first.
         """
-        if not self.row.loop:
+        if not self.variant.loop:
             return self.n_layer, 0, 0
         return self.n_layer_begin, self.n_layer - self.n_layer_begin - self.n_layer_end, self.n_layer_end
 
     @property
     def stack_in_words(self) -> str:
         begin, middle, end = self.stack_sizes
-        if not self.row.loop:
+        if not self.variant.loop:
             return f"{begin} layers"
         return f"{begin} -> {middle} x {self.n_repeat} -> {end} layers"
 
@@ -91,6 +91,6 @@ class ModelSettings:
         which are picked. Where every token goes on there is no choice, and routed models are causal like the
         others.
         """
-        if not self.row.routes:
+        if not self.variant.routes:
             return False
         return training or any(share != 1 for share in self.eval_length_factor or ())

@@ -27,13 +27,13 @@ from optim.tracked import HELD_OUT
 
 @dataclass
 class Measured:
-    """values: of a metrics row. words: a line for people, without the step. told: to be called once both are
-    written, on the main process.
+    """values: of a metrics row. words: a line for people, without the step. recorded: to be called once both
+    are written, on the main process.
     """
 
     values: dict[str, Any]
     words: str
-    told: Callable[[], object] = lambda: None
+    recorded: Callable[[], object] = lambda: None
 
 
 class Evaluation(Protocol):
@@ -115,7 +115,7 @@ class HeldOut:
         return asdict(self.plan)
 
     def take_up(self, state: Mapping[str, Any] | None, args: Mapping[str, Any]) -> None:
-        if state is None:  # of before checkpoints told
+        if state is None:  # from before checkpoints recorded it
             state = {"batch_size": args["batch_size"], "batches": args["eval_batches"]}
         plan = EvaluationPlan(**state)
         if self.args.eval_batches != plan.batches:

@@ -51,7 +51,7 @@ class Parts:
 
 
 def check_parts(parts: Parts) -> None:
-    """Raises UserError for parts that could not be trained, or told apart."""
+    """Raises UserError for parts that could not be trained, or that share a name."""
     names = [evaluation.name for evaluation in parts.evaluations]
     if len(set(names)) < len(names):
         raise UserError(f"evaluations need names of their own, not {', '.join(map(repr, names))}")
@@ -254,8 +254,8 @@ class Progress:
             )
 
     def _keep_steps(self, before: Sequence[int]) -> None:
-        """Steps whose checkpoints an earlier run was told to keep are kept for good: what is kept cannot
-        be told from a run's own flags.
+        """Steps whose checkpoints an earlier run was asked to keep are kept for good: they cannot be
+        known from a run's own flags.
         """
         passed = [
             step

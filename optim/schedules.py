@@ -50,11 +50,11 @@ class Leg:
 
     @property
     def peak(self) -> int:
-        """The step of the run from which on the rate of this leg is at its top, or falls."""
+        """The step of the run at which this leg reaches its top rate, or begins to fall."""
         return max(self.begin, self.start + max(0, math.ceil(self.rise)))
 
     def as_json(self) -> dict[str, Any]:
-        """Without what it does not have: hashes of metrics rows are of these words (`Lineage`)."""
+        """Without fields that are None: the hashes of metrics rows are of this text (`Lineage`)."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
@@ -140,15 +140,14 @@ class Schedule:
         return {**self.plan(), "taken": self.taken}
 
     def lineage(self) -> Lineage:
-        """By which metrics rows are told from those of another course of the rate."""
-        legs = self.plan()["legs"]
-        return Lineage(
-            [leg.begin for leg in self.legs],
-            [json.dumps([asdict(self.shape), legs[: n + 1]]) for n in range(len(legs))],
-        )
+        """Which metrics rows belong to this course of the rate, and which to another one."""
+        shape, legs = asdict(self.shape), self.plan()["legs"]
+        begins = [leg.begin for leg in self.legs]
+        contents = [json.dumps([shape, legs[: n + 1]]) for n in range(len(legs))]
+        return Lineage(begins, contents)
 
     def load_state_dict(self, state: dict[str, Any], extend: str | None = None) -> str | None:
-        """Go on where a run stood. Returns a line about the rates before and after where this extends it.
+        """Resume a run's schedule. Returns a line about the rates before and after if this extends it.
 
         Raises UserError where it cannot (`resumed_legs`).
         """
@@ -159,24 +158,26 @@ class Schedule:
         return line
 
     def _extend(self, iterations: int, how: str) -> str:
-        old_leg, at = self.legs[-1], self.taken
-        now = self.rate_at(max(at - 1, 0))
-        rise_left = old_leg.start + old_leg.rise - at
+        old_leg, begin = self.legs[-1], self.taken
+        now = self.rate_at(max(begin - 1, 0))
+        rise_left = old_leg.start + old_leg.rise - begin
         if how == "rejoin":
-            leg = replace(self.shape.planned(iterations), begin=at, origin=0)
+            leg = replace(self.shape.planned(iterations), begin=begin, origin=0)
         elif how == "restart":
-            leg = Leg(at, iterations, now, self.shape.lr, self.shape.warmup_percent * (iterations - at) - 1)
+            leg = Leg(
+                begin, iterations, now, self.shape.lr, self.shape.warmup_percent * (iterations - begin) - 1
+            )
         elif rise_left >= 0:
-            leg = Leg(at, iterations, now, old_leg.top_rate, rise_left)
+            leg = Leg(begin, iterations, now, old_leg.top_rate, rise_left)
         else:
-            leg = Leg(at, iterations, now, now, -1.0)
+            leg = Leg(begin, iterations, now, now, -1.0)
         before = old_leg.end
         self.legs = [*self.legs, leg]
-        marks = sorted({at, leg.peak, (at + iterations) // 2, iterations - 1})
+        marks = sorted({begin, leg.peak, (begin + iterations) // 2, iterations - 1})
         ahead = ", ".join(f"{self.rate_at(step):.3g} at {step}" for step in marks)
         return (
             f"extended from {before} to {iterations} steps ({how}): learning rate before {now:.3g} at"
-            f" {max(at - 1, 0)}; after: {ahead}"
+            f" {max(begin - 1, 0)}; after: {ahead}"
         )
 
     def describe(self) -> str:
@@ -190,7 +191,7 @@ class Schedule:
 
 
 def resumed_legs(state: Mapping[str, Any], shape: Shape, iterations: int, extend: str | None) -> list[Leg]:
-    """The legs of a run in a checkpoint, of its schedule's state, before any extension.
+    """The legs of a run, from its schedule's state in a checkpoint, before any extension.
 
     Raises UserError where the file's settings differ, or where its horizon does and `extend` does not say
     what the rate should do.

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # Sets up everything that the tests need and runs all checks and tests. Options go to pytest.
 #   bash tests/run.sh             all of it
-#   bash tests/run.sh --fast      what tells in three minutes on two cores whether a change is sound: all checks, all quick tests, and one
-#                                 of each slow kind
+#   bash tests/run.sh --fast      after each change: all checks, all quick tests and one of each slow kind; three minutes on two cores
 # shellcheck source=iridis/lib.sh
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../iridis/lib.sh"
 

@@ -338,9 +338,9 @@ def test_the_cut_leaves_the_fraction_for_validation(book):
 
 @pytest.mark.slow
 def test_bins_of_a_text_that_was_cut_are_right(book, bpe_cache):
-    from data.inspect import faults
+    from data.inspect import problems_of
 
-    assert (faults(book), open_splits(str(book), None, 64, 50257).meta["val_fraction"]) == ([], 0.2)
+    assert (problems_of(book), open_splits(str(book), None, 64, 50257).meta["val_fraction"]) == ([], 0.2)
 
 
 @pytest.mark.slow

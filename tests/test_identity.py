@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 import config
-from config.flags import EVALUATION, FLAGS, IDENTITY, PLACE, SCHEDULE
+from config.flags import FLAGS
 from config.identity import changed_for_evaluation, differences, evaluation_of, is_full_compute, names_of
+from config.schema import EVALUATION, IDENTITY, PLACE, SCHEDULE
 from tests.programs import train, trained
 
 

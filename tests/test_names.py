@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import config
-from config.flags import FLAGS, IDENTITY
+from config.flags import FLAGS
+from config.schema import IDENTITY
 from tests.command_lines import refused
 
 TABLE: list[tuple[str, str]] = [

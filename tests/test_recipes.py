@@ -8,9 +8,10 @@ import pytest
 
 import config
 import recipes
-from config.flags import FLAGS, GROUPS, Flag
+from config.flags import FLAGS, GROUPS
 from config.identity import differences, fingerprint
 from config.recipe import Recipe
+from config.schema import Flag
 from config.values import Problem
 from errors import UserError
 from tests.command_lines import config_file, refused

@@ -137,10 +137,10 @@ def stopped_and_resumed(
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     process.communicate()
-    stopped = read.look(folder(base), "run", read.Queue(None), time.time())
+    stopped = read.progress_of(folder(base), "run", read.Queue(None), time.time())
     outcome = train(base)
     assert outcome.returncode == 0, outcome.stderr
-    return vars(stopped), vars(read.look(folder(base), "run", read.Queue(None), time.time())), base
+    return vars(stopped), vars(read.progress_of(folder(base), "run", read.Queue(None), time.time())), base
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from data.order import SampleOrder
-from optim.checkpoint import fault
+from optim.checkpoint import damage
 from optim.names import numbered
 from tests.programs import PEER, TINY, copy_sources
 from tests.slurm.cluster import wait_until
@@ -154,7 +154,7 @@ def test_a_full_disk_stops_the_chain_in_one_line_and_leaves_the_last_checkpoint_
     (line,) = error_lines(outcome.run_dir)
     assert line.startswith("error: the chain stops: ") and "No space left on device" in line
     newest = numbered_there(site)[0]
-    assert fault(newest) is None
+    assert damage(newest) is None
 
 
 def numbered_there(site: Site) -> list[Path]:
