@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from config.flags import EVALUATION, IDENTITY, SCHEDULE
+from config.flags import EVALUATION, IDENTITY, SCHEDULE, Flag
 from config.recipe import DEFAULT_RECIPE, flags_of
 from models.variants import VARIANTS
 
@@ -46,7 +46,9 @@ def effective_batch(args: Mapping[str, Any]) -> int | None:
 
 
 def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
-    """A line for each setting that makes `now` another training than `then`, which may lack some."""
+    """A line for each setting that makes `now` another training than `then`, which may lack some: these had
+    their defaults.
+    """
     recipe, begun = now.get("recipe", DEFAULT_RECIPE), then.get("recipe", DEFAULT_RECIPE)
     if recipe != begun:
         return [f"the checkpoint is of recipe {begun}, this run of {recipe}"]
@@ -54,13 +56,22 @@ def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
     passed = {"dataset", *(BATCH if same_batch else ())}
     if now.get("init_from") is not None and then.get("init_from") is not None:
         passed.add("init_from")  # by what the files hold: optim.initial
-    # which older checkpoints do not tell
-    then = {"init_from": None, **then} if now.get("init_from") is not None else then
-    return [
-        f"--{name}: the checkpoint has {then[name]}, this run {now[name]}"
-        for name in names_of(IDENTITY, args=now)
-        if name not in passed and name in then and now[name] != then[name]
-    ]
+    flags = flags_of(now)
+    lines = []
+    for name in names_of(IDENTITY, args=now):
+        if name in passed:
+            continue
+        recorded = _recorded(then, name, flags)
+        if now[name] != recorded:
+            lines.append(f"--{name}: the checkpoint has {recorded}, this run {now[name]}")
+    return lines
+
+
+def _recorded(then: Mapping[str, Any], name: str, flags: Mapping[str, Flag]) -> Any:
+    """What an experiment was trained with: a flag that came later has its default."""
+    if name == "data_seed" and then.get(name) is None:
+        return then.get("seed", flags["seed"].default)
+    return then.get(name, flags[name].default)
 
 
 def fingerprint(args: Mapping[str, Any], data: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,23 +84,36 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 
 def _probe(path: Path) -> tuple[int, str]:
-    """Bytes of a file, and a SHA-256 over that number and some of its blocks, spread evenly.
-
-    Raises UserError.
-    """
+    """Bytes of a file, and `_hash_blocks` of them. Raises UserError."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            digest = hashlib.sha256(str(size).encode())
-            last = max(size - PROBE_BYTES, 0)
-            for begin in sorted({last * number // (PROBES - 1) for number in range(PROBES)}):
+
+            def read(begin: int, count: int) -> bytes:
                 file.seek(begin)
-                digest.update(file.read(PROBE_BYTES))
+                return file.read(count)
+
+            return size, _hash_blocks(size, read)
     except OSError as error:
         if error.errno in TRANSIENT_ERRORS:  # nothing for the user to fix: the chain tries again
             raise
         raise UserError(f"{path}: {error.strerror}") from None
-    return size, digest.hexdigest()
+
+
+def _hash_blocks(size: int, read: Callable[[int, int], bytes]) -> str:
+    """A SHA-256 over a number of bytes and some blocks of them, spread evenly. read: of (begin, count)."""
+    digest = hashlib.sha256(str(size).encode())
+    last = max(size - PROBE_BYTES, 0)
+    for begin in sorted({last * number // (PROBES - 1) for number in range(PROBES)}):
+        digest.update(read(begin, PROBE_BYTES))
+    return digest.hexdigest()
+
+
+def identity_of_tokens(tokens: NDArray[np.uint16]) -> dict[str, Any]:
+    """What tells tokens in memory from others, in the form that `identity_of` has for a split."""
+    held = np.ascontiguousarray(tokens).view(np.uint8)
+    blocks = _hash_blocks(held.size, lambda begin, count: held[begin : begin + count].tobytes())
+    return {"tokens": int(tokens.size), "blocks": blocks}
 
 
 def identity_of(folder: Path) -> dict[str, dict[str, Any]] | None:

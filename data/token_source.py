@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.batch import Batch
-from data.bins import TokenWindows, identity_of
+from data.bins import TokenWindows, identity_of, identity_of_tokens
 from data.order import SampleOrder
 from data.vocabulary import described, other_tokens
 
@@ -21,7 +21,7 @@ class TokenSource:
     def __init__(
         self, windows: TokenWindows, data_seed: int, folder: Path | None = None, meta: Any = None
     ) -> None:
-        self.windows, self.folder, self.meta = windows, folder, meta or {}
+        self.windows, self.data_seed, self.folder, self.meta = windows, data_seed, folder, meta or {}
         self.order = SampleOrder(windows.n_windows, data_seed)
 
     def samples(self, step: int, first: int, count: int) -> Batch:
@@ -29,7 +29,9 @@ class TokenSource:
         return self.windows.batch(self.order.windows(first, count))
 
     def identity(self) -> dict[str, Any]:
-        return (identity_of(self.folder) or {}) if self.folder else {}
+        if self.folder is not None:
+            return identity_of(self.folder) or {}
+        return {"train": identity_of_tokens(self.windows.tokens), "data_seed": self.data_seed}
 
     def size(self) -> dict[str, int]:
         return {"train_tokens": int(self.windows.tokens.size)}

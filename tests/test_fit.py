@@ -6,11 +6,14 @@ import re
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from data.batch import Batch, PlainSource
+from data.bins import TokenWindows
+from data.token_source import TokenSource
 from errors import UserError
 from files import load_json
 from optim.checkpoint import load_checkpoint
@@ -41,6 +44,15 @@ class Squared(nn.Module):
 
     def forward(self, batch: Batch) -> Loss:
         return Loss((self.network(batch["x"]) - batch["y"]).square().mean(), batch.count)
+
+
+class Tokens(TokenSource):
+    """Tokens as numbers, for a network of numbers."""
+
+    def samples(self, step: int, first: int, count: int) -> Batch:
+        batch = super().samples(step, first, count)
+        x, y = (batch[name][:, :1].float() / 64 for name in ("inputs", "targets"))
+        return Batch({"x": x, "y": y}, count)
 
 
 class Scripted:
@@ -307,6 +319,18 @@ def test_a_best_value_whose_file_a_kill_took_is_written_on_the_resume(tmp_path: 
     assert load_checkpoint(tmp_path / "best.pt")["itr"] == 6
 
 
+@pytest.mark.parametrize(
+    ("changes", "line"), [({"step": 3}, "the training data differ"), ({"seed": 2}, "data_seed is 1")]
+)
+def test_other_tokens_in_memory_are_refused(tmp_path: Path, changes: dict[str, int], line: str) -> None:
+    def source(step: int = 1, seed: int = 1) -> Tokens:
+        return Tokens(TokenWindows((np.arange(200) * step % 64).astype("<u2"), 16), seed)
+
+    train(tmp_path, source=source(), hooks=[StopAt("pause", 5)])
+    with pytest.raises(UserError, match=line):
+        train(tmp_path, source=source(**changes))
+
+
 SCRIPT = """
 import sys
 from tests.test_fit import Numbers, Patience, Scripted, Squared, StopAt, fit
@@ -325,8 +349,6 @@ def test_two_processes_train_evaluate_and_stop_together(tmp_path: Path) -> None:
     script.write_text(SCRIPT)
     launcher = [*python(processes=2), str(script), str(tmp_path / "run")]
     outcome = run(launcher, PYTHONPATH=str(ROOT))
-    assert outcome.returncode == 0 and outcome.stdout.count("complete\n") == 2, (
-        outcome.stdout + outcome.stderr
-    )
+    assert outcome.returncode == 0 and outcome.stdout.count("complete") == 2, outcome.stdout + outcome.stderr
     assert load_checkpoint(tmp_path / "run" / "best.pt")["itr"] == 6
     assert load_json(tmp_path / "run" / "summary.json")["itr"] == 8
