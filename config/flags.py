@@ -158,9 +158,16 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "weight_decay",
             float,
             0.1,
-            "on Linear weights only; norms, embeddings and biases have none",
+            "on what --decayed says",
             low=0,
             high=1e6,
+        ),
+        Flag(
+            "decayed",
+            str,
+            "matrices",
+            "what --weight_decay is on: weights of Linear layers, but for a tied head, or all parameters",
+            choices=("matrices", "all"),
         ),
         Flag(
             "grad_clip",

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from distributed.world import World
     from optim.progress import Parts
 
+UNUSED_BY_SCHEDULE = {
+    "warmup_cos": ("warmup_percent", "final_div_factor", "decay_percent"),
+    "others": ("warmup_steps", "min_lr"),
+}
+
 
 def check(args: Namespace) -> list[Problem]:
     """A line for each combination of values that cannot work."""
@@ -113,6 +118,8 @@ def notes(args: Namespace) -> list[str]:
             reasons[name] = f" on {args.model}: it routes no tokens"
     if not row.depth_emb:
         reasons["depth_embedding"] = f" on {args.model}"
+    for name in UNUSED_BY_SCHEDULE["warmup_cos" if args.scheduler == "warmup_cos" else "others"]:
+        reasons[name] = f" with --scheduler {args.scheduler}"
     changed = [name for name in reasons if getattr(args, name) != FLAGS[name].default]
     return [f"--{name} has no effect{reasons[name]}" for name in changed] + notes_on_checkpoints(args)
 

@@ -2,20 +2,26 @@
 
 import math
 import zlib
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
 import config
+from data.batch import Batch, PlainSource
 from data.bins import TokenWindows
 from data.mixture import RANDOM, MixtureSource, effective_weights
 from errors import UserError
 from models import make_model_from_args
 from models.attention import Rotary, rotate
 from models.byte_format import MODEL_FIELDS, mismatches, our_name
+from optim.checkpoint import load_checkpoint
+from optim.evaluation import Measured
+from optim.fit import fit
+from optim.objectives import NextToken
 from optim.schedules import WARMUP_COS, Shape
-from optim.tracked import Tracked
+from optim.tracked import LOWER, Tracked
 from tests.reference.cases import each
 
 FILE = "byte_loop.json.gz"
@@ -215,6 +221,153 @@ def test_rotary_positions(case):
     rotary = Rotary(q.shape[-1], case["input"]["theta"])
     rotated = rotate(q, rotary(torch.arange(q.shape[-2]).unsqueeze(0)))
     torch.testing.assert_close(rotated, torch.tensor(case["right"]["rotated"]), rtol=0, atol=1e-6)
+
+
+# the loop
+
+
+class Stream(PlainSource):
+    """The public sampler as a source: what comes before a step is drawn again."""
+
+    def __init__(self, sources, weights, rows, length, seed):
+        self.arguments = sources, weights, rows, length, seed
+        self.drawn = []
+        self.sampler = Replayed(*self.arguments)
+
+    def samples(self, step, first, count):
+        while len(self.drawn) <= step:
+            self.drawn.append(self.sampler.batch()[2])
+        inputs, targets = self.drawn[step]
+        return Batch({"inputs": inputs, "targets": targets}, targets.numel())
+
+
+class FewBatches:
+    """The public evaluation: batches of one stream, from a generator that is seeded anew each time."""
+
+    name = "wiki"
+    quantities: ClassVar = {"val_loss": LOWER}
+
+    def __init__(self, network, tokens, rows, length, batches, seed):
+        self.network, self.batches = network, batches
+        self.arguments = {"wiki": tokens}, {"wiki": 1.0}, rows, length, seed
+        self.starts = []
+
+    def run(self, whole, should_stop, advanced):
+        source, losses = Replayed(*self.arguments), []
+        was_training = self.network.training
+        self.network.eval()
+        for _ in range(self.batches):
+            _, starts, (inputs, targets) = source.batch()
+            self.starts.append(starts)
+            with torch.no_grad():
+                losses.append(self.network(inputs, targets=targets)["loss"].item())
+        self.network.train(was_training)
+        loss = sum(losses) / len(losses)
+        return Measured({"val_loss": loss}, f"loss {loss}")
+
+    def state(self):
+        return {}
+
+    def take_up(self, state, args):
+        pass
+
+    def summary(self, rows, step):
+        return {}
+
+
+@each_of("evaluation")
+def test_evaluations(case):
+    given, right = case["input"], case["right"]
+    network = network_of(given["config"], given["weight_seed"]).train()
+    tokens = stream(*given["stream"])
+    before = torch.get_rng_state()
+    evaluation = FewBatches(network, tokens, given["B"], given["T"], given["eval_steps"], given["seed"])
+    measured = [evaluation.run(False, bool, bool).values["val_loss"] for _ in range(2)]
+    assert evaluation.starts == right["start"] * 2
+    assert measured == pytest.approx([right["loss"]] * 2, abs=2e-5)
+    assert network.training and torch.equal(torch.get_rng_state(), before)
+
+
+def run_of(case, folder, **changes):
+    """The training of a case by the loop, from where the folder stands; its network and rows."""
+    given = case["input"]
+    model, train = given["config"]["model"], given["config"]["train"]
+    network = network_of(model, given["weight_seed"])
+    weights, _ = mixture(train["p_train"], {k: v[2] for k, v in given["sources"].items()}, model["T"])
+    sources = {name: stream(*rule) for name, rule in given["sources"].items()}
+    source = Stream(sources, weights, train["B"], model["T"], train["seed"])
+    wiki = stream(*given["val_sources"]["wiki"])
+    evaluation = FewBatches(network, wiki, train["B"], model["T"], train["eval_steps"], train["seed"])
+    fitted = fit(
+        NextToken(network),
+        source,
+        steps=train["total_steps"],
+        lr=train["base_lr"],
+        batch_size=train["B"],
+        evaluations=[evaluation],
+        folder=folder,
+        device="cpu",
+        scheduler=WARMUP_COS,
+        warmup_steps=train["warmup_steps"],
+        min_lr=train["min_lr"],
+        beta1=0.9,
+        beta2=0.95,
+        weight_decay=0.1,
+        decayed="all",
+        grad_clip=train["grad_clip"],
+        eval_freq=train["eval_every"],
+        save_checkpoint_freq=train["ckpt_every"],
+        keep_checkpoints=0,
+        track="val_loss@wiki",
+        **changes,
+    )
+    return network, fitted.rows
+
+
+def of_kind(rows, kind, key):
+    return [row[key] for row in rows if row["kind"] == kind]
+
+
+@each_of("training_run")
+def test_training(case, tmp_path):
+    right = case["right"]
+    network, rows = run_of(case, tmp_path)
+    assert of_kind(rows, "train", "loss") == pytest.approx(right["losses"], abs=1e-4)
+    assert of_kind(rows, "train", "lr") == pytest.approx(right["lrs"], rel=1e-9)
+    assert of_kind(rows, "train", "grad_norm") == pytest.approx(right["grad_norms"], rel=1e-3)
+    values = list(
+        zip(of_kind(rows, "eval@wiki", "step"), of_kind(rows, "eval@wiki", "val_loss"), strict=True)
+    )
+    assert values == [(step, pytest.approx(loss, abs=1e-4)) for step, loss in right["val_losses"]]
+    mine = dict(network.named_parameters())
+    for name, norm in right["final_param_norm"].items():
+        assert mine[our_name(name)].norm().item() == pytest.approx(norm, rel=1e-4)
+    best = load_checkpoint(tmp_path / "best.pt")
+    assert best["itr"] == [file["step"] for file in right["files"] if file["name"] == "best.pt"][-1]
+    assert best["best"]["value"] == pytest.approx(right["best_val_loss"], abs=1e-4)
+    written = {file["step"] for file in right["files"] if file["name"].startswith("step_")}
+    kept = {load_checkpoint(path)["itr"] for path in tmp_path.glob("ckpt*.pt")}
+    assert kept == written | {right["final_step"]}
+
+
+@each_of("resumed_run")
+def test_a_resumed_training_sees_the_batches_of_the_unbroken_one(case, tmp_path):
+    given, right = case["input"], case["right"]
+    run_of(case, tmp_path)
+    begin = int(given["resume_from"].removeprefix("step_").removesuffix(".pt"))
+    for path in [*tmp_path.glob("ckpt.pt"), *tmp_path.glob("summary.json")]:
+        path.unlink()
+    _, rows = run_of(case, tmp_path, use_pretrained=f"ckpt_{begin}.pt")
+    resumed = [row for row in rows if row["step"] > begin]
+    assert of_kind(resumed, "train", "loss") == pytest.approx(right["losses_after_resume"], abs=1e-4)
+    assert of_kind(resumed, "train", "lr") == pytest.approx(right["lrs"], rel=1e-9)
+    values = list(
+        zip(of_kind(resumed, "eval@wiki", "step"), of_kind(resumed, "eval@wiki", "val_loss"), strict=True)
+    )
+    assert values == [(step, pytest.approx(loss, abs=1e-4)) for step, loss in right["val_losses"]]
+    final = load_checkpoint(tmp_path / "ckpt.pt")
+    assert final["itr"] == right["final_step"]
+    assert final["best"]["value"] == pytest.approx(right["best_val_loss"], abs=1e-4)
 
 
 # checkpoints
