@@ -11,7 +11,7 @@ from models.variants import ALIASES, VARIANTS, positional_encoders, random_depth
 BACKENDS = ("nccl", "gloo")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTION = ("fast", "reference")
-SCHEDULERS = ("cos", "linear", "wsd", "none")
+SCHEDULERS = ("cos", "linear", "wsd", "warmup_cos", "none")
 OPTIMIZERS = ("adamw", "sgd", "adafactor")
 GPT2, CHARACTERS = "gpt2", "char"  # tokenizers
 
@@ -96,9 +96,16 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "weight_decay",
             float,
             0.1,
-            "on Linear weights only; norms, embeddings and biases have none",
+            "on what --decayed says",
             low=0,
             high=1e6,
+        ),
+        Flag(
+            "decayed",
+            str,
+            "matrices",
+            "what --weight_decay is on: weights of Linear layers, but for a tied head, or all parameters",
+            choices=("matrices", "all"),
         ),
         Flag(
             "grad_clip",
@@ -112,7 +119,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             str,
             "cos",
             "cos and linear: warm-up, then down over the whole run; wsd: warm-up, stable, decay at the end "
-            "(the one that can be extended); none: constant",
+            "(the one that can be extended); warmup_cos: up from 0 in --warmup_steps, then a cosine down to "
+            "--min_lr; none: constant",
             choices=SCHEDULERS,
         ),
         Flag(
@@ -123,6 +131,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             low=0,
             high=1,
         ),
+        Flag("warmup_steps", int, 200, "steps of the warm-up of warmup_cos", low=0),
+        Flag("min_lr", float, 3e-5, "rate that warmup_cos falls to", low=0),
         Flag(
             "final_div_factor",
             float,
@@ -184,6 +194,17 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             choices=DTYPES,
         ),
         switch("bias", "bias in Linear layers and norms"),
+        Flag("attn_bias", boolean, None, "bias in attention's Linear layers (None: as --bias)"),
+        Flag("mlp_bias", boolean, None, "bias in the MLP's Linear layers (None: as --bias)"),
+        Flag("norm_bias", boolean, None, "bias in norms (None: as --bias)"),
+        Flag("mlp_width", int, None, "width of the MLP's inner layer (None: 4 x n_embd)", low=1),
+        Flag("rope_base", float, 10000.0, "base of the angles of rotary positions", low=1.0001),
+        Flag(
+            "scaled_init",
+            boolean,
+            True,
+            "residual projections begin with a standard deviation of 0.02 / sqrt(2 n_layer), instead of 0.02",
+        ),
         Flag("dropout", float, 0.0, "after embedding, attention and MLP; 0 = off", low=0, high=1),
         switch(
             "compile",

@@ -218,7 +218,11 @@ class TokenWindows:
         return self.n_windows
 
     def batch(self, numbers: NDArray[np.int64]) -> Batch:
-        """`inputs` and `targets` of some windows, each (len(numbers), sequence_length) int64.
+        """As `at`, of some windows."""
+        return self.at(numbers * self.length)
+
+    def at(self, starts: NDArray[np.int64]) -> Batch:
+        """`inputs` and `targets` that begin at some tokens, each (len(starts), sequence_length) int64.
 
         A loss over them is a mean over tokens. Raises UserError for a token that the vocabulary lacks.
         """
@@ -226,7 +230,7 @@ class TokenWindows:
 
         from data.batch import Batch
 
-        places = numbers[:, None] * self.length + np.arange(self.length + 1)
+        places = starts[:, None] + np.arange(self.length + 1)
         chosen = self.tokens[places]
         if self.vocab_size is not None and chosen.max(initial=0) >= self.vocab_size:
             raise OwnError(

@@ -29,6 +29,11 @@ def active_tokens(
     return counts
 
 
+def _weights(settings: ModelSettings) -> int:
+    """Of the matrices of a layer."""
+    return 4 * settings.n_embd**2 + 2 * settings.n_embd * settings.inner_width
+
+
 def _middle(settings: ModelSettings, tokens: Sequence[float], length: int, seen: float) -> float:
     """MACs of the middle layers (and the end layers of models with an exit at each pass) over all passes.
 
@@ -39,7 +44,7 @@ def _middle(settings: ModelSettings, tokens: Sequence[float], length: int, seen:
     total, keys = 0.0, 0.0
     for active in tokens:
         keys = keys + active if settings.variant.attends == "all" else length
-        total += layers * (12 * width**2 * active + 2 * width * active * keys * seen)
+        total += layers * (_weights(settings) * active + 2 * width * active * keys * seen)
     return total
 
 
@@ -62,7 +67,7 @@ def _outside(settings: ModelSettings, length: int, seen: float) -> float:
     """Layers that run once."""
     begin, _, end = settings.stack_sizes
     layers = begin + (0 if settings.variant.exits_each_pass else end)
-    return layers * (12 * settings.n_embd**2 * length + 2 * settings.n_embd * length * length * seen)
+    return layers * (_weights(settings) * length + 2 * settings.n_embd * length * length * seen)
 
 
 def count_macs(args: Any, sequence_length: int, length_factors: Sequence[float] | None = None) -> int:

@@ -4,7 +4,7 @@ Legend: B batch, T positions, R passes, D model width, V vocabulary.
 
 Parameters and how they start (the authors' scheme; GPT-2's residual scaling)
   Linear, Embedding    N(0, 0.02)
-  c_proj.weight        N(0, 0.02 / sqrt(2 n_layer))
+  c_proj.weight        N(0, 0.02 / sqrt(2 n_layer)), with --scaled_init
   norms 1, biases 0    last layer of the stick-breaking gate 0 (halting starts even)
 """
 
@@ -46,17 +46,19 @@ class Transformer(nn.Module):
         rotary = settings.positional_encoder == "rotary"
         parts: dict[str, nn.Module] = {
             "wte": nn.Embedding(settings.vocab_size, width),
-            "wpe": Rotary(settings.head_width) if rotary else nn.Identity(),
+            "wpe": Rotary(settings.head_width, settings.rope_base) if rotary else nn.Identity(),
             "drop": nn.Dropout(settings.dropout),
         }
         parts |= {"h_begin": begin, "h_mid": middle, "h_end": end} if variant.loop else {"h": begin}
         if variant.ln_mid:
             parts["ln_mid"] = (
-                nn.Identity() if settings.disable_ln_mid else nn.LayerNorm(width, bias=settings.bias)
+                nn.Identity()
+                if settings.disable_ln_mid
+                else nn.LayerNorm(width, bias=settings.has_bias("norm"))
             )
         if variant.routes:
             parts["mod"] = nn.ModuleList(Router(width) for _ in range(settings.n_repeat - 1))
-        norm = nn.LayerNorm(width, bias=settings.bias)
+        norm = nn.LayerNorm(width, bias=settings.has_bias("norm"))
         if not variant.exits_each_pass:
             parts["ln_f"] = norm
         self.transformer = nn.ModuleDict(parts)
@@ -76,7 +78,9 @@ class Transformer(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        residual_std = 0.02 / math.sqrt(2 * self.settings.n_layer)
+        residual_std = 0.02
+        if self.settings.scaled_init:
+            residual_std = 0.02 / math.sqrt(2 * self.settings.n_layer)
         for name, module in self.named_modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=residual_std if name.endswith("c_proj") else 0.02)

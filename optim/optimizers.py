@@ -34,6 +34,10 @@ PUBLISHED = (
     ParameterRule(frozenset((MATRIX, ROUTER))),
     ParameterRule(frozenset((EMBEDDING, NORM, SCALAR)), decay=0.0),
 )
+RULES = {
+    "matrices": PUBLISHED,
+    "all": (ParameterRule(frozenset((MATRIX, ROUTER, EMBEDDING, NORM, SCALAR))),),
+}
 
 
 def parameter_groups(
@@ -71,7 +75,7 @@ def make_optimizer(
     """AdamW (one fused kernel where the device has it), SGD or Adafactor, by --opt; rates are set by the
     schedule.
     """
-    groups, decay = parameter_groups(model, extras), args.weight_decay
+    groups, decay = parameter_groups(model, extras, RULES[args.decayed]), args.weight_decay
     if args.opt == "adamw":
         fused = next(model.parameters()).device.type in ("cpu", "cuda")
         return AdamW(groups, lr=args.lr, betas=(args.beta1, args.beta2), weight_decay=decay, fused=fused)

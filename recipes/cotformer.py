@@ -42,6 +42,10 @@ SELFTEST: dict[str, Any] = {
     "log_freq": 1,
     "save_checkpoint_freq": 7,
 }
+UNUSED_BY_SCHEDULE = {
+    "warmup_cos": ("warmup_percent", "final_div_factor", "decay_percent"),
+    "others": ("warmup_steps", "min_lr"),
+}
 
 
 def check(args: Namespace) -> list[Problem]:
@@ -137,6 +141,8 @@ def notes(args: Namespace) -> list[str]:
             reasons[name] = f" on {args.model}: it routes no tokens"
     if not variant.depth_emb:
         reasons["depth_embedding"] = f" on {args.model}"
+    for name in UNUSED_BY_SCHEDULE["warmup_cos" if args.scheduler == "warmup_cos" else "others"]:
+        reasons[name] = f" with --scheduler {args.scheduler}"
     changed = [name for name in reasons if getattr(args, name) != FLAGS[name].default]
     return [f"--{name} has no effect{reasons[name]}" for name in changed] + notes_on_checkpoints(args)
 

@@ -235,7 +235,7 @@ def test_every_flag_has_help(name):
     [
         ("n_layers", "n_layer"),
         ("batchsize", "batch_size"),
-        ("warmup", "warmup_percent"),
+        ("warmup_pct", "warmup_percent"),
         ("sequence_len", "sequence_length"),
         ("n-head", "n_head"),
     ],

@@ -229,7 +229,9 @@ def test_any_values_can_be_shown(tmp_path, capsys, state, one_segment, one_metri
     json.loads(said(["--json", str(tmp_path)], capsys), parse_constant=pytest.fail)
     page._segments(
         page.Chapter(
-            read.progress_of(place, "run", read.Queue(None), NOW), draw.drawing([one_metric], []), [one_segment]
+            read.progress_of(place, "run", read.Queue(None), NOW),
+            draw.drawing([one_metric], []),
+            [one_segment],
         )
     )
 
