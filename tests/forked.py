@@ -13,7 +13,7 @@ import tempfile
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-PRELOADED = ["numpy", "torch", "torch._dynamo", "torch.distributed", "tqdm", "tests.forked"]
+PRELOADED = ["numpy", "torch", "torch._dynamo", "torch.distributed", "tqdm", "tests.forked", "tests.freeze"]
 # variables that the interpreter or a library reads but once, when it starts
 READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "MKL_", "TORCH", "MALLOC_", "GLIBC_")
 REAL_START = "REAL_START"  # set in the environment: every program is started from nothing
@@ -21,13 +21,15 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(PRELOADED)
 
 
+def at_start(env: dict[str, str]) -> dict[str, str]:
+    """The settings of an environment that only a start reads."""
+    return {name: value for name, value in env.items() if name.startswith(READ_AT_START)}
+
+
 def can_fork(words: list[str], env: dict[str, str]) -> bool:
     """Whether a fork is as good as a start: a program of the repository, under the settings that this
     process was started with.
     """
-
-    def at_start(values: dict[str, str]) -> dict[str, str]:
-        return {name: value for name, value in values.items() if name.startswith(READ_AT_START)}
 
     is_program = len(words) > 1 and words[0] == sys.executable and words[1].endswith(".py")
     return is_program and REAL_START not in os.environ and at_start(env) == at_start(dict(os.environ))
@@ -35,27 +37,41 @@ def can_fork(words: list[str], env: dict[str, str]) -> bool:
 
 def take_place(folder: str, outputs: list[str], env: dict[str, str]) -> None:
     """In a fork: what the shell and the interpreter do before a program begins."""
+    begin(folder, [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for path in outputs], env)
+
+
+def begin(folder: str, outputs: list[int], env: dict[str, str]) -> None:
+    """`take_place`, where stdout and stderr are open already."""
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(env)
-    for descriptor, path in enumerate(outputs, start=1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    for descriptor, output in enumerate(outputs, start=1):
+        os.dup2(output, descriptor)
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  # the fork's own, until it ends
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
 
 
-def _work(words: list[str], folder: str, outputs: list[str], env: dict[str, str]) -> None:
-    take_place(folder, outputs, env)
+def interpret(words: list[str]) -> None:
+    """In a fork: `python WORDS...`, which begin with a file or with -m and a module."""
     import torch
 
-    torch.set_num_threads(int(env.get("OMP_NUM_THREADS", "1")))
-    program = os.path.abspath(words[1])
-    sys.argv = words[1:]
-    sys.path.insert(0, os.path.dirname(program))
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     try:
-        runpy.run_path(program, run_name="__main__")
+        if words[0] == "-m":
+            sys.argv = words[1:]
+            sys.path.insert(0, os.getcwd())
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = words
+            sys.path.insert(0, os.path.dirname(os.path.abspath(words[0])))
+            runpy.run_path(words[0], run_name="__main__")
     finally:
         sys.stdout.flush()
+
+
+def _work(words: list[str], folder: str, outputs: list[str], env: dict[str, str]) -> None:
+    take_place(folder, outputs, env)
+    interpret(words[1:])
 
 
 def code_of(process: BaseProcess, seconds: float) -> int | None:
