@@ -133,7 +133,7 @@ class Forks:
 
 def main(folder: Path) -> None:
     settings = dict(os.environ)  # torch adds to it
-    for name in PRELOADED:
+    for name in ("matplotlib.pyplot", *PRELOADED):
         import_module(name)
     Forks(folder / "forks.socket", settings).serve()
 

@@ -142,8 +142,12 @@ REFUSED = {
         {"TIME_LIMIT": "2-00:00:00"},
         "more than partition amd_student allows",
     ),
-    "more GPUs than a node has": ([], {"N_GPUS": "4"}, "N_GPUS 4 is more than a node"),
-    "more nodes than there are": ([], {"N_NODES": "4"}, "N_NODES 4 is more than partition amd_student has"),
+    "more GPUs than a node has": (["--acc_steps", "4"], {"N_GPUS": "4"}, "N_GPUS 4 is more than a node"),
+    "more nodes than there are": (
+        ["--acc_steps", "4"],
+        {"N_NODES": "4"},
+        "N_NODES 4 is more than partition amd_student has",
+    ),
     "data that are not prepared": (
         ["--data_dir", "/nowhere"],
         {},
