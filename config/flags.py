@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from config.old_flags import OLD_FLAGS
-from config.schema import EVALUATION, PLACE, SCHEDULE, Flag, dtype_name, switch
+from config.schema import EVALUATION, PLACE, SCHEDULE, Flag, boolean, dtype_name, switch
 from models.variants import ALIASES, VARIANTS, positional_encoders, random_depth_methods
 
 BACKENDS = ("nccl", "gloo")

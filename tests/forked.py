@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-PRELOADED = ["numpy", "torch", "torch._dynamo", "torch.distributed", "tqdm", "tests.forked"]
+PRELOADED = ["numpy", "torch", "torch._dynamo", "torch.distributed", "tqdm", "tests.forked", "tests.freeze"]
 # variables that the interpreter or a library reads but once, when it starts
 READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "MKL_", "TORCH", "MALLOC_", "GLIBC_")
 TORCHRUN = "torch.distributed.run"
@@ -26,18 +26,21 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(PRELOADED)
 
 
+def at_start(env: dict[str, str]) -> dict[str, str]:
+    """The settings of an environment that only a start reads."""
+    read = {name: value for name, value in env.items() if name.startswith(READ_AT_START)}
+    read.pop("PYTHONPATH", None)  # `interpret` follows it
+    return read
+
+
 def can_fork(words: list[str], env: dict[str, str]) -> bool:
     """Whether a fork is as good as a start: a program in Python that starts no others itself, under the
     settings that this process was started with. torchrun is none, see `can_launch`.
     """
-
-    def at_start(values: dict[str, str]) -> dict[str, str]:
-        read = {name: value for name, value in values.items() if name.startswith(READ_AT_START)}
-        read.pop("PYTHONPATH", None)  # _work follows it
-        return read
-
-    is_program = words[0] == sys.executable and (
-        words[1].endswith(".py") or (words[1] in ("-m", "-c") and words[2] not in LAUNCHERS)
+    is_program = (
+        len(words) > 1
+        and words[0] == sys.executable
+        and (words[1].endswith(".py") or (words[1] in ("-m", "-c") and words[2] not in LAUNCHERS))
     )
     return is_program and REAL_START not in os.environ and at_start(env) == at_start(dict(os.environ))
 
@@ -49,23 +52,28 @@ def can_launch(words: list[str], env: dict[str, str]) -> bool:
 
 def take_place(folder: str, outputs: list[str], env: dict[str, str]) -> None:
     """In a fork: what the shell and the interpreter do before a program begins."""
+    begin(folder, [os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for path in outputs], env)
+
+
+def begin(folder: str, outputs: list[int], env: dict[str, str]) -> None:
+    """`take_place`, where stdout and stderr are open already."""
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(env)
-    for descriptor, path in enumerate(outputs, start=1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    for descriptor, output in enumerate(outputs, start=1):
+        os.dup2(output, descriptor)
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  # the fork's own, until it ends
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
 
 
-def _work(words: list[str], folder: str, outputs: list[str], env: dict[str, str]) -> None:
-    take_place(folder, outputs, env)
+def interpret(words: list[str]) -> None:
+    """In a fork: `python WORDS...`."""
     import torch
 
-    torch.set_num_threads(int(env.get("OMP_NUM_THREADS", "1")))
-    sys.path[:0] = filter(None, env.get("PYTHONPATH", "").split(os.pathsep))
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     try:
-        _run(*words[1:])
+        _run(*words)
     finally:
         sys.stdout.flush()
 
@@ -104,6 +112,11 @@ def _work_of_torchrun(words: Sequence[str], env: dict[str, str]) -> None:
     os.setsid()
     os.environ.update(env)
     _run(*words)
+
+
+def _work(words: list[str], folder: str, outputs: list[str], env: dict[str, str]) -> None:
+    take_place(folder, outputs, env)
+    interpret(words[1:])
 
 
 def code_of(process: BaseProcess, seconds: float) -> int | None:
