@@ -44,7 +44,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 @pytest.mark.parametrize("model", ["adm", "lncot"])
 def test_several_processes_train_without_a_warning_of_torch(tmp_path: Path, model: str) -> None:
-    """With and without unused parameters; started from nothing, as torch reads at its start what to report."""
+    """With unused parameters and without; started anew, as torch reads at its start what to tell."""
     process = start(command(tmp_path, 2, model=model, iterations=2, eval_freq=0))
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0 and "Warning" not in errors, errors
