@@ -21,7 +21,7 @@ QUEUE = "4711|RUNNING|None|4711|2030-01-01T00:00:00|a|b\n50_3|PENDING|Priority|5
 
 
 def metric(step: int, kind: str = "train", **more: Any) -> dict[str, Any]:
-    clock = {"unix": NOW - 60, "tokens_per_second": 5000.0}
+    clock = {"unix": time.time() - 60, "tokens_per_second": 5000.0}
     values = (
         {"loss": 2.5, "lr": 1e-3, "grad_norm": 0.5} if kind == "train" else {"val_loss": 3.0, "val_pp": 20.25}
     )
@@ -36,7 +36,7 @@ def segment(number: int, start: int, end: int, seconds: float = 3600.0, **more: 
         "end_step": end,
         "reason": "SIGUSR1",
         "seconds": seconds,
-        "started": NOW - 7200,
+        "started": time.time() - 7200,
         **more,
     }
 
@@ -61,7 +61,7 @@ def experiment(
         "itr": 50,
         "iterations": 100,
         "reason": "",
-        "updated": NOW - 60,
+        "updated": time.time() - 60,
         "checkpoint": 50,
         "segments": 1,
         **changes,

@@ -362,7 +362,7 @@ fitted = fit(Squared(), Numbers(), steps=9, lr=1e-2, batch_size=4, acc_steps=2, 
              folder=sys.argv[1], evaluations=[Scripted([2.0, 1.0, 3.0], 3)], eval_freq=3,
              track="score@script",
              hooks=[Patience(50), StopAt("complete", 8)])
-print(fitted.outcome.kind, flush=True)
+print(f"<{fitted.outcome.kind}>", flush=True)
 """
 
 
@@ -372,6 +372,8 @@ def test_two_processes_train_evaluate_and_stop_together(tmp_path: Path) -> None:
     script.write_text(SCRIPT)
     launcher = [*python(processes=2), str(script), str(tmp_path / "run")]
     outcome = run(launcher, PYTHONPATH=str(ROOT))
-    assert outcome.returncode == 0 and outcome.stdout.count("complete") == 2, outcome.stdout + outcome.stderr
+    assert outcome.returncode == 0 and outcome.stdout.count("<complete>") == 2, (
+        outcome.stdout + outcome.stderr
+    )
     assert load_checkpoint(tmp_path / "run" / "best.pt")["itr"] == 6
     assert load_json(tmp_path / "run" / "summary.json")["itr"] == 8

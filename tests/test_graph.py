@@ -5,6 +5,7 @@ SLURM.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+import config
 from errors import UserError
+from files import write_json
 from iridis import graph
 from iridis.graph import Call, Stage
 from report.rows import ROWS
@@ -431,15 +434,12 @@ def test_nothing_is_queued_or_run_without_slurm_and_the_tree_is_shown(
 def test_a_finished_training_is_told_as_done_and_its_evaluation_as_new(
     table: Callable[..., str], without_slurm: dict[str, str]
 ) -> None:
-    where = subprocess.run(
-        [str(shutil.which("bash")), str(ROOT / "iridis/lncot-train/job.sh"), "--where", "--name", "small"],
-        env=without_slurm,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
-    Path(where).mkdir(parents=True)
-    (Path(where) / "summary.json").write_text('{"args": {"iterations": 40000}}')
+    job = [str(shutil.which("bash")), str(ROOT / "iridis/lncot-train/job.sh"), "--dry-run", "--name", "small"]
+    printed = subprocess.run(job, env=without_slurm, capture_output=True, text=True, check=True).stdout
+    command = next(line for line in printed.splitlines() if line.startswith("python main.py "))
+    args = config.parse_args(shlex.split(command)[2:])
+    config.experiment_folder(args).mkdir(parents=True)
+    write_json(config.experiment_folder(args) / "summary.json", {"args": vars(args)})
     assert pipeline(without_slurm, table(SMALL), "--dry-run").stdout == TREE.replace(
         "new    lncot-train", "done   lncot-train"
     )
