@@ -70,7 +70,7 @@ def _expected(norm: nn.Module, weight: Tensor, exits: Exits, targets: Tensor) ->
         norm(exits.states).reshape(-1, width),
         weight,
         targets.unsqueeze(1).expand(-1, repeats, -1).flatten(),
-        mass.flatten(),
+        mass.flatten().float(),  # the autocast of CPUs leaves it in half precision
     )
     expected = total / mass.numel()
     return NextTokenLoss(
