@@ -75,10 +75,11 @@ def last_line(text: str) -> str:
 
 
 def figure_row(figure: Figure, told: dict[str, Any], card: str | None) -> dict[str, Any]:
-    """Raises KeyError where a script has not told it."""
     value: Any = told
     for key in figure.path:
-        value = value[key]
+        value = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(value, int | float):
+        return row(figure.name, FAIL, note=f"the script has not told its {'.'.join(figure.path)}")
     verdict, target = None, ""
     if figure.at_least is not None:
         verdict, target = judged(value >= figure.at_least, card), f"at least {figure.at_least:g}"
@@ -91,7 +92,8 @@ def rows_of(part: Part, device: str, card: str | None, seconds: float) -> list[d
     """Run a part to its end or its limit."""
     more = part.small if device == "cpu" else part.large
     with tempfile.TemporaryDirectory(prefix="gpu_bench_") as place:
-        words = [word.format(device=device, folder=place) for word in (*part.command, *more)]
+        filled = {"{device}": device, "{folder}": place}
+        words = [filled.get(word, word.replace("{folder}", place)) for word in (*part.command, *more)]
         code, out, err = run(words, seconds, Path(place))
     lines = json_lines(out)
     if part.says:
