@@ -186,6 +186,8 @@ class Functions(TorchFunctionMode):
                 need_one_device(name, given)
             if name == "copy_" and not isinstance(args[0], DeviceTensor):
                 self.cuda.wait(self.cuda.downloads, f"copied {tuple(args[0].shape)}")
+            if torch.is_autocast_enabled("cpu"):  # which is not the device's, whatever torch's core thinks
+                func = torch.autocast("cpu", enabled=False)(func)
             args, kwargs = autocast(name, args, kwargs)
         wanted = kwargs.get("device")
         if wanted is None:
