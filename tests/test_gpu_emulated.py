@@ -59,7 +59,7 @@ def dtype(request: pytest.FixtureRequest) -> str:
 
 def off(found: torch.Tensor, truth: torch.Tensor) -> float:
     """Relative to the size of the truth."""
-    return float((held(found).double() - truth).norm() / truth.norm())
+    return float((held(found.detach()).double() - truth.detach()).norm() / truth.detach().norm())
 
 
 # attention
