@@ -136,8 +136,8 @@ def main(argv: list[str] | None = None) -> int:
         output = args.output or Path("reports") / time.strftime("gpu-%Y%m%d-%H%M%S.json")
         if output.exists():
             raise UserError(f"--output {output}: is there already, give another name")
-        try_to_write(output.parent)
         machine = machine_facts("cpu" if args.cpu else "cuda")
+        try_to_write(output.parent)
         print(f"{machine['name']}, torch {machine['torch']}, {len(parts)} parts", flush=True)
         taken = Run(parts, machine, args.minutes, output)
         signal.signal(signal.SIGTERM, interrupt)

@@ -126,6 +126,6 @@ PARTS = (
         ),
     ),
     # last, as they take longest and have what the others leave
-    killed("resume of killed processes, lncot", acc_steps=1, needs=0, seconds=100),
-    killed("resume on two GPUs (nccl), lncot", acc_steps=2, needs=2, seconds=150),
+    killed("resume after kills", acc_steps=1, needs=0, seconds=100),
+    killed("resume on two GPUs (nccl)", acc_steps=2, needs=2, seconds=150),
 )

@@ -63,7 +63,9 @@ def first_line(error: BaseException) -> str:
 
 
 def run_one(description: str | None, parts: Mapping[str, Callable[[Namespace], None]]) -> None:
-    """Run the part that the command line names."""
+    """Run the part that the command line names, in the precision that trainings have."""
+    from optim.setup import set_precision  # torch, which the parts alone load
+
     parser = ArgumentParser(description=description)
     parser.add_argument("part", choices=parts)
     parser.add_argument("--device", choices=("cuda", "cpu"), required=True)
@@ -73,5 +75,6 @@ def run_one(description: str | None, parts: Mapping[str, Callable[[Namespace], N
     parser.add_argument("--model", default="lncot")
     parser.add_argument("--tiny", action="store_true", help="sizes for a CPU")
     given = parser.parse_args()
+    set_precision(deterministic=False)
     for dtype in given.dtype:
         parts[given.part](Namespace(**{**vars(given), "dtype": dtype}))
