@@ -154,6 +154,13 @@ class EmulatedCuda:
     uploads: list[str] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
     warns: bool = False  # of each wait, as torch.cuda.set_sync_debug_mode has it
+    generator: Tensor = field(default_factory=lambda: torch.zeros(16, dtype=torch.uint8))  # its state
+
+    def seed(self, seed: int) -> None:
+        self.generator = torch.tensor([seed]).view(torch.uint8).repeat(2)
+
+    def restore(self, state: Tensor) -> None:
+        self.generator = state.clone()
 
     def wait(self, kind: list[str], what: str) -> None:
         kind.append(what)
@@ -485,8 +492,9 @@ def emulated_cuda() -> Iterator[EmulatedCuda]:
         "reset_peak_memory_stats": lambda device=None: None,
         "set_per_process_memory_fraction": lambda fraction, device=None: None,
         "set_sync_debug_mode": lambda mode: setattr(cuda, "warns", mode == "warn"),
-        "get_rng_state": lambda device="cuda": torch.get_rng_state(),
-        "set_rng_state": lambda state, device="cuda": torch.set_rng_state(state),
+        "get_rng_state": lambda device="cuda": cuda.generator.clone(),
+        "set_rng_state": lambda state, device="cuda": cuda.restore(state),
+        "manual_seed_all": cuda.seed,
         "_lazy_init": lambda: None,
     }
     flash_works.cache_clear()

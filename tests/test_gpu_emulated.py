@@ -20,6 +20,8 @@ from distributed import health
 from distributed.world import World, join, pick_device
 from errors import UserError
 from models.attention import AttentionPlan, KeyRange, Tile, _attend, flash_works, visible
+from models.loss import linear_cross_entropy
+from models.losses import _sums_so_far
 from models.transformer import Transformer
 from models.variants import VARIANTS
 from optim import checkpoint
@@ -210,8 +212,6 @@ def test_deterministic_algorithms_refuse_nothing_in_a_training_step(device: Emul
 
 
 def test_the_sums_of_the_halting_odds_are_those_of_cumsum(device: EmulatedCuda) -> None:
-    from models.losses import _sums_so_far
-
     x = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(held(_sums_so_far(x.to("cuda"))), x.cumsum(-1), atol=1e-6)
 
@@ -238,6 +238,16 @@ def test_dtype_auto_means_bfloat16_on_a_gpu(device: EmulatedCuda) -> None:
 def test_products_run_in_the_dtype_of_the_autocast(device: EmulatedCuda, dtype: str) -> None:
     with autocaster(dtype, DEVICE)():
         assert nn.Linear(8, 8).to("cuda")(torch.ones(2, 8, device="cuda")).dtype == HALF[dtype]
+
+
+def test_logits_are_made_in_the_dtype_of_the_autocast(device: EmulatedCuda, dtype: str) -> None:
+    draw = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(9, 16, generator=draw).to("cuda") for _ in range(2))
+    targets = torch.arange(9, device="cuda")
+    rounded = linear_cross_entropy(hidden.to(HALF[dtype]), weight.to(HALF[dtype]), targets)[1]
+    with autocaster(dtype, DEVICE)():
+        found = linear_cross_entropy(hidden, weight, targets)[1]
+    assert torch.equal(held(found), held(rounded))
 
 
 def test_products_in_float32_may_use_tf32(device: EmulatedCuda) -> None:
@@ -338,11 +348,12 @@ def test_a_checkpoint_holds_tensors_of_the_cpu(device: EmulatedCuda, tmp_path: P
 
 
 def test_the_generator_of_the_device_is_saved_and_restored(device: EmulatedCuda) -> None:
-    states = checkpoint.random_states(DEVICE)
-    first = torch.rand(3)
+    torch.manual_seed(1)
+    states, before = checkpoint.random_states(DEVICE), device.generator
+    torch.manual_seed(2)
+    assert not torch.equal(device.generator, before)
     checkpoint.restore_random_states(states, DEVICE)
-    assert states["cuda"] is not None
-    assert torch.equal(torch.rand(3), first)
+    assert torch.equal(device.generator, before)
 
 
 # evaluation and generation
@@ -359,6 +370,13 @@ def test_evaluation_gives_the_losses_of_the_cpu(device: EmulatedCuda, name: str)
         for where in (CPU, DEVICE)
     ]
     assert found[1]["val_loss"] == pytest.approx(found[0]["val_loss"], abs=1e-5)
+
+
+def test_evaluation_leaves_the_generator_of_the_device_as_it_was(device: EmulatedCuda) -> None:
+    torch.manual_seed(1)
+    before = device.generator
+    evaluate(tiny_model("base").to(DEVICE), text(), 4, World(DEVICE), autocaster("float32", DEVICE))
+    assert torch.equal(device.generator, before)
 
 
 def test_log_likelihoods_are_those_of_the_cpu(device: EmulatedCuda) -> None:

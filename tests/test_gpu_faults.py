@@ -124,6 +124,24 @@ FAULTS = {
         "None",
         (EMULATED, "test_the_generator_of_the_device_is_saved_and_restored"),
     ),
+    "generator of the device not restored": Fault(
+        "optim/checkpoint.py",
+        'if states["cuda"] is not None and device.type == "cuda":',
+        "if False:",
+        (EMULATED, "test_the_generator_of_the_device_is_saved_and_restored"),
+    ),
+    "an evaluation that moves the generator of the device": Fault(
+        "optim/evaluate.py",
+        'devices = [world.device] if world.device.type == "cuda" else []',
+        "devices = []",
+        (EMULATED, "test_evaluation_leaves_the_generator_of_the_device_as_it_was"),
+    ),
+    "logits in float32": Fault(
+        "models/loss.py",
+        "dtype = computing_dtype(hidden.device, hidden.dtype)",
+        "dtype = hidden.dtype",
+        (EMULATED, "test_logits_are_made_in_the_dtype_of_the_autocast"),
+    ),
     "gradient norm fetched by itself": Fault(
         "optim/step.py",
         "self.meter.add(norm_on_cpu)",

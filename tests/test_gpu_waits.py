@@ -85,7 +85,7 @@ def test_a_wait_that_is_put_into_a_step_is_counted() -> None:
         counts = Counts(device)
         network = tiny_model("lncot").train()
         objective = NextToken(network)
-        objective.register_forward_hook(lambda module, given, loss: float(loss.mean) and None)
+        objective.register_forward_hook(lambda module, given, loss: float(loss.mean.detach()) and None)
         fit(
             objective,
             Tokens(),
