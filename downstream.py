@@ -2,16 +2,15 @@
 
     pip install -r requirements-downstream.txt
     python downstream.py --checkpoint exps/.../NAME --tasks arc_easy arc_challenge hellaswag piqa mmlu
-    python downstream.py --checkpoint exps/.../ckpt_40000.pt --tasks mine --include_path
-    folder/with/mine.yaml/in/it
+    python downstream.py --checkpoint exps/.../ckpt_40000.pt --tasks mine --include_path FOLDER_OF_MINE_YAML
 
 The model's settings are those that it was trained with; any flag given overrides one. Writes
 downstream_<checkpoint's name>.json. Accuracies: `acc` takes the likeliest choice; `acc_norm` divides its
 log-likelihood by the choice's number of characters (the harness's own, which does not count the space before
-the choice); `acc_norm_nospace` by the number of its characters that are no space.
+the choice); `acc_norm_nospace` by the number of its non-space characters.
 
-Tasks come from the Hugging Face hub. For a node without internet, run once with --limit 1 where there is one,
-then set HF_DATASETS_OFFLINE=1 and HF_HUB_OFFLINE=1 there, with the same HF_HOME.
+Tasks come from the Hugging Face hub. For a node without internet, run once with --limit 1 where there is
+internet, then set HF_DATASETS_OFFLINE=1 and HF_HUB_OFFLINE=1 on the node, with the same HF_HOME.
 """
 
 from __future__ import annotations
@@ -25,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import distributed
-from config.flags import GPT2, Flag
+from config.flags import GPT2
 from config.parse import guarded, nearest
+from config.schema import Flag
 from errors import UserError
 from optim.restore import CHECKPOINT, TOKENIZER, Restored, keep_result, output_folder, with_checkpoint
 
@@ -46,8 +46,8 @@ OWN_FLAGS = {
     "downstream tasks": (
         CHECKPOINT,
         TOKENIZER,
-        Flag("tasks", str, None, f"of the harness, or YAML files (None: {' '.join(TASKS)})", many=True),
-        Flag("limit", int, None, "examples of each task, for trying out (None: all)", low=1),
+        Flag("tasks", str, None, f"tasks of the harness, or YAML files (None: {' '.join(TASKS)})", many=True),
+        Flag("limit", int, None, "examples of each task, for a quick try (None: all)", low=1),
         Flag("output_dir", str, None, "where to write the results (None: beside the checkpoint)"),
         Flag("include_path", str, None, "folder with YAML files of more tasks"),
     )
@@ -55,20 +55,18 @@ OWN_FLAGS = {
 
 
 def letters(text: str) -> int:
-    """Characters that are no space; at least 1, to divide by."""
+    """Number of non-space characters; at least 1, to divide by."""
     return max(1, sum(not character.isspace() for character in text))
 
 
 def nospace_choice(loglikelihoods: Sequence[float], choices: Sequence[str]) -> int:
-    """The choice with the best log-likelihood by character, spaces not counted; the first of equals."""
+    """The choice with the best log-likelihood per non-space character; the first of equals."""
     scores = [total / letters(choice) for total, choice in zip(loglikelihoods, choices, strict=True)]
     return scores.index(max(scores))
 
 
 def right_choices(target: Any, choices: Sequence[str]) -> set[int]:
-    """Numbers of the right choices, from what a task calls its target: a number, the text of a choice, or
-    several.
-    """
+    """Indices of the right choices, from a task's target: a number, the text of a choice, or several."""
     if isinstance(target, (list, tuple)):
         return {number for one in target for number in right_choices(one, choices)}
     if isinstance(target, int):
@@ -79,7 +77,7 @@ def right_choices(target: Any, choices: Sequence[str]) -> set[int]:
 def nospace_hits(samples: Iterable[Mapping[str, Any]]) -> list[float]:
     """1 or 0 for each example of a multiple-choice task; nothing for examples of other kinds.
 
-    Tasks whose choices stand in the context (all continuations after different contexts) have no lengths to
+    Tasks whose choices are in the context (all continuations after different contexts) have no lengths to
     divide by.
     """
     hits = []
@@ -179,7 +177,7 @@ def load_tasks(names: Sequence[str], include_path: str | None) -> Any:
 
 
 def make_lm(restored: Restored, tokenizer: str | None) -> Any:
-    """The checkpoint's model for the harness. Raises UserError where it does not read GPT-2's tokens."""
+    """The checkpoint's model for the harness. Raises UserError where it was not trained on GPT-2's tokens."""
     from data.bpe import gpt2
     from data.vocabulary import unknown, vocabulary_of
     from optim.harness import CheckpointLM
@@ -206,7 +204,7 @@ def percent(value: float | None) -> str:
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Tasks and their accuracies in percent, standard error behind each."""
+    """Tasks and their accuracies in percent, each with its standard error."""
     lines = [f"{'task':<32}{'examples':>10}" + "".join(f"{name:>18}{'+-':>7}" for name in METRICS)]
     for name, row in rows.items():
         cells = "".join(
@@ -283,9 +281,9 @@ def check_installed() -> int:
 def main(argv: list[str] | None = None) -> int:
     if not {"-h", "--help"} & set(sys.argv[1:] if argv is None else argv):
         guarded(PROG, check_installed)
-    # choices can lie closer together than bfloat16 tells apart, so full precision unless told otherwise
+    # choices can lie closer together than bfloat16 resolves, so full precision unless --dtype says otherwise
     return with_checkpoint(
-        PROG, "Downstream tasks of a checkpoint.", OWN_FLAGS, argv, run, {"dtype": "float32"}
+        PROG, "Evaluate a checkpoint on downstream tasks.", OWN_FLAGS, argv, run, {"dtype": "float32"}
     )
 
 

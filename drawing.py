@@ -1,5 +1,5 @@
 """matplotlib as the figures need it: without a screen, and whatever the user's notebooks are set to;
-stands below every room.
+imports no room.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from types import ModuleType
 def load_matplotlib() -> ModuleType:
     """matplotlib with its own defaults. Raises ImportError where it is not installed.
 
-    A notebook leaves MPLBACKEND to what is started in it, a backend that may not be there; a matplotlibrc may
-    ask for TeX.
+    A notebook sets MPLBACKEND for the programs that it starts, to a backend that may not exist there; a
+    matplotlibrc may ask for TeX.
     """
     os.environ["MPLBACKEND"] = "agg"
     import matplotlib

@@ -51,11 +51,11 @@ def missing_package(error: BaseException | None) -> str | None:
     return f"{name} is not installed: {environment}pip install -r requirements.txt -c constraints.txt"
 
 
-def tell_missing_package() -> None:
-    """Where `python -m ROOM.PROGRAM` is starting: one line and exit code 2 for a package that it lacks, as
+def report_missing_package() -> None:
+    """While `python -m ROOM.PROGRAM` starts: one line and exit code 2 for a missing package, as
     config.guarded does later.
 
-    For rooms whose programs import packages before they run. Elsewhere the error stays what it is.
+    For rooms whose programs import packages before they run. Otherwise the error is unchanged.
     """
     if sys.argv[0] != "-m" or "-m" not in sys.orig_argv:  # argv[0] is "-m" while Python looks for the program
         return

@@ -1,8 +1,8 @@
 """Perplexity of a checkpoint over the validation split.
 
-    python eval.py --checkpoint exps/stdlib/cotformer_full_depth_lnmid_depthemb/NAME      # the newest one in
-    the folder python eval.py --checkpoint exps/.../ckpt_40000.pt --eval_seq_length 128 --eval_length_factor
-    0.8 0.5 0.3 0.1
+    python eval.py --checkpoint exps/stdlib/cotformer_full_depth_lnmid_depthemb/NAME   # its newest checkpoint
+    python eval.py --checkpoint exps/.../ckpt_40000.pt --eval_seq_length 128
+    python eval.py --checkpoint exps/.../ckpt_40000.pt --eval_length_factor 0.8 0.5 0.3 0.1
 
 The settings are those that the checkpoint was trained with; any flag given overrides one. Also reads
 checkpoints of the authors' implementation. Writes eval_summary_<checkpoint's name>.json, and the losses of
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import distributed
-from config.flags import Flag
+from config.schema import Flag
 from optim.names import EVALUATION, window_losses_of
 from optim.restore import CHECKPOINT, Restored, keep_result, output_folder, with_checkpoint
 
@@ -48,7 +48,9 @@ ROUTING = {
 
 
 def intervals(result: dict[str, Any], documents: NDArray[np.int64] | None) -> dict[str, Any]:
-    """Errors of the mean loss and accuracy of one model, and 95% intervals; None of a single window."""
+    """Standard errors of the mean loss and accuracy of one model, and 95% intervals; None for a single
+    window.
+    """
     from optim.evaluate import perplexity
     from optim.intervals import interval
 
@@ -83,8 +85,8 @@ def intervals(result: dict[str, Any], documents: NDArray[np.int64] | None) -> di
 
 
 def bits_per_byte(splits: Any, loss: float, chosen: NDArray[np.int64], vocab_size: int) -> float | None:
-    """A mean loss in nats a token over some windows of the split, in bits per byte of their text; None
-    where that is not known.
+    """A mean loss in nats a token over some windows of the split, in bits per byte of their text; None where
+    the tokenizer is not known.
     """
     from data.sizes import token_sizes
 
@@ -113,10 +115,10 @@ def routing_of(args: Namespace) -> str | None:
 
 
 def partial_sums(restored: Restored, model: Any, data: Any, place: Path | None) -> PartialSums | None:
-    """What a call that was cut short has left: beside the checkpoint, where each run of a job looks, else
-    with the results.
+    """The sums of an interrupted call: beside the checkpoint, where each run of a job finds them, else with
+    the results.
 
-    None where neither can be written.
+    None where neither folder can be written.
     """
     from optim.intervals import SAMPLE
     from optim.partial import PartialSums, facts_of
@@ -128,23 +130,16 @@ def partial_sums(restored: Restored, model: Any, data: Any, place: Path | None) 
     return PartialSums(folder, restored.path.stem, model, facts, say) if folder else None
 
 
-def run(restored: Restored, own: dict[str, Any]) -> None:
-    """Evaluate and write the summary."""
-    import torch
+def timed_evaluation(
+    restored: Restored, model: Any, val: Any, chosen: NDArray[np.int64], kept: PartialSums | None
+) -> tuple[dict[str, Any], float]:
+    """The result of `evaluate`, and the seconds that it took; the main process shows a bar on a terminal."""
     from tqdm import tqdm
 
-    from data.bins import identity_of
-    from optim.evaluate import evaluate, perplexity, windows_to_read
-    from optim.intervals import documents_of
+    from optim.evaluate import evaluate
     from optim.setup import autocaster
-    from optim.window_losses import WindowLosses, save_windows
 
-    args, path, world = restored.args, restored.path, restored.world
-    place = world.on_main(lambda: output_folder(own["output_dir"], path, prints=True))
-    splits, model = restored.splits(), restored.model()
-    data = identity_of(splits.folder)
-    kept = partial_sums(restored, model, data, place)
-    chosen = windows_to_read(args, splits.val.n_windows)
+    args, world = restored.args, restored.world
     batches = math.ceil(chosen.size / args.batch_size)
     begin = time.monotonic()
     with tqdm(
@@ -152,7 +147,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     ) as bar:
         result = evaluate(
             model,
-            splits.val,
+            val,
             args.batch_size,
             world,
             autocaster(args.dtype, world.device),
@@ -161,14 +156,54 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
             kept=kept,
         )
     assert result is not None, "nothing asked this evaluation to stop"
-    seconds = time.monotonic() - begin
+    return result, time.monotonic() - begin
+
+
+def printed_lines(summary: dict[str, Any]) -> list[str]:
+    """The summary for a terminal."""
+    ci95, bits = summary["val_perplexity_ci95"], summary["bits_per_byte"]
+    if ci95 is None:
+        spread = "one window: no interval"
+    else:
+        spread = f"95% interval {ci95[0]:.4f} to {ci95[1]:.4f}, by {summary['interval']['by']}"
+    bits_text = "unknown: the dataset names no tokenizer that is here" if bits is None else f"{bits:.4f}"
+    lines = [
+        f"checkpoint         {summary['checkpoint']}",
+        f"validation loss    {summary['val_loss']:.7f} nats a token",
+        f"perplexity         {summary['val_perplexity']:.4f}  ({spread})",
+        f"bits per byte      {bits_text}",
+        f"accuracy           {summary['val_acc']:.7f}",
+        f"average depth      {summary['average_depth']:.4f} layers",
+        f"tokens             {summary['n_tokens']:,} in {summary['n_batches']} batches,"
+        f" {summary['tokens_per_second']:,.0f} tokens/s",
+    ]
+    if summary["routing"]:
+        lines.append(f"routing            {ROUTING[summary['routing']]}")
+    return lines
+
+
+def run(restored: Restored, own: dict[str, Any]) -> None:
+    """Evaluate and write the summary."""
+    import torch
+
+    from data.bins import identity_of
+    from optim.evaluate import perplexity, windows_to_read
+    from optim.intervals import documents_of
+    from optim.window_losses import WindowLosses, save_windows
+
+    args, path, world = restored.args, restored.path, restored.world
+    place = world.on_main(lambda: output_folder(own["output_dir"], path, prints=True))
+    splits, model = restored.splits(), restored.model()
+    data = identity_of(splits.folder)
+    kept = partial_sums(restored, model, data, place)
+    chosen = windows_to_read(args, splits.val.n_windows)
+    result, seconds = timed_evaluation(restored, model, splits.val, chosen, kept)
     if not world.is_main:
         return
-    loss, routing = result["val_loss"], routing_of(args)
     documents = documents_of(splits.val, chosen, splits.meta)
     summary = {
-        "val_loss": loss,
-        "val_perplexity": perplexity(loss),
+        "val_loss": result["val_loss"],
+        "val_perplexity": perplexity(result["val_loss"]),
         "val_acc": result["val_acc"],
         "average_depth": result["average_depth"],
         "n_batches": result["n_batches"],
@@ -176,8 +211,8 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
         **intervals(result, documents),
         "val_loss_batch_mean": result["val_loss_batch_mean"],
         "val_acc_batch_mean": result["val_acc_batch_mean"],
-        "bits_per_byte": bits_per_byte(splits, loss, chosen, args.vocab_size),
-        "routing": routing,
+        "bits_per_byte": bits_per_byte(splits, result["val_loss"], chosen, args.vocab_size),
+        "routing": routing_of(args),
         "tokens_per_second": result["n_tokens"] / seconds,
         "itr": restored.state.get("itr"),
         "checkpoint": str(path),
@@ -186,32 +221,12 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
         "torch": torch.__version__,
         "data": data and data["val"],
     }
-    ci95, bits = summary["val_perplexity_ci95"], summary["bits_per_byte"]
-    spread = (
-        "one window: no interval"
-        if ci95 is None
-        else f"95% interval {ci95[0]:.4f} to {ci95[1]:.4f}, by {summary['interval']['by']}"
-    )
-    bits_said = "unknown: the dataset names no tokenizer that is here" if bits is None else f"{bits:.4f}"
-    lines = [
-        f"checkpoint         {path}",
-        f"validation loss    {loss:.7f} nats a token",
-        f"perplexity         {summary['val_perplexity']:.4f}  ({spread})",
-        f"bits per byte      {bits_said}",
-        f"accuracy           {summary['val_acc']:.7f}",
-        f"average depth      {summary['average_depth']:.4f} layers",
-        f"tokens             {summary['n_tokens']:,} in {summary['n_batches']} batches,"
-        f" {summary['tokens_per_second']:,.0f} tokens/s",
-    ]
-    if routing:
-        lines.append(f"routing            {ROUTING[routing]}")
-    print("\n".join(lines), flush=True)
+    print("\n".join(printed_lines(summary)), flush=True)
     if place:
+        losses, accuracies = result["window_losses"].numpy(), result["window_accuracies"].numpy()
         save_windows(
             place / window_losses_of(EVALUATION.format(path.stem)),
-            WindowLosses(
-                chosen, result["window_losses"].numpy(), result["window_accuracies"].numpy(), documents
-            ),
+            WindowLosses(chosen, losses, accuracies, documents),
         )
     keep_result(place, EVALUATION.format(path.stem), summary, "summary            ")
     if kept:
@@ -219,7 +234,9 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return with_checkpoint("eval.py", "Perplexity of a checkpoint.", OWN_FLAGS, argv, run)
+    return with_checkpoint(
+        "eval.py", "Measure the perplexity of a checkpoint on the validation split.", OWN_FLAGS, argv, run
+    )
 
 
 if __name__ == "__main__":

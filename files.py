@@ -1,4 +1,4 @@
-"""Files that are never half written; stands below every room, like errors.py."""
+"""Files that are never half written. Imports no room, like errors.py."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LARGEST_JSON_BYTES = 1 << 27
 
 
 def is_of_a_place(error: OSError) -> bool:
-    """Whether an error is that of a file or a disk and not of the program: such is told in one line."""
+    """Whether an error is that of a file or disk, which is reported in one line, and not of the program."""
     return error.filename is not None or error.errno in STORAGE_FAULTS
 
 
@@ -51,25 +51,23 @@ def sync_folder(folder: Path) -> None:
 
 
 def is_kept_open(path: Path) -> bool:
-    """Whether a name is that of a removed file which NFS or FUSE keeps until whoever has it open closes
-    it.
-    """
+    """Whether a name is that of a removed file which NFS or FUSE keeps until it is closed."""
     return path.name.startswith((".nfs", ".fuse_hidden"))
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder with all that is in it.
+    """Remove a folder with everything in it.
 
-    Where the mount keeps removed files that are open, it stays, with those alone.
+    Where the mount keeps removed files that are open, the folder stays, with only those.
     """
-    faults: list[OSError] = []
+    errors: list[OSError] = []
 
     def note(function: object, name: str, error: Any) -> None:
-        faults.append(error[1])
+        errors.append(error[1])
 
     shutil.rmtree(folder, onerror=note)
-    if faults and not all(path.is_dir() or is_kept_open(path) for path in folder.rglob("*")):
-        raise faults[0]
+    if errors and not all(path.is_dir() or is_kept_open(path) for path in folder.rglob("*")):
+        raise errors[0]
 
 
 def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -93,10 +91,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """Strict JSON, as every reader takes it: infinities and what is no number become null.
-
-    Raises TypeError.
-    """
+    """Strict JSON, which every reader accepts: infinities and NaN become null. Raises TypeError."""
     try:
         return json.dumps(value, indent=indent, allow_nan=False)
     except ValueError:
@@ -117,9 +112,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def load_json(path: Path) -> Any:
-    """What a JSON file holds.
-
-    Raises ValueError for one that is damaged or larger than any that this project writes.
+    """The content of a JSON file. Raises ValueError for one that is damaged or larger than any that this
+    project writes.
     """
     size = path.stat().st_size
     if size > LARGEST_JSON_BYTES:
@@ -144,9 +138,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def try_to_write(folder: Path) -> None:
-    """Make a folder where it is missing, and a file in it that goes at once.
-
-    Raises OSError where that cannot be done.
+    """Make a folder if it is missing, and a file in it, which is removed at once. Raises OSError where that
+    fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f".write_test.{os.getpid()}.tmp"

@@ -1,14 +1,13 @@
-"""Text from a checkpoint, token by token, at a chosen compute budget.
+"""Generate text from a checkpoint, token by token, at a chosen compute budget.
 
-    python generate.py --checkpoint exps/.../NAME --prompt "import os" [--max_new_tokens 100] [--temperature
-    0.8 --top_k 50 --top_p 0.9]
-    python generate.py --checkpoint ADAPTIVE --prompt "def " "class " --budget 0.5          # about half the
-    multiply-accumulates
+    python generate.py --checkpoint exps/.../NAME --prompt "import os" --max_new_tokens 100
+    python generate.py --checkpoint exps/.../NAME --prompt "import os" --temperature 0.8 --top_p 0.9
+    python generate.py --checkpoint ADAPTIVE --prompt "def " "class " --budget 0.5      # half the compute
 
-Keys and values of earlier tokens are kept in every pass, so that a new token costs one token; the logits are
-those of the whole forward pass. Several prompts run as one batch. Adaptive models route by threshold here,
-which is causal: without --budget or --router_threshold every token makes all passes. Text goes to stdout, all
-else to stderr.
+Keys and values of earlier tokens are cached in every pass, so that a new token costs one token; the logits
+are those of the whole forward pass. Several prompts run as one batch. Adaptive models route by threshold
+here, which is causal: without --budget or --router_threshold every token makes all passes. Text goes to
+stdout, everything else to stderr.
 """
 
 from __future__ import annotations
@@ -21,7 +20,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import distributed
-from config.flags import CHARACTERS, GPT2, Flag, prose
+from config.flags import CHARACTERS, GPT2
+from config.schema import Flag, prose
 from errors import UserError
 from optim.restore import CHECKPOINT, TOKENIZER, Restored, with_checkpoint
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 OWN_FLAGS = {
     "generation": (
         CHECKPOINT,
-        Flag("prompt", prose, None, "texts to go on from (None: --eval_seq_prefix)", many=True),
+        Flag("prompt", prose, None, "texts to continue (None: --eval_seq_prefix)", many=True),
         TOKENIZER,
         Flag("max_new_tokens", int, 256, "most tokens to add to each prompt", low=1),
         Flag("temperature", float, 1.0, "divides the logits; 0 takes the likeliest token each time", low=0),
@@ -78,7 +78,7 @@ def say(line: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Codec:
-    """Text to tokens and back; `end` ends a document, and tokens that may be said are below `size`."""
+    """Text to tokens and back; `end` ends a document, and tokens that may be chosen are below `size`."""
 
     encode: Callable[[str], list[int]]
     to_bytes: Callable[[int], bytes]
@@ -87,47 +87,47 @@ class Codec:
 
 
 class Transcript:
-    """What each row says. A single row is printed as it grows, several when they are done."""
+    """The texts of a batch. A single one is printed as it grows, several when they are complete."""
 
-    def __init__(self, text: Codec, prompts: list[str], stops: Sequence[str]) -> None:
+    def __init__(self, codec: Codec, prompts: list[str], stops: Sequence[str]) -> None:
         # a terminal may know fewer characters than the model
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-        self.text, self.prompts, self.stops, self.said = text, prompts, stops, list(prompts)
+        self.codec, self.prompts, self.stops, self.texts = codec, prompts, stops, list(prompts)
         self.decoders = [codecs.getincrementaldecoder("utf-8")("replace") for _ in prompts]
         self._show(prompts[0])
 
     def _show(self, more: str) -> None:
-        if len(self.said) == 1:
+        if len(self.texts) == 1:
             print(more, end="", flush=True)
 
-    def _add(self, row: int, more: str) -> bool:
-        """Put text behind a row; True where a stop text ends it there."""
-        begin, stopped = len(self.said[row]), False
-        self.said[row] += more
+    def _add(self, index: int, more: str) -> bool:
+        """Append to a text; True where a stop text ends it there."""
+        begin, stopped = len(self.texts[index]), False
+        self.texts[index] += more
         for stop in self.stops:
-            place = self.said[row].find(stop, len(self.prompts[row]))
+            place = self.texts[index].find(stop, len(self.prompts[index]))
             if place >= 0:
-                self.said[row], stopped = self.said[row][: place + len(stop)], True
-        self._show(self.said[row][begin:])
+                self.texts[index], stopped = self.texts[index][: place + len(stop)], True
+        self._show(self.texts[index][begin:])
         return stopped
 
-    def ends(self, row: int, new: list[int]) -> bool:
-        """Take up the last of a row's new tokens; True where the row ends with it."""
-        return new[-1] == self.text.end or self._add(
-            row, self.decoders[row].decode(self.text.to_bytes(new[-1]))
+    def ends(self, index: int, new: list[int]) -> bool:
+        """Append the newest token of a text; True where the text ends with it."""
+        return new[-1] == self.codec.end or self._add(
+            index, self.decoders[index].decode(self.codec.to_bytes(new[-1]))
         )
 
     def close(self) -> None:
-        """Show what is left: half a character at the end, the rows of a batch."""
-        for row, decoder in enumerate(self.decoders):
-            self._add(row, decoder.decode(b"", True))
+        """Print the rest: half a character at the end, or all texts of a batch."""
+        for index, decoder in enumerate(self.decoders):
+            self._add(index, decoder.decode(b"", True))
         self._show("\n")
-        for number, whole in enumerate(self.said if len(self.said) > 1 else [], start=1):
+        for number, whole in enumerate(self.texts if len(self.texts) > 1 else [], start=1):
             print(f"=== {number}\n{whole}")
 
 
 def codec(known: Vocabulary, args: Any) -> Codec:
-    """That of the model's vocabulary. Raises UserError where nobody says what it is."""
+    """The codec of the model's vocabulary. Raises UserError where it is not known."""
     from data.bpe import gpt2
     from data.vocabulary import unknown
 
@@ -211,7 +211,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
             f" {args.sequence_length // 2 + 1} are taken"
         )
     model = restored.model()
-    if model.settings.row.routes or own["budget"] is not None:
+    if model.settings.variant.routes or own["budget"] is not None:
         route(restored, model, own)
     session = Session(model, len(prompts), world.device, autocaster(args.dtype, world.device))
     torch.manual_seed(args.seed)  # pondernet draws its exits
@@ -232,7 +232,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     seconds = time.monotonic() - begin
     transcript.close()
     say(f"{count} tokens in {seconds:.1f} s: {count / seconds:.1f} tokens/s")
-    if model.settings.row.routes:
+    if model.settings.variant.routes:
         shares = session.shares()
         say(
             f"went on after each pass: {', '.join(f'{share:.2f}' for share in shares)}; "
@@ -242,7 +242,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     return with_checkpoint(
-        "generate.py", "Text from a checkpoint, at a chosen compute budget.", OWN_FLAGS, argv, run
+        "generate.py", "Generate text from a checkpoint, at a chosen compute budget.", OWN_FLAGS, argv, run
     )
 
 

@@ -1,13 +1,12 @@
 """Router scores of an adaptive checkpoint for every token and pass: the data of Figure 5.
 
-    python get_router_weights.py --checkpoint exps/.../NAME --output_dir results/ [--cascade raw device
-    position token] [--split val]
+    python get_router_weights.py --checkpoint exps/.../NAME --output_dir results/ [--split val]
+        [--cascade raw device position token]
 
 Writes router_weights.npz (array `weights`, (N tokens, n_repeat - 1) float32, tokens in the order of the
-split, but for the
-cascades by place: device and position) and router_weights_meta.json, with the mean of each pass; with several
-cascades router_weights_<cascade>.npz and so on, from one pass over the data. Memory does not grow with the
-number of tokens.
+split, except for the cascades by place: device and position) and router_weights_meta.json, with the mean of
+each pass; with several cascades router_weights_<cascade>.npz and so on, from one pass over the data. Memory
+does not grow with the number of tokens.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from __future__ import annotations
 import math
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import distributed
-from config.flags import Flag
+from config.schema import Flag
 from errors import UserError
 from optim.cascade import CASCADES
 from optim.restore import CHECKPOINT, Restored, output_folder, with_checkpoint
@@ -81,15 +80,51 @@ def describe(device: Any) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
+def windows_wanted(sample_size: int | None, windows: Any, val: Any) -> int:
+    """How many windows to read: those of `sample_size` tokens, else as many as validation has."""
+    wanted = val.n_windows if sample_size is None else math.ceil(sample_size / windows.length)
+    return int(min(windows.n_windows, wanted))
+
+
+def write_scores(
+    files: dict[str, Path], batches: Iterable[Any], n_tokens: int, n_routers: int, device: Any
+) -> dict[str, dict[str, Any]]:
+    """Write the scores of each cascade to its file. batches: (B, T, routers) scores, n_tokens tokens in all.
+    Returns for each cascade the mean score of each router, and the share of scores below LOW.
+    """
+    import numpy as np
+
+    from optim.cascade import cascade
+
+    with ExitStack() as opened:
+        arrays = {
+            kind: opened.enter_context(growing_npz(path, "weights", n_tokens, n_routers))
+            for kind, path in files.items()
+        }
+        begin, below = 0, {kind: np.zeros(n_routers) for kind in files}
+        for scores in batches:
+            end = begin + scores[..., 0].numel()
+            for kind, array in arrays.items():
+                chosen = cascade(scores.to(device) if kind == "device" else scores, kind)
+                array[begin:end] = chosen.flatten(0, 1).cpu().numpy()
+                below[kind] += (chosen < LOW).sum((0, 1)).cpu().numpy()
+            begin = end
+        return {
+            kind: {
+                "mean_by_pass": array.mean(axis=0, dtype=np.float64).tolist(),
+                f"share_below_{LOW}": (below[kind] / begin).tolist(),
+            }
+            for kind, array in arrays.items()
+        }
+
+
 def run(restored: Restored, own: dict[str, Any]) -> None:
     """Stream the scores of the split to disk."""
-    import numpy as np
     import torch
     from tqdm import tqdm
 
     from data.bins import identity_of
     from files import write_json
-    from optim.cascade import cascade
     from optim.intervals import spread
     from optim.routers import need_routers, router_scores
     from optim.setup import autocaster
@@ -102,39 +137,24 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     model, splits = restored.model(), restored.splits()
     need_routers(model)
     windows, data = getattr(splits, own["split"]), identity_of(splits.folder)
-    wanted = (
-        splits.val.n_windows
-        if args.eval_sample_size is None
-        else math.ceil(args.eval_sample_size / windows.length)
-    )
-    n = min(windows.n_windows, wanted)
-    chosen = spread(windows.n_windows, n)
+    chosen = spread(windows.n_windows, windows_wanted(args.eval_sample_size, windows, splits.val))
     kinds = list(dict.fromkeys(own["cascade"]))
     stems = {kind: "router_weights" + (f"_{kind}" if len(kinds) > 1 else "") for kind in kinds}
-    # of an earlier call: scores must never stand beside another one's description
+    # of an earlier call: scores must never be beside the description of others
     for stem in stems.values():
         (output_dir / f"{stem}_meta.json").unlink(missing_ok=True)
-    batches = router_scores(
-        model, windows, chosen, args.batch_size, autocaster(args.dtype, world.device), world.device
+    autocast = autocaster(args.dtype, world.device)
+    batches = tqdm(
+        router_scores(model, windows, chosen, args.batch_size, autocast, world.device),
+        total=math.ceil(chosen.size / args.batch_size),
+        unit="batch",
+        disable=not sys.stderr.isatty(),
     )
-    with ExitStack() as files:
-        arrays = {
-            kind: files.enter_context(
-                growing_npz(output_dir / f"{stem}.npz", "weights", n * windows.length, args.n_repeat - 1)
-            )
-            for kind, stem in stems.items()
-        }
-        at, below = 0, {kind: np.zeros(args.n_repeat - 1) for kind in kinds}
-        for scores in tqdm(
-            batches, total=math.ceil(n / args.batch_size), unit="batch", disable=not sys.stderr.isatty()
-        ):
-            for kind, array in arrays.items():
-                read = cascade(scores.to(world.device) if kind == "device" else scores, kind)
-                array[at : at + scores[..., 0].numel()] = read.flatten(0, 1).cpu().numpy()
-                below[kind] += (read < LOW).sum((0, 1)).cpu().numpy()
-            at += scores[..., 0].numel()
-        means = {kind: array.mean(axis=0, dtype=np.float64).tolist() for kind, array in arrays.items()}
+    files = {kind: output_dir / f"{stem}.npz" for kind, stem in stems.items()}
+    n_tokens = chosen.size * windows.length
+    measured = write_scores(files, batches, n_tokens, args.n_repeat - 1, world.device)
     for kind, stem in stems.items():
+        means = measured[kind]["mean_by_pass"]
         write_json(
             output_dir / f"{stem}_meta.json",
             {
@@ -144,25 +164,24 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
                 "cascade": kind,
                 "split": own["split"],
                 "data": data and data[own["split"]],
-                "n_tokens": at,
+                "n_tokens": n_tokens,
                 "n_repeat": args.n_repeat,
                 "sequence_length": windows.length,
-                "mean_by_pass": means[kind],
-                f"share_below_{LOW}": (below[kind] / at).tolist(),
+                **measured[kind],
                 "device": describe(world.device),
                 "torch": torch.__version__,
                 "args": vars(args),
             },
         )
         print(
-            f"{output_dir / stem}.npz: {at:,} tokens, {kind} cascade, mean score after passes 1 to"
-            f" {args.n_repeat - 1}: " + ", ".join(f"{mean:.3f}" for mean in means[kind])
+            f"{files[kind]}: {n_tokens:,} tokens, {kind} cascade, mean score after passes 1 to"
+            f" {args.n_repeat - 1}: " + ", ".join(f"{mean:.3f}" for mean in means)
         )
 
 
 def main(argv: list[str] | None = None) -> int:
     return with_checkpoint(
-        "get_router_weights.py", "Router scores of an adaptive checkpoint.", OWN_FLAGS, argv, run
+        "get_router_weights.py", "Write the router scores of an adaptive checkpoint.", OWN_FLAGS, argv, run
     )
 
 

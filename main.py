@@ -1,14 +1,14 @@
-"""Train a model, or go on where an earlier run of the same command stopped.
+"""Train a model, or resume the training of an earlier run of the same command.
 
     python main.py --model lncot --dataset stdlib --n_layer 5 --n_layer_begin 1 --n_layer_end 1 --n_repeat 3
     torchrun --nproc_per_node 2 main.py ...
-    python main.py [RECIPE] flags           # the recipe says what is trained; cotformer where it is left out
+    python main.py [RECIPE] flags           # what is trained; cotformer by default
 
     python main.py --selftest_resume        # does a killed run end with the same bits on this machine?
 
 Exit codes: 0 finished (now or earlier), 2 bad input: fix it, 83 stopped cleanly with work left
 (0 under torchrun, which would report anything else as a failure). outcome.json in the experiment's folder
-tells more: kind, reason, step.
+says more: kind, reason, step.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import config
 import distributed
+from config.recipe import recipe_of
 from errors import STOPPED
 from optim.names import STOP, SUMMARY
 from optim.outcome import Ending, Kind, Outcome, ended
@@ -34,15 +35,11 @@ def build_and_run(args: Namespace, world: World, ending: Ending, closing: ExitSt
 
     Raises UserError.
     """
-    from data import open_splits
-    from data.setup import ensure_prepared
-    from models import make_model_from_args
     from optim import initial
     from optim.done import is_finished
     from optim.experiment import Experiment
-    from optim.language_model import describe, language_model
     from optim.reporting import log, start_logging
-    from optim.setup import hold, is_own, named_file, seed_everything, set_precision, starting_point
+    from optim.setup import hold, is_own, named_file, set_precision, starting_point
     from optim.stopping import Stopper
     from optim.training import Trainer
 
@@ -65,32 +62,21 @@ def build_and_run(args: Namespace, world: World, ending: Ending, closing: ExitSt
                     f"to go back to {wanted.name} all the same, move {SUMMARY} and the newer checkpoints away"
                 )
             return ended(Kind.FINISHED, "finished already", args.iterations)
-        # a wrong name is told before data are prepared
+        # a wrong name is reported before data are prepared
         path = world.on_main(lambda: starting_point(folder, args.use_pretrained))
         first_weights = (
             world.on_main(lambda: initial.find(args.init_from))
             if path is None and args.init_from is not None
             else None
         )
-        world.on_main(lambda: ensure_prepared(args.dataset, args.data_dir))
-        splits = world.on_all(
-            lambda: open_splits(
-                args.dataset,
-                args.data_dir,
-                args.sequence_length,
-                args.vocab_size,
-                populate=args.data_in_ram and world.local_rank == 0,
-            )
-        )
-        seed_everything(args.seed, world.rank)
-        network = make_model_from_args(args)
-        trainer = Trainer(args, world, language_model(args, world, splits, network, folder), folder, ending)
+        parts = recipe_of(vars(args)).assemble(args, world, folder)
+        trainer = Trainer(args, world, parts, folder, ending)
         progress = trainer.progress
         if path is not None:
             progress.load(path)
         elif first_weights is not None:
             progress.begin_with(first_weights)
-        for line in describe(args, world, splits, network, folder, progress.schedule.describe()):
+        for line in parts.describe(progress.schedule.describe()):
             log.info(line)
         return trainer.run(held[0] if held else None, stopper)
 

@@ -1,8 +1,8 @@
 """Figure 2: perplexity against the multiply-accumulates of one sequence of 256 tokens, for the models of
 Table 1 and some with more repeats.
 
-python plot_fig2.py                                       # the paper's points
-python plot_fig2.py exps iridis --output_dir figures      # and our evaluations on top
+    python plot_fig2.py                                       # the paper's points
+    python plot_fig2.py exps iridis --output_dir figures      # and our evaluations on top
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import guarded
-from config.flags import Flag
+from config.schema import Flag
 from report.command import paths_and_flags
 
 if TYPE_CHECKING:
@@ -116,11 +116,11 @@ def panel(axis: Any, layers: int, data: dict[str, Any]) -> None:
             alpha=FAINT if data["ours"] else 1,
             label=f"{family}, paper",
         )
-        for point, at in zip(points, x, strict=True):
+        for point, place in zip(points, x, strict=True):
             offset, horizontal, vertical = LABELS.get(point["size"]) or LABELS.get(family, UPPER_RIGHT)
             axis.annotate(
                 point["size"],
-                (at, point["perplexity"]),
+                (place, point["perplexity"]),
                 xytext=offset,
                 textcoords="offset points",
                 fontsize=8,

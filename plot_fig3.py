@@ -1,7 +1,7 @@
 """Figure 3: how the multiply-accumulates of one sequence grow with its length. A closed form: needs no
 checkpoint and no GPU.
 
-python plot_fig3.py --output_dir figures
+    python plot_fig3.py --output_dir figures
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import guarded
-from config.flags import Flag
+from config.schema import Flag
 from report.command import paths_and_flags
 
 if TYPE_CHECKING:

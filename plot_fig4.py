@@ -2,14 +2,13 @@
 
     python plot_fig4.py iridis/adm-ppl-per-mac/run_0/ppl_per_mac.json --output_dir figures
     python plot_fig4.py lncot_adm/ppl_per_mac.json but_mod/ppl_per_mac.json        # models side by side
-    python plot_fig4.py v1=a/ppl_per_mac.json v2=b/ppl_per_mac.json                # with labels of your own
-    in the legend
+    python plot_fig4.py v1=a/ppl_per_mac.json v2=b/ppl_per_mac.json                # labels for the legend
 
 The files come from get_ppl_per_mac.py. All budgets of a model read the same windows, so bars are 95%
-intervals of the paired difference to full depth; files of before these were kept have intervals over windows
-of one model. Where the files hold measured seconds, a second panel shows them. A second row shows the points
-near the best one closely, where the rest would hide what lies between curves. Routing by capacity looks at
-later tokens: see the README, "Evaluate".
+intervals of the paired difference to full depth; older files have intervals over windows of one model. Where
+the files hold measured seconds, a second panel shows them. A second row shows the points near the best one
+closely, where the rest would hide the distance between curves. Routing by capacity looks at later tokens: see
+the README, "Evaluate".
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from config import guarded
-from config.flags import Flag
+from config.schema import Flag
 from report.command import paths_and_flags
 
 if TYPE_CHECKING:
@@ -130,7 +129,7 @@ def panel(axis: Any, data: dict[str, Any], x: str, scale: float, has_bars: bool)
             (point for point in one["points"] if point[x] is not None), key=lambda point: point[x]
         )
         colour, marker = FAMILIES.get(one["family"], (GREEN, "D"))
-        seen[one["family"] + one["kind"]] = number = seen.get(one["family"] + one["kind"], 0) + 1
+        seen[one["family"] + one["kind"]] = count = seen.get(one["family"] + one["kind"], 0) + 1
         values = [point["perplexity"] for point in points]
         bars = [
             (has_bars and point[bar]) or (value, value) for point, value in zip(points, values, strict=True)
@@ -141,7 +140,7 @@ def panel(axis: Any, data: dict[str, Any], x: str, scale: float, has_bars: bool)
             [point[x] * scale for point in points],
             values,
             whiskers(values, bars),
-            color=colour if number == 1 else others[(number - 2) % len(others)],
+            color=colour if count == 1 else others[(count - 2) % len(others)],
             marker=marker,
             linestyle=line,
             linewidth=0.8,
@@ -191,14 +190,14 @@ def closer(data: dict[str, Any]) -> tuple[float, float] | None:
 
 def zoom(axis: Any, limits: tuple[float, float], data: dict[str, Any], x: str, scale: float) -> None:
     """Show those perplexities, and the costs of the points that have them."""
-    at = [
+    places = [
         point[x] * scale
         for one in data["curves"]
         for point in one["points"]
         if point["perplexity"] <= limits[1]
     ]
-    margin = 0.06 * (max(at) - min(at)) or 0.05 * max(at)
-    axis.set(xlim=(min(at) - margin, max(at) + margin), ylim=limits)
+    margin = 0.06 * (max(places) - min(places)) or 0.05 * max(places)
+    axis.set(xlim=(min(places) - margin, max(places) + margin), ylim=limits)
 
 
 def draw(data: dict[str, Any]) -> Figure:
@@ -266,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     paths, flags = paths_and_flags(
         argv,
         "plot_fig4.py",
-        "Figure 4: perplexity against compute.",
+        "Draw Figure 4: perplexity against compute.",
         OUTPUT,
         "[LABEL=]PPL_PER_MAC_JSON...",
         labels=labels,

@@ -1,18 +1,17 @@
 """Figure 5: how the router's weights are distributed at each repeat, for one or several checkpoints.
 
     python plot_fig5.py router_weights_ckpt_40000.npz router_weights_ckpt.npz --output_dir figures
-    python plot_fig5.py run_0/router_weights_*.npz             # a row of panels for each cascade, a colour
-                                                               for each checkpoint
-    python plot_fig5.py v1=a/router_weights.npz v2=b/router_weights.npz       # with labels of your own in the
-    legend
+    python plot_fig5.py run_0/router_weights_*.npz      # panels by cascade (rows), checkpoints by colour
+    python plot_fig5.py v1=a/router_weights.npz v2=b/router_weights.npz       # labels for the legend
 
 Axes begin and end where the scores do; all panels have one scale (--scale row: those of a row). The files
 come from get_router_weights.py, which can cascade the scores of successive repeats in four ways:
-  raw        each router's own score
-  device     the authors' code: the minimum so far by place in the array, in the order in which the device's
-             unsorted top-k leaves it; a place holds other tokens after a top-k, so it mixes tokens
-  position   the same with a sorted top-k: the minimum so far by rank
-  token      the right one: the minimum so far of the same token
+
+    raw        each router's own score
+    device     the authors' code: the minimum so far by place in the array, in the order in which the device's
+               unsorted top-k leaves it; a place holds other tokens after a top-k, so it mixes tokens
+    position   the same with a sorted top-k: the minimum so far by rank
+    token      the right one: the minimum so far of the same token
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from config import guarded
-from config.flags import Flag
+from config.schema import Flag
 from errors import UserError
 from report.command import paths_and_flags
 
@@ -39,7 +38,7 @@ OUTPUT = (
         "scale",
         str,
         "all",
-        "which panels share their axis of shares: all, or those of a row",
+        "which panels share the scale of their y axis: all, or those of a row",
         choices=("all", "row"),
     ),
 )
@@ -67,7 +66,7 @@ class Weights:
 
 
 def read_meta(path: Path) -> tuple[dict[str, Any], str]:
-    """What is written beside the weights, and their cascade, which the file's name may tell."""
+    """What is written beside the weights, and their cascade, which the file's name may say."""
     from files import read_json
 
     named = next((name for name in CASCADES if path.stem.endswith(f"_{name}")), None)
@@ -206,7 +205,7 @@ def draw(data: dict[str, Any], scale: str = "all") -> Figure:
     rows, repeats = data["rows"], data["repeats"]
     labels = dict.fromkeys(one["label"] for row in rows for one in row["files"])
     palette = (ORANGE, BLUE, GREEN, PURPLE, SKY, BLACK)
-    colours = {label: palette[number % len(palette)] for number, label in enumerate(labels)}
+    colours = {label: palette[index % len(palette)] for index, label in enumerate(labels)}
     figure, axes = panels(
         len(rows),
         repeats,
@@ -241,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     paths, flags = paths_and_flags(
         argv,
         "plot_fig5.py",
-        "Figure 5: distribution of router weights.",
+        "Draw Figure 5: distribution of router weights.",
         OUTPUT,
         "[LABEL=]ROUTER_WEIGHTS_NPZ...",
         labels=labels,

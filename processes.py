@@ -14,7 +14,7 @@ from typing import Any
 
 from files import read_json
 
-# of code that --pin-code copied: what `code_facts` told of the original
+# of code that --pin-code copied: what `code_facts` said of the original
 SNAPSHOT = Path(__file__).resolve().parent / "revision.json"
 GIT_SECONDS = 10  # patience with a checkout on slow storage
 _PR_SET_PDEATHSIG = 1
@@ -84,8 +84,7 @@ def torch_change(before: str, now: str) -> str | None:
 
 def code_change(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     """In words, how the code of a job differs from that of the one before, both as `code_facts`; None where
-    it does not, as far as
-    is known: ledgers of before there were hashes tell the revision alone.
+    it does not, as far as is known: rows from before there were hashes have the revision alone.
     """
     known = [
         name

@@ -1,16 +1,15 @@
-"""Where every experiment stands: a table, JSON, or one HTML page with curves. It needs neither torch nor
+"""Show the state of all experiments: a table, JSON, or one HTML page with curves. Needs neither torch nor
 SLURM.
 
-    python status.py [FOLDER ...]                   # default: $RESULTS_DIR, /scratch/$USER/exps, scratch/exps
-    of the clone, ./exps
+    python status.py [FOLDER ...]                   # default: $RESULTS_DIR, /scratch/$USER/exps,
+                                                    # scratch/exps of the clone, ./exps
     python status.py --watch 30                     # redrawn every 30 s until Ctrl-C
     python status.py --html page.html FOLDER        # one file that opens without a server or a network
     python status.py --json FOLDER                  # for scripts; null is what is not known
 
-Folders are searched at any depth and only read; they may be mounted by sshfs or copied by rsync. What the
-page draws is kept in
-$XDG_CACHE_HOME, or ~/.cache, under cotformer-status/; that may be deleted. Exit codes: 0, or 2 with one line
-where a flag or folder is wrong or there is no experiment.
+Folders are searched at any depth and only read; they may be mounted by sshfs or copied by rsync. Drawings of
+the page are cached in $XDG_CACHE_HOME, or ~/.cache, under cotformer-status/, which may be deleted. Exit
+codes: 0, or 2 with one line where a flag or folder is wrong or there is no experiment.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ OPEN_SCREEN, HOME, CLEAR_LINE, CLEAR_BELOW, CLOSE_SCREEN = (
 
 
 def report(bases: Sequence[Path]) -> list[str]:
-    """Lines of the table, what lives first, and of the remarks below it."""
+    """Lines of the table, live experiments first, and of the remarks below it."""
     found, queue = survey(bases)
     rows = sorted(found.values(), key=lambda row: not is_live(row))
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
@@ -106,9 +105,9 @@ def write_page(path: Path, bases: Sequence[Path]) -> None:
     if path.is_dir() or not path.parent.is_dir():
         raise UserError(f"--html {path}: must be a file in a folder that is there")
     rows, queue = survey(bases)
-    ledgers = {folder: Record(folder, []).segments for folder in rows}
-    drawings = drawings_of(ledgers)
-    chapters = (Chapter(row, drawings[folder], ledgers[folder]) for folder, row in rows.items())
+    segments = {folder: Record(folder, []).segments for folder in rows}
+    drawings = drawings_of(segments)
+    chapters = (Chapter(row, drawings[folder], segments[folder]) for folder, row in rows.items())
     write_atomically(path, page(list(rows.values()), chapters, queue.note))
     print(
         f"wrote {path}: {len(rows)} experiment{'s' * (len(rows) != 1)}, {size(path.stat().st_size)}",
@@ -129,7 +128,7 @@ def interval(text: str) -> float:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Raises UserError. A word after --watch that is no number is a folder."""
-    parser = Parser(prog="status.py", description="Where every experiment stands.", allow_abbrev=False)
+    parser = Parser(prog="status.py", description="Show the state of all experiments.", allow_abbrev=False)
     parser.add_argument(
         "folders",
         nargs="*",

@@ -18,6 +18,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 import tempfile
 
 import numpy as np
+import torch
 
 from bench.common import alternate, arguments, flags, report, training_step
 from data import SampleOrder, TokenWindows
@@ -43,8 +44,7 @@ def main() -> None:
 
         def load() -> None:
             nonlocal first
-            for tensor in windows.batch(order.windows(first, args.batch_size)):
-                tensor.to(args.device)
+            windows.batch(order.windows(first, args.batch_size)).to(torch.device(args.device))
             first += args.batch_size
 
         times = alternate({"step": step, "load": load}, args.rounds, args.device)

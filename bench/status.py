@@ -96,7 +96,7 @@ def make(base: Path, experiments: int, rows: int) -> None:
         }
         (folder / "status.json").write_text(json.dumps(state))
         bounds = [last * part // SEGMENTS for part in range(SEGMENTS + 1)]
-        ledger = [
+        segments = [
             {
                 "segment": part,
                 "job_id": f"{index}{part}",
@@ -108,7 +108,7 @@ def make(base: Path, experiments: int, rows: int) -> None:
             }
             for part in range(SEGMENTS)
         ]
-        (folder / "segments.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ledger))
+        (folder / "segments.jsonl").write_text("".join(json.dumps(row) + "\n" for row in segments))
         (folder / "ckpt.pt").write_bytes(b"x")
 
 

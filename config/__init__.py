@@ -1,6 +1,13 @@
-"""The command line: every flag once (flags.py), one value (values.py), what a recipe is (recipe.py), parsing
-(parse.py, json_file.py), rules that tie flags together (checks.py), the experiment's name (naming.py), what
-makes two trainings the same (identity.py).
+"""The command line.
+
+schema.py                 how a flag is declared, and its scopes
+flags.py, old_flags.py    every flag once; flags of old command lines
+values.py                 one value, from text or JSON
+recipe.py                 what a recipe is
+parse.py, json_file.py    command lines and config files
+checks.py                 rules that involve several flags
+naming.py                 the experiment's name and folder
+identity.py               what makes two trainings, or two evaluations, the same
 """
 
 from config.checks import check_world_size

@@ -1,79 +1,17 @@
 """Every flag of the default recipe, once: name, type, default, help. Nothing heavy is imported here, so
 `--help` is instant.
-
-`scope` says what a flag is, once for all that compare settings (naming.py, identity.py, the resume check,
-evaluations, the sweep, the report):
-
-    IDENTITY    makes it another training: in the experiment's path, and refused on a resume with another
-                value
-    SCHEDULE    may change within an experiment by extension only; asking for more steps must meet the
-                experiment that is there (and be refused without `--extend`), not open a second folder beside
-                it
-    EVALUATION  changes what an evaluation measures, and nothing that is trained
-    PLACE       changes neither: where, how and how often
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
+from config.old_flags import OLD_FLAGS
+from config.schema import EVALUATION, PLACE, SCHEDULE, Flag, boolean, dtype_name, switch
 from models.variants import ALIASES, VARIANTS, positional_encoders, random_depth_methods
-
-IDENTITY, SCHEDULE, EVALUATION, PLACE = "identity", "schedule", "evaluation", "place"
-
-
-@dataclass(frozen=True)
-class Flag:
-    name: str
-    type: Callable[[str], Any]
-    default: Any
-    help: str
-    choices: tuple[str, ...] = ()
-    low: float | None = None  # inclusive bounds for numbers
-    high: float | None = None
-    many: bool = False  # takes a list of values
-    scope: str = IDENTITY
-    short_forms: Mapping[str, str] = field(
-        default_factory=dict, hash=False
-    )  # short value -> the value that it stands for
-
-
-def boolean(text: str) -> bool:
-    """`true/false`, `yes/no`, `on/off`, `1/0`; anything else raises ValueError."""
-    word = text.lower()
-    if word in ("true", "yes", "on", "1"):
-        return True
-    if word in ("false", "no", "off", "0"):
-        return False
-    raise ValueError(text)
-
-
-def dtype_name(text: str) -> str:
-    """`torch.bfloat16`, as old command lines write it, is `bfloat16`."""
-    return text.removeprefix("torch.")
-
-
-def prose(text: str) -> str:
-    """Any text, with line breaks too, and "none" is a text. Raises ValueError where it is no UTF-8."""
-    text.encode()
-    return text
-
-
-def switch(name: str, help: str, scope: str = IDENTITY) -> Flag:
-    return Flag(name, boolean, False, help, scope=scope)
-
-
-def old(name: str, type: Callable[[str], Any], default: Any, **bounds: Any) -> Flag:
-    """A flag without effect."""
-    return Flag(name, type, default, "without effect", scope=PLACE, **bounds)
-
 
 BACKENDS = ("nccl", "gloo")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTION = ("fast", "reference")
-SCHEDULERS = ("cos", "linear", "wsd", "none")
+SCHEDULERS = ("cos", "linear", "wsd", "warmup_cos", "none")
 OPTIMIZERS = ("adamw", "sgd", "adafactor")
 GPT2, CHARACTERS = "gpt2", "char"  # tokenizers
 
@@ -158,15 +96,22 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "weight_decay",
             float,
             0.1,
-            "on Linear weights only; norms, embeddings and biases have none",
+            "on what --decayed says",
             low=0,
             high=1e6,
+        ),
+        Flag(
+            "decayed",
+            str,
+            "matrices",
+            "what --weight_decay is on: weights of Linear layers, but for a tied head, or all parameters",
+            choices=("matrices", "all"),
         ),
         Flag(
             "grad_clip",
             float,
             0.0,
-            "largest L2 norm of the gradient; 0 = no clipping (it is measured all the same)",
+            "largest L2 norm of the gradient; 0 = no clipping (the norm is still measured)",
             low=0,
         ),
         Flag(
@@ -174,7 +119,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             str,
             "cos",
             "cos and linear: warm-up, then down over the whole run; wsd: warm-up, stable, decay at the end "
-            "(the one that can be extended); none: constant",
+            "(the one that can be extended); warmup_cos: up from 0 in --warmup_steps, then a cosine down to "
+            "--min_lr; none: constant",
             choices=SCHEDULERS,
         ),
         Flag(
@@ -185,6 +131,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             low=0,
             high=1,
         ),
+        Flag("warmup_steps", int, 200, "steps of the warm-up of warmup_cos", low=0),
+        Flag("min_lr", float, 3e-5, "rate that warmup_cos falls to", low=0),
         Flag(
             "final_div_factor",
             float,
@@ -241,11 +189,22 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "dtype",
             dtype_name,
             "auto",
-            "of the autocast: auto (bfloat16 on CUDA, float32 on CPU) or one of the others; weights stay"
+            "dtype of autocast: auto (bfloat16 on CUDA, float32 on CPU) or one of the others; weights stay"
             " float32",
             choices=DTYPES,
         ),
         switch("bias", "bias in Linear layers and norms"),
+        Flag("attn_bias", boolean, None, "bias in attention's Linear layers (None: as --bias)"),
+        Flag("mlp_bias", boolean, None, "bias in the MLP's Linear layers (None: as --bias)"),
+        Flag("norm_bias", boolean, None, "bias in norms (None: as --bias)"),
+        Flag("mlp_width", int, None, "width of the MLP's inner layer (None: 4 x n_embd)", low=1),
+        Flag("rope_base", float, 10000.0, "base of the angles of rotary positions", low=1.0001),
+        Flag(
+            "scaled_init",
+            boolean,
+            True,
+            "residual projections begin with a standard deviation of 0.02 / sqrt(2 n_layer), instead of 0.02",
+        ),
         Flag("dropout", float, 0.0, "after embedding, attention and MLP; 0 = off", low=0, high=1),
         switch(
             "compile",
@@ -256,7 +215,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "activation_checkpointing",
             str,
             "none",
-            "save memory: keep only the inputs of a pass, or of a block, and compute the rest anew for the "
+            "save memory: keep only the inputs of a pass, or of a block, and recompute the rest for the "
             "gradients",
             choices=("none", "pass", "block"),
             scope=PLACE,
@@ -265,8 +224,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "attention",
             str,
             "fast",
-            "fast, or reference: all passes' keys under one dense mask, as published; the same numbers, for"
-            " checking",
+            "fast, or reference: all passes' keys under one dense mask, as published; the same numbers, to"
+            " check the fast one",
             choices=ATTENTION,
             scope=PLACE,
         ),
@@ -287,7 +246,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "min_repeat",
             int,
             1,
-            "fewest passes; without effect but in the experiment's name, where published commands have it",
+            "fewest passes; changes only the experiment's name; published commands have it",
             low=1,
         ),
         Flag(
@@ -341,7 +300,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "training_length_factor",
             float,
             None,
-            "the same in training, instead of the random draw",
+            "as --eval_length_factor, in training instead of the random draw",
             low=0,
             high=1,
             many=True,
@@ -415,7 +374,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "wandb_project",
             str,
             "my-project",
-            "project in Weights & Biases; WANDB_PROJECT counts where this is not given",
+            "project in Weights & Biases; WANDB_PROJECT is used where this is not given",
             scope=PLACE,
         ),
         Flag(
@@ -441,7 +400,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "name of the experiment folder (None: built from what differs from the defaults)",
             scope=PLACE,
         ),
-        Flag("run_prefix", str, None, "put before the name that is built", scope=PLACE),
+        Flag("run_prefix", str, None, "prefix of the name that is built", scope=PLACE),
         Flag(
             "save_checkpoint_freq",
             int,
@@ -511,8 +470,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "watchdog_minutes",
             float,
             30.0,
-            "a process that has not got past a step, an evaluation batch or a save in this time writes the "
-            "stacks of its threads and ends; 0 = never",
+            "end a process that completes no step, evaluation batch or save in this time, and write the "
+            "stacks of its threads; 0 = never",
             low=0,
             high=1e6,
             scope=PLACE,
@@ -536,72 +495,4 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
     ),
 }
 
-# without effect, accepted with their checks because published commands and recorded flags have them
-OLD_FLAGS: tuple[Flag, ...] = (
-    old("config_format", str, "base", choices=("base",)),
-    old("add_additional_space", boolean, False),
-    old("rmsnorm_eps", float, 1e-5, low=0),
-    old("multiple_of", int, 256, low=1),
-    old("mod_capacity_factor", float, 0.6, low=0, high=1),
-    old("pos_jump_freq", int, None),
-    old("pos_jump_schedule", str, None),
-    old("optimization_process", str, None),
-    old("total_sequence_length", int, None),
-    old("lm_cache", str, "none", choices=("none",)),
-    old("mem_cache_size", int, None),
-    old("cache_topk", int, 1),
-    old("cache_selection_method", str, "per_token_and_head"),
-    old("cache_indexing_scheme", str, "by_total"),
-    old("track_cache_attention", boolean, False),
-    old("allow_cache_during_training", boolean, False),
-)
-
 FLAGS: dict[str, Flag] = {flag.name: flag for group in (*GROUPS.values(), OLD_FLAGS) for flag in group}
-
-# flags of the reference repository's programs that have another form here, and that form; under either
-# spelling, - or _
-OTHER_FORMS = {
-    "method": (
-        "get_router_weights.py takes --cascade raw position token device, in one pass over the data (cf:"
-        " device; cf-sorted: position)"
-    ),
-    "config_loading": (
-        "leave it out: the settings come from the checkpoint, and flags given here stand above them"
-    ),
-    "weights_40k": (
-        "give the files as they are: python plot_fig5.py router_weights_ckpt_40000.npz"
-        " router_weights_ckpt_60000.npz"
-    ),
-    "weights_60k": (
-        "give the files as they are: python plot_fig5.py router_weights_ckpt_40000.npz"
-        " router_weights_ckpt_60000.npz"
-    ),
-    "output": "--output_dir FOLDER takes its place",
-    "checkpoint": (
-        "plots take the files of get_ppl_per_mac.py and get_router_weights.py: python plot_fig4.py"
-        " ppl_per_mac.json"
-    ),
-}
-
-# the small training of --selftest_resume, between the defaults and what is given
-SELFTEST: dict[str, Any] = {
-    "dataset": "selftest",
-    "vocab_size": 256,
-    "model": "adm",
-    "n_layer": 4,
-    "n_layer_begin": 1,
-    "n_layer_end": 1,
-    "n_repeat": 3,
-    "n_embd": 64,
-    "n_head": 4,
-    "sequence_length": 64,
-    "batch_size": 4,
-    "acc_steps": 4,
-    "iterations": 60,
-    "dropout": 0.1,
-    "depth_embedding": "linear_learned",
-    "eval_freq": 10,
-    "eval_batches": 4,
-    "log_freq": 1,
-    "save_checkpoint_freq": 7,
-}

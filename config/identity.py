@@ -15,8 +15,8 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from config.flags import EVALUATION, IDENTITY, SCHEDULE
 from config.recipe import DEFAULT_RECIPE, flags_of
+from config.schema import EVALUATION, IDENTITY, SCHEDULE, Flag
 from models.variants import VARIANTS
 
 BATCH = ("batch_size", "acc_steps")  # most trainings depend on their product alone
@@ -46,7 +46,9 @@ def effective_batch(args: Mapping[str, Any]) -> int | None:
 
 
 def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
-    """A line for each setting that makes `now` another training than `then`, which may lack some."""
+    """A line for each setting that makes `now` another training than `then`; settings that `then` lacks had
+    their defaults.
+    """
     recipe, begun = now.get("recipe", DEFAULT_RECIPE), then.get("recipe", DEFAULT_RECIPE)
     if recipe != begun:
         return [f"the checkpoint is of recipe {begun}, this run of {recipe}"]
@@ -54,18 +56,27 @@ def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
     passed = {"dataset", *(BATCH if same_batch else ())}
     if now.get("init_from") is not None and then.get("init_from") is not None:
         passed.add("init_from")  # by what the files hold: optim.initial
-    # which older checkpoints do not tell
-    then = {"init_from": None, **then} if now.get("init_from") is not None else then
-    return [
-        f"--{name}: the checkpoint has {then[name]}, this run {now[name]}"
-        for name in names_of(IDENTITY, args=now)
-        if name not in passed and name in then and now[name] != then[name]
-    ]
+    flags = flags_of(now)
+    lines = []
+    for name in names_of(IDENTITY, args=now):
+        if name in passed:
+            continue
+        recorded = _recorded(then, name, flags)
+        if now[name] != recorded:
+            lines.append(f"--{name}: the checkpoint has {recorded}, this run {now[name]}")
+    return lines
+
+
+def _recorded(then: Mapping[str, Any], name: str, flags: Mapping[str, Flag]) -> Any:
+    """What an experiment was trained with: a flag that came later has its default."""
+    if name == "data_seed" and then.get(name) is None:
+        return then.get("seed", flags["seed"].default)
+    return then.get(name, flags[name].default)
 
 
 def fingerprint(args: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    """A short hash of what makes a training this one: its identity, its number of steps, what its data
-    hold, and what weights it began with.
+    """A short hash of what makes a training this one: its identity, number of steps, data and initial
+    weights.
     """
     values = {
         name: args[name]
@@ -77,8 +88,8 @@ def fingerprint(args: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     batch: list[int] | int | None = effective_batch(args)
     if cut_matters(args):
         batch = [args[name] for name in BATCH]
-    told = json.dumps([values, batch, args["iterations"], data], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:12]
+    text = json.dumps([values, batch, args["iterations"], data], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def evaluation_of(args: Mapping[str, Any], without: Collection[str] = ()) -> dict[str, Any]:
@@ -93,9 +104,9 @@ def evaluation_of(args: Mapping[str, Any], without: Collection[str] = ()) -> dic
 
 
 def changed_for_evaluation(args: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, str]:
-    """Settings of the training that an evaluation had otherwise, each with a text "--X A instead of B".
+    """Settings of the training that an evaluation changed, each as the text "--X A instead of B".
 
-    Batches are no such settings: no network's outputs depend on what it is evaluated together with.
+    Batch sizes do not count: no network's outputs depend on what it is evaluated together with.
     """
     return {
         name: f"--{name} {args[name]} instead of {trained[name]}"

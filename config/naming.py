@@ -9,9 +9,9 @@ import re
 from argparse import Namespace
 from pathlib import Path
 
-from config.flags import IDENTITY
 from config.identity import cut_matters
 from config.recipe import flags_of
+from config.schema import IDENTITY
 
 MAX_COMPONENT = 199  # bytes of one path component; file systems allow 255, and files beside it carry suffixes
 _IN_PATH = ("dataset", "model")  # folders above the name
@@ -80,7 +80,7 @@ def dataset_label(dataset: str) -> str:
 
 
 def _cut_otherwise(folder: Path, args: Namespace) -> list[Path]:
-    """Folders beside one, whose built names differ from its own only in how the batch is cut into
+    """Folders beside one, whose built names differ from its own only in how the batch is split into
     micro-batches; the newest first.
     """
     found = []
@@ -99,9 +99,7 @@ def _named_folder(args: Namespace) -> Path:
 
 
 def _others(args: Namespace) -> list[Path]:
-    """Where an experiment would begin, those that are there under a built name for another cut of the same
-    batch.
-    """
+    """Existing folders under a built name for another split of the same batch."""
     folder = _named_folder(args)
     return (
         _cut_otherwise(folder, args)
@@ -122,9 +120,8 @@ def experiment_folder(args: Namespace) -> Path:
 
 
 def notes_on_cut(args: Namespace) -> list[str]:
-    """A line where an experiment of another cut of the same batch is gone on with, or left alone.
-
-    To be asked before the folder is made.
+    """A line where an experiment with another split of the same batch is resumed, or left alone. Call before
+    the folder is made.
     """
     batch = f"its {args.batch_size * args.acc_steps} sequences of a step cut otherwise"
     if not cut_matters(vars(args)):

@@ -20,21 +20,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from config.flags import OTHER_FORMS, PLACE, Flag, boolean, switch
 from config.json_file import read_config_file
+from config.old_flags import OTHER_FORMS
 from config.recipe import DEFAULT_RECIPE, Recipe, flags_of, recipe_of, recipes
+from config.schema import PLACE, Flag, boolean, switch
 from config.values import NO_VALUE, Problem, convert, nearest
 from errors import OwnError, UserError, missing_package
 from files import TRANSIENT_ERRORS, is_of_a_place
 
 MISSING = object()  # flag not given
-SILENT_SECONDS = 10.0  # for the first process to tell what is wrong
+SILENT_SECONDS = 10.0  # for the first process to report what is wrong
 METAVARS = {boolean: "ON", int: "N", float: "X"}
 PRINT_CONFIG = switch("print_config", "print all settings as JSON for --config, and do nothing", scope=PLACE)
 
 
 class _Usage(Exception):
-    """argparse met something it cannot go on from."""
+    """argparse cannot parse the command line."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,7 +75,7 @@ def _spellings_of(flag: Flag, recipe: Recipe) -> str:
 
 
 def _add(group: argparse._ActionsContainer, flag: Flag, text: str) -> None:
-    # a flag without its value is told with the other problems
+    # a flag without its value is reported with the other problems
     without_value: object = "true" if flag.type is boolean else NO_VALUE
     if flag.many:
         without_value = None
@@ -89,7 +90,7 @@ def _add(group: argparse._ActionsContainer, flag: Flag, text: str) -> None:
 
 
 def _in_our_words(word: str, recipe: Recipe) -> str:
-    """A flag in another spelling, as --output-dir for --output_dir, in ours. Other words stay."""
+    """A flag in another spelling, such as --output-dir for --output_dir, in ours; other words unchanged."""
     if not word.startswith("--"):
         return word
     name, equals, value = word[2:].partition("=")
@@ -158,24 +159,24 @@ def parse(
 
 
 def stop(prog: str, problems: Sequence[str], code: int = 2, alone: bool = False) -> NoReturn:
-    """Print one line a problem and exit; on the first process only, unless this one met the problem alone.
+    """Print one line a problem and exit; on the first process only, unless only this one has the problem.
 
-    The others end after it: at the first end torchrun terminates all that still run, and that one is to speak
-    before.
+    The others end after it: when the first process ends, torchrun terminates the rest, and the first is the
+    one that prints.
     """
     if alone or os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1":
         for problem in dict.fromkeys(problems):
             print(f"{prog}: error: {problem}", file=sys.stderr)
     else:
-        for number in (signal.SIGTERM, signal.SIGINT):  # which may be ignored or held back until here
-            signal.signal(number, signal.SIG_DFL)
+        for signum in (signal.SIGTERM, signal.SIGINT):  # which may be ignored or held back until here
+            signal.signal(signum, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
         time.sleep(SILENT_SECONDS)
     raise SystemExit(code)
 
 
 def guarded(prog: str, work: Callable[[], int]) -> int:
-    """Exit code of `work`; what the user can fix is told in a line each and ends in exit code 2."""
+    """Exit code of `work`; each problem that the user can fix gets a line, and exit code 2."""
     try:
         return work()
     except BrokenPipeError:  # `| head` has seen enough

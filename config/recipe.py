@@ -9,9 +9,11 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from config.flags import FLAGS, Flag
+from config.flags import FLAGS
+from config.schema import Flag
 from config.values import Problem
 from errors import UserError
 
@@ -20,6 +22,10 @@ DEFAULT_RECIPE = "cotformer"
 
 def _nothing(args: Namespace) -> list[Any]:
     return []
+
+
+def _no_training(args: Namespace, world: Any, folder: Path) -> Any:
+    raise NotImplementedError("these flags are not of a training")
 
 
 def _plain(word: str) -> str:
@@ -33,7 +39,8 @@ class Recipe:
     defaults: flag -> the default that it has in this recipe. spellings: another system's name of a setting,
     on the command line or as a key of a config file -> flag; with - or _ alike. selftest: flags of
     --selftest_resume, above the defaults. check: a line for each combination that cannot work. notes: a line
-    for each setting that has no effect.
+    for each setting that has no effect. assemble: what is trained, as optim.progress.Parts, of the flags, the
+    processes and the experiment's folder.
 
     Raises ValueError where a default is of no flag, or a spelling is of none or of two.
     """
@@ -47,6 +54,7 @@ class Recipe:
     selftest: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[[Namespace], list[Problem]] = _nothing
     notes: Callable[[Namespace], list[str]] = _nothing
+    assemble: Callable[[Namespace, Any, Path], Any] = _no_training
 
     def __post_init__(self) -> None:
         for name in {*self.defaults, *self.selftest, *self.spellings.values()}:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from config.flags import Flag, boolean, prose
+from config.schema import Flag, boolean, prose
 
 NO_VALUE = object()  # flag given without its value
 KINDS = {int: "a whole number", float: "a number", boolean: "true or false"}

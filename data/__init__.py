@@ -1,16 +1,24 @@
-"""From corpora to batches: download.py (OpenWebText2), find.py, streams.py and corpus.py (raw files to
-documents), bpe.py and encode.py (text to tokens), tokenize.py, split.py and characters.py (documents to token
-bins), inspect.py (a look at bins), bins.py (bins to windows), order.py (which window when), setup.py (the
-built-in corpus on first use), vocabulary.py (what the tokens of a training stand for), tokenizer_files.py
-(the tokenizer of an exported model).
+"""From corpora to batches.
 
-    splits = open_splits("stdlib", None, sequence_length=256, vocab_size=50304)
-    idx, targets = splits.train.batch(windows)
+download.py                                   OpenWebText2 and the BPE ranks
+find.py, streams.py, corpus.py                raw files to documents
+bpe.py, encode.py                             text to tokens
+tokenize.py, workers.py, split.py             documents to token bins
+characters.py                                 the same, one token a character
+inspect.py                                    shows and verifies bins
+bins.py, order.py                             bins to windows; which window when
+batch.py, token_source.py                     what a training takes its samples from
+setup.py                                      the built-in corpus, made on first use
+vocabulary.py, sizes.py, tokenizer_files.py   the tokenizer: which one, bytes of its tokens, its files
+unigram.py                                    a baseline without context
+
+splits = open_splits("stdlib", None, sequence_length=256, vocab_size=50304)
+batch = splits.train.batch(numbers)          # batch["inputs"], batch["targets"]
 """
 
-from errors import tell_missing_package
+from errors import report_missing_package
 
-tell_missing_package()
+report_missing_package()
 
 from data.bins import Splits, TokenWindows, dataset_folder, open_splits  # noqa: E402  (they import numpy)
 from data.order import SampleOrder  # noqa: E402

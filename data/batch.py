@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Named tensors, and what the mean loss over them is a mean of (tokens, pairs, windows): known before the
-    forward pass.
+    """Named tensors, and `count`: how many items (tokens, pairs, windows) their mean loss is a mean of, known
+    before the forward pass.
     """
 
     tensors: dict[str, Tensor]
@@ -31,11 +33,21 @@ class Batch:
         return Batch(moved, self.count)
 
 
-class BatchSource(Protocol):
-    """The samples of a run, numbered from 0: a pure function of the number and the data seed.
+class EvalSet(Protocol):
+    """Samples to measure on, numbered from 0 to its length less one."""
 
-    The loop alone cuts a step into micro-batches and processes, so nothing here may depend on that cut, nor
-    on what was read before.
+    def __len__(self) -> int: ...
+
+    def batch(self, numbers: NDArray[np.int64]) -> Batch:
+        """The samples of these numbers. Raises UserError."""
+        ...
+
+
+class BatchSource(Protocol):
+    """The samples of a run, numbered from 0. A sample is a pure function of its number and the data seed.
+
+    Only the loop splits a step into micro-batches and processes, so nothing here may depend on that split,
+    nor on what was read before.
     """
 
     def samples(self, step: int, first: int, count: int) -> Batch:
@@ -43,7 +55,7 @@ class BatchSource(Protocol):
         ...
 
     def identity(self) -> dict[str, Any]:
-        """What tells these data from others, by their content; empty where nothing is recorded."""
+        """What distinguishes these data from others, by their content; empty where nothing is recorded."""
         ...
 
     def size(self) -> dict[str, int]:
@@ -59,7 +71,7 @@ class BatchSource(Protocol):
         ...
 
     def describe(self, first: int, count: int, more: bool) -> str:
-        """Where samples stand in the data, so that a person finds them. more: others follow these."""
+        """Where samples are in the data, so that a person can find them. more: others follow these."""
         ...
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from errors import OwnError, UserError
 from files import TRANSIENT_ERRORS, load_json
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from data.batch import Batch
 
 TOKEN = np.dtype("<u2")
 SCAN_TOKENS = 1 << 24
@@ -84,30 +84,43 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 
 def _probe(path: Path) -> tuple[int, str]:
-    """Bytes of a file, and a SHA-256 over that number and some of its blocks, spread evenly.
-
-    Raises UserError.
-    """
+    """The size of a file in bytes, and `_hash_blocks` of it. Raises UserError."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            digest = hashlib.sha256(str(size).encode())
-            last = max(size - PROBE_BYTES, 0)
-            for begin in sorted({last * number // (PROBES - 1) for number in range(PROBES)}):
+
+            def read(begin: int, count: int) -> bytes:
                 file.seek(begin)
-                digest.update(file.read(PROBE_BYTES))
+                return file.read(count)
+
+            return size, _hash_blocks(size, read)
     except OSError as error:
         if error.errno in TRANSIENT_ERRORS:  # nothing for the user to fix: the chain tries again
             raise
         raise UserError(f"{path}: {error.strerror}") from None
-    return size, digest.hexdigest()
+
+
+def _hash_blocks(size: int, read: Callable[[int, int], bytes]) -> str:
+    """A SHA-256 over a number of bytes and some blocks of them, spread evenly. read: of (begin, count)."""
+    digest = hashlib.sha256(str(size).encode())
+    last = max(size - PROBE_BYTES, 0)
+    for begin in sorted({last * number // (PROBES - 1) for number in range(PROBES)}):
+        digest.update(read(begin, PROBE_BYTES))
+    return digest.hexdigest()
+
+
+def identity_of_tokens(tokens: NDArray[np.uint16]) -> dict[str, Any]:
+    """What identifies tokens in memory, in the form that `identity_of` has for a split."""
+    held = np.ascontiguousarray(tokens).view(np.uint8)
+    blocks = _hash_blocks(held.size, lambda begin, count: held[begin : begin + count].tobytes())
+    return {"tokens": int(tokens.size), "blocks": blocks}
 
 
 def identity_of(folder: Path) -> dict[str, dict[str, Any]] | None:
-    """What tells a dataset from others, whatever it is called; None where it is not prepared.
+    """What identifies a dataset, whatever its name; None where it is not prepared.
 
     For each split: `tokens`; `blocks`, a hash of the file's size and of some blocks of it; `sha256` of the
-    whole file as meta.json states it, or None. Takes the same few milliseconds for files of any size. Raises
+    whole file as meta.json states it, or None. Takes a few milliseconds for files of any size. Raises
     UserError.
     """
     if not is_prepared(folder):
@@ -139,10 +152,10 @@ def _described(split: Mapping[str, Any]) -> str:
 
 
 def data_differences(now: Mapping[str, Any] | None, then: Mapping[str, Any] | None) -> list[str]:
-    """A line for each split, or other part of a source's identity, that is another one than the checkpoint's.
+    """A line for each split, or other part of a source's identity, that differs from the checkpoint's.
 
-    now: of `identity_of`, or of another source. then: the same, as a checkpoint or a summary recorded it, or
-    what older ones did: {"train_tokens": N}. None, and whatever one of the two does not state, is no
+    now: from `identity_of`, or from another source. then: the same, as a checkpoint or a summary recorded it;
+    older ones have {"train_tokens": N}. None, and anything that one of the two does not state, is no
     difference.
     """
     now, then = now or {}, then or {}
@@ -167,9 +180,8 @@ def data_differences(now: Mapping[str, Any] | None, then: Mapping[str, Any] | No
 def map_tokens(path: Path, populate: bool = False) -> NDArray[np.uint16]:
     """The tokens of a bin, mapped read-only. populate: read all of it now.
 
-    The mapping is shared, so that a node holds one copy of the file whatever its number of processes, and the
-    kernel may drop it under pressure where a private copy would end in the out-of-memory killer. Raises
-    UserError.
+    The mapping is shared: a node holds one copy of the file for all its processes, and the kernel may drop it
+    under memory pressure, where a private copy would end in the out-of-memory killer. Raises UserError.
     """
     try:
         with open(path, "rb") as file:
@@ -190,12 +202,10 @@ def largest_token(tokens: NDArray[np.uint16]) -> int:
 
 
 class TokenWindows:
-    """Windows of sequence_length tokens, one beginning where the last one ended; a short last one is left
-    out.
+    """Consecutive windows of sequence_length tokens; a short last one is left out.
 
-    Tokens beyond vocab_size are refused when they are met: meta.json is believed about the largest one,
-    whatever became of the file since, and a model would answer them with an error of the device. None: any
-    token.
+    Tokens beyond vocab_size are refused when they are read, even if meta.json states a smaller largest token:
+    the file may have changed since, and a model would fail with a device error. None: any token.
     """
 
     def __init__(
@@ -204,14 +214,23 @@ class TokenWindows:
         self.tokens, self.length, self.vocab_size = tokens, sequence_length, vocab_size
         self.n_windows = (tokens.size - 1) // sequence_length
 
-    def batch(self, windows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of some windows, each (len(windows), sequence_length) int64.
+    def __len__(self) -> int:
+        return self.n_windows
 
-        Raises UserError.
+    def batch(self, numbers: NDArray[np.int64]) -> Batch:
+        """As `at`, of some windows."""
+        return self.at(numbers * self.length)
+
+    def at(self, starts: NDArray[np.int64]) -> Batch:
+        """`inputs` and `targets` that begin at some tokens, each (len(starts), sequence_length) int64.
+
+        A loss over them is a mean over tokens. Raises UserError for a token that the vocabulary lacks.
         """
         import torch  # late: preparing data starts processes that have no use for it
 
-        places = windows[:, None] * self.length + np.arange(self.length + 1)
+        from data.batch import Batch
+
+        places = starts[:, None] + np.arange(self.length + 1)
         chosen = self.tokens[places]
         if self.vocab_size is not None and chosen.max(initial=0) >= self.vocab_size:
             raise OwnError(
@@ -219,7 +238,8 @@ class TokenWindows:
                 "(python -m data.inspect tells more); prepare the dataset again"
             )
         tokens = torch.from_numpy(chosen.astype(np.int64))
-        return tokens[:, :-1], tokens[:, 1:]
+        targets = tokens[:, 1:]
+        return Batch({"inputs": tokens[:, :-1], "targets": targets}, targets.numel())
 
 
 @dataclass(frozen=True)
@@ -250,9 +270,10 @@ def check_tokens(
 
 
 def check_format(path: Path, tokens: NDArray[np.uint16], meta: Mapping[str, Any]) -> None:
-    """Raises UserError for a bin that is no plain uint16, as other tools write them, with how to convert it.
+    """Raises UserError for a bin that is not plain uint16, as other tools write them, and says how to convert
+    it.
 
-    Not asked of bins that meta.json describes, and {"dtype": "uint16"} there says that they are right.
+    Not called for bins that meta.json describes; {"dtype": "uint16"} there says that they are right.
     """
     if meta.get("splits") or meta.get("dtype") == "uint16":
         return

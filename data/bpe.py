@@ -1,8 +1,8 @@
 """GPT-2's byte-pair encoding through tiktoken, also on a machine without internet.
 
 tiktoken reads two files of ranks from a cache folder and fetches them where they are missing. `gpt2()` puts
-them
-there first: from an installed package that carries them, checked against the SHA-256 that tiktoken expects.
+them there first: from an installed package that carries them, checked against the SHA-256 that tiktoken
+expects.
 """
 
 from __future__ import annotations

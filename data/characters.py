@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.bins import META, TOKEN
 from data.corpus import documents
-from data.find import Bad, find_shards
+from data.find import Bad, Found, find_shards
 from errors import UserError
 from files import write_atomically, write_json
 
@@ -34,31 +35,8 @@ def tokenize_characters(
 ) -> dict[str, Any]:
     """Prepare a folder from small text files. Returns what meta.json holds. Raises UserError."""
     found = find_shards(inputs, include)
-    bad = found.bad
-    texts: list[str] = []
-    for shard in found.shards:
-        counts: Counter[str] = Counter()
-        for item in documents(shard, text_key, counts):
-            (bad if isinstance(item, Bad) else texts).append(item)  # type: ignore[arg-type]
-        for reason, count in counts.items():
-            found.passed.add(reason, shard.name, count)
-    if len(bad) > max_bad:
-        raise UserError(
-            "\n".join(
-                [f"{b.place}: {b.reason}" for b in bad[:5]]
-                + [f"{len(bad)} bad lines, --max-bad is {max_bad}"]
-            )
-        )
-    text = "\n".join(texts)
-    if not 10 <= len(text) <= LARGEST_TEXT:
-        raise UserError(
-            f"a character-level dataset takes 10 to {LARGEST_TEXT:,} characters, not {len(text):,}"
-        )
-    characters = sorted(set(text))
-    if len(characters) > np.iinfo(TOKEN).max:
-        raise UserError(f"{len(characters):,} different characters are too many for 16-bit tokens")
-    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
-    tokens = np.searchsorted(np.array([ord(c) for c in characters], dtype="<u4"), points).astype(TOKEN)
+    text = "\n".join(_texts(found, text_key, max_bad))
+    characters, tokens = _encoded(text)
     cut = min(max(int(len(tokens) * (1 - (val_fraction or VAL_SHARE))), 1), len(tokens) - 1)
     splits = {"val": tokens[cut:], "train": tokens[:cut]}
     counts = found.passed.counts
@@ -67,18 +45,66 @@ def tokenize_characters(
         "tokenizer": "char",
         "characters": "".join(characters),
         "bytes": len(text.encode(errors="surrogatepass")),
-        "bad_lines": len(bad),
+        "bad_lines": len(found.bad),
         **passed_over,
-        "splits": {
-            name: {
-                "documents": 1,
-                "tokens": int(part.size),
-                "largest_token": int(part.max()),
-                "sha256": hashlib.sha256(part.tobytes()).hexdigest(),
-            }
-            for name, part in splits.items()
-        },
+        "splits": {name: _facts(part) for name, part in splits.items()},
     }
+    _write(folder, splits, meta)
+    for line in found.lines():
+        say(line)
+    for item in found.bad[:SHOWN_BAD]:
+        say(f"left out: {item.place}: {item.reason}")
+    say(
+        f"{len(tokens):,} characters, {len(characters)} different ones: train with --vocab_size"
+        f" {len(characters)} or more"
+    )
+    return meta
+
+
+def _texts(found: Found, text_key: str, max_bad: int) -> list[str]:
+    """Every document's text; adds what is bad or passed over to `found`. Raises UserError."""
+    texts = []
+    for shard in found.shards:
+        counts: Counter[str] = Counter()
+        for item in documents(shard, text_key, counts):
+            if isinstance(item, Bad):
+                found.bad.append(item)
+            else:
+                texts.append(item)
+        for reason, count in counts.items():
+            found.passed.add(reason, shard.name, count)
+    if len(found.bad) > max_bad:
+        lines = [f"{item.place}: {item.reason}" for item in found.bad[:SHOWN_BAD]]
+        raise UserError("\n".join([*lines, f"{len(found.bad)} bad lines, --max-bad is {max_bad}"]))
+    return texts
+
+
+def _encoded(text: str) -> tuple[list[str], NDArray[np.uint16]]:
+    """The vocabulary, and the number in it of each character of the text. Raises UserError."""
+    if not 10 <= len(text) <= LARGEST_TEXT:
+        raise UserError(
+            f"a character-level dataset takes 10 to {LARGEST_TEXT:,} characters, not {len(text):,}"
+        )
+    characters = sorted(set(text))
+    if len(characters) > np.iinfo(TOKEN).max:
+        raise UserError(f"{len(characters):,} different characters are too many for 16-bit tokens")
+    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    vocabulary = np.array([ord(character) for character in characters], dtype="<u4")
+    return characters, np.searchsorted(vocabulary, points).astype(TOKEN)
+
+
+def _facts(part: NDArray[np.uint16]) -> dict[str, Any]:
+    """What meta.json says of a split."""
+    return {
+        "documents": 1,
+        "tokens": int(part.size),
+        "largest_token": int(part.max()),
+        "sha256": hashlib.sha256(part.tobytes()).hexdigest(),
+    }
+
+
+def _write(folder: Path, splits: dict[str, NDArray[np.uint16]], meta: dict[str, Any]) -> None:
+    """Raises UserError where the folder cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "train.bin").unlink(missing_ok=True)  # without it nothing takes a half-made dataset for one
@@ -87,12 +113,3 @@ def tokenize_characters(
         write_atomically(folder / "train.bin", splits["train"].tobytes())
     except OSError as error:
         raise UserError(f"cannot prepare {folder}: {error.strerror or error}") from None
-    for line in found.lines():
-        say(line)
-    for item in bad[:SHOWN_BAD]:
-        say(f"left out: {item.place}: {item.reason}")
-    say(
-        f"{len(tokens):,} characters, {len(characters)} different ones: train with --vocab_size"
-        f" {len(characters)} or more"
-    )
-    return meta

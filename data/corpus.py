@@ -1,4 +1,4 @@
-"""Raw corpora as documents: what a user brings, read line by line in bounded memory.
+"""Raw corpora as documents: what a user provides, read line by line in bounded memory.
 
 A shard is a file, or a member of a tar (OpenWebText2's form: `*.jsonl.zst` members, one JSON object a line
 with the document under `text`). Also read: .jsonl, .ndjson, .json (one object a line) and .txt (one
@@ -31,11 +31,10 @@ BLANK, CARRIAGE = "blank lines", "carriage returns of CRLF line ends"  # of what
 
 
 def documents(shard: Shard, text_key: str, passed: Counter[str] | None = None) -> Iterator[str | Bad]:
-    """A shard's documents in order, with a `Bad` in the place of each that cannot be read; `passed` counts
-    what is left out.
+    """A shard's documents in order, with a `Bad` for each that cannot be read; `passed` counts what is left
+    out.
 
-    Text is such that it can be encoded: lone surrogates, which JSON can escape, become U+FFFD as tiktoken has
-    them.
+    Text can always be encoded: lone surrogates, which JSON can escape, become U+FFFD, as in tiktoken.
     """
     passed = Counter() if passed is None else passed
     number = 0
@@ -54,14 +53,16 @@ def documents(shard: Shard, text_key: str, passed: Counter[str] | None = None) -
                 else:
                     yield found
     except DAMAGE as error:
-        yield Bad(f"{shard.name}: after line {number}" if number else shard.name, f"damaged: {_told(error)}")
+        yield Bad(
+            f"{shard.name}: after line {number}" if number else shard.name, f"damaged: {_reason(error)}"
+        )
     except PermissionError as error:
         yield Bad(shard.name, f"cannot be read: {error.strerror}")
     except OSError as error:
         raise UserError(f"{shard.name}: {error.strerror or error}") from None
 
 
-def _told(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError) and bytes(error.object[:2]) in (
         codecs.BOM_UTF16_LE,
         codecs.BOM_UTF16_BE,
@@ -106,7 +107,7 @@ def _document(line: bytes, text_key: str, shard: Shard, number: int) -> str | Ba
             # takes what orjson is too strict for: lone surrogates, NaN, huge numbers
             value = json.loads(line.decode())
         except UnicodeDecodeError as error:
-            return Bad(place, f"not JSON in UTF-8 ({_told(error)})")
+            return Bad(place, f"not JSON in UTF-8 ({_reason(error)})")
         except (ValueError, RecursionError) as error:
             spread = (
                 "; one object a line is read, `jq -c .` or `jq -c '.[]'` writes that"
@@ -124,9 +125,7 @@ def _document(line: bytes, text_key: str, shard: Shard, number: int) -> str | Ba
 
 
 def _under(value: Any, text_key: str) -> Any:
-    """What stands under a key: of that very name, else under the parts of a.b one in the other; None where
-    nothing does.
-    """
+    """The value under a key: of exactly that name, else of b within a for a.b; None where there is none."""
     if text_key in value or "." not in text_key:
         return value.get(text_key)
     for key in text_key.split("."):
@@ -139,7 +138,7 @@ def _text(text: Any, text_key: str, place: str) -> str | Bad:
         try:
             text = text.decode("utf-8")
         except UnicodeDecodeError as error:
-            return Bad(place, f"the bytes under {text_key!r} are not UTF-8 ({_told(error)})")
+            return Bad(place, f"the bytes under {text_key!r} are not UTF-8 ({_reason(error)})")
     if not isinstance(text, str):
         return Bad(
             place,

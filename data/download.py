@@ -1,16 +1,16 @@
-"""Fetch OpenWebText2 (28 GB, one tar) and GPT-2's BPE ranks, on a machine with internet.
+"""Download OpenWebText2 (28 GB, one tar) and GPT-2's BPE ranks, on a machine with internet.
 
-    python -m data.download                   # asks; Enter means both, and without a terminal it is the ranks
-                                              alone
+    python -m data.download                   # asks; Enter means both; without a terminal the ranks alone
     python -m data.download --full            # both
     python -m data.download --bpe             # the ranks alone
-    python -m data.download --check           # is what is here whole and right?
+    python -m data.download --check           # verify the existing download
     python -m data.download --reset           # delete the download, after asking
-    python -m data.download --reset --full    # delete download, token bins and caches, after asking, and
-    download again python -m data.download --full --source DIR|URL [--sha256 HEX]
+    python -m data.download --reset --full    # delete download, token bins and caches, after asking;
+                                              # then download again
+    python -m data.download --full --source DIR|URL [--sha256 HEX]
 
-An interrupted download goes on where it was. The tar appears under its name only when its size and SHA-256
-are those that its source states.
+An interrupted download is resumed. The tar appears under its final name only when its size and SHA-256 are
+those that its source states.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
@@ -70,18 +70,18 @@ def hub_origin() -> Origin:
         url = hf_hub_url(HUB_REPOSITORY, RAW_OWT2, repo_type="dataset")
         stated = get_hf_file_metadata(url, timeout=TIMEOUT_SECONDS)
     except Exception as error:  # the hub's client raises what its HTTP library raises
-        said = (str(error).splitlines() or [""])[0][:150]
+        message = (str(error).splitlines() or [""])[0][:150]
         raise UserError(
-            f"the hub cannot be reached ({type(error).__name__}: {said}); try on a node with internet, "
+            f"the hub cannot be reached ({type(error).__name__}: {message}); try on a node with internet, "
             "or fetch the file elsewhere and give --source DIR"
         ) from None
     return Origin(url, stated.size, as_sum((stated.etag or "").strip('"')))
 
 
 def source_origin(source: str, sha256: str | None) -> Origin:
-    """A folder, a file, or an http(s) address of either.
+    """From a folder, a file, or an http(s) address of either.
 
-    A `<file>.sha256` beside it is read where no sum is given.
+    Where no sum is given, a `<file>.sha256` beside it is read.
     """
     if urlsplit(source).scheme in ("http", "https"):
         address = source if source.endswith(".tar") else f"{source.rstrip('/')}/{RAW_OWT2}"
@@ -105,9 +105,9 @@ def as_sum(text: str) -> str | None:
 
 
 def remote_sum(address: str) -> str | None:
-    """The sum that stands beside a file, or None where there is none.
+    """The sum beside a file, or None where there is none.
 
-    Raises UserError where that cannot be told.
+    Raises UserError where that cannot be found out.
     """
     for attempt in range(ATTEMPTS):
         time.sleep(min(5.0, 0.05 * 2**attempt) if attempt else 0)
@@ -123,7 +123,7 @@ def remote_sum(address: str) -> str | None:
 
 
 def open_from(address: str, place: int) -> tuple[IO[bytes], int, int | None]:
-    """Content from a byte on: the stream, the byte at which it really starts, and the whole size where
+    """The content from a byte on: the stream, the byte at which it really begins, and the file's size where
     known.
     """
     if urlsplit(address).scheme not in ("http", "https"):
@@ -158,10 +158,10 @@ def file_sum(path: Path, title: str) -> str:
 
 
 def fetch(origin: Origin, target: Path) -> None:
-    """Bring the tar to `target`, going on from what an earlier attempt left beside it. Raises UserError."""
+    """Download the tar to `target`, resuming an earlier attempt. Raises UserError."""
     part = target.with_name(f"{target.name}.part")
     try:
-        size = receive(origin, target, part)
+        size = receive(origin, part)
     except BaseException:
         if part.exists() and not part.stat().st_size:
             part.unlink()
@@ -169,77 +169,101 @@ def fetch(origin: Origin, target: Path) -> None:
     publish(part, target, origin, size)
 
 
-def receive(origin: Origin, target: Path, part: Path) -> int:
-    """Fill `part`; returns the size that it should have."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+class Transfer:
+    """A file that is being filled: its first `place` bytes are there, of `size` (None: not known yet)."""
+
+    def __init__(self, origin: Origin, part: Path, file: IO[bytes], bar: Any) -> None:
+        self.origin, self.part, self.file, self.bar = origin, part, file, bar
+        self.place, self.size = file.tell(), origin.size
+
+    @property
+    def is_complete(self) -> bool:
+        return self.size is not None and self.place >= self.size
+
+    def _empty(self) -> None:
+        self.file.truncate(0)
+        self.bar.update(-self.place)
+        self.place = 0
+
+    def _request(self) -> None:
+        """Read from `place` to the end, or until the connection breaks."""
+        stream, begin, whole = open_from(self.origin.address, self.place)
+        with stream:
+            if self.size is None and whole is not None:
+                need_space(self.part.parent, max(0, whole - self.place))
+                self.size = whole
+            if begin != self.place:  # the server cannot continue
+                self._empty()
+            for chunk in chunks(stream):
+                self.file.write(chunk)
+                self.place += len(chunk)
+                self.bar.update(len(chunk))
+        if self.size is None:
+            self.size = self.place
+
+    def attempt(self) -> None:
+        """One request; an error that may pass is ignored. Raises UserError for the others."""
+        try:
+            self._request()
+        except urllib.error.HTTPError as error:
+            # nothing from here on: the file is complete, or these are the bytes of another one
+            if error.code == 416 and self.place:
+                self.size = int((error.headers.get("Content-Range") or "").rpartition("/")[2] or -1)
+                if self.size != self.place:
+                    self._empty()
+                    self.size = self.origin.size
+            elif error.code < 500 and error.code not in RETRIED:
+                raise UserError(f"{self.origin.address}: HTTP {error.code} {error.reason}") from None
+        except http.client.HTTPException:
+            pass
+        except OSError as error:
+            if error.errno in STORAGE_FAULTS:
+                raise UserError(
+                    f"{self.part}: {error.strerror}; make room and run the same command again to go on"
+                ) from None
+
+
+def receive(origin: Origin, part: Path) -> int:
+    """Fill `part`; returns the size that it should have. Raises UserError."""
+    part.parent.mkdir(parents=True, exist_ok=True)
     place = part.stat().st_size if part.exists() else 0
     if origin.size is not None and place > origin.size:
         part.unlink()
         place = 0
-    need_space(target.parent, max(0, (origin.size or 0) - place))
-    size, idle = origin.size, 0
+    need_space(part.parent, max(0, (origin.size or 0) - place))
+    idle = 0
     with (
         open(part, "ab") as file,
         tqdm(
             initial=place,
-            total=size,
+            total=origin.size,
             unit="B",
             unit_scale=True,
             desc="downloading",
             disable=not sys.stderr.isatty(),
         ) as bar,
     ):
-        while size is None or place < size:
-            before = place
-            try:
-                stream, begin, whole = open_from(origin.address, place)
-                with stream:
-                    if size is None and whole is not None:
-                        need_space(target.parent, max(0, whole - place))
-                        size = whole
-                    if begin != place:  # the server cannot continue
-                        file.truncate(0)
-                        bar.update(-place)
-                        place = begin
-                    for chunk in chunks(stream):
-                        file.write(chunk)
-                        place += len(chunk)
-                        bar.update(len(chunk))
-                if size is None:
-                    size = place
-            except urllib.error.HTTPError as error:
-                # nothing from here on: all is here, or what is here is of another file
-                if error.code == 416 and place:
-                    size = int((error.headers.get("Content-Range") or "").rpartition("/")[2] or -1)
-                    if size != place:
-                        file.truncate(0)
-                        bar.update(-place)
-                        size, place = origin.size, 0
-                elif error.code < 500 and error.code not in RETRIED:
-                    raise UserError(f"{origin.address}: HTTP {error.code} {error.reason}") from None
-            except http.client.HTTPException:
-                pass
-            except OSError as error:
-                if error.errno in STORAGE_FAULTS:
-                    raise UserError(
-                        f"{part}: {error.strerror}; make room and run the same command again to go on"
-                    ) from None
-            idle = 0 if place > before else idle + 1
+        transfer = Transfer(origin, part, file, bar)
+        while not transfer.is_complete:
+            before = transfer.place
+            transfer.attempt()
+            idle = 0 if transfer.place > before else idle + 1
             if idle >= ATTEMPTS:
                 raise UserError(
-                    f"{origin.address}: no byte in {ATTEMPTS} attempts, {place:,} are here; run the same"
-                    " command again to go on"
+                    f"{origin.address}: no byte in {ATTEMPTS} attempts, {transfer.place:,} are here; run the"
+                    " same command again to go on"
                 )
-            if size is None or place < size:
+            if not transfer.is_complete:
                 file.flush()
                 time.sleep(min(5.0, 0.05 * 2**idle))
         file.flush()
         sync(file.fileno())
-    return size
+    assert transfer.size is not None, "known once the transfer is complete"
+    return transfer.size
 
 
 def publish(part: Path, target: Path, origin: Origin, size: int) -> None:
-    """Give the download its name if it is what its source says, else delete it. Raises UserError."""
+    """Give the download its final name if it is what its source states, else delete it. Raises UserError."""
     got = part.stat().st_size
     sha256 = file_sum(part, "verifying")
     if got != size or (origin.sha256 is not None and sha256 != origin.sha256):
@@ -275,7 +299,7 @@ def need_space(folder: Path, size: int) -> None:
         )
 
 
-def faults(target: Path) -> list[str]:
+def problems_of(target: Path) -> list[str]:
     """What is wrong with the download that is here."""
     described = target.with_name(f"{target.name}.json")
     if not target.is_file():
@@ -311,8 +335,8 @@ def downloaded(target: Path) -> list[Path]:
 
 
 def prepared(folder: Path) -> list[Path]:
-    """What was made of the download: the bins, their description, and the finished groups of a
-    tokenisation that was cut short.
+    """Everything made from the download: the bins, their description, and finished groups of an interrupted
+    tokenisation.
     """
     return [*(folder / f"{split}.bin" for split in SPLITS), folder / META, folder / WORK]
 
@@ -345,7 +369,7 @@ def need_idle(folder: Path) -> None:
 
 
 def start_over(target: Path, origin: Origin, sure: bool) -> None:
-    """Delete the download and what was made of it, after asking. The BPE ranks stay: they are of another
+    """Delete the download and everything made from it, after asking. The BPE ranks stay: they have another
     source. Raises UserError.
     """
     need_idle(target.parent)
@@ -362,7 +386,7 @@ def run(args: argparse.Namespace) -> int:
         reset(downloaded(target), args.yes)
         return 0
     if args.check:
-        wrong = faults(target)
+        wrong = problems_of(target)
         for line in wrong or [f"{target}: size and SHA-256 are right"]:
             say_now(line)
         return 1 if wrong else 0
@@ -395,11 +419,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="data.download", description="Fetch OpenWebText2 and GPT-2's BPE ranks."
     )
-    parser.add_argument("--full", action="store_true", help="the corpus and the ranks, without asking")
+    parser.add_argument(
+        "--full", action="store_true", help="download the corpus and the ranks, without asking"
+    )
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--bpe", action="store_true", help="the ranks alone")
+    what.add_argument("--bpe", action="store_true", help="download the ranks alone")
     what.add_argument(
-        "--check", action="store_true", help="verify the download that is here; exit 1 where it is not right"
+        "--check", action="store_true", help="verify the existing download; exit 1 where it is wrong"
     )
     what.add_argument(
         "--reset",
@@ -410,7 +436,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--source", default=None, help="folder or address that holds the tar [the Hugging Face hub]"
     )
-    parser.add_argument("--sha256", default=None, help="of the tar, for a --source that does not state it")
+    parser.add_argument(
+        "--sha256", default=None, help="SHA-256 of the tar, for a --source that does not state it"
+    )
     parser.add_argument(
         "--data_dir", "--data-dir", default=None, help=f"root of the datasets [{DEFAULT_DATA_DIR}]"
     )

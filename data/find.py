@@ -83,7 +83,7 @@ class Found:
 
 
 def kind_of(name: str, named: bool = True) -> str | None:
-    """The form of a file and its compression, by its name. named: was asked for by name, which plain .json
+    """The format of a file and its compression, by its name. named: it was asked for by name, as plain .json
     must be.
     """
     name = name.lower()
@@ -126,14 +126,14 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 
 class _Folders:
-    """Walks folders, each once: first what lies there, then what is linked there and was not met."""
+    """Walks folders, each once: first its own files, then linked ones that have not been visited."""
 
     def __init__(self, found: Found) -> None:
         self.found, self.passed = found, found.passed
         self.visited: set[str] = set()
 
     def files(self, given: Path) -> list[str]:
-        """Paths of the files below a folder, what lies there before what is linked; the caller puts them
+        """Paths of the files below a folder, its own before linked ones; the caller puts them
         in order.
         """
         real = os.path.realpath(given)
@@ -197,7 +197,8 @@ def find_shards(inputs: list[Path], include: Sequence[str] = ()) -> Found:
     """The shards of files, tars and folders, in order of name, and what in them cannot be one. Raises
     UserError.
 
-    include: patterns; of folders and tars only what matches one is read, and all of a tar that does.
+    include: patterns; of folders and tars only what matches one is read, and all members of a tar that itself
+    matches.
     """
     found = Found()
     folders = _Folders(found)
@@ -248,8 +249,8 @@ def find_shards(inputs: list[Path], include: Sequence[str] = ()) -> Found:
 
 
 def _is_new(path: str, seen: dict[object, str], passed: Passed) -> bool:
-    """Whether a file has not been met under this or another name: its resolved path, or its inode where it
-    has several names.
+    """Whether a file has not been found under this or another name: by its resolved path, or by its inode
+    where it has several names.
     """
     status = os.stat(path)
     keys: list[object] = [os.path.realpath(path)]
@@ -271,7 +272,7 @@ def _add(found: Found, shard: Shard) -> None:
 
 
 def _tell_twins(found: Found) -> None:
-    """Name files that stand beside a compressed or plain form of their own: both are read."""
+    """Name files that are beside a compressed or plain form of their own: both are read."""
     met: dict[str, Shard] = {}
     twins = []
     for shard in found.shards:

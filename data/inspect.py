@@ -1,4 +1,4 @@
-"""Look at a prepared dataset: counts, checksums, three random documents, and how long documents are.
+"""Show a prepared dataset: counts, checksums, three random documents, and the lengths of its documents.
 
 python -m data.inspect data/datasets/stdlib [--seed 0] [--png FILE]
 """
@@ -73,7 +73,7 @@ def decoder(meta: dict[str, Any]) -> Any:
     return decode
 
 
-def faults(folder: Path, check_documents: int = 3) -> list[str]:
+def problems_of(folder: Path, check_documents: int = 3) -> list[str]:
     """What is wrong with the bins: counts and checksums against meta.json, and whether sampled documents
     decode.
     """
@@ -136,7 +136,7 @@ def show(folder: Path, seed: int, png: Path | None) -> int:
     if not meta.get("splits"):
         verdict = f"none: {META} does not describe the bins"
     else:
-        wrong = faults(folder)
+        wrong = problems_of(folder)
         verdict = "WRONG" if wrong else "right"
     print(f"checksums  {verdict}")
     for line in wrong:
@@ -178,9 +178,12 @@ def show(folder: Path, seed: int, png: Path | None) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="data.inspect", description="Look at a prepared dataset.")
+    parser = argparse.ArgumentParser(
+        prog="data.inspect",
+        description="Show counts, checksums, documents and lengths of a prepared dataset.",
+    )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=0, help="of the random documents [0]")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of random documents [0]")
     parser.add_argument("--png", type=Path, default=None, help="where to draw the histogram [in the folder]")
     args = parser.parse_args(argv)
     try:

@@ -1,7 +1,7 @@
 """Which window of the data a sample is: a pure function of (data_seed, sample number), nothing to keep or to
 replay.
 
-Sample i of a run stands in epoch i // n; the n windows of an epoch are permuted by a Feistel network keyed by
+Sample i of a run is in epoch i // n; the n windows of an epoch are permuted by a Feistel network keyed by
 the seed and the epoch, walked until it lands inside n (Black and Rogaway 2002). So every window comes once an
 epoch, seeking costs nothing, and neither the number of processes nor the cut into micro-batches can change
 the order.

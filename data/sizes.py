@@ -11,8 +11,8 @@ from errors import UserError
 
 
 def token_sizes(meta: dict[str, Any], vocab_size: int) -> np.ndarray | None:
-    """Bytes (int64) of each token id, by what meta.json says of the tokenizer; None where it does not say, or
-    cannot be asked.
+    """Bytes (int64) of each token id, for the tokenizer that meta.json names; None where it names none, or
+    one that is not available.
 
     The end of a document is no text: it has 0 bytes, though it is predicted and its loss counts.
     """

@@ -75,10 +75,10 @@ def assemble(
     fraction: float | None,
     description: dict[str, Any],
 ) -> dict[str, Any]:
-    """Put the groups together as val.bin, meta.json and, last, train.bin. Raises UserError where a split
-    stays empty.
+    """Join the groups into val.bin, meta.json and, last, train.bin. Raises UserError where a split stays
+    empty.
 
-    share: of the documents, for validation. fraction: of the tokens, the last ones, instead.
+    share: of the documents, for validation. fraction: instead, the share of the tokens, at the end.
     """
     val, train = splits = Split(folder / "val.bin"), Split(folder / "train.bin")
     try:
@@ -97,7 +97,7 @@ def assemble(
             "bad_lines": bad_lines,
             "splits": {"train": train.describe(), "val": val.describe()},
         }
-        # of an earlier preparation: it must not stand beside the new val.bin
+        # of an earlier preparation: it must not remain beside the new val.bin
         (folder / "train.bin").unlink(missing_ok=True)
         sync_folder(folder)
         val.publish()

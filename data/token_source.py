@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from data.batch import Batch
-from data.bins import TokenWindows, identity_of
+from data.bins import TokenWindows, identity_of, identity_of_tokens
 from data.order import SampleOrder
 from data.vocabulary import described, other_tokens
 
 
 class TokenSource:
-    """Batches have `inputs` and `targets`, both (count, T) int64; a loss over them is a mean over tokens.
+    """Batches are those of TokenWindows.
 
     folder: of the dataset, with its meta.json (`meta`); None for tokens that are no file's.
     """
@@ -21,16 +21,17 @@ class TokenSource:
     def __init__(
         self, windows: TokenWindows, data_seed: int, folder: Path | None = None, meta: Any = None
     ) -> None:
-        self.windows, self.folder, self.meta = windows, folder, meta or {}
+        self.windows, self.data_seed, self.folder, self.meta = windows, data_seed, folder, meta or {}
         self.order = SampleOrder(windows.n_windows, data_seed)
 
     def samples(self, step: int, first: int, count: int) -> Batch:
         """As BatchSource.samples. Raises UserError for a token that the vocabulary lacks."""
-        inputs, targets = self.windows.batch(self.order.windows(first, count))
-        return Batch({"inputs": inputs, "targets": targets}, targets.numel())
+        return self.windows.batch(self.order.windows(first, count))
 
     def identity(self) -> dict[str, Any]:
-        return (identity_of(self.folder) or {}) if self.folder else {}
+        if self.folder is not None:
+            return identity_of(self.folder) or {}
+        return {"train": identity_of_tokens(self.windows.tokens), "data_seed": self.data_seed}
 
     def size(self) -> dict[str, int]:
         return {"train_tokens": int(self.windows.tokens.size)}

@@ -2,15 +2,14 @@
 
     python -m data.tokenize --name owt2                                   # the downloaded OpenWebText2
     python -m data.tokenize --name mine --input corpus/ more.jsonl.gz --text-key body --include '*.jsonl.gz'
-    python -m data.tokenize --name book --input book.txt --val-fraction 0.1       # one document, which is cut
+    python -m data.tokenize --name book --input book.txt --val-fraction 0.1   # one document, which is cut
     python -m data.tokenize --name shakespeare-char --input shakespeare.txt
-    python -m data.tokenize --name stdlib                                 # Python's own library, nothing to
-    download
+    python -m data.tokenize --name stdlib                                 # Python's own library: no download
 
-Workers encode one group of shards each (a shard is a file, or a member of a tar; small ones that follow one
-another share a group) into <folder>/.tokenize; the groups are then put together in order. A group that is
-done stays done: after any kill, the same command goes on, and neither kills nor the number of workers can be
-told from the result. train.bin appears last, so a folder that has it is complete.
+Each worker encodes one group of shards at a time (a shard is a file, or a member of a tar; consecutive small
+ones share a group) into <folder>/.tokenize; the groups are then joined in order. Finished groups are kept:
+after a kill, the same command resumes, and neither kills nor the number of workers change the result.
+train.bin appears last, so a folder that has it is complete.
 """
 
 from __future__ import annotations
@@ -22,16 +21,14 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
 import sys
 import time
 from argparse import Namespace
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import astuple
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -40,56 +37,30 @@ from tqdm import tqdm
 
 from data.bins import DEFAULT_DATA_DIR, dataset_folder, is_prepared
 from data.characters import tokenize_characters
-from data.corpus import documents, pack, stdlib_documents
-from data.encode import Checked, best_engine
+from data.corpus import pack, stdlib_documents
+from data.encode import best_engine
 from data.find import Bad, Found, find_shards
 from data.split import assemble
 from data.streams import Shard
+from data.workers import SHOWN_BAD, STOP, Job, encode_group, start_worker
 from errors import UserError
-from files import STORAGE_FAULTS, is_kept_open, load_json, remove_folder, sync, sync_folder, write_json
-from processes import die_with, peak_kib
+from files import STORAGE_FAULTS, is_kept_open, load_json, remove_folder, write_json
+from processes import peak_kib
 
 WORK = ".tokenize"
 VAL_SHARE = 0.0005
 STDLIB_VAL_SHARE = 0.01
-BATCH_BYTES = 1 << 21  # text encoded at once by a worker
-SHOWN_BAD = 5
 # small shards share a group up to this size on disk and this number
 GROUP_BYTES, GROUP_SHARDS = 1 << 22, 4096
-GROUPS_OF_AN_ENGINE = 16  # then a new one takes its place: it remembers every word that it has met
 LINE_SECONDS = 5.0
 RAW_OWT2 = "openwebtext2.jsonl.zst.tar"
 
-STOP = 3
-_groups = 0  # encoded by this worker
-_counters: Any = None  # shared by the workers: documents, bytes of text, tokens; and whether to stop
-
-
-# one group of shards, in a worker
-
-
-@dataclass(frozen=True)
-class Job:
-    number: int
-    shards: list[Shard]
-    text_key: str
-    work: Path
-    max_bad: int
-
-    @property
-    def name(self) -> str:
-        return self.shards[0].name + (
-            f" and the {len(self.shards) - 1:,} that follow" if self.shards[1:] else ""
-        )
-
-    @property
-    def size(self) -> int:
-        return sum(shard.size for shard in self.shards)
+# groups of shards
 
 
 def grouped(shards: list[Shard]) -> list[list[Shard]]:
-    """The same shards in the same order; small ones are put together, for a group costs three files and as
-    many syncs.
+    """The same shards in the same order, with small ones grouped: each group costs three files and three
+    syncs.
     """
     groups: list[list[Shard]] = []
     size = 0
@@ -100,101 +71,6 @@ def grouped(shards: list[Shard]) -> list[list[Shard]]:
         groups[-1].append(shard)
         size += shard.size
     return groups
-
-
-def _start_worker(counters: Any, parent: int) -> None:
-    global _counters
-    _counters = counters
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to tell
-    die_with(parent)
-
-
-def _batches(items: Iterator[str | Bad], bad: list[Bad], max_bad: int) -> Iterator[list[str]]:
-    texts: list[str] = []
-    size = 0
-    for item in items:
-        if isinstance(item, Bad):
-            bad.append(item)
-            if len(bad) > max_bad:
-                return
-            continue
-        texts.append(item)
-        size += len(item)
-        if size >= BATCH_BYTES:
-            if _counters[STOP]:
-                raise InterruptedError("told to stop")
-            yield texts
-            texts, size = [], 0
-    if texts:
-        yield texts
-
-
-def _bytes_of(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())
-
-
-def encode_group(job: Job) -> dict[str, Any]:
-    """Encode a group into N.bin (tokens) and N.len (tokens of each document, uint32), described by N.json,
-    last of all.
-
-    With more bad lines than `max_bad` nothing is kept and the description says so.
-    """
-    global _groups
-    _groups += 1
-    if _groups % GROUPS_OF_AN_ENGINE == 0:
-        best_engine.cache_clear()
-    bad: list[Bad] = []
-    passed: dict[str, Any] = {}
-    total = {"documents": 0, "tokens": 0, "bytes": 0, "largest_token": 0}
-    checked = Checked(job.number)
-    targets = [job.work / f"{job.number:06d}.{ending}" for ending in ("bin", "len")]
-    parts = [path.with_name(f"{path.name}.part") for path in targets]
-    with open(parts[0], "wb") as tokens_file, open(parts[1], "wb") as lengths_file:
-        for texts in _batches(_documents(job, passed), bad, job.max_bad):
-            tokens, lengths = checked.encode(texts, job.name)
-            tokens_file.write(tokens.data)
-            lengths_file.write(lengths.astype("<u4").data)
-            size = sum(map(_bytes_of, texts))
-            for name, value in (("documents", len(texts)), ("tokens", tokens.size), ("bytes", size)):
-                total[name] += value
-            total["largest_token"] = max(total["largest_token"], int(tokens.max()))
-            with _counters.get_lock():
-                for place, value in enumerate((len(texts), size, tokens.size)):
-                    _counters[place] += value
-        for file in (tokens_file, lengths_file):
-            file.flush()
-            sync(file.fileno())
-    result = {
-        "number": job.number,
-        "shards": len(job.shards),
-        "bad": len(bad),
-        "shown": [asdict(b) for b in bad[:SHOWN_BAD]],
-        "passed": passed,
-        **total,
-        "peak_kib": peak_kib(),
-    }
-    if len(bad) > job.max_bad:
-        for part in parts:
-            part.unlink()
-        return result
-    for part, target in zip(parts, targets, strict=True):
-        os.replace(part, target)
-    sync_folder(job.work)
-    write_json(job.work / f"{job.number:06d}.json", result)
-    return result
-
-
-def _documents(job: Job, passed: dict[str, Any]) -> Iterator[str | Bad]:
-    """Of all shards of a group; `passed` gets for each reason a count and the place of the first."""
-    for shard in job.shards:
-        counts: Counter[str] = Counter()
-        yield from documents(shard, job.text_key, counts)
-        for reason, count in counts.items():
-            known = passed.setdefault(reason, {"count": 0, "first": shard.name})
-            known["count"] += count
-
-
-# all groups
 
 
 def finished_groups(work: Path, groups: list[list[Shard]]) -> dict[int, dict[str, Any]]:
@@ -215,7 +91,7 @@ def finished_groups(work: Path, groups: list[list[Shard]]) -> dict[int, dict[str
 def working_folder(folder: Path, plan: dict[str, Any]) -> Iterator[Path]:
     """The folder of finished groups, emptied where they belong to another plan.
 
-    Raises UserError where it is in use.
+    Raises UserError where another process uses it.
     """
     work = folder / WORK
     work.mkdir(parents=True, exist_ok=True)
@@ -247,7 +123,7 @@ class Progress:
 
     def __init__(self, total_bytes: int, counters: Any, say: Callable[[str], None]) -> None:
         self.total, self.counters, self.say = max(total_bytes, 1), counters, say
-        self.began = self.said = time.monotonic()
+        self.began = self.printed = time.monotonic()
         self.read = 0
         self.bar = tqdm(
             total=total_bytes, unit="B", unit_scale=True, desc="tokenising", disable=not sys.stderr.isatty()
@@ -258,15 +134,15 @@ class Progress:
         self.read += read
         self.bar.update(read)
         now = time.monotonic()
-        if now - self.said < LINE_SECONDS:
+        if now - self.printed < LINE_SECONDS:
             return
-        self.said = now
-        number, size, tokens = (int(c) for c in self.counters[:STOP])
+        self.printed = now
+        documents, size, tokens = (int(c) for c in self.counters[:STOP])
         seconds = now - self.began
         left = timedelta(seconds=round(seconds * (self.total - self.read) / self.read)) if self.read else "?"
         line = (
-            f"{number / seconds:,.0f} documents/s  {size / seconds / 1e6:,.1f} MB/s  {tokens / seconds:,.0f}"
-            f" tokens/s  ETA {left}"
+            f"{documents / seconds:,.0f} documents/s  {size / seconds / 1e6:,.1f} MB/s  "
+            f"{tokens / seconds:,.0f} tokens/s  ETA {left}"
         )
         if self.bar.disable:
             self.say(f"{self.read / self.total:4.0%}  {line}")
@@ -305,7 +181,7 @@ def encode_all(
     if jobs:
         best_engine()  # its files are made once, before the workers look for them
         with ProcessPoolExecutor(
-            min(workers, len(jobs)), context, _start_worker, (counters, os.getpid())
+            min(workers, len(jobs)), context, start_worker, (counters, os.getpid())
         ) as pool:
             waiting = {pool.submit(encode_group, job) for job in jobs}
             try:
@@ -389,7 +265,7 @@ def tokenize(
 
 
 def plan_of(found: Found, text_key: str) -> dict[str, Any]:
-    """What finished groups belong to: the shards, when their files changed, and how they are read and
+    """What finished groups depend on: the shards, when their files changed, and how they are read and
     grouped.
     """
     digest = hashlib.sha256()
@@ -457,10 +333,10 @@ def prepare_stdlib(
 
 
 def delete_raw(inputs: list[Path], folder: Path, say: Callable[[str], None]) -> None:
-    """Delete the raw files once the bins are shown to be right. Raises UserError where they are not."""
-    from data.inspect import faults
+    """Delete the raw files after verifying the bins. Raises UserError where these are wrong."""
+    from data.inspect import problems_of
 
-    wrong = faults(folder)
+    wrong = problems_of(folder)
     if wrong:
         raise UserError("\n".join([*wrong, "the raw files are kept"]))
     for path in dict.fromkeys(inputs):
@@ -471,19 +347,19 @@ def delete_raw(inputs: list[Path], folder: Path, say: Callable[[str], None]) -> 
 
 
 def _named(text: str) -> str:
-    """For argparse: an empty word is a shell's unset variable, and would mean the working directory."""
+    """For argparse: an empty word is an unset shell variable, and would mean the working directory."""
     if not text:
         raise argparse.ArgumentTypeError("must not be empty")
     return text
 
 
-def parse(argv: list[str] | None) -> Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="data.tokenize", description="Prepare a dataset for training.")
     parser.add_argument(
         "--name",
         type=_named,
         default="openwebtext2",
-        help="of the dataset: its folder below --data_dir [openwebtext2]",
+        help="name of the dataset: its folder below --data_dir [openwebtext2]",
     )
     parser.add_argument(
         "--input",
@@ -498,7 +374,7 @@ def parse(argv: list[str] | None) -> Namespace:
         nargs="+",
         default=(),
         metavar="PATTERN",
-        help="of folders and tars read only files whose name or path matches, as '*.jsonl' or 'en/*' [all]",
+        help="read only files of folders and tars whose name or path matches, as '*.jsonl' or 'en/*' [all]",
     )
     parser.add_argument(
         "--data_dir", "--data-dir", default=None, help=f"root of the datasets [{DEFAULT_DATA_DIR}]"
@@ -513,7 +389,7 @@ def parse(argv: list[str] | None) -> Namespace:
         "--tokenizer",
         choices=["gpt2", "char"],
         default=None,
-        help="[char for names that end in -char, else gpt2]",
+        help="how text becomes tokens [char for names that end in -char, else gpt2]",
     )
     parser.add_argument("--workers", type=int, default=None, help="processes [all cores]")
     parser.add_argument("--max-bad", type=int, default=0, help="bad lines to leave out before stopping [0]")
@@ -524,12 +400,18 @@ def parse(argv: list[str] | None) -> Namespace:
         "--val-fraction",
         type=float,
         default=None,
-        help="instead: the last part of the text for validation, of one document too [characters: 0.1]",
+        help="instead: share of the text, at its end, for validation; cuts a document [characters: 0.1]",
     )
     parser.add_argument(
         "--delete-raw", action="store_true", help="delete the input files once the bins are verified"
     )
-    parser.add_argument("--force", action="store_true", help="prepare again what is there")
+    parser.add_argument("--force", action="store_true", help="prepare the dataset again if it exists")
+    return parser
+
+
+def parse(argv: list[str] | None) -> Namespace:
+    """The command line. Exits 2 on bad values."""
+    parser = _parser()
     args = parser.parse_args(argv)
     if args.workers is not None and args.workers < 1:
         parser.error("--workers must be at least 1")

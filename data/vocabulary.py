@@ -1,8 +1,8 @@
-"""What the tokens of a training stand for. It travels with the checkpoint: nobody guesses it from the size of
+"""What the tokens of a training stand for. It is stored in the checkpoint, and never guessed from the size of
 a vocabulary.
 
-state["vocabulary"] = asdict(described(splits.meta))       # when a checkpoint is written
-known = vocabulary_of(state, args)                         # when one is opened
+    state["vocabulary"] = asdict(described(splits.meta))       # when a checkpoint is written
+    known = vocabulary_of(state, args)                         # when one is opened
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ OF_GPT2 = ("openwebtext2", "slimpajama", "stdlib")  # datasets that have no othe
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """tokenizer: gpt2, char or another's name, None where nobody says. end_of_text: the token that ends a
+    """tokenizer: gpt2, char or another's name, None where it is not known. end_of_text: the token that ends a
     document, if there is one.
 
     characters: those of a character-level dataset, in the order of their tokens.
@@ -38,7 +38,7 @@ OF_BPE = Vocabulary(GPT2, END_OF_TEXT)
 
 
 def described(meta: Mapping[str, Any]) -> Vocabulary:
-    """As a dataset's meta.json tells it, or as a checkpoint recorded it."""
+    """As a dataset's meta.json states it, or as a checkpoint recorded it."""
     values = {name: meta.get(name) for name in ("tokenizer", "end_of_text", "characters")}
     for name, kind in (("tokenizer", str), ("end_of_text", int), ("characters", str)):
         if not isinstance(values[name], kind):
@@ -47,13 +47,14 @@ def described(meta: Mapping[str, Any]) -> Vocabulary:
 
 
 def vocabulary_of(state: Mapping[str, Any], args: Namespace, tokenizer: str | None = None) -> Vocabulary:
-    """Of a checkpoint with these flags: as it says itself, else as its dataset does where that is here, else
-    as its name tells.
+    """The vocabulary of a checkpoint with these flags: as it records it, else as its dataset states it, else
+    as the dataset's name says.
 
-    tokenizer: as the user says, where nobody else does. Raises UserError for a damaged meta.json.
+    tokenizer: given by the user, for where neither checkpoint nor dataset names one. Raises UserError for a
+    damaged meta.json.
     """
-    said = state.get("vocabulary")
-    known = described(said) if isinstance(said, Mapping) else Vocabulary()
+    recorded = state.get("vocabulary")
+    known = described(recorded) if isinstance(recorded, Mapping) else Vocabulary()
     folder = dataset_folder(args.dataset, args.data_dir)
     if known.tokenizer is None and folder.is_dir():
         known = described(read_meta(folder))
@@ -67,11 +68,11 @@ def vocabulary_of(state: Mapping[str, Any], args: Namespace, tokenizer: str | No
 
 
 def other_tokens(state: Mapping[str, Any], meta: Mapping[str, Any], folder: Path) -> str | None:
-    """What a checkpoint's tokens stand for and a dataset's, where these differ as far as both say; None
-    where they do not.
+    """The tokenizations of a checkpoint and of a dataset in words, if both are known and differ; None
+    otherwise.
     """
-    said = state.get("vocabulary")
-    mine, others = described(said) if isinstance(said, Mapping) else Vocabulary(), described(meta)
+    recorded = state.get("vocabulary")
+    mine, others = described(recorded) if isinstance(recorded, Mapping) else Vocabulary(), described(meta)
     if not (mine.tokenizer and others.tokenizer) or (mine.tokenizer, mine.characters) == (
         others.tokenizer,
         others.characters,

@@ -1,10 +1,10 @@
 """One process, or DDP under torchrun, behind one interface: launch.py knows the launcher, world.py the other
 processes.
 
-world = start(args.distributed_backend, args.device)
-with world:
-    model = world.wrap(model, may_leave_unused=False)
-    ...
+    world = start(args.distributed_backend, args.device)
+    with world:
+        model = world.wrap(model, may_leave_unused=False)
+        ...
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import os
 from typing import TYPE_CHECKING
 
 from distributed.launch import die_with_launcher, launched_world_size, run_and_end, under_torchrun
-from errors import tell_missing_package
+from errors import report_missing_package
 
 if TYPE_CHECKING:
     from distributed.world import World
 
-tell_missing_package()
+report_missing_package()
 
 __all__ = ["launched_world_size", "run_and_end", "start", "under_torchrun"]
 

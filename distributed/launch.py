@@ -13,15 +13,15 @@ from processes import die_with
 
 
 def launched_world_size() -> int:
-    """Number of processes that torchrun started, 1 without it. Raises OwnError where the environment is half
-    that of a launcher.
+    """Number of processes that torchrun started, 1 without it.
 
-    What a shell or a notebook has left of one would make this process a silent second, or one that waits for
-    others.
+    Raises OwnError where the environment has only some of a launcher's variables. Left over in a shell or a
+    notebook, they would make this process a silent second one, or one that waits for others.
     """
-    told = {name: os.environ[name] for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK") if name in os.environ}
+    given = {name: os.environ[name] for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK") if name in os.environ}
     size, rank, local_rank = (
-        told.get(name, default) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
+        given.get(name, default)
+        for name, default in (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
     )
     numbers = all(number.isascii() and number.isdigit() for number in (size, rank, local_rank))
     lacking = [
@@ -30,10 +30,10 @@ def launched_world_size() -> int:
         if not os.environ.get(name)
     ]
     if not numbers or not max(int(rank), int(local_rank)) < int(size) or (int(size) > 1 and lacking):
-        said = ", ".join(f"{name}={value!r}" for name, value in told.items())
+        text = ", ".join(f"{name}={value!r}" for name, value in given.items())
         rest = f" without {', '.join(lacking)}" if lacking else ""
         raise OwnError(
-            f"{said} in the environment{rest}: torchrun did not start this process; unset {' '.join(told)}"
+            f"{text} in the environment{rest}: torchrun did not start this process; unset {' '.join(given)}"
         )
     return int(size)
 
@@ -43,10 +43,8 @@ def under_torchrun() -> bool:
 
 
 def die_with_launcher() -> None:
-    """Be killed when torchrun is.
-
-    Its workers have sessions of their own: after a SIGKILL of torchrun they would train on beside the run
-    that takes their place, or wait for a rendezvous that is gone.
+    """Be killed when torchrun is. Its workers have sessions of their own: after a SIGKILL of torchrun they
+    would keep training beside the run that replaces them, or wait for a rendezvous that is gone.
     """
     if under_torchrun():
         die_with(os.getppid())
@@ -60,9 +58,9 @@ def is_main_process() -> bool:
 def run_and_end(main: Callable[[], int]) -> NoReturn:
     """Run a program and end the process with its exit code.
 
-    One of several ends at once: the interpreter's own end would destroy the threads of torch's process groups
-    while they run, and now and then abort (`terminate called without an active exception`), which the
-    launcher takes for a failure.
+    One of several processes ends without cleaning up: the interpreter would destroy the threads of torch's
+    process groups while they run, and sometimes abort (`terminate called without an active exception`), which
+    the launcher takes for a failure.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         sys.exit(main())

@@ -49,19 +49,19 @@ def workers() -> list[int]:
     return found
 
 
-def pass_on(number: int) -> bool:
+def pass_on(signum: int) -> bool:
     """Send a signal to all workers; False where there are none."""
     found = workers()
     for worker in found:
         with suppress(ProcessLookupError):
-            os.kill(worker, number)
+            os.kill(worker, signum)
     return bool(found)
 
 
-def _of_the_terminal(number: int, frame: FrameType | None) -> None:
-    if not pass_on(number):
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
+def _of_the_terminal(signum: int, frame: FrameType | None) -> None:
+    if not pass_on(signum):
+        signal.signal(signum, signal.SIG_DFL)
+        os.kill(os.getpid(), signum)
 
 
 def _pass_on_for_ever() -> None:
@@ -70,13 +70,13 @@ def _pass_on_for_ever() -> None:
 
 
 def take_signals() -> None:
-    """Before torch is loaded: its threads, and all workers, are to hold the signals back as this one does."""
+    """Call before torch is loaded: its threads, and all workers, must block the signals as this one does."""
     signal.pthread_sigmask(signal.SIG_BLOCK, FOR_WORKERS)
     threading.Thread(target=_pass_on_for_ever, name="signals", daemon=True).start()
-    for number in OF_THE_TERMINAL:
+    for signum in OF_THE_TERMINAL:
         # as nohup has it, which workers inherit
-        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _of_the_terminal)
+        if signum != signal.SIGHUP or signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, _of_the_terminal)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""The processes of a run and what they tell each other.
+"""The processes of a run and what they send each other.
 
 Everything that is not a gradient goes through a gloo group: collectives on the GPU around slow storage hang
 in the field.
@@ -46,8 +46,8 @@ def pick_device(device: str, local_rank: int = 0) -> torch.device:
 
 
 def _tried(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
-    """What `work` returns, or the error that it ends with, for all processes to raise; only an OSError
-    that may pass stays one.
+    """The result of `work`, or the error that it raises, for all processes to raise; only a transient OSError
+    stays one.
     """
     try:
         return work(), None
@@ -78,10 +78,9 @@ class World:
     def wrap(self, model: nn.Module, may_leave_unused: bool) -> nn.Module:
         """The module whose backward averages gradients over the processes.
 
-        may_leave_unused: a step may leave a parameter without a gradient, as a router that no token reached.
-        Only then must torch search for such; but the search also keeps the buckets as they were laid out at
-        the start, so that sums of more than two numbers, whose order matters, come out alike before and after
-        a resume.
+        may_leave_unused: a step may leave a parameter without a gradient, such as a router that no token
+        reached. torch must search for these only then. The search also keeps the first layout of the buckets,
+        so that sums of more than two numbers, whose order matters, are the same before and after a resume.
         """
         if self.size == 1:
             return model
@@ -144,7 +143,7 @@ class World:
 
     def on_all(self, work: Callable[[], Any]) -> Any:
         """What `work` returns on this process; the UserErrors and OSErrors of all are raised everywhere,
-        so that the main one tells them.
+        so that the main one reports them.
         """
         value, mine = _tried(work)
         errors = {str(error): error for error in self.broadcast(self.gather(mine)) if error is not None}
@@ -158,9 +157,7 @@ class World:
         return self
 
     def __exit__(self, kind: object, *unused: object) -> None:
-        """Leave the other processes: with them where the work is done, without waiting where it has
-        failed.
-        """
+        """Leave the other processes: together where the work is done, without waiting where it has failed."""
         if self.size == 1:
             return
         if kind is None:
@@ -170,10 +167,10 @@ class World:
 
 
 def join(backend: str | None, device: str, watchdog_minutes: float = 0.0) -> World:
-    """Join the processes that torchrun started, or be alone. Raises UserError for a backend that cannot work
+    """Join the processes that torchrun started, or run alone. Raises UserError for a backend that cannot work
     here.
 
-    watchdog_minutes: what ends a process that hangs; until it has, the others wait for it.
+    watchdog_minutes: after which a hanging process is ended; the others wait for at least that long.
     """
     size, local_rank = launched_world_size(), int(os.environ.get("LOCAL_RANK", "0"))
     if backend is not None and "WORLD_SIZE" not in os.environ:

@@ -1,7 +1,12 @@
-"""The jobs' Python: preflight.py and check_flags.py (before a job is queued), chain.py (after a job of a
-chain ended), graph.py (tables of jobs), notify.py (messages to a webhook); the rest is shell.
+"""The Python part of the jobs; the rest is shell.
+
+preflight.py, check_flags.py    before a job is queued
+targets.py                      which checkpoints an evaluation reads
+chain.py                        after a job of a chain
+graph.py                        tables of jobs
+notify.py                       messages to a webhook
 """
 
-from errors import tell_missing_package
+from errors import report_missing_package
 
-tell_missing_package()
+report_missing_package()

@@ -22,7 +22,7 @@ our_jobs() {
     while IFS='|' read -r id name dependency; do
         [[ -n $id ]] || continue
         out="$(scontrol show job "$id" 2>/dev/null | sed -n 's/^ *StdOut=//p')" || continue # it has just ended
-        out="${out//%%/%}" # as it was told to sbatch, which takes a single one for a pattern
+        out="${out//%%/%}" # as given to sbatch, which takes a single one for a pattern
         [[ $out != "$REPO_DIR/iridis/"*/run_*/slurm_* ]] || printf '%s\t%s\t%s\t%s\n' "$id" "$name" "$(dirname "$out")" "$dependency"
     done <<<"$listed"
 }

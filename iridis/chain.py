@@ -1,13 +1,14 @@
-"""After a job of a chain: is the training finished, is another job worth its while, or must a person look?
+"""After a job of a chain: is the training finished, should another job run, or is a person needed?
 
-    python -m iridis.chain EXPERIMENT_FOLDER --code EXIT_CODE [--outcome FILE] [--cause CAUSE] [--memory
-    MEMORY] python -m iridis.chain EXPERIMENT_FOLDER --ended "why there is no further job"
+    python -m iridis.chain EXPERIMENT_FOLDER --code EXIT_CODE [--outcome FILE] [--cause CAUSE]
+        [--memory MEMORY]
+    python -m iridis.chain EXPERIMENT_FOLDER --ended "why there is no further job"
 
-Prints two lines, VERDICT= (finished, again, stop or replaced) and REASON=; the ledger's row of this job gets
-them too. Run by the job that did the training, after it. FILE is the outcome that its main.py wrote for it;
-without one, what the exit code tells is written into the experiment's folder. A chain goes on as long as its
-jobs advance the newest checkpoint; it stops when three in a row did not, when the same step crashed twice, on
-bad input, and where a person or a hook stopped the run.
+Prints two lines, VERDICT= (finished, again, stop or replaced) and REASON=, and writes them into the row of
+this job in segments.jsonl. Run by the job that did the training, after it. FILE is the outcome that its
+main.py wrote for it; without one, what the exit code says is written into the experiment's folder. A chain
+goes on as long as its jobs advance the newest checkpoint; it stops when three in a row did not, when the same
+step crashed twice, on bad input, and where a person or a hook stopped the run.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ FRUITLESS = 3  # jobs in a row that advanced no checkpoint
 
 
 class Cause(StrEnum):
-    """Why SLURM, or the job itself, told the training to end."""
+    """Why SLURM, or the job itself, asked the training to end."""
 
     NONE = ""
     TIME_LIMIT = "time limit"
@@ -51,9 +52,9 @@ NOT_ITS_FAULT = (Cause.REQUEUED, Cause.PREEMPTED)  # a job that had not begun to
 
 
 def oom_killed(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> bool:
-    """Whether the kernel has killed a process of this job's control groups for want of memory.
+    """Whether the kernel has killed a process of this job's control groups for lack of memory.
 
-    Those above count other jobs' too.
+    Parent groups count other jobs' processes too.
     """
     counts = ""
     with suppress(OSError):
@@ -70,27 +71,27 @@ def oom_killed(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs
     return any(line.startswith("oom_kill ") and line.split()[1] != "0" for line in counts.splitlines())
 
 
-def seen(code: int, told: Outcome | None, memory: str) -> Outcome | None:
-    """How the training ended, as it told, but where it was killed for its memory: then at most its other
-    processes told of a crash.
+def seen(code: int, reported: Outcome | None, memory: str) -> Outcome | None:
+    """How the training ended: as it reported, unless it was killed for its memory; then its other processes
+    reported a crash at most.
     """
-    if code == 0 or (told is not None and told.kind != Kind.CRASHED) or not oom_killed():
-        return told
+    if code == 0 or (reported is not None and reported.kind != Kind.CRASHED) or not oom_killed():
+        return reported
     reason = (
         f"out of memory: the job had MEMORY={memory}, of which its processes took more; set a larger MEMORY"
     )
-    return ended(Kind.OUT_OF_MEMORY, reason, told.step if told else None)
+    return ended(Kind.OUT_OF_MEMORY, reason, reported.step if reported else None)
 
 
 def own_row(rows: list[Row]) -> Row | None:
-    """The row of this start of this job, if the training came as far as writing one."""
+    """The row of this start of this job, if the training has written one."""
     if rows and (rows[-1].get("job_id"), rows[-1].get("restart", 0)) == (job_name(), restart_count()):
         return rows[-1]
     return None
 
 
 def verdict(folder: Path, rows: list[Row], outcome: Outcome, cause: Cause) -> tuple[str, str]:
-    """What becomes of the chain, and why. `rows`: the ledger, its last row this job's."""
+    """The decision on the chain, and its reason. `rows`: of segments.jsonl, the last one this job's."""
     row = rows[-1]
     if outcome.is_done:
         return FINISHED, outcome.reason
@@ -111,24 +112,24 @@ def verdict(folder: Path, rows: list[Row], outcome: Outcome, cause: Cause) -> tu
     return AGAIN, row["reason"]
 
 
-def judge(folder: Path, code: int, cause: Cause, told: Outcome | None) -> tuple[str, str]:
-    """Complete this job's row of the ledger, and decide. Raises UserError where another process has the
+def judge(folder: Path, code: int, cause: Cause, reported: Outcome | None) -> tuple[str, str]:
+    """Complete this job's row of segments.jsonl, and decide. Raises UserError where another process has the
     experiment.
 
-    told: how the training says that it ended.
+    reported: how the training says that it ended.
     """
-    if told is not None and told.kind == Kind.REPLACED:
-        return REPLACED, told.reason
+    if reported is not None and reported.kind == Kind.REPLACED:
+        return REPLACED, reported.reason
     record = Record(folder)
     if own_row(record.segments) is None:
-        early = _before_its_row(code, cause, told)
+        early = _before_its_row(code, cause, reported)
         if early is not None:
             return early
     experiment = Experiment(folder, record.iterations or 0)
     try:
-        outcome = told or _untold(code, own_row(experiment.segments))
+        outcome = reported or _unreported(code, own_row(experiment.segments))
         _complete_row(experiment, record, outcome, cause)
-        if told is None or told.kind == Kind.OUT_OF_MEMORY:
+        if reported is None or reported.kind == Kind.OUT_OF_MEMORY:
             write_json(folder / OUTCOME, outcome.as_json())
         decision, reason = verdict(folder, experiment.segments, outcome, cause)
         experiment.segments[-1]["chain"] = decision if decision != STOP else f"{STOP}: {reason}"
@@ -138,9 +139,9 @@ def judge(folder: Path, code: int, cause: Cause, told: Outcome | None) -> tuple[
     return decision, reason
 
 
-def _before_its_row(code: int, cause: Cause, told: Outcome | None) -> tuple[str, str] | None:
+def _before_its_row(code: int, cause: Cause, reported: Outcome | None) -> tuple[str, str] | None:
     """The decision on a job that ended before it had a row, where it needs none."""
-    outcome = told or of_exit_code(code)
+    outcome = reported or of_exit_code(code)
     if outcome.is_done:
         return FINISHED, outcome.reason
     if cause == Cause.CANCELLED:
@@ -150,8 +151,8 @@ def _before_its_row(code: int, cause: Cause, told: Outcome | None) -> tuple[str,
     return (STOP, outcome.reason) if outcome.kind == Kind.REFUSED else None
 
 
-def _untold(code: int, row: Row | None) -> Outcome:
-    """What is known of a training that left no outcome: the row of the ledger that it may have completed,
+def _unreported(code: int, row: Row | None) -> Outcome:
+    """What is known of a training that left no outcome: the row of segments.jsonl that it may have completed,
     else its exit code.
     """
     row = row or {}
@@ -161,7 +162,7 @@ def _untold(code: int, row: Row | None) -> Outcome:
 
 
 def _complete_row(experiment: Experiment, record: Record, outcome: Outcome, cause: Cause) -> None:
-    """Enter how the job ended, where its training could not."""
+    """Record how the job ended, where its training could not."""
     row = own_row(experiment.segments)
     if row is None:
         saved = record.saved_step
@@ -180,7 +181,9 @@ def _complete_row(experiment: Experiment, record: Record, outcome: Outcome, caus
 
 
 def note_end(folder: Path, reason: str) -> None:
-    """Put into the ledger why the chain ends, where there is a ledger and nobody else has the experiment."""
+    """Write into segments.jsonl why the chain ends, where there is such a file and nobody else has the
+    experiment.
+    """
     record = Record(folder)
     if not record.segments:
         return
@@ -193,20 +196,20 @@ def note_end(folder: Path, reason: str) -> None:
 
 
 def decide(args: Any) -> tuple[str, str]:
-    """The verdict also where the experiment cannot be reached, for the job must know."""
-    told = seen(args.code, read_outcome(args.outcome) if args.outcome else None, args.memory)
+    """The verdict, also where the experiment cannot be reached, as the job needs one."""
+    reported = seen(args.code, read_outcome(args.outcome) if args.outcome else None, args.memory)
     try:
-        return judge(args.folder, args.code, args.cause, told)
+        return judge(args.folder, args.code, args.cause, reported)
     except (
         UserError,
         OSError,
-    ) as error:  # another has the experiment, or the disk is full: the ledger cannot be written either
+    ) as error:  # another has the experiment, or the disk is full: segments.jsonl cannot be written either
         # its processes, stuck in the file system, have the experiment still
         if args.cause == Cause.OUTLASTED:
             return AGAIN, args.cause
         here = of_error(error).reason
         return STOP, "; ".join(
-            dict.fromkeys([told.reason, here] if told and told.state == "failed" else [here])
+            dict.fromkeys([reported.reason, here] if reported and reported.state == "failed" else [here])
         )
 
 

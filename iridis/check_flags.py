@@ -14,9 +14,8 @@ from errors import UserError
 
 
 def main(argv: Sequence[str]) -> int:
-    """0; ends with 2 and a line for each flag that one of the programs refuses.
-
-    One that does not name its flags is not asked.
+    """Returns 0; exits 2 with a line for each flag that one of the programs refuses. A program that does not
+    list its flags is not asked.
     """
     programs, flags = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
     if {"-h", "--help"} & set(flags):

@@ -48,10 +48,10 @@ export RESULTS_DIR DATA_DIR
 if [[ -z "${NOTIFY_EMAIL+set}" && -n "${USER:-}" ]] && command -v sbatch >/dev/null && [[ "$(hostname -f 2>/dev/null)" == *.soton.ac.uk ]]; then
     NOTIFY_EMAIL="$USER@soton.ac.uk"
 fi
-: "${NOTIFY_EMAIL:=}"                      # who is told when a chain has finished or stopped, and any other job; empty: nobody
+: "${NOTIFY_EMAIL:=}"                      # who gets a mail when a chain has finished or stopped, and any other job; empty: nobody
 : "${NOTIFY_URL:=}"                        # the same as a message to this address: a webhook of Slack, or a topic of ntfy. Keep it secret
-: "${NOTIFY_FORM:=}"                       # slack: what NOTIFY_URL takes, where its name does not tell
-export NOTIFY_EMAIL # all jobs of a chain have that of the submission; a node's own name may tell nothing
+: "${NOTIFY_FORM:=}"                       # slack: what NOTIFY_URL takes, where its name does not say
+export NOTIFY_EMAIL # all jobs of a chain have that of the submission; a node's own name may mean nothing
 
 # PyTorch
 : "${TORCH_VERSION:=}"                     # a version within the range of requirements.txt; empty: the one that constraints.txt pins

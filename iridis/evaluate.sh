@@ -40,7 +40,7 @@ find_targets() {
     done
 }
 
-# opens I: fill OPENS, how a program is told to open the I-th file
+# opens I: fill OPENS, the words with which a program opens the I-th file
 opens() {
     OPENS=(--checkpoint "${FILES[$1]}")
     [[ -z ${DATA[$1]} ]] || OPENS+=(--data_dir "${DATA[$1]}")
@@ -83,7 +83,7 @@ finished_at() {
 }
 
 # recorded_stage RUN: the stage words of a run; of one that is older than stage.txt, from its command. Fails where they cannot
-# be told. Call it in a subshell: it takes the options of the run for its own.
+# be found. Call it in a subshell: it takes the options of the run for its own.
 recorded_stage() {
     if [[ -e "$1/stage.txt" ]]; then
         cat "$1/stage.txt"
@@ -176,7 +176,7 @@ part() {
     fi
 }
 
-# place I: where the I-th file has results whose names do not tell the step, below a folder
+# place I: where the I-th file has results whose names do not have the step, below a folder
 place() {
     printf '%s%s' "$(part "${OF[$1]}")" "${AT[$1]:+/ckpt_${AT[$1]}}"
 }

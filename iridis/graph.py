@@ -1,9 +1,8 @@
-"""A graph of jobs out of a table: its stages, what each waits for, and how far they are. Needs no torch.
+"""A graph of jobs from a table: its stages, what each waits for, and their states. Needs no torch.
 
-    python -m iridis.graph [TABLE] [-- FLAGS]             # check the table, ask for every state, print the
-    tree
-    python -m iridis.graph [TABLE] --queue [-- FLAGS]     # and queue what is to do; bash iridis/pipeline.sh
-    says so where there is SLURM
+    python -m iridis.graph [TABLE] [-- FLAGS]           # check the table, ask for every state, print the tree
+    python -m iridis.graph [TABLE] --queue [-- FLAGS]   # also queue what is to do; called by
+                                                        # bash iridis/pipeline.sh where there is SLURM
 
 TABLE is the name of a file in iridis/graphs/, or a path to a file of your own that ends in .tsv. Its lines
 have four columns, separated by tabs; `-` stands for an empty one, `#` begins a line of comment:
@@ -15,8 +14,8 @@ have four columns, separated by tabs; `-` stands for an empty one, `#` begins a 
                for job.sh. `@STAGE` is the experiment folder of an earlier training; `@flags` are the FLAGS of
                this command line.
 
-A line `include TABLE` brings the stages of another table (a path is taken from this table's folder). Exit
-code 2: a line for each problem of the table, or for each stage that could not be asked or queued.
+A line `include TABLE` adds the stages of another table (a path is relative to this table's folder). Exit code
+2: a line for each problem of the table, or for each stage that could not be asked or queued.
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ class Stage:
 
     @property
     def uses(self) -> list[str]:
-        """The stages whose experiment folders stand in the words."""
+        """The stages whose experiment folders are in the words."""
         return [found[2] for word in self.words if word != FLAGS and (found := LABELLED.fullmatch(word))]
 
 
@@ -128,7 +127,7 @@ def read_table(path: Path, problems: list[str], including: tuple[Path, ...] = ()
 
 
 def read_stage(line: str, place: str) -> Stage:
-    """A stage out of its line. Raises UserError with a line for each fault."""
+    """A stage from its line. Raises UserError with a line for each mistake."""
     columns = [column.strip() for column in line.split("\t")]
     if len(columns) != len(COLUMNS):
         raise UserError(
@@ -165,7 +164,7 @@ def split_words(words: Sequence[str]) -> tuple[tuple[tuple[str, str], ...], tupl
 
 
 def word_problems(settings: Sequence[tuple[str, str]], words: Sequence[str]) -> list[str]:
-    """A line for each word that would not mean what it looks like."""
+    """A line for each word that would not mean what it seems to."""
     problems = [f"{name}={value}: settings take no @" for name, value in settings if value.startswith("@")]
     options = words[: words.index("--")] if "--" in words else words
     problems += [f"{word}: settings come before arguments" for word in options if LATE_SETTING.match(word)]
@@ -181,9 +180,8 @@ def word_problems(settings: Sequence[tuple[str, str]], words: Sequence[str]) -> 
 
 
 def load(table: str) -> list[Stage]:
-    """The stages of a table, in its order.
-
-    Raises UserError with file, line number and fault of each line that is wrong.
+    """The stages of a table, in its order. Raises UserError with file, line number and mistake of each wrong
+    line.
     """
     path = table_path(table, Path())
     problems: list[str] = []
@@ -197,7 +195,7 @@ def load(table: str) -> list[Stage]:
 
 
 def graph_problems(stages: Sequence[Stage]) -> list[str]:
-    """What is wrong with stages that could be read, between them."""
+    """Problems between stages that are each correct."""
     problems: list[str] = []
     known: dict[str, Stage] = {}
     for stage in stages:
@@ -320,9 +318,11 @@ class Call:
         lines = done.stdout.splitlines()
         if done.returncode == 0 and lines:
             return lines
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        wrong = [line.partition("error: ")[2] for line in said if "error: " in line]
-        raise UserError("\n".join(wrong or said[-1:] or [f"{option}: code {done.returncode}, and no answer"]))
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        wrong = [line.partition("error: ")[2] for line in lines if "error: " in line]
+        raise UserError(
+            "\n".join(wrong or lines[-1:] or [f"{option}: code {done.returncode}, and no answer"])
+        )
 
 
 def environment(stage: Stage) -> dict[str, str]:
@@ -337,9 +337,8 @@ def environment(stage: Stage) -> dict[str, str]:
 
 
 def ask_all(stages: Sequence[Stage], ask: Callable[[Stage], Any]) -> dict[str, Any]:
-    """What each stage answers, several at a time.
-
-    Raises UserError with a line for each problem and the stages that have it.
+    """The answer of each stage, several at a time. Raises UserError with a line for each problem and the
+    stages that have it.
     """
     with ThreadPoolExecutor(AT_ONCE) as pool:
         futures = {stage.name: pool.submit(ask, stage) for stage in stages}
@@ -403,10 +402,10 @@ def shared_experiments(stages: Sequence[Stage], experiments: Mapping[str, str | 
 
 
 def queue(stages: Sequence[Stage], call: Call, states: dict[str, str]) -> list[str]:
-    """Queue the stages that are NEW, each behind the jobs of those that it waits for, and put what became of
-    them into `states`.
+    """Queue the stages that are NEW, each behind the jobs of those that it waits for, and put the results
+    into `states`.
 
-    Returns a line for each stage that is not queued though it should be.
+    Returns a line for each stage that should be queued and is not.
     """
     problems = []
     for stage in in_order(stages):
@@ -438,9 +437,7 @@ def queue(stages: Sequence[Stage], call: Call, states: dict[str, str]) -> list[s
 def branches(
     stages: Sequence[Stage], parent: str | None = None, stem: str = ""
 ) -> Iterator[tuple[str, Stage]]:
-    """Each stage once, below the last of those that it waits for; with its name behind the lines of the
-    tree.
-    """
+    """Each stage once, below the last one that it waits for, with its name after the lines of the tree."""
     below = [stage for stage in stages if stage.parent == parent]
     for stage in below:
         knot, bar = ("└─ ", "   ") if stage is below[-1] else ("├─ ", "│  ")
@@ -458,7 +455,7 @@ def tree(stages: Sequence[Stage], states: Mapping[str, str]) -> list[str]:
     for label, stage in branches(stages):
         rows.append((label, states[stage.name], stage.package + _after(stage)))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    return [f"{label:<{widths[0]}}  {said:<{widths[1]}}  {package}" for label, said, package in rows]
+    return [f"{label:<{widths[0]}}  {state:<{widths[1]}}  {package}" for label, state, package in rows]
 
 
 def _after(stage: Stage) -> str:
@@ -472,7 +469,7 @@ def _after(stage: Stage) -> str:
 
 
 def run(argv: Sequence[str]) -> int:
-    at = argv.index("--") if "--" in argv else len(argv)
+    separator = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(prog="pipeline", description="Show or queue a graph of jobs.")
     parser.add_argument(
         "table",
@@ -485,14 +482,14 @@ def run(argv: Sequence[str]) -> int:
         action="store_true",
         help="queue what is to do; without SLURM each job.sh would run here instead",
     )
-    wanted = parser.parse_args(argv[:at])
-    stages, flags = load(wanted.table), argv[at + 1 :]
+    wanted = parser.parse_args(argv[:separator])
+    stages, flags = load(wanted.table), argv[separator + 1 :]
     call = Call(flags, experiment_folders(stages, flags))
     answers = ask_all(stages, partial(state, call))
     shared = shared_experiments(stages, {name: experiment for name, (_, experiment) in answers.items()})
     if shared:
         raise UserError("\n".join(shared))
-    states = {name: told for name, (told, _) in answers.items()}
+    states = {name: state for name, (state, _) in answers.items()}
     problems = queue(stages, call, states) if wanted.queue else []
     print(*tree(stages, states), sep="\n", flush=True)
     if problems:
@@ -501,7 +498,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit code. Problems are told as the job scripts tell theirs, between whose lines they stand."""
+    """Problems are printed as the job scripts print theirs, between whose lines they are."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         # a terminal that cannot show the lines of the tree still shows the names
         sys.stdout.reconfigure(errors="replace")

@@ -22,8 +22,8 @@ if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)) ||
     exit 2
 fi
 set -Eeuo pipefail
-# nothing ends in silence; bad input (2) has been told by whoever met it
-TOLD=0 # 1: why this script ends has been said
+# nothing ends in silence; bad input (2) has been reported by whoever met it
+REPORTED=0 # 1: why this script ends has been said
 exec 7>&2 || exec 2>/dev/null 7>&2 # stderr for last words, also from within a command whose output is discarded
 trap 'code=$?; ((code == 2)) || err_words "$code" "${BASH_SOURCE[0]:-$0}" "$LINENO"' ERR
 trap 'leave "$?"' EXIT
@@ -31,13 +31,13 @@ trap 'leave "$?"' EXIT
 # err_words CODE FILE LINE: that a command failed
 err_words() {
     printf 'error: %s, line %s: a command failed with code %s\n' "$2" "$3" "$1" >&2
-    [[ ! /dev/fd/2 -ef /dev/fd/7 ]] || TOLD=1
+    [[ ! /dev/fd/2 -ef /dev/fd/7 ]] || REPORTED=1
 }
 
 # leave CODE: last words of a script that something else has ended: an unset variable, an exit in the site's code
 leave() {
     exec 2>&7
-    (($1 == 0 || $1 == 2 || TOLD)) || printf 'error: %s ended with code %s%s\n' "$0" "$1" "${FOREIGN:+, in \`$FOREIGN\`}" >&2
+    (($1 == 0 || $1 == 2 || REPORTED)) || printf 'error: %s ended with code %s%s\n' "$0" "$1" "${FOREIGN:+, in \`$FOREIGN\`}" >&2
     leaving
 }
 leaving() { :; } # a kind of job may define it anew
@@ -76,7 +76,7 @@ LEAD=120                              # seconds before the time limit at which t
 NAME_PREFIX="$JOB_NAME"
 TAKES_WORDS=0                         # 1: a package whose arguments may be plain words, such as a model and its size
 SINGLETON=0                           # 1: never two jobs of this name at once
-CHAINS=0                              # 1: a job goes on in another one, and is told before its time limit
+CHAINS=0                              # 1: a job goes on in another one, and is asked to stop before its time limit
 LABELS=() STEPS=()                    # of an evaluation: what its checkpoints are called, and which steps of them are asked for
 CLONE_DIR="$REPO_DIR"                  # where the user works, whatever the code runs from
 LINKS_DIR="$SCRATCH_DIR/.chains"      # for each job that another has taken the place of, a file with the id of that one
@@ -424,7 +424,7 @@ follow_chains() {
     AFTER="$(latest_jobs "$before" 2>/dev/null)" || return 0 # one has failed: SLURM cancels what waits for it
     if [[ -n $AFTER && $AFTER != "$before" ]] && ! scontrol update JobId="$1" Dependency="$(dependency)"; then
         scancel "$1"
-        die "job $1 was to wait for job $AFTER and could not be told so; cancelled: submit it again"
+        die "job $1 was to wait for job $AFTER and could not be updated; cancelled: submit it again"
     fi
 }
 
@@ -496,7 +496,7 @@ latest_jobs() {
     (IFS=: && printf '%s\n' "${latest[*]}")
 }
 
-# state_of ID: as SLURM names it, which forgets ended jobs within minutes; then as accounting, or the job's own run folder, tells
+# state_of ID: as SLURM names it, which forgets ended jobs within minutes; then as accounting, or the job's own run folder, says
 state_of() {
     local JobState="" FINISHED=0 log run
     read_values JobState < <(scontrol show job -o "$1" 2>/dev/null | tr ' ' '\n')

@@ -1,9 +1,10 @@
-"""Tell a web address how a chain ended: python -m iridis.notify SUBJECT <BODY, with the address in
-NOTIFY_URL.
+"""Tell a web address how a chain ended.
 
-An address of Slack (or what takes Slack's form, with NOTIFY_FORM=slack) gets JSON with "text"; any other one,
-such as that of an ntfy topic, the body with the subject as its title. The address is a secret, for whoever
-has it can write there: it stands in no command line and in no message.
+    python -m iridis.notify SUBJECT <BODY          # to the address in NOTIFY_URL
+
+An address of Slack (or of a service with Slack's form, with NOTIFY_FORM=slack) gets JSON with "text"; any
+other one, such as that of an ntfy topic, the body with the subject as its title. The address is a secret, as
+anyone who has it can write there: it appears in no command line and in no message.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def main(subject: str, body: str) -> int:
     except (OSError, ValueError, http.client.HTTPException) as error:
         # the text may hold the address
         reason = getattr(error, "code", None) or type(getattr(error, "reason", error)).__name__
-        print(f"warning: NOTIFY_URL could not be told ({reason})", file=sys.stderr)
+        print(f"warning: NOTIFY_URL could not be reached ({reason})", file=sys.stderr)
         return 1
 
 

@@ -1,14 +1,20 @@
 """Before a job is queued: can it run there, is there room for its checkpoints, how long will it take?
 
     python -m iridis.preflight [--partition P --time T --nodes N --gpus N --processes N] [--no-data] [--where]
-    [--formerly FLAGS [--experiment E]] \
-        -- FLAGS OF main.py
+        [--formerly FLAGS [--experiment E]] -- FLAGS OF main.py
 
-stdout has lines NAME=VALUE for the job library: EXPERIMENT, its folder; STATE, finished or unfinished; LEAD,
-how many seconds before its time limit the job should be told to stop; HOLDER, who trains the experiment now,
-if anyone; DEVICE; MODEL, its short name; SAVED_STEP and ITERATIONS; FORMER, 1 where the experiment was begun
-with the flags of --formerly, which had the place of the first of FLAGS then, and goes on with them. What
-people should know goes to stderr. With --where nothing is checked. With --allowed it has ALLOWED and
+stdout has lines NAME=VALUE for the job library:
+
+    EXPERIMENT              its folder
+    STATE                   finished or unfinished
+    LEAD                    how many seconds before its time limit the job should be asked to stop
+    HOLDER                  who trains the experiment now, if anyone
+    DEVICE, MODEL           the device; the model's short name
+    SAVED_STEP, ITERATIONS  of the newest checkpoint; planned
+    FORMER                  1 where the experiment was begun with the flags of --formerly, in the place of the
+                            first of FLAGS, and keeps them
+
+Messages for people go to stderr. With --where nothing is checked. With --allowed it has ALLOWED and
 ALLOWED_SECONDS, the partition's limit, where that is less than --time, else nothing. Exit code 2: one line
 for each problem.
 """
@@ -110,8 +116,8 @@ def partition_problems(partition: str, limit: str, nodes: int, gpus: int) -> lis
 
 
 def allowed_limit(partition: str, limit: str) -> tuple[str, int] | None:
-    """The longest time limit that a partition (the most generous of several) takes, in words and seconds,
-    if `limit` is more.
+    """The longest time limit of a partition (the most generous of several), in words and seconds, if `limit`
+    is more.
     """
     rows = [(seconds_of(text), text) for text in slurm("sinfo", "-h", "-p", partition, "-o", "%l")]
     wanted, limits = seconds_of(limit), [(seconds, text) for seconds, text in rows if seconds is not None]
@@ -128,7 +134,7 @@ def gpus_in(gres: str) -> int:
 
 
 def checkpoint_bytes(args: Namespace, folder: Path) -> int:
-    """Size of a checkpoint: of the newest one, or what the model's weights and optimiser states will take."""
+    """Size of the newest checkpoint, or the size that the model's weights and optimiser states will have."""
     saved = [path for path in (folder / FINAL, *numbered(folder)) if path.is_file()]
     if saved:
         return saved[0].stat().st_size
@@ -146,7 +152,7 @@ def existing_parent(folder: Path) -> Path:
 
 
 def free_bytes(folder: Path) -> int:
-    """Room for new files: what the disk has, or what a Lustre quota leaves, whichever is less."""
+    """Space for new files: free on the disk, or left of a Lustre quota, whichever is less."""
     place = existing_parent(folder)
     free = shutil.disk_usage(place).free
     if shutil.which("lfs"):
@@ -175,8 +181,8 @@ def checkpoints_at_once(args: Namespace) -> int:
 
 
 def space_problems(args: Namespace, folder: Path) -> list[str]:
-    """Whether the checkpoints to come find room: those that are kept, the one resumed from, the final one,
-    and one being written.
+    """Whether there is space for the coming checkpoints: those that are kept, the one resumed from, the final
+    one, and one being written.
     """
     size, count = checkpoint_bytes(args, folder), checkpoints_at_once(args)
     there = sum(path.stat().st_size for path in folder.glob("*.pt")) if folder.is_dir() else 0
@@ -211,8 +217,8 @@ def forecast(record: Record, iterations: int, limit: str | None) -> str | None:
 
 
 def lead_seconds(record: Record, limit: str | None) -> int:
-    """How long before the limit to stop: the slowest step and save that were seen and a minute; never a
-    quarter of the limit.
+    """How long before the limit to stop: the slowest step and save seen so far and a minute; never more than
+    a quarter of the limit.
 
     Twice as long after each job in a row for which that was too short.
     """
@@ -224,10 +230,10 @@ def lead_seconds(record: Record, limit: str | None) -> int:
 
 
 def is_done(record: Record, args: Namespace, where: bool, problems: list[str]) -> bool:
-    """Whether the experiment is finished as it is asked for. Why it cannot be goes to `problems`; with
-    `where` main.py is to tell it.
+    """Whether the experiment is finished as it is asked for. Reasons why it cannot be are added to
+    `problems`; with `where` main.py reports them.
 
-    So is damage, which may be repaired until the job begins.
+    So is damage, which may be repaired before the job begins.
     """
     try:
         return record.finished() and is_finished(record.folder, args)
@@ -238,9 +244,9 @@ def is_done(record: Record, args: Namespace, where: bool, problems: list[str]) -
 
 
 def newest_readable(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that tells its numbers.
+    """The newest checkpoint whose numbers can be read.
 
-    Whether all of it is intact is for main.py to say, which reads it.
+    main.py, which reads all of it, checks whether it is intact.
     """
     from optim.checkpoint import newest_valid
 
@@ -278,7 +284,7 @@ def changed_flags(now: Namespace, then: Namespace) -> list[str]:
 
 
 def began_as(args: Namespace, former: Namespace, experiment: Path | None) -> Namespace:
-    """`former` where the experiment that is meant was begun with those flags, else `args`.
+    """`former` if the experiment was begun with those flags, else `args`.
 
     experiment: the folder that a job was submitted for, whatever has been begun beside it since.
     """
@@ -295,7 +301,7 @@ def began_as(args: Namespace, former: Namespace, experiment: Path | None) -> Nam
 
 
 def short_name(args: Namespace) -> str:
-    """Of the model, with its size where it repeats layers: what tells jobs apart in the queue."""
+    """Of the model, with its size if it repeats layers: distinguishes jobs in the queue."""
     name = min((alias for alias, full in ALIASES.items() if full == args.model), key=len, default=args.model)
     return name + (f"{args.n_layer}x{args.n_repeat}" if args.n_repeat > 1 else str(args.n_layer))
 
@@ -304,8 +310,8 @@ def options(argv: Sequence[str]) -> tuple[Namespace, list[str] | None]:
     words = list(argv)
     flags = None
     if "--" in words:
-        at = words.index("--")
-        words, flags = words[:at], words[at + 1 :]
+        separator = words.index("--")
+        words, flags = words[:separator], words[separator + 1 :]
     parser = argparse.ArgumentParser(prog="preflight", description="Check a job before it is queued.")
     parser.add_argument("--partition")
     parser.add_argument("--time")
@@ -315,17 +321,68 @@ def options(argv: Sequence[str]) -> tuple[Namespace, list[str] | None]:
     parser.add_argument(
         "--allowed",
         action="store_true",
-        help="only say what the partition allows, where that is less than --time",
+        help="only print what the partition allows, where that is less than --time",
     )
-    parser.add_argument("--where", action="store_true", help="only say where the experiment is")
+    parser.add_argument("--where", action="store_true", help="only print where the experiment is")
     parser.add_argument(
         "--formerly",
         type=shlex.split,
         default=[],
-        help="flags that once stood where the first of FLAGS stand now",
+        help="former values of the first of FLAGS",
     )
-    parser.add_argument("--experiment", type=Path, help="of a job: what it was submitted for")
+    parser.add_argument(
+        "--experiment", type=Path, help="folder of the experiment that the job was submitted for"
+    )
     return parser.parse_args(words), flags
+
+
+def training_problems(wanted: Namespace, args: Namespace, record: Record, is_refused: bool) -> list[str]:
+    """Why main.py could not train; prints the forecast. is_refused: it would refuse to go on with the
+    experiment. Raises UserError.
+    """
+    problems, folder = [], record.folder
+    try:
+        config.check_world_size(args, wanted.processes)
+    except UserError as error:
+        problems += str(error).splitlines()
+    data = dataset_folder(args.dataset, args.data_dir)
+    if not is_refused and (folder.is_dir() or args.use_pretrained != "auto"):
+        problems += resume_problems(args, folder, None if wanted.no_data else data)
+    if args.dataset != "stdlib" and not wanted.no_data and not is_prepared(data):
+        problems.append(
+            f"dataset {args.dataset!r} is not prepared: {data} lacks train.bin or val.bin;"
+            f" {how_to_prepare(args.dataset)}"
+        )
+    if args.init_from is not None and not record.saved_step:
+        initial.find(args.init_from)
+    if (folder / STOP).exists():
+        problems.append(f"{folder / STOP} keeps this experiment stopped; remove it first")
+    problems += space_problems(args, folder)
+    read_segments(folder)  # a damaged segments.jsonl would end the job in its first minute
+    line = forecast(record, args.iterations, wanted.time)
+    if line:
+        say(line)
+    return problems
+
+
+def settings_of(wanted: Namespace, flags: Sequence[str]) -> tuple[Namespace, bool]:
+    """All flags of the training, and whether it was begun with those of --formerly. Raises UserError."""
+    only_prints = {"-h", "--help", "--print_config"} & {word.partition("=")[0] for word in flags}
+    if only_prints:
+        word = only_prints.pop()
+        raise UserError(f"{word} is nothing to queue: python main.py {word}")
+    asked = config.parse_args(flags)
+    former = config.parse_args([*wanted.formerly, *flags[len(wanted.formerly) :]])
+    args = began_as(asked, former, wanted.experiment)
+    if args is asked:
+        return args, False
+    changed = [name for name in changed_flags(asked, args) if name != "data_seed"]  # that of --seed
+    begun = " ".join(f"--{name} {getattr(args, name)}" for name in changed)
+    say(
+        f"note: going on with {begun}, with which {config.experiment_folder(args).name} was begun; they were"
+        " the defaults then"
+    )
+    return args, True
 
 
 def main(argv: Sequence[str]) -> int:
@@ -334,33 +391,14 @@ def main(argv: Sequence[str]) -> int:
         allowed = allowed_limit(wanted.partition, wanted.time)
         print(printed({"ALLOWED": allowed[0], "ALLOWED_SECONDS": allowed[1]} if allowed else {}))
         return 0
-    problems = (
-        []
-        if wanted.partition is None
-        else partition_problems(wanted.partition, wanted.time, wanted.nodes, wanted.gpus)
-    )
+    problems: list[str] = []
+    if wanted.partition is not None:
+        problems += partition_problems(wanted.partition, wanted.time, wanted.nodes, wanted.gpus)
     answer: dict[str, object] = {}
     if flags is not None:
-        only_prints = {"-h", "--help", "--print_config"} & {word.partition("=")[0] for word in flags}
-        if only_prints:
-            word = only_prints.pop()
-            raise UserError(f"{word} is nothing to queue: python main.py {word}")
-        asked = config.parse_args(flags)
-        former = config.parse_args([*wanted.formerly, *flags[len(wanted.formerly) :]])
-        args = began_as(asked, former, wanted.experiment)
+        args, is_former = settings_of(wanted, flags)
         folder = config.experiment_folder(args)
-        if args is not asked:
-            # that of --seed
-            begun = [
-                f"--{name} {getattr(args, name)}"
-                for name in changed_flags(asked, args)
-                if name != "data_seed"
-            ]
-            say(
-                f"note: going on with {' '.join(begun)}, with which {folder.name} was begun; they were the"
-                " defaults then"
-            )
-        record = Record(folder, problems=[])  # main.py tells of damage when it meets it
+        record = Record(folder, problems=[])  # main.py reports damage when it meets it
         refused: list[str] = []
         done = is_done(record, args, wanted.where, refused)
         problems += refused
@@ -373,30 +411,10 @@ def main(argv: Sequence[str]) -> int:
             "MODEL": short_name(args),
             "SAVED_STEP": record.saved_step,
             "ITERATIONS": args.iterations,
-            "FORMER": int(args is not asked),
+            "FORMER": int(is_former),
         }
         if not wanted.where and not done:
-            try:
-                config.check_world_size(args, wanted.processes)
-            except UserError as error:
-                problems += str(error).splitlines()
-            data = dataset_folder(args.dataset, args.data_dir)
-            if not refused and (folder.is_dir() or args.use_pretrained != "auto"):
-                problems += resume_problems(args, folder, None if wanted.no_data else data)
-            if args.dataset != "stdlib" and not wanted.no_data and not is_prepared(data):
-                problems.append(
-                    f"dataset {args.dataset!r} is not prepared: {data} lacks train.bin or val.bin;"
-                    f" {how_to_prepare(args.dataset)}"
-                )
-            if args.init_from is not None and not record.saved_step:
-                initial.find(args.init_from)
-            if (folder / STOP).exists():
-                problems.append(f"{folder / STOP} keeps this experiment stopped; remove it first")
-            problems += space_problems(args, folder)
-            read_segments(folder)  # a damaged ledger would end the job in its first minute
-            line = forecast(record, args.iterations, wanted.time)
-            if line:
-                say(line)
+            problems += training_problems(wanted, args, record, bool(refused))
     if problems:
         raise UserError("\n".join(problems))
     print(printed(answer))

@@ -6,7 +6,7 @@ steps that are asked for.
 
 Prints four fields for each file, each ended by a NUL: the number of its checkpoint on the command line, its
 step (empty: unknown), its path, and DIR where the data that it was trained on are not at the recorded place
-but are below DIR (else empty). A milestone is a `ckpt_N.pt` of a step that the training was told to keep
+but are below DIR (else empty). A milestone is a `ckpt_N.pt` of a step that the training was asked to keep
 (--keep_steps). --quick: files are taken for intact. --later: steps may be missing, as their training goes on.
 Exit code 2: a line for each step that is missing, with --routed for each model that has no routers, and with
 --need_data for each whose data are neither at the recorded place nor below DIR.
@@ -43,7 +43,7 @@ def steps_there(folder: Path) -> dict[int, Path]:
 
 
 def recorded(path: Path) -> dict[str, Any]:
-    """The flags of the training that wrote a checkpoint, as far as it or the summary beside it tells."""
+    """Flags of the training that wrote a checkpoint, as far as it or the summary beside it records them."""
     args = (peek(path) or {}).get("args")
     return args if isinstance(args, dict) else Record(path.parent, problems=[]).flags or {}
 
@@ -74,9 +74,9 @@ def newest(folder: Path, quick: bool) -> Path | None:
 
 
 def files_of(checkpoint: Path, steps: Sequence[int], quick: bool) -> list[Path]:
-    """A file itself; of an experiment's folder these steps, else the milestones and the newest.
+    """A file itself; for an experiment's folder the files of these steps, else the milestones and the newest.
 
-    A folder without checkpoints stands for itself: eval.py says what is wrong with it.
+    A folder without checkpoints is returned itself: eval.py reports what is wrong with it.
     """
     if not checkpoint.is_dir():
         return [checkpoint]
@@ -96,8 +96,8 @@ def files_of(checkpoint: Path, steps: Sequence[int], quick: bool) -> list[Path]:
 
 
 def other_place(path: Path, data_dir: str) -> str:
-    """data_dir where the data that a checkpoint was trained on are there and not at the place that it
-    names, else empty.
+    """data_dir if the data that a checkpoint was trained on are there and not at the recorded place, else
+    empty.
     """
     args = recorded(path)
     dataset, place = args.get("dataset"), args.get("data_dir")

@@ -9,7 +9,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 SINGLETON=1 CHAINS=1
 CHAINED=0         # 1: this is a job of a chain
 DECIDED=0         # 1: this job has said what becomes of its chain
-SIGNALLED=""      # why this job was told to stop
+SIGNALLED=""      # why this job was asked to stop
 CHILD=""          # the process that this shell waits for
 ALARM=""          # the process that wakes this shell when the training has had its time
 OVERDUE=0         # 1: the training did not end in the time that the signal left, and was killed
@@ -26,7 +26,7 @@ paper_flags() {
     TRAIN_FLAGS=() FORMERLY=()
     [[ -n ${SEED:-} ]] || TRAIN_FLAGS+=(--seed 0) FORMERLY+=(--seed 2)
     [[ -n ${EVAL_FREQ:-} ]] || TRAIN_FLAGS+=(--eval_freq 100) FORMERLY+=(--eval_freq 200)
-    # defaults that were others once come first: `look` replaces as many words
+    # defaults that were others once come first: `preflight` replaces as many words
     TRAIN_FLAGS+=(${SEED:+--seed "$SEED"} ${EVAL_FREQ:+--eval_freq "$EVAL_FREQ"}
         --dataset "$DATASET" --data_dir "$DATA_DIR" --results_base_folder "$RESULTS_DIR" --data_in_ram
         --n_embd 768 --n_head 12 --sequence_length 256 --lr 1e-3 --warmup_percent 0.2
@@ -39,8 +39,8 @@ paper_flags() {
     TRAIN_FLAGS+=("${FLAGS[@]}")
 }
 
-# look OPTIONS...: ask the preflight; sets EXPERIMENT, STATE, LEAD, HOLDER, DEVICE and MODEL, and gives an experiment the flags that it began with
-look() {
+# preflight OPTIONS...: run iridis.preflight; sets EXPERIMENT, STATE, LEAD, HOLDER, DEVICE and MODEL, and gives an experiment the flags that it began with
+preflight() {
     local answer FORMER=0
     [[ $HOW != segment ]] || set -- "$@" --experiment "$EXPERIMENT"
     answer="$(python -m iridis.preflight "$@" --time "$TIME_LIMIT" --processes "$((PROCESSES * N_NODES))" --formerly="${FORMERLY[*]}" \
@@ -51,7 +51,7 @@ look() {
     name_job "$EXPERIMENT"
 }
 
-identify() { look --where; }
+identify() { preflight --where; }
 is_done() { [[ $STATE == finished ]]; }
 
 # where: print the experiment's folder
@@ -61,12 +61,12 @@ where() {
     printf '%s\n' "$EXPERIMENT"
 }
 
-before_local() { look; }
+before_local() { preflight; }
 commands() { quoted python main.py "${TRAIN_FLAGS[@]}"; }
 
 before_submit() {
     ensure_environment
-    look --partition "$PARTITION" --nodes "$N_NODES" --gpus "$N_GPUS" ${AFTER:+--no-data}
+    preflight --partition "$PARTITION" --nodes "$N_NODES" --gpus "$N_GPUS" ${AFTER:+--no-data}
     printf 'experiment:   %s\n' "$EXPERIMENT"
 }
 
@@ -123,7 +123,7 @@ overdue() {
     [[ $cause != SIGTERM ]] || cause="$(why_terminated)"
     if [[ $cause == "time limit" || $cause == cancelled ]] && [[ -n $CHILD ]]; then
         OVERDUE=1
-        printf '=== the training has not ended since it was told to (%s), and is killed\n' "$cause"
+        printf '=== the training has not ended since it was asked to (%s), and is killed\n' "$cause"
         signal_training KILL
     fi
 }
@@ -287,16 +287,16 @@ hand_on() {
         dependency="$(sed -E 's/\([a-z]*\)//g' <<<"$dependency")"
         [[ $dependency =~ :$1(:|,|$) ]] || continue
         if ! scontrol update JobId="$id" Dependency="$(sed -E "s/:$1(:|,|\$)/:$2\\1/" <<<"$dependency")"; then
-            printf 'error: job %s waited for this one and could not be told to wait for job %s; cancelled\n' "$id" "$2" >&2
+            printf 'error: job %s waited for this one and could not be made to wait for job %s; cancelled\n' "$id" "$2" >&2
             scancel "$id"
         fi
     done < <(squeue -h --me --states=PENDING -o '%i|%E' ||
-        printf 'warning: squeue does not tell which jobs wait for this one; they do not wait for the next\n' >&2)
+        printf 'warning: squeue does not say which jobs wait for this one; they do not wait for the next\n' >&2)
 }
 
 # end_chain REASON: no further job; what waits for this one is cancelled by SLURM
 end_chain() {
-    DECIDED=1 TOLD=1
+    DECIDED=1 REPORTED=1
     printf 'error: the chain stops: %s\n' "$1" >&2
     local id
     for id in $(squeue -h --me --name="$JOB_NAME" --states=PENDING -o %i || true); do
@@ -327,7 +327,7 @@ leaving() {
 # train_segment: one job of a chain
 train_segment() {
     local code=0 cause="" answer VERDICT REASON
-    look --where
+    preflight --where
     if [[ $STATE == unfinished && $HEALTH_CHECK != 0 ]] && ! fit_to_train; then
         [[ ! -e "$RUN_DIR/was_sick" ]] || end_chain "the health check failed again, on $SICK"
         : >"$RUN_DIR/was_sick"
@@ -356,7 +356,7 @@ train_segment() {
         exit 0
         ;;
     replaced) # what waits for this job must not take the training for finished
-        DECIDED=1 TOLD=1
+        DECIDED=1 REPORTED=1
         exit 1
         ;;
     again) continue_chain "$REASON" ;;
@@ -380,14 +380,14 @@ train_here() {
         > >(keep train.out) 2> >(keep train.err >&2) || code=$?
     rm -f "$STOP_FILE"
     ((code)) || code="$(outcome_code "$OUTCOME_FILE")" # torchrun ends a clean stop with 0
-    TOLD=1
+    REPORTED=1
     exit "$code"
 }
 
 # outcome_code FILE: the exit code that a training has written down, 0 where it has not
 outcome_code() {
-    python -c 'import sys; from pathlib import Path; from optim.outcome import read_outcome; told = read_outcome(Path(sys.argv[1]))
-print(told.code if told else 0)' "$1"
+    python -c 'import sys; from pathlib import Path; from optim.outcome import read_outcome; outcome = read_outcome(Path(sys.argv[1]))
+print(outcome.code if outcome else 0)' "$1"
 }
 
 work() {

@@ -1,5 +1,13 @@
-"""One transformer, nine rows: names in variants.py, the network in transformer.py, its repeated part in
-passes.py, which tokens are repeated in policies.py, the loss in losses.py.
+"""One transformer, nine variants.
+
+    variants.py, settings.py            the table of variants; the flags of a model
+    transformer.py, layers.py           the network and its parts
+    passes.py, policies.py, routing.py  the repeated part, and which tokens take each pass
+    attention.py, planner.py            attention over the keys of all passes
+    memory.py, cache.py                 keys and values in training and in generation
+    hidden.py, loss.py, losses.py       the output before the head; losses
+    network.py, weights.py, macs.py     what training asks of a network; loading; multiply-accumulates
+    export.py, hugging_face.py          a folder for transformers
 
     model = make_model_from_args(args)
     out = model(idx, targets=targets)          # idx (B, T) int64

@@ -28,15 +28,15 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 class Rotary(nn.Module):
-    """Angles of rotary positions (Su et al. 2024) for interleaved pairs, base 10000. State: `freqs` (Dh /
-    2).
-    """
+    """Angles of rotary positions (Su et al. 2024) for interleaved pairs. State: `freqs` (Dh / 2)."""
 
     freqs: Tensor
 
-    def __init__(self, head_width: int) -> None:
+    def __init__(self, head_width: int, base: float = 10000.0) -> None:
         super().__init__()
-        self.register_buffer("freqs", 10.0 ** (-4.0 * torch.arange(0, head_width, 2).float() / head_width))
+        exponent = math.log10(base)  # 4 to the last bit for the authors' base
+        freqs = 10.0 ** (-exponent * torch.arange(0, head_width, 2).float() / head_width)
+        self.register_buffer("freqs", freqs)
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """(B or 1, T) positions -> cos and sin, each (B or 1, 1, T, Dh / 2), float32."""

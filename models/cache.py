@@ -110,25 +110,25 @@ class GenerationCache:
         """
         self.positions, self._before, self._used = positions, self._used, used
         has_window = self.settings.attention_window_length is not None
-        self._in_order = not (ragged or has_window or self.settings.row.variable_tokens)
+        self._in_order = not (ragged or has_window or self.settings.variant.variable_tokens)
         self._views = {}
 
     def _repeats(self, stack: str) -> int:
         """Passes whose keys and values a stack keeps."""
-        if stack == "h_mid" or (stack == "h_end" and self.settings.row.exits_each_pass):
+        if stack == "h_mid" or (stack == "h_end" and self.settings.variant.exits_each_pass):
             return self.settings.n_repeat
         return 1
 
-    def _store_positions(self, stack: str, number: int, positions: Tensor) -> None:
+    def _store_positions(self, stack: str, pass_number: int, positions: Tensor) -> None:
         if stack not in self._slot_positions:
             shape = (self._repeats(stack), self.batch, self.nowhere + 1)
             self._slot_positions[stack] = positions.new_full(shape, self.nowhere)
-        self._slot_positions[stack][number - 1].scatter_(1, positions, positions)
+        self._slot_positions[stack][pass_number - 1].scatter_(1, positions, positions)
 
-    def _view(self, planner: Planner, stack: str, number: int, positions: Tensor) -> View:
+    def _view(self, planner: Planner, stack: str, pass_number: int, positions: Tensor) -> View:
         """What queries at positions (B, S) see in a pass whose positions are stored."""
-        sees_earlier = stack == "h_mid" and self.settings.row.attends == "all"
-        passes = slice(0 if sees_earlier else number - 1, number)
+        sees_earlier = stack == "h_mid" and self.settings.variant.attends == "all"
+        passes = slice(0 if sees_earlier else pass_number - 1, pass_number)
         slot_positions = self._slot_positions[stack][passes, :, : self._used]
         key_positions, window = tuple(slot_positions), self.settings.attention_window_length
         device, one_query = positions.device, positions.shape[1] == 1
@@ -160,15 +160,15 @@ class GenerationCache:
         planner: Planner,
         stack: Stack,
         layer: int,
-        number: int,
+        pass_number: int,
         x: Tensor,
         key_states: Tensor | None,
         positions: Tensor,
     ) -> Tensor:
-        if (stack.name, number) not in self._views:
-            self._store_positions(stack.name, number, positions)
-            self._views[stack.name, number] = self._view(planner, stack.name, number, positions)
-        view, block = self._views[stack.name, number], stack.blocks[layer]
+        if (stack.name, pass_number) not in self._views:
+            self._store_positions(stack.name, pass_number, positions)
+            self._views[stack.name, pass_number] = self._view(planner, stack.name, pass_number, positions)
+        view, block = self._views[stack.name, pass_number], stack.blocks[layer]
         q, *new = block.project(x, key_states, view.plan.rope)
         stored = self._keys_values.get((stack.name, layer))
         if stored is None:
@@ -177,7 +177,7 @@ class GenerationCache:
             self._keys_values[stack.name, layer] = stored
         slots = positions[:, None, :, None].expand_as(new[0])
         for all_slots, of_call in zip(stored, new, strict=True):
-            all_slots[number - 1].scatter_(2, slots, of_call)
+            all_slots[pass_number - 1].scatter_(2, slots, of_call)
         keys, values = [all_slots[view.passes, :, :, : self._used] for all_slots in stored]
         if view.kernel is Kernel.ONE_QUERY:
             y = attend_from_one(q, keys, values, view.keep_mask)
@@ -185,14 +185,22 @@ class GenerationCache:
             y = block.attn.attend(q, list(zip(keys, values, strict=True)), view.plan)
         return block.finish(x, y)
 
-    def run_stack(self, planner: Planner, stack: Stack, number: int, x: Tensor, positions: Tensor) -> Tensor:
+    def run_stack(
+        self, planner: Planner, stack: Stack, pass_number: int, x: Tensor, positions: Tensor
+    ) -> Tensor:
         """As Memory says; positions (B, T_r)."""
         for layer in range(len(stack.blocks)):
-            x = self._run(planner, stack, layer, number, x, None, positions)
+            x = self._run(planner, stack, layer, pass_number, x, None, positions)
         return x
 
     def run_block(
-        self, planner: Planner, stack: Stack, layer: int, number: int, x: Tensor, key_states: Tensor | None
+        self,
+        planner: Planner,
+        stack: Stack,
+        layer: int,
+        pass_number: int,
+        x: Tensor,
+        key_states: Tensor | None,
     ) -> Tensor:
         """As Memory says."""
-        return self._run(planner, stack, layer, number, x, key_states, self.positions)
+        return self._run(planner, stack, layer, pass_number, x, key_states, self.positions)

@@ -2,9 +2,7 @@
 
     python -m models.export exps/stdlib/cotformer_full_depth_lnmid_depthemb/NAME exported/
     python -m models.export exps/.../ckpt_40000.pt exported/ --dtype bfloat16
-
-    python -m models.export exps/.../NAME --authors theirs/ckpt.pt       # instead: a checkpoint that the
-    authors' code loads
+    python -m models.export exps/.../NAME --authors theirs/ckpt.pt       # a checkpoint for the authors' code
 
     AutoModelForCausalLM.from_pretrained("exported/", trust_remote_code=True)
 
@@ -30,6 +28,7 @@ from errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 INTERFACE = Path("models/hugging_face.py")
+PROG = "models.export"
 PREFIX = "model."  # the name of the Transformer in the interface
 DTYPES = ("float32", "bfloat16")
 
@@ -133,7 +132,7 @@ def authors_weights(settings: Any, weights: Mapping[str, Any]) -> dict[str, Any]
     from models.transformer import Transformer
     from models.weights import WRAPPERS, load_weights
 
-    row, length = settings.row, settings.sequence_length
+    variant, length = settings.variant, settings.sequence_length
     if settings.attention_window_length is not None:
         raise UserError(
             "the authors' code refuses --attention_window_length under torch 2: there is no checkpoint of"
@@ -142,12 +141,12 @@ def authors_weights(settings: Any, weights: Mapping[str, Any]) -> dict[str, Any]
     model = Transformer(settings)
     load_weights(model, weights)
     state: dict[str, Any] = dict(model.state_dict())
-    if row.routes:
+    if variant.routes:
         last = f"transformer.mod.{settings.n_repeat - 1}.mod_router.weight"
         state[last] = {WRAPPERS.sub("", name): value for name, value in weights.items()}.get(
             last, torch.zeros(1, settings.n_embd)
         )
-    if row.exits_each_pass or (row.attends == "all" and not row.adaptive):
+    if variant.exits_each_pass or (variant.attends == "all" and not variant.adaptive):
         mask = torch.ones(length, length).tril().view(1, 1, length, length)
         state |= {
             f"{name}.attn.bias": mask for name, module in model.named_modules() if isinstance(module, Block)
@@ -219,12 +218,10 @@ def _save(stored: dict[str, Any], path: Path) -> None:
     sync_path(path)
 
 
-def main(argv: list[str] | None = None) -> int:
-    import config  # the rooms know nothing of each other; as a program, this file stands above them
-
-    prog = "models.export"
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line. Exits 2 on bad values."""
     parser = argparse.ArgumentParser(
-        prog=prog,
+        prog=PROG,
         usage=argparse.SUPPRESS,  # so that an error is one line
         description=(
             "python -m models.export CHECKPOINT FOLDER: write a folder that transformers loads. "
@@ -239,11 +236,13 @@ def main(argv: list[str] | None = None) -> int:
         ),
     )
     parser.add_argument("folder", type=Path, nargs="?", help="where to write; must be new or empty")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the stored weights [float32]")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="dtype of the stored weights [float32]"
+    )
     parser.add_argument(
         "--tokenizer",
         choices=("gpt2",),
-        help="what the tokens stand for, where neither checkpoint nor dataset says so",
+        help="tokenizer, where neither checkpoint nor dataset names one",
     )
     parser.add_argument(
         "--authors",
@@ -256,55 +255,78 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("the following arguments are required: folder, or --authors FILE instead of it")
     if given.authors is not None and (given.dtype != "float32" or given.tokenizer):
         parser.error("--dtype and --tokenizer are of folders: --authors FILE holds float32 weights alone")
+    return given
 
-    def work() -> int:
-        from data.tokenizer_files import tokenizer_files
-        from data.vocabulary import vocabulary_of
-        from models.settings import ModelSettings
-        from optim.card import facts_of, model_card
-        from optim.checkpoint import load_checkpoint, save_checkpoint
-        from optim.restore import find_checkpoint, trained_settings
 
-        if given.folder is not None:
-            check_target(given.folder)
-        elif os.path.lexists(given.authors):
-            raise UserError(f"{given.authors} is there already; give a new file")
-        path = find_checkpoint(given.checkpoint, "checkpoint")
-        state = load_checkpoint(path)
-        args = config.add_defaults(trained_settings(path, state))
-        problems = config.check(args)
-        if problems:
-            raise UserError(
-                "\n".join(f"the settings of {path} cannot be used: {problem}" for problem in problems)
-            )
-        settings = ModelSettings.from_args(args)
-        if given.authors is not None:
-            given.authors.parent.mkdir(parents=True, exist_ok=True)
-            save_checkpoint(
-                given.authors,
-                {
-                    "model": authors_weights(settings, state["model"]),
-                    "itr": state.get("itr"),
-                    "args": vars(args),
-                },
-            )
-            print(
-                f"{settings.model} of {path} is in {given.authors}, with the authors' names; their eval.py"
-                " reads summary.json beside it"
-            )
-            return 0
-        known = vocabulary_of(state, args, given.tokenizer)
-        tokenizer, words = tokenizer_files(known, settings.sequence_length)
-        card = model_card(settings, given.dtype, facts_of(path, state, args), words)
-        export(settings, state["model"], given.folder, given.dtype, card, tokenizer, known.end_of_text)
-        print(
-            f"{settings.model} of {path} is in {given.folder}: transformers loads it with"
-            " trust_remote_code=True"
+# As a program, this file stands above the rooms, which know nothing of each other: the functions below import
+# config, data and optim.
+
+
+def run(given: argparse.Namespace) -> int:
+    """Export what the command line asks for. Raises UserError."""
+    import config
+    from models.settings import ModelSettings
+    from optim.checkpoint import load_checkpoint
+    from optim.restore import find_checkpoint, trained_settings
+
+    if given.folder is not None:
+        check_target(given.folder)
+    elif os.path.lexists(given.authors):
+        raise UserError(f"{given.authors} is there already; give a new file")
+    path = find_checkpoint(given.checkpoint, "checkpoint")
+    state = load_checkpoint(path)
+    args = config.add_defaults(trained_settings(path, state))
+    problems = config.check(args)
+    if problems:
+        raise UserError(
+            "\n".join(f"the settings of {path} cannot be used: {problem}" for problem in problems)
         )
-        print(words)
+    settings = ModelSettings.from_args(args)
+    if given.authors is not None:
+        export_for_authors(settings, state, args, given.authors)
+        print(
+            f"{settings.model} of {path} is in {given.authors}, with the authors' names; their eval.py"
+            " reads summary.json beside it"
+        )
         return 0
+    tokenizer_line = export_folder(settings, path, state, args, given)
+    print(
+        f"{settings.model} of {path} is in {given.folder}: transformers loads it with trust_remote_code=True"
+    )
+    print(tokenizer_line)
+    return 0
 
-    return config.guarded(prog, work)
+
+def export_for_authors(
+    settings: Any, state: Mapping[str, Any], args: argparse.Namespace, target: Path
+) -> None:
+    from optim.checkpoint import save_checkpoint
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    weights = authors_weights(settings, state["model"])
+    save_checkpoint(target, {"model": weights, "itr": state.get("itr"), "args": vars(args)})
+
+
+def export_folder(
+    settings: Any, path: Path, state: dict[str, Any], args: argparse.Namespace, given: argparse.Namespace
+) -> str:
+    """Returns a line on the folder's tokenizer."""
+    from data.tokenizer_files import tokenizer_files
+    from data.vocabulary import vocabulary_of
+    from optim.card import facts_of, model_card
+
+    known = vocabulary_of(state, args, given.tokenizer)
+    tokenizer, line = tokenizer_files(known, settings.sequence_length)
+    card = model_card(settings, given.dtype, facts_of(path, state, args), line)
+    export(settings, state["model"], given.folder, given.dtype, card, tokenizer, known.end_of_text)
+    return line
+
+
+def main(argv: list[str] | None = None) -> int:
+    import config
+
+    given = parse(argv)
+    return config.guarded(PROG, lambda: run(given))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ UNLABELLED = -100  # what transformers puts where there is no label
 
 
 def packing(attention_mask: Tensor) -> Tensor:
-    """(B, T) -> the columns of each row's tokens in their order, then of what is left out, (B, T)."""
+    """(B, T) -> the columns of each sequence's tokens in their order, then of what is left out, (B, T)."""
     return (attention_mask == 0).byte().sort(dim=1, stable=True).indices
 
 
@@ -72,7 +72,7 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: CoTFormerConfig) -> None:
         super().__init__(config)
         self.model = Transformer(ModelSettings.from_args(config))
-        head = "to_logits.1" if self.model.settings.row.exits_each_pass else "lm_head"
+        head = "to_logits.1" if self.model.settings.variant.exits_each_pass else "lm_head"
         # angles of positions: half precision would confuse neighbours
         self._keep_in_fp32_modules_strict = {"wpe"}
         self._tied_weights_keys = {f"model.{head}.weight": "model.transformer.wte.weight"}
@@ -93,7 +93,7 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
             activation_checkpointing="block" if enable else self.config.activation_checkpointing,
         )
 
-    def _check(self, length: int, attention_mask: Tensor | None, rows: int) -> None:
+    def _check(self, length: int, attention_mask: Tensor | None, batch: int) -> None:
         longest = self.model.settings.sequence_length
         if length > longest:
             raise ValueError(
@@ -102,14 +102,14 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
             )
         if attention_mask is None:
             return
-        if attention_mask.shape != (rows, length):
+        if attention_mask.shape != (batch, length):
             raise ValueError(
-                f"attention_mask is {tuple(attention_mask.shape)}, the tokens are {(rows, length)}"
+                f"attention_mask is {tuple(attention_mask.shape)}, the tokens are {(batch, length)}"
             )
         if not bool(attention_mask.all()) and self.model.settings.looks_ahead(self.training):
             raise ValueError(
-                "this model chooses the tokens that go on over the whole row, so padding would change its"
-                " output: give rows of one length, without padding"
+                "this model chooses the tokens that go on over the whole sequence, so padding would change"
+                " its output: give sequences of one length, without padding"
             )
 
     def forward(
@@ -166,9 +166,9 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
         Raises ValueError where blocks do not see all tokens, or where there is no last state.
         """
         settings, why = self.model.settings, None
-        if settings.row.exits_each_pass:
+        if settings.variant.exits_each_pass:
             why = "each token leaves after a pass of its own"
-        elif settings.row.variable_tokens and settings.looks_ahead(self.training):
+        elif settings.variant.variable_tokens and settings.looks_ahead(self.training):
             why = "passes leave tokens out"
         if why is not None:
             raise ValueError(f"this model has no hidden states of all tokens to give: {why}")
@@ -189,15 +189,15 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
         """Logits (B, 1, V) after new tokens idx (B, S), whose keys and values are put to those of the
         tokens before them.
         """
-        rows, new = idx.shape
+        batch, new = idx.shape
         nowhere = self.model.settings.sequence_length
         if attention_mask is None:
-            attention_mask = idx.new_ones(rows, kept.columns + new)
+            attention_mask = idx.new_ones(batch, kept.columns + new)
         positions = (attention_mask.cumsum(1) - 1).masked_fill(attention_mask == 0, nowhere)[
             :, kept.columns :
         ]
         if kept.cache is None:
-            kept.cache = GenerationCache(self.model.settings, rows)
+            kept.cache = GenerationCache(self.model.settings, batch)
         kept.cache.begin(positions, int(attention_mask.sum(1).max()), ragged=not bool(attention_mask.all()))
         kept.columns += new
         norm, weight = self.model.head
@@ -213,13 +213,13 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> None:
         """Keys and values of its own kind, of all passes.
 
-        None for beams, for a choice over the whole row, and where exits are drawn.
+        None for beams, for a choice over the whole sequence, and where exits are drawn.
         """
         settings = self.model.settings
         if (
             generation_config.use_cache
             and generation_mode in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
-            and not settings.row.exits_each_pass
+            and not settings.variant.exits_each_pass
             and not settings.looks_ahead(self.training)
             and not generation_config.output_hidden_states
         ):

@@ -15,13 +15,13 @@ from models.settings import ModelSettings
 
 
 class MLP(nn.Module):
-    """Four times as wide inside, GELU."""
+    """Four times as wide inside, or as --mlp_width says; GELU."""
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
-        width, bias = settings.n_embd, settings.bias
-        self.c_fc = nn.Linear(width, 4 * width, bias=bias)
-        self.c_proj = nn.Linear(4 * width, width, bias=bias)
+        width, inner, bias = settings.n_embd, settings.inner_width, settings.has_bias("mlp")
+        self.c_fc = nn.Linear(width, inner, bias=bias)
+        self.c_proj = nn.Linear(inner, width, bias=bias)
         self.dropout = nn.Dropout(settings.dropout)
         self.recomputes_gelu = settings.attention == "fast"  # the reference stays as published
 
@@ -44,10 +44,12 @@ class Block(nn.Module):
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
-        width, bias = settings.n_embd, settings.bias
-        self.ln_1 = nn.LayerNorm(width, bias=bias)
-        self.attn = SelfAttention(width, settings.n_head, bias, settings.dropout, settings.row.split_qkv)
-        self.ln_2 = nn.LayerNorm(width, bias=bias)
+        width, norm_bias = settings.n_embd, settings.has_bias("norm")
+        self.ln_1 = nn.LayerNorm(width, bias=norm_bias)
+        self.attn = SelfAttention(
+            width, settings.n_head, settings.has_bias("attn"), settings.dropout, settings.variant.split_qkv
+        )
+        self.ln_2 = nn.LayerNorm(width, bias=norm_bias)
         self.mlp = MLP(settings)
 
     def project(
@@ -89,7 +91,7 @@ class DepthEmbedding(nn.Module):
 
 
 class Router(nn.Module):
-    """Scores of tokens for going round again (section 4.1)."""
+    """Scores of tokens for taking another pass (section 4.1)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

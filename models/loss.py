@@ -76,7 +76,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_total: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_weight, losses = ctx.saved_tensors
         token_weights_grad = losses * grad_total if ctx.needs_input_grad[3] else None
-        # in place, for a copy would stand in memory beside all activations; torch refuses a second backward
+        # in place, as a copy would be in memory with all activations; torch refuses a second backward
         # pass of itself
         return (
             grad_hidden.mul_(grad_total),

@@ -22,11 +22,16 @@ def active_tokens(
 ) -> list[int]:
     """Tokens that take part in each pass."""
     counts = [sequence_length]
-    if not settings.row.routes:
+    if not settings.variant.routes:
         return counts * settings.n_repeat
     for share in capacities(list(length_factors or [1.0] * (settings.n_repeat - 1))):
-        counts.append(tokens_kept(share, counts[-1], settings.row.rounds_in_float32))
+        counts.append(tokens_kept(share, counts[-1], settings.variant.rounds_in_float32))
     return counts
+
+
+def _weights(settings: ModelSettings) -> int:
+    """Of the matrices of a layer."""
+    return 4 * settings.n_embd**2 + 2 * settings.n_embd * settings.inner_width
 
 
 def _middle(settings: ModelSettings, tokens: Sequence[float], length: int, seen: float) -> float:
@@ -35,25 +40,25 @@ def _middle(settings: ModelSettings, tokens: Sequence[float], length: int, seen:
     seen: share of the rectangle of queries x keys that is counted.
     """
     width, (_, middle, end) = settings.n_embd, settings.stack_sizes
-    layers = middle + (end if settings.row.exits_each_pass else 0)
+    layers = middle + (end if settings.variant.exits_each_pass else 0)
     total, keys = 0.0, 0.0
     for active in tokens:
-        keys = keys + active if settings.row.attends == "all" else length
-        total += layers * (12 * width**2 * active + 2 * width * active * keys * seen)
+        keys = keys + active if settings.variant.attends == "all" else length
+        total += layers * (_weights(settings) * active + 2 * width * active * keys * seen)
     return total
 
 
 def _extras(settings: ModelSettings, tokens: Sequence[float], length: int) -> float:
     """Routers, gates and exits."""
-    width, row = settings.n_embd, settings.row
-    if row.variable_tokens:
+    width, variant = settings.n_embd, settings.variant
+    if variant.variable_tokens:
         return width * sum(tokens[:-1])
-    if row.routes:
+    if variant.routes:
         return width * length * (settings.n_repeat - 1)
     per_token = 0
-    if row.breaks_sticks:
+    if variant.breaks_sticks:
         per_token = width**2 + 2 * width
-    elif row.exits_each_pass:
+    elif variant.exits_each_pass:
         per_token = width
     return per_token * length * settings.n_repeat
 
@@ -61,8 +66,8 @@ def _extras(settings: ModelSettings, tokens: Sequence[float], length: int) -> fl
 def _outside(settings: ModelSettings, length: int, seen: float) -> float:
     """Layers that run once."""
     begin, _, end = settings.stack_sizes
-    layers = begin + (0 if settings.row.exits_each_pass else end)
-    return layers * (12 * settings.n_embd**2 * length + 2 * settings.n_embd * length * length * seen)
+    layers = begin + (0 if settings.variant.exits_each_pass else end)
+    return layers * (_weights(settings) * length + 2 * settings.n_embd * length * length * seen)
 
 
 def count_macs(args: Any, sequence_length: int, length_factors: Sequence[float] | None = None) -> int:
@@ -70,7 +75,7 @@ def count_macs(args: Any, sequence_length: int, length_factors: Sequence[float] 
     go on.
     """
     settings = args if isinstance(args, ModelSettings) else ModelSettings.from_args(args)
-    tokens = active_tokens(settings, sequence_length, length_factors) if settings.row.loop else []
+    tokens = active_tokens(settings, sequence_length, length_factors) if settings.variant.loop else []
     total = (
         _outside(settings, sequence_length, 1.0)
         + _middle(settings, tokens, sequence_length, 1.0)
@@ -88,9 +93,9 @@ def training_flops_per_token(settings: ModelSettings) -> float:
     """
     length, n = settings.sequence_length, settings.n_repeat - 1
     tokens: list[float] = []
-    if settings.row.loop:
+    if settings.variant.loop:
         shares = settings.training_length_factor
-        if not shares and settings.row.routes:
+        if not shares and settings.variant.routes:
             shares = tuple((n - i) / (n + 1) for i in range(n))
         shares = shares or (1.0,) * n
         tokens = [float(length), *(share * length for share in shares)]

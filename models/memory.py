@@ -33,11 +33,19 @@ class Memory(Protocol):
 
     positions: Tensor  # of all tokens of this run, (B or 1, T)
 
-    def run_stack(self, planner: Planner, stack: Stack, number: int, x: Tensor, positions: Tensor) -> Tensor:
+    def run_stack(
+        self, planner: Planner, stack: Stack, pass_number: int, x: Tensor, positions: Tensor
+    ) -> Tensor:
         """A stack over x (B, T_r, D) at positions (B or 1, T_r), in a pass (1-based)."""
 
     def run_block(
-        self, planner: Planner, stack: Stack, layer: int, number: int, x: Tensor, key_states: Tensor | None
+        self,
+        planner: Planner,
+        stack: Stack,
+        layer: int,
+        pass_number: int,
+        x: Tensor,
+        key_states: Tensor | None,
     ) -> Tensor:
         """One block of a stack over all tokens x (B, T, D), which sees its own pass.
 
@@ -66,10 +74,12 @@ class SequenceMemory:
         self._earlier: list[list[KeyValue]] | None = None  # per middle layer, of each pass
         self._key_positions: list[Tensor] = []
 
-    def run_stack(self, planner: Planner, stack: Stack, number: int, x: Tensor, positions: Tensor) -> Tensor:
+    def run_stack(
+        self, planner: Planner, stack: Stack, pass_number: int, x: Tensor, positions: Tensor
+    ) -> Tensor:
         """As Memory says."""
         settings = planner.settings
-        sees_earlier = stack.name == "h_mid" and settings.row.attends == "all"
+        sees_earlier = stack.name == "h_mid" and settings.variant.attends == "all"
         plan = self._own_pass
         earlier: list[list[KeyValue]] = [[] for _ in stack.blocks]
         if sees_earlier:
@@ -90,7 +100,13 @@ class SequenceMemory:
         return x
 
     def run_block(
-        self, planner: Planner, stack: Stack, layer: int, number: int, x: Tensor, key_states: Tensor | None
+        self,
+        planner: Planner,
+        stack: Stack,
+        layer: int,
+        pass_number: int,
+        x: Tensor,
+        key_states: Tensor | None,
     ) -> Tensor:
         """As Memory says. The block is the unit of activation checkpointing, also where a pass is asked."""
         block = stack.blocks[layer]

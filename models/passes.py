@@ -39,22 +39,22 @@ class Passes:
         return self.memory.positions
 
     @property
-    def numbers(self) -> range:
+    def pass_numbers(self) -> range:
         """Of the passes, from 1."""
         return range(1, self.settings.n_repeat + 1)
 
-    def is_last(self, number: int) -> bool:
-        return number == self.settings.n_repeat
+    def is_last(self, pass_number: int) -> bool:
+        return pass_number == self.settings.n_repeat
 
-    def middle(self, number: int, x: Tensor, positions: Tensor | None = None) -> Tensor:
+    def middle(self, pass_number: int, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """A pass over x (B, T_r, D) at positions (B or 1, T_r), None for all tokens."""
-        x = self._with_depth(number, x)
+        x = self._with_depth(pass_number, x)
         where = self.positions if positions is None else positions
-        return self._normed(self.memory.run_stack(self.planner, self.middle_stack, number, x, where))
+        return self._normed(self.memory.run_stack(self.planner, self.middle_stack, pass_number, x, where))
 
     def middle_by_block(
         self,
-        number: int,
+        pass_number: int,
         x: Tensor,
         keep_mask: Tensor | None = None,
         key_states: Callable[[Tensor], Tensor] | None = None,
@@ -65,22 +65,22 @@ class Passes:
         block's input, what its keys and values are made of (None: the input).
         """
         x_in = x
-        x = self._with_depth(number, x)
+        x = self._with_depth(pass_number, x)
         for layer in range(len(self.middle_stack.blocks)):
             states = None if key_states is None else key_states(x)
-            x = self.memory.run_block(self.planner, self.middle_stack, layer, number, x, states)
+            x = self.memory.run_block(self.planner, self.middle_stack, layer, pass_number, x, states)
             if keep_mask is not None:
                 x = torch.where(keep_mask.unsqueeze(-1), x, x_in)
         return self._normed(x)
 
-    def end(self, x: Tensor, number: int = 1) -> Tensor:
-        """The last layers over all tokens x (B, T, D); number: of the pass whose exit they are."""
-        return self.memory.run_stack(self.planner, self.end_stack, number, x, self.positions)
+    def end(self, x: Tensor, pass_number: int = 1) -> Tensor:
+        """The last layers over all tokens x (B, T, D); pass_number: of the pass whose exit they are."""
+        return self.memory.run_stack(self.planner, self.end_stack, pass_number, x, self.positions)
 
-    def _with_depth(self, number: int, x: Tensor) -> Tensor:
+    def _with_depth(self, pass_number: int, x: Tensor) -> Tensor:
         if self.depth_embedding is None:
             return x
-        return self.depth_embedding(x, self.settings.n_repeat - number)
+        return self.depth_embedding(x, self.settings.n_repeat - pass_number)
 
     def _normed(self, x: Tensor) -> Tensor:
         return x if self.norm is None else self.norm(x)

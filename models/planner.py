@@ -58,6 +58,6 @@ class Planner:
                 tuple(key_positions),
                 window,
             )
-        rows = max(positions.shape[0] for positions in key_positions)
-        all_keys = torch.cat([positions.expand(rows, -1) for positions in key_positions], dim=-1)
+        batch = max(positions.shape[0] for positions in key_positions)
+        all_keys = torch.cat([positions.expand(batch, -1) for positions in key_positions], dim=-1)
         return AttentionPlan(rope, mask=visible(query_positions, all_keys, window))

@@ -21,8 +21,8 @@ from models.routing import capacities, length_factors, thresholds, tokens_kept
 
 def fixed(passes: Passes, x: Tensor) -> Hidden:
     """All tokens take all passes (section 3)."""
-    for number in passes.numbers:
-        x = passes.middle(number, x)
+    for pass_number in passes.pass_numbers:
+        x = passes.middle(pass_number, x)
     return Hidden(
         states=passes.end(x),
         passes=_average(float(passes.settings.n_repeat), x),
@@ -47,23 +47,23 @@ def compact(passes: Passes, x: Tensor) -> Hidden:
     routing: list[tuple[Tensor, Tensor]] = []
     counts: list[float] = []
     final = F.pad(x, (0, 0, 0, 1))
-    for number in passes.numbers:
+    for pass_number in passes.pass_numbers:
         active = positions < nowhere
         count = columns.shape[1]
         counts.append(count if limits is None else float(active.sum()) / active.shape[0])
-        x = _interpolated(x, passes.middle(number, x, positions), scores)
+        x = _interpolated(x, passes.middle(pass_number, x, positions), scores)
         final = final.scatter(1, columns.unsqueeze(-1).expand(-1, -1, width), x.type_as(final))
-        if passes.is_last(number):
+        if passes.is_last(pass_number):
             break
-        logits = passes.gates[number - 1](x)
+        logits = passes.gates[pass_number - 1](x)
         routing.append((columns, logits.sigmoid()))
         if limits is None:
-            kept = tokens_kept(shares[number - 1], count, settings.row.rounds_in_float32)
+            kept = tokens_kept(shares[pass_number - 1], count, settings.variant.rounds_in_float32)
             if kept == count:  # nothing to gather, and attention stays in plain causal order
                 scores = logits.sigmoid()
                 continue
         else:
-            keep_mask = _above(logits, limits[number - 1], active)
+            keep_mask = _above(logits, limits[pass_number - 1], active)
             kept = int(keep_mask.sum(1).max())
         if kept == 0:
             break
@@ -97,19 +97,19 @@ def masked(passes: Passes, x: Tensor) -> Hidden:
     scores, kept = None, length
     routing: list[tuple[Tensor, Tensor]] = []
     counts: list[float] = []
-    for number in passes.numbers:
+    for pass_number in passes.pass_numbers:
         counts.append(kept if limits is None else float(active.sum()) / batch)
-        x = _interpolated(x, passes.middle_by_block(number, x, keep_mask=active), scores)
-        if passes.is_last(number):
+        x = _interpolated(x, passes.middle_by_block(pass_number, x, keep_mask=active), scores)
+        if passes.is_last(pass_number):
             break
-        logits = passes.gates[number - 1](x)
+        logits = passes.gates[pass_number - 1](x)
         routing.append((torch.arange(length, device=x.device).expand_as(logits), logits.sigmoid()))
         if limits is None:
-            kept = tokens_kept(shares[number - 1], kept, settings.row.rounds_in_float32)
+            kept = tokens_kept(shares[pass_number - 1], kept, settings.variant.rounds_in_float32)
             chosen = logits.masked_fill(~active, -torch.inf).topk(kept, dim=1, sorted=False).indices
             active = torch.zeros_like(active).scatter(1, chosen, True)
         else:
-            active = _above(logits, limits[number - 1], active)
+            active = _above(logits, limits[pass_number - 1], active)
         scores = logits.sigmoid() * active
     return Hidden(
         states=passes.end(x),
@@ -125,8 +125,8 @@ def _average(passes: float, x: Tensor) -> Tensor:
 
 
 def _above(logits: Tensor, threshold: float, active: Tensor) -> Tensor:
-    """Which of the active tokens (B, T_r) go on. Causal: a token's own score against a number that is fixed
-    beforehand.
+    """Which of the active tokens (B, T_r) go on. Causal: a token's own score against a number that is
+    fixed beforehand.
     """
     return (logits.sigmoid() > threshold) & active
 
@@ -155,15 +155,15 @@ def sticks(passes: Passes, x: Tensor) -> Hidden:
     def key_states(x: Tensor) -> Tensor:
         return halted_states + remaining.unsqueeze(-1) * x
 
-    for number in passes.numbers:
-        x_out = passes.middle_by_block(number, x, key_states=key_states)
+    for pass_number in passes.pass_numbers:
+        x_out = passes.middle_by_block(pass_number, x, key_states=key_states)
         x = torch.where(active.unsqueeze(-1), x_out, x)
         total = total + active.sum()
         log_on, log_halt = (log_remaining.unsqueeze(-1) + gate(x)).unbind(-1)
-        depth = depth + (number * log_halt.exp() * goes_on).sum()
+        depth = depth + (pass_number * log_halt.exp() * goes_on).sum()
         log_remaining, still = log_on, log_on.exp()
         stops = torch.ones_like(active)
-        if not passes.is_last(number):
+        if not passes.is_last(pass_number):
             stops = still < 1 - settings.halt_threshold
         still = still.masked_fill(stops, 0)
         halted_states = halted_states + (remaining - still).unsqueeze(-1) * x
@@ -183,10 +183,10 @@ def ponder(passes: Passes, x: Tensor) -> Hidden:
     """
     settings = passes.settings
     exit_states, exit_halting = [], []
-    for number in passes.numbers:
-        x = passes.middle(number, x)
-        exit_states.append(passes.end(x, number))
-        exit_halting.append(torch.sigmoid(passes.gates[number - 1](exit_states[-1]).squeeze(-1)))
+    for pass_number in passes.pass_numbers:
+        x = passes.middle(pass_number, x)
+        exit_states.append(passes.end(x, pass_number))
+        exit_halting.append(torch.sigmoid(passes.gates[pass_number - 1](exit_states[-1]).squeeze(-1)))
     states, halting = (
         torch.stack(exit_states, dim=1),
         torch.stack(exit_halting, dim=1),

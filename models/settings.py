@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from errors import UserError
@@ -41,11 +41,21 @@ class ModelSettings:
     depth_predictor_loss_coef: float | None
     ponder_lambda_p: float
     ponder_kl_div_loss_weight: float
+    # what came later, with what models were before
+    mlp_width: int | None = None
+    rope_base: float = 10000.0
+    attn_bias: bool | None = None
+    mlp_bias: bool | None = None
+    norm_bias: bool | None = None
+    scaled_init: bool = True
 
     @classmethod
     def from_args(cls, args: Any) -> ModelSettings:
         """Raises UserError for a model name that is no row of the table."""
-        values = {field.name: getattr(args, field.name) for field in fields(cls)}
+        values = {}
+        for field in fields(cls):
+            has_default = field.default is not MISSING
+            values[field.name] = getattr(args, field.name, *([field.default] if has_default else []))
         values["model"] = ALIASES.get(values["model"], values["model"])
         if values["model"] not in VARIANTS:
             raise UserError(f"unknown model {values['model']!r}; there are: {', '.join(VARIANTS)}")
@@ -54,8 +64,18 @@ class ModelSettings:
         return cls(**values)
 
     @property
-    def row(self) -> Variant:
+    def variant(self) -> Variant:
         return VARIANTS[self.model]
+
+    @property
+    def inner_width(self) -> int:
+        """Of the MLP."""
+        return 4 * self.n_embd if self.mlp_width is None else self.mlp_width
+
+    def has_bias(self, part: str) -> bool:
+        """Whether a part (attn, mlp, norm) has biases: as it says itself, or as all of the model."""
+        own: bool | None = getattr(self, f"{part}_bias")
+        return self.bias if own is None else own
 
     @property
     def head_width(self) -> int:
@@ -66,9 +86,16 @@ class ModelSettings:
         """Layers before, inside and after the repeated part; a model without a loop has all of them in the
         first.
         """
-        if not self.row.loop:
+        if not self.variant.loop:
             return self.n_layer, 0, 0
         return self.n_layer_begin, self.n_layer - self.n_layer_begin - self.n_layer_end, self.n_layer_end
+
+    @property
+    def stack_in_words(self) -> str:
+        begin, middle, end = self.stack_sizes
+        if not self.variant.loop:
+            return f"{begin} layers"
+        return f"{begin} -> {middle} x {self.n_repeat} -> {end} layers"
 
     @property
     def act_penalty(self) -> float:
@@ -84,6 +111,6 @@ class ModelSettings:
         which are picked. Where every token goes on there is no choice, and routed models are causal like the
         others.
         """
-        if not self.row.routes:
+        if not self.variant.routes:
             return False
         return training or any(share != 1 for share in self.eval_length_factor or ())

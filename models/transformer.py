@@ -4,7 +4,7 @@ Legend: B batch, T positions, R passes, D model width, V vocabulary.
 
 Parameters and how they start (the authors' scheme; GPT-2's residual scaling)
   Linear, Embedding    N(0, 0.02)
-  c_proj.weight        N(0, 0.02 / sqrt(2 n_layer))
+  c_proj.weight        N(0, 0.02 / sqrt(2 n_layer)), with --scaled_init
   norms 1, biases 0    last layer of the stick-breaking gate 0 (halting starts even)
 """
 
@@ -22,7 +22,9 @@ from models.attention import Rotary
 from models.hidden import Hidden
 from models.layers import Block, DepthEmbedding, HaltingGate, Router
 from models.losses import next_token
+from models.macs import training_flops_per_token
 from models.memory import Memory, SequenceMemory, Stack
+from models.network import MATRIX, ROUTER, by_layer_type
 from models.passes import Passes
 from models.planner import Planner
 from models.policies import POLICIES
@@ -39,42 +41,46 @@ class Transformer(nn.Module):
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
         self.settings = settings
-        row, width = settings.row, settings.n_embd
+        variant, width = settings.variant, settings.n_embd
         begin, middle, end = [_blocks(settings, size) for size in settings.stack_sizes]
         rotary = settings.positional_encoder == "rotary"
         parts: dict[str, nn.Module] = {
             "wte": nn.Embedding(settings.vocab_size, width),
-            "wpe": Rotary(settings.head_width) if rotary else nn.Identity(),
+            "wpe": Rotary(settings.head_width, settings.rope_base) if rotary else nn.Identity(),
             "drop": nn.Dropout(settings.dropout),
         }
-        parts |= {"h_begin": begin, "h_mid": middle, "h_end": end} if row.loop else {"h": begin}
-        if row.ln_mid:
+        parts |= {"h_begin": begin, "h_mid": middle, "h_end": end} if variant.loop else {"h": begin}
+        if variant.ln_mid:
             parts["ln_mid"] = (
-                nn.Identity() if settings.disable_ln_mid else nn.LayerNorm(width, bias=settings.bias)
+                nn.Identity()
+                if settings.disable_ln_mid
+                else nn.LayerNorm(width, bias=settings.has_bias("norm"))
             )
-        if row.routes:
+        if variant.routes:
             parts["mod"] = nn.ModuleList(Router(width) for _ in range(settings.n_repeat - 1))
-        norm = nn.LayerNorm(width, bias=settings.bias)
-        if not row.exits_each_pass:
+        norm = nn.LayerNorm(width, bias=settings.has_bias("norm"))
+        if not variant.exits_each_pass:
             parts["ln_f"] = norm
         self.transformer = nn.ModuleDict(parts)
         head = nn.Linear(width, settings.vocab_size, bias=False)
         head.weight = cast(nn.Embedding, self.transformer["wte"]).weight
-        if row.exits_each_pass:
+        if variant.exits_each_pass:
             self.to_logits = nn.Sequential(norm, head)
             self.to_halt_logits = nn.ModuleList(nn.Linear(width, 1) for _ in range(settings.n_repeat))
         else:
             self.lm_head = head
-        if row.depth_emb and settings.depth_embedding is not None:
+        if variant.depth_emb and settings.depth_embedding is not None:
             self.depth_emb = DepthEmbedding(settings)
         # pondernet has no use for the gate: the authors' state dict has it when their only predictor is asked
         # for
-        if row.breaks_sticks or (row.exits_each_pass and settings.depth_random_method == "sb_act"):
+        if variant.breaks_sticks or (variant.exits_each_pass and settings.depth_random_method == "sb_act"):
             self.depth_predictor = HaltingGate(width)
         self._initialise()
 
     def _initialise(self) -> None:
-        residual_std = 0.02 / math.sqrt(2 * self.settings.n_layer)
+        residual_std = 0.02
+        if self.settings.scaled_init:
+            residual_std = 0.02 / math.sqrt(2 * self.settings.n_layer)
         for name, module in self.named_modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=residual_std if name.endswith("c_proj") else 0.02)
@@ -98,7 +104,7 @@ class Transformer(nn.Module):
         """Compile what a block does before and after attention, once: all layers and passes share the two
         programs.
         """
-        dynamic = True if self.settings.row.variable_tokens else None
+        dynamic = True if self.settings.variant.variable_tokens else None
         for block in (module for module in self.modules() if isinstance(module, Block)):
             for name in ("project", "finish"):
                 setattr(block, name, torch.compile(getattr(block, name), dynamic=dynamic))
@@ -106,7 +112,7 @@ class Transformer(nn.Module):
     @property
     def head(self) -> tuple[nn.Module, Tensor]:
         """Last norm and output weight (V, D)."""
-        if self.settings.row.exits_each_pass:
+        if self.settings.variant.exits_each_pass:
             return self.to_logits[0], cast(nn.Linear, self.to_logits[1]).weight
         return self.transformer["ln_f"], self.lm_head.weight
 
@@ -121,11 +127,11 @@ class Transformer(nn.Module):
         planner, memory = self.planner(), cache
         if memory is None:
             memory = SequenceMemory(planner, torch.arange(x.shape[1], device=x.device).unsqueeze(0))
-        first = self._stack("h_begin" if self.settings.row.loop else "h")
+        first = self._stack("h_begin" if self.settings.variant.loop else "h")
         x = memory.run_stack(planner, first, 1, x, memory.positions)
-        if not self.settings.row.loop:
+        if not self.settings.variant.loop:
             return Hidden(states=x, passes=torch.ones((), device=x.device))
-        return POLICIES[self.settings.row.policy](self._passes(planner, memory), x)
+        return POLICIES[self.settings.variant.policy](self._passes(planner, memory), x)
 
     def _stack(self, name: str) -> Stack:
         return Stack(name, cast(Sequence[Block], self.transformer[name]))
@@ -137,7 +143,7 @@ class Transformer(nn.Module):
             middle_stack=self._stack("h_mid"),
             end_stack=self._stack("h_end"),
             depth_embedding=getattr(self, "depth_emb", None),
-            norm=self.transformer["ln_mid"] if self.settings.row.ln_mid else None,
+            norm=self.transformer["ln_mid"] if self.settings.variant.ln_mid else None,
             gates=self._gates(),
             planner=planner,
             memory=memory,
@@ -145,12 +151,35 @@ class Transformer(nn.Module):
 
     def _gates(self) -> Sequence[nn.Module]:
         """What scores tokens after a pass, as Passes has it."""
-        row = self.settings.row
-        if row.routes:
+        variant = self.settings.variant
+        if variant.routes:
             return cast(Sequence[nn.Module], self.transformer["mod"])
-        if row.exits_each_pass:
+        if variant.exits_each_pass:
             return cast(Sequence[nn.Module], self.to_halt_logits)
-        return [self.depth_predictor] if row.breaks_sticks else []
+        return [self.depth_predictor] if variant.breaks_sticks else []
+
+    @property
+    def may_leave_unused(self) -> bool:
+        """Whether a step may leave a parameter without a gradient."""
+        return self.settings.variant.adaptive
+
+    def roles(self) -> dict[str, str]:
+        """As models.network.Network.roles: what scores tokens after a pass is a router."""
+        roles = by_layer_type(self)
+        gates = {id(parameter) for gate in self._gates() for parameter in gate.parameters()}
+        for name, parameter in self.named_parameters():
+            if id(parameter) in gates and roles[name] == MATRIX:
+                roles[name] = ROUTER
+        return roles
+
+    def flops_per_token(self) -> float:
+        """As models.macs.training_flops_per_token."""
+        return training_flops_per_token(self.settings)
+
+    def describe(self) -> str:
+        """Model, stacks and number of parameters, for the first lines of a run."""
+        parameters = sum(p.numel() for p in self.parameters())
+        return f"{self.settings.model}, {self.settings.stack_in_words}, {parameters:,} parameters"
 
     def average_depth(self, hidden: Hidden) -> Tensor:
         """Layers that a token passes through, on average (scalar)."""

@@ -1,15 +1,15 @@
-"""The nine models as rows over one transformer. Plain data, no torch: the command line reads its names from
-here.
+"""The nine models as variants of one transformer. Plain data, no torch: the command line reads their names.
 
-Columns (paper: Mohtashami et al., ICLR 2025)
+Fields (paper: Mohtashami et al., ICLR 2025)
   loop       the middle layers are repeated (False: one stack `transformer.h`, section 2)
   attends    what a query of pass r sees of the middle layers' keys: those of its own pass ("pass"), of all
-             passes so far ("all", section 3), or a mix in which stopped tokens are frozen ("frozen")
+             passes so far ("all", section 3), or an average with the states of halted tokens ("frozen")
   ln_mid     a norm follows each pass (section 3.3)
-  depth_emb  the row may use --depth_embedding (section 3.3)
-  policy     who goes round again: everyone ("fixed"), tokens chosen by a router with the rest left out of the
-             computation ("compact", section 4.1) or masked ("masked"), halting drawn at random ("ponder",
-             Banino et al. 2021) or by stick breaking ("sticks", Tan et al. 2023); table 5 compares them
+  depth_emb  the variant may use --depth_embedding (section 3.3)
+  policy     which tokens take another pass: all of them ("fixed"), or those that a router chooses, with
+             the rest left out of the computation ("compact", section 4.1) or masked ("masked"), or those that
+             have not halted, at random ("ponder", Banino et al. 2021) or by stick breaking ("sticks", Tan et
+             al. 2023); table 5 compares them
   split_qkv  queries have a projection of their own (`q_attn`) beside `c_attn`
 """
 

@@ -22,7 +22,7 @@ def may_differ(name: str, settings: ModelSettings) -> bool:
         name.endswith(".attn.bias")
         or name == "transformer.wpe.freqs"
         or name == f"transformer.mod.{settings.n_repeat - 1}.mod_router.weight"
-        or (settings.row.exits_each_pass and name.startswith("depth_predictor."))
+        or (settings.variant.exits_each_pass and name.startswith("depth_predictor."))
     )
 
 

@@ -1,3 +1,7 @@
-"""What status.py knows and shows: read.py (folders and the queue), page.py (words, the table, the HTML page),
-draw.py (curves as SVG), drawings.py (those of many experiments, and their cache).
+"""What status.py shows.
+
+read.py        folders and the queue
+page.py        words, the table, the HTML page
+draw.py        curves as SVG
+drawings.py    the curves of many experiments, and their cache
 """

@@ -1,12 +1,11 @@
 """The curves of an experiment as SVG: four panels, whose titles, units and legends a page holds once.
 
-    body = drawing(rows, starts, limit=500)            # rows of metrics.jsonl; empty where there is nothing
-    to draw svg = figure("owt2/base/run", body, has_frame=True)
+    body = drawing(rows, starts, limit=500)      # rows of metrics.jsonl; empty where there is nothing to draw
+    svg = figure("owt2/base/run", body, has_frame=True)
 
 A noisy curve of more points than `limit` is drawn as the area between the lowest and the highest of each
-stretch, with its spikes one by
-one: a dense curve looks the same, and no extreme is lost. Coordinates are whole units, of which the figure is
-1200 wide.
+stretch, with its spikes one by one: a dense curve looks the same, and no extreme is lost. Coordinates are
+whole units, of which the figure is 1200 wide.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from html import escape
 from itertools import pairwise
 from typing import Any, TypeGuard
 
-from optim.reader import number
+from optim.reader import as_float
 
 POINTS = 2000  # at most so many of a curve are drawn
 # points from which they are no longer marked one by one; they are not on a page of many experiments either
@@ -212,8 +211,8 @@ def _of_kind(rows: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 
 def _in_order(steps: Sequence[Any], values: Sequence[Any]) -> Curve:
     found = {}
-    for each, told in zip(steps, values, strict=True):
-        step, value = number(each), number(told)
+    for each, raw in zip(steps, values, strict=True):
+        step, value = as_float(each), as_float(raw)
         if step is not None and value is not None:
             found[step] = value
     ordered = sorted(found)
@@ -237,7 +236,7 @@ def _are_plain(values: Sequence[Any]) -> TypeGuard[Sequence[float]]:
     """Whether all are numbers that `number` lets pass, found out at once; it may say no where they are
     large.
     """
-    return {*map(type, values)} <= {int, float} and number(sum(map(abs, values))) is not None
+    return {*map(type, values)} <= {int, float} and as_float(sum(map(abs, values))) is not None
 
 
 @dataclass(frozen=True)
@@ -296,7 +295,7 @@ def _upright(panel: Panel, values: Sequence[float]) -> Axis:
 
 
 def _straightened(places: Sequence[Place], tolerance: float) -> list[Place]:
-    """The same line, to within so many units, without what lies on the way."""
+    """The same line, to within so many units, without the points between."""
     kept, last = [places[0]], places[0]
     low, high = -math.inf, math.inf
     for place in places[1:]:
@@ -316,7 +315,7 @@ def _straightened(places: Sequence[Place], tolerance: float) -> list[Place]:
 
 
 def _path(places: Sequence[Place]) -> str:
-    """The line through these, each told by its distance from the one before."""
+    """The line through these, each given by its distance from the one before."""
     text = f"M{places[0][0]} {places[0][1]}l"
     moves = [(next_x - x, next_y - y) for (x, y), (next_x, next_y) in pairwise(places)]
     for distance in (distance for move in moves if any(move) for distance in move):
@@ -346,7 +345,7 @@ def _drawn(line: Line, curve: Curve, kept: Curve, across: Axis, upright: Axis, l
 
 
 def _needles(spikes: Iterable[tuple[int, int, int]]) -> str:
-    """Upright lines, each told by where it is from the end of the one before. spikes: across, foot and
+    """Upright lines, each given by its place relative to the end of the one before. spikes: across, foot and
     tip.
     """
     longest: dict[tuple[int, bool], Place] = {}
@@ -354,11 +353,11 @@ def _needles(spikes: Iterable[tuple[int, int, int]]) -> str:
         there = longest.get((x, tip > foot), (foot, foot))
         if abs(tip - foot) > abs(there[1] - there[0]):
             longest[x, tip > foot] = foot, tip
-    text, at = "", (0, 0)
+    text, last = "", (0, 0)
     for (x, _), (foot, tip) in sorted(longest.items()):
-        up = foot - at[1]
-        text += (f"m{x - at[0]}{up}" if up < 0 else f"m{x - at[0]} {up}") if text else f"M{x} {foot}"
-        text, at = f"{text}v{tip - foot}", (x, tip)
+        up = foot - last[1]
+        text += (f"m{x - last[0]}{up}" if up < 0 else f"m{x - last[0]} {up}") if text else f"M{x} {foot}"
+        text, last = f"{text}v{tip - foot}", (x, tip)
     return text
 
 

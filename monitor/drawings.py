@@ -1,7 +1,7 @@
 """Drawings of many experiments: from a cache where their files are as they were, else made anew, in several
 processes where they are many.
 
-    drawings = drawings_of({folder: rows of its ledger, ...})
+    drawings = drawings_of({folder: rows of its segments.jsonl, ...})
 
 The cache is one file in the user's own folder for caches; without such a folder, or with a damaged file,
 everything is drawn anew.
@@ -25,7 +25,7 @@ from files import write_atomically
 from monitor import draw
 from optim import reader
 from optim.names import METRICS
-from optim.reader import Row, number, read_rows
+from optim.reader import Row, as_float, read_rows
 from processes import die_with
 
 POINTS_OF_A_PAGE = 32_000  # of one kind of curve: a page of 1,000 experiments stays below 3 MB
@@ -40,10 +40,10 @@ Task = tuple[Path, Sequence[float], int]
 Entries = dict[str, tuple[str, str]]  # stamp and drawing, by folder
 
 
-def drawings_of(ledgers: dict[Path, list[Row]]) -> dict[Path, str]:
+def drawings_of(segments_of: dict[Path, list[Row]]) -> dict[Path, str]:
     """The drawing of each experiment, empty where it has nothing to draw."""
-    limit = max(FEWEST_POINTS, min(draw.POINTS, POINTS_OF_A_PAGE // max(len(ledgers), 1)))
-    tasks: list[Task] = [(folder, starts_of(ledger), limit) for folder, ledger in ledgers.items()]
+    limit = max(FEWEST_POINTS, min(draw.POINTS, POINTS_OF_A_PAGE // max(len(segments_of), 1)))
+    tasks: list[Task] = [(folder, starts_of(segments), limit) for folder, segments in segments_of.items()]
     stamps = {task[0]: _stamp(task) for task in tasks}
     path = cache_path()
     kept = _load(path)
@@ -59,9 +59,9 @@ def drawings_of(ledgers: dict[Path, list[Row]]) -> dict[Path, str]:
     return found
 
 
-def starts_of(ledger: Sequence[Row]) -> list[float]:
+def starts_of(segments: Sequence[Row]) -> list[float]:
     """Steps at which a further segment began."""
-    return sorted({start for row in ledger[1:] if (start := number(row.get("start_step"))) is not None})
+    return sorted({start for row in segments[1:] if (start := as_float(row.get("start_step"))) is not None})
 
 
 def _draw(task: Task) -> str:
@@ -94,14 +94,14 @@ def _begin_work(parent: int) -> None:
 
 def cache_path() -> Path | None:
     """None where the user has no home. As the convention asks, a relative XDG_CACHE_HOME does not count."""
-    told = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME", ""))
     with suppress(RuntimeError):
-        return (told if told.is_absolute() else Path.home() / ".cache") / CACHE
+        return (cache_home if cache_home.is_absolute() else Path.home() / ".cache") / CACHE
     return None
 
 
 def _stamp(task: Task) -> str:
-    """Tells what a drawing is made from: the file as it is, the ledger, this code. Empty where there is no
+    """Tells what a drawing is made from: the file as it is, the segments, this code. Empty where there is no
     file to read.
 
     It is taken before the file is read: what is written meanwhile makes the next stamp another one.

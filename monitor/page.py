@@ -1,7 +1,7 @@
 """How status.py shows experiments: words, a table of text, and one HTML page that needs no server and no
 network.
 
-python status.py --html page.html FOLDER
+    python status.py --html page.html FOLDER
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from models.variants import ALIASES
 from monitor.draw import STYLE, figure
-from optim.reader import number
+from optim.reader import as_float
 
 HEADERS = (
     "experiment",
@@ -91,7 +91,7 @@ class Progress:
     # known
     chain_end: str | None
     problems: list[str]
-    yardstick: str | None = None  # how it stands beside another training of the same model at this step
+    yardstick: str | None = None  # how it compares with another training of the same model at this step
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def short_models(name: str) -> str:
 
 
 def shortened(name: str, width: int) -> str:
-    """The two ends of a name that is too long; its end, which tells runs of one model apart, gets the
+    """The two ends of a name that is too long; its end, which distinguishes runs of one model, gets the
     larger half.
     """
     head = (width - 1) // 2
@@ -248,19 +248,19 @@ def notes(row: Progress) -> list[str]:
         if row.chain_end is None
         else "; the chain is dead" + (f": {row.chain_end}" if row.chain_end not in ("", row.reason) else "")
     )
-    said = []
+    lines = []
     if row.state in ("failed", "stopped"):
         other = f"; last segment: {row.segment_reason}" if row.segment_reason not in ("", row.reason) else ""
-        said.append(f"{row.state}: {row.reason or 'no reason given'}{other}{chain}")
+        lines.append(f"{row.state}: {row.reason or 'no reason given'}{other}{chain}")
     elif row.state == "silent":
-        said.append(
+        lines.append(
             f"silent: says running, but changed nothing for {duration(row.updated_age_seconds)}, and its job"
             f" is not known to run{chain}"
         )
     elif chain:
-        said.append(f"{row.state}{chain}")
-    said += [row.yardstick] if row.yardstick else []
-    return said + row.waiting + [f"unreadable: {problem}" for problem in row.problems]
+        lines.append(f"{row.state}{chain}")
+    lines += [row.yardstick] if row.yardstick else []
+    return lines + row.waiting + [f"unreadable: {problem}" for problem in row.problems]
 
 
 # the page
@@ -292,7 +292,7 @@ def _segments(chapter: Chapter) -> str:
     body = ""
     for index, row in enumerate(chapter.segments):
         start, end, took, began = (
-            number(row.get(key)) for key in ("start_step", "end_step", "seconds", "started")
+            as_float(row.get(key)) for key in ("start_step", "end_step", "seconds", "started")
         )
         began_text = (
             "-"
@@ -329,7 +329,7 @@ def _segments(chapter: Chapter) -> str:
 def _chapter(index: int, chapter: Chapter, has_frame: bool) -> str:
     row = chapter.progress
     name = short_models(row.name)
-    said = "".join(f'<p class="note">{escape(note)}</p>\n' for note in notes(row))
+    remarks = "".join(f'<p class="note">{escape(note)}</p>\n' for note in notes(row))
     drawn = (
         figure(shortened(name, LONGEST_TITLE), chapter.drawing, has_frame)
         if chapter.drawing
@@ -338,7 +338,7 @@ def _chapter(index: int, chapter: Chapter, has_frame: bool) -> str:
     return (
         f'<section id="e{index}">\n<h2>{escape(name)} <span'
         f' class="{escape(row.state)}">{escape(row.state)}</span></h2>\n<p'
-        f' class="path">{escape(row.folder)}</p>\n{said}{drawn}\n{_segments(chapter)}</section>\n'
+        f' class="path">{escape(row.folder)}</p>\n{remarks}{drawn}\n{_segments(chapter)}</section>\n'
     )
 
 

@@ -25,7 +25,7 @@ from monitor.page import Progress, words
 from optim.lock import STALE_SECONDS
 from optim.names import METRICS, SEGMENTS, STATUS, SUMMARY
 from optim.outcome import OUTCOME
-from optim.reader import Record, Row, newest_rows, number
+from optim.reader import Record, Row, as_float, newest_rows
 from report.trajectory import KNOWN_LENGTHS, remark
 
 SILENT_SECONDS = 600.0  # a run that says "running" and has changed nothing for so long
@@ -80,29 +80,29 @@ class Queue:
                 found.setdefault(match["mark"], []).append(job)
         return found
 
-    def jobs_of(self, folder: Path, told: str) -> list[Job]:
-        """Jobs of an experiment, those that run first: the one that its files tell, and all that are named
+    def jobs_of(self, folder: Path, job_id: str) -> list[Job]:
+        """Jobs of an experiment, those that run first: the one that its files name, and all that are named
         for it.
         """
-        own = [self.jobs[told]] if self.jobs and told in self.jobs else []
+        own = [self.jobs[job_id]] if self.jobs and job_id in self.jobs else []
         named = self.trainings.get(mark_of(folder), []) if self.trainings else []
         return sorted(dict.fromkeys([*own, *named]), key=lambda job: not job.is_running)
 
-    def has_lost(self, told: str) -> bool:
-        """Whether what the files tell is a SLURM job that the queue, which did answer, does not have."""
-        return self.jobs is not None and not self.note and is_slurm_job(told) and told not in self.jobs
+    def has_lost(self, job_id: str) -> bool:
+        """Whether the files name a SLURM job that the queue, which did answer, does not have."""
+        return self.jobs is not None and not self.note and is_slurm_job(job_id) and job_id not in self.jobs
 
-    def word(self, jobs: Sequence[Job], told: str) -> str | None:
+    def word(self, jobs: Sequence[Job], job_id: str) -> str | None:
         """For the table; None where there is no SLURM, or a host and process that is no job of it."""
         if jobs:
             return jobs[0].state
-        if self.jobs is None or not is_slurm_job(told):
+        if self.jobs is None or not is_slurm_job(job_id):
             return None
         return "?" if self.note else "no job"
 
 
-def is_slurm_job(told: str) -> bool:
-    return re.fullmatch(r"\d+(_\d+)?", told) is not None
+def is_slurm_job(job_id: str) -> bool:
+    return re.fullmatch(r"\d+(_\d+)?", job_id) is not None
 
 
 def mark_of(folder: Path) -> str:
@@ -172,8 +172,8 @@ def updated_at(folder: Path, status: Row, *rows: Row) -> float | None:
     """When the run last wrote. A held lock is renewed every few seconds, also during a long evaluation."""
     clocks = (row.get("time") for row in rows)
     times = [
-        number(status.get("updated")),
-        *(number(clock.get("unix")) for clock in clocks if isinstance(clock, dict)),
+        as_float(status.get("updated")),
+        *(as_float(clock.get("unix")) for clock in clocks if isinstance(clock, dict)),
     ]
     with suppress(OSError):
         lock = (folder / "lock").stat()
@@ -182,15 +182,15 @@ def updated_at(folder: Path, status: Row, *rows: Row) -> float | None:
 
 
 def state_of(record: Record, summary: Row, problems: list[str], age: float | None, job: Job | None) -> str:
-    """The state that the run told, by its status or a later ending; `silent` where it says running and
+    """The state that the run recorded, by its status or a later ending; `silent` where it says running and
     nobody hears of it.
     """
     if record.status:
         is_silent = age is not None and age > SILENT_SECONDS and (job is None or not job.is_running)
-        told = record.status.get("state", "unknown")
-        if record.ending is not None and told != "finished":
+        state = record.status.get("state", "unknown")
+        if record.ending is not None and state != "finished":
             return record.ending.state
-        return "silent" if told == "running" and is_silent else words(told)[:20]
+        return "silent" if state == "running" and is_silent else words(state)[:20]
     if summary:
         return "finished"
     if problems:
@@ -202,15 +202,15 @@ def reason_of(record: Record) -> str:
     """Why the last run ended: as its outcome says, where it did not come as far as a status, else as it
     said itself.
     """
-    told = record.ending if record.status else record.outcome
-    return words(told.reason if told is not None else record.status.get("reason") or "")
+    outcome = record.ending if record.status else record.outcome
+    return words(outcome.reason if outcome is not None else record.status.get("reason") or "")
 
 
-def dead_chain(record: Record, queue: Queue, told: str, age: float | None) -> str | None:
-    """Why an unfinished experiment that no job works on or waits for has no further one; empty where no
+def dead_chain(record: Record, queue: Queue, job_id: str, age: float | None) -> str | None:
+    """Why an unfinished experiment, which no job trains or waits for, has no further job; empty where no
     reason was given.
 
-    None where nothing is known of a chain, or of what became of it. told: the job that the files name.
+    None where no chain, or no end of it, is known. job_id: the job that the files name.
     """
     last = record.segments[-1] if record.segments else {}
     chain = words(last.get("chain") or "")
@@ -218,30 +218,30 @@ def dead_chain(record: Record, queue: Queue, told: str, age: float | None) -> st
         return chain.removeprefix(STOP).lstrip(": ")
     with suppress(OSError):
         # the queue shows nobody else's jobs
-        if not queue.has_lost(told) or record.folder.stat().st_uid != os.getuid():
+        if not queue.has_lost(job_id) or record.folder.stat().st_uid != os.getuid():
             return None
     if chain == AGAIN:
         return "another job was promised, none is queued"
     is_over = record.status.get("state") == "running" and age is not None and age > STALE_SECONDS
-    return f"job {told} is gone, none is queued" if is_over else None
+    return f"job {job_id} is gone, none is queued" if is_over else None
 
 
 def yardstick_of(record: Record, evaluation: Row) -> str | None:
-    """How a training in progress stands beside that of the paper's re-run at its last evaluation; None where
-    that is not known.
+    """How a training in progress compares with the paper's re-run at its last evaluation; None where that is
+    not known.
 
-    A checkpoint is opened only where the steps planned are those of a training that is known.
+    A checkpoint is opened only if the number of planned steps is that of a known training.
     """
-    step, perplexity = number(evaluation.get("step")), number(evaluation.get("val_pp"))
-    if step is None or perplexity is None or number(record.status.get("iterations")) not in KNOWN_LENGTHS:
+    step, perplexity = as_float(evaluation.get("step")), as_float(evaluation.get("val_pp"))
+    if step is None or perplexity is None or as_float(record.status.get("iterations")) not in KNOWN_LENGTHS:
         return None
     with suppress(OSError):  # the folder may not be listed, or vanished meanwhile
         return remark(record.flags, int(step), perplexity)
     return None
 
 
-def look(folder: Path, name: str, queue: Queue, now: float) -> Progress:
-    """Everything about one experiment that its folder and the queue tell."""
+def progress_of(folder: Path, name: str, queue: Queue, now: float) -> Progress:
+    """Everything about one experiment that its folder and the queue say."""
     problems: list[str] = []
     disk_bytes, saved = weigh(folder, problems)
     closed = problems[:]  # of a folder that may not be read the files need no words of their own
@@ -251,20 +251,20 @@ def look(folder: Path, name: str, queue: Queue, now: float) -> Progress:
     segments = record.segments
     train, evaluation = newest_rows(folder / METRICS, problems, ("train",), ("eval", "final"))
     last = segments[-1] if segments else {}
-    told = words(status.get("job_id") or last.get("job_id") or "")
-    jobs = queue.jobs_of(folder, told)
+    job_id = words(status.get("job_id") or last.get("job_id") or "")
+    jobs = queue.jobs_of(folder, job_id)
     updated = updated_at(folder, status, train, evaluation)
     age = None if updated is None else max(0.0, now - updated)
     state = state_of(record, summary, problems, age, jobs[0] if jobs else None)
-    total = number(status.get("iterations")) or (number(record.done_iterations) if summary else None)
+    total = as_float(status.get("iterations")) or (as_float(record.done_iterations) if summary else None)
     steps = (
-        number(row.get(key))
+        as_float(row.get(key))
         for row, key in ((status, "itr"), (summary, "itr"), (train, "step"), (last, "end_step"))
     )
     step = next((found for found in steps if found is not None), None)
     rate = record.steps_per_hour()
     left = (
-        number(max(0.0, total - step) / rate * 3600)
+        as_float(max(0.0, total - step) / rate * 3600)
         if rate and total and step is not None and state != "finished"
         else None
     )
@@ -275,32 +275,32 @@ def look(folder: Path, name: str, queue: Queue, now: float) -> Progress:
         step=None if step is None else int(step),
         iterations=int(total) if total else None,
         percent=None if step is None or not total else int(100 * step // total),
-        loss=number(train.get("loss", status.get("loss"))),
-        val_perplexity=number(evaluation.get("val_pp", summary.get("final_val_pp"))),
+        loss=as_float(train.get("loss", status.get("loss"))),
+        val_perplexity=as_float(evaluation.get("val_pp", summary.get("final_val_pp"))),
         steps_per_hour=rate,
         eta_seconds=left,
-        segments=len(segments) or int(number(status.get("segments")) or 0),
+        segments=len(segments) or int(as_float(status.get("segments")) or 0),
         checkpoint_age_seconds=None if saved is None else max(0.0, now - saved),
         updated_age_seconds=age,
         disk_bytes=disk_bytes,
         reason=reason_of(record),
         segment_reason=words(last.get("reason") or ""),
-        chain_end=None if jobs or state == "finished" else dead_chain(record, queue, told, age),
+        chain_end=None if jobs or state == "finished" else dead_chain(record, queue, job_id, age),
         problems=closed or problems,
         yardstick=None if state == "finished" else yardstick_of(record, evaluation),
-        **in_queue(queue, jobs, told),
+        **in_queue(queue, jobs, job_id),
     )
 
 
-def in_queue(queue: Queue, jobs: Sequence[Job], told: str) -> dict[str, Any]:
-    """What a Progress says of the queue. told: the job that the files name."""
+def in_queue(queue: Queue, jobs: Sequence[Job], job_id: str) -> dict[str, Any]:
+    """What a Progress says of the queue. job_id: the job that the files name."""
     job = jobs[0] if jobs else None
     # of a job of an array the files know another number than the queue shows
-    name = told if job is None or (queue.jobs or {}).get(told) is job else job.id
+    name = job_id if job is None or (queue.jobs or {}).get(job_id) is job else job.id
     waiting = [replace(each, id=name if each is job else each.id).note() for each in jobs]
     return {
         "job_id": name or None,
-        "queue": queue.word(jobs, told),
+        "queue": queue.word(jobs, job_id),
         "queue_reason": job.reason if job else None,
         "queue_start": job.start if job else None,
         "waiting": list(filter(None, waiting)),
@@ -415,7 +415,7 @@ def survey(bases: Sequence[Path]) -> tuple[dict[Path, Progress], Queue]:
     """Every experiment in order of its name, and the queue. Raises UserError where there is none."""
     queue, now, rows = read_queue(), time.time(), {}
     for folder, name in sorted(find(bases).items(), key=lambda item: item[1]):
-        row = look(folder, name, queue, now)
+        row = progress_of(folder, name, queue, now)
         try:
             os.lstat(folder)
         except FileNotFoundError:  # it vanished meanwhile; another error is in its row

@@ -1,11 +1,23 @@
-"""Training: training.py (the loop), progress.py (its state), step.py (one optimiser step), saving.py
-(checkpoints while it goes on), language_model.py (the parts of a training on tokens), objectives/,
-evaluation.py, hooks.py, fit.py (use from Python), experiment.py (its folder), checkpoint.py, schedules.py,
-optimizers.py, evaluate.py, partial.py (an evaluation that is cut short goes on), summary.py, stopping.py
-(when to stop cleanly), reporting.py (what people and files are told), outcome.py (how a run ended),
-history.py (extensions and rollbacks: what is kept, what is set aside), initial.py (to begin with another
-training's weights).
-Without torch: intervals.py and window_losses.py (errors of means over windows that depend on each other),
-reader.py (what a folder tells, for all who decide by it), done.py (finished as asked for?), names.py (file
-names), peek.py (a checkpoint's numbers).
+"""Training, evaluation and generation.
+
+    training.py, progress.py, step.py             the loop, its state, one optimiser step
+    language_model.py, fit.py, hooks.py           the parts of a training on tokens; from Python; callbacks
+    objectives/, optimizers.py, schedules.py      what is minimised, and how
+    evaluation.py, evaluate.py, partial.py        evaluations, and those that are interrupted
+    tracked.py                                    which checkpoint is the best one
+    dataset.py                                    the splits of a dataset, opened by all processes
+    checkpoint.py, saving.py, history.py          checkpoints; what is kept, what is set aside
+    setup.py, restore.py, initial.py              where a run starts: afresh, from a checkpoint, from weights
+    experiment.py, lock.py, summary.py            the experiment's folder, who has it, its summary.json
+    stopping.py, watchdog.py, outcome.py          why a run stops, hangs, how it ended
+    reporting.py                                  what is printed and logged
+    generation.py, routers.py, cascade.py         text; scores of routers
+    scoring.py, harness.py, card.py               downstream tasks; the card of an exported model
+    selftest.py                                   --selftest_resume
+
+Without torch:
+
+    reader.py, names.py, peek.py                  what a folder and a checkpoint say
+    done.py, resumable.py                         finished, resumable as asked for?
+    intervals.py, window_losses.py                errors of means over windows that depend on each other
 """

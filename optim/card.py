@@ -44,14 +44,8 @@ def model_card(settings: ModelSettings, dtype: str, facts: Mapping[str, str], to
     """
     with torch.device("meta"):  # to count, not to compute
         parameters = sum(parameter.numel() for parameter in Transformer(settings).parameters())
-    begin, middle, end = settings.stack_sizes
-    stack = (
-        f"{begin} -> {middle} x {settings.n_repeat} -> {end} layers"
-        if settings.row.loop
-        else f"{begin} layers"
-    )
-    rows = {
-        "stack": f"{stack}, width {settings.n_embd}, {settings.n_head} heads",
+    table = {
+        "stack": f"{settings.stack_in_words}, width {settings.n_embd}, {settings.n_head} heads",
         "context": f"{settings.sequence_length} tokens",
         "vocabulary": f"{settings.vocab_size}",
         "parameters": f"{parameters:,}, stored as {dtype}",
@@ -61,19 +55,19 @@ def model_card(settings: ModelSettings, dtype: str, facts: Mapping[str, str], to
         (
             "The code in this folder runs on your machine: read it before you trust it. Greedy search and"
             " sampling keep keys and values of earlier tokens up to the context's length; beyond it, for"
-            " beams, for pondernet and where routing compares a whole row, each new token takes the whole"
-            " sequence."
+            " beams, for pondernet and where routing compares a whole sequence, each new token takes the"
+            " whole sequence."
         ),
         tokenizer,
     ]
-    if settings.row.routes:
+    if settings.variant.routes:
         notes.append(
             "Tokens are routed. All of them take all passes unless `eval_length_factor` in config.json (or"
             f" as an argument of `from_pretrained`) gives the {settings.n_repeat - 1} shares that go on; the"
-            " choice then compares scores over the whole row, so batches must not be padded, and the model"
-            " is not causal."
+            " choice then compares scores over the whole sequence, so batches must not be padded, and the"
+            " model is not causal."
         )
-    if settings.row.exits_each_pass:
+    if settings.variant.exits_each_pass:
         notes.append(
             "Evaluation draws the pass at which each token leaves: outputs vary from call to call unless"
             " `torch.manual_seed` is set."
@@ -81,21 +75,24 @@ def model_card(settings: ModelSettings, dtype: str, facts: Mapping[str, str], to
     notes.append("No licence is stated here: who publishes this folder chooses one.")
     return CARD.format(
         model=settings.model,
-        facts="\n".join(f"- {name}: {value}" for name, value in rows.items()),
+        facts="\n".join(f"- {name}: {value}" for name, value in table.items()),
         notes="\n\n".join(notes),
     )
 
 
 def is_of_the_model(evaluation: Mapping[str, Any], trained: Namespace, data: Mapping[str, Any]) -> bool:
-    """Whether an evaluation speaks of the model as it was trained: the whole split of its own data, all
-    compute, no setting changed.
+    """Whether an evaluation measures the model as it was trained: the whole split of its own data, at full
+    compute, with no setting changed.
 
-    data: as the checkpoint recorded them; a name alone may stand for other data by now.
+    data: as the checkpoint recorded them; the same name may mean other data by now.
     """
-    said = evaluation.get("args", {})
+    recorded = evaluation.get("args", {})
     try:
         args = Namespace(
-            **{**vars(trained), **config.recorded(said if isinstance(said, dict) else {"model": said})}
+            **{
+                **vars(trained),
+                **config.recorded(recorded if isinstance(recorded, dict) else {"model": recorded}),
+            }
         )
     except ValueError:
         return False
@@ -109,19 +106,17 @@ def is_of_the_model(evaluation: Mapping[str, Any], trained: Namespace, data: Map
 
 
 def of_other_data(evaluation: Mapping[str, Any], trained: Mapping[str, Any]) -> bool:
-    """Whether an evaluation read another validation split than the training's, as far as both say what
-    theirs holds.
-    """
+    """Whether an evaluation read another validation split than the training's, if both record theirs."""
     own = evaluation.get("data")
     return isinstance(own, Mapping) and bool(data_differences({"val": own}, {"val": trained.get("val")}))
 
 
 def perplexity_of(path: Path, state: Mapping[str, Any], trained: Namespace) -> tuple[float, str] | None:
-    """The validation perplexity of a checkpoint as a file beside it states it, and the file's name; None
-    where none does.
+    """The validation perplexity of a checkpoint that a file beside it states, and the file's name; None where
+    none does.
 
-    A file of another step is passed over: what was evaluated before an extension stays beside the new
-    ckpt.pt. A summary that does not tell its step is that of ckpt.pt.
+    A file of another step is ignored: an evaluation from before an extension stays beside the new ckpt.pt. A
+    summary that does not record its step is that of ckpt.pt.
     """
     steps, data = state.get("itr"), state.get("data")
     for name, key in ((EVALUATION.format(path.stem), "val_perplexity"), (SUMMARY, "final_val_pp")):

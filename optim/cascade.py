@@ -15,15 +15,14 @@ CASCADES = ("raw", "device", "position", "token")
 
 
 def cascade(scores: Tensor, kind: str) -> Tensor:
-    """Scores (B, T, R - 1) of every token after every pass but the last, in token order -> what a cascade
-    makes of them.
+    """Scores (B, T, R - 1) of every token after every pass but the last, in token order -> the cascaded
+    scores.
 
-    raw: as they are. token: the least score so far, since a token that a router has stopped never meets the
-    next one.
-    device, position: the least score so far at each place of the authors' arrays, where scores stand as the
-    top-k of their pass has put them, so that a place holds different tokens in different passes. device:
-    their code as it is, whose unsorted top-k leaves an order that is up to the device of `scores`. position:
-    with a sorted top-k, so that a place is a rank.
+    raw: unchanged. token: the lowest score so far, as a token that a router has stopped never reaches the
+    next one. device, position: the lowest score so far at each place of the authors' arrays. The top-k of a
+    pass reorders these arrays, so a place holds different tokens in different passes. device: their code as
+    it is; its unsorted top-k leaves an order that depends on the device of `scores`. position: with a sorted
+    top-k, so that a place is a rank.
     """
     if kind == "raw":
         return scores

@@ -1,8 +1,8 @@
 """Checkpoints: plain tensors and numbers in torch's zip format, never half written, checked before they are
 believed.
 
-The zip container carries a CRC-32 of every record, so a torn or flipped file is told from a good one, and
-`weights_only` loading keeps a hostile one from running anything.
+The zip container carries a CRC-32 of every record, so a torn or flipped file is distinguished from a good
+one, and `weights_only` loading keeps a hostile one from running anything.
 
     state = load_checkpoint(path)              # any checkpoint, the authors' too
     path, notes = newest_valid(folder)         # what to resume from, and why not from a newer one
@@ -57,12 +57,11 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     replace_atomically(path, write)
 
 
-def fault(path: Path) -> str | None:
+def damage(path: Path) -> str | None:
     """Why a file is not an intact checkpoint, or None: every record is read and its checksum compared.
 
     torch's own reader must find its records too, and fields of the directory that no checksum covers must be
-    as torch
-    writes them: a record marked as a folder, say, would be read as nothing.
+    as torch writes them: a record marked as a folder, say, would be read as nothing.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -92,7 +91,7 @@ def load_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> dic
     Raises UserError for a file that is none.
     """
     path = Path(path)
-    wrong = fault(path)
+    wrong = damage(path)
     if wrong is not None:
         raise UserError(f"{path} is not a valid checkpoint: {wrong}")
     try:
@@ -112,14 +111,13 @@ def load_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> dic
 def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that is intact, and a line about each newer one that is not.
 
-    The newest is the one that holds the most steps; where a file does not tell, its name counts. Raises
-    UserError where there
-    are checkpoints and none is intact: training from scratch over them would be worse.
+    The newest is the one that holds the most steps; where a file does not say, its name counts. Raises
+    UserError where there are checkpoints and none is intact: training from scratch over them would be worse.
     """
     candidates = newest_first(folder)
     notes: list[str] = []
     for path in candidates:
-        wrong = fault(path)
+        wrong = damage(path)
         if wrong is None:
             return path, notes
         notes.append(f"passing over {path.name}: {wrong}")
@@ -135,7 +133,7 @@ def prune(
 ) -> None:
     """Delete all but the `keep` newest `ckpt_N.pt`, by the steps that they hold; 0 keeps all.
 
-    Protected ones, those of kept steps, and final ones of before an extension stay, and are not counted.
+    Protected ones, those of kept steps, and final ones from before an extension stay, and are not counted.
     """
     for path in sorted(intermediate(folder, kept_steps), key=age, reverse=True)[keep:] if keep else []:
         if path not in protected:

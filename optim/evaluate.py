@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from data import TokenWindows
+from data.batch import Batch, EvalSet
 from distributed.world import World
 from optim.intervals import spread
 from optim.partial import PartialSums
@@ -52,7 +52,7 @@ def windows_to_read(args: Namespace, n_windows: int) -> NDArray[np.int64]:
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    windows: TokenWindows,
+    windows: EvalSet,
     batch_size: int,
     world: World,
     autocast: Callable[[], AbstractContextManager[Any]],
@@ -70,16 +70,16 @@ def evaluate(
     partial batch like a full one, as the authors' numbers do. None where `should_stop` (called by all
     processes together) said so. The model is left in training mode if it was.
     progress: called with the number of batches that are done. kept: where the sums go at a stop and from time
-    to time, and from where they are taken up; it is the caller's to remove, once the numbers are told.
+    to time, and from where they are taken up; it is the caller's to remove, once the numbers are written.
     """
     if isinstance(windows_read, int):
-        windows_read = np.arange(
-            min(windows.n_windows, windows_read * batch_size) if windows_read else windows.n_windows
-        )
-    n_windows = windows_read.size
-    n_batches = math.ceil(n_windows / batch_size)
+        n_windows = len(windows)
+        if windows_read:
+            n_windows = min(n_windows, windows_read * batch_size)
+        windows_read = np.arange(n_windows)
+    n_batches = math.ceil(windows_read.size / batch_size)
     sums = torch.zeros(n_batches, 4, dtype=torch.float64)  # loss, hits, tokens, depth x tokens
-    by_window = torch.zeros(n_windows, 2, dtype=torch.float64)  # mean loss, accuracy
+    by_window = torch.zeros(windows_read.size, 2, dtype=torch.float64)  # mean loss, accuracy
     was_training = model.training
     model.eval()
     try:
@@ -89,24 +89,10 @@ def evaluate(
         for first in range(begun, n_batches, world.size):
             number = first + world.rank
             if number < n_batches:
-                here = slice(number * batch_size, (number + 1) * batch_size)
-                idx, targets = (
-                    t.to(world.device, non_blocking=True) for t in windows.batch(windows_read[here])
-                )
-                devices = [world.device] if world.device.type == "cuda" else []
-                with torch.random.fork_rng(devices), autocast():
-                    torch.manual_seed(EVAL_SEED + number)
-                    out = model(idx, targets=targets)
-                losses = out["token_losses"].double()
-                by_window[here] = torch.stack([losses.mean(1), out["hits"].double().mean(1)], dim=1).cpu()
-                sums[number] = torch.tensor(
-                    [
-                        losses.sum().item(),
-                        out["hits"].sum().item(),
-                        targets.numel(),
-                        float(out["average_depth"]) * targets.numel(),
-                    ],
-                    dtype=torch.float64,
+                part = slice(number * batch_size, (number + 1) * batch_size)
+                batch = windows.batch(windows_read[part]).to(world.device)
+                sums[number], by_window[part] = _batch_sums(
+                    model, batch, world.device, autocast, EVAL_SEED + number
                 )
             done = min(first + world.size, n_batches)
             progress(done)
@@ -120,16 +106,40 @@ def evaluate(
                 return None
     finally:
         model.train(was_training)
-    by_batch = world.sum(sums)
+    return _means(world.sum(sums), world.sum(by_window))
+
+
+def _batch_sums(
+    model: nn.Module,
+    batch: Batch,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """A batch: its loss, hits, tokens and depth x tokens, (4,), and each window's mean loss and accuracy,
+    (windows, 2); float64.
+    """
+    targets = batch["targets"]
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), autocast():
+        torch.manual_seed(seed)
+        out = model(batch["inputs"], targets=targets)
+    losses, hits, n_tokens = out["token_losses"].double(), out["hits"], targets.numel()
+    sums = [losses.sum().item(), hits.sum().item(), n_tokens, float(out["average_depth"]) * n_tokens]
+    by_window = torch.stack([losses.mean(1), hits.double().mean(1)], dim=1)
+    return torch.tensor(sums, dtype=torch.float64), by_window.cpu()
+
+
+def _means(by_batch: Tensor, by_window: Tensor) -> dict[str, Any]:
+    """What `evaluate` returns, of the sums of all processes."""
     loss, hits, tokens, depth = by_batch.sum(0).tolist()
     loss_of_batches, hits_of_batches = (by_batch[:, :2] / by_batch[:, 2:3]).mean(0).tolist()
-    window_losses, window_accuracies = world.sum(by_window).unbind(1)
+    window_losses, window_accuracies = by_window.unbind(1)
     return {
         "val_loss": loss / tokens,
         "val_pp": perplexity(loss / tokens),
         "val_acc": hits / tokens,
         "average_depth": depth / tokens,
-        "n_batches": n_batches,
+        "n_batches": len(by_batch),
         "n_tokens": int(tokens),
         "window_losses": window_losses,
         "window_accuracies": window_accuracies,

@@ -7,7 +7,6 @@ and "final".
 
 from __future__ import annotations
 
-import math
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,27 +15,25 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from data import TokenWindows
+from data.batch import EvalSet
 from distributed.world import World
-from errors import UserError
 from optim.evaluate import EvaluationPlan, evaluate
 from optim.names import OF_TRAINING
 from optim.partial import PartialSums, facts_of
 from optim.reporting import log
 from optim.setup import autocaster
-
-LOWER, HIGHER = "lower", "higher"  # which of two values of a quantity is the better one
+from optim.tracked import HELD_OUT
 
 
 @dataclass
 class Measured:
-    """values: of a metrics row. words: a line for people, without the step. told: to be called once both are
-    written, on the main process.
+    """values: of a metrics row. words: a line for people, without the step. recorded: to be called once both
+    are written, on the main process.
     """
 
     values: dict[str, Any]
     words: str
-    told: Callable[[], object] = lambda: None
+    recorded: Callable[[], object] = lambda: None
 
 
 class Evaluation(Protocol):
@@ -71,14 +68,14 @@ class Evaluation(Protocol):
 class HeldOut:
     """Loss, perplexity and accuracy on the validation split: some batches during training, all at the end."""
 
-    quantities: Mapping[str, str] = {"val_loss": LOWER, "val_pp": LOWER, "val_acc": HIGHER}
+    quantities: Mapping[str, str] = HELD_OUT
 
     def __init__(
         self,
         args: Namespace,
         world: World,
         network: nn.Module,
-        windows: TokenWindows,
+        windows: EvalSet,
         folder: Path,
         identity: Mapping[str, Any],
         name: str = "",
@@ -118,7 +115,7 @@ class HeldOut:
         return asdict(self.plan)
 
     def take_up(self, state: Mapping[str, Any] | None, args: Mapping[str, Any]) -> None:
-        if state is None:  # of before checkpoints told
+        if state is None:  # from before checkpoints recorded it
             state = {"batch_size": args["batch_size"], "batches": args["eval_batches"]}
         plan = EvaluationPlan(**state)
         if self.args.eval_batches != plan.batches:
@@ -129,7 +126,7 @@ class HeldOut:
         self.plan = plan
 
     def summary(self, rows: Sequence[Mapping[str, Any]], step: int) -> dict[str, Any]:
-        n_windows, plan = self.windows.n_windows, self.plan
+        n_windows, plan = len(self.windows), self.plan
         some = min(n_windows, plan.batches * plan.batch_size) if plan.batches else n_windows
         of = f"@{self.name}" if self.name else ""
         final = next(row for row in reversed(rows) if row["kind"] == f"final{of}" and row["step"] == step)
@@ -142,52 +139,3 @@ class HeldOut:
         for name in (*self.quantities, "average_depth", "n_tokens"):
             found[f"final_{name}"] = final[name]
         return {f"{name}{of}": value for name, value in found.items()}
-
-
-class Tracked:
-    """The best value so far of one quantity of one evaluation: --track QUANTITY, or QUANTITY@EVALUATION.
-
-    A value is better only if it is finite and strictly better, so that of equal ones the first stays.
-    """
-
-    def __init__(self, wanted: str, evaluations: Sequence[Evaluation], every: int) -> None:
-        """every: steps between evaluations. Raises UserError where nothing measures that quantity."""
-        self.wanted = wanted
-        self.quantity, _, self.evaluation = wanted.partition("@")
-        self.value: float | None = None
-        self.step = 0
-        known = {evaluation.name: evaluation.quantities for evaluation in evaluations}
-        quantities = known.get(self.evaluation, {})
-        if self.quantity not in quantities:
-            choices = []
-            for which, names in known.items():
-                of = f"@{which}" if which else ""
-                choices += [f"{name}{of}" for name in names]
-            there_are = ", ".join(choices) or "none"
-            raise UserError(f"--track {wanted}: nothing measures that; there are: {there_are}")
-        if not every:
-            raise UserError(f"--track {wanted} needs evaluations during training: give --eval_freq")
-        self.sign = 1 if quantities[self.quantity] == LOWER else -1
-
-    def improves(self, evaluation: str, values: Mapping[str, Any], step: int) -> bool:
-        """Whether these values of an evaluation at a step are the best so far; if so, they are remembered."""
-        if evaluation != self.evaluation:
-            return False
-        value = float(values[self.quantity])
-        is_better = self.value is None or self.sign * value < self.sign * self.value
-        if not math.isfinite(value) or not is_better:
-            return False
-        self.value, self.step = value, step
-        return True
-
-    def state(self) -> dict[str, Any]:
-        """Of a checkpoint and a summary."""
-        return {"quantity": self.wanted, "value": self.value, "step": self.step}
-
-    def take_up(self, state: Mapping[str, Any] | None) -> None:
-        """Go on from a checkpoint. Another quantity than it tracked begins anew."""
-        if state is not None and state.get("quantity") == self.wanted:
-            self.value, self.step = state["value"], state["step"]
-
-    def forget(self) -> None:
-        self.value, self.step = None, 0

@@ -31,12 +31,12 @@ ABANDONED_SECONDS = 3600.0  # age of a temporary file that a killed job must hav
 
 
 class Metrics:
-    """metrics.jsonl: a row for each step that is told, appended; steps that are replayed after a kill are not
-    written twice.
+    """metrics.jsonl: appends a row for each logged step; steps that are replayed after a kill are not written
+    twice.
 
-    Rows are {"kind": "train" | "eval" | "final" | "skipped", "step": N, ...}; what depends on the clock is
-    under "time". Beyond the first leg of the schedule a row also says which one it was trained in
-    ("extension", counted) and as what ("legs", a hash).
+    Rows are {"kind": "train" | "eval" | "final" | "skipped", "step": N, ...}; values that depend on the clock
+    are under "time". Beyond the first leg of the schedule a row also has the number of its leg ("extension")
+    and a hash of the legs ("legs").
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,16 +76,16 @@ class Metrics:
         return sorted(newest.values(), key=lambda row: row["step"])
 
     def _read(self) -> list[dict[str, Any]]:
-        return (
-            [json.loads(line) for line in self.path.read_bytes().splitlines()] if self.path.exists() else []
-        )
+        if not self.path.exists():
+            return []
+        return [json.loads(line) for line in self.path.read_bytes().splitlines()]
 
     def go_on(self, lineage: Lineage, at_most: int | None = None) -> int:
-        """The training goes on under this schedule: set aside the rows of steps that were trained under
+        """Continue the training under this schedule: set aside the rows of steps that were trained under
         another one.
 
-        at_most: a step to which the training has been rolled back, with all rows beyond it. Returns how many
-        rows that were.
+        at_most: a step to which the training has been rolled back; rows beyond it are set aside too. Returns
+        the number of rows that were set aside.
         """
         self.lineage = lineage
         kept: list[dict[str, Any]] = []
@@ -117,12 +117,11 @@ def _lines(rows: list[dict[str, Any]]) -> str:
 
 
 class Lineage:
-    """Which schedule a step is trained under, as marks of its metrics rows.
+    """Marks of metrics rows that say which schedule a step was trained under.
 
-    begins: of each leg, the step after which it holds; contents: of each leg, the leg and all before it in
-    words. A mark is of
-    what the legs are, not of how many: an extension that was given up is told from the one that took its
-    place.
+    begins: for each leg, the step after which it holds; contents: for each leg, the leg and all before it as
+    text. A mark depends on what the legs are, not only on their number, so that an abandoned extension
+    differs from the one that replaced it.
     """
 
     def __init__(self, begins: Sequence[int], contents: Sequence[str]) -> None:
@@ -130,12 +129,14 @@ class Lineage:
         self.hashes = [hashlib.sha256(content.encode()).hexdigest()[:8] for content in contents]
 
     def mark(self, step: int) -> dict[str, Any]:
-        """Of the row of a step, which ends the training of step `step - 1`; nothing in the first leg."""
+        """The marks for the row of a step, which ends the training of step `step - 1`; empty in the first
+        leg.
+        """
         leg = bisect.bisect_right(self.begins, max(step - 1, 0)) - 1
         return {"extension": leg, "legs": self.hashes[leg]} if leg > 0 else {}
 
     def holds(self, row: dict[str, Any]) -> bool:
-        """Whether a row is of this training. Rows of before there were hashes have the count alone."""
+        """Whether a row belongs to this training. Rows from before there were hashes have the count alone."""
         mine = self.mark(row["step"])
         return row.get("extension", 0) == mine.get("extension", 0) and row.get(
             "legs", mine.get("legs")
@@ -167,10 +168,10 @@ class Experiment:
             raise
 
     def begin_segment(self, step: int, saved_step: int | None = None, **facts: Any) -> None:
-        """Open this job's row, with a reason that stays if the job is killed, and set the status to running.
+        """Add this job's row, with a reason that remains if the job is killed, and set the status to running.
 
-        saved_step: that of the newest checkpoint in this folder, where it is not `step`. facts: more of the
-        row, which stays as it is.
+        saved_step: that of the newest checkpoint in this folder, if it is not `step`. facts: further values
+        of the row.
         """
         self.segments.append(
             {
@@ -189,14 +190,14 @@ class Experiment:
         self.record("running", step, step if saved_step is None else saved_step)
 
     def last_row_with(self, fact: str) -> dict[str, Any]:
-        """The newest job's row that has a fact, or an empty one."""
+        """The newest row of a job that has a value, or an empty one."""
         return next((row for row in reversed(self.segments) if fact in row), {})
 
     def record(self, state: str, step: int, saved_step: int, reason: str = UNKNOWN, **more: Any) -> None:
         """Write this job's row and the status: running, stopped, finished or failed.
 
         step: where the training is; saved_step: that of the newest checkpoint, which is how far this job has
-        brought the experiment. Writes nothing where another process has taken the experiment over.
+        advanced the experiment. Writes nothing if another process has taken the experiment over.
         """
         if self.lock.lost:
             return
@@ -225,7 +226,7 @@ class Experiment:
         )
 
     def note(self, **facts: Any) -> None:
-        """Enter more into this job's row, unless another process has taken the experiment over."""
+        """Add values to this job's row, unless another process has taken the experiment over."""
         if not self.lock.lost:
             self.segments[-1] |= facts
             self.write_segments()
@@ -234,7 +235,7 @@ class Experiment:
         write_atomically(self.folder / SEGMENTS, _lines(self.segments))
 
     def close(self) -> None:
-        """Give the experiment up to others."""
+        """Release the experiment for others."""
         self.lock.release()
 
     def remove_numbered(self, kept_steps: Collection[int] = ()) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,6 +31,7 @@ from optim.evaluation import Evaluation
 from optim.experiment import Experiment
 from optim.hooks import Hook
 from optim.names import FINAL, STOP
+from optim.objectives import load_extras
 from optim.outcome import Ending, Kind, Outcome, ended
 from optim.progress import Parts
 from optim.reporting import log, start_logging
@@ -69,16 +71,19 @@ def settings_of(given: dict[str, Any]) -> Any:
     if wrong:
         raise UserError("\n".join(sorted(wrong)))
     args = config.add_defaults({**DEFAULTS, **values})
-    problems = config.check(args)
+    # what may be tracked is known when the evaluations are
+    problems = config.check(Namespace(**{**vars(args), "track": None}))
     if problems:
         raise UserError("\n".join(map(str, problems)))
     config.check_world_size(args, distributed.launched_world_size())
     return args
 
 
-def _final_weights(folder: Path, network: nn.Module) -> None:
-    """Put the weights of a training that is finished into its network. Raises UserError."""
-    load_weights(network, load_checkpoint(folder / FINAL)["model"])
+def _final_weights(folder: Path, objective: nn.Module) -> None:
+    """Put the weights of a training that is finished into its objective. Raises UserError."""
+    state = load_checkpoint(folder / FINAL)
+    load_weights(cast(nn.Module, objective.network), state["model"])
+    load_extras(objective, state.get("objective", {}))
 
 
 def fit(
@@ -125,7 +130,7 @@ def fit(
             ending.held = True
             if world.on_main(lambda: is_finished(place, args, source.identity())):
                 log.info(f"{place} is finished already: its weights are loaded")
-                world.on_all(lambda: _final_weights(place, cast(nn.Module, objective.network)))
+                world.on_all(lambda: _final_weights(place, objective))
                 return ended(Kind.FINISHED, "finished already", args.iterations)
             path = world.on_main(lambda: starting_point(place, args.use_pretrained))
             seed_everything(args.seed, world.rank)

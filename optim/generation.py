@@ -58,7 +58,7 @@ class Sampling:
 
 
 class Session:
-    """Rows of tokens that grow. A row that outgrows the model's sequence_length forgets its older half.
+    """Sequences of tokens that grow. One that outgrows the model's sequence_length loses its older half.
 
     Routed models must route by threshold: capacities would ask for tokens that are not there yet.
     """
@@ -66,36 +66,36 @@ class Session:
     def __init__(
         self,
         model: Transformer,
-        rows: int,
+        count: int,
         device: torch.device,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        assert not model.settings.row.routes or model.settings.routing == "threshold", (
+        assert not model.settings.variant.routes or model.settings.routing == "threshold", (
             "capacities look at later tokens"
         )
         self.model, self.device, self.autocast = model.to(device).eval(), device, autocast
-        self.rows: list[list[int]] = [[] for _ in range(rows)]
+        self.sequences: list[list[int]] = [[] for _ in range(count)]
         self.taken = [0.0] * model.settings.n_repeat  # tokens that took part in each pass
         self._restart()
 
     def _restart(self) -> None:
-        self.cache = GenerationCache(self.model.settings, len(self.rows))
-        self.lengths = [0] * len(self.rows)
+        self.cache = GenerationCache(self.model.settings, len(self.sequences))
+        self.lengths = [0] * len(self.sequences)
 
     @torch.no_grad()
     def extend(self, new: Sequence[Sequence[int]]) -> Tensor:
-        """Append tokens to each row (some may get none) -> logits (B, V) after the last of them, float32
+        """Append tokens to each sequence (some may get none) -> logits (B, V) after the last of them, float32
         on the CPU.
         """
-        for row, tokens in zip(self.rows, new, strict=True):
-            row.extend(tokens)
+        for sequence, tokens in zip(self.sequences, new, strict=True):
+            sequence.extend(tokens)
         longest, inputs = self.model.settings.sequence_length, new
         lengths = [length + len(tokens) for length, tokens in zip(self.lengths, new, strict=True)]
         if max(lengths) > longest:
             inputs = []
-            for row, length in zip(self.rows, lengths, strict=True):
+            for sequence, length in zip(self.sequences, lengths, strict=True):
                 kept = length if length <= longest else longest // 2 + 1
-                inputs.append(row[-kept:])
+                inputs.append(sequence[-kept:])
             self._restart()
         width = max(map(len, inputs))
         idx, positions = [], []
@@ -136,24 +136,26 @@ def generate(
     vocabulary: int,
     ends: Callable[[int, list[int]], bool],
 ) -> Iterator[tuple[int, int]]:
-    """Yield (row, token) as they are found, until each row has `most` or `ends(row, its new tokens)`, which
-    is asked once a token.
+    """Yield (index, token) as they are chosen, until each prompt has `most` or `ends(index, its new tokens)`,
+    which is asked once a token.
 
-    Each row has a generator of its own, so that what it says does not depend on the others. Tokens are below
-    `vocabulary`.
+    Each prompt has a generator of its own, so that its continuation does not depend on the others. Tokens are
+    below `vocabulary`.
     """
-    generators = [torch.Generator().manual_seed(seed + row) for row in range(len(prompts))]
-    said: list[list[int]] = [[] for _ in prompts]
+    generators = [torch.Generator().manual_seed(seed + index) for index in range(len(prompts))]
+    continuations: list[list[int]] = [[] for _ in prompts]
     new: list[Sequence[int]] = list(prompts)
     while any(new):
         logits = session.extend(new)
         found: list[Sequence[int]] = []
-        for row, more in enumerate(new):
+        for index, more in enumerate(new):
             if not more:
                 found.append([])
                 continue
-            token = sampling.choose(logits[row, :vocabulary], generators[row])
-            said[row].append(token)
-            yield row, token
-            found.append([] if ends(row, said[row]) or len(said[row]) >= most else [token])
+            token = sampling.choose(logits[index, :vocabulary], generators[index])
+            continuations[index].append(token)
+            yield index, token
+            found.append(
+                [] if ends(index, continuations[index]) or len(continuations[index]) >= most else [token]
+            )
         new = found

@@ -18,9 +18,8 @@ MOST_NEW_TOKENS = 256  # of tasks that state none, as the harness's own models h
 
 
 class CheckpointLM(TemplateLM):
-    """Text in, numbers out: GPT-2's BPE (tiktoken's encoding) around a Scorer.
-
-    Text is never read as a special token.
+    """The harness's interface around a Scorer, with GPT-2's BPE (tiktoken's encoding). Text is never read as
+    a special token.
     """
 
     def __init__(self, scorer: Scorer, encoding: Any) -> None:
@@ -58,22 +57,22 @@ class CheckpointLM(TemplateLM):
         """
         prompts, stops = [], []
         for request in requests:
-            context, wishes = request.args
-            if wishes.get("do_sample") and wishes.get("temperature", 1.0) > 0:
+            context, options = request.args
+            if options.get("do_sample") and options.get("temperature", 1.0) > 0:
                 raise UserError(
                     f"task {request.task_name} asks for sampled text; only greedy decoding is supported"
                 )
-            until = wishes.get("until") or []
+            until = options.get("until") or []
             stops.append([until] if isinstance(until, str) else list(until))
             prompts.append(
-                (self.tok_encode(context) or [END_OF_TEXT], int(wishes.get("max_gen_toks", MOST_NEW_TOKENS)))
+                (self.tok_encode(context) or [END_OF_TEXT], int(options.get("max_gen_toks", MOST_NEW_TOKENS)))
             )
 
-        def finished(row: int, tokens: list[int]) -> bool:
-            return tokens[-1] == END_OF_TEXT or any(stop in self._text(tokens) for stop in stops[row])
+        def finished(index: int, tokens: list[int]) -> bool:
+            return tokens[-1] == END_OF_TEXT or any(stop in self._text(tokens) for stop in stops[index])
 
         new = self.scorer.greedy(prompts, finished, vocabulary=END_OF_TEXT + 1)
-        return [self._before(self._text(tokens), stops[row]) for row, tokens in enumerate(new)]
+        return [self._before(self._text(tokens), stops[index]) for index, tokens in enumerate(new)]
 
     def _text(self, tokens: list[int]) -> str:
         return self.encoding.decode([token for token in tokens if token != END_OF_TEXT])

@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from files import sync_folder
-from optim.checkpoint import fault
+from optim.checkpoint import damage
 from optim.names import ABANDONED, BEST, DAMAGED, EVALUATIONS, FINAL, SUMMARY, free_name, numbered, step_of
 from optim.peek import peek, step_in
 from optim.reader import Record
 
 
 def set_aside(path: Path, why: str, name: str | None = None) -> Path:
-    """Rename a file to `name` (its own) with a suffix, `.2` and so on where that is taken; returns the new
-    path.
+    """Rename a file to `name` (default: its own) with a suffix, `.2` and so on where that is taken; returns
+    the new path.
     """
     target = free_name(path.with_name(name or path.name), why)
     os.replace(path, target)
@@ -30,16 +30,16 @@ def set_aside(path: Path, why: str, name: str | None = None) -> Path:
 
 
 def make_way(path: Path, step: int) -> None:
-    """Before a checkpoint of a step is written: what has its name and is of another step gets its own name,
-    or is set aside.
+    """Call before a checkpoint of a step is written: a file of its name but of another step is renamed to its
+    own name, or set aside.
 
-    A damaged file whose name gives that very step makes way for the good one; a damaged ckpt.pt may have been
-    of any step.
+    A damaged file whose name gives this step is replaced by the good one; a damaged ckpt.pt may have been of
+    any step.
     """
     there = step_in(path) if path.exists() else step
     if there == step or (there is None and step_of(path) == step):
         return
-    if fault(path) is not None:
+    if damage(path) is not None:
         set_aside(path, DAMAGED)
         return
     own = path.with_name(f"ckpt_{there}.pt")
@@ -52,15 +52,15 @@ def make_way(path: Path, step: int) -> None:
 def _rename(path: Path, target: Path) -> Path:
     """Give a file a name, and set aside what has it; returns the new path."""
     if target.exists():
-        set_aside(target, DAMAGED if target.suffix == ".pt" and fault(target) is not None else ABANDONED)
+        set_aside(target, DAMAGED if target.suffix == ".pt" and damage(target) is not None else ABANDONED)
     os.replace(path, target)
     sync_folder(path.parent)
     return target
 
 
 def keep_final(loaded: Path) -> Path:
-    """Give the final files of an experiment that is being extended the number of their own step: they stay
-    beside the new ones.
+    """Rename the final files of an experiment that is being extended to the number of their own step: they
+    stay beside the new ones.
 
     loaded: its own checkpoint, from which the extension starts; returns where that is afterwards. A ckpt.pt
     that was passed over keeps its name; a summary whose checkpoint was passed over is set aside, as another
@@ -80,15 +80,13 @@ def keep_final(loaded: Path) -> Path:
 
 
 def summary_step(path: Path) -> int | None:
-    """The step of a summary or an evaluation, None where there is none or it does not tell."""
+    """The step of a summary or an evaluation, None where there is none or it does not say."""
     step = (Record(path.parent, problems=[]).object(path.name) or {}).get("itr")
     return step if isinstance(step, int) else None
 
 
 def roll_back(folder: Path, step: int) -> list[str]:
-    """Set aside every checkpoint, summary and evaluation of beyond a step; returns the names that they
-    had.
-    """
+    """Set aside every checkpoint, summary and evaluation beyond a step; returns their names."""
     names = []
     for path in [*numbered(folder), folder / FINAL, folder / BEST]:
         if not path.exists():

@@ -20,11 +20,11 @@ COMPLETE, PAUSE = "complete", "pause"
 
 @dataclass(frozen=True)
 class Stop:
-    """What a hook asks for.
+    """The request of a hook.
 
-    kind: "complete" ends the training as finished: summary.json is written, and no job goes on with it.
-    "pause" saves it and ends as a stop by hand does: the same command goes on, a chain does not by itself.
-    reason: in words, for the log, outcome.json and the chain. Raises ValueError for another kind.
+    kind: "complete" ends the training as finished: summary.json is written, and no further job runs. "pause"
+    saves it and ends like a stop by hand: the same command resumes it, a chain does not by itself. reason:
+    text for the log, outcome.json and the chain. Raises ValueError for another kind.
     """
 
     kind: str
@@ -36,7 +36,7 @@ class Stop:
 
 
 class Hook:
-    """Each method may be left as it is. One that returns a Stop ends the training after the step."""
+    """Override any of the methods. One that returns a Stop ends the training after the step."""
 
     def started(self, step: int) -> Stop | None:
         """Before the first step of this run; `step` steps were taken by earlier ones."""
@@ -51,8 +51,8 @@ class Hook:
         return None
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of this hook, so that a resumed run goes on as if it had not stopped:
-        counters, say; plain values.
+        """What a checkpoint keeps of this hook, such as counters, so that a resumed run continues exactly;
+        plain values.
         """
         return {}
 

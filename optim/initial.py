@@ -40,7 +40,7 @@ SHAPING = (
 
 
 def describe(path: Path, given: str) -> dict[str, str]:
-    """What an experiment keeps of the weights that it begins with: the flag, the file and its SHA-256."""
+    """What an experiment records of its initial weights: the flag, the file and its SHA-256."""
     with path.open("rb") as file:
         return {"given": given, "file": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
@@ -53,11 +53,10 @@ def find(given: str) -> Path:
 
 
 def differences(given: str | None, kept: Any) -> list[str]:
-    """A line where the flag means other weights than those that an experiment began with (`kept`, of
-    `describe`).
+    """A line where the flag means other weights than an experiment's initial ones (`kept`, from `describe`).
 
-    A file is known by what it holds. One that is gone, or a folder, whose newest checkpoint may be another
-    one by now, is known by how it was called. That only one of the two has the flag is told with the other
+    A file is compared by its content. If it is gone, or is a folder, whose newest checkpoint may have
+    changed, its name is compared first. Whether only one of the two has the flag is checked with the other
     flags (config.identity).
     """
     if given is None or not isinstance(kept, dict):
@@ -80,11 +79,11 @@ def differences(given: str | None, kept: Any) -> list[str]:
 
 
 def load(model: Transformer, path: Path) -> dict[str, Any]:
-    """Put the weights of a checkpoint, ours or the authors', into a new model. Returns all that the
+    """Load the weights of a checkpoint, ours or the authors', into a new model. Returns everything that the
     checkpoint holds.
 
-    Raises UserError with a line for each kind of weight that does not fit, and for the flags that would make
-    it fit.
+    Raises UserError with a line for each kind of weight that does not fit, and one with the flags that would
+    make it fit.
     """
     from models.weights import load_weights
     from optim.checkpoint import load_checkpoint
@@ -108,8 +107,8 @@ def load(model: Transformer, path: Path) -> dict[str, Any]:
 
 
 def _misfits(model: Transformer, state: Mapping[str, Any]) -> list[str]:
-    """A line for each kind of weight that a model and a state dict do not share, or share in another
-    shape; blocks of a stack together.
+    """A line for each kind of weight that a model and a state dict do not share, or share in another shape;
+    blocks of a stack are counted together.
     """
     from models.weights import WRAPPERS, may_differ
 
@@ -127,14 +126,15 @@ def _misfits(model: Transformer, state: Mapping[str, Any]) -> list[str]:
         if what:
             kind = re.sub(r"\.\d+\.", ".N.", name), what
             kinds[kind] = kinds.get(kind, 0) + 1
-    return [
-        f"{name} {what}" + (f" ({count} blocks)" if count > 1 else "")
-        for (name, what), count in kinds.items()
-    ]
+    lines = []
+    for (name, what), count in kinds.items():
+        blocks = f" ({count} blocks)" if count > 1 else ""
+        lines.append(f"{name} {what}{blocks}")
+    return lines
 
 
 def _flags_that_fit(model: Transformer, settings: Any) -> list[str]:
-    """A line with the flags of the network that were others there, where the checkpoint tells them."""
+    """A line with the network's flags that differ from the checkpoint's, if the checkpoint records them."""
     mine = vars(model.settings)
     if not isinstance(settings, Mapping):
         return []

@@ -4,12 +4,12 @@
     found = interval(losses, documents)                         # losses (windows,)
     found.mean, found.low, found.high, found.sem, found.clusters.words()
 
-Windows are grouped in long stretches, and by document where meta.json tells what ends one; the wider of the
+Windows are grouped in long stretches, and by document where meta.json says what ends one; the wider of the
 two intervals counts, as neighbouring documents may be alike too. The error of the mean is the delete-one
 jackknife over the groups, with Student's t. Its degrees of freedom are those of as many groups of equal size
-as tell as much: Carter, Schnepel and Steigerwald (2017), Review of Economics and Statistics 99(4), for groups
-without a correlation inside; the jackknife makes up for the correlation that there is. For pairs, give the
-differences of two models' losses.
+with as much information: Carter, Schnepel and Steigerwald (2017), Review of Economics and Statistics 99(4),
+for groups without a correlation inside; the jackknife makes up for the correlation that there is. For pairs,
+give the differences of two models' losses.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 LEVEL = 0.95
 SAMPLE = "spread evenly"  # how windows are chosen where not all are read
-# stretches of text; more would be shorter, and so depend on each other; fewer would tell less of the spread
+# stretches of text; more would be shorter, and so depend on each other; fewer would say less about the spread
 BLOCKS, FEWEST_BLOCKS = 20, 8
 BLOCK_WINDOWS = 16  # in a stretch, where there are enough for the fewest
-FEWEST_DOCUMENTS = 3.0  # as if of equal size; fewer tell nothing of the spread
+FEWEST_DOCUMENTS = 3.0  # as if of equal size; fewer say nothing about the spread
 FEW_DOCUMENTS = 8.0  # as if of equal size; an interval by fewer holds the mean less often than it says
-UNEQUAL = 0.5  # share of the documents that they are worth, below which that is told
+UNEQUAL = 0.5  # share of the documents that they are worth, below which that is reported
 SLICE = 1 << 24  # tokens that are searched at once
 
 
@@ -52,16 +52,16 @@ class Clusters:
         """For people."""
         worth = equal_clusters(self.of)
         if self.kind == "documents":
-            said = f"{self.count:,} documents" + (
+            text = f"{self.count:,} documents" + (
                 f", worth {worth:,.0f} of equal length" if worth < UNEQUAL * self.count else ""
             )
-            return said if worth >= FEW_DOCUMENTS else f"{said}: too few to be relied on"
+            return text if worth >= FEW_DOCUMENTS else f"{text}: too few to be relied on"
         length = self.of.size / self.count
-        said = f"{self.count} stretches of {length:,.0f} windows"
+        text = f"{self.count} stretches of {length:,.0f} windows"
         return (
-            said
+            text
             if length >= BLOCK_WINDOWS
-            else f"{said}: too short to be relied on where documents are longer"
+            else f"{text}: too short to be relied on where documents are longer"
         )
 
 
@@ -82,7 +82,7 @@ def spread(n_windows: int, count: int) -> NDArray[np.int64]:
 
 
 def equal_clusters(of: NDArray[np.int64]) -> float:
-    """How many clusters of equal size tell as much as these."""
+    """How many clusters of equal size have as much information as these."""
     sizes = np.unique(of, return_counts=True)[1].astype(np.float64)
     return float(sizes.sum() ** 2 / (sizes**2).sum())
 
@@ -90,10 +90,10 @@ def equal_clusters(of: NDArray[np.int64]) -> float:
 def documents_of(
     windows: TokenWindows, chosen: NDArray[np.int64], meta: Mapping[str, Any]
 ) -> NDArray[np.int64] | None:
-    """The document in which the middle of each chosen window lies, counted from the beginning of the split;
-    (windows,) int64.
+    """The document at the middle of each chosen window, counted from the beginning of the split; (windows,)
+    int64.
 
-    None where meta.json does not tell which token ends a document.
+    None where meta.json does not say which token ends a document.
     """
     end_of_text, tokens = meta.get("end_of_text"), windows.tokens
     if not isinstance(end_of_text, int):
@@ -116,8 +116,8 @@ def stretches(n_windows: int) -> NDArray[np.int64]:
 
 
 def interval(values: NDArray[np.float64], documents: NDArray[np.int64] | None) -> Interval | None:
-    """Of the mean of values (windows,), in the order of the text; None of a single window, which tells
-    nothing of the spread.
+    """The interval of the mean of values (windows,), in the order of the text; None for a single window,
+    which has no spread.
     """
     if values.size < 2:
         return None

@@ -1,4 +1,4 @@
-"""The parts of a training on tokens, as main.py's recipe puts them together, and the first lines of its
+"""The parts of a training on tokens, as the recipe of main.py puts them together, and the first lines of its
 run.
 """
 
@@ -14,12 +14,23 @@ import torch
 from data import Splits
 from data.token_source import TokenSource
 from distributed.world import World
-from models.macs import training_flops_per_token
+from models import make_model_from_args
+from optim.dataset import open_data
 from optim.evaluation import HeldOut
 from optim.hooks import Hook
 from optim.objectives import NextToken
 from optim.progress import Parts
-from optim.setup import autocast_dtype, autocaster
+from optim.setup import autocast_dtype, autocaster, seed_everything
+
+
+def assemble(args: Namespace, world: World, folder: Path) -> Parts:
+    """What flags ask for: their dataset, and their network with fresh weights. Seeds all generators.
+
+    Raises UserError.
+    """
+    splits = open_data(args, world)
+    seed_everything(args.seed, world.rank)
+    return language_model(args, world, splits, make_model_from_args(args), folder)
 
 
 def language_model(
@@ -32,9 +43,16 @@ def language_model(
     source = TokenSource(splits.train, args.data_seed, splits.folder, splits.meta)
     identity = world.on_main(source.identity)
     network = network.to(world.device)
-    held_out = HeldOut(args, world, network, splits.val, folder, identity)
-    flops = training_flops_per_token(network.settings)
-    return Parts(NextToken(network), source, (held_out,), hooks, "tokens", splits.train.length, flops)
+    return Parts(
+        NextToken(network),
+        source,
+        evaluations=(HeldOut(args, world, network, splits.val, folder, identity),),
+        hooks=hooks,
+        items="tokens",
+        items_per_sample=splits.train.length,
+        flops_per_item=network.flops_per_token(),
+        describe=lambda schedule: describe(args, world, splits, network, folder, schedule),
+    )
 
 
 def describe(
@@ -42,10 +60,6 @@ def describe(
 ) -> list[str]:
     """First lines of a run. schedule: in words."""
     settings = network.settings
-    begin, middle, end = settings.stack_sizes
-    stack = f"{begin} layers"
-    if settings.row.loop:
-        stack = f"{begin} -> {middle} x {settings.n_repeat} -> {end} layers"
     with autocaster(args.dtype, world.device)():
         could_be_fast = settings.attention == "fast" and settings.dropout == 0
         is_slow = could_be_fast and not network.is_fast(world.device, alike=True)
@@ -57,7 +71,7 @@ def describe(
     samples = args.batch_size * args.acc_steps
     lines = [
         f"experiment: {folder}",
-        f"model: {settings.model}, {stack}, {sum(p.numel() for p in network.parameters()):,} parameters",
+        f"model: {network.describe()}",
         f"device: {world.size} x {where}, {dtype}",
         f"data: {splits.folder}, {train.tokens.size:,} training and {val.tokens.size:,} validation tokens",
         (

@@ -40,12 +40,12 @@ def job_name() -> str:
 
 def restart_count() -> int:
     """How often SLURM has requeued this job; 0 where the variable holds something else."""
-    told = os.environ.get("SLURM_RESTART_COUNT", "")
-    return int(told) if told.isascii() and told.isdigit() else 0
+    count = os.environ.get("SLURM_RESTART_COUNT", "")
+    return int(count) if count.isascii() and count.isdigit() else 0
 
 
 def read_holder(path: Path) -> dict[str, Any]:
-    """Who stands in a lock file; empty where it was given up, or is not readable as such."""
+    """The holder in a lock file; empty where it was given up, or is not readable as such."""
     try:
         value = load_json(path)
     except (OSError, ValueError):
@@ -59,8 +59,8 @@ def name_of(holder: dict[str, Any]) -> str:
 
 
 def holder(path: Path) -> str | None:
-    """Who seems to hold a lock, without trying to take it: it was renewed lately, and is not of a dead
-    process here.
+    """Who seems to hold a lock, without trying to take it: it was renewed recently, and not by a dead process
+    of this host.
     """
     who = read_holder(path)
     if not who or time.time() - path.stat().st_mtime > STALE_SECONDS:
@@ -129,7 +129,7 @@ class Lock:
         )
 
     def _replace_earlier_start(self) -> None:
-        """Put this process's name into the file, and wait until the earlier start has seen it and ended."""
+        """Write this process's name into the file, and wait until the earlier start has seen it and ended."""
         refusal = self._refusal()
         self._write(self.me)
         end = time.monotonic() + YIELD_SECONDS
@@ -145,7 +145,9 @@ class Lock:
         return not self.lost and read_holder(self.path) == self.me
 
     def _is_alive(self) -> bool:
-        """Whether a holder elsewhere renews the file. Its changes are watched, so clocks need not agree."""
+        """Whether a holder on another host renews the file. Its changes are watched, so clocks need not
+        agree.
+        """
         first, end = self.path.stat().st_mtime_ns, time.monotonic() + STALE_SECONDS
         while time.monotonic() < end:
             time.sleep(min(1.0, STALE_SECONDS / 4))

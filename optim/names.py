@@ -24,7 +24,7 @@ NUMBERED = re.compile(r"ckpt_(\d+)\.pt")
 
 
 def window_losses_of(evaluation: str) -> str:
-    """Name of the losses of single windows that stand beside an evaluation's summary."""
+    """Name of the losses of single windows beside an evaluation's summary."""
     return evaluation.removesuffix(".json") + ".npz"
 
 
@@ -36,13 +36,15 @@ def step_of(path: Path) -> int | None:
 
 def numbered(folder: Path) -> list[Path]:
     """The folder's `ckpt_N.pt`, newest first."""
-    found = [path for path in folder.iterdir() if step_of(path) is not None] if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if step_of(path) is not None]
     return sorted(found, key=lambda path: step_of(path) or 0, reverse=True)
 
 
 def intermediate(folder: Path, kept: Collection[int] = ()) -> list[Path]:
-    """The numbered checkpoints, newest first, but for those of steps that are kept, and of final ones
-    before an extension (`summary_N.json`).
+    """The numbered checkpoints, newest first, except those of kept steps, and final ones from before an
+    extension (`summary_N.json`).
     """
     return [
         path
@@ -52,7 +54,7 @@ def intermediate(folder: Path, kept: Collection[int] = ()) -> list[Path]:
 
 
 def free_name(path: Path, suffix: str) -> Path:
-    """Where a file may be set aside: its name and a suffix, with .2, .3 and so on where that is taken."""
+    """A name to set a file aside: its own and a suffix, with .2, .3 and so on where that is taken."""
     first = path.with_name(f"{path.name}.{suffix}")
     target, n = first, 1
     while os.path.lexists(target):

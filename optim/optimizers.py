@@ -1,9 +1,10 @@
-"""Optimisers over two groups of parameters: Linear weights, which decay, and everything else, which does
-not.
-"""
+"""Optimisers over groups of parameters. Rules say how a parameter decays and at which rate, by its role."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,28 +12,70 @@ from torch import nn
 from torch.optim import SGD, Adafactor, AdamW, Optimizer
 
 from errors import UserError
+from models.network import EMBEDDING, FROZEN, MATRIX, NORM, ROUTER, SCALAR, roles_of
+
+OF_OBJECTIVE = "objective."  # before the names of parameters that an objective has of its own
 
 
-def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Named parameters in two groups, each sorted by name as the authors have them.
+@dataclass(frozen=True)
+class ParameterRule:
+    """One group of an optimiser: the parameters of some roles.
 
-    The tied output weight is listed under the embedding and does not decay.
+    decay: weight decay; None: the optimiser's own. rate: multiple of the schedule's learning rate.
     """
-    tied = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    decaying = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)} - tied
-    named = sorted(model.named_parameters())
-    decay = [(name, p) for name, p in named if id(p) in decaying]
-    rest = [(name, p) for name, p in named if id(p) not in decaying]
-    assert len(decay) + len(rest) == len(named), "every parameter lands in exactly one group"
-    groups: list[dict[str, Any]] = [{"params": decay}, {"params": rest, "weight_decay": 0.0}]
+
+    roles: frozenset[str]
+    decay: float | None = None
+    rate: float = 1.0
+
+
+# weights that multiply decay; a tied output weight is an embedding, and does not
+PUBLISHED = (
+    ParameterRule(frozenset((MATRIX, ROUTER))),
+    ParameterRule(frozenset((EMBEDDING, NORM, SCALAR)), decay=0.0),
+)
+RULES = {
+    "matrices": PUBLISHED,
+    "all": (ParameterRule(frozenset((MATRIX, ROUTER, EMBEDDING, NORM, SCALAR))),),
+}
+
+
+def parameter_groups(
+    model: nn.Module,
+    extras: Mapping[str, nn.Parameter] = MappingProxyType({}),
+    rules: Sequence[ParameterRule] = PUBLISHED,
+) -> list[dict[str, Any]]:
+    """A group for each rule that has parameters: named, and sorted by name as the authors have them.
+
+    extras: trained beside the model, by their names, which OF_OBJECTIVE precedes here. Frozen ones are left
+    out.
+    """
+    roles, named = roles_of(model), dict(model.named_parameters())
+    for name, parameter in extras.items():
+        named[OF_OBJECTIVE + name] = parameter
+        roles[OF_OBJECTIVE + name] = MATRIX if parameter.dim() > 1 else SCALAR
+    groups: list[dict[str, Any]] = []
+    for rule in rules:
+        chosen = [(name, named[name]) for name in sorted(named) if roles[name] in rule.roles]
+        group: dict[str, Any] = {"params": chosen}
+        if rule.decay is not None:
+            group["weight_decay"] = rule.decay
+        if rule.rate != 1.0:
+            group["rate"] = rule.rate
+        groups.append(group)
+    grouped = sum(len(group["params"]) for group in groups)
+    trained = sum(role != FROZEN for role in roles.values())
+    assert grouped == trained, "every parameter lands in exactly one group"
     return [group for group in groups if group["params"]]
 
 
-def make_optimizer(model: nn.Module, args: Any) -> Optimizer:
+def make_optimizer(
+    model: nn.Module, args: Any, extras: Mapping[str, nn.Parameter] = MappingProxyType({})
+) -> Optimizer:
     """AdamW (one fused kernel where the device has it), SGD or Adafactor, by --opt; rates are set by the
     schedule.
     """
-    groups, decay = parameter_groups(model), args.weight_decay
+    groups, decay = parameter_groups(model, extras, RULES[args.decayed]), args.weight_decay
     if args.opt == "adamw":
         fused = next(model.parameters()).device.type in ("cpu", "cuda")
         return AdamW(groups, lr=args.lr, betas=(args.beta1, args.beta2), weight_decay=decay, fused=fused)

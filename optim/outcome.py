@@ -2,8 +2,7 @@
 
     ending = Ending(folder, copy)          # before anything can go wrong
     ending.take(lock); ending.held = True  # this run has the experiment
-    outcome = ending.recorded(work)        # `work` returns an Outcome; an error makes one too, and is raised
-                                           on
+    outcome = ending.recorded(work)        # `work` returns an Outcome; an error is recorded and raised again
 
 A run that is killed outright writes none; the job that started it then writes one for it (iridis/chain.py).
 """
@@ -55,10 +54,10 @@ CODES = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """step: where the training was, None where it had not begun. by_hand: a person stopped it, so it must not
-    go on by itself.
+    """step: where the training was, None if it had not begun. by_hand: a person stopped it, so it must not
+    resume automatically.
 
-    code: what main.py ends with, but for torchrun, under which a clean stop ends with 0.
+    code: exit code of main.py; under torchrun a clean stop exits with 0 instead.
     """
 
     kind: Kind
@@ -78,7 +77,7 @@ class Outcome:
 
     @property
     def state(self) -> str:
-        """The word of status.json and of the ledger."""
+        """The word in status.json and segments.jsonl."""
         if self.is_done:
             return "finished"
         return "stopped" if self.kind in (Kind.PAUSED, Kind.STOPPED) else "failed"
@@ -125,7 +124,7 @@ def of_exit_code(code: int, step: int | None = None) -> Outcome:
     if code > SIGNAL_CODES:
         return ended(Kind.CRASHED, f"killed, signal {code - SIGNAL_CODES}", step)
     kind = Kind.REFUSED if code == BAD_INPUT else Kind.CRASHED
-    return ended(kind, f"exit code {code}, for a reason that only its log tells", step)
+    return ended(kind, f"exit code {code}, for a reason that only its log has", step)
 
 
 def read_outcome(path: Path) -> Outcome | None:
@@ -135,23 +134,23 @@ def read_outcome(path: Path) -> Outcome | None:
         kind = Kind(value["kind"])
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    step, code, reason = (value.get(name) for name in ("step", "code", "reason"))
-    return Outcome(
-        kind,
-        str(reason or "")[:LONGEST_REASON],
-        step if isinstance(step, int) else None,
-        code if isinstance(code, int) else CODES[kind],
-        value.get("by_hand") is True,
-    )
+    reason = str(value.get("reason") or "")[:LONGEST_REASON]
+    step = value.get("step")
+    if not isinstance(step, int):
+        step = None
+    code = value.get("code")
+    if not isinstance(code, int):
+        code = CODES[kind]
+    return Outcome(kind, reason, step, code, value.get("by_hand") is True)
 
 
 class Ending:
     """Writes how this process's run ended: into the experiment's folder, and into `copy` for the job that
     started it.
 
-    Of several processes the main one speaks for all, unless another one alone met an error. The first that
-    fails is believed: the others then fail for the loss of their connection. Nothing is written into the
-    folder of an experiment that another run has.
+    Of several processes the main one writes for all, unless only another one had an error. The first error
+    counts: the others then fail for the loss of their connection. Nothing is written into the folder of an
+    experiment that another run has.
     """
 
     def __init__(self, folder: Path, copy: Path | None) -> None:
@@ -168,12 +167,12 @@ class Ending:
         self.lock = lock
         (self.folder / OUTCOME).unlink(missing_ok=True)
 
-    def told(self) -> Outcome | None:
-        """What a process of this run has written down already."""
+    def earlier(self) -> Outcome | None:
+        """The outcome that a process of this run has already written."""
         return read_outcome(self.folder / OUTCOME) if self.held else None
 
     def record(self, outcome: Outcome) -> None:
-        """Write it where it belongs. A full disk has been told already, so here it is passed over."""
+        """Write it where it belongs. A full disk has been reported already, so it is ignored here."""
         if self.copy is not None and not self.copy.exists():
             with suppress(OSError):
                 write_json(self.copy, outcome.as_json())
@@ -182,7 +181,7 @@ class Ending:
                 write_json(self.folder / OUTCOME, outcome.as_json())
 
     def _is_ours(self) -> bool:
-        """Whether the experiment's folder is this run's to write into, and no process of it has done so."""
+        """Whether this run may write into the experiment's folder and no process of it has done so."""
         if not self.held:
             return self.folder.is_dir() and holder(self.folder / "lock") is None
         return not (self.folder / OUTCOME).exists() and (self.lock is None or self.lock.is_mine())

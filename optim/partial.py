@@ -1,8 +1,7 @@
-"""What an evaluation has summed up before it was cut short: it may take longer than a job, and the next one
-goes on from there.
+"""The sums of an evaluation that was interrupted: it may take longer than a job, and the next one resumes it.
 
 kept = PartialSums(folder, "ckpt_40", model, facts_of(args, batch_size, data, device), print)
-done = kept.load(sums, by_window)           # how many batches are in them by now
+done = kept.load(sums, by_window)           # the number of batches in the sums
 kept.save(done + 1, sums, by_window)
 kept.remove()
 """
@@ -30,10 +29,10 @@ from optim.setup import autocast_dtype
 def facts_of(
     args: Namespace, batch_size: int, data: Mapping[str, Any] | None, device: torch.device, sample: str = ""
 ) -> dict[str, Any]:
-    """All that changes an evaluation's sums, except the weights.
+    """Everything that changes an evaluation's sums, except the weights.
 
-    data: of both splits, as data.bins.identity_of has it. sample: how windows are chosen where they are not
-    the first ones.
+    data: of both splits, from data.bins.identity_of. sample: how windows are chosen, if they are not the
+    first ones.
     """
     chosen = {"sample": sample} if sample else {}
     return {
@@ -52,11 +51,11 @@ def _text(facts: Mapping[str, Any]) -> bytes:
 
 
 class PartialSums:
-    """A file of the main process, for the same weights, windows and arithmetic alone; anything else begins
-    anew.
+    """A file of the main process, used only for the same weights, windows and arithmetic; otherwise the
+    evaluation starts again.
 
-    say: tells a line. advanced: called when this process has kept more than it found; not where it had to
-    begin anew, as one that never gets further must not look like progress.
+    say: prints a line. advanced: called when this process has saved more than it found; not if it had to
+    start again, as an evaluation that never gets further must not look like progress.
     """
 
     def __init__(
@@ -76,18 +75,18 @@ class PartialSums:
 
     @cached_property
     def key(self) -> str:
-        """A hash of the facts and of every weight; a second of work for a gigabyte, so only where it is
-        needed.
+        """A hash of the facts and of every weight. It takes a second for a gigabyte, so it is computed only
+        where needed.
         """
-        told = hashlib.sha256(_text(self.facts))
+        digest = hashlib.sha256(_text(self.facts))
         for name, value in self.model.state_dict().items():
-            told.update(name.encode())
-            told.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return told.hexdigest()
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def load(self, sums: Tensor, by_window: Tensor) -> int:
-        """Fill both from the file and return the number of batches in them; 0 where there is none that is
-        of this evaluation.
+        """Fill both from the file and return the number of batches in them; 0 where there is none for this
+        evaluation.
         """
         if not self.path.exists():
             return 0
@@ -117,10 +116,7 @@ class PartialSums:
         return done
 
     def save(self, done: int, sums: Tensor, by_window: Tensor) -> None:
-        """Keep the sums of the first `done` batches.
-
-        An evaluation does not fail where that cannot be written.
-        """
+        """Save the sums of the first `done` batches. If that fails, the evaluation continues."""
 
         def write(path: Path) -> None:
             with open(path, "wb") as file:
@@ -138,5 +134,5 @@ class PartialSums:
             self.advanced()
 
     def remove(self) -> None:
-        """The evaluation has been told."""
+        """To be called once the results are written."""
         self.path.unlink(missing_ok=True)

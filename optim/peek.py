@@ -1,7 +1,7 @@
-"""The numbers and texts of a checkpoint, without its tensors and without torch: a few kilobytes of a file of
-gigabytes.
+"""The numbers and texts of a checkpoint, without its tensors and without torch: reads a few kilobytes of a
+file of gigabytes.
 
-peek(path)["itr"]           # how many steps a checkpoint holds, whatever its name
+    peek(path)["itr"]           # the number of steps that a checkpoint holds, whatever its name
 """
 
 from __future__ import annotations
@@ -44,11 +44,9 @@ class _Unpickler(pickle.Unpickler):
 
 
 def peek(path: Path) -> dict[str, Any] | None:
-    """The state in a checkpoint with `_Nothing` for each tensor; None for a file that holds none that can be
-    read.
+    """The state in a checkpoint with `_Nothing` for each tensor; None for a file that holds no readable one.
 
-    Checksums of other records are not compared: whether a file is intact is for optim.checkpoint.fault to
-    say.
+    Checksums of other records are not compared: optim.checkpoint.damage says whether a file is intact.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -62,7 +60,7 @@ def peek(path: Path) -> dict[str, Any] | None:
 
 
 def step_in(path: Path) -> int | None:
-    """The number of steps that a checkpoint holds (`itr`), None where it does not tell."""
+    """The number of steps that a checkpoint holds (`itr`), None where it does not say."""
     step = (peek(path) or {}).get("itr")
     return step if isinstance(step, int) else None
 
@@ -79,5 +77,5 @@ def age(path: Path) -> tuple[float, float]:
 
 def newest_first(folder: Path) -> list[Path]:
     """The checkpoints of a folder, intact or not."""
-    final = [folder / FINAL] if os.path.lexists(folder / FINAL) else []  # a link to nowhere is told, too
+    final = [folder / FINAL] if os.path.lexists(folder / FINAL) else []  # a link to nowhere is reported, too
     return sorted([*final, *numbered(folder)], key=age, reverse=True)

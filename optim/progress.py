@@ -4,7 +4,7 @@ up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,9 +16,10 @@ from distributed.world import World
 from errors import UserError
 from models.weights import load_weights
 from optim import checkpoint, history, initial
-from optim.evaluation import Evaluation, HeldOut, Tracked
+from optim.evaluation import Evaluation, HeldOut
 from optim.hooks import COMPLETE, Hook, Stop
 from optim.names import ABANDONED, BEST
+from optim.objectives import extras, load_extras
 from optim.optimizers import load_optimizer_state, make_optimizer
 from optim.reporting import log
 from optim.resumable import FORMAT, check_resumable
@@ -26,6 +27,7 @@ from optim.saving import Saver
 from optim.schedules import make_scheduler
 from optim.setup import autocast_dtype, is_own, named_file
 from optim.step import OptimizerStep
+from optim.tracked import Tracked
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Parts:
 
     objective: a module of the form that optim/objectives describes; what its `network` computes is saved.
     items: what throughput counts, in the plural, and items_per_sample how many of them a sample has.
-    flops_per_item: of a forward and backward pass; 0 where unknown.
+    flops_per_item: of a forward and backward pass; 0 where unknown. describe: the first lines of a run, given
+    the schedule in words.
     """
 
     objective: nn.Module
@@ -44,18 +47,11 @@ class Parts:
     items: str = "samples"
     items_per_sample: int = 1
     flops_per_item: float = 0.0
+    describe: Callable[[str], list[str]] = lambda schedule: [schedule]
 
 
 def check_parts(parts: Parts) -> None:
-    """Raises UserError for parts that could not be trained, or told apart."""
-    network: Any = parts.objective.network
-    of_network = {id(parameter) for parameter in network.parameters()}
-    for name, parameter in parts.objective.named_parameters():
-        if parameter.requires_grad and id(parameter) not in of_network:
-            raise UserError(
-                f"the objective's {name} would not be trained: only parameters of its network are; put it"
-                " there, or freeze it (requires_grad_(False))"
-            )
+    """Raises UserError for parts that could not be trained, or that share a name."""
     names = [evaluation.name for evaluation in parts.evaluations]
     if len(set(names)) < len(names):
         raise UserError(f"evaluations need names of their own, not {', '.join(map(repr, names))}")
@@ -77,13 +73,15 @@ class Progress:
         objective = parts.objective.to(world.device)
         self.network: Any = objective.network  # of any class
         self.model = world.wrap(objective, may_leave_unused=bool(objective.may_leave_unused))
-        self.optimizer = make_optimizer(cast(nn.Module, self.network), args)
+        self.extras = extras(objective)
+        self.optimizer = make_optimizer(cast(nn.Module, self.network), args, self.extras)
         self.schedule = make_scheduler(self.optimizer, args)
         self.steps = OptimizerStep(args, world, self.model, self.optimizer, parts.source)
         self.data = world.on_main(parts.source.identity)
-        self.tracked = (
-            Tracked(args.track, parts.evaluations, args.eval_freq) if args.track is not None else None
-        )
+        known = {evaluation.name: evaluation.quantities for evaluation in parts.evaluations}
+        self.tracked: Tracked | None = None
+        if args.track is not None:
+            self.tracked = Tracked(args.track, known, args.eval_freq)
         self.asked: Stop | None = None
         self.step = 0
         self.initial: dict[str, str] | None = None
@@ -107,6 +105,7 @@ class Progress:
             "args": vars(self.args),
             "world_size": self.world.size,
             "model": self.network.state_dict(),
+            **self._objective(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.schedule.state_dict(),
             "rng": ranks,
@@ -124,6 +123,11 @@ class Progress:
             "rollbacks": list(self.rollbacks),
             **self.initial_part(),
         }
+
+    def _objective(self) -> dict[str, Any]:
+        """What the objective trains beside its network."""
+        kept = {name: parameter.detach() for name, parameter in self.extras.items()}
+        return {"objective": kept} if kept else {}
 
     def _evaluations(self) -> dict[str, Any]:
         """The one without a name under a key of its own, as checkpoints have always had it."""
@@ -211,6 +215,7 @@ class Progress:
         check_resumable(path, state, self.args, self.data)
         try:
             load_weights(self.network, state["model"])
+            load_extras(self.parts.objective, state.get("objective", {}))
             load_optimizer_state(self.optimizer, state["optimizer"])
         except UserError as error:
             raise UserError(f"cannot resume {path}: {error}") from None
@@ -249,8 +254,8 @@ class Progress:
             )
 
     def _keep_steps(self, before: Sequence[int]) -> None:
-        """Steps whose checkpoints an earlier run was told to keep are kept for good: what is kept cannot
-        be told from a run's own flags.
+        """Steps whose checkpoints an earlier run was asked to keep are kept for good: they cannot be
+        known from a run's own flags.
         """
         passed = [
             step

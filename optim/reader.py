@@ -1,4 +1,4 @@
-"""What the folder of an experiment tells: the only place that reads status.json, segments.jsonl and
+"""What the folder of an experiment says: the only place that reads status.json, segments.jsonl and
 summary.json to decide something.
 
     record = Record(folder)                     # raises UserError for a damaged file
@@ -34,7 +34,7 @@ except ImportError:  # the status board needs nothing that is not in Python
 
 LARGEST_ROWS_BYTES = 1 << 29  # of a file of rows that is read whole: more than a million of them
 LARGEST_LOG = 1 << 26  # bytes of a file of rows that are read at most where damage is tolerated
-# bytes of a file of rows that are read, until they hold what is looked for
+# bytes of a file of rows that are read, until they hold what is searched
 TAILS = (1 << 13, 1 << 16, 1 << 19, 1 << 22)
 Row = dict[str, Any]
 
@@ -50,7 +50,7 @@ def refuse_large(path: Path) -> None:
 
 
 def read_segments(folder: Path) -> list[Row]:
-    """Rows of the ledger, none where there is no ledger. Raises UserError for a damaged one."""
+    """Rows of segments.jsonl, none where there is no such file. Raises UserError for a damaged one."""
     path = folder / SEGMENTS
     try:
         refuse_large(path)
@@ -74,10 +74,10 @@ def tail_of(path: Path, size: int) -> bytes:
 
 
 def read_rows(path: Path, problems: list[str], size: int | None = None) -> list[Row]:
-    """JSON objects, one a line, at most the last `size` bytes; what is wrong with the file goes to
+    """JSON objects, one a line, from at most the last `size` bytes; problems of the file are added to
     `problems`.
 
-    A last line without its end is still being written, or a kill cut it short.
+    A last line without its end is still being written, or was cut short by a kill.
     """
     try:
         if size is None and os.path.getsize(path) > LARGEST_LOG:
@@ -115,10 +115,10 @@ def _rows_at_once(raw: bytes) -> list[Row] | None:
 
 
 def newest_rows(path: Path, problems: list[str], *groups: Sequence[str]) -> list[Row]:
-    """Of each group of kinds the last row, empty where the end of the file has none; what is wrong with that
-    end goes to `problems`.
+    """The last row of each group of kinds, empty where the end of the file has none; problems of that end are
+    added to `problems`.
 
-    Only as much is read, and only such lines are parsed, as it takes to find them.
+    Reads only as much, and parses only such lines, as it takes to find them.
     """
     found: list[Row] = [{} for _ in groups]
     lines: list[bytes] = []
@@ -146,7 +146,7 @@ def newest_rows(path: Path, problems: list[str], *groups: Sequence[str]) -> list
 
 
 def _last_of(lines: Sequence[bytes], kinds: Sequence[str], damaged: set[bytes]) -> Row:
-    """The last of the rows that is of one of the kinds; lines that turn out to be none go to `damaged`."""
+    """The last of the rows that has one of the kinds; lines that are no rows are added to `damaged`."""
     marks = [f'"{kind}"'.encode() for kind in kinds]
     for line in reversed(lines):
         if any(mark in line for mark in marks):
@@ -161,17 +161,17 @@ def _last_of(lines: Sequence[bytes], kinds: Sequence[str], damaged: set[bytes]) 
     return {}
 
 
-def number(value: Any) -> float | None:
+def as_float(value: Any) -> float | None:
     """A plausible number, else None: files may hold anything."""
     is_usable = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15
     return value if is_usable else None
 
 
 def advanced(row: Row) -> bool:
-    """Whether a job of the ledger has brought the newest checkpoint on, or an evaluation that takes longer
-    than a job.
+    """Whether a job (a row of segments.jsonl) has advanced the newest checkpoint, or an evaluation that takes
+    longer than a job.
     """
-    start, end = number(row.get("start_step")), number(row.get("end_step"))
+    start, end = as_float(row.get("start_step")), as_float(row.get("end_step"))
     return row.get("evaluated") is True or (start is not None and end is not None and end > start)
 
 
@@ -214,8 +214,8 @@ class Record:
 
     @cached_property
     def ending(self) -> Outcome | None:
-        """How the last run ended that left no status at its end: the outcome, where it is no older than
-        the status.
+        """How the last run ended if it wrote no status at its end: the outcome, unless it is older than the
+        status.
         """
         with suppress(OSError):
             if (self.folder / OUTCOME).stat().st_mtime_ns >= (self.folder / STATUS).stat().st_mtime_ns:
@@ -223,8 +223,8 @@ class Record:
         return None
 
     def summary_of(self, checkpoint: str) -> Row | None:
-        """The summary that a checkpoint file had: of `ckpt_N.pt` that of its step, where it was final
-        before an extension.
+        """The summary of a checkpoint file: of `ckpt_N.pt` that of its step, if it was final before an
+        extension.
         """
         step = step_of(Path(checkpoint))
         own = None if step is None else self.object(f"summary_{step}.json")
@@ -234,15 +234,15 @@ class Record:
 
     @cached_property
     def flags(self) -> Row | None:
-        """Flags of the training, by name: those that its newest checkpoint tells, else its summary; None
+        """Flags of the training, by name: those that its newest checkpoint records, else its summary; None
         where neither does.
         """
         for path in (self.folder / FINAL, *numbered(self.folder)):
-            told = (peek(path) or {}).get("args")
-            if isinstance(told, dict):
-                return told
-        told = (self.summary or {}).get("args")
-        return told if isinstance(told, dict) else None
+            args = (peek(path) or {}).get("args")
+            if isinstance(args, dict):
+                return args
+        args = (self.summary or {}).get("args")
+        return args if isinstance(args, dict) else None
 
     @property
     def done_iterations(self) -> int | None:
@@ -260,44 +260,42 @@ class Record:
 
     @property
     def saved_step(self) -> int:
-        """Step of the newest checkpoint that is here, or was when a run last told; 0 where there was none."""
+        """Step of the newest checkpoint: in the folder, or when a run last wrote its status; 0: none."""
         steps = [step_of(path) or 0 for path in numbered(self.folder)]
         final = self.folder / FINAL
         if final.is_file():
             steps.append(step_in(final) or 0)
         last = self.segments[-1] if self.segments else {}
-        told = (number(self.status.get("checkpoint")), number(last.get("end_step")))
-        return max(*steps, *(int(step or 0) for step in told), 0)
+        recorded = (as_float(self.status.get("checkpoint")), as_float(last.get("end_step")))
+        return max(*steps, *(int(step or 0) for step in recorded), 0)
 
     @property
     def iterations(self) -> int | None:
-        """Steps that are planned, as far as a run has told."""
-        told = number(self.status.get("iterations")) or number(self.done_iterations)
-        return int(told) if told else None
+        """Steps that are planned, as far as a run has recorded them."""
+        planned = as_float(self.status.get("iterations")) or as_float(self.done_iterations)
+        return int(planned) if planned else None
 
     def steps_per_hour(self) -> float | None:
-        """Over the jobs that advanced, with all that they do: start, evaluate, save.
+        """Over the jobs that advanced, including start, evaluations and saves.
 
-        What a kill lost does not count.
+        Steps lost by a kill do not count.
         """
         steps = seconds = 0.0
         for row in self.segments:
             start, end, reached, took = (
-                number(row.get(key)) for key in ("start_step", "end_step", "reached", "seconds")
+                as_float(row.get(key)) for key in ("start_step", "end_step", "reached", "seconds")
             )
             # its steps since the last checkpoint are not lost yet
             if row is self.segments[-1] and self.status.get("state") == "running":
                 end = max(end or 0, reached or 0)
             if start is not None and end is not None and took is not None and end > start and took > 0:
                 steps, seconds = steps + end - start, seconds + took
-        return number(3600 * steps / seconds) if seconds else None
+        return as_float(3600 * steps / seconds) if seconds else None
 
     @property
     def slowest(self) -> tuple[float, float] | None:
-        """Seconds of the slowest step and of the slowest save that the last run has seen; None where it
-        has not timed both.
-        """
-        step, save = (number(self.status.get(f"slowest_{what}_seconds")) for what in ("step", "save"))
+        """Seconds of the slowest step and of the slowest save of the last run; None if not timed."""
+        step, save = (as_float(self.status.get(f"slowest_{what}_seconds")) for what in ("step", "save"))
         return (step, save) if step and save and step > 0 and save > 0 else None
 
     @property
@@ -307,14 +305,17 @@ class Record:
 
 
 def printed(values: dict[str, object]) -> str:
-    """Lines NAME=VALUE, as iridis/lib.sh reads them: by name, never by place.
+    """Lines NAME=VALUE, as iridis/lib.sh reads them: by name, never by position.
 
-    Raises UserError where a value is more than a line.
+    Raises UserError where a value has more than one line.
     """
+    lines = []
     for name, value in values.items():
-        if "\n" in str(value):
+        text = "" if value is None else str(value)
+        if "\n" in text:
             raise UserError(f"{name} holds a line break: {value!r}")
-    return "\n".join(f"{name}={'' if value is None else value}" for name, value in values.items())
+        lines.append(f"{name}={text}")
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -324,19 +325,18 @@ def main(argv: Sequence[str]) -> int:
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder")
     record = Record(folder)
+    answers: dict[str, object] = {
+        "FINISHED": int(record.finished()),
+        "FINISHED_AT": record.finished_at,
+        "SAVED_STEP": record.saved_step,
+        "ITERATIONS": record.iterations,
+        "KIND": None,
+        "REASON": None,
+    }
     outcome = record.outcome
-    print(
-        printed(
-            {
-                "FINISHED": int(record.finished()),
-                "FINISHED_AT": record.finished_at,
-                "SAVED_STEP": record.saved_step,
-                "ITERATIONS": record.iterations,
-                "KIND": outcome.kind if outcome else None,
-                "REASON": outcome.reason.replace("\n", "; ") if outcome else None,
-            }
-        )
-    )
+    if outcome:
+        answers |= {"KIND": outcome.kind, "REASON": outcome.reason.replace("\n", "; ")}
+    print(printed(answers))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What a run tells: log lines, a progress bar on a terminal, metrics rows, Weights & Biases.
+"""What a run reports: log lines, a progress bar on a terminal, metrics rows, Weights & Biases.
 
 Main process only.
 """

@@ -1,8 +1,8 @@
 """From a checkpoint to the model and data that it was trained with: what every program that reads one does
 first.
 
-def run(restored: Restored, given: dict[str, Any]) -> None: ...
-sys.exit(with_checkpoint("eval.py", "Perplexity of a checkpoint.", OWN_FLAGS, None, run))
+    def run(restored: Restored, given: dict[str, Any]) -> None: ...
+    sys.exit(with_checkpoint("eval.py", "Measure the perplexity.", OWN_FLAGS, None, run))
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from typing import Any
 
 import config
 import distributed
-from config.flags import FLAGS, GPT2, Flag
+from config.flags import FLAGS, GPT2
 from config.identity import INHERITED
+from config.schema import Flag
 from errors import UserError
 from files import try_to_write, write_json
 
@@ -35,15 +36,15 @@ TOKENIZER = Flag(
     "tokenizer",
     str,
     None,
-    "what the tokens stand for, where neither the checkpoint nor its dataset says so (None: as these say)",
+    "tokenizer, where neither the checkpoint nor its dataset names one (None: the named one)",
     choices=(GPT2,),
 )
 
 
 @dataclass(frozen=True)
 class Restored:
-    """An opened checkpoint. args: every flag, of the training but for what was given now; given: the names
-    of those.
+    """An opened checkpoint. args: every flag of the training, overridden by those of this call; given: the
+    names of the latter.
     """
 
     path: Path
@@ -53,24 +54,13 @@ class Restored:
     given: frozenset[str] = frozenset()
 
     def splits(self) -> Any:
-        """Its dataset. Raises UserError where it is not prepared, or where its tokens stand for something
-        else than the model's.
+        """Its dataset. Raises UserError where it is not prepared, or was made by another tokenizer than the
+        model's.
         """
-        from data import open_splits
-        from data.setup import ensure_prepared
         from data.vocabulary import need_same_tokens
+        from optim.dataset import open_data
 
-        args, world = self.args, self.world
-        world.on_main(lambda: ensure_prepared(args.dataset, args.data_dir))
-        splits = world.on_all(
-            lambda: open_splits(
-                args.dataset,
-                args.data_dir,
-                args.sequence_length,
-                args.vocab_size,
-                populate=args.data_in_ram and world.local_rank == 0,
-            )
-        )
+        splits = open_data(self.args, self.world)
         need_same_tokens(self.state, splits.meta, splits.folder)
         return splits
 
@@ -85,8 +75,7 @@ class Restored:
 
 
 def by_name(flag: str, name: str) -> Path:
-    """The experiment <results>/<dataset>/<model>/NAME, or a file in it; a path that is there is meant as it
-    stands.
+    """The experiment <results>/<dataset>/<model>/NAME, or a file in it; an existing path is taken literally.
 
     NAME may begin with the model, or with dataset and model, where it is not unique. Raises UserError.
     """
@@ -94,15 +83,12 @@ def by_name(flag: str, name: str) -> Path:
         return Path(name)
     bases = [Path(base) for base in dict.fromkeys([os.environ.get("RESULTS_DIR") or "exps", "exps"])]
     is_plain = not name.startswith("/") and not {"", ".", ".."} & set(name.split("/"))
-    patterns = [above + glob.escape(name) for above in ("*/*/", "*/", "")] if is_plain else []
-    found = sorted(
-        {
-            Path(path)
-            for base in bases
-            for pattern in patterns
-            for path in glob.glob(f"{glob.escape(str(base))}/{pattern}")
-        }
-    )
+    matches: set[str] = set()
+    if is_plain:
+        for base in map(str, bases):
+            for above in ("*/*/", "*/", ""):
+                matches |= {*glob.glob(f"{glob.escape(base)}/{above}{glob.escape(name)}")}
+    found = sorted(map(Path, matches))
     if len(found) > 1:
         raise UserError(f"{flag} {name}: several experiments have this name: {', '.join(map(str, found))}")
     if not found:
@@ -139,8 +125,8 @@ def find_checkpoint(name: str | None, flag: str = "--checkpoint") -> Path:
 def output_folder(given: str | None, checkpoint: Path, prints: bool) -> Path | None:
     """Where a program writes its results, tried before the work: --output_dir, or beside the checkpoint.
 
-    prints: the results are printed too, so that a checkpoint in a folder that one may only read is no
-    obstacle: None, after a note. Raises UserError.
+    prints: the results are printed too, so a checkpoint in a read-only folder is no problem: returns None
+    after a note. Raises UserError.
     """
     folder = Path(given or checkpoint.parent)
     try:
@@ -160,7 +146,7 @@ def output_folder(given: str | None, checkpoint: Path, prints: bool) -> Path | N
 
 
 def keep_result(place: Path | None, name: str, content: dict[str, Any], words: str) -> None:
-    """Write a program's JSON into the folder that `output_folder` gave, if it did, and say where it is.
+    """Write a program's JSON into the folder that `output_folder` returned, if any, and print its path.
 
     Raises UserError.
     """
@@ -176,10 +162,10 @@ def keep_result(place: Path | None, name: str, content: dict[str, Any], words: s
 def trained_settings(
     path: Path, state: dict[str, Any], given: Mapping[str, Any] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """Flags of the training run: from the checkpoint, else from summary.json beside it (the authors'
+    """Flags of the training: from the checkpoint, else from summary.json beside it (the authors'
     checkpoints).
 
-    given: those of this call, which stand alone where nothing is recorded and they name the model. Raises
+    given: those of this call, which suffice where nothing is recorded and they name the model. Raises
     UserError.
     """
     from optim.names import SUMMARY
@@ -215,8 +201,8 @@ def resolve(prog: str, path: Path, state: dict[str, Any], given: dict[str, Any])
     problems = config.check(args)
     if problems:
         config.stop(prog, problems)
-    said = {name: value for name, value in given.items() if name in FLAGS}
-    notes = config.unused_settings(config.add_defaults({"model": args.model, **said}))
+    explicit = {name: value for name, value in given.items() if name in FLAGS}
+    notes = config.unused_settings(config.add_defaults({"model": args.model, **explicit}))
     if args.eval_seq_length is not None and args.eval_seq_length > args.sequence_length:
         notes.append(
             f"the model was trained on {args.sequence_length} tokens; positions beyond them are new to it"
@@ -239,8 +225,8 @@ def with_checkpoint(
 ) -> int:
     """Parse, open the checkpoint, join the other processes, run, and leave; returns the exit code.
 
-    own: the program's flags beside those of main.py; `run` gets them converted, with their defaults.
-    preset: values that stand above the training's and below those given now.
+    own: the program's flags in addition to those of main.py; `run` gets them converted, with their defaults.
+    preset: values that override the training's and are overridden by those given now.
     """
     given, problems = config.parse(argv, prog=prog, description=description, extra=own)
     if problems:

@@ -19,17 +19,18 @@ from optim.schedules import resumed_legs, shape_of
 FORMAT = 1
 # of a state, beside format and model
 PARTS = {"itr", "args", "world_size", "optimizer", "scheduler", "scaler", "rng", "data", "gradient_meter"}
-# and, where they are missing, a checkpoint is of before they were kept: skipped, overflows, vocabulary,
-# precision, evaluation, rollbacks, initial
+# and, where they are missing, a checkpoint is from before they were kept: skipped, overflows, vocabulary,
+# precision, evaluation, rollbacks, initial; or the training has none: evaluations, best, hooks, complete,
+# objective
 
 
 def check_resumable(
     path: Path, state: Mapping[str, Any], args: Namespace, data: Mapping[str, Any] | None
 ) -> None:
-    """Raises UserError where the training in a checkpoint is not the one that the flags and data ask for, or
-    cannot be gone on with.
+    """Raises UserError where a checkpoint's training is not the one that the flags and data ask for, or
+    cannot be resumed.
 
-    data: of `identity_of`; None where the data are not there yet.
+    data: from `identity_of`; None where the data do not exist yet.
     """
     if state.get("format") != FORMAT:
         raise UserError(

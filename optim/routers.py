@@ -27,7 +27,7 @@ BISECTIONS = 40
 
 def need_routers(model: Transformer) -> None:
     """Raises UserError for a model that routes no tokens."""
-    if not model.settings.row.routes or model.settings.n_repeat == 1:
+    if not model.settings.variant.routes or model.settings.n_repeat == 1:
         raise UserError(
             f"{model.settings.model} routes no tokens; this is for adaptive models (adm, but_mod)"
         )
@@ -52,9 +52,9 @@ def router_scores(
     """Scores (B, T, R - 1) float32 in token order, batch by batch over the chosen windows, on the CPU."""
     set_factors(model, [1.0] * (model.settings.n_repeat - 1))
     for first in range(0, len(chosen), batch_size):
-        idx, _ = windows.batch(chosen[first : first + batch_size])
+        batch = windows.batch(chosen[first : first + batch_size]).to(device)
         with autocast():
-            routed = model.run(idx.to(device)).routing
+            routed = model.run(batch["inputs"]).routing
         assert routed is not None, "need_routers() has been asked"
         by_token = [
             torch.zeros_like(scores, dtype=torch.float32).scatter(1, positions, scores.float())
@@ -77,7 +77,7 @@ def factors_at(
     capacities of the passes.
 
     Processes share the windows. Cut 0 lets every token go on. published: shares as the authors' code has
-    them, of the least scores by place after the device's top-k, and rounded.
+    them: of the lowest scores by place after the device's top-k, and rounded.
     """
     counts = torch.zeros(len(cuts), model.settings.n_repeat - 1, dtype=torch.float64)
     for scores in router_scores(
@@ -100,7 +100,7 @@ def reaching(scores: Tensor, cuts: list[float], kind: str) -> Tensor:
 
 
 def rounded(share: float) -> float:
-    """A capacity as the authors' program hands it to their evaluation: up to a whole token of 256, then to
+    """A capacity as the authors' program passes it to their evaluation: up to a whole token of 256, then to
     two decimals.
     """
     return round(math.ceil(share * 256) / 256, 2)
@@ -110,7 +110,7 @@ def threshold_for(budget: float, settings: ModelSettings, scores: Tensor) -> flo
     """The score that tokens must exceed so that a sequence costs this share of the multiply-accumulates of
     full depth.
 
-    scores (N, R - 1): of a sample of tokens, the least so far after each pass. Raises UserError where one
+    scores (N, R - 1): of a sample of tokens, the lowest so far after each pass. Raises UserError where one
     pass costs more.
     """
 
@@ -129,8 +129,8 @@ def threshold_for(budget: float, settings: ModelSettings, scores: Tensor) -> flo
 
 
 def share_of_macs(settings: ModelSettings, shares: list[float]) -> float:
-    """Multiply-accumulates of a sequence of which these shares of the tokens go on after each pass, over
-    those of full depth.
+    """Multiply-accumulates of a sequence in which these shares of the tokens go on after each pass, relative
+    to full depth.
     """
     length = settings.sequence_length
     return count_macs(settings, length, shares) / count_macs(settings, length, [1.0] * len(shares))

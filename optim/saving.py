@@ -119,13 +119,13 @@ class Saver:
             self.beat()
         except OSError as error:
             failed, self.being_saved = self.being_saved, None
-            told = (
+            message = (
                 f"the checkpoint of step {failed} could not be written: {error.strerror or error};"
                 f" {self.last_good()}"
             )
             if error.errno in TRANSIENT_ERRORS:  # nothing for the user to fix: the chain tries again
-                raise OSError(error.errno, told, str(self.folder)) from None
-            raise UserError(told) from None
+                raise OSError(error.errno, message, str(self.folder)) from None
+            raise UserError(message) from None
         if self.being_saved is not None:
             if self._name != BEST:
                 self.saved_step = self.being_saved

@@ -3,7 +3,8 @@ extension.
 
 A leg rises from a start rate to a top rate and then falls to the end rate at its last step. `cos` and
 `linear` are the authors' OneCycleLR to the last digit, which ends at lr / 100 / final_div_factor; `wsd` stays
-at the top until its final decay; `none` stays at lr.
+at the top until its final decay; `none` stays at lr. `warmup_cos` rises from 0 in --warmup_steps, falls along
+a cosine to --min_lr, which it reaches after its last step, and stays there.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 START_DIVISOR = 100.0
+WARMUP_COS = "warmup_cos"
 WAYS_TO_EXTEND = (
     "say what the learning rate should do: --extend continue (from where it is to its end value), --extend"
     " restart (warm up again first) or --extend rejoin (go over to the rates of a run that was planned this"
@@ -50,56 +52,68 @@ class Leg:
 
     @property
     def peak(self) -> int:
-        """The step of the run from which on the rate of this leg is at its top, or falls."""
+        """The step of the run at which this leg reaches its top rate, or begins to fall."""
         return max(self.begin, self.start + max(0, math.ceil(self.rise)))
 
     def as_json(self) -> dict[str, Any]:
-        """Without what it does not have: hashes of metrics rows are of these words (`Lineage`)."""
+        """Without fields that are None: the hashes of metrics rows are of this text (`Lineage`)."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The flags that a schedule is made of."""
+    """The flags that a schedule is made of; the last two are of `warmup_cos` alone."""
 
     scheduler: str
     lr: float
     warmup_percent: float
     final_div_factor: float
     decay_percent: float
+    warmup_steps: int | None = None
+    min_lr: float | None = None
 
     @property
     def start_rate(self) -> float:
-        return self.lr / START_DIVISOR
+        return 0.0 if self.scheduler == WARMUP_COS else self.lr / START_DIVISOR
 
     @property
     def end_rate(self) -> float:
-        return self.start_rate / self.final_div_factor
+        return self.start_rate / self.final_div_factor if self.min_lr is None else self.min_lr
+
+    def rise(self, steps: int) -> float:
+        """The step of a leg of so many steps at which its rate is at the top."""
+        return self.warmup_percent * steps - 1 if self.warmup_steps is None else self.warmup_steps
+
+    def as_json(self) -> dict[str, Any]:
+        """Without what it does not have, as a leg's."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     def rate(self, leg: Leg, step: int) -> float:
         """Rate used at a step of a leg."""
         if self.scheduler == "none":
             return self.lr
-        local, last = min(step, leg.end - 1) - leg.start, leg.end - leg.start - 1
+        end = leg.end if self.scheduler == WARMUP_COS else leg.end - 1  # the step of the end rate
+        local, last = min(step, end) - leg.start, end - leg.start
         if local <= leg.rise:
-            return self._between(leg.start_rate, leg.top_rate, local / leg.rise if leg.rise > 0 else 1.0)
+            share = local / leg.rise if leg.rise > 0 else 1.0
+            return _between(leg.start_rate, leg.top_rate, share, is_cosine=self.scheduler == "cos")
         fall_from = leg.rise
         if self.scheduler == "wsd":
             fall_from = max(leg.rise, last - self.decay_percent * leg.end)
         if local <= fall_from:
             return leg.top_rate
-        return self._between(
-            leg.top_rate, self.end_rate, (local - fall_from) / (last - fall_from) if last > fall_from else 1.0
-        )
+        share = (local - fall_from) / (last - fall_from) if last > fall_from else 1.0
+        return _between(leg.top_rate, self.end_rate, share, is_cosine=self.scheduler in ("cos", WARMUP_COS))
 
     def planned(self, iterations: int) -> Leg:
         """The one leg of a run that is planned for so many steps."""
-        return Leg(0, iterations, self.start_rate, self.lr, self.warmup_percent * iterations - 1)
+        return Leg(0, iterations, self.start_rate, self.lr, self.rise(iterations))
 
-    def _between(self, a: float, b: float, share: float) -> float:
-        if self.scheduler == "cos":
-            return b + (a - b) / 2.0 * (math.cos(math.pi * share) + 1)
-        return (b - a) * share + a
+
+def _between(a: float, b: float, share: float, is_cosine: bool) -> float:
+    if is_cosine:
+        return b + (a - b) / 2.0 * (math.cos(math.pi * share) + 1)
+    return (b - a) * share + a
 
 
 class Schedule:
@@ -120,8 +134,9 @@ class Schedule:
         return self.shape.rate(leg, step)
 
     def _apply(self) -> None:
+        rate = self.rate_at(self.taken)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate_at(self.taken)
+            group["lr"] = rate * group.get("rate", 1.0)
 
     def step(self) -> None:
         self.taken += 1
@@ -133,21 +148,20 @@ class Schedule:
 
     def plan(self) -> dict[str, Any]:
         """The whole course of the rate: shape and legs, as plain data."""
-        return {"shape": asdict(self.shape), "legs": [leg.as_json() for leg in self.legs]}
+        return {"shape": self.shape.as_json(), "legs": [leg.as_json() for leg in self.legs]}
 
     def state_dict(self) -> dict[str, Any]:
         return {**self.plan(), "taken": self.taken}
 
     def lineage(self) -> Lineage:
-        """By which metrics rows are told from those of another course of the rate."""
-        legs = self.plan()["legs"]
-        return Lineage(
-            [leg.begin for leg in self.legs],
-            [json.dumps([asdict(self.shape), legs[: n + 1]]) for n in range(len(legs))],
-        )
+        """Which metrics rows belong to this course of the rate, and which to another one."""
+        shape, legs = self.shape.as_json(), self.plan()["legs"]
+        begins = [leg.begin for leg in self.legs]
+        contents = [json.dumps([shape, legs[: n + 1]]) for n in range(len(legs))]
+        return Lineage(begins, contents)
 
     def load_state_dict(self, state: dict[str, Any], extend: str | None = None) -> str | None:
-        """Go on where a run stood. Returns a line about the rates before and after where this extends it.
+        """Resume a run's schedule. Returns a line about the rates before and after if this extends it.
 
         Raises UserError where it cannot (`resumed_legs`).
         """
@@ -158,24 +172,24 @@ class Schedule:
         return line
 
     def _extend(self, iterations: int, how: str) -> str:
-        old_leg, at = self.legs[-1], self.taken
-        now = self.rate_at(max(at - 1, 0))
-        rise_left = old_leg.start + old_leg.rise - at
+        old_leg, begin = self.legs[-1], self.taken
+        now = self.rate_at(max(begin - 1, 0))
+        rise_left = old_leg.start + old_leg.rise - begin
         if how == "rejoin":
-            leg = replace(self.shape.planned(iterations), begin=at, origin=0)
+            leg = replace(self.shape.planned(iterations), begin=begin, origin=0)
         elif how == "restart":
-            leg = Leg(at, iterations, now, self.shape.lr, self.shape.warmup_percent * (iterations - at) - 1)
+            leg = Leg(begin, iterations, now, self.shape.lr, self.shape.rise(iterations - begin))
         elif rise_left >= 0:
-            leg = Leg(at, iterations, now, old_leg.top_rate, rise_left)
+            leg = Leg(begin, iterations, now, old_leg.top_rate, rise_left)
         else:
-            leg = Leg(at, iterations, now, now, -1.0)
+            leg = Leg(begin, iterations, now, now, -1.0)
         before = old_leg.end
         self.legs = [*self.legs, leg]
-        marks = sorted({at, leg.peak, (at + iterations) // 2, iterations - 1})
+        marks = sorted({begin, leg.peak, (begin + iterations) // 2, iterations - 1})
         ahead = ", ".join(f"{self.rate_at(step):.3g} at {step}" for step in marks)
         return (
             f"extended from {before} to {iterations} steps ({how}): learning rate before {now:.3g} at"
-            f" {max(at - 1, 0)}; after: {ahead}"
+            f" {max(begin - 1, 0)}; after: {ahead}"
         )
 
     def describe(self) -> str:
@@ -189,7 +203,7 @@ class Schedule:
 
 
 def resumed_legs(state: Mapping[str, Any], shape: Shape, iterations: int, extend: str | None) -> list[Leg]:
-    """The legs of a run in a checkpoint, of its schedule's state, before any extension.
+    """The legs of a run, from its schedule's state in a checkpoint, before any extension.
 
     Raises UserError where the file's settings differ, or where its horizon does and `extend` does not say
     what the rate should do.
@@ -225,7 +239,10 @@ def resumed_legs(state: Mapping[str, Any], shape: Shape, iterations: int, extend
 
 
 def shape_of(args: Any) -> Shape:
-    return Shape(args.scheduler, args.lr, args.warmup_percent, args.final_div_factor, args.decay_percent)
+    shape = Shape(args.scheduler, args.lr, args.warmup_percent, args.final_div_factor, args.decay_percent)
+    if args.scheduler == WARMUP_COS:
+        shape = replace(shape, warmup_steps=args.warmup_steps, min_lr=args.min_lr)
+    return shape
 
 
 def make_scheduler(optimizer: Optimizer, args: Any) -> Schedule:

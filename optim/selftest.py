@@ -39,7 +39,7 @@ from processes import die_with
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
 KILLS_AT = (0.2, 0.45, 0.7)  # shares of the steps
 STOP_AT = 0.85
-LOOK_SECONDS = 0.01
+POLL_SECONDS = 0.01
 # of the text that is made up: each token is near the one before, so there is something to learn
 TOKENS = 200_000
 SHOWN = 5
@@ -47,16 +47,11 @@ SHOWN = 5
 
 def leaves(value: Any, name: str = "") -> dict[str, Any]:
     """Every tensor and number in nested containers, by path."""
-    items = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, (list, tuple))
-        else None
-    )
-    if items is None:
+    if isinstance(value, (list, tuple)):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict):
         return {name: value}
-    return {path: leaf for key, item in items for path, leaf in leaves(item, f"{name}/{key}").items()}
+    return {path: leaf for key, item in value.items() for path, leaf in leaves(item, f"{name}/{key}").items()}
 
 
 def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
@@ -81,7 +76,9 @@ def metrics_rows(folder: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     rows = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [{key: value for key, value in row.items() if key != "time"} for row in rows]
+    for row in rows:
+        row.pop("time", None)
+    return rows
 
 
 def results_of(folder: Path) -> dict[str, Any]:
@@ -106,28 +103,27 @@ class Training:
             "max_runtime_minutes": None,
             "log_freq": 1,
         }
-        given = Namespace(
-            **{**vars(args), **own, **({"distributed_backend": None} if processes == 1 else {})}
-        )
+        given = Namespace(**{**vars(args), **own})
+        self.command = [sys.executable]
+        if processes == 1:
+            given.distributed_backend = None
+        else:
+            self.command += ["-m", "distributed.torchrun", "--standalone", "--nproc_per_node", str(processes)]
+        self.command.append(str(MAIN))
         self.folder = config.experiment_folder(given)
-        launcher = (
-            ["-m", "distributed.torchrun", "--standalone", "--nproc_per_node", str(processes)]
-            if processes > 1
-            else []
-        )
-        self.words = [sys.executable, *launcher, str(MAIN)]
         for name, flag in FLAGS.items():
             value = getattr(given, name)
             if value != flag.default:
-                self.words += [f"--{name}", *(map(str, value) if isinstance(value, list) else [str(value)])]
+                values = value if isinstance(value, list) else [value]
+                self.command += [f"--{name}", *map(str, values)]
         self.log = results / "console.log"
 
     def step(self) -> int:
-        """The newest step that metrics.jsonl tells of."""
+        """The newest step in metrics.jsonl."""
         return max((row["step"] for row in metrics_rows(self.folder)), default=0)
 
     def run(self, until: int | None = None, kill: bool = False) -> bool:
-        """Start it, and kill or stop it once it has got past a step; False where it ended before.
+        """Start the training, and kill or stop it once it has passed a step; False if it ended before.
 
         Raises UserError where it fails.
         """
@@ -135,7 +131,7 @@ class Training:
         with open(self.log, "ab") as log:
             me = os.getpid()
             process = subprocess.Popen(
-                self.words,
+                self.command,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -144,7 +140,7 @@ class Training:
             )
         try:
             while process.poll() is None and (until is None or self.step() < until):
-                time.sleep(LOOK_SECONDS)
+                time.sleep(POLL_SECONDS)
             disturbed = process.poll() is None
             if disturbed and kill:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -156,34 +152,36 @@ class Training:
                 os.killpg(process.pid, signal.SIGKILL)
         (self.folder / STOP).unlink(missing_ok=True)
         if code not in (0, STOPPED) and not (disturbed and kill):
-            told = Record(self.folder).outcome or of_exit_code(code)
-            raise UserError(f"a training of the self-test failed: {told.reason}; see {self.log}")
+            outcome = Record(self.folder).outcome or of_exit_code(code)
+            raise UserError(f"a training of the self-test failed: {outcome.reason}; see {self.log}")
         return disturbed
 
 
 def compare(args: Namespace, work: Path, processes: int) -> list[str]:
-    """Train undisturbed and disturbed with so many processes; the names of what differs."""
+    """Train undisturbed and disturbed with this number of processes; returns the names of what differs."""
     where = f"{processes} process{'es' if processes > 1 else ''}"
-    calm, hunted = (Training(args, work / f"{name}_{processes}", processes) for name in ("calm", "hunted"))
+    undisturbed, disturbed = (
+        Training(args, work / f"{name}_{processes}", processes) for name in ("undisturbed", "disturbed")
+    )
     begin = time.monotonic()
-    calm.run()
+    undisturbed.run()
     print(f"{where}: {args.iterations} steps undisturbed in {time.monotonic() - begin:.0f} s", flush=True)
-    draw, at = random.Random(args.seed), []
+    draw, interruptions = random.Random(args.seed), []
     for share, kill in [*((share, True) for share in KILLS_AT), (STOP_AT, False)]:
-        if hunted.run(until=max(1, int(share * args.iterations)), kill=kill):
-            at.append(f"{'killed' if kill else 'stopped'} at step {hunted.step()}")
+        if disturbed.run(until=max(1, int(share * args.iterations)), kill=kill):
+            interruptions.append(f"{'killed' if kill else 'stopped'} at step {disturbed.step()}")
             time.sleep(draw.random())  # the next start may meet leftovers of any age
-    if not any("killed" in what for what in at):
+    if not any("killed" in what for what in interruptions):
         raise UserError(
             f"the self-test ended before it could be killed: give more --iterations than {args.iterations}"
         )
-    hunted.run()
-    print(f"{where}: the same again, {', '.join(at)}, then to the end", flush=True)
-    undisturbed, disturbed = results_of(calm.folder), results_of(hunted.folder)
-    wrong = differing(undisturbed, disturbed)
-    tensors = sum(isinstance(value, torch.Tensor) for value in undisturbed.values())
+    disturbed.run()
+    print(f"{where}: the same again, {', '.join(interruptions)}, then to the end", flush=True)
+    expected, found = results_of(undisturbed.folder), results_of(disturbed.folder)
+    wrong = differing(expected, found)
+    tensors = sum(isinstance(value, torch.Tensor) for value in expected.values())
     print(
-        f"{where}: compared {tensors} tensors and {len(undisturbed) - tensors} other values of weights,"
+        f"{where}: compared {tensors} tensors and {len(expected) - tensors} other values of weights,"
         f" optimiser, generators and metrics: {f'{len(wrong)} differ' if wrong else 'the same bits'}",
         flush=True,
     )
@@ -191,7 +189,9 @@ def compare(args: Namespace, work: Path, processes: int) -> list[str]:
 
 
 def selftest(args: Namespace) -> int:
-    """Print the verdict; 0 where every bit is the same, else 1. Raises UserError where it cannot be tried."""
+    """Print the verdict; returns 0 if every bit is the same, else 1. Raises UserError where the test cannot
+    run.
+    """
     if under_torchrun():
         raise UserError(
             "--selftest_resume starts torchrun itself: run it as python main.py --selftest_resume"
@@ -208,8 +208,9 @@ def selftest(args: Namespace) -> int:
         for name, part in (("train.bin", tokens[TOKENS // 10 :]), ("val.bin", tokens[: TOKENS // 10])):
             part.tofile(folder / name)
     args.deterministic = args.deterministic or device.type == "cuda"
-    two = args.acc_steps % 2 == 0 and (device.type == "cpu" or torch.cuda.device_count() > 1)
-    wrong = [name for processes in ((1, 2) if two else (1,)) for name in compare(args, work, processes)]
+    wrong = compare(args, work, processes=1)
+    if args.acc_steps % 2 == 0 and (device.type == "cpu" or torch.cuda.device_count() > 1):
+        wrong += compare(args, work, processes=2)
     if wrong:
         print(
             "FAIL: a resumed training is not the undisturbed one here;"

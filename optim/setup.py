@@ -1,4 +1,4 @@
-"""Before the first step: precision, seeds, what is there already, and where to start."""
+"""Before the first step: precision, seeds, what exists already, and where to start."""
 
 from __future__ import annotations
 

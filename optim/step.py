@@ -93,7 +93,7 @@ class OptimizerStep:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """From a checkpoint, also of before there were all of these parts."""
+        """From a checkpoint, also from before there were all of these parts."""
         self.scaler.load_state_dict(state["scaler"])
         self.meter = GradientMeter.restored(state["gradient_meter"])
         self.skipped, self.overflows = state.get("skipped", 0), state.get("overflows", 0)

@@ -30,12 +30,12 @@ ONE_INTERRUPT_SECONDS = 1.0  # in which a SIGINT comes from the terminal and fro
 
 
 class Stopper:
-    """Use as a context manager: handlers are installed on entering and put back on leaving.
+    """Use as a context manager: signal handlers are installed on entering and restored on leaving.
 
-    Any of `stop_files` stops the run when it exists; its content, if it has any, is the reason. The first is
-    the experiment's own, by which a person stops it; another is that of the job. `is_lost` is asked on the
-    main process: whether another process has taken the experiment over. `signals` are those that stop it, by
-    name (None: all but SIGXCPU); the others do what they do to any process.
+    A run stops when any of `stop_files` exists; its content, if it has any, is the reason. The first is the
+    experiment's own, by which a person stops it; another is that of the job. `is_lost` is called on the main
+    process: whether another process has taken the experiment over. `signals` are the names of those that stop
+    the run (None: all but SIGXCPU); others keep their default action.
     """
 
     def __init__(
@@ -66,9 +66,9 @@ class Stopper:
         self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
     def __enter__(self) -> Stopper:
-        for number in self.signals:
-            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
-                self._old[number] = signal.signal(number, self._note)
+        for signum in self.signals:
+            if signum != signal.SIGHUP or signal.getsignal(signum) is not signal.SIG_IGN:  # as nohup has it
+                self._old[signum] = signal.signal(signum, self._note)
         # the launcher starts its workers with these held back; one that came meanwhile arrives now
         self._blocked = signal.pthread_sigmask(
             signal.SIG_UNBLOCK, [signal.Signals[name] for name in STOP_SIGNALS]
@@ -77,28 +77,26 @@ class Stopper:
 
     def __exit__(self, *unused: object) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
-        for number, handler in self._old.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        for signum, handler in self._old.items():
+            signal.signal(signum, handler)  # type: ignore[arg-type]
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT:
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGINT:
             now = time.monotonic()
             # a second Ctrl-C means now
             if self._signal and now - self._interrupted_at > ONE_INTERRUPT_SECONDS:
                 raise KeyboardInterrupt
             self._interrupted_at = now
-        if number == signal.SIGHUP:
+        if signum == signal.SIGHUP:
             self._leave_closed_terminals()
         if self.world.is_main:
             with suppress(OSError):
                 # safe inside a handler
-                os.write(2, f"{signal.Signals(number).name}: stopping after this step\n".encode())
-        self._signal = REASONS.index(signal.Signals(number).name)
+                os.write(2, f"{signal.Signals(signum).name}: stopping after this step\n".encode())
+        self._signal = REASONS.index(signal.Signals(signum).name)
 
     def _leave_closed_terminals(self) -> None:
-        """What this process says from now on goes nowhere: a terminal that is gone answers every line with
-        an error.
-        """
+        """Discard the output of this process from now on: writing to a terminal that is gone fails."""
         for descriptor in self._terminals:
             if not os.isatty(descriptor):
                 nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -25,7 +25,7 @@ def summarise(progress: Progress, experiment: Experiment, reason: str) -> dict[s
         "args": vars(progress.args),
         "itr": progress.step,
         "train_loss": train_loss,
-        "steps": {kind: steps[kind] for kind in ("train", "eval")},
+        "steps": {"train": steps["train"], "eval": steps["eval"]},
         "parameters": sum(p.numel() for p in progress.network.parameters()),
         "world_size": progress.world.size,
         "schedule": progress.schedule.plan(),

@@ -74,7 +74,7 @@ class Trainer:
         Raises UserError where the weights are not finite: the last good checkpoint must not make way for
         such.
         """
-        if not all(bool(torch.isfinite(p).all()) for p in self.progress.network.parameters()):
+        if not all(bool(torch.isfinite(p).all()) for p in self.progress.model.parameters()):
             self._wait_for_last_save()
             raise BadNumbers(
                 f"the weights of step {self.progress.step} are not finite; {self.saver.last_good()}"
@@ -87,7 +87,7 @@ class Trainer:
 
     def _wait_for_last_save(self) -> None:
         """Before an error that all processes raise: the first to end has its launcher kill the others."""
-        with suppress(UserError, OSError):  # the error that is about to be told matters more
+        with suppress(UserError, OSError):  # the error that is about to be reported matters more
             self.saver.settle()
         self.world.broadcast(None)
 
@@ -115,7 +115,7 @@ class Trainer:
         """Raise BadNumbers for a step that must not be taken, with what came before it saved where that
         can be.
         """
-        with suppress(UserError, OSError):  # the error that is about to be told matters more
+        with suppress(UserError, OSError):  # the error that is about to be reported matters more
             self._save_progress()
         self._wait_for_last_save()
         if self.args.on_bad_step == "skip":
@@ -212,7 +212,7 @@ class Trainer:
             row |= self._gradients(lines)
         self.reporter.row({**row, "time": {"seconds": seconds}}, lines)
         if self.world.is_main:
-            measured.told()
+            measured.recorded()
         if not whole:
             self._keep_best(evaluation, values)
             self._ask(lambda hook: hook.evaluated(step, evaluation.name, values))
@@ -263,11 +263,11 @@ class Trainer:
             outcome = of_error(error, self.progress.step)
             with suppress(UserError, OSError):
                 self.saver.settle()
-            outcome = self.ending.told() or outcome
+            outcome = self.ending.earlier() or outcome
             raise
         finally:
             if self.experiment:
-                with suppress(OSError):  # a full disk has been told already
+                with suppress(OSError):  # a full disk has been reported already
                     self._record(outcome.state, outcome.reason)
             self.reporter.close(1 if outcome.state == "failed" else 0)
             for hook in self.parts.hooks:
@@ -303,7 +303,7 @@ class Trainer:
         self.reporter.open()
         settings = fingerprint(vars(self.args), progress.data | progress.initial_part())
         before = experiment.last_row_with("settings").get("settings", settings)
-        # rows of a run that left no checkpoint may be of other settings, which nothing else would tell
+        # rows of a run that left no checkpoint may be of other settings, which nothing else would show
         is_another = self.saver.resumed_from is None and before != settings
         at_most = progress.step if progress.is_rollback or is_another else None
         abandoned = experiment.metrics.go_on(progress.schedule.lineage(), at_most)

@@ -1,6 +1,4 @@
-"""Ends a process that hangs: better a job that its chain starts again than one that waits for its time
-limit.
-"""
+"""Ends a process that hangs, so that its chain starts another job instead of waiting for the time limit."""
 
 from __future__ import annotations
 
@@ -11,16 +9,16 @@ import threading
 from collections.abc import Callable
 
 HUNG = 1  # exit code: a crash, so that launcher and chain take it for one
-LOOKS = 20  # within the time that is allowed
+CHECKS = 20  # within the time that is allowed
 LAST_WORDS_SECONDS = 10
 
 
 class Watchdog:
-    """Use as a context manager: within it `beat` must be called at least every `minutes` (0: never mind).
+    """Use as a context manager: within it `beat` must be called at least every `minutes` (0: no watchdog).
 
-    where: tells in words what the process was about; record: is told why it ends. Stacks of all threads go to
-    stderr. Looks are counted, not seconds: a process that SLURM suspends looks at nothing, and goes on when
-    it is resumed.
+    where: says in words what the process was doing; record: is called with the reason before the process
+    ends. Stacks of all threads go to stderr. Checks are counted, not seconds: a process that SLURM suspends
+    makes none, and is not ended when it is resumed.
     """
 
     def __init__(
@@ -32,8 +30,8 @@ class Watchdog:
         self.beat()
 
     def beat(self) -> None:
-        """The process has got on."""
-        self._looks = 0
+        """The process has made progress."""
+        self._checks = 0
 
     def __enter__(self) -> Watchdog:
         if self.seconds:
@@ -44,9 +42,9 @@ class Watchdog:
         self._done.set()
 
     def _watch(self) -> None:
-        while not self._done.wait(self.seconds / LOOKS):
-            self._looks += 1
-            if self._looks > LOOKS:
+        while not self._done.wait(self.seconds / CHECKS):
+            self._checks += 1
+            if self._checks > CHECKS:
                 # straight to the descriptor, and no cleaning up: whatever holds the process may hold those
                 # too; and where stderr hangs, the alarm ends the process
                 signal.alarm(LAST_WORDS_SECONDS)

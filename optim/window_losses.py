@@ -21,10 +21,10 @@ from files import replace_atomically
 
 @dataclass(frozen=True)
 class WindowLosses:
-    """windows: (N,) int64, their numbers in the split, increasing. losses (nats a token), accuracies: (N,)
+    """windows: (N,) int64, their indices in the split, increasing. losses (nats a token), accuracies: (N,)
     float64, means of each window.
 
-    documents: (N,) int64, to which each belongs; None where that is not known.
+    documents: (N,) int64, the document of each window; None where that is not known.
     """
 
     windows: NDArray[np.int64]
@@ -76,8 +76,7 @@ def read_windows(path: Path) -> WindowLosses:
         and bool((np.diff(windows) > 0).all())
         and bool(np.isfinite(losses).all())
     )
-    if not is_sound or {
-        each.shape for each in (losses, accuracies, windows if documents is None else documents)
-    } != {windows.shape}:
+    has_documents = documents is None or documents.shape == windows.shape
+    if not is_sound or not has_documents or not losses.shape == accuracies.shape == windows.shape:
         raise UserError(f"{path} is damaged: evaluate the checkpoint again")
     return WindowLosses(windows, losses, accuracies, documents)

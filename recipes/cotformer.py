@@ -4,12 +4,48 @@ from __future__ import annotations
 
 from argparse import Namespace
 from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from config.checks import notes_on_checkpoints, optimiser_problems, place_problems
-from config.flags import FLAGS, GROUPS, OLD_FLAGS, SELFTEST
+from config.flags import FLAGS, GROUPS
+from config.old_flags import OLD_FLAGS
 from config.recipe import Recipe
 from config.values import Problem
+from errors import UserError
 from models.variants import VARIANTS
+from optim.tracked import HELD_OUT, Tracked
+
+if TYPE_CHECKING:
+    from distributed.world import World
+    from optim.progress import Parts
+
+# the small training of --selftest_resume, between the defaults and what is given
+SELFTEST: dict[str, Any] = {
+    "dataset": "selftest",
+    "vocab_size": 256,
+    "model": "adm",
+    "n_layer": 4,
+    "n_layer_begin": 1,
+    "n_layer_end": 1,
+    "n_repeat": 3,
+    "n_embd": 64,
+    "n_head": 4,
+    "sequence_length": 64,
+    "batch_size": 4,
+    "acc_steps": 4,
+    "iterations": 60,
+    "dropout": 0.1,
+    "depth_embedding": "linear_learned",
+    "eval_freq": 10,
+    "eval_batches": 4,
+    "log_freq": 1,
+    "save_checkpoint_freq": 7,
+}
+UNUSED_BY_SCHEDULE = {
+    "warmup_cos": ("warmup_percent", "final_div_factor", "decay_percent"),
+    "others": ("warmup_steps", "min_lr"),
+}
 
 
 def check(args: Namespace) -> list[Problem]:
@@ -18,6 +54,7 @@ def check(args: Namespace) -> list[Problem]:
         *_layer_problems(args),
         *_width_problems(args),
         *_routing_problems(args),
+        *_tracking_problems(args),
         *optimiser_problems(args),
         *place_problems(args),
     ]
@@ -82,26 +119,45 @@ def _routing_problems(args: Namespace) -> list[Problem]:
     return problems
 
 
+def _tracking_problems(args: Namespace) -> list[Problem]:
+    if args.track is None:
+        return []
+    try:
+        Tracked(args.track, {"": HELD_OUT}, args.eval_freq)
+    except UserError as error:
+        return [Problem(str(error), "track", "eval_freq")]
+    return []
+
+
 def notes(args: Namespace) -> list[str]:
     """A line for each setting that was changed and has no effect on this model."""
-    row = VARIANTS[args.model]
+    variant = VARIANTS[args.model]
     unused = [flag.name for flag in OLD_FLAGS]
     if args.min_repeat != args.n_repeat:  # the published commands have them alike
         unused.append("min_repeat")
     reasons = dict.fromkeys(unused, ": the flag is accepted for old command lines")
-    if not row.routes:
+    if not variant.routes:
         for name in ("eval_length_factor", "training_length_factor", "routing", "router_threshold"):
             reasons[name] = f" on {args.model}: it routes no tokens"
-    if not row.depth_emb:
+    if not variant.depth_emb:
         reasons["depth_embedding"] = f" on {args.model}"
+    for name in UNUSED_BY_SCHEDULE["warmup_cos" if args.scheduler == "warmup_cos" else "others"]:
+        reasons[name] = f" with --scheduler {args.scheduler}"
     changed = [name for name in reasons if getattr(args, name) != FLAGS[name].default]
     return [f"--{name} has no effect{reasons[name]}" for name in changed] + notes_on_checkpoints(args)
+
+
+def assemble(args: Namespace, world: World, folder: Path) -> Parts:
+    from optim.language_model import assemble
+
+    return assemble(args, world, folder)
 
 
 RECIPE = Recipe(
     name="cotformer",
     help="a model of the CoTFormer family, on the tokens of a dataset",
     groups=GROUPS,
+    assemble=assemble,
     old_flags=OLD_FLAGS,
     selftest=SELFTEST,
     check=check,

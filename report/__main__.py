@@ -1,17 +1,15 @@
-"""Our perplexities beside the paper's and an independent re-run's, row by row, with what differs in the
-settings.
+"""Our perplexities, the paper's and an independent re-run's, row by row, with what differs in the settings.
 
-    python -m report exps iridis                          # folders are searched at any depth for
-    eval_summary_*.json, ppl_per_mac.json python -m report exps --output thesis --name fidelity #
-    thesis/fidelity.md, .tex (a table, needs booktabs), .json (everything)
-    python -m report trajectory EXPERIMENT                # its validation curve beside the paper's and the
-    re-run's values
-    python -m report compare A B                          # two trainings: flags, weights, losses, jobs; or
-    two evaluations
+    python -m report exps iridis                          # searches folders at any depth for
+                                                          # eval_summary_*.json and ppl_per_mac.json
+    python -m report exps --output thesis --name fidelity # thesis/fidelity.md, .tex (needs booktabs), .json
+    python -m report trajectory EXPERIMENT                # a validation curve, with the paper's values
+    python -m report compare A B                          # two trainings: flags, weights, losses, jobs;
+                                                          # or two evaluations
     python -m report gpu FILE...                          # runs of bench/gpu.sh side by side; LABEL=FILE
 
-EXPERIMENT, A and B are folders or names; a folder of results called `compare` is `./compare`.
-Prints the Markdown. Exit code 2 where there is nothing to report on; a damaged file is named, and left out.
+EXPERIMENT, A and B are folders or names; a folder of results called `compare` is `./compare`. Prints the
+Markdown. Exit code 2 where there is nothing to report on; a damaged file is named, and left out.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from config import guarded
-from config.flags import Flag
+from config.schema import Flag
 from errors import UserError
 from report.command import paths_and_flags
 
@@ -77,7 +75,7 @@ def trajectory(argv: Sequence[str]) -> int:
 def compare_two(argv: Sequence[str]) -> int:
     prog = f"{PROG} compare"
     names, _ = paths_and_flags(
-        argv, prog, "What differs between two trainings, or two evaluations.", (), "A B", may_be_names=True
+        argv, prog, "List the differences of two trainings, or two evaluations.", (), "A B", may_be_names=True
     )
 
     def work() -> int:
@@ -123,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folders, flags = paths_and_flags(
         words,
         PROG,
-        "Our perplexities beside the paper's. Other commands: trajectory EXPERIMENT, compare A B, gpu FILE.",
+        "Compare our perplexities with the paper's. Others: trajectory EXPERIMENT, compare A B, gpu FILE.",
         OUTPUT,
         "RESULTS_FOLDER...",
     )

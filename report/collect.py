@@ -1,9 +1,8 @@
-"""Reads what eval.py and get_ppl_per_mac.py wrote, wherever it lies below some folders, and the training's
+"""Reads what eval.py and get_ppl_per_mac.py wrote, anywhere below some folders, and the training's
 own flags beside it.
 
-found = collect([Path("exps"), Path("iridis")])
-found.evaluations, found.curves, found.problems         # a problem is a line for each file that cannot be
-                                                        used
+    found = collect([Path("exps"), Path("iridis")])
+    found.evaluations, found.curves, found.problems     # problems: a line for each unusable file
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import config
-from config.flags import EVALUATION, SCHEDULE
 from config.identity import names_of
+from config.schema import EVALUATION, SCHEDULE
 from errors import UserError
 from files import read_json
 from optim.names import EVALUATIONS, SUMMARY
@@ -48,7 +47,7 @@ class Evaluation:
     """One eval_summary_*.json. `interval`: ends of the 95% interval of the perplexity over texts, of this one
     model.
 
-    grouped: what its windows were grouped by, for people; empty in a file of before they were.
+    grouped: what its windows were grouped by, for people; empty in an older file.
     """
 
     path: Path
@@ -65,7 +64,7 @@ class Evaluation:
     args: Namespace  # as evaluated
     trained: Namespace  # as trained
     processes: int | None  # of the training; None: its summary.json was not found
-    legs: tuple[Leg, ...] = ()  # of the training; empty: its summary.json tells none
+    legs: tuple[Leg, ...] = ()  # of the training; empty: its summary.json has none
     skipped: tuple[int, ...] = ()  # steps of the training that were passed over
     grouped: str = ""
 
@@ -76,10 +75,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Point:
-    """Perplexity at one compute budget. `label`: router threshold, or number of passes.
+    """Perplexity at one compute budget. `label`: router threshold, or number of passes. interval: over texts,
+    of the one model.
 
-    interval: over texts, of the one model. paired: over the same windows' differences to full depth, about
-    the perplexity; None in a file that tells none.
+    paired: over the same windows' differences to full depth, around the perplexity; None in a file without
+    it.
     """
 
     label: float
@@ -95,7 +95,7 @@ class Point:
 class Curve:
     """One ppl_per_mac.json.
 
-    is_timed: its budgets were timed together, not each once on its own as earlier files tell. is_published:
+    is_timed: its budgets were timed together, not each once on its own as in earlier files. is_published:
     the router's capacities are those of the authors' code.
     """
 
@@ -223,13 +223,13 @@ class Trainings:
             self.copies.setdefault(path.resolve().parts[-4:-1], path.parent)
 
     def summary(self, checkpoint: str) -> dict[str, Any] | None:
-        """summary.json beside the checkpoint; of a run that was extended later, the one that its step had
-        then.
+        """summary.json beside the checkpoint; for a run that was extended later, the one of the checkpoint's
+        step.
         """
-        at = Path(checkpoint)
-        for folder in (at.parent, self.copies.get(at.resolve().parts[-4:-1], at.parent)):
+        path = Path(checkpoint)
+        for folder in (path.parent, self.copies.get(path.resolve().parts[-4:-1], path.parent)):
             try:
-                found = Record(folder).summary_of(at.name)
+                found = Record(folder).summary_of(path.name)
             except UserError as error:
                 self.problems.append(str(error))
                 return None
@@ -239,7 +239,7 @@ class Trainings:
 
 
 def _trained(args: Namespace, path: Path, summary: dict[str, Any]) -> Namespace:
-    """The flags of the training where its summary tells them, else those that the evaluation recorded."""
+    """The flags of the training where its summary has them, else those that the evaluation recorded."""
     if not isinstance(summary.get("args"), dict):
         return args
     trained = flags(path, {**vars(args), **summary["args"]})
@@ -249,7 +249,7 @@ def _trained(args: Namespace, path: Path, summary: dict[str, Any]) -> Namespace:
 
 
 def _legs(summary: _Object) -> tuple[Leg, ...]:
-    """Those that the training's summary tells."""
+    """Those that the training's summary has."""
     if summary.values.get("schedule") is None:
         return ()
     schedule = _Object(summary.path, summary.values["schedule"], f"{summary.where}schedule.")
@@ -295,7 +295,7 @@ def read_evaluation(path: Path, trainings: Trainings) -> Evaluation:
 
 
 def _grouped(file: _Object) -> str:
-    """By what windows were grouped, for people; empty in a file of before they were."""
+    """How windows were grouped, in words; empty in an older file."""
     return (
         ""
         if file.values.get("interval") is None
@@ -321,9 +321,9 @@ def _point(row: _Object, label: str) -> Point:
     seconds = (
         None if row.values.get("seconds_per_sequence") is None else row.number("seconds_per_sequence", 0)
     )
-    at, macs, perplexity = row.number(label), row.whole("macs"), row.number("val_perplexity", 1)
+    budget, macs, perplexity = row.number(label), row.whole("macs"), row.number("val_perplexity", 1)
     return Point(
-        at,
+        budget,
         macs,
         perplexity,
         row.interval("val_perplexity_ci95", perplexity),
@@ -380,9 +380,8 @@ def _read_all(paths: Sequence[Path], read: Callable[[Path], T], problems: list[s
 
 
 def collect(folders: Sequence[Path]) -> Found:
-    """Everything of use below the folders.
-
-    Raises UserError where there is nothing, with a line for each damaged file.
+    """All evaluations and sweeps below the folders. Raises UserError where there are none, with a line for
+    each damaged file.
     """
     for folder in folders:
         if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""Command lines of the report and the figures: some paths, then flags; what is wrong is told in a line
+"""Command lines of the report and the figures: some paths, then flags; what is wrong is reported in a line
 each, exit 2.
 """
 
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from config.flags import Flag
 from config.parse import parse, stop
+from config.schema import Flag
 
 LABELLED = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]*)=(.+)")  # as iridis/lib.sh has it
 

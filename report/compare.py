@@ -1,8 +1,8 @@
 """Sets evaluations beside the paper: which row each belongs to, means and errors over seeds, verdicts, what
 differs.
 
-report = compare(collect([Path("exps")]))
-report.results          # one for each row of the paper, with or without an evaluation
+    report = compare(collect([Path("exps")]))
+    report.results          # one for each row of the paper, with or without an evaluation
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from config.flags import FLAGS, IDENTITY
+from config.flags import FLAGS
 from config.identity import (
     BATCH,
     changed_for_evaluation,
@@ -24,6 +24,7 @@ from config.identity import (
     is_full_compute,
     names_of,
 )
+from config.schema import IDENTITY
 from data.bins import label
 from errors import UserError
 from models.variants import VARIANTS
@@ -34,8 +35,8 @@ from report.rows import ANY, PAPER_SEEDS, ROWS, Row, architecture, is_architectu
 
 DATASET = "openwebtext2"
 SEEDS = ("seed", "data_seed")
-TOLD_BESIDE = ("dtype",)  # an evaluation in another precision is the model's own, with a remark
-# of the authors' code; a change of one is told beside the row
+NOTED_BESIDE = ("dtype",)  # an evaluation in another precision is the model's own, with a remark
+# of the authors' code; a change of one is noted beside the row
 DEFAULTS = (
     "weight_decay",
     "beta1",
@@ -125,7 +126,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Other:
-    """An evaluation that stands in no row, and why."""
+    """An evaluation that is in no row, and why."""
 
     group: Group
     reason: str
@@ -150,14 +151,14 @@ class Report:
 
 
 def verdict(value: float, interval: tuple[float, float]) -> str:
-    """Where the paper's value lies: by how much it is beyond the nearer end of our interval."""
+    """Where the paper's value is: by how much it is beyond the nearer end of our interval."""
     low, high = interval
     beyond = max(low - value, value - high)
     return "inside the interval" if beyond <= 0 else f"outside by {beyond:.2f}"
 
 
 def warmup_steps(one: Evaluation) -> int:
-    """Of the training as it began: an extension is no reason to count anew."""
+    """Of the training as it began: an extension does not change it."""
     if one.legs:
         return round(one.legs[0].rise + 1)
     return round(one.trained.warmup_percent * one.trained.iterations)
@@ -166,7 +167,7 @@ def warmup_steps(one: Evaluation) -> int:
 def extension(one: Evaluation) -> str | None:
     """How the schedule was extended; None where it was not.
 
-    A training of before summaries told the legs says it by its flag.
+    A training from before summaries had the legs says it by its flag.
     """
     if not one.legs:
         return one.trained.extend
@@ -185,10 +186,10 @@ def changed_settings(one: Evaluation) -> dict[str, str]:
 
 
 def not_final(one: Evaluation) -> str | None:
-    """Why an evaluation says nothing about its model as the paper's tables do, None where it does."""
+    """Why an evaluation does not measure its model as the paper's tables do, None where it does."""
     if architecture(one.args) != architecture(one.trained):
         return f"evaluated as {shape(one.args)}, trained as {shape(one.trained)}"
-    changed = [line for name, line in changed_settings(one).items() if name not in TOLD_BESIDE]
+    changed = [line for name, line in changed_settings(one).items() if name not in NOTED_BESIDE]
     if changed:
         return f"evaluated with {', '.join(changed)}"
     if not is_full_compute(one.args, one.trained):
@@ -201,10 +202,7 @@ def not_final(one: Evaluation) -> str | None:
 
 
 def _identity(one: Evaluation) -> tuple[Any, ...]:
-    """Equal for models that differ in their seed only.
-
-    A training that passed over steps of its own is like no other one.
-    """
+    """Equal for models that differ only in their seed. A training that skipped steps equals no other."""
     trained = one.trained
     schedule = one.legs if len(one.legs) > 1 else extension(one)
     alone = (*one.seed, *one.skipped) if one.skipped else ()
@@ -239,7 +237,7 @@ def groups(
 
 
 def decisive_differences(row: Row, one: Evaluation) -> list[str]:
-    """Those after which a perplexity is another quantity, or one of another training."""
+    """Differences that make a perplexity another quantity, or that of another training."""
     pairs = (
         ("steps", f"{one.steps:,}", f"{row.steps:,}"),
         ("data", label(one.args.dataset), DATASET),
@@ -294,7 +292,7 @@ def remarks(row: Row, group: Group) -> list[str]:
         f"seed {each.trained.seed} was evaluated with {line}"
         for each in group.members
         for name, line in changed_settings(each).items()
-        if name in TOLD_BESIDE
+        if name in NOTED_BESIDE
     ]
     if row.steps != setting("steps"):
         lines.append(
@@ -336,7 +334,7 @@ def _result(row: Row, group: Group | None) -> Result:
 
 
 def _closeness(result: Result) -> tuple[float, ...]:
-    """The group that stands in the row is the one nearest to the paper's setting, then the newest."""
+    """The group that fills the row is the one nearest to the paper's setting, then the newest."""
     assert result.group is not None, "only candidates are ranked"
     return len(result.decisive), len(result.differs), -max(one.modified for one in result.group.members)
 
@@ -374,7 +372,7 @@ def compare(found: Found) -> Report:
 
 
 def in_pairs(results: Sequence[Result]) -> list[Beside]:
-    """Each evaluated model of a table beside its best one; without those whose windows cannot be compared.
+    """Each evaluated model of a table with its best one; without those whose windows cannot be compared.
 
     Of several seeds the first.
     """

@@ -1,8 +1,8 @@
 """The page of the paper's experiments: what trains each row of its tables, a forecast of its GPU hours, and
 its values beside the re-run's.
 
-python -m report.experiments --output docs/experiments.md      # the page of the repository
-python -m report.experiments exps iridis                       # with our own values; prints it
+    python -m report.experiments --output docs/experiments.md      # the page of the repository
+    python -m report.experiments exps iridis                       # with our own values; prints it
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from config import guarded
-from config.flags import Flag
+from config.schema import Flag
 from files import write_atomically
 from models.variants import ALIASES, VARIANTS
 from report.command import paths_and_flags
@@ -64,7 +64,7 @@ def _flag(name: str, value: Any) -> str:
 
 
 def training_flops(row: Row) -> float:
-    """Floating-point operations of the row's training that are of use."""
+    """Useful floating-point operations of the row's training."""
     from models.macs import training_flops_per_token
     from models.settings import ModelSettings
 
@@ -87,7 +87,7 @@ def utilisation(kind: str) -> float:
 
 
 def gpu_hours(row: Row) -> float:
-    """A forecast, at the utilisation of the re-run's training that is like it."""
+    """A forecast, at the utilisation of the most similar training of the re-run."""
     from optim.reporting import PEAK_FLOPS
 
     return training_flops(row) / (3600 * PEAK_FLOPS[GPU] * utilisation(like(row)))
@@ -100,11 +100,11 @@ def head() -> list[str]:
     total = sum({row.command: gpu_hours(row) for row in ROWS}.values())
     paragraphs = [
         (
-            "Made by `python -m report.experiments --output docs/experiments.md`; given folders of results,"
-            " it shows our own values."
+            "Made by `python -m report.experiments --output docs/experiments.md`; with folders of results it"
+            " also shows our own values."
         ),
         (
-            "One line for each model of the paper's tables. What all trainings share stands in"
+            "One line for each model of the paper's tables. All trainings share the settings in"
             f" `iridis/train.sh`: width {values['n_embd']}, {values['n_head']} heads,"
             f" {values['sequence_length']} tokens, {values['effective_batch']} sequences a step, AdamW at"
             f" {values['lr']:g}, warm-up over the first fifth of the steps. Values are perplexities on the"
@@ -114,7 +114,7 @@ def head() -> list[str]:
             f" {paper()['rerun_on_l4']['evaluation_minutes_L4']} minutes a model on an L4."
         ),
         (
-            "**L4 hours** are a forecast, of one GPU (two take half as long). Assumed are 6 floating-point"
+            "**L4 hours** are a forecast for one GPU (two take half as long). It assumes 6 floating-point"
             " operations a token for each of the model's multiply-accumulates (2 each, and the backward pass"
             " costs twice the forward pass; causal attention only, the head on every token; routed models at"
             " the expected shares of their random draws; PonderNet's exits as one; no recomputation), a peak"

@@ -1,8 +1,8 @@
-"""What the paper's figures share: width and type of a paper, colours that everyone can tell apart, saving
+"""What the paper's figures share: width and type of a paper, colours that everyone can distinguish, saving
 with the data beside.
 
-figure, axes = panels(1, 2, width=TWO_COLUMNS, height=2.6)
-save(figure, Path("figures"), "fig2", data)         # fig2.png, fig2.pdf, fig2.json
+    figure, axes = panels(1, 2, width=TWO_COLUMNS, height=2.6)
+    save(figure, Path("figures"), "fig2", data)         # fig2.png, fig2.pdf, fig2.json
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Two evaluations of the same text, compared on each window: far sharper than two intervals beside each
 other.
 
-found = pair(Path("a/eval_summary_ckpt.json"), Path("b/eval_summary_ckpt.json"))        # raises UserError
-found.difference.mean, found.difference.low, found.difference.high      # nats a token, a's loss minus b's
+    found = pair(Path("a/eval_summary_ckpt.json"), Path("b/eval_summary_ckpt.json"))        # raises UserError
+    found.difference.mean, found.difference.low, found.difference.high      # nats a token, a's loss minus b's
 """
 
 from __future__ import annotations
@@ -64,9 +64,8 @@ def _read(path: Path) -> tuple[dict[str, Any], WindowLosses]:
 
 
 def pair(a: Path, b: Path) -> Pair:
-    """Compare two evaluations by the windows that both have read.
-
-    Raises UserError where they are of other text or have too few in common.
+    """Compare two evaluations by the windows that both have read. Raises UserError where they read other text
+    or have too few in common.
     """
     (one, of_a), (other, of_b) = _read(a), _read(b)
     lengths = one["args"].get("sequence_length"), other["args"].get("sequence_length")
@@ -79,15 +78,15 @@ def pair(a: Path, b: Path) -> Pair:
         raise UserError(f"{a} or {b} does not say which data it read; evaluate again")
     if data_differences({"val": one["data"]}, {"val": other["data"]}):
         raise UserError(f"{a} and {b} read other data: they cannot be compared in pairs")
-    _, at_a, at_b = np.intersect1d(of_a.windows, of_b.windows, assume_unique=True, return_indices=True)
-    fuller, at = (of_a, at_a) if of_a.windows.size >= of_b.windows.size else (of_b, at_b)
-    documents = None if fuller.documents is None else fuller.documents[at]
-    left, right = of_a.losses[at_a], of_b.losses[at_b]
+    _, in_a, in_b = np.intersect1d(of_a.windows, of_b.windows, assume_unique=True, return_indices=True)
+    fuller, common = (of_a, in_a) if of_a.windows.size >= of_b.windows.size else (of_b, in_b)
+    documents = None if fuller.documents is None else fuller.documents[common]
+    left, right = of_a.losses[in_a], of_b.losses[in_b]
     difference = interval(left - right, documents)
     if difference is None:
-        raise UserError(f"{a} and {b} have {at_a.size} windows in common: too few to be compared in pairs")
+        raise UserError(f"{a} and {b} have {in_a.size} windows in common: too few to be compared in pairs")
     has_spread = bool(np.ptp(left) and np.ptp(right))
-    return Pair(difference, at_a.size, float(np.corrcoef(left, right)[0, 1]) if has_spread else None)
+    return Pair(difference, in_a.size, float(np.corrcoef(left, right)[0, 1]) if has_spread else None)
 
 
 def section(a: Path, b: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """The paper's numbers (Mohtashami et al., ICLR 2025) and those of one independent re-run, as
 report/paper.json holds them.
 
-paper_value(("table1", "cotformer", "12x3"))    # Value(perplexity=27.07, sem=0.01)
+    paper_value(("table1", "cotformer", "12x3"))    # Value(perplexity=27.07, sem=0.01)
 """
 
 from __future__ import annotations

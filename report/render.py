@@ -26,23 +26,20 @@ COLUMNS = (
     "re-run's 95% interval over batches",
 )
 NOT_EVALUATED = "not evaluated"
-SOURCES = """Paper: Mohtashami, Pagliardini, Jaggi: CoTFormer, ICLR 2025; perplexity on OpenWebText2, mean \
-of 3 seeds. Re-run: an independent
-reproduction with one seed on 2 x L4."""
-READING = """Perplexity on the validation split. *Ours* is one model, or the mean over seeds where several \
-models differ in their seed only. The
-95% interval is of one model over texts such as the validation split; windows are grouped by document or in \
-long stretches, since neighbours
-are alike (for several models: the mean of their ends). The SEM is over seeds: two different things, never \
-in one column. The *verdict* says
-whether the paper's value lies inside our interval over texts, or how far beyond its nearer end it is; *not \
-comparable*: steps, data or
-evaluated length are not the paper's. The re-run's intervals are over batches, neighbouring ones too; those \
-over batches of 8 and of 32 windows
-are not comparable."""
-IN_PAIRS = """Each model beside the best one of its table, by the difference of their losses on each window \
-of the same text: far sharper than two
-intervals beside each other."""
+SOURCES = """\
+Paper: Mohtashami, Pagliardini, Jaggi: CoTFormer, ICLR 2025; perplexity on OpenWebText2, mean of 3 seeds.
+Re-run: an independent reproduction with one seed on 2 x L4."""
+READING = """\
+Values are perplexities on the validation split. *Ours* is one model, or the mean over seeds where several
+models differ only in their seed. The 95% interval is of one model over texts such as the validation split;
+windows are grouped by document or in long stretches, since neighbours are alike (for several models: the mean
+of their ends). The SEM is over seeds; the two kinds of spread are never in one column. The *verdict* says
+whether the paper's value is inside our interval over texts, or how far beyond its nearer end it is; *not
+comparable*: steps, data or evaluated length differ from the paper's. The re-run's intervals are over batches,
+including neighbouring ones; those over batches of 8 and of 32 windows are not comparable."""
+IN_PAIRS = """\
+Each model is compared with the best one of its table by the difference of their losses on each window of the
+same text. This is far sharper than comparing two intervals."""
 LATEX_SPECIAL = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -123,10 +120,12 @@ def _cell(text: str, is_code: bool) -> str:
 
 def _all_details(results: Sequence[Result]) -> list[str]:
     """What differs from the paper's setting; rows of which the same is to be said share it."""
-    said: dict[tuple[str, ...], list[str]] = {}
+    rows_with: dict[tuple[str, ...], list[str]] = {}
     for result in results:
-        said.setdefault(tuple(_details(result)), []).append(f"{result.row.table}, {result.row.label}")
-    return [line for lines, names in said.items() for line in (f"**{'; '.join(names)}**", "", *lines, "")]
+        rows_with.setdefault(tuple(_details(result)), []).append(f"{result.row.table}, {result.row.label}")
+    return [
+        line for lines, names in rows_with.items() for line in (f"**{'; '.join(names)}**", "", *lines, "")
+    ]
 
 
 def grouping(one: Evaluation) -> str:
@@ -243,7 +242,7 @@ def _of_table(results: Sequence[Result], name: str) -> list[str]:
 
 
 def notes(name: str, results: Sequence[Result]) -> list[str]:
-    """What stands below a table: about it, and about the re-run's models in it.
+    """The notes below a table: about it, and about the re-run's models in it.
 
     Ends in an empty line, if there is anything to say.
     """

@@ -1,7 +1,7 @@
 """The rows of the paper's tables as data, what trains them, which of them a model is, and what models are
 called on paper.
 
-rows_of(args, steps=40000)      # by what the flags say; folder names play no part
+    rows_of(args, steps=40000)      # by what the flags say; folder names play no part
 """
 
 from __future__ import annotations
@@ -33,11 +33,10 @@ NAMES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table.
+    """One line of a table. job: what trains it: settings for the environment, the package, its words.
 
-    job: what trains it: settings for the environment, the package, its words. paper: where its number stands
-    in paper.json, empty where the paper gives none; rerun: that of the re-run. more: flags of the model that
-    are not the defaults, beside those with a field.
+    paper: the key of its number in paper.json, empty where the paper gives none; rerun: that of the re-run.
+    more: flags of the model that are not the defaults, in addition to those with a field.
     """
 
     table: str
@@ -265,8 +264,8 @@ TABLES = tuple(dict.fromkeys(row.table for row in ROWS))
 NOTES: dict[str, str] = {
     "Figure 2": "The paper's values are read off the figure.",
     "Table 2": (
-        "lncot-train adds the depth embedding (Table 4); its model stands in the row of the LN-CoTFormer all"
-        " the same, with a remark."
+        "lncot-train adds the depth embedding (Table 4); its model is in the row of the LN-CoTFormer"
+        " nevertheless, with a remark."
     ),
     "Table 5": (
         "10,000 steps. The loss of stick breaking depends on how a batch is cut: 4 micro-batches of 32"
@@ -283,7 +282,7 @@ NOTES: dict[str, str] = {
 
 
 def architecture(args: Namespace) -> tuple[object, ...]:
-    """What makes two models one row: variant, layers, repeats and widths."""
+    """Two models with the same value are the same row: variant, layers, repeats and widths."""
     looped = (args.n_layer_begin, args.n_layer_end, args.n_repeat) if VARIANTS[args.model].loop else ()
     return args.model, args.n_layer, *looped, args.n_embd, args.n_head, args.vocab_size
 

@@ -1,7 +1,6 @@
 """Which models of base-train and ablation-train are trained on a dataset, and which of Table 1 are not.
 
-    python -m report.trained RESULTS_FOLDER --dataset owt2     # a folder a line; on stderr the rows of Table
-    1 that are missing
+    python -m report.trained RESULTS_FOLDER --dataset owt2   # folders; on stderr missing rows of Table 1
 
 A model is known by its flags, whatever its size or folder is called. Exit code 2 where none is trained.
 """
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from config import guarded
-from config.flags import Flag
+from config.schema import Flag
 from data.bins import label
 from errors import UserError
 from models.variants import VARIANTS
@@ -30,12 +29,12 @@ PACKAGES = ("base-train", "ablation-train")
 
 
 def kind(args: Namespace) -> tuple[object, ...]:
-    """What tells the models of these packages from those of others, whatever their size."""
-    row = VARIANTS[args.model]
+    """What distinguishes the models of these packages from others, whatever their size."""
+    variant = VARIANTS[args.model]
     return (
         args.model,
-        *((args.n_layer_begin, args.n_layer_end) if row.loop else ()),
-        args.depth_embedding if row.depth_emb else None,
+        *((args.n_layer_begin, args.n_layer_end) if variant.loop else ()),
+        args.depth_embedding if variant.depth_emb else None,
     )
 
 

@@ -1,11 +1,10 @@
-"""The validation curve of a training beside what the paper's model reached, and where the re-run of that
-model stood on its way.
+"""The validation curve of a training, what the paper's model reached, and where the re-run of that model was
+at the same steps.
 
-    python -m report trajectory EXPERIMENT [--output reports]     # reports/trajectory_NAME.png, .pdf, .json,
-    and a few lines
+    python -m report trajectory EXPERIMENT [--output reports]
 
-EXPERIMENT is a folder or a name; it may be in training. Only the drawing needs more than Python itself:
-status.py uses the rest.
+Writes reports/trajectory_NAME.png, .pdf and .json, and prints a few lines. EXPERIMENT is a folder or a name;
+it may be in training. Only the drawing needs more than Python itself: status.py uses the rest.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import config
 from config.identity import effective_batch
 from errors import UserError
 from optim.names import METRICS
-from optim.reader import Record, Row, number, read_rows
+from optim.reader import Record, Row, as_float, read_rows
 from report.paper import Rerun, Value, paper_value, rerun_trajectory, rerun_value, setting, trajectory_tokens
 from report.rows import ROWS, rows_of
 
@@ -36,8 +35,8 @@ Points = tuple[tuple[int, float], ...]  # steps and perplexities, in order of st
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What is known of other trainings of a model: the paper's and the re-run's final perplexity, and the
-    re-run's on its way.
+    """Other trainings of a model: the paper's and the re-run's final perplexity, and the re-run's during its
+    training.
     """
 
     label: str
@@ -60,8 +59,8 @@ class Yardstick:
         share = math.log(step / begin) / math.log(end / begin)
         return math.exp((1 - share) * math.log(high) + share * math.log(low))
 
-    def told_at(self, step: int) -> str:
-        """The same in words, empty where it is not known."""
+    def text_at(self, step: int) -> str:
+        """`at` as text, empty where it is not known."""
         there = self.at(step)
         if there is None:
             return ""
@@ -69,9 +68,9 @@ class Yardstick:
 
 
 def yardstick_of(args: Namespace) -> Yardstick | None:
-    """Of the model of some flags; None where the paper has none of its architecture.
+    """For the model of some flags; None where the paper has none of its architecture.
 
-    Of several rows the one counts that also asks for the same depth embedding.
+    Of several rows the one with the same depth embedding comes first.
     """
     rows = sorted(rows_of(args, args.iterations), key=lambda row: not row.exact_embedding)
     if not rows:
@@ -83,7 +82,7 @@ def yardstick_of(args: Namespace) -> Yardstick | None:
 
 
 def differences(args: Namespace, yardstick: Yardstick) -> list[str]:
-    """Settings after which the numbers on the way are not comparable."""
+    """Settings that make the values during training not comparable."""
     data = "openwebtext2" if Path(args.dataset).name in OPENWEBTEXT2 else args.dataset
     pairs = (
         ("data", data, "openwebtext2"),
@@ -94,32 +93,32 @@ def differences(args: Namespace, yardstick: Yardstick) -> list[str]:
     return [f"{name} {ours} instead of {papers}" for name, ours, papers in pairs if ours != papers]
 
 
-def flags_of(told: Row | None) -> Namespace | None:
-    """All flags, from those that a training recorded; None where they cannot be told."""
+def flags_of(recorded: Row | None) -> Namespace | None:
+    """All flags, from those that a training recorded; None where they are not known."""
     try:
-        return None if told is None else config.add_defaults(config.recorded(told))
+        return None if recorded is None else config.add_defaults(config.recorded(recorded))
     except ValueError:
         return None
 
 
-def remark(told: Row | None, step: int, perplexity: float) -> str | None:
-    """One line on how a training stands beside the re-run at this step; None where the two cannot be
+def remark(recorded: Row | None, step: int, perplexity: float) -> str | None:
+    """One line on how a training compares with the re-run at this step; None where the two cannot be
     compared.
 
-    told: the flags that the training recorded.
+    recorded: the flags that the training recorded.
     """
-    args = flags_of(told)
+    args = flags_of(recorded)
     yardstick = None if args is None else yardstick_of(args)
-    if args is None or yardstick is None or differences(args, yardstick) or not yardstick.told_at(step):
+    if args is None or yardstick is None or differences(args, yardstick) or not yardstick.text_at(step):
         return None
-    said = (
+    text = (
         f"{yardstick.label}: validation perplexity {perplexity:.2f} at step {step:,}; the re-run had"
-        f" {yardstick.told_at(step)} there"
+        f" {yardstick.text_at(step)} there"
     )
     return (
-        said
+        text
         if yardstick.paper.perplexity is None
-        else f"{said}, the paper {yardstick.paper.perplexity:.2f} at the end"
+        else f"{text}, the paper {yardstick.paper.perplexity:.2f} at the end"
     )
 
 
@@ -127,7 +126,7 @@ def curve_of(rows: Sequence[Row], kind: str) -> Points:
     """Validation perplexities by step, of a kind of rows of metrics.jsonl."""
     found = {}
     for row in rows:
-        step, perplexity = number(row.get("step")), number(row.get("val_pp"))
+        step, perplexity = as_float(row.get("step")), as_float(row.get("val_pp"))
         if row.get("kind") == kind and step is not None and perplexity is not None and perplexity > 0:
             found[int(step)] = perplexity
     return tuple(sorted(found.items()))
@@ -150,35 +149,74 @@ def lines(name: str, args: Namespace | None, yardstick: Yardstick | None, curve:
             f"{name}: step {step:,} of {args.iterations:,}, perplexity {perplexity:.2f}; the paper has no"
             " model of this architecture"
         ]
-    said = [f"{name}: {yardstick.label}, step {step:,} of {args.iterations:,}", final_values(yardstick)]
-    said += [f"not comparable on the way: {line}" for line in differences(args, yardstick)]
+    found = [f"{name}: {yardstick.label}, step {step:,} of {args.iterations:,}", final_values(yardstick)]
+    found += [f"not comparable on the way: {line}" for line in differences(args, yardstick)]
     if not yardstick.points:
         return [
-            *said,
+            *found,
             (
                 f"perplexity {perplexity:.2f} at step {step:,}; of this model no re-run's values on the way"
                 " are known"
             ),
         ]
     reached = [nearest(curve, each) for each, _ in yardstick.points if each <= step]
-    for at, ours in dict.fromkeys([*reached, curve[-1]]):
-        there = yardstick.told_at(at)
-        said.append(
-            f"at step {at:>6,} you are at {ours:.2f}"
+    for reached_step, ours in dict.fromkeys([*reached, curve[-1]]):
+        there = yardstick.text_at(reached_step)
+        found.append(
+            f"at step {reached_step:>6,} you are at {ours:.2f}"
             + (f", the re-run of this model was at {there} there" if there else "")
         )
-    return [*said, f"the re-run's values on the way are of {trajectory_tokens():,} validation tokens"]
+    return [*found, f"the re-run's values on the way are of {trajectory_tokens():,} validation tokens"]
 
 
 def final_values(yardstick: Yardstick) -> str:
     paper, rerun = yardstick.paper, yardstick.rerun
     sem = "" if paper.sem is None else f" +- {paper.sem:.2f}"
-    said = []
+    parts = []
     if paper.perplexity is not None:
-        said.append(f"the paper's model had {paper.perplexity:.2f}{sem} after {yardstick.steps:,} steps")
+        parts.append(f"the paper's model had {paper.perplexity:.2f}{sem} after {yardstick.steps:,} steps")
     if rerun is not None:
-        said.append(f"a re-run had {rerun.perplexity:.2f} [{rerun.low:.2f}, {rerun.high:.2f}]")
-    return "; ".join(said) or "neither the paper nor the re-run tells this model's perplexity"
+        parts.append(f"a re-run had {rerun.perplexity:.2f} [{rerun.low:.2f}, {rerun.high:.2f}]")
+    return "; ".join(parts) or "neither the paper nor the re-run tells this model's perplexity"
+
+
+def draw_yardstick(axis: Any, yardstick: Yardstick) -> dict[str, Any]:
+    """Draw what is known of the model beside the training; returns the numbers."""
+    from report.figures import BLACK, ORANGE
+
+    paper, rerun = yardstick.paper.perplexity, yardstick.rerun
+    if paper is not None:
+        axis.axhline(
+            paper,
+            color=BLACK,
+            linestyle="--",
+            linewidth=0.8,
+            label=f"paper, {yardstick.steps:,} steps: {paper:.2f}",
+        )
+    if rerun is not None:
+        axis.errorbar(
+            [yardstick.steps],
+            [rerun.perplexity],
+            [[rerun.perplexity - rerun.low], [rerun.high - rerun.perplexity]],
+            color=ORANGE,
+            marker="D",
+            label=f"re-run: {rerun.perplexity:.2f}",
+        )
+    if yardstick.points:
+        axis.plot(
+            *zip(*yardstick.points, strict=True),
+            color=ORANGE,
+            marker="s",
+            linestyle=":",
+            label="re-run on its way",
+        )
+    return {
+        "row": yardstick.label,
+        "steps": yardstick.steps,
+        "paper": paper,
+        "rerun_on_its_way": yardstick.points,
+        "rerun": None if rerun is None else [rerun.perplexity, rerun.low, rerun.high],
+    }
 
 
 def draw(
@@ -187,7 +225,7 @@ def draw(
     """Writes the picture and its numbers."""
     from matplotlib.ticker import LogFormatter
 
-    from report.figures import BLACK, BLUE, ONE_COLUMN, ORANGE, legend, panels, plain, save
+    from report.figures import BLUE, ONE_COLUMN, legend, panels, plain, save
 
     figure, axes = panels(1, 1, width=ONE_COLUMN * 1.4, height=3.2)
     axis = axes[0, 0]
@@ -203,39 +241,7 @@ def draw(
         )
     data: dict[str, Any] = {"experiment": title, "curve": curve, "final": final}
     if yardstick is not None:
-        paper, rerun = yardstick.paper.perplexity, yardstick.rerun
-        if paper is not None:
-            axis.axhline(
-                paper,
-                color=BLACK,
-                linestyle="--",
-                linewidth=0.8,
-                label=f"paper, {yardstick.steps:,} steps: {paper:.2f}",
-            )
-        if rerun is not None:
-            axis.errorbar(
-                [yardstick.steps],
-                [rerun.perplexity],
-                [[rerun.perplexity - rerun.low], [rerun.high - rerun.perplexity]],
-                color=ORANGE,
-                marker="D",
-                label=f"re-run: {rerun.perplexity:.2f}",
-            )
-        if yardstick.points:
-            axis.plot(
-                *zip(*yardstick.points, strict=True),
-                color=ORANGE,
-                marker="s",
-                linestyle=":",
-                label="re-run on its way",
-            )
-        data |= {
-            "row": yardstick.label,
-            "steps": yardstick.steps,
-            "paper": paper,
-            "rerun_on_its_way": yardstick.points,
-            "rerun": None if rerun is None else [rerun.perplexity, rerun.low, rerun.high],
-        }
+        data |= draw_yardstick(axis, yardstick)
     axis.set(xlabel="optimiser step", ylabel="validation perplexity", yscale="log")
     low, high = axis.get_ylim()
     axis.set_ylim(top=min(high, max(SHOWN * low, SHOWN / 2 * curve[-1][1])))

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import config
-from config.flags import EVALUATION, IDENTITY, PLACE, SCHEDULE
 from config.identity import BATCH, cut_matters, effective_batch, names_of
+from config.schema import EVALUATION, IDENTITY, PLACE, SCHEDULE
 from data.bins import data_differences
 from errors import UserError
 from files import read_json
 from optim.names import EVALUATIONS, FINAL, METRICS, numbered
 from optim.peek import step_in
-from optim.reader import Record, Row, number, read_rows
+from optim.reader import Record, Row, as_float, read_rows
 from report.pairs import section as in_pairs
 
 SCOPES = {
@@ -62,7 +62,7 @@ def is_evaluation(path: Path) -> bool:
 # flags
 
 
-def told_by(path: Path) -> Row:
+def record_of(path: Path) -> Row:
     """What a training or an evaluation recorded of itself: `args`, and `data` where it did.
 
     Raises UserError.
@@ -74,45 +74,45 @@ def told_by(path: Path) -> Row:
     return {"args": record.flags, "data": (record.summary or {}).get("data")}
 
 
-def flags_of(path: Path, told: Mapping[str, Any]) -> Namespace:
-    """All flags. Raises UserError where they are not told."""
-    if not isinstance(told.get("args"), dict):
-        raise UserError(f"{path}: neither a checkpoint nor a summary there tells its flags")
+def flags_of(path: Path, recorded: Mapping[str, Any]) -> Namespace:
+    """All flags. Raises UserError where they are not recorded."""
+    if not isinstance(recorded.get("args"), dict):
+        raise UserError(f"{path}: neither a checkpoint nor a summary there has its flags")
     try:
-        return config.add_defaults(config.recorded(told["args"]))
+        return config.add_defaults(config.recorded(recorded["args"]))
     except ValueError as error:
         raise UserError(f"{path}: args.{error}") from None
 
 
 def flags(a: Path, b: Path) -> list[str]:
     """Flags that differ, by what they change."""
-    said = ["flags that differ (A | B)"]
+    lines = ["flags that differ (A | B)"]
     try:
-        told = [told_by(path) for path in (a, b)]
-        mine, theirs = (vars(flags_of(path, each)) for path, each in zip((a, b), told, strict=True))
+        recorded = [record_of(path) for path in (a, b)]
+        mine, theirs = (vars(flags_of(path, each)) for path, each in zip((a, b), recorded, strict=True))
     except UserError as error:
-        return [*said, f"  {error}"]
+        return [*lines, f"  {error}"]
     for scope, what in SCOPES.items():
         differing = [name for name in names_of(scope) if mine[name] != theirs[name]]
-        said += [f"  {what}:"] * bool(differing) + [
+        lines += [f"  {what}:"] * bool(differing) + [
             f"    --{name}: {mine[name]} | {theirs[name]}" for name in differing
         ]
     cut = any(mine[name] != theirs[name] for name in BATCH)
     if cut and effective_batch(mine) == effective_batch(theirs) and not cut_matters(mine):
-        said.append("  the batch is cut otherwise, which this model's training does not depend on")
-    data = [each["data"] if isinstance(each.get("data"), Mapping) else None for each in told]
-    said += [
+        lines.append("  the batch is cut otherwise, which this model's training does not depend on")
+    data = [each["data"] if isinstance(each.get("data"), Mapping) else None for each in recorded]
+    lines += [
         f"  {line}".replace("the checkpoint's", "B's").replace("these", "A's")
         for line in data_differences(*data)
     ]
-    return said if len(said) > 1 else [f"{said[0]}: none"]
+    return lines if len(lines) > 1 else [f"{lines[0]}: none"]
 
 
 # weights
 
 
 def checkpoints_of(folder: Path) -> dict[int, Path]:
-    """Checkpoints by the step that they hold, the newest first; those that do not tell it are left out."""
+    """Checkpoints by the step that they hold, the newest first; those without one are left out."""
     found = {
         step: path for path in (*numbered(folder), folder / FINAL) if (step := step_in(path)) is not None
     }
@@ -123,30 +123,30 @@ def weights(a: Path, b: Path) -> list[str]:
     """Names, shapes and distance of the weights at each step of which both have a checkpoint; without one,
     of the newest of each.
     """
-    said = ["weights"]
+    lines = ["weights"]
     for name, folder in (("A", a), ("B", b)):
         unread = [
             path.name
             for path in (*numbered(folder), folder / FINAL)
             if path.exists() and step_in(path) is None
         ]
-        said += [f"  {name}: {each} is damaged, or does not tell its step" for each in unread]
+        lines += [f"  {name}: {each} is damaged, or does not tell its step" for each in unread]
     mine, theirs = checkpoints_of(a), checkpoints_of(b)
-    said += [
+    lines += [
         f"  {name}: no checkpoint in {folder}"
         for name, found, folder in (("A", mine, a), ("B", theirs, b))
         if not found
     ]
     if not mine or not theirs:
-        return said
+        return lines
     pairs = [(f"step {step:,}", mine[step], theirs[step]) for step in mine if step in theirs]
     if not pairs:
-        said.append("  no step in common: the newest of each")
+        lines.append("  no step in common: the newest of each")
         pairs = [(f"steps {max(mine):,} | {max(theirs):,}", mine[max(mine)], theirs[max(theirs)])]
     for steps, first, second in pairs:
-        said.append(f"  {steps}: {first.name} | {second.name}")
-        said += [f"    {line}" for line in distance(first, second)]
-    return said
+        lines.append(f"  {steps}: {first.name} | {second.name}")
+        lines += [f"    {line}" for line in distance(first, second)]
+    return lines
 
 
 def state_of(path: Path) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def distance(first: Path, second: Path) -> list[str]:
         mine, theirs = state_of(first), state_of(second)
     except UserError as error:
         return [str(error)]
-    said = [*only("A", mine.keys() - theirs.keys()), *only("B", theirs.keys() - mine.keys())]
+    lines = [*only("A", mine.keys() - theirs.keys()), *only("B", theirs.keys() - mine.keys())]
     norms: dict[str, tuple[float, float]] = {}  # of the difference, and of A's tensor
     for name in [name for name in mine if name in theirs]:
         one, other = mine[name], theirs[name]
@@ -181,21 +181,21 @@ def distance(first: Path, second: Path) -> list[str]:
             or not isinstance(other, torch.Tensor)
             or one.shape != other.shape
         ):
-            said.append(f"{name}: {tuple(getattr(one, 'shape', ()))} | {tuple(getattr(other, 'shape', ()))}")
+            lines.append(f"{name}: {tuple(getattr(one, 'shape', ()))} | {tuple(getattr(other, 'shape', ()))}")
             continue
         for which, tensor in (("A", one), ("B", other)):
             if not bool(torch.isfinite(tensor).all()):
-                said.append(
+                lines.append(
                     f"{name}: {int((~torch.isfinite(tensor)).sum()):,} numbers of {which} are not finite"
                 )
         one, other = one.double(), other.double()
         norms[name] = float((one - other).norm()), float(one.norm())
     if not norms:
-        return [*said, "no tensor in common"]
+        return [*lines, "no tensor in common"]
     apart, whole = (sum(norm**2 for norm in column) ** 0.5 for column in zip(*norms.values(), strict=True))
     if apart == 0:
-        return [*said, f"all {len(norms)} tensors that both have are equal"]
-    said.append(
+        return [*lines, f"all {len(norms)} tensors that both have are equal"]
+    lines.append(
         f"|A - B| / |A| = {apart / (whole or 1):.3g} over {len(norms)} tensors,"
         f" {sum(norm == 0 for norm, _ in norms.values())} of them equal"
     )
@@ -203,7 +203,7 @@ def distance(first: Path, second: Path) -> list[str]:
         :MOST_NAMES
     ]
     return [
-        *said,
+        *lines,
         "largest: "
         + ", ".join(
             f"{name} {norms[name][0] / (norms[name][1] or 1):.3g}" for name in largest if norms[name][0]
@@ -219,9 +219,9 @@ def losses_of(folder: Path, problems: list[str]) -> dict[int, Row]:
     rows = [
         row
         for row in read_rows(folder / METRICS, problems)
-        if row.get("kind") == "eval" and number(row.get("val_loss")) is not None
+        if row.get("kind") == "eval" and as_float(row.get("val_loss")) is not None
     ]
-    return {int(step): row for row in rows if (step := number(row.get("step"))) is not None}
+    return {int(step): row for row in rows if (step := as_float(row.get("step"))) is not None}
 
 
 def losses(a: Path, b: Path) -> list[str]:
@@ -230,29 +230,29 @@ def losses(a: Path, b: Path) -> list[str]:
     """
     problems: list[str] = []
     mine, theirs = losses_of(a, problems), losses_of(b, problems)
-    said = ["validation loss, nats per token", *(f"  {problem}" for problem in problems)]
+    lines = ["validation loss, nats per token", *(f"  {problem}" for problem in problems)]
     common = sorted(mine.keys() & theirs.keys())
     if not common:
-        return [*said, f"  no step in common: A has {len(mine)} evaluations, B {len(theirs)}"]
+        return [*lines, f"  no step in common: A has {len(mine)} evaluations, B {len(theirs)}"]
     apart = {step: theirs[step]["val_loss"] - mine[step]["val_loss"] for step in common}
     furthest = max(common, key=lambda step: abs(apart[step]))
     if apart[furthest] == 0:
-        return [*said, f"  equal at all {len(common)} steps in common, {common[0]:,} to {common[-1]:,}"]
-    said.append(f"  {'step':>8}  {'A':>8}  {'B':>8}  {'B - A':>8}")
+        return [*lines, f"  equal at all {len(common)} steps in common, {common[0]:,} to {common[-1]:,}"]
+    lines.append(f"  {'step':>8}  {'A':>8}  {'B':>8}  {'B - A':>8}")
     for step in sorted({*milestones(a, b, common), furthest}):
-        said.append(
+        lines.append(
             f"  {step:>8,}  {mine[step]['val_loss']:8.4f}  {theirs[step]['val_loss']:8.4f} "
             f" {apart[step]:+8.4f}"
             + (f"  the largest difference of {len(common)} steps" if step == furthest else "")
         )
     before = next(index for index, step in enumerate(common) if apart[step])
-    said.append(
+    lines.append(
         f"  equal up to step {common[before - 1]:,}"
         if before
         else "  different from the first step in common"
     )
     tokens = {row.get("n_tokens") for found in (mine, theirs) for row in found.values()}
-    return said + [
+    return lines + [
         "  not all on the same number of validation tokens: differences are also those of the texts"
     ] * (len(tokens) > 1)
 
@@ -267,31 +267,34 @@ def milestones(a: Path, b: Path, common: Sequence[int]) -> list[int]:
 # jobs
 
 
-def ledgers(a: Path, b: Path) -> list[str]:
-    """Jobs, why they ended, and steps that were passed over."""
-    return ["jobs", *(f"  {line}" for name, folder in (("A", a), ("B", b)) for line in ledger(name, folder))]
+def jobs(a: Path, b: Path) -> list[str]:
+    """Jobs, why they ended, and skipped steps."""
+    return [
+        "jobs",
+        *(f"  {line}" for name, folder in (("A", a), ("B", b)) for line in job_lines(name, folder)),
+    ]
 
 
-def ledger(name: str, folder: Path) -> list[str]:
+def job_lines(name: str, folder: Path) -> list[str]:
     problems: list[str] = []
     record = Record(folder, problems)
     rows = record.segments
     skipped = [
         row.get("step") for row in read_rows(folder / METRICS, problems) if row.get("kind") == "skipped"
     ]
-    said = [f"{name}: {len(rows)} job{'s' * (len(rows) != 1)}"]
+    lines = [f"{name}: {len(rows)} job{'s' * (len(rows) != 1)}"]
     for index, row in enumerate(rows):
         revision = str(row.get("revision") or "")[:10] or "unknown"
-        said.append(
+        lines.append(
             f"   {index}: steps {row.get('start_step')} to {row.get('end_step')},"
             f" {row.get('world_size', '?')} processes, revision {revision}"
             + f"{' with changes' if row.get('dirty') else ''}: {row.get('reason')}"
         )
     shown = ", ".join(map(str, skipped[:MOST_NAMES])) + (", ..." if len(skipped) > MOST_NAMES else "")
-    said.append(f"   steps passed over: {len(skipped)}" + (f" ({shown})" if skipped else ""))
+    lines.append(f"   steps passed over: {len(skipped)}" + (f" ({shown})" if skipped else ""))
     rollbacks = (record.summary or {}).get("rollbacks")
     return (
-        said
+        lines
         + [f"   taken back to steps {rollbacks}"] * bool(rollbacks)
         + [f"   {problem}" for problem in problems]
     )
@@ -301,33 +304,34 @@ def ledger(name: str, folder: Path) -> list[str]:
 
 
 def perplexities(a: Path, b: Path) -> list[str]:
-    """The two results; what their windows tell of the difference is another section's."""
-    said = ["evaluation"]
+    """The two results; another section compares their windows."""
+    lines = ["evaluation"]
     for name, path in (("A", a), ("B", b)):
         try:
-            told = read_json(path) or {}
-            said.append(
-                f"  {name}: perplexity {told['val_perplexity']:.3f}, loss {told['val_loss']:.4f}, step"
-                f" {told.get('itr')}, {told.get('n_tokens')} tokens, {told.get('checkpoint')}"
+            recorded = read_json(path) or {}
+            lines.append(
+                f"  {name}: perplexity {recorded['val_perplexity']:.3f}, loss {recorded['val_loss']:.4f},"
+                f" step {recorded.get('itr')}, {recorded.get('n_tokens')} tokens,"
+                f" {recorded.get('checkpoint')}"
             )
         except (UserError, KeyError, TypeError, ValueError) as error:
-            said.append(
+            lines.append(
                 f"  {name}: {error if isinstance(error, UserError) else f'{path} tells no perplexity'}"
             )
-    return said
+    return lines
 
 
 def windows(a: Path, b: Path) -> list[str]:
     """Two evaluations in pairs, window by window; of two experiments those of the same name in both."""
     names = sorted(path.name for path in a.glob(EVALUATIONS[0]) if (b / path.name).is_file())
     pairs = [(a, b)] if is_evaluation(a) else [(a / name, b / name) for name in names]
-    said = []
+    lines = []
     for first, second in pairs:
         try:
-            said += [f"{first.name}:"] * (first != a) + in_pairs(first, second)
+            lines += [f"{first.name}:"] * (first != a) + in_pairs(first, second)
         except UserError as error:
-            said += ["in pairs", f"  {error}"]
-    return said
+            lines += ["in pairs", f"  {error}"]
+    return lines
 
 
 def unlike(a: Path, b: Path) -> list[str]:
@@ -335,6 +339,6 @@ def unlike(a: Path, b: Path) -> list[str]:
 
 
 Section = Callable[[Path, Path], list[str]]
-SECTIONS: tuple[Section, ...] = (flags, losses, windows, ledgers, weights)
+SECTIONS: tuple[Section, ...] = (flags, losses, windows, jobs, weights)
 OF_EVALUATIONS: tuple[Section, ...] = (flags, perplexities, windows)
 OF_BOTH: tuple[Section, ...] = (flags, unlike)

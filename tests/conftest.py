@@ -1,10 +1,12 @@
 """What all tests share: the repository on the import path, fixed examples for hypothesis, BPE ranks in a
-folder of the tests' own.
+folder of the tests' own, a small corpus and its dataset.
 """
 
+import json
 import os
 import signal
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,73 @@ def ranks_folder(tmp_path_factory):
 
 
 @pytest.fixture
+def local(monkeypatch, bpe_cache):
+    """No proxy between the tests and their server, and no terminal to ask on."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(sys, "stdin", StringIO())
+
+
+@pytest.fixture
+def site():
+    """A web server of the tests' own."""
+    from tests.file_server import FileServer, Handler, serving  # once the repository is on the path
+
+    with serving(Handler, FileServer) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def quick_venv(tmp_path_factory):
+    """For VENV_DIR of scripts that call Python: one that needs no seconds for a start."""
+    from tests import quick_python  # once the repository is on the path
+
+    with quick_python.environment(tmp_path_factory.mktemp("quick") / "venv") as folder:
+        yield folder
+
+
+@pytest.fixture
 def bpe_cache(ranks_folder, monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(ranks_folder))
     return ranks_folder
+
+
+@pytest.fixture
+def corpus(tmp_path, bpe_cache):
+    """A file of tests.corpora.DOCUMENTS, and the folder to prepare."""
+    from tests.corpora import DOCUMENTS, lines
+
+    path = tmp_path / "corpus.jsonl"
+    path.write_bytes(lines(DOCUMENTS))
+    return path, tmp_path / "set"
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, ranks_folder):
+    """tests.corpora.DOCUMENTS as a dataset: the folder and what meta.json holds. Not to be changed."""
+    from tests.corpora import DOCUMENTS, lines, prepare
+
+    folder = tmp_path_factory.mktemp("prepared")
+    path = folder / "corpus.jsonl"
+    path.write_bytes(lines(DOCUMENTS))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_CACHE_DIR", str(ranks_folder))
+        assert prepare(folder / "set", path) == 0
+    return folder / "set", json.loads((folder / "set" / "meta.json").read_text())
+
+
+@pytest.fixture
+def own(prepared, tmp_path, bpe_cache):
+    """A copy of `prepared` that may be changed."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for path in prepared[0].iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+@pytest.fixture
+def no_programs(tmp_path_factory, monkeypatch):
+    """An empty PATH, whatever this machine has: a test that wants a queue writes one."""
+    monkeypatch.setenv("PATH", str(tmp_path_factory.mktemp("empty")))
+    monkeypatch.delenv("RESULTS_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))

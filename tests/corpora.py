@@ -1,13 +1,29 @@
-"""Small raw corpora, whole and damaged, and how to read the bins that are made of them."""
+"""Small raw corpora, whole and damaged, how to prepare them, and how to read their bins."""
 
+import hashlib
 import io
 import json
+import multiprocessing
 import tarfile
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import zstandard
 
 from data.bpe import END_OF_TEXT, gpt2
+from data.tokenize import main
+
+BINS = ("train.bin", "val.bin")
+DOCUMENTS = [
+    "First.",
+    "Hello world",
+    "a literal <|endoftext|> in the text",
+    "naïve ☃ 日本語 \U0001f600\n\ttabs",
+    "",
+    "x" * 5000,
+    "last",
+]
 
 
 def lines(texts, key="text"):
@@ -67,3 +83,68 @@ def decoded(path):
     """Texts of the documents of a bin."""
     encoding = gpt2()
     return [encoding.decode(part) for part in split_documents(np.fromfile(path, dtype="<u2"))]
+
+
+def words(folder, *inputs, **options):
+    """Arguments of data.tokenize; True is a flag without a value."""
+    flags = [
+        part
+        for name, value in {"workers": 1, **options}.items()
+        for part in (
+            [f"--{name.replace('_', '-')}"] if value is True else [f"--{name.replace('_', '-')}", str(value)]
+        )
+    ]
+    return ["--name", str(folder), "--input", *map(str, inputs), *flags]
+
+
+def tokenize(words):
+    """data.tokenize in this process; its workers are forks of it, which have loaded the engine already."""
+    forks = SimpleNamespace(get_context=lambda method: multiprocessing.get_context("fork"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data.tokenize.multiprocessing", forks)
+        code = main(words)
+    for worker in multiprocessing.active_children():  # it holds what its parent has locked
+        worker.join()
+    return code
+
+
+def prepare(folder, *inputs, **options):
+    return tokenize(words(folder, *inputs, **options))
+
+
+def hashes(folder):
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in BINS}
+
+
+def all_documents(folder):
+    """Texts of both splits, sorted, for corpora whose order is not the point."""
+    return sorted(decoded(folder / "train.bin") + decoded(folder / "val.bin"))
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def as_jsonl(folder):
+    (folder / "a.jsonl").write_bytes(lines(DOCUMENTS))
+
+
+def refusal(capfd, folder, *inputs, **options):
+    """What a refused preparation says; asserts all that holds for each refusal."""
+    code = prepare(folder, *inputs, **options)
+    said = capfd.readouterr().err
+    assert (code, [name for name in BINS if (folder / name).exists()], "Traceback" in said) == (
+        2,
+        [],
+        False,
+    ), said
+    assert all(line.startswith("data.tokenize: error: ") and len(line) < 500 for line in said.splitlines()), (
+        said[:2000]
+    )
+    return said
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)

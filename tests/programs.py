@@ -28,7 +28,7 @@ TINY = {
     "data_dir": SMALL_DATA,
     "vocab_size": 256,
     "model": "adm",
-    "n_layer": 4,
+    "n_layer": 3,
     "n_layer_begin": 1,
     "n_layer_end": 1,
     "n_repeat": 3,
@@ -36,7 +36,7 @@ TINY = {
     "n_head": 4,
     "sequence_length": 48,
     "batch_size": 4,
-    "acc_steps": 4,
+    "acc_steps": 2,
     "iterations": 60,
     "eval_freq": 10,
     "eval_batches": 4,
@@ -111,11 +111,14 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", **more}
 
 
-def start(words: list[str], **env: str) -> subprocess.Popen[str]:
+def start(words: list[str], **env: str) -> forked.Running:
+    where = environment(**env)
+    if forked.can_fork(words, where):
+        return forked.Started(words, ROOT, where)
     return subprocess.Popen(
         words,
         cwd=ROOT,
-        env=environment(**env),
+        env=where,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -126,7 +129,7 @@ def start(words: list[str], **env: str) -> subprocess.Popen[str]:
 
 def run(words: list[str], timeout: float = 300, **env: str) -> subprocess.CompletedProcess[str]:
     where = environment(**env)
-    if forked.can_fork(words, where):
+    if forked.can_fork(words, where) or forked.can_launch(words, where):
         return forked.run(words, ROOT, where, timeout)
     return subprocess.run(
         words, cwd=ROOT, env=where, capture_output=True, text=True, timeout=timeout, check=False
@@ -166,7 +169,7 @@ def trained(results: Path, processes: int = 1, **changes: Any) -> Path:
     return results
 
 
-def wait_for_step(results: Path, step: int, process: subprocess.Popen[str]) -> None:
+def wait_for_step(results: Path, step: int, process: forked.Running) -> None:
     """Until metrics.jsonl has a row of this step."""
     while process.poll() is None:
         found = list(results.glob("*/*/run/metrics.jsonl"))

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # Sets up everything that the tests need and runs all checks and tests. Options go to pytest.
 #   bash tests/run.sh             all of it
-#   bash tests/run.sh --fast      what tells in three minutes on two cores whether a change is sound: all checks, all quick tests, and one
-#                                 of each slow kind
+#   bash tests/run.sh --fast      after each change: all checks, all quick tests and one of each slow kind; three minutes on two cores
 # shellcheck source=iridis/lib.sh
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../iridis/lib.sh"
 
@@ -32,29 +31,55 @@ code=0
 # run_tests ARGUMENTS...: pytest; options that select none of these tests are no failure
 run_tests() {
     local none_selected=5
-    python -m pytest --max-worker-restart 0 "$@" || [[ $? == "$none_selected" ]] || code=1
+    python -m pytest --max-worker-restart 0 "$@" || [[ $? == "$none_selected" ]]
+}
+
+# beside COMMAND...: start it while others run, in a process group of its own: a Ctrl-C reaches it through `leaving`
+BESIDE="" SAID=""
+beside() {
+    SAID="$(mktemp)"
+    set -m
+    { "$@" || exit; } >"$SAID" 2>&1 &
+    BESIDE=$!
+    set +m
+}
+
+# tell_beside: wait for it, show what it said, and count its failure
+tell_beside() {
+    [[ -n $BESIDE ]] || return 0
+    wait "$BESIDE" || code=1
+    BESIDE=""
+    cat "$SAID"
+    rm -f "$SAID"
+}
+
+# leaving: an interrupted run leaves nothing behind: what runs beside it is interrupted too, and ends its cluster
+# shellcheck disable=SC2329  # the library calls it
+leaving() {
+    [[ -z $BESIDE ]] || kill -INT -- "-$BESIDE" 2>/dev/null || true
+    tell_beside
 }
 
 # fast ARGUMENTS...: sources are checked while the tests run, as that leaves no core idle
 fast() {
-    local checking checked
-    checked="$(mktemp)"
-    check_sources >"$checked" 2>&1 &
-    checking=$!
+    beside check_sources
     printf '=== pytest\n'
-    run_tests -n 2 --dist loadfile --ignore tests/slurm --ignore tests/chaos -m 'not slow or essential' "$@"
-    wait "$checking" || code=1
-    cat "$checked"
-    rm -f "$checked"
+    run_tests -n 2 --dist loadfile --ignore tests/slurm --ignore tests/chaos -m 'not slow or essential' "$@" || code=1
 }
 
-# everything ARGUMENTS...: the cluster's tests come last, by themselves, as they need the whole machine
+# on_cluster ARGUMENTS...: each worker has a cluster of its own; the file that waits longest comes first
+# shellcheck disable=SC2329  # `beside` calls it
+on_cluster() {
+    printf '=== pytest, on a cluster\n'
+    run_tests -n 3 --dist loadfile --no-loadscope-reorder tests/slurm "$@"
+}
+
+# everything ARGUMENTS...: the cluster's tests run beside the others, as they wait most of their time
 everything() {
     check_sources
+    beside on_cluster "$@"
     printf '=== pytest\n'
-    run_tests -n 2 --dist loadfile --ignore tests/slurm "$@"
-    printf '=== pytest, on a cluster\n'
-    run_tests tests/slurm "$@"
+    run_tests -n 2 --dist loadfile --ignore tests/slurm "$@" || code=1
 }
 
 FAST=0
@@ -68,7 +93,9 @@ fi
 ensure_environment requirements-dev.txt
 cd "$REPO_DIR"
 begin=$SECONDS
+trap 'exit 130' INT TERM
 if ((FAST)); then fast "$@"; else everything "$@"; fi
+tell_beside
 ((code)) && verdict=failed || verdict=passed
 printf '=== %s in %d min %d s\n' "$verdict" $(((SECONDS - begin) / 60)) $(((SECONDS - begin) % 60))
 exit "$code"

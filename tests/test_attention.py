@@ -113,9 +113,10 @@ def test_activation_checkpointing_changes_no_bit(name, dropout, unit):
     assert all(torch.equal(gradient, ways[1][2][name]) for name, gradient in ways[0][2].items())
 
 
+# of each way to attend and each policy one: the others compile the same two programs
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", ["base", "adm", "but_mod", "pondernet", "but_halting"])
 def test_compiled_blocks_give_the_same_numbers_and_are_compiled_once(name):
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()

@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import config
-from config.flags import FLAGS, OLD_FLAGS, Flag
+from config.flags import FLAGS
 from config.identity import differences
+from config.old_flags import OLD_FLAGS
+from config.schema import Flag
 from errors import UserError
 from tests.command_lines import config_file, refused
 
@@ -233,7 +235,7 @@ def test_every_flag_has_help(name):
     [
         ("n_layers", "n_layer"),
         ("batchsize", "batch_size"),
-        ("warmup", "warmup_percent"),
+        ("warmup_pct", "warmup_percent"),
         ("sequence_len", "sequence_length"),
         ("n-head", "n_head"),
     ],

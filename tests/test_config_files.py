@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import config
-from config.flags import FLAGS, Flag, boolean, dtype_name
+from config.flags import FLAGS
+from config.schema import Flag, boolean, dtype_name
 from tests.command_lines import config_file, refused
 from tests.programs import ROOT
 

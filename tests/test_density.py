@@ -11,7 +11,7 @@ from tests.sources import parsed, room
 
 COUNTED = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.IfExp)
 # room -> statements that hold more than one; a number may only go down
-CEILING = {"models": 1, "optim": 14, "data": 0}
+CEILING = {"models": 0, "optim": 0, "data": 0}
 
 
 def own_nodes(node: ast.AST) -> Iterator[ast.AST]:

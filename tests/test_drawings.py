@@ -9,6 +9,7 @@ import math
 import os
 import random
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -317,9 +318,10 @@ def test_several_processes_draw_what_one_does(tmp_path, cache):
 
 @pytest.mark.slow
 def test_a_page_that_is_killed_leaves_no_process_behind(tmp_path, cache):
-    many(tmp_path / "exps", 200, 2000)
-    for folder in (tmp_path / "exps").iterdir():
-        (folder / "status.json").write_text("{}")
+    (first,) = many(tmp_path / "exps", 1, 2000)
+    (first / "status.json").write_text("{}")
+    for number in range(1, 200):
+        shutil.copytree(first, tmp_path / "exps" / f"run_{number}")
     page = subprocess.Popen(
         [sys.executable, "status.py", "--html", str(tmp_path / "page.html"), str(tmp_path / "exps")], cwd=ROOT
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from optim.window_losses import read_windows
-from tests.programs import PEER, SMALL_DATA, folder, in_read_only, metrics, python, run, train
+from tests.programs import PEER, SMALL_DATA, folder, in_read_only, metrics, python, run, trained
 
 pytestmark = pytest.mark.slow
 
@@ -35,6 +36,7 @@ PUBLISHED = [
 ]
 
 ADM = next(PEER.glob("exps/*/*/official_adm/ckpt.pt"))
+SAMPLE = ("--eval_sample_size", "1000")
 
 
 def evaluate(checkpoint: Path, output: Path, *words: str, processes: int = 1) -> dict[str, Any]:
@@ -57,11 +59,28 @@ def evaluate(checkpoint: Path, output: Path, *words: str, processes: int = 1) ->
     return json.loads(next(output.glob("eval_summary_*.json")).read_text())
 
 
+Evaluated = Callable[..., tuple[dict[str, Any], Path]]
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+    """Evaluates a checkpoint of the authors, once for each choice of flags: the summary and its folder."""
+    made: dict[tuple[Path, ...], tuple[dict[str, Any], Path]] = {}
+
+    def give(checkpoint: Path, *words: str) -> tuple[dict[str, Any], Path]:
+        if (checkpoint, *words) not in made:
+            place = tmp_path_factory.mktemp("evaluated")
+            made[checkpoint, *words] = evaluate(checkpoint, place, *words), place
+        return made[checkpoint, *words]
+
+    return give
+
+
 @pytest.mark.parametrize(("name", "words", "loss", "accuracy", "depth"), PUBLISHED)
 def test_authors_checkpoint_gives_the_authors_numbers(
-    tmp_path: Path, name: str, words: list[str], loss: float, accuracy: float, depth: float
+    evaluated: Evaluated, name: str, words: list[str], loss: float, accuracy: float, depth: float
 ) -> None:
-    summary = evaluate(next(PEER.glob(f"exps/*/*/{name}")), tmp_path, *words)
+    summary, _ = evaluated(next(PEER.glob(f"exps/*/*/{name}")), *words)
     # theirs are means over batches; ours, token-weighted, is the same where no batch is partial
     assert summary["val_loss_batch_mean"] == pytest.approx(loss, abs=1e-5)
     assert summary["val_acc_batch_mean"] == pytest.approx(accuracy, abs=1e-6)
@@ -70,41 +89,34 @@ def test_authors_checkpoint_gives_the_authors_numbers(
         assert summary["val_loss"] == pytest.approx(loss, abs=1e-5)
 
 
-def test_perplexity_is_the_exponential_of_the_token_weighted_mean(tmp_path: Path) -> None:
-    summary = evaluate(next(PEER.glob("exps/*/*/official_adm/ckpt.pt")), tmp_path, "--eval_seq_length", "24")
+def test_perplexity_is_the_exponential_of_the_token_weighted_mean(evaluated: Evaluated) -> None:
+    summary, _ = evaluated(ADM, "--eval_seq_length", "24")
     assert summary["val_perplexity"] == math.exp(summary["val_loss"])
     low, high = summary["val_loss_ci95"]
     assert summary["val_perplexity_ci95"] == [math.exp(low), math.exp(high)]
 
 
-def test_two_processes_give_the_very_same_numbers(tmp_path: Path) -> None:
-    checkpoint = next(PEER.glob("exps/*/*/official_adm/ckpt.pt"))
-    one, two = (evaluate(checkpoint, tmp_path / str(n), processes=n) for n in (1, 2))
+def test_two_processes_give_the_very_same_numbers(evaluated: Evaluated, tmp_path: Path) -> None:
+    one, two = evaluated(ADM)[0], evaluate(ADM, tmp_path, processes=2)
     assert [one[key] for key in ("val_loss", "val_acc", "val_loss_std")] == [
         two[key] for key in ("val_loss", "val_acc", "val_loss_std")
     ]
 
 
 def test_our_checkpoint_gives_the_loss_that_the_training_reported(tmp_path: Path) -> None:
-    assert train(tmp_path, iterations=20).returncode == 0
+    trained(tmp_path, iterations=4, eval_freq=0)
     summary = evaluate(folder(tmp_path), tmp_path / "out", "--data_dir", str(SMALL_DATA))
     assert summary["val_loss"] == pytest.approx(metrics(tmp_path)[-1]["val_loss"], abs=1e-6)
     assert summary["checkpoint"].endswith("ckpt.pt")
 
 
-def test_sample_size_limits_the_tokens(tmp_path: Path) -> None:
-    summary = evaluate(
-        next(PEER.glob("exps/*/*/official_adm/ckpt.pt")), tmp_path, "--eval_sample_size", "1000"
-    )
-    assert summary["n_tokens"] == 3 * 8 * 48
+def test_sample_size_limits_the_tokens(evaluated: Evaluated) -> None:
+    assert evaluated(ADM, *SAMPLE)[0]["n_tokens"] == 3 * 8 * 48
 
 
-def test_a_sample_is_spread_over_the_split_and_its_losses_are_kept_by_window(tmp_path: Path) -> None:
-    whole, part = (
-        evaluate(ADM, tmp_path / name, *flags)
-        for name, flags in (("whole", ()), ("part", ("--eval_sample_size", "1000")))
-    )
-    every, some = (read_windows(tmp_path / name / "eval_summary_ckpt.npz") for name in ("whole", "part"))
+def test_a_sample_is_spread_over_the_split_and_its_losses_are_kept_by_window(evaluated: Evaluated) -> None:
+    (whole, every_in), (part, some_in) = evaluated(ADM), evaluated(ADM, *SAMPLE)
+    every, some = (read_windows(place / "eval_summary_ckpt.npz") for place in (every_in, some_in))
     assert (some.windows[0], some.windows[-1]) == (0, every.windows[-1])
     assert np.allclose(some.losses, every.losses[some.windows], atol=1e-6)
     assert every.losses.mean() == pytest.approx(whole["val_loss"], abs=1e-9)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -42,10 +41,10 @@ def test_each_row_has_a_line_with_its_command() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", [pytest.param(row, id=command) for command, row in COMMANDS.items()])
-def test_the_command_trains_the_model_of_its_line(row: Row, tmp_path: Path) -> None:
+def test_the_command_trains_the_model_of_its_line(row: Row, quick_venv: Path, tmp_path: Path) -> None:
     env = {
         **os.environ,
-        "VENV_DIR": sys.prefix,
+        "VENV_DIR": str(quick_venv),
         "USE_CONDA": "no",
         "WANDB": "0",
         "SCRATCH_DIR": str(tmp_path),

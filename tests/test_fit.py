@@ -6,19 +6,23 @@ import re
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from data.batch import Batch, PlainSource
+from data.bins import TokenWindows
+from data.token_source import TokenSource
 from errors import UserError
 from files import load_json
 from optim.checkpoint import load_checkpoint
-from optim.evaluation import LOWER, Measured
+from optim.evaluation import Measured
 from optim.fit import fit
 from optim.hooks import Hook, Stop
 from optim.objectives import Loss
 from optim.selftest import differing, leaves
+from optim.tracked import LOWER
 from tests.programs import ROOT, python, run
 
 
@@ -40,6 +44,15 @@ class Squared(nn.Module):
 
     def forward(self, batch: Batch) -> Loss:
         return Loss((self.network(batch["x"]) - batch["y"]).square().mean(), batch.count)
+
+
+class Tokens(TokenSource):
+    """Tokens as numbers, for a network of numbers."""
+
+    def samples(self, step: int, first: int, count: int) -> Batch:
+        batch = super().samples(step, first, count)
+        x, y = (batch[name][:, :1].float() / 64 for name in ("inputs", "targets"))
+        return Batch({"x": x, "y": y}, count)
 
 
 class Scripted:
@@ -194,12 +207,15 @@ class Patience(Hook):
         self.left = state["left"]
 
 
-class Tempered(Squared):
+class Scaled(Squared):
     """An objective with a parameter that is not its network's."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = 1) -> None:
         super().__init__()
-        self.temperature = nn.Parameter(torch.ones(()))
+        self.scale = nn.Parameter(torch.ones(size))
+
+    def forward(self, batch: Batch) -> Loss:
+        return Loss((self.scale * self.network(batch["x"]) - batch["y"]).square().mean(), batch.count)
 
 
 @pytest.mark.parametrize(
@@ -240,9 +256,58 @@ def test_what_a_hook_counts_outlives_a_pause(tmp_path: Path) -> None:
     assert load_json(tmp_path / "summary.json")["itr"] == 8
 
 
-def test_a_parameter_that_would_not_be_trained_is_refused() -> None:
-    with pytest.raises(UserError, match="the objective's temperature would not be trained"):
-        train(None, objective=Tempered())
+def test_what_an_objective_has_of_its_own_is_trained() -> None:
+    objective = Scaled()
+    train(None, objective=objective)
+    assert objective.scale.item() != 1.0
+
+
+def test_what_an_objective_has_of_its_own_is_kept_beside_the_network(tmp_path: Path) -> None:
+    objective = Scaled()
+    train(tmp_path, objective=objective)
+    state = load_checkpoint(tmp_path / "ckpt.pt")
+    assert state["model"].keys() == objective.network.state_dict().keys()
+    assert torch.equal(state["objective"]["scale"], objective.scale)
+
+
+def test_what_an_objective_has_of_its_own_resumes_exactly(tmp_path: Path) -> None:
+    train(tmp_path / "unbroken", objective=Scaled())
+    train(tmp_path / "paused", objective=Scaled(), hooks=[StopAt("pause", 5)])
+    train(tmp_path / "paused", objective=Scaled())
+    unbroken, paused = (
+        leaves(load_checkpoint(tmp_path / name / "ckpt.pt")) for name in ("unbroken", "paused")
+    )
+    assert [name for name in differing(unbroken, paused) if not name.startswith("/args")] == []
+
+
+def test_a_finished_training_gives_the_objective_what_it_has_of_its_own(tmp_path: Path) -> None:
+    first, again = Scaled(), Scaled()
+    train(tmp_path, objective=first)
+    train(tmp_path, objective=again)
+    assert torch.equal(first.scale, again.scale)
+
+
+@pytest.mark.parametrize(
+    ("other", "line"),
+    [
+        (Squared, "the checkpoint is of another objective: scale is only in one of the two"),
+        (lambda: Scaled(2), r"the objective's scale is \(1,\) in the file, \(2,\) in this run"),
+    ],
+)
+def test_a_checkpoint_of_another_objective_is_refused(tmp_path: Path, other: Any, line: str) -> None:
+    train(tmp_path, objective=Scaled(), hooks=[StopAt("pause", 5)])
+    with pytest.raises(UserError, match=line):
+        train(tmp_path, objective=other())
+
+
+def test_a_frozen_parameter_stays_as_it_is(tmp_path: Path) -> None:
+    objective = Scaled()
+    objective.scale.requires_grad_(False)
+    objective.network[0].weight.requires_grad_(False)
+    before = objective.network[0].weight.clone()
+    train(tmp_path, objective=objective, weight_decay=0.5)
+    assert torch.equal(objective.network[0].weight, before)
+    assert "objective" not in load_checkpoint(tmp_path / "ckpt.pt")
 
 
 def test_a_best_value_whose_file_a_kill_took_is_written_on_the_resume(tmp_path: Path) -> None:
@@ -252,6 +317,18 @@ def test_a_best_value_whose_file_a_kill_took_is_written_on_the_resume(tmp_path: 
     (tmp_path / "best.pt").unlink()
     train(tmp_path, evaluations=[Scripted([3.0, 1.0, 2.0], 3)], **tracked)
     assert load_checkpoint(tmp_path / "best.pt")["itr"] == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"), [({"step": 3}, "the training data differ"), ({"seed": 2}, "data_seed is 1")]
+)
+def test_other_tokens_in_memory_are_refused(tmp_path: Path, changes: dict[str, int], line: str) -> None:
+    def source(step: int = 1, seed: int = 1) -> Tokens:
+        return Tokens(TokenWindows((np.arange(200) * step % 64).astype("<u2"), 16), seed)
+
+    train(tmp_path, source=source(), hooks=[StopAt("pause", 5)])
+    with pytest.raises(UserError, match=line):
+        train(tmp_path, source=source(**changes))
 
 
 SCRIPT = """
@@ -272,8 +349,6 @@ def test_two_processes_train_evaluate_and_stop_together(tmp_path: Path) -> None:
     script.write_text(SCRIPT)
     launcher = [*python(processes=2), str(script), str(tmp_path / "run")]
     outcome = run(launcher, PYTHONPATH=str(ROOT))
-    assert outcome.returncode == 0 and outcome.stdout.count("complete\n") == 2, (
-        outcome.stdout + outcome.stderr
-    )
+    assert outcome.returncode == 0 and outcome.stdout.count("complete") == 2, outcome.stdout + outcome.stderr
     assert load_checkpoint(tmp_path / "run" / "best.pt")["itr"] == 6
     assert load_json(tmp_path / "run" / "summary.json")["itr"] == 8

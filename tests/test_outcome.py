@@ -148,9 +148,7 @@ def test_a_finished_run_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "by_hand"), [(signal.SIGUSR1, False), (signal.SIGTERM, False), (signal.SIGINT, True)]
-)
+@pytest.mark.parametrize(("number", "by_hand"), [(signal.SIGUSR1, False), (signal.SIGINT, True)])
 def test_a_signal_stops_a_run_and_says_whose_it_was(
     tmp_path: Path, number: signal.Signals, by_hand: bool
 ) -> None:

@@ -18,8 +18,8 @@ from distributed.world import World
 from optim.evaluate import evaluate
 from optim.partial import PartialSums, facts_of
 from tests.helpers import tiny_args, tiny_model
+from tests.history import SMALL, stopped_after
 from tests.programs import folder, metrics, python, run, train
-from tests.test_history import SMALL, stopped_after
 
 WORLD = World(torch.device("cpu"))
 BATCHES = 9

@@ -8,14 +8,15 @@ import pytest
 
 import config
 import recipes
-from config.flags import FLAGS, GROUPS, Flag
+from config.flags import FLAGS, GROUPS
 from config.identity import differences, fingerprint
 from config.recipe import Recipe
+from config.schema import Flag
 from config.values import Problem
 from errors import UserError
 from tests.command_lines import config_file, refused
 
-OWN = (Flag("rope_base", float, 10000.0, "base of the rotary angles"), Flag("note", str, None, "a text"))
+OWN = (Flag("angle_base", float, 10000.0, "base of the rotary angles"), Flag("note", str, None, "a text"))
 SPELLINGS = {"device-batch-size": "batch_size", "weight-decay": "weight_decay", "V": "vocab_size"}
 
 
@@ -70,7 +71,7 @@ def test_recipe_that_is_not_the_default_is_recorded(other):
 
 
 def test_recorded_flags_keep_their_recipe(other):
-    args = vars(config.parse_args(["other", "--rope_base", "5"]))
+    args = vars(config.parse_args(["other", "--angle_base", "5"]))
     assert config.recorded(args) == args
 
 
@@ -81,17 +82,17 @@ def test_recorded_recipe_that_is_unknown_is_told():
 
 def test_recipe_has_its_own_flags_and_defaults(other):
     args = config.parse_args(["other"])
-    assert (args.n_layer, args.vocab_size, args.rope_base) == (7, 256, 10000.0)
+    assert (args.n_layer, args.vocab_size, args.angle_base) == (7, 256, 10000.0)
     assert config.parse_args([]).n_layer == FLAGS["n_layer"].default
 
 
 def test_name_shows_what_differs_from_the_recipes_defaults(other):
-    args = config.parse_args(["other", "--rope_base", "5", "--n_layer", "7"])
-    assert config.experiment_name(args) == "lr0.001_bs32x4_seqlen512_rope_base=5.0_seed2"
+    args = config.parse_args(["other", "--angle_base", "5", "--n_layer", "7"])
+    assert config.experiment_name(args) == "lr0.001_bs32x4_seqlen512_angle_base=5.0_seed2"
 
 
 def test_flags_of_a_recipe_are_unknown_to_others(other, capsys):
-    assert refused(capsys, "--rope_base", "5")[0].startswith("main.py: error: unknown flag --rope_base")
+    assert refused(capsys, "--angle_base", "5")[0].startswith("main.py: error: unknown flag --angle_base")
 
 
 def test_recipe_checks_its_own_combinations(other, capsys):
@@ -110,7 +111,7 @@ def test_selftest_takes_the_recipes_settings(other):
         (["--weight-decay", "0.5"], "weight_decay", 0.5),
         (["--weight_decay", "0.5"], "weight_decay", 0.5),
         (["--V", "300"], "vocab_size", 300),
-        (["--rope-base", "5"], "rope_base", 5.0),
+        (["--angle-base", "5"], "angle_base", 5.0),
     ],
 )
 def test_spelling_means_its_flag(other, words, name, value):

@@ -25,6 +25,7 @@ from tests.programs import (
     start,
     status,
     train,
+    trained,
     wait_for_step,
 )
 
@@ -38,32 +39,26 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     for processes, path in results.items():
         outcome = train(path, processes)
         assert outcome.returncode == 0, outcome.stderr
-        (path / "stderr.txt").write_text(outcome.stderr)
     return results
 
 
-@pytest.mark.parametrize("model", ["adm", "lncot"])
-def test_several_processes_train_without_a_warning_of_torch(
-    unbroken: dict[int, Path], tmp_path: Path, model: str
-) -> None:
-    said = (
-        (unbroken[2] / "stderr.txt").read_text()
-        if model == "adm"
-        else train(tmp_path, 2, model=model, iterations=2).stderr
-    )
-    assert "Warning" not in said
+def test_several_processes_train_without_a_warning_of_torch(tmp_path: Path) -> None:
+    """Of a model that leaves parameters unused; started anew, as torch reads at its start what to tell."""
+    process = start(command(tmp_path, 2, iterations=2, eval_freq=0))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0 and "Warning" not in errors, errors
 
 
 def test_changing_the_number_of_processes_keeps_samples_and_batch(
     unbroken: dict[int, Path], tmp_path: Path
 ) -> None:
-    for processes, stop_at in ((2, 18), (1, 39), (2, None)):
+    for processes, stop_at in ((2, 18), (1, 39)):
         process = start(command(tmp_path, processes))
-        if stop_at is not None:
-            wait_for_step(tmp_path, stop_at, process)
-            (folder(tmp_path) / "stop").touch()
+        wait_for_step(tmp_path, stop_at, process)
+        (folder(tmp_path) / "stop").touch()
         process.communicate(timeout=120)
-        (folder(tmp_path) / "stop").unlink(missing_ok=True)
+        (folder(tmp_path) / "stop").unlink()
+    train(tmp_path, 2)
     assert status(tmp_path)["state"] == "finished"
     losses, reference = (
         [row.get("loss", row.get("val_loss")) for row in metrics(path)] for path in (tmp_path, unbroken[1])
@@ -76,7 +71,7 @@ def test_one_and_two_processes_train_alike(unbroken: dict[int, Path]) -> None:
     assert one == pytest.approx(two, abs=1e-4)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_signal_stops_cleanly_and_the_run_goes_on_exactly(
     unbroken: dict[int, Path], tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -116,7 +111,7 @@ def test_stop_file_stops_the_run_and_keeps_it_stopped(tmp_path: Path) -> None:
 
 
 def test_run_time_stops_the_run(tmp_path: Path) -> None:
-    outcome = train(tmp_path, iterations=100000, max_runtime_minutes=0.25)
+    outcome = train(tmp_path, iterations=100000, max_runtime_minutes=0.05)
     assert outcome.returncode == STOPPED
     assert status(tmp_path)["reason"] == "max_runtime_minutes"
 
@@ -157,23 +152,15 @@ def test_old_checkpoints_are_pruned_to_the_number_asked_for(unbroken: dict[int, 
     ]
 
 
-def test_damaged_newest_checkpoint_is_passed_over_by_name(tmp_path: Path) -> None:
-    train(tmp_path, max_runtime_minutes=None, iterations=30)
-    newest = folder(tmp_path) / "ckpt_28.pt"
-    newest.write_bytes(newest.read_bytes()[:5000])
-    for name in ("ckpt.pt", "summary.json"):
-        (folder(tmp_path) / name).unlink()
-    outcome = train(tmp_path, iterations=30)
-    assert outcome.returncode == 0, outcome.stderr
-    assert "passing over ckpt_28.pt" in outcome.stdout
-    assert "ckpt_21.pt at step 21" in outcome.stdout
+@pytest.fixture(scope="module")
+def short_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("short"), iterations=20, eval_freq=0)
 
 
 @pytest.fixture
-def short(tmp_path: Path) -> Path:
+def short(short_once: Path, tmp_path: Path) -> Path:
     """A finished run of 20 steps."""
-    assert train(tmp_path, iterations=20, eval_freq=0).returncode == 0
-    return tmp_path
+    return shutil.copytree(short_once, tmp_path / "short")
 
 
 def test_more_iterations_on_a_finished_run_are_refused(short: Path) -> None:

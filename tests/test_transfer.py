@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,7 @@ import pytest
 
 from optim.reporting import charts
 from tests.file_server import serving
-from tests.programs import ROOT, command, folder, start
-from tests.test_training import wait_for_step
+from tests.programs import ROOT, command, folder, start, wait_for_step
 from tests.wandb_server import KEY, Handler, Run, WandbServer
 
 pytestmark = pytest.mark.slow
@@ -112,31 +112,70 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base
 
 
+@contextmanager
+def served(chain: Path, folder: Path) -> Iterator[Site]:
+    shutil.copytree(chain / "wandb", folder / "wandb dir", symlinks=True)
+    with serving(Handler, WandbServer) as server:
+        yield Site(folder / "wandb dir", chain / "exps", server)
+
+
 @pytest.fixture
 def site(chain: Path, tmp_path: Path) -> Iterator[Site]:
-    shutil.copytree(chain / "wandb", tmp_path / "wandb dir", symlinks=True)
-    with serving(Handler, WandbServer) as server:
-        yield Site(tmp_path / "wandb dir", chain / "exps", server)
+    with served(chain, tmp_path) as made:
+        yield made
 
 
-def test_two_segments_become_one_run_without_doubled_or_lost_rows(site: Site) -> None:
-    assert site.sync().returncode == 0
+@dataclass
+class Calls:
+    """A site that was synced twice: what each call said, and the requests that the second one made."""
+
+    site: Site
+    first: subprocess.CompletedProcess[str]
+    second: subprocess.CompletedProcess[str]
+    more_requests: int
+
+
+def twice(site: Site) -> Calls:
+    first, before = site.sync(), len(site.server.requests)
+    return Calls(site, first, site.sync(), len(site.server.requests) - before)
+
+
+@pytest.fixture(scope="module")
+def whole(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Calls]:
+    """Of both segments."""
+    with served(chain, tmp_path_factory.mktemp("whole")) as site:
+        yield twice(site)
+
+
+@pytest.fixture(scope="module")
+def killed(chain: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Calls]:
+    """Where a kill has cut the first segment short."""
+    with served(chain, tmp_path_factory.mktemp("killed")) as site:
+        first = site.files()[0]
+        os.truncate(first, first.stat().st_size - 5)
+        yield twice(site)
+
+
+def test_two_segments_become_one_run_without_doubled_or_lost_rows(whole: Calls) -> None:
+    site = whole.site
+    assert whole.first.returncode == 0
     assert list(site.server.runs) == [(folder(site.results) / "wandb_id").read_text()]
     assert received(site.run()) == logged(site.results)
     assert site.run().rows_sent == len(logged(site.results))
 
 
-def test_summary_names_experiment_run_and_segments(site: Site) -> None:
-    run_id = (folder(site.results) / "wandb_id").read_text()
-    assert f"run  {run_id}  2 of 2 segments up to date, 2 uploaded now\n" in site.sync().stdout
+def test_summary_names_experiment_run_and_segments(whole: Calls) -> None:
+    run_id = (folder(whole.site.results) / "wandb_id").read_text()
+    assert f"run  {run_id}  2 of 2 segments up to date, 2 uploaded now\n" in whole.first.stdout
 
 
-def test_second_call_asks_the_server_nothing(site: Site) -> None:
-    site.sync()
-    before = len(site.server.requests)
-    outcome = site.sync()
-    assert (outcome.returncode, len(site.server.requests)) == (0, before)
-    assert "2 of 2 segments up to date\n" in outcome.stdout
+def test_second_call_asks_the_server_nothing(whole: Calls) -> None:
+    assert (whole.second.returncode, whole.more_requests) == (0, 0)
+    assert "2 of 2 segments up to date\n" in whole.second.stdout
+
+
+def test_key_is_never_printed(whole: Calls) -> None:
+    assert KEY not in whole.first.stdout + whole.first.stderr
 
 
 def test_later_segment_is_appended_by_a_later_call(site: Site) -> None:
@@ -150,22 +189,14 @@ def test_later_segment_is_appended_by_a_later_call(site: Site) -> None:
     assert site.run().rows_sent == len(logged(site.results))
 
 
-def test_segment_of_a_killed_job_does_not_keep_back_the_later_ones(site: Site) -> None:
-    first = site.files()[0]
-    os.truncate(first, first.stat().st_size - 5)
-    outcome = site.sync()
-    assert outcome.returncode == 0
-    assert "ends in the middle of a record" in outcome.stderr
-    assert received(site.run()) == logged(site.results)
+def test_segment_of_a_killed_job_does_not_keep_back_the_later_ones(killed: Calls) -> None:
+    assert killed.first.returncode == 0
+    assert "ends in the middle of a record" in killed.first.stderr
+    assert received(killed.site.run()) == logged(killed.site.results)
 
 
-def test_killed_segment_is_not_sent_again(site: Site) -> None:
-    first = site.files()[0]
-    os.truncate(first, first.stat().st_size - 5)
-    site.sync()
-    before = len(site.server.requests)
-    assert site.sync().returncode == 0
-    assert len(site.server.requests) == before
+def test_killed_segment_is_not_sent_again(killed: Calls) -> None:
+    assert (killed.second.returncode, killed.more_requests) == (0, 0)
 
 
 def test_segment_that_has_grown_is_sent_again(site: Site) -> None:
@@ -237,25 +268,15 @@ def test_without_network_one_line_tells_so(site: Site) -> None:
     assert site.markers() == []
 
 
-def test_refused_upload_is_not_marked_and_stops_its_experiment(site: Site) -> None:
+def test_refused_upload_is_not_marked_and_made_up_for_by_the_next_call(site: Site) -> None:
     site.server.refused = "file_stream"
     outcome = site.sync()
     assert outcome.returncode == 1
     assert "0 of 2 segments up to date, 0 uploaded now, FAILED\n" in outcome.stdout
     assert site.markers() == []
-
-
-def test_refused_upload_is_made_up_for_by_the_next_call(site: Site) -> None:
-    site.server.refused = "file_stream"
-    site.sync()
     site.server.refused = None
     assert site.sync().returncode == 0
     assert received(site.run()) == logged(site.results)
-
-
-def test_key_is_never_printed(site: Site) -> None:
-    outcome = site.sync()
-    assert KEY not in outcome.stdout + outcome.stderr
 
 
 SSH = """#!/usr/bin/env bash

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The adaptive LN-CoTFormer (Section 5): perplexity on the whole validation split at full compute, Figure 4 of the last step of each
-# checkpoint, router scores and Figure 5 of all. iridis/eval-adm/README.md tells how to read them.
+# checkpoint, router scores and Figure 5 of all. iridis/eval-adm/README.md explains them.
 #   bash iridis/eval-adm/job.sh [--dry-run] [--local] [--after JOBID] [--name EXP] [--checkpoint [LABEL=]DIR_OR_FILE]...
 #       [--steps N...] [--replot] [-- flags for eval.py]
 LIBRARY="$(dirname "$(readlink -f "$0")")/../evaluate.sh" # sbatch would run a copy of this file from elsewhere

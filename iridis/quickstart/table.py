@@ -20,13 +20,13 @@ from optim.reader import Record
 
 
 def how_to_go_on(environment: Path) -> str:
-    """The line with which the commands of the README run in the environment of this program."""
+    """A command that activates the environment of this program."""
     if (environment / "conda-meta").is_dir():
         activate = f"conda activate {environment}"
     else:
         script = environment / "bin" / "activate"
         activate = f"source {os.path.relpath(script) if script.is_relative_to(Path.cwd()) else script}"
-    return f"to go on by hand:  {activate}"
+    return f"to continue by hand:  {activate}"
 
 
 def shown(perplexity: float | None) -> str:

@@ -38,7 +38,7 @@ CUT_SHORT = "ends with an incomplete record"  # wandb's words: the job is writin
 
 
 class CannotSync(Exception):
-    """Nothing was uploaded, and the message tells what to do."""
+    """Nothing was uploaded, and the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,8 @@ def sync_experiment(name: str, run_id: str, segments: list[Segment], dry_run: bo
     remarks: list[str] = []
     sent, ok = 0, True
     for segment in [] if dry_run else new:
-        ok, said = upload(segment)
-        remarks += [f"{segment.file.parent.name}: {line}" for line in said]
+        ok, output = upload(segment)
+        remarks += [f"{segment.file.parent.name}: {line}" for line in output]
         if not ok:
             break
         sent += 1
@@ -199,7 +199,7 @@ def main() -> int:
         metavar="FOLDER",
         help="where offline runs lie, at any depth; default: $WANDB_DIR",
     )
-    parser.add_argument("--dry-run", action="store_true", help="only tell what would be uploaded")
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be uploaded")
     parser.add_argument("--wandb_dir", type=Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--results_dir", type=Path, required=True, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -5,18 +5,22 @@ of a batch.
     loss.mean.backward()
 
 An objective is any module of this form: `network`, the part that a checkpoint keeps under the key "model";
-`may_leave_unused`, whether a backward pass may skip parameters; and `forward(batch) -> Loss`.
+`may_leave_unused`, whether a backward pass may skip parameters; and `forward(batch) -> Loss`. What else of it
+is trained (further heads) is kept under the key "objective".
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from data.batch import Batch
+from errors import UserError
 from models.losses import next_token
-from models.transformer import Transformer
+from models.network import Network
 
 
 class Loss(NamedTuple):
@@ -32,11 +36,36 @@ class Loss(NamedTuple):
 class NextToken(nn.Module):
     """Cross-entropy of the next token in nats, and what the network adds to it (depth penalties)."""
 
-    def __init__(self, network: Transformer) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
-        self.may_leave_unused = network.settings.row.adaptive
+        self.may_leave_unused = network.may_leave_unused
 
     def forward(self, batch: Batch) -> Loss:
         hidden = self.network.run(batch["inputs"])
         return Loss(next_token(self.network, hidden, batch["targets"]).loss, batch.count)
+
+
+def extras(objective: nn.Module) -> dict[str, nn.Parameter]:
+    """What an objective trains beside its network, by name."""
+    network: Any = objective.network
+    of_network = {id(parameter) for parameter in network.parameters()}
+    found = {}
+    for name, parameter in objective.named_parameters():
+        if parameter.requires_grad and id(parameter) not in of_network:
+            found[name] = parameter
+    return found
+
+
+def load_extras(objective: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Take up what a checkpoint has under "objective". Raises UserError naming what differs."""
+    mine = extras(objective)
+    odd = sorted(mine.keys() ^ state.keys())
+    if odd:
+        raise UserError(f"the checkpoint is of another objective: {odd[0]} is only in one of the two")
+    for name, parameter in mine.items():
+        if parameter.shape != state[name].shape:
+            there, here = tuple(state[name].shape), tuple(parameter.shape)
+            raise UserError(f"the objective's {name} is {there} in the file, {here} in this run")
+        with torch.no_grad():
+            parameter.copy_(state[name])

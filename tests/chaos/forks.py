@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.forked import code_of, take_place
+from tests.forked import PRELOADED, code_of, take_place
 from tests.programs import ROOT, environment
 
 SECONDS = 90.0  # a case takes less than three; more is a hang, also on a machine that others use
@@ -52,7 +52,7 @@ IMPORTED_LATE = [
     "data.bpe",
 ]
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload([*IMPORTED_LATE, *MODULES.values(), "tests.chaos.forks"])
+_context.set_forkserver_preload([*PRELOADED, *IMPORTED_LATE, *MODULES.values(), "tests.chaos.forks"])
 
 
 @dataclass(frozen=True)

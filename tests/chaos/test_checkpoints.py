@@ -47,6 +47,7 @@ from tests.programs import (
 pytestmark = pytest.mark.slow
 
 SMALL = {
+    "n_layer": 4,  # test_storage.py knows how large its checkpoints are
     "iterations": 12,
     "save_checkpoint_freq": 3,
     "keep_checkpoints": 0,

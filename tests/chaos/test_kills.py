@@ -8,7 +8,6 @@ import itertools
 import os
 import random
 import signal
-import subprocess
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,12 +25,13 @@ from tests.chaos.processes import (
     wait_until_gone,
     workers,
 )
+from tests.forked import Running
 from tests.programs import command, final_state, flags, folder, metrics, start, train
 
 pytestmark = pytest.mark.slow
 
 SETTINGS = {"iterations": 40, "log_freq": 1, "eval_freq": 10, "save_checkpoint_freq": 5}
-START_SECONDS = 5.0  # of a program on a busy machine
+START_SECONDS = {1: 1.0, 2: 5.0}  # of a fork, and of torchrun with two workers, on a busy machine
 ALONE = ("start-up", "step", "evaluation", "save", "rename", "renamed")
 TOGETHER = ("one rank", "step", "torchrun", "save", "start-up", "renamed", "evaluation")
 
@@ -58,7 +58,7 @@ def steps_told(target: Path) -> set[int]:
     )
 
 
-def wait_for_new_step(target: Path, process: subprocess.Popen[str], every: int = 1) -> None:
+def wait_for_new_step(target: Path, process: Running, every: int = 1) -> None:
     """Until metrics.jsonl tells of another step; of a multiple of `every`, after which something else is
     due.
     """
@@ -67,11 +67,11 @@ def wait_for_new_step(target: Path, process: subprocess.Popen[str], every: int =
         time.sleep(0.005)
 
 
-def await_moment(moment: str, target: Path, process: subprocess.Popen[str], draw: random.Random) -> None:
+def await_moment(moment: str, target: Path, process: Running, draw: random.Random, processes: int) -> None:
     """Return when the training is in the middle of it, or has ended."""
     masks = {"save": IN_CREATE, "rename": IN_CLOSE_WRITE, "renamed": IN_MOVED_TO}
     if moment == "start-up":
-        time.sleep(draw.uniform(0.05, START_SECONDS))
+        time.sleep(draw.uniform(0.05, START_SECONDS[processes]))
     elif moment in masks:
         with FolderWatch(target) as watch:
             watch.wait(masks[moment], "ckpt", lambda: process.poll() is None)
@@ -81,7 +81,7 @@ def await_moment(moment: str, target: Path, process: subprocess.Popen[str], draw
         time.sleep(draw.uniform(0, 0.2))
 
 
-def kill(moment: str, process: subprocess.Popen[str], draw: random.Random, processes: int) -> bool:
+def kill(moment: str, process: Running, draw: random.Random, processes: int) -> bool:
     """Whether there was anything left to kill."""
     ranks = workers(process) if processes > 1 and moment != "start-up" else []
     if process.poll() is not None or (moment == "one rank" and not ranks):
@@ -105,7 +105,7 @@ def hunt(base: Path, processes: int, count: int) -> Hunt:
         while len(done.kills) < count:
             moment = next(moments)
             process = start(command(results, processes, **SETTINGS))
-            await_moment(moment, target, process, draw)
+            await_moment(moment, target, process, draw, processes)
             killed = kill(moment, process, draw, processes)
             done.kills += [moment] if killed else []
             output = process.communicate()

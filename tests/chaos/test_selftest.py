@@ -64,7 +64,7 @@ def test_fails_where_the_optimiser_is_not_resumed(tmp_path: Path) -> None:
 def test_a_config_file_is_not_handed_on(tmp_path: Path) -> None:
     """It would put back what the self-test has set otherwise: the trainings would be self-tests again."""
     (tmp_path / "mine.json").write_text('{"selftest_resume": true, "max_runtime_minutes": 1, "n_embd": 32}')
-    words = Training(parse_args(["--config", str(tmp_path / "mine.json")]), tmp_path, 1).words
+    words = Training(parse_args(["--config", str(tmp_path / "mine.json")]), tmp_path, 1).command
     again = parse_args(words[words.index(str(ROOT / "main.py")) + 1 :])
     assert (again.config, again.selftest_resume, again.max_runtime_minutes, again.n_embd) == (
         None,

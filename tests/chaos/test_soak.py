@@ -16,6 +16,6 @@ WATCHED = scale(("handles", "threads"), GROWS)  # the others need longer to be t
 
 
 def test_nothing_grows(tmp_path: Path) -> None:
-    minutes = float(os.environ.get("SOAK_MINUTES", "120")) if FULL else 0.3
+    minutes = float(os.environ.get("SOAK_MINUTES", "120")) if FULL else 0.2
     found = soak(minutes, tmp_path)
     assert {name: found["growth"][name] for name in WATCHED if found["growth"][name] > LIMIT} == {}, found

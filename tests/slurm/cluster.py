@@ -22,7 +22,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from processes import die_with
+from tests.forked import REAL_START
+from tests.slurm.forks import make_environment
 
+ROOT = Path(__file__).parents[2]
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 NODES = ("n1", "n2")
 REQUEUE_WAIT_SECONDS = 5  # how long a requeued job waits; SLURM's default is 120
@@ -55,7 +58,7 @@ SlurmdTimeout={node_timeout}
 KillWait=20
 PropagateResourceLimitsExcept=AS
 MinJobAge=300
-SchedulerParameters=sched_interval=5,bf_interval=5
+SchedulerParameters=sched_interval=2,bf_interval=2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=16 RealMemory=200000 Gres=gpu:2
@@ -95,12 +98,15 @@ def free_ports(count: int) -> list[int]:
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    """Poll until a condition holds. Raises TimeoutError that says what was waited for."""
-    end = time.monotonic() + seconds
+    """Poll until a condition holds, the less often the longer that takes: questions cost SLURM and the tests
+    beside this one their time. Raises TimeoutError that says what was waited for.
+    """
+    begin = time.monotonic()
     while not condition():
-        if time.monotonic() > end:
+        waited = time.monotonic() - begin
+        if waited > seconds:
             raise TimeoutError(f"waited {seconds:.0f} s for {what}")
-        time.sleep(0.2)
+        time.sleep(min(0.1 + waited / 10, 1))
 
 
 class Cluster:
@@ -110,6 +116,7 @@ class Cluster:
         self.folder = folder
         self.env = {"SLURM_CONF": str(folder / "slurm.conf")}
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
+        self.venv = Path(sys.prefix)  # of the jobs
 
     def __enter__(self) -> Cluster:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -177,13 +184,14 @@ class Cluster:
         key.touch(mode=0o600)
         key.write_bytes(secrets.token_bytes(128))
 
-    def _start(self, name: str, *command: str) -> None:
+    def _start(self, name: str, *command: str, **env: str) -> None:
         # a Ctrl-C in the terminal must reach the tests, not the daemons; and they must not outlive the tests
         tests = os.getpid()
         with open(self.folder / f"{name}.out", "ab") as out:
             self.daemons[name] = subprocess.Popen(
                 command,
-                env=self._environment(),
+                env=self._environment(**env),
+                cwd=ROOT,
                 stdout=out,
                 stderr=out,
                 start_new_session=True,
@@ -192,6 +200,14 @@ class Cluster:
 
     def _environment(self, **more: str) -> dict[str, str]:
         return {**os.environ, "PATH": search_path(), **self.env, **more}
+
+    def start_forks(self) -> None:
+        """Have the jobs' Python programs forked, unless all are to start from nothing."""
+        if REAL_START not in os.environ:
+            self.venv = make_environment(self.folder)
+            words = (sys.executable, "-m", "tests.slurm.forks", str(self.folder))
+            self._start("forks", *words, OMP_NUM_THREADS="1", TORCH_CPP_LOG_LEVEL="ERROR")
+            wait_until((self.folder / "forks.socket").exists, 120, "the server of forks")
 
     def start_node(self, node: str, *prefix: str) -> None:
         """Start a node's slurmd; `prefix` are words of a command to start it under."""

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs import copy_sources
 from tests.slurm.cluster import Cluster, missing
-from tests.slurm.jobs import Site
+from tests.slurm.jobs import Site, disturbed_clone
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -27,6 +26,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if reason is not None:
         pytest.skip(reason)
     with Cluster(tmp_path_factory.mktemp("cluster") / "c") as cluster:
+        cluster.start_forks()
         yield cluster
 
 
@@ -35,9 +35,7 @@ def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The path has a space, a quote and a percent sign, which SLURM's file patterns and bash would take
     for their own.
     """
-    folder = tmp_path_factory.mktemp("clone") / "it's 100% a clone"
-    copy_sources(folder)
-    return folder
+    return disturbed_clone(tmp_path_factory.mktemp("clone") / "it's 100% a clone")
 
 
 @pytest.fixture

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.programs import SMALL_DATA, flags
+from files import write_atomically
+from tests.programs import SMALL_DATA, TINY, copy_sources, flags
 from tests.slurm.cluster import Cluster, wait_until
 
 PATIENCE = 240.0  # seconds for anything that a cluster with two busy cores does
+# seconds a step, of a training that is to be met while it runs, and of one that is not to end before much
+# else has happened. SLURM signals a job of one minute within its first 45 seconds.
+STEADY, SLOW = 0.25, 1.0
 # one process on a CPU, with nothing that needs a network; each test has its own RESULTS_DIR
 SETTINGS = {
-    "VENV_DIR": sys.prefix,
     "USE_CONDA": "no",
     "DATA_DIR": str(SMALL_DATA),
     "DATASET": "openwebtext2",
@@ -31,9 +33,52 @@ SETTINGS = {
 }
 
 
+ACC_STEPS = 2
+# at the end of the clone's data/token_source.py: a training takes as long as the file PACE says (seconds a
+# step, slept), fails from step CRASH_AT on, or hangs once at step HANG_AT
+DISTURBANCES = f"""
+
+import os
+import time
+
+_samples = TokenSource.samples
+
+
+def _disturbed_samples(self, step, first, count):
+    done = first // {TINY["batch_size"] * ACC_STEPS}
+    hung, pace = Path(os.environ["PACE"] + ".hung"), Path(os.environ["PACE"])
+    if done >= int(os.environ.get("CRASH_AT", 10**9)):
+        raise IndexError("a bug")
+    if done >= int(os.environ.get("HANG_AT", 10**9)) and not hung.exists():
+        hung.touch()
+        time.sleep(1000)
+    if pace.exists():
+        time.sleep(float(pace.read_text() or 0) / {ACC_STEPS})
+    return _samples(self, step, first, count)
+
+
+TokenSource.samples = _disturbed_samples
+"""
+
+
+def disturbed_clone(folder: Path) -> Path:
+    """A clone of the repository whose trainings are as slow as a test needs them."""
+    copy_sources(folder)
+    with open(folder / "data" / "token_source.py", "a") as file:
+        file.write(DISTURBANCES)
+    return folder
+
+
 def tiny(**changes: Any) -> list[str]:
     """Flags of the tiny training as they follow `--`; where its results go is the job script's business."""
-    changes = {"eval_freq": 50, **changes, "data_dir": None, "dataset": None, "exp_name": None}
+    changes = {
+        "eval_freq": 50,
+        "acc_steps": ACC_STEPS,
+        **changes,
+        "data_dir": None,
+        "dataset": None,
+        "exp_name": None,
+    }
     words = flags(Path(), **changes)
     at = words.index("--results_base_folder")
     return words[:at] + words[at + 2 :]
@@ -75,9 +120,20 @@ class Site:
     results: Path
     env: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def pace_file(self) -> Path:
+        return self.results.with_name(f"{self.results.name}.pace")
+
+    def pace(self, seconds: float) -> None:
+        """Have each step of the trainings take that long at least, from now on; they sleep meanwhile."""
+        self.pace_file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.pace_file, str(seconds))
+
     def environment(self, **more: str) -> dict[str, str]:
         return {
             **SETTINGS,
+            "VENV_DIR": str(self.cluster.venv),
+            "PACE": str(self.pace_file),
             "SCRATCH_DIR": str(self.results.parent),
             "RESULTS_DIR": str(self.results),
             **self.env,

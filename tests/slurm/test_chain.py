@@ -21,14 +21,10 @@ from optim.lock import TAKEN_OVER
 from optim.selftest import differing
 from tests.programs import final_state
 from tests.slurm.cluster import NODES, Cluster, wait_until
-from tests.slurm.jobs import PATIENCE, Outcome, Site, is_contiguous, logs, tiny
+from tests.slurm.jobs import PATIENCE, SLOW, STEADY, Outcome, Site, is_contiguous, logs, tiny
 
-STEPS = {"long": 300, "short": 200}
-# with dropout
-TRAINING = {
-    length: ("--name", "run", "--", *tiny(iterations=steps, save_checkpoint_freq=50))
-    for length, steps in STEPS.items()
-}
+STEPS = 80  # three jobs of a minute at the slow pace
+TRAINING = ("--name", "run", "--", *tiny(iterations=STEPS, save_checkpoint_freq=20))  # with dropout
 
 PREEMPTIBLE = {"PARTITION": "scavenger_l4", "SBATCH_OPTIONS": "--nodelist=n1", "CPUS": "8"}
 
@@ -37,13 +33,13 @@ PREEMPTIBLE = {"PARTITION": "scavenger_l4", "SBATCH_OPTIONS": "--nodelist=n1", "
 class Chains:
     """What runs in the background, each with a folder of results of its own."""
 
-    unbroken: dict[str, tuple[Path, subprocess.Popen[str]]]
+    unbroken: tuple[Path, subprocess.Popen[str]]
     resubmitting: tuple[Site, Outcome]
     requeueing: tuple[Site, Outcome]
 
-    def weights(self, length: str) -> dict[str, Any]:
+    def weights(self) -> dict[str, Any]:
         """What a training that nothing stopped ended with."""
-        results, training = self.unbroken[length]
+        results, training = self.unbroken
         out, err = training.communicate(timeout=PATIENCE)
         assert training.returncode == 0, out + err
         return final_state(results)
@@ -54,17 +50,14 @@ def chains(cluster: Cluster, repo: Path, tmp_path_factory: pytest.TempPathFactor
     base = tmp_path_factory.mktemp("chains")
     limited = {"TIME_LIMIT": "1", "SBATCH_OPTIONS": "--nodelist=n2"}
     started = []
-    for kind, length in (("resubmit", "long"), ("requeue", "short")):
+    for kind in ("resubmit", "requeue"):
         site = Site(cluster, repo, base / kind, {**limited, "CHAIN_BY": kind})
-        started.append((site, site.submit("adm-train", *TRAINING[length])))
-    unbroken = {
-        length: (base / length, Site(cluster, repo, base / length).start("adm-train", "--local", *words))
-        for length, words in TRAINING.items()
-    }
-    yield Chains(unbroken, *started)
-    for _, training in unbroken.values():
-        if training.poll() is None:
-            os.killpg(training.pid, signal.SIGKILL)
+        site.pace(SLOW)
+        started.append((site, site.submit("adm-train", *TRAINING)))
+    training = Site(cluster, repo, base / "unbroken").start("adm-train", "--local", *TRAINING)
+    yield Chains((base / "unbroken", training), *started)
+    if training.poll() is None:
+        os.killpg(training.pid, signal.SIGKILL)
         training.communicate()
 
 
@@ -84,22 +77,24 @@ def only_node(site: Site, node: str) -> Iterator[None]:
 def test_after_a_node_is_lost_its_orphan_gives_way_and_the_chain_ends_with_the_same_weights(
     site: Site, chains: Chains
 ) -> None:
+    site.pace(SLOW)
     with only_node(site, "n1"):
-        outcome = site.submit("adm-train", *TRAINING["long"])
+        outcome = site.submit("adm-train", *TRAINING)
         site.wait_for_step(9)
     site.cluster.kill("n1")
     try:
         wait_until(
-            lambda: [row["restart"] for row in site.ledger()] == [0, 1], 120, "a start on the other node"
+            lambda: [row["restart"] for row in site.ledger()] == [0, 1], PATIENCE, "a start on the other node"
         )
         assert site.show(outcome.job, "NodeList") == "n2"
         site.wait_for_step(site.ledger()[-1]["start_step"] + 3)
         site.cluster.run("scancel", "--batch", "--signal=USR1", outcome.job)  # as before a time limit
+        site.pace(0)
         site.wait(outcome)
     finally:
         site.cluster.start_node("n1")
     assert TAKEN_OVER in logs(outcome.run_dir)
-    assert differing(final_state(site.results), chains.weights("long")) == [], logs(outcome.run_dir)
+    assert differing(final_state(site.results), chains.weights()) == [], logs(outcome.run_dir)
     assert len({row["job_id"] for row in site.ledger()}) == 2
 
 
@@ -119,32 +114,33 @@ def preempt(site: Site) -> None:
 def test_a_job_preempted_three_times_finishes_with_the_weights_of_an_unbroken_run(
     site: Site, chains: Chains
 ) -> None:
-    outcome = site.submit("adm-train", *TRAINING["short"], **PREEMPTIBLE)
+    site.pace(STEADY)
+    outcome = site.submit("adm-train", *TRAINING, **PREEMPTIBLE)
     for time in range(3):
         wait_until(lambda starts=time + 1: len(site.ledger()) == starts, PATIENCE, f"start {time}")
         preempt(site)
         wait_until(
             lambda restarts=time + 1: site.show(outcome.job, "Restarts") == str(restarts),
-            60,
+            PATIENCE,
             f"preemption {time + 1}",
         )
+    site.pace(0)
     site.wait(outcome)
-    assert differing(final_state(site.results), chains.weights("short")) == [], logs(outcome.run_dir)
+    assert differing(final_state(site.results), chains.weights()) == [], logs(outcome.run_dir)
     assert {row["job_id"] for row in site.ledger()} == {outcome.job}
     assert [row["restart"] for row in site.ledger()] == [0, 1, 2, 3]
-    assert is_contiguous(site.ledger(), STEPS["short"])
+    assert is_contiguous(site.ledger(), STEPS)
 
 
 def test_a_job_preempted_with_grace_goes_on_with_no_step_lost(site: Site) -> None:
-    steps = 400
-    flags = tiny(iterations=steps, save_checkpoint_freq=50)
-    outcome = site.submit(
-        "adm-train", "--name", "run", "--", *flags, **{**PREEMPTIBLE, "PARTITION": "scavenger_4a100"}
-    )
+    site.pace(STEADY)
+    outcome = site.submit("adm-train", *TRAINING, **{**PREEMPTIBLE, "PARTITION": "scavenger_4a100"})
     wait_until(lambda: len(site.ledger()) == 1, PATIENCE, "the start")
     preempt(site)
+    wait_until(lambda: site.show(outcome.job, "Restarts") == "1", PATIENCE, "the preemption")
+    site.pace(0)
     site.wait(outcome)
-    assert len(site.ledger()) == 2 and is_contiguous(site.ledger(), steps), logs(outcome.run_dir)
+    assert len(site.ledger()) == 2 and is_contiguous(site.ledger(), STEPS), logs(outcome.run_dir)
 
 
 def test_a_chain_over_time_limits_finishes_alone_with_the_weights_of_an_unbroken_run(chains: Chains) -> None:
@@ -154,8 +150,8 @@ def test_a_chain_over_time_limits_finishes_alone_with_the_weights_of_an_unbroken
     assert len(ledger) >= 3
     assert len({row["job_id"] for row in ledger}) == len(ledger)
     assert {row["reason"] for row in ledger[:-1]} == {"time limit"}
-    assert is_contiguous(ledger, STEPS["long"])
-    assert differing(final_state(site.results), chains.weights("long")) == [], logs(outcome.run_dir)
+    assert is_contiguous(ledger, STEPS)
+    assert differing(final_state(site.results), chains.weights()) == [], logs(outcome.run_dir)
 
 
 def test_a_chain_by_requeue_keeps_its_job_id_and_ends_with_the_weights_of_an_unbroken_run(
@@ -166,5 +162,5 @@ def test_a_chain_by_requeue_keeps_its_job_id_and_ends_with_the_weights_of_an_unb
     ledger = site.ledger()
     assert len(ledger) >= 2
     assert {row["job_id"] for row in ledger} == {outcome.job}
-    assert is_contiguous(ledger, STEPS["short"])
-    assert differing(final_state(site.results), chains.weights("short")) == [], logs(outcome.run_dir)
+    assert is_contiguous(ledger, STEPS)
+    assert differing(final_state(site.results), chains.weights()) == [], logs(outcome.run_dir)

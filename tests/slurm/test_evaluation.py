@@ -10,7 +10,7 @@ import pytest
 from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import Outcome, Site, logs, tiny
 
-LIMITED = ("--", "--device", "cpu", "--eval_sample_size", "20")
+LIMITED = ("--", "--device", "cpu", "--eval_sample_size", "8")
 
 
 @pytest.fixture(scope="module")

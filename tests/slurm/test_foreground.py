@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.programs import STOPPED
-from tests.slurm.jobs import PATIENCE, Site, is_contiguous, tiny
+from tests.slurm.jobs import PATIENCE, STEADY, Site, is_contiguous, tiny
 
 PLAIN = {
     "model": "base",
@@ -25,7 +25,7 @@ PACKAGES = {
     "cot-res-train": ([], {"model": None, "depth_embedding": None}),
     "lncot-train": ([], {"model": None}),
 }
-STEPS = 100
+STEPS = 20
 
 
 @pytest.fixture
@@ -54,6 +54,8 @@ def test_without_slurm_every_training_package_trains_until_ctrl_c_saves_and_goes
         package: (*words, "--name", "run", "--", *tiny(iterations=STEPS, **changes))
         for package, (words, changes) in PACKAGES.items()
     }
+    for each in sites.values():
+        each.pace(STEADY)
     first = {package: sites[package].start(package, *words) for package, words in calls.items()}
     for package, training in first.items():
         sites[package].wait_for_step(3)
@@ -61,6 +63,8 @@ def test_without_slurm_every_training_package_trains_until_ctrl_c_saves_and_goes
         out, err = training.communicate(timeout=PATIENCE)
         assert training.returncode == STOPPED, out + err
         assert "no SLURM here: this runs in the foreground" in err
+    for each in sites.values():
+        each.pace(0)
     second = {package: sites[package].start(package, *words) for package, words in calls.items()}
     for package, training in second.items():
         out, err = training.communicate(timeout=PATIENCE)

@@ -109,14 +109,6 @@ def test_trainings_waited_for_the_data_and_evaluations_for_their_training(
         assert began_and_ended(earlier)[1] <= began_and_ended(later)[0]
 
 
-def test_unknown_pipeline_is_refused(site_with_corpus: Site) -> None:
-    done = pipeline(site_with_corpus, "everything")
-    assert (done.returncode, done.stderr) == (
-        2,
-        "error: unknown pipeline everything; there are reproduce and all\n",
-    )
-
-
 def test_an_evaluation_that_was_done_with_other_flags_is_queued(
     site_with_corpus: Site, queued: dict[str, str], tmp_path: Path
 ) -> None:

@@ -15,27 +15,14 @@ import numpy as np
 import pytest
 
 from data.order import SampleOrder
-from optim.checkpoint import fault
+from optim.checkpoint import damage
 from optim.names import numbered
-from tests.programs import PEER, TINY, copy_sources
-from tests.slurm.cluster import wait_until
-from tests.slurm.jobs import Outcome, Site, error_lines, logs, tiny
+from tests.programs import PEER, TINY
+from tests.slurm.cluster import Cluster, wait_until
+from tests.slurm.jobs import ACC_STEPS, PATIENCE, STEADY, Outcome, Site, error_lines, logs, tiny
 
 SMALL = tiny(model=None, iterations=60)
 CRASH_AT = 20  # steps done when the crash comes; the newest checkpoint is then of step 14
-BUG = f"""
-
-_windows = SampleOrder.windows
-
-
-def _windows_with_a_bug(self, first, count):
-    if first >= {CRASH_AT * TINY["batch_size"] * TINY["acc_steps"]}:
-        raise IndexError("a bug")
-    return _windows(self, first, count)
-
-
-SampleOrder.windows = _windows_with_a_bug
-"""
 
 
 @pytest.fixture
@@ -54,22 +41,25 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def lose_the_data_while_queued(site: Site, dataset: Path, **env: str) -> Outcome:
-    """Submit a job that is held until its data are gone, and wait for the end of its chain."""
-    outcome = site.submit(
-        "lncot-train",
-        "--name",
-        "run",
-        "--",
-        *SMALL,
-        DATA_DIR=str(dataset.parent),
-        SBATCH_OPTIONS="--hold",
-        **env,
-    )
+@pytest.fixture(scope="module")
+def without_data(
+    cluster: Cluster, repo: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Site, Outcome]:
+    """A job that was held until its data were gone, and the end of its chain, of which somebody is told."""
+    folder = tmp_path_factory.mktemp("without_data")
+    dataset = Path(shutil.copytree(PEER / "datasets", folder / "datasets")) / "openwebtext2"
+    env = {
+        "DATA_DIR": str(dataset.parent),
+        "SBATCH_OPTIONS": "--hold",
+        "NOTIFY_EMAIL": "somebody@example.org",
+        "PATH": f"{cluster.folder}:{os.environ['PATH']}",
+    }
+    site = Site(cluster, repo, folder / "results", env)
+    outcome = site.submit("lncot-train", "--name", "run", "--", *SMALL)
     shutil.rmtree(dataset)
     site.cluster.run("scontrol", "release", outcome.job)
     site.wait(outcome)
-    return outcome
+    return site, outcome
 
 
 def spoil(dataset: Path, step: int) -> None:
@@ -77,7 +67,7 @@ def spoil(dataset: Path, step: int) -> None:
     know of it.
     """
     tokens = np.fromfile(dataset / "train.bin", dtype="<u2")
-    length, samples = TINY["sequence_length"], TINY["batch_size"] * TINY["acc_steps"]
+    length, samples = TINY["sequence_length"], TINY["batch_size"] * ACC_STEPS
     (window,) = SampleOrder((tokens.size - 1) // length, data_seed=0).windows(step * samples, 1)
     tokens[window * length + 5] = 60000
     tokens.tofile(dataset / "train.bin")
@@ -89,19 +79,17 @@ def spoil(dataset: Path, step: int) -> None:
     )
 
 
-def test_what_only_fails_on_the_node_stops_the_chain_with_one_line(site: Site, dataset: Path) -> None:
-    outcome = lose_the_data_while_queued(site, dataset)
+def test_what_only_fails_on_the_node_stops_the_chain_with_one_line(
+    without_data: tuple[Site, Outcome],
+) -> None:
+    _, outcome = without_data
     (line,) = error_lines(outcome.run_dir)
     assert line.startswith("error: the chain stops: ") and "is not prepared" in line
     assert len(list(outcome.run_dir.glob("slurm_*.err"))) == 1  # one job, no more
 
 
-def test_a_stopped_chain_sends_one_mail_with_the_reason(site: Site, dataset: Path) -> None:
-    mails = site.cluster.folder / "mails"
-    lose_the_data_while_queued(
-        site, dataset, NOTIFY_EMAIL="somebody@example.org", PATH=f"{site.cluster.folder}:{os.environ['PATH']}"
-    )
-    mail = mails.read_text()
+def test_a_stopped_chain_sends_one_mail_with_the_reason(without_data: tuple[Site, Outcome]) -> None:
+    mail = (without_data[0].cluster.folder / "mails").read_text()
     assert mail.count(": stopped somebody@example.org") == 1
     assert "is not prepared" in mail
 
@@ -115,12 +103,8 @@ def test_damaged_data_stop_the_chain_in_one_line(site: Site, dataset: Path) -> N
     assert line.startswith("error: the chain stops: ") and "the data holds token 60000" in line
 
 
-def test_a_crash_at_the_same_step_stops_the_chain_after_the_second_time(site: Site, tmp_path: Path) -> None:
-    site.repo = tmp_path / "clone"
-    copy_sources(site.repo)
-    with open(site.repo / "data" / "order.py", "a") as file:
-        file.write(BUG)
-    outcome = site.submit("lncot-train", "--name", "run", "--", *SMALL)
+def test_a_crash_at_the_same_step_stops_the_chain_after_the_second_time(site: Site) -> None:
+    outcome = site.submit("lncot-train", "--name", "run", "--", *SMALL, CRASH_AT=str(CRASH_AT))
     site.wait(outcome)
     ledger = site.ledger()
     assert [(row["state"], row["start_step"], row["reached"]) for row in ledger] == [
@@ -140,8 +124,9 @@ def test_a_full_disk_stops_the_chain_in_one_line_and_leaves_the_last_checkpoint_
     site: Site, small_disk: Path
 ) -> None:
     site.results = small_disk / "results"
+    site.pace(STEADY)
     outcome = site.submit("lncot-train", "--name", "run", "--", *tiny(model=None, iterations=600))
-    wait_until(lambda: len(numbered_there(site)) > 0, 60, "a checkpoint")
+    wait_until(lambda: len(numbered_there(site)) > 0, PATIENCE, "a checkpoint")
     with open(small_disk / "filler", "wb", buffering=0) as file:
         for size in (1 << 16, 1 << 10, 1):  # to the last byte
             try:
@@ -154,7 +139,7 @@ def test_a_full_disk_stops_the_chain_in_one_line_and_leaves_the_last_checkpoint_
     (line,) = error_lines(outcome.run_dir)
     assert line.startswith("error: the chain stops: ") and "No space left on device" in line
     newest = numbered_there(site)[0]
-    assert fault(newest) is None
+    assert damage(newest) is None
 
 
 def numbered_there(site: Site) -> list[Path]:
@@ -162,6 +147,7 @@ def numbered_there(site: Site) -> list[Path]:
 
 
 def test_chain_2_stops_after_two_jobs_and_says_so(site: Site) -> None:
+    site.pace(STEADY)
     outcome = site.submit(
         "lncot-train", "--chain", "2", "--name", "run", "--", *tiny(model=None, iterations=600)
     )
@@ -169,7 +155,7 @@ def test_chain_2_stops_after_two_jobs_and_says_so(site: Site) -> None:
         site.wait_for_step(3 + (site.ledger()[0]["end_step"] if segment else 0))
         (job,) = site.queue("%i", f"--name={outcome.job_name}")
         site.cluster.run("scancel", "--batch", "--signal=USR1", job)  # as before a time limit
-        wait_until(lambda job=job: job not in site.queue(), 60, "the job's end")
+        wait_until(lambda job=job: job not in site.queue(), PATIENCE, "the job's end")
     site.wait(outcome)
     assert len(site.ledger()) == 2
     (line,) = error_lines(outcome.run_dir)
@@ -177,6 +163,7 @@ def test_chain_2_stops_after_two_jobs_and_says_so(site: Site) -> None:
 
 
 def test_a_cancelled_job_saves_and_has_no_successor(site: Site) -> None:
+    site.pace(STEADY)
     outcome = site.submit("lncot-train", "--name", "run", "--", *tiny(model=None, iterations=600))
     site.wait_for_step(9)
     site.scancel(outcome.job)
@@ -189,7 +176,7 @@ def test_a_job_cancelled_before_its_training_began_has_no_successor(site: Site) 
     outcome = site.submit(
         "lncot-train", "--name", "run", "--", *tiny(model=None, iterations=60), HEALTH_CHECK="1"
     )
-    wait_until(lambda: site.show(outcome.job, "JobState") == "RUNNING", 60, "the start")
+    wait_until(lambda: site.show(outcome.job, "JobState") == "RUNNING", PATIENCE, "the start")
     site.scancel(outcome.job)
     site.wait(outcome)
     assert len(list(outcome.run_dir.glob("slurm_*.out"))) == 1, logs(outcome.run_dir)

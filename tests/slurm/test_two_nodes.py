@@ -24,7 +24,7 @@ def test_two_nodes_of_two_processes_give_the_losses_of_one_node_of_four(site: Si
         "--name",
         "run",
         "--",
-        *tiny(iterations=8, log_freq=1),
+        *tiny(iterations=8, log_freq=1, acc_steps=4),
         N_NODES="2",
         N_GPUS="2",
         PARTITION="a100",

@@ -1,0 +1,268 @@
+"""A mixture of sources: which source a sample is of, and which of its windows.
+
+    weights = parse_mixture("wiki=0.784,roam=0.196,primer=0.02")
+    source = MixtureSource({"wiki": windows, ...}, weights, data_seed=0)
+
+Both ways to sample are pure functions of the seed and the sample's number, so that seeking costs nothing:
+
+  epochs   sources take turns so evenly that among the first n samples each has its share of n, to less than
+           one sample; each is read without replacement within an epoch of its own (data/order.py)
+  random   the source is drawn by its weight and the window begins anywhere, both with replacement
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data.batch import Batch, PlainSource
+from data.bins import TokenWindows
+from data.order import SampleOrder, splitmix64, splitmix64_array
+from errors import UserError
+
+EPOCHS, RANDOM = "epochs", "random"
+SAMPLINGS = (EPOCHS, RANDOM)
+SUM_TOLERANCE = 1e-6
+PERIOD = 1 << 17  # samples after which the turns of sources repeat, where their weights give no shorter one
+DECIMALS = 5  # of weights whose shares are exact
+
+
+def is_mixture(dataset: str) -> bool:
+    """Whether --dataset names several sources with weights."""
+    return "=" in dataset and "/" not in dataset
+
+
+def parse_mixture(text: str) -> dict[str, float]:
+    """NAME=WEIGHT,NAME=WEIGHT,... in the order given. Raises UserError with a line for each wrong part."""
+    weights: dict[str, float] = {}
+    wrong = []
+    for part in text.split(","):
+        name, found, number = (word.strip() for word in part.partition("="))
+        try:
+            weight = float(number)
+        except ValueError:
+            wrong.append(f"--dataset: {part.strip()!r} is not NAME=WEIGHT")
+            continue
+        if not name or not found:
+            wrong.append(f"--dataset: {part.strip()!r} is not NAME=WEIGHT")
+        elif name in weights:
+            wrong.append(f"--dataset: the source {name} is named twice")
+        weights[name] = weight
+    if wrong:
+        raise UserError("\n".join(wrong))
+    return weights
+
+
+def normalised(weights: Mapping[str, float]) -> dict[str, float]:
+    """Weights divided by their sum. Raises UserError where that cannot be done."""
+    wrong = _wrong_weights(weights)
+    total = sum(weights.values())
+    if not wrong and total <= 0:
+        wrong.append("the weights of the mixture are all 0")
+    if wrong:
+        raise UserError("\n".join(wrong))
+    return {name: weight / total for name, weight in weights.items()}
+
+
+def _wrong_weights(weights: Mapping[str, float]) -> list[str]:
+    return [
+        f"the weight of {name} is {weight}: it must be a number of at least 0"
+        for name, weight in weights.items()
+        if not math.isfinite(weight) or weight < 0
+    ]
+
+
+def effective_weights(
+    weights: Mapping[str, float],
+    lengths: Mapping[str, int],
+    need: int,
+    drop_missing: bool = False,
+    required: Sequence[str] = (),
+) -> tuple[dict[str, float], list[str]]:
+    """Weights of the sources that there are, which sum to 1, and the names of those that are missing.
+
+    lengths: tokens of each source that there is. need: tokens that each must have. drop_missing: leave out
+    what is missing. required: what must not be missing.
+
+    Raises UserError with a line for everything that is wrong.
+    """
+    wrong = _wrong_weights(weights)
+    total = sum(weights.values())
+    if not wrong and abs(total - 1) > SUM_TOLERANCE:
+        wrong.append(
+            f"the weights of the mixture sum to {total:.9g}, not to 1; --normalise_weights scales them"
+        )
+    unlisted = [name for name in lengths if name not in weights]
+    if unlisted:
+        wrong.append(f"no weight is given for {', '.join(unlisted)}")
+    missing = [name for name in weights if name not in lengths]
+    gone = [name for name in missing if not drop_missing or name in required]
+    gone += [name for name in required if name not in weights and name not in lengths]
+    if gone:
+        wrong.append(f"sources of the mixture are missing: {', '.join(gone)}")
+    short = [f"{name} ({length})" for name, length in lengths.items() if length < need]
+    if short:
+        wrong.append(f"sources with fewer than the {need} tokens that a sequence needs: {', '.join(short)}")
+    left = {name: weight for name, weight in weights.items() if name in lengths}
+    if not wrong and sum(left.values()) <= 0:
+        wrong.append("no source of the mixture is left: the weights of those that are there are 0")
+    if wrong:
+        raise UserError("\n".join(wrong))
+    return normalised(left), missing
+
+
+def quotas(weights: Sequence[float]) -> list[int]:
+    """Whole numbers in the proportion of the weights: samples of each source in a period, which is their sum.
+
+    Exact for weights of up to DECIMALS decimals; of others the shares are right to 1 / PERIOD.
+    """
+    for decimals in range(1, DECIMALS + 1):
+        scaled = [weight * 10**decimals for weight in weights]
+        whole = [round(value) for value in scaled]
+        near = max(abs(value - number) for value, number in zip(scaled, whole, strict=True))
+        if near < 1e-6 and sum(whole) == 10**decimals:
+            divisor = math.gcd(*whole)
+            return [number // divisor for number in whole]
+    scaled = [weight * PERIOD for weight in weights]
+    whole = [math.floor(value) for value in scaled]
+    by_rest = sorted(range(len(weights)), key=lambda i: whole[i] - scaled[i])
+    for i in by_rest[: PERIOD - sum(whole)]:
+        whole[i] += 1
+    return whole
+
+
+class Turns:
+    """Whose turn a sample is, so that every prefix has each source's share to less than one sample.
+
+    The turns of one period are those of jobs with release times and deadlines, by the earliest deadline
+    (Steiner and Yeomans 1993): the j-th sample of a source with share p is due in steps (j - 1) / p to j / p.
+    """
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        self.quotas = np.array(quotas(weights), dtype=np.int64)
+        self.period = int(self.quotas.sum())
+        self.source_of = np.empty(self.period, dtype=np.int16)
+        self.rank_of = np.empty(self.period, dtype=np.int64)  # samples of that source before, in the period
+        given = [0] * len(weights)
+        shares = [(number, int(quota)) for number, quota in enumerate(self.quotas) if quota]
+        for turn in range(self.period):
+            due = []
+            for number, quota in shares:
+                if given[number] * self.period <= turn * quota:
+                    due.append((-(-(given[number] + 1) * self.period // quota), number))
+            chosen = min(due)[1]
+            self.source_of[turn], self.rank_of[turn] = chosen, given[chosen]
+            given[chosen] += 1
+
+    def locate(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of samples first .. first + count - 1, each (count,): the source's number, and how many samples of
+        it come before.
+        """
+        periods, turns = np.divmod(np.arange(first, first + count, dtype=np.int64), self.period)
+        source = self.source_of[turns].astype(np.int64)
+        return source, periods * self.quotas[source] + self.rank_of[turns]
+
+
+def _key(name: str) -> int:
+    """By its name, so that the order of one source does not depend on which others there are."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sample comes from: a source, and the token that its window begins with."""
+
+    source: str
+    start: int
+
+
+class MixtureSource(PlainSource):
+    """Batches are those of TokenWindows, of several sources."""
+
+    def __init__(
+        self,
+        sources: Mapping[str, TokenWindows],
+        weights: Mapping[str, float],
+        data_seed: int,
+        sampling: str = EPOCHS,
+        identities: Mapping[str, Any] | None = None,
+    ) -> None:
+        """weights: of exactly these sources; they sum to 1. identities: of each, as data.bins.identity_of has
+        it.
+        """
+        assert sources.keys() == weights.keys(), "each source has a weight"
+        self.names = sorted(sources)
+        self.sources = [sources[name] for name in self.names]
+        self.weights = [weights[name] for name in self.names]
+        self.length = self.sources[0].length
+        self.sampling, self.identities = sampling, identities
+        seeds = [splitmix64(data_seed) ^ _key(name) for name in self.names]
+        if sampling == EPOCHS:
+            self.turns = Turns(self.weights)
+            self.orders = []
+            for windows, seed in zip(self.sources, seeds, strict=True):
+                self.orders.append(SampleOrder(windows.n_windows, seed))
+        self.seed = np.uint64(splitmix64(data_seed))
+        self.limits = np.cumsum(self.weights)
+
+    def places(self, first: int, count: int) -> list[Place]:
+        """Where samples first .. first + count - 1 come from."""
+        source, start = self._starts(first, count)
+        return [Place(self.names[s], int(at)) for s, at in zip(source, start, strict=True)]
+
+    def _starts(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The source's number and the first token of each sample, each (count,)."""
+        if self.sampling == RANDOM:
+            return self._drawn(first, count)
+        source, rank = self.turns.locate(first, count)
+        start = np.empty(count, dtype=np.int64)
+        for number in np.unique(source):
+            mine = source == number  # whose ranks follow one another
+            windows = self.orders[number].windows(int(rank[mine][0]), int(mine.sum()))
+            start[mine] = windows * self.length
+        return source, start
+
+    def _drawn(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """With replacement: one hash of a sample's number draws the source, another one the start."""
+        samples = np.arange(first, first + count, dtype=np.uint64)
+        which = splitmix64_array(splitmix64_array(samples) ^ self.seed)
+        share = (which >> np.uint64(11)).astype(np.float64) / 2.0**53
+        source = np.minimum(np.searchsorted(self.limits, share, side="right"), self._last_drawn)
+        starts = np.array([windows.tokens.size - self.length for windows in self.sources], dtype=np.uint64)
+        where = splitmix64_array(which)
+        return source.astype(np.int64), (where % starts[source]).astype(np.int64)
+
+    @property
+    def _last_drawn(self) -> int:
+        """The last source that has a weight: rounding may leave the sum of the weights below 1."""
+        return max(number for number, weight in enumerate(self.weights) if weight > 0)
+
+    def samples(self, step: int, first: int, count: int) -> Batch:
+        """As BatchSource.samples. Raises UserError for a token that the vocabulary lacks."""
+        source, start = self._starts(first, count)
+        inputs = torch.empty(count, self.length, dtype=torch.int64)
+        targets = torch.empty_like(inputs)
+        for number in np.unique(source):
+            mine = torch.from_numpy(source == number)
+            part = self.sources[number].at(start[source == number])
+            inputs[mine], targets[mine] = part["inputs"], part["targets"]
+        return Batch({"inputs": inputs, "targets": targets}, targets.numel())
+
+    def identity(self) -> dict[str, Any]:
+        shares = dict(zip(self.names, self.weights, strict=True))
+        mixture = {"sampling": self.sampling, "weights": shares, "sources": self.identities}
+        return {"mixture": mixture}
+
+    def size(self) -> dict[str, int]:
+        return {"train_tokens": sum(int(windows.tokens.size) for windows in self.sources)}
+
+    def describe(self, first: int, count: int, more: bool) -> str:
+        places = [f"{place.source} from token {place.start}" for place in self.places(first, count)]
+        return f"{', '.join(places)}{', ...' if more else ''}"

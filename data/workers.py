@@ -1,0 +1,140 @@
+"""One group of shards as tokens, in a worker process of data.tokenize.
+
+ProcessPoolExecutor(workers, context, start_worker, (counters, os.getpid())).submit(encode_group, job)
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from data.corpus import documents
+from data.encode import Checked, best_engine
+from data.find import Bad
+from data.streams import Shard
+from files import sync, sync_folder, write_json
+from processes import die_with, peak_kib
+
+BATCH_BYTES = 1 << 21  # text encoded at once by a worker
+SHOWN_BAD = 5
+GROUPS_OF_AN_ENGINE = 16  # then a new one takes its place: it remembers every word that it has met
+
+STOP = 3
+_groups = 0  # encoded by this worker
+_counters: Any = None  # shared by the workers: documents, bytes of text, tokens; and whether to stop
+
+
+@dataclass(frozen=True)
+class Job:
+    number: int
+    shards: list[Shard]
+    text_key: str
+    work: Path
+    max_bad: int
+
+    @property
+    def name(self) -> str:
+        return self.shards[0].name + (
+            f" and the {len(self.shards) - 1:,} that follow" if self.shards[1:] else ""
+        )
+
+    @property
+    def size(self) -> int:
+        return sum(shard.size for shard in self.shards)
+
+
+def start_worker(counters: Any, parent: int) -> None:
+    global _counters
+    _counters = counters
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
+    die_with(parent)
+
+
+def _batches(items: Iterator[str | Bad], bad: list[Bad], max_bad: int) -> Iterator[list[str]]:
+    texts: list[str] = []
+    size = 0
+    for item in items:
+        if isinstance(item, Bad):
+            bad.append(item)
+            if len(bad) > max_bad:
+                return
+            continue
+        texts.append(item)
+        size += len(item)
+        if size >= BATCH_BYTES:
+            if _counters[STOP]:
+                raise InterruptedError("asked to stop")
+            yield texts
+            texts, size = [], 0
+    if texts:
+        yield texts
+
+
+def _bytes_of(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def encode_group(job: Job) -> dict[str, Any]:
+    """Encode a group into N.bin (tokens) and N.len (tokens of each document, uint32), described by N.json,
+    which is written last.
+
+    With more bad lines than `max_bad` nothing is kept, and the description says so.
+    """
+    global _groups
+    _groups += 1
+    if _groups % GROUPS_OF_AN_ENGINE == 0:
+        best_engine.cache_clear()
+    bad: list[Bad] = []
+    passed: dict[str, Any] = {}
+    total = {"documents": 0, "tokens": 0, "bytes": 0, "largest_token": 0}
+    checked = Checked(job.number)
+    targets = [job.work / f"{job.number:06d}.{ending}" for ending in ("bin", "len")]
+    parts = [path.with_name(f"{path.name}.part") for path in targets]
+    with open(parts[0], "wb") as tokens_file, open(parts[1], "wb") as lengths_file:
+        for texts in _batches(_documents(job, passed), bad, job.max_bad):
+            tokens, lengths = checked.encode(texts, job.name)
+            tokens_file.write(tokens.data)
+            lengths_file.write(lengths.astype("<u4").data)
+            size = sum(map(_bytes_of, texts))
+            for name, value in (("documents", len(texts)), ("tokens", tokens.size), ("bytes", size)):
+                total[name] += value
+            total["largest_token"] = max(total["largest_token"], int(tokens.max()))
+            with _counters.get_lock():
+                for place, value in enumerate((len(texts), size, tokens.size)):
+                    _counters[place] += value
+        for file in (tokens_file, lengths_file):
+            file.flush()
+            sync(file.fileno())
+    result = {
+        "number": job.number,
+        "shards": len(job.shards),
+        "bad": len(bad),
+        "shown": [asdict(b) for b in bad[:SHOWN_BAD]],
+        "passed": passed,
+        **total,
+        "peak_kib": peak_kib(),
+    }
+    if len(bad) > job.max_bad:
+        for part in parts:
+            part.unlink()
+        return result
+    for part, target in zip(parts, targets, strict=True):
+        os.replace(part, target)
+    sync_folder(job.work)
+    write_json(job.work / f"{job.number:06d}.json", result)
+    return result
+
+
+def _documents(job: Job, passed: dict[str, Any]) -> Iterator[str | Bad]:
+    """The documents of all shards of a group; `passed` gets a count and the first place for each reason."""
+    for shard in job.shards:
+        counts: Counter[str] = Counter()
+        yield from documents(shard, job.text_key, counts)
+        for reason, count in counts.items():
+            known = passed.setdefault(reason, {"count": 0, "first": shard.name})
+            known["count"] += count

@@ -1,0 +1,83 @@
+"""What training asks of a network, whatever is inside it, and what each of its parameters is.
+
+    roles_of(network)                        # {"transformer.wte.weight": "embedding", ...}
+
+Legend: B batch, T positions, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from models.hidden import Hidden
+
+MATRIX = "matrix"  # weights of linear layers
+EMBEDDING = "embedding"  # tables of vectors, also where the head is tied to one
+NORM = "norm"
+SCALAR = "scalar"  # biases, and whatever else is no matrix
+ROUTER = "router"  # weights that score tokens for a further pass, or for leaving
+FROZEN = "frozen"  # takes no gradient
+
+
+class Network(Protocol):
+    """A network of tokens. It makes no loss: an objective does, of what `run` returns.
+
+    may_leave_unused: a step may leave a parameter without a gradient, for which DDP must then search.
+    """
+
+    @property
+    def may_leave_unused(self) -> bool: ...
+
+    @property
+    def head(self) -> tuple[nn.Module, Tensor]:
+        """Last norm and output weight (V, D)."""
+        ...
+
+    def run(self, inputs: Tensor, cache: Any = None) -> Hidden:
+        """inputs (B, T) int64 -> hidden states. cache: of the tokens before (None: whole sequences)."""
+        ...
+
+    def roles(self) -> dict[str, str]:
+        """Each parameter's role, by its name."""
+        ...
+
+    def flops_per_token(self) -> float:
+        """Useful floating-point operations of a forward and a backward pass."""
+        ...
+
+    def compile_blocks(self) -> None:
+        """Compile what is worth it."""
+        ...
+
+    def describe(self) -> str:
+        """Its shape in a few words."""
+        ...
+
+
+def roles_of(module: nn.Module) -> dict[str, str]:
+    """Each parameter's role, by its name: what the module itself says, or what its layers' types say."""
+    said = getattr(module, "roles", None)
+    roles: dict[str, str] = said() if callable(said) else by_layer_type(module)
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            roles[name] = FROZEN
+    return roles
+
+
+def by_layer_type(module: nn.Module) -> dict[str, str]:
+    """Weights of Linear layers are matrices, of Embeddings embeddings, of norms norms; the rest are scalars.
+
+    A parameter that two layers share is what the Embedding makes of it.
+    """
+    role_of: dict[int, str] = {}
+    for layer in module.modules():
+        weight = getattr(layer, "weight", None)
+        if isinstance(layer, nn.Embedding):
+            role_of[id(weight)] = EMBEDDING
+        elif isinstance(layer, nn.Linear):
+            role_of.setdefault(id(weight), MATRIX)
+        elif "Norm" in type(layer).__name__:
+            role_of.setdefault(id(weight), NORM)
+    return {name: role_of.get(id(parameter), SCALAR) for name, parameter in module.named_parameters()}

@@ -1,0 +1,64 @@
+"""The quantity that decides which checkpoint is the best one. Needs no torch: flags are checked by it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from errors import UserError
+
+LOWER, HIGHER = "lower", "higher"  # which of two values of a quantity is the better one
+HELD_OUT = {"val_loss": LOWER, "val_pp": LOWER, "val_acc": HIGHER}  # of a split of tokens
+
+
+class Tracked:
+    """The best value so far of one quantity of one evaluation: --track QUANTITY, or QUANTITY@EVALUATION.
+
+    A value is better only if it is finite and strictly better, so that of equal ones the first stays.
+    """
+
+    def __init__(self, wanted: str, known: Mapping[str, Mapping[str, str]], every: int) -> None:
+        """known: quantities and their better directions, of each evaluation by its name. every: steps between
+        evaluations.
+
+        Raises UserError where nothing measures that quantity.
+        """
+        self.wanted = wanted
+        self.quantity, _, self.evaluation = wanted.partition("@")
+        self.value: float | None = None
+        self.step = 0
+        quantities = known.get(self.evaluation, {})
+        if self.quantity not in quantities:
+            choices = []
+            for which, names in known.items():
+                of = f"@{which}" if which else ""
+                choices += [f"{name}{of}" for name in names]
+            there_are = ", ".join(choices) or "none"
+            raise UserError(f"--track {wanted}: nothing measures that; there are: {there_are}")
+        if not every:
+            raise UserError(f"--track {wanted} needs evaluations during training: give --eval_freq")
+        self.sign = 1 if quantities[self.quantity] == LOWER else -1
+
+    def improves(self, evaluation: str, values: Mapping[str, Any], step: int) -> bool:
+        """Whether these values of an evaluation at a step are the best so far; if so, they are remembered."""
+        if evaluation != self.evaluation:
+            return False
+        value = float(values[self.quantity])
+        is_better = self.value is None or self.sign * value < self.sign * self.value
+        if not math.isfinite(value) or not is_better:
+            return False
+        self.value, self.step = value, step
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """Of a checkpoint and a summary."""
+        return {"quantity": self.wanted, "value": self.value, "step": self.step}
+
+    def take_up(self, state: Mapping[str, Any] | None) -> None:
+        """Go on from a checkpoint. Another quantity than it tracked begins anew."""
+        if state is not None and state.get("quantity") == self.wanted:
+            self.value, self.step = state["value"], state["step"]
+
+    def forget(self) -> None:
+        self.value, self.step = None, 0
