@@ -400,6 +400,7 @@ def add_point(
 
 
 def print_point(kind: str, value: float, point: dict[str, Any]) -> None:
+    """A line about one budget: that of a threshold of the router, or of a number of passes."""
     if kind == "router":
         name = f"scores >= {value:g} go on (t = {1 - value:.4g})"
     else:

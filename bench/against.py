@@ -76,9 +76,10 @@ def main() -> None:
             ratios.append(found[HERE][0] / found[args.against][0])
             memory.append(found[HERE][1] / found[args.against][1])
         low, high = interval(ratios)
-        told = {"model": model, "pairs": args.pairs, "seconds": round(statistics.median(ratios), 4)}
-        told |= {"low": round(low, 4), "high": round(high, 4), "memory": round(statistics.median(memory), 4)}
-        print(json.dumps(told), flush=True)
+        result = {"model": model, "pairs": args.pairs, "seconds": round(statistics.median(ratios), 4)}
+        result |= {"low": round(low, 4), "high": round(high, 4)}
+        result["memory"] = round(statistics.median(memory), 4)
+        print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

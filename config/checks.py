@@ -26,6 +26,9 @@ def optimiser_problems(args: Namespace) -> list[Problem]:
                 "decay_percent",
             )
         )
+    if args.scheduler == "warmup_cos" and args.min_lr > args.lr:
+        line = f"--min_lr {args.min_lr} is more than --lr {args.lr}: the rate would rise"
+        problems.append(Problem(line, "min_lr", "lr"))
     return problems
 
 

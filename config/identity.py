@@ -78,11 +78,11 @@ def fingerprint(args: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     """A short hash of what makes a training this one: its identity, number of steps, data and initial
     weights.
     """
-    values = {
-        name: args[name]
-        for name in names_of(IDENTITY, args=args)
-        if name not in ("dataset", "init_from", *BATCH)
-    }
+    flags, values = flags_of(args), {}
+    for name in names_of(IDENTITY, args=args):
+        # those that are default are left out, so that a flag that is added changes nothing
+        if name not in ("dataset", "init_from", *BATCH) and args[name] != flags[name].default:
+            values[name] = args[name]
     if "recipe" in args:
         values["recipe"] = args["recipe"]
     batch: list[int] | int | None = effective_batch(args)

@@ -22,6 +22,8 @@ IDENTITY, SCHEDULE, EVALUATION, PLACE = "identity", "schedule", "evaluation", "p
 
 @dataclass(frozen=True)
 class Flag:
+    """A setting of commands and config files. type: makes a value of text. scope: what it changes."""
+
     name: str
     type: Callable[[str], Any]
     default: Any

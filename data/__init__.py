@@ -7,7 +7,7 @@ tokenize.py, workers.py, split.py             documents to token bins
 characters.py                                 the same, one token a character
 inspect.py                                    shows and verifies bins
 bins.py, order.py                             bins to windows; which window when
-batch.py, token_source.py                     what a training takes its samples from
+batch.py, token_source.py, mixture.py         what a training takes its samples from
 setup.py                                      the built-in corpus, made on first use
 vocabulary.py, sizes.py, tokenizer_files.py   the tokenizer: which one, bytes of its tokens, its files
 unigram.py                                    a baseline without context

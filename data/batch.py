@@ -39,7 +39,7 @@ class EvalSet(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, numbers: NDArray[np.int64]) -> Batch:
-        """The samples of these numbers. Raises UserError."""
+        """The samples of these numbers (N,). Raises UserError."""
         ...
 
 

@@ -218,7 +218,7 @@ class TokenWindows:
         return self.n_windows
 
     def batch(self, numbers: NDArray[np.int64]) -> Batch:
-        """As `at`, of some windows."""
+        """As `at`, of the windows of these numbers (N,)."""
         return self.at(numbers * self.length)
 
     def at(self, starts: NDArray[np.int64]) -> Batch:

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 
 from data.bins import META, TOKEN
 from data.corpus import documents
-from data.find import Bad, Found, find_shards
+from data.find import SHOWN_BAD, Bad, Found, find_shards
 from errors import UserError
 from files import write_atomically, write_json
 
 VAL_SHARE = 0.1
-SHOWN_BAD = 5
 LARGEST_TEXT = 1 << 30  # characters; the text is held in memory
 
 

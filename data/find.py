@@ -24,6 +24,7 @@ FORMS = (".jsonl", ".ndjson", ".txt", ".parquet", ".json")
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 READ = f"{', '.join(FORMS)}, the texts among them also with {', '.join(COMPRESSIONS)}"
 SHOWN_REASONS = 10
+SHOWN_BAD = 5  # documents
 ARCHIVES = (
     ".tar.gz",
     ".tgz",

@@ -96,9 +96,7 @@ def effective_weights(
     wrong = _wrong_weights(weights)
     total = sum(weights.values())
     if not wrong and abs(total - 1) > SUM_TOLERANCE:
-        wrong.append(
-            f"the weights of the mixture sum to {total:.9g}, not to 1; --normalise_weights scales them"
-        )
+        wrong.append(f"the weights of the mixture sum to {total:.9g}, not to 1")
     unlisted = [name for name in lengths if name not in weights]
     if unlisted:
         wrong.append(f"no weight is given for {', '.join(unlisted)}")
@@ -121,7 +119,8 @@ def effective_weights(
 def quotas(weights: Sequence[float]) -> list[int]:
     """Whole numbers in the proportion of the weights: samples of each source in a period, which is their sum.
 
-    Exact for weights of up to DECIMALS decimals; of others the shares are right to 1 / PERIOD.
+    Exact for weights of up to DECIMALS decimals; of others the shares are right to 1 / PERIOD. Raises
+    UserError for a weight that is smaller.
     """
     for decimals in range(1, DECIMALS + 1):
         scaled = [weight * 10**decimals for weight in weights]
@@ -135,6 +134,9 @@ def quotas(weights: Sequence[float]) -> list[int]:
     by_rest = sorted(range(len(weights)), key=lambda i: whole[i] - scaled[i])
     for i in by_rest[: PERIOD - sum(whole)]:
         whole[i] += 1
+    unread = [weight for weight, number in zip(weights, whole, strict=True) if weight and not number]
+    if unread:
+        raise UserError(f"a weight of {unread[0]} is less than one sample in {PERIOD}: nothing would be read")
     return whole
 
 
@@ -202,7 +204,7 @@ class MixtureSource(PlainSource):
         self.sources = [sources[name] for name in self.names]
         self.weights = [weights[name] for name in self.names]
         self.length = self.sources[0].length
-        self.sampling, self.identities = sampling, identities
+        self.data_seed, self.sampling, self.identities = data_seed, sampling, identities
         seeds = [splitmix64(data_seed) ^ _key(name) for name in self.names]
         if sampling == EPOCHS:
             self.turns = Turns(self.weights)
@@ -258,7 +260,7 @@ class MixtureSource(PlainSource):
     def identity(self) -> dict[str, Any]:
         shares = dict(zip(self.names, self.weights, strict=True))
         mixture = {"sampling": self.sampling, "weights": shares, "sources": self.identities}
-        return {"mixture": mixture}
+        return {"mixture": mixture, "order_seed": self.data_seed}
 
     def size(self) -> dict[str, int]:
         return {"train_tokens": sum(int(windows.tokens.size) for windows in self.sources)}

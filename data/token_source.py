@@ -31,7 +31,7 @@ class TokenSource:
     def identity(self) -> dict[str, Any]:
         if self.folder is not None:
             return identity_of(self.folder) or {}
-        return {"train": identity_of_tokens(self.windows.tokens), "data_seed": self.data_seed}
+        return {"train": identity_of_tokens(self.windows.tokens), "order_seed": self.data_seed}
 
     def size(self) -> dict[str, int]:
         return {"train_tokens": int(self.windows.tokens.size)}

@@ -39,10 +39,10 @@ from data.bins import DEFAULT_DATA_DIR, dataset_folder, is_prepared
 from data.characters import tokenize_characters
 from data.corpus import pack, stdlib_documents
 from data.encode import best_engine
-from data.find import Bad, Found, find_shards
+from data.find import SHOWN_BAD, Bad, Found, find_shards
 from data.split import assemble
 from data.streams import Shard
-from data.workers import SHOWN_BAD, STOP, Job, encode_group, start_worker
+from data.workers import STOP, Job, encode_group, start_worker
 from errors import UserError
 from files import STORAGE_FAULTS, is_kept_open, load_json, remove_folder, write_json
 from processes import peak_kib

@@ -15,13 +15,12 @@ from typing import Any
 
 from data.corpus import documents
 from data.encode import Checked, best_engine
-from data.find import Bad
+from data.find import SHOWN_BAD, Bad
 from data.streams import Shard
 from files import sync, sync_folder, write_json
 from processes import die_with, peak_kib
 
 BATCH_BYTES = 1 << 21  # text encoded at once by a worker
-SHOWN_BAD = 5
 GROUPS_OF_AN_ENGINE = 16  # then a new one takes its place: it remembers every word that it has met
 
 STOP = 3
@@ -31,6 +30,8 @@ _counters: Any = None  # shared by the workers: documents, bytes of text, tokens
 
 @dataclass(frozen=True)
 class Job:
+    """Shards that one worker encodes at a time. max_bad: how many documents may be bad."""
+
     number: int
     shards: list[Shard]
     text_key: str
@@ -49,6 +50,7 @@ class Job:
 
 
 def start_worker(counters: Any, parent: int) -> None:
+    """In a new worker, which ends with the process `parent`. counters: shared by all workers."""
     global _counters
     _counters = counters
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C

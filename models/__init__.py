@@ -8,6 +8,7 @@
     hidden.py, loss.py, losses.py       the output before the head; losses
     network.py, weights.py, macs.py     what training asks of a network; loading; multiply-accumulates
     export.py, hugging_face.py          a folder for transformers
+    byte_format.py                      names of the public byte GPT
 
     model = make_model_from_args(args)
     out = model(idx, targets=targets)          # idx (B, T) int64

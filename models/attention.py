@@ -32,7 +32,7 @@ class Rotary(nn.Module):
 
     freqs: Tensor
 
-    def __init__(self, head_width: int, base: float = 10000.0) -> None:
+    def __init__(self, head_width: int, base: float) -> None:
         super().__init__()
         exponent = math.log10(base)  # 4 to the last bit for the authors' base
         freqs = 10.0 ** (-exponent * torch.arange(0, head_width, 2).float() / head_width)

@@ -138,6 +138,9 @@ def authors_weights(settings: Any, weights: Mapping[str, Any]) -> dict[str, Any]
             "the authors' code refuses --attention_window_length under torch 2: there is no checkpoint of"
             " theirs for this model"
         )
+    beyond = [name for name in settings.beyond_the_paper() if name != "scaled_init"]
+    if beyond:
+        raise UserError(f"the authors' code has no --{', --'.join(beyond)}: it could not load this model")
     model = Transformer(settings)
     load_weights(model, weights)
     state: dict[str, Any] = dict(model.state_dict())
@@ -300,6 +303,7 @@ def run(given: argparse.Namespace) -> int:
 def export_for_authors(
     settings: Any, state: Mapping[str, Any], args: argparse.Namespace, target: Path
 ) -> None:
+    """Write a checkpoint that the authors' code loads. Raises UserError where it could not."""
     from optim.checkpoint import save_checkpoint
 
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -310,7 +314,7 @@ def export_for_authors(
 def export_folder(
     settings: Any, path: Path, state: dict[str, Any], args: argparse.Namespace, given: argparse.Namespace
 ) -> str:
-    """Returns a line on the folder's tokenizer."""
+    """Write a folder for transformers. Returns a line on its tokenizer. Raises UserError."""
     from data.tokenizer_files import tokenizer_files
     from data.vocabulary import vocabulary_of
     from optim.card import facts_of, model_card

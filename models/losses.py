@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +14,7 @@ from torch import Tensor, nn
 
 from models.hidden import Exits, Hidden
 from models.loss import IGNORE, linear_cross_entropy
-
-
-class HasHead(Protocol):
-    """A network with a last norm and an output weight (V, D)."""
-
-    @property
-    def head(self) -> tuple[nn.Module, Tensor]: ...
+from models.network import Network
 
 
 @dataclass(frozen=True)
@@ -39,7 +32,7 @@ class NextTokenLoss:
     hits: Tensor | None = None
 
 
-def next_token(network: HasHead, hidden: Hidden, targets: Tensor) -> NextTokenLoss:
+def next_token(network: Network, hidden: Hidden, targets: Tensor) -> NextTokenLoss:
     """The loss of targets (B, T) int64, IGNORE where there is none."""
     norm, weight = network.head
     if hidden.exits is not None:

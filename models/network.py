@@ -39,6 +39,10 @@ class Network(Protocol):
         """inputs (B, T) int64 -> hidden states. cache: of the tokens before (None: whole sequences)."""
         ...
 
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> dict[str, Any]:
+        """As Transformer.forward: evaluations take `token_losses`, `hits` and `average_depth` of it."""
+        ...
+
     def roles(self) -> dict[str, str]:
         """Each parameter's role, by its name."""
         ...

@@ -67,6 +67,10 @@ class ModelSettings:
     def variant(self) -> Variant:
         return VARIANTS[self.model]
 
+    def beyond_the_paper(self) -> list[str]:
+        """Fields, among those that came later, whose values the authors' models do not have."""
+        return [field.name for field in LATER if getattr(self, field.name) != field.default]
+
     @property
     def inner_width(self) -> int:
         """Of the MLP."""
@@ -114,3 +118,6 @@ class ModelSettings:
         if not self.variant.routes:
             return False
         return training or any(share != 1 for share in self.eval_length_factor or ())
+
+
+LATER = tuple(field for field in fields(ModelSettings) if field.default is not MISSING)

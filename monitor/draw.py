@@ -233,7 +233,7 @@ def _values(rows: Sequence[dict[str, Any]], key: str) -> list[Any]:
 
 
 def _are_plain(values: Sequence[Any]) -> TypeGuard[Sequence[float]]:
-    """Whether all are numbers that `number` lets pass, found out at once; it may say no where they are
+    """Whether all are numbers that `as_float` lets pass, found out at once; it may say no where they are
     large.
     """
     return {*map(type, values)} <= {int, float} and as_float(sum(map(abs, values))) is not None

@@ -31,7 +31,7 @@ from optim.evaluation import Evaluation
 from optim.experiment import Experiment
 from optim.hooks import Hook
 from optim.names import FINAL, STOP
-from optim.objectives import load_extras
+from optim.objectives import load_own_state
 from optim.outcome import Ending, Kind, Outcome, ended
 from optim.progress import Parts
 from optim.reporting import log, start_logging
@@ -83,7 +83,7 @@ def _final_weights(folder: Path, objective: nn.Module) -> None:
     """Put the weights of a training that is finished into its objective. Raises UserError."""
     state = load_checkpoint(folder / FINAL)
     load_weights(cast(nn.Module, objective.network), state["model"])
-    load_extras(objective, state.get("objective", {}))
+    load_own_state(objective, state.get("objective", {}))
 
 
 def fit(

@@ -31,6 +31,10 @@ SHAPING = (
     "n_layer_end",
     "n_repeat",
     "bias",
+    "attn_bias",
+    "mlp_bias",
+    "norm_bias",
+    "mlp_width",
     "positional_encoder",
     # flags that say which weights there are, and of what shape
     "depth_embedding",

@@ -48,12 +48,19 @@ def parameter_groups(
     """A group for each rule that has parameters: named, and sorted by name as the authors have them.
 
     extras: trained beside the model, by their names, which OF_OBJECTIVE precedes here. Frozen ones are left
-    out.
+    out. Raises UserError for a parameter without a role that a rule has.
     """
     roles, named = roles_of(model), dict(model.named_parameters())
     for name, parameter in extras.items():
         named[OF_OBJECTIVE + name] = parameter
         roles[OF_OBJECTIVE + name] = MATRIX if parameter.dim() > 1 else SCALAR
+    known = {FROZEN}.union(*(rule.roles for rule in rules))
+    odd = [name for name in named if roles.get(name) not in known]
+    if odd:
+        raise UserError(
+            f"the network's roles() must give each parameter one of {', '.join(sorted(known))}, which"
+            f" {odd[0]} has not"
+        )
     groups: list[dict[str, Any]] = []
     for rule in rules:
         chosen = [(name, named[name]) for name in sorted(named) if roles[name] in rule.roles]
@@ -63,9 +70,6 @@ def parameter_groups(
         if rule.rate != 1.0:
             group["rate"] = rule.rate
         groups.append(group)
-    grouped = sum(len(group["params"]) for group in groups)
-    trained = sum(role != FROZEN for role in roles.values())
-    assert grouped == trained, "every parameter lands in exactly one group"
     return [group for group in groups if group["params"]]
 
 
@@ -75,7 +79,8 @@ def make_optimizer(
     """AdamW (one fused kernel where the device has it), SGD or Adafactor, by --opt; rates are set by the
     schedule.
     """
-    groups, decay = parameter_groups(model, extras, RULES[args.decayed]), args.weight_decay
+    rules = RULES[getattr(args, "decayed", "matrices")]  # older checkpoints do not have the flag
+    groups, decay = parameter_groups(model, extras, rules), args.weight_decay
     if args.opt == "adamw":
         fused = next(model.parameters()).device.type in ("cpu", "cuda")
         return AdamW(groups, lr=args.lr, betas=(args.beta1, args.beta2), weight_decay=decay, fused=fused)

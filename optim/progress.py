@@ -19,7 +19,7 @@ from optim import checkpoint, history, initial
 from optim.evaluation import Evaluation, HeldOut
 from optim.hooks import COMPLETE, Hook, Stop
 from optim.names import ABANDONED, BEST
-from optim.objectives import extras, load_extras
+from optim.objectives import extras, load_own_state, own_state
 from optim.optimizers import load_optimizer_state, make_optimizer
 from optim.reporting import log
 from optim.resumable import FORMAT, check_resumable
@@ -126,7 +126,7 @@ class Progress:
 
     def _objective(self) -> dict[str, Any]:
         """What the objective trains beside its network."""
-        kept = {name: parameter.detach() for name, parameter in self.extras.items()}
+        kept = own_state(self.parts.objective)
         return {"objective": kept} if kept else {}
 
     def _evaluations(self) -> dict[str, Any]:
@@ -215,7 +215,7 @@ class Progress:
         check_resumable(path, state, self.args, self.data)
         try:
             load_weights(self.network, state["model"])
-            load_extras(self.parts.objective, state.get("objective", {}))
+            load_own_state(self.parts.objective, state.get("objective", {}))
             load_optimizer_state(self.optimizer, state["optimizer"])
         except UserError as error:
             raise UserError(f"cannot resume {path}: {error}") from None

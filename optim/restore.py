@@ -69,8 +69,10 @@ class Restored:
         from models import make_model_from_args
         from models.weights import load_weights
 
-        model = make_model_from_args(self.args)
-        load_weights(model, self.state["model"])
+        model, state = make_model_from_args(self.args), self.state["model"]
+        if "rope_base" in self.given:  # the file's angles are of the base that it was trained with
+            state = {name: value for name, value in state.items() if not name.endswith(".wpe.freqs")}
+        load_weights(model, state)
         return model.to(self.world.device).eval()
 
 

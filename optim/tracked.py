@@ -10,6 +10,8 @@ from errors import UserError
 
 LOWER, HIGHER = "lower", "higher"  # which of two values of a quantity is the better one
 HELD_OUT = {"val_loss": LOWER, "val_pp": LOWER, "val_acc": HIGHER}  # of a split of tokens
+# of main.py's trainings, by name: what --track may name
+EVALUATIONS: Mapping[str, Mapping[str, str]] = {"": HELD_OUT}
 
 
 class Tracked:

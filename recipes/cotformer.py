@@ -14,7 +14,7 @@ from config.recipe import Recipe
 from config.values import Problem
 from errors import UserError
 from models.variants import VARIANTS
-from optim.tracked import HELD_OUT, Tracked
+from optim.tracked import EVALUATIONS, Tracked
 
 if TYPE_CHECKING:
     from distributed.world import World
@@ -123,7 +123,7 @@ def _tracking_problems(args: Namespace) -> list[Problem]:
     if args.track is None:
         return []
     try:
-        Tracked(args.track, {"": HELD_OUT}, args.eval_freq)
+        Tracked(args.track, EVALUATIONS, args.eval_freq)
     except UserError as error:
         return [Problem(str(error), "track", "eval_freq")]
     return []

@@ -52,10 +52,13 @@ def site():
 @pytest.fixture(scope="session")
 def quick_venv(tmp_path_factory):
     """For VENV_DIR of scripts that call Python: one that needs no seconds for a start."""
-    from tests import quick_python  # once the repository is on the path
+    from tests import forked, forks  # once the repository is on the path
 
-    with quick_python.environment(tmp_path_factory.mktemp("quick") / "venv") as folder:
-        yield folder
+    if sys.platform != "linux" or forked.REAL_START in os.environ:
+        yield Path(sys.prefix)
+        return
+    with forks.environment(tmp_path_factory.mktemp("quick")) as venv:
+        yield venv
 
 
 @pytest.fixture

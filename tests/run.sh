@@ -74,9 +74,22 @@ on_cluster() {
     run_tests -n 3 --dist loadfile --no-loadscope-reorder tests/slurm "$@"
 }
 
+# names_tests ARGUMENTS...: whether they name files or folders of tests
+names_tests() {
+    local word
+    for word in "$@"; do
+        [[ ! -e ${word%%::*} ]] || return 0
+    done
+    return 1
+}
+
 # everything ARGUMENTS...: the cluster's tests run beside the others, as they wait most of their time
 everything() {
     check_sources
+    if names_tests "$@"; then
+        run_tests -n 2 --dist loadfile "$@" || code=1
+        return
+    fi
     beside on_cluster "$@"
     printf '=== pytest\n'
     run_tests -n 2 --dist loadfile --ignore tests/slurm "$@" || code=1

@@ -280,6 +280,29 @@ def test_what_an_objective_has_of_its_own_resumes_exactly(tmp_path: Path) -> Non
     assert [name for name in differing(unbroken, paused) if not name.startswith("/args")] == []
 
 
+class Centred(Scaled):
+    """It also counts, in buffers of its own and of a part of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros(()))
+        self.normed = nn.BatchNorm1d(1)
+
+    def forward(self, batch: Batch) -> Loss:
+        if self.training:
+            self.steps += 1
+        return Loss((self.normed(self.network(batch["x"])) - batch["y"]).square().mean(), batch.count)
+
+
+def test_what_an_objective_counts_resumes_exactly(tmp_path: Path) -> None:
+    train(tmp_path / "unbroken", objective=Centred())
+    train(tmp_path / "paused", objective=Centred(), hooks=[StopAt("pause", 5)])
+    train(tmp_path / "paused", objective=Centred())
+    unbroken, paused = (load_checkpoint(tmp_path / name / "ckpt.pt") for name in ("unbroken", "paused"))
+    assert unbroken["objective"].keys() >= {"steps", "normed.running_mean", "normed.weight"}
+    assert differing(leaves(unbroken["objective"]), leaves(paused["objective"])) == []
+
+
 def test_a_finished_training_gives_the_objective_what_it_has_of_its_own(tmp_path: Path) -> None:
     first, again = Scaled(), Scaled()
     train(tmp_path, objective=first)
@@ -320,7 +343,7 @@ def test_a_best_value_whose_file_a_kill_took_is_written_on_the_resume(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("changes", "line"), [({"step": 3}, "the training data differ"), ({"seed": 2}, "data_seed is 1")]
+    ("changes", "line"), [({"step": 3}, "the training data differ"), ({"seed": 2}, "order_seed is 1")]
 )
 def test_other_tokens_in_memory_are_refused(tmp_path: Path, changes: dict[str, int], line: str) -> None:
     def source(step: int = 1, seed: int = 1) -> Tokens:

@@ -132,8 +132,8 @@ FAULTS = {
     ),
     "an evaluation that moves the generator of the device": Fault(
         "optim/evaluate.py",
-        'devices = [world.device] if world.device.type == "cuda" else []',
-        "devices = []",
+        'fork_rng([device] if device.type == "cuda" else [])',
+        "fork_rng([])",
         (EMULATED, "test_evaluation_leaves_the_generator_of_the_device_as_it_was"),
     ),
     "logits in float32": Fault(

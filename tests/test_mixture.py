@@ -86,6 +86,11 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
     ]
 
 
+def test_a_weight_that_would_never_be_read_is_refused() -> None:
+    with pytest.raises(UserError, match="a weight of 1e-06 is less than one sample in 131072"):
+        Turns([1 - 1e-6, 1e-6])
+
+
 # turns
 
 

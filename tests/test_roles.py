@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from errors import UserError
 from models.network import EMBEDDING, FROZEN, MATRIX, NORM, ROUTER, SCALAR, roles_of
 from models.variants import VARIANTS
 from optim.optimizers import PUBLISHED, ParameterRule, make_optimizer, parameter_groups
@@ -47,7 +48,7 @@ def test_frozen_parameters_are_in_no_group() -> None:
 
 
 def test_a_role_that_no_rule_has_is_an_error() -> None:
-    with pytest.raises(AssertionError, match="exactly one group"):
+    with pytest.raises(UserError, match="which bias has not"):
         parameter_groups(nn.Linear(2, 2), rules=PUBLISHED[:1])
 
 

@@ -42,9 +42,10 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     return results
 
 
-def test_several_processes_train_without_a_warning_of_torch(tmp_path: Path) -> None:
-    """Of a model that leaves parameters unused; started anew, as torch reads at its start what to tell."""
-    process = start(command(tmp_path, 2, iterations=2, eval_freq=0))
+@pytest.mark.parametrize("model", ["adm", "lncot"])
+def test_several_processes_train_without_a_warning_of_torch(tmp_path: Path, model: str) -> None:
+    """With unused parameters and without; started anew, as torch reads at its start what to tell."""
+    process = start(command(tmp_path, 2, model=model, iterations=2, eval_freq=0))
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0 and "Warning" not in errors, errors
 

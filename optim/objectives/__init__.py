@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from data.batch import Batch
@@ -57,15 +56,33 @@ def extras(objective: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
-def load_extras(objective: nn.Module, state: Mapping[str, Tensor]) -> None:
+def own_state(objective: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint keeps under "objective": `extras`, and buffers outside the network, unless all of
+    their part is frozen.
+    """
+    kept: dict[str, Tensor] = dict(extras(objective))
+    for name, part in objective.named_children():
+        is_frozen = all(not parameter.requires_grad for parameter in part.parameters())
+        if name == "network" or (is_frozen and any(True for _ in part.parameters())):
+            continue
+        kept |= {f"{name}.{inner}": value for inner, value in _saved_buffers(part).items()}
+    kept |= {name: value for name, value in _saved_buffers(objective).items() if "." not in name}
+    return {name: value.detach() for name, value in kept.items()}
+
+
+def _saved_buffers(module: nn.Module) -> dict[str, Tensor]:
+    saved = module.state_dict(keep_vars=True)
+    return {name: value for name, value in saved.items() if not isinstance(value, nn.Parameter)}
+
+
+def load_own_state(objective: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Take up what a checkpoint has under "objective". Raises UserError naming what differs."""
-    mine = extras(objective)
+    mine = own_state(objective)
     odd = sorted(mine.keys() ^ state.keys())
     if odd:
         raise UserError(f"the checkpoint is of another objective: {odd[0]} is only in one of the two")
-    for name, parameter in mine.items():
-        if parameter.shape != state[name].shape:
-            there, here = tuple(state[name].shape), tuple(parameter.shape)
+    for name, value in mine.items():
+        if value.shape != state[name].shape:
+            there, here = tuple(state[name].shape), tuple(value.shape)
             raise UserError(f"the objective's {name} is {there} in the file, {here} in this run")
-        with torch.no_grad():
-            parameter.copy_(state[name])
+        value.copy_(state[name])

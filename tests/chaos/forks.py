@@ -52,7 +52,9 @@ IMPORTED_LATE = [
     "data.bpe",
 ]
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload([*PRELOADED, *IMPORTED_LATE, *MODULES.values(), "tests.chaos.forks"])
+_context.set_forkserver_preload(
+    [*PRELOADED, *IMPORTED_LATE, *MODULES.values(), "tests.chaos.forks", "tests.freeze"]
+)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from processes import die_with
 from tests.forked import REAL_START
-from tests.slurm.forks import make_environment
+from tests.forks import SERVER_ENV, make_environment, words_of_server
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
@@ -205,8 +205,7 @@ class Cluster:
         """Have the jobs' Python programs forked, unless all are to start from nothing."""
         if REAL_START not in os.environ:
             self.venv = make_environment(self.folder)
-            words = (sys.executable, "-m", "tests.slurm.forks", str(self.folder))
-            self._start("forks", *words, OMP_NUM_THREADS="1", TORCH_CPP_LOG_LEVEL="ERROR")
+            self._start("forks", *words_of_server(self.folder), **SERVER_ENV)
             wait_until((self.folder / "forks.socket").exists, 120, "the server of forks")
 
     def start_node(self, node: str, *prefix: str) -> None:

@@ -1,11 +1,12 @@
-"""An environment for jobs whose `python` is a fork of a process that has imported torch: `tests.forked` for
-programs that shell scripts start.
+"""An environment for scripts under test whose `python` is a fork of a process that has imported torch:
+`tests.forked` for programs that shell scripts and jobs start.
 
-    python -m tests.slurm.forks FOLDER      # serves FOLDER/venv/bin/python until it is killed
+    python -m tests.forks FOLDER      # serves FOLDER/venv/bin/python until it is killed
 
-That `python` (client.py) is a process of the job: it hands its arguments, environment and descriptors over,
-passes on the signals that it gets, and ends as the fork does. The fork dies with it. What a fork cannot be (a
-program under a limit of memory; torchrun, whose workers are the job's too) is started from nothing.
+That `python` (fork_client.py) is a process of the job: it hands over its arguments, environment and
+descriptors, passes on the signals that it gets, and ends as the fork does. The fork dies with it. What a fork
+cannot be (a program under a limit of memory; torchrun, whose workers are the job's too) is started from
+nothing.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ import selectors
 import shlex
 import signal
 import socket
+import subprocess
 import sys
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from multiprocessing.context import ForkProcess
 from pathlib import Path
@@ -27,7 +31,8 @@ from typing import Any
 
 from tests.forked import PRELOADED, at_start, begin, interpret
 
-CLIENT = Path(__file__).with_name("client.py")
+ROOT = Path(__file__).parent.parent
+CLIENT = Path(__file__).with_name("fork_client.py")
 REQUEST_BYTES = 1 << 20
 _PR_SET_PDEATHSIG = 1
 _context = multiprocessing.get_context("fork")
@@ -45,6 +50,33 @@ def make_environment(folder: Path) -> Path:
     python.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
     python.chmod(0o755)
     return venv
+
+
+SERVER_ENV = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+
+
+def words_of_server(folder: Path) -> tuple[str, ...]:
+    """The command that serves an environment made in a folder, with SERVER_ENV."""
+    return sys.executable, "-m", "tests.forks", str(folder)
+
+
+@contextmanager
+def environment(folder: Path) -> Iterator[Path]:
+    """A new environment in a folder, to be VENV_DIR, as long as this lasts."""
+    from processes import die_with
+
+    venv, tests = make_environment(folder), os.getpid()
+    env = {**os.environ, **SERVER_ENV}
+    with subprocess.Popen(
+        words_of_server(folder), cwd=ROOT, env=env, start_new_session=True, preexec_fn=lambda: die_with(tests)
+    ) as server:
+        try:
+            while not (folder / "forks.socket").exists():
+                assert server.poll() is None, "the server of forks has ended"
+                time.sleep(0.05)
+            yield venv
+        finally:
+            server.kill()
 
 
 def become(request: dict[str, Any], descriptors: list[int], connections: list[socket.socket]) -> None:

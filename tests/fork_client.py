@@ -1,4 +1,4 @@
-"""python -IS client.py PYTHON SOCKET WORDS...: `PYTHON WORDS...` in a fork of tests/slurm/forks.py, or from
+"""python -IS fork_client.py PYTHON SOCKET WORDS...: `PYTHON WORDS...` in a fork of tests/forks.py, or from
 nothing.
 """
 
