@@ -87,14 +87,14 @@ def alternate(ways: Mapping[str, Callable[[], object]], rounds: int, device: str
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def matmul(device: str, dtype: str) -> Callable[[], object]:
+def matmul(device: str, dtype: str, side: int = MATRIX) -> Callable[[], object]:
     """A product of square matrices; `matmul_rate` turns its seconds into operations a second."""
-    a, b = (torch.randn(MATRIX, MATRIX, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
+    a, b = (torch.randn(side, side, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
     return lambda: a @ b
 
 
-def matmul_rate(seconds_of_one: float) -> float:
-    return 2 * MATRIX**3 / seconds_of_one
+def matmul_rate(seconds_of_one: float, side: int = MATRIX) -> float:
+    return 2 * side**3 / seconds_of_one
 
 
 def training_step(

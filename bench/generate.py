@@ -56,7 +56,7 @@ def main() -> None:
     needed = settings.vocab_size * args.n_embd + sum(
         p.numel() * passes.get(stack, 1)
         for stack in ("h_begin", "h_mid", "h_end")
-        for p in model.blocks(stack).parameters()
+        for p in model.transformer[stack].parameters()
     )
     weights, vector = (
         torch.randn(needed // args.n_embd, args.n_embd, device=device),

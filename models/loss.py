@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.precision import computing_dtype, without_autocast
+
 IGNORE = -1
 SLICE_ELEMENTS = 1 << 25  # logits held at once: 128 MiB in float32
 
@@ -96,11 +98,10 @@ def linear_cross_entropy(
     (N,) float32 or None for ones. Only the sum carries a gradient; guesses are judged only where no gradient
     is wanted. Under autocast the products are taken in its dtype.
     """
-    device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    dtype = computing_dtype(hidden.device, hidden.dtype)
     if token_weights is None:
         token_weights = torch.ones(hidden.shape[0], device=hidden.device)
-    with torch.autocast(device, enabled=False):
+    with without_autocast(hidden.device):
         return _LinearCrossEntropy.apply(
             hidden, weight, targets, token_weights, dtype, torch.is_grad_enabled()
         )

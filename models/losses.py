@@ -6,6 +6,7 @@ Legend: B batch, T positions, R passes, D model width, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +63,7 @@ def _expected(norm: nn.Module, weight: Tensor, exits: Exits, targets: Tensor) ->
         norm(exits.states).reshape(-1, width),
         weight,
         targets.unsqueeze(1).expand(-1, repeats, -1).flatten(),
-        mass.flatten(),
+        mass.flatten().float(),  # the autocast of CPUs leaves it in half precision
     )
     expected = total / mass.numel()
     return NextTokenLoss(
@@ -73,8 +74,15 @@ def _expected(norm: nn.Module, weight: Tensor, exits: Exits, targets: Tensor) ->
 
 def _geometric(rates: Tensor) -> Tensor:
     """Rates of stopping at each of R steps (N, R) -> probabilities of stopping there and not before."""
-    left = torch.clamp(1 - rates, min=1e-10, max=1.0).log().cumsum(-1).exp()
+    left = _sums_so_far(torch.clamp(1 - rates, min=1e-10, max=1.0).log()).exp()
     return F.pad(left[:, :-1], (1, 0), value=1.0) * rates
+
+
+def _sums_so_far(x: Tensor) -> Tensor:
+    """As x.cumsum(-1), whose CUDA kernel has no fixed order, so that --deterministic refuses it."""
+    if x.device.type == "cpu":
+        return x.cumsum(-1)
+    return torch.stack(list(accumulate(x.unbind(-1))), dim=-1)
 
 
 def _rest_to_last(mass: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.attention import AttentionPlan, causal_tiles, flash_works, visible
+from models.precision import computing_dtype
 from models.settings import ModelSettings
 
 
@@ -31,9 +32,7 @@ class Planner:
 
     def computes_in(self, device: torch.device) -> torch.dtype:
         """The dtype of attention: the autocast's, or that of the weights."""
-        if torch.is_autocast_enabled(device.type):
-            return torch.get_autocast_dtype(device.type)
-        return self.dtype
+        return computing_dtype(device, self.dtype)
 
     def is_fast(self, device: torch.device, alike: bool) -> bool:
         """Whether attention may go pass by pass. alike: all passes are of the same tokens; GPUs' kernels

@@ -25,7 +25,7 @@ def fixed(passes: Passes, x: Tensor) -> Hidden:
         x = passes.middle(pass_number, x)
     return Hidden(
         states=passes.end(x),
-        passes=torch.tensor(float(passes.settings.n_repeat), device=x.device),
+        passes=_average(float(passes.settings.n_repeat), x),
     )
 
 
@@ -78,7 +78,7 @@ def compact(passes: Passes, x: Tensor) -> Hidden:
         x = x.gather(1, chosen.unsqueeze(-1).expand(-1, -1, width))
     return Hidden(
         states=passes.end(final[:, :length]),
-        passes=torch.tensor(sum(counts) / length, device=x.device),
+        passes=_average(sum(counts) / length, x),
         active=counts,
         routing=routing,
     )
@@ -113,10 +113,15 @@ def masked(passes: Passes, x: Tensor) -> Hidden:
         scores = logits.sigmoid() * active
     return Hidden(
         states=passes.end(x),
-        passes=torch.tensor(sum(counts) / length, device=x.device),
+        passes=_average(sum(counts) / length, x),
         active=counts,
         routing=routing,
     )
+
+
+def _average(passes: float, x: Tensor) -> Tensor:
+    """Middle passes per token, beside x. A tensor made of a number of the host would wait for the device."""
+    return torch.full((), passes, device=x.device)
 
 
 def _above(logits: Tensor, threshold: float, active: Tensor) -> Tensor:

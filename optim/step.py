@@ -25,8 +25,8 @@ SHOWN_SAMPLES = 8  # of a bad batch
 
 @dataclass
 class GradientMeter:
-    """Norms since the last evaluation, and how many steps had none: those that the scaler of float16
-    skipped for an overflow.
+    """Norms since the last evaluation, on the CPU, and how many steps had none: those that the scaler of
+    float16 skipped for an overflow.
     """
 
     last: Tensor
@@ -36,21 +36,19 @@ class GradientMeter:
     overflows: int = 0
 
     @classmethod
-    def on(cls, device: torch.device) -> GradientMeter:
-        zero = torch.zeros((), device=device)
+    def empty(cls) -> GradientMeter:
+        zero = torch.zeros(())
         return cls(zero, zero, zero, 0)
 
     @classmethod
-    def restored(cls, state: dict[str, Any], device: torch.device) -> GradientMeter:
+    def restored(cls, state: dict[str, Any]) -> GradientMeter:
         """That of a checkpoint, or a new one where earlier code has let an overflow into it, which would
         stay.
         """
-        last, largest, total = (state[name].to(device) for name in ("last", "largest", "total"))
+        last, largest, total = (state[name].cpu() for name in ("last", "largest", "total"))
         is_sound = bool(torch.stack((last, largest, total)).isfinite().all())
         return (
-            cls(last, largest, total, state["count"], state.get("overflows", 0))
-            if is_sound
-            else cls.on(device)
+            cls(last, largest, total, state["count"], state.get("overflows", 0)) if is_sound else cls.empty()
         )
 
     def add(self, norm: Tensor) -> None:
@@ -82,7 +80,7 @@ class OptimizerStep:
         self.scaler = torch.amp.GradScaler(
             world.device.type, enabled=autocast_dtype(args.dtype, world.device) == torch.float16
         )
-        self.meter = GradientMeter.on(world.device)
+        self.meter = GradientMeter.empty()
         self.skipped = self.overflows = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -97,12 +95,12 @@ class OptimizerStep:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """From a checkpoint, also from before there were all of these parts."""
         self.scaler.load_state_dict(state["scaler"])
-        self.meter = GradientMeter.restored(state["gradient_meter"], self.world.device)
+        self.meter = GradientMeter.restored(state["gradient_meter"])
         self.skipped, self.overflows = state.get("skipped", 0), state.get("overflows", 0)
 
     def take(self, step: int) -> tuple[Tensor, str | None]:
-        """Take the step after `step`. Returns the mean loss of this process's micro-batches, and why the step
-        was passed over, if it was.
+        """Take the step after `step`. Returns the mean loss of this process's micro-batches, on the CPU, and
+        why the step was passed over, if it was.
 
         Raises BadNumbers where loss or gradient are such that the step must not be taken and the training not
         go on.
@@ -111,15 +109,16 @@ class OptimizerStep:
         self.scaler.unscale_(self.optimizer)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        wrong = self._what_is_wrong(step, losses, norm)
+        values = torch.stack([*losses, norm]).cpu()  # the one wait for the device
+        wrong = self._what_is_wrong(step, values[:-1], values[-1])
         if wrong is None:
-            self._update(parameters, norm)
+            self._update(parameters, norm, values[-1])
         elif self.args.on_bad_step == "stop" or self.skipped + 1 == BAD_IN_A_ROW:
             raise BadNumbers(wrong)
         self.skipped = 0 if wrong is None else self.skipped + 1
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return torch.stack(losses).sum(), wrong
+        return values[:-1].sum(), wrong
 
     def _accumulate(self, step: int) -> list[Tensor]:
         """Gradients of this process's share of the micro-batches; returns their losses, each divided by
@@ -140,20 +139,20 @@ class OptimizerStep:
             losses.append(loss.detach())
         return losses
 
-    def _update(self, parameters: list[nn.Parameter], norm: Tensor) -> None:
+    def _update(self, parameters: list[nn.Parameter], norm: Tensor, norm_on_cpu: Tensor) -> None:
         if self.args.grad_clip > 0:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.args.grad_clip, norm)
         if self.overflows:
             self.meter.overflows += 1
         else:
-            self.meter.add(norm)
+            self.meter.add(norm_on_cpu)
         self.scaler.step(self.optimizer)
 
-    def _what_is_wrong(self, step: int, losses: list[Tensor], norm: Tensor) -> str | None:
+    def _what_is_wrong(self, step: int, losses: Tensor, norm: Tensor) -> str | None:
         """Why the step that these micro-batches make must not be taken, in words; the same on every
-        process.
+        process. losses, norm: on the CPU.
         """
-        values, size = torch.stack(losses).double().cpu(), float(norm)
+        values, size = losses.double(), float(norm)
         finite, limit = math.isfinite(size), self.args.grad_norm_limit
         # which the scaler skips
         self.overflows = self.overflows + 1 if self.scaler.is_enabled() and not finite else 0

@@ -177,7 +177,7 @@ class Trainer:
                 return False
             self._report_evaluation(evaluation, measured, whole, time.monotonic() - begin)
         if not whole:
-            self.steps.meter = GradientMeter.on(self.world.device)
+            self.steps.meter = GradientMeter.empty()
         return True
 
     @staticmethod

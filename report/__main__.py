@@ -6,6 +6,7 @@
     python -m report trajectory EXPERIMENT                # a validation curve, with the paper's values
     python -m report compare A B                          # two trainings: flags, weights, losses, jobs;
                                                           # or two evaluations
+    python -m report gpu FILE...                          # runs of bench/gpu.sh side by side; LABEL=FILE
 
 EXPERIMENT, A and B are folders or names; a folder of results called `compare` is `./compare`. Prints the
 Markdown. Exit code 2 where there is nothing to report on; a damaged file is named, and left out.
@@ -96,7 +97,21 @@ def experiment(name: Path) -> Path:
     return by_name("experiment", str(name))
 
 
-COMMANDS = {"trajectory": trajectory, "compare": compare_two}
+def gpu(argv: Sequence[str]) -> int:
+    prog = f"{PROG} gpu"
+    labels: dict[Path, str] = {}
+    files, _ = paths_and_flags(argv, prog, "Runs of bench/gpu.sh side by side.", (), "FILE...", labels=labels)
+
+    def work() -> int:
+        from report.gpu import compare
+
+        print(*compare(files, labels), sep="\n")
+        return 0
+
+    return guarded(prog, work)
+
+
+COMMANDS = {"trajectory": trajectory, "compare": compare_two, "gpu": gpu}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folders, flags = paths_and_flags(
         words,
         PROG,
-        "Compare our perplexities with the paper's. Other commands: trajectory EXPERIMENT, compare A B.",
+        "Compare our perplexities with the paper's. Others: trajectory EXPERIMENT, compare A B, gpu FILE.",
         OUTPUT,
         "RESULTS_FOLDER...",
     )

@@ -1,6 +1,5 @@
 """The weights that reference values were made with, tiny models and small checkpoints."""
 
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +7,7 @@ import torch
 
 import config
 import models
+from bench.gpu.reference import fill
 from optim.checkpoint import save_checkpoint
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -32,27 +32,6 @@ TINY = (
     "--device",
     "cpu",
 )
-
-
-def reference_weight(name, shape, seed):
-    """The weights of the reference are a function of the parameter's name."""
-    draws = (
-        np.random.RandomState((zlib.crc32(name.encode()) ^ seed) & 0xFFFFFFFF)
-        .standard_normal(shape)
-        .astype("f4")
-    )
-    if name.endswith("weight") and len(shape) == 1:
-        return torch.from_numpy(1 + np.float32(0.1) * draws)
-    scale = 0.05 if name.endswith("bias") else 0.5 if "mod_router" in name else 0.08
-    return torch.from_numpy(np.float32(scale) * draws)
-
-
-def fill(model, seed):
-    """Give every parameter its reference weight, so that no bias, norm or gate stands at a neutral value."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(reference_weight(name, tuple(parameter.shape), seed))
-    return model
 
 
 def tiny_args(model, *flags, **values):

@@ -6,6 +6,7 @@ import torch
 
 import config
 import models
+from bench.gpu.reference import case_args
 from models.export import authors_weights
 from models.settings import ModelSettings
 from models.transformer import Transformer
@@ -22,16 +23,6 @@ each_with_depth = each(
 )
 each_trained = each(FILE, "cases", where=lambda case: case["train"])
 each_training_run = each(FILE, "trajectories")
-
-
-def case_args(case):
-    args = config.parse_args(case["argv"])
-    vars(args).update(
-        case["extra"],
-        eval_length_factor=case["eval_length_factor"],
-        training_length_factor=(case["train"] or {}).get("training_length_factor"),
-    )
-    return args
 
 
 def case_model(case):

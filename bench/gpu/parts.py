@@ -1,0 +1,131 @@
+"""What bench/gpu.sh runs, in this order: a row here for each process. A new model is a row of
+models/variants.py, which the checks go through; a new part is a row here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+HALF = ("bfloat16", "float16")
+ALL = ("float32", *HALF)
+SELFTEST = ("main.py", "--selftest_resume", "--dataset", "selftest", "--deterministic", "--model", "lncot")
+SELFTEST += ("--n_layer", "4", "--n_layer_begin", "1", "--n_layer_end", "1", "--n_repeat", "3")
+SELFTEST += ("--sequence_length", "64", "--batch_size", "4", "--iterations", "30", "--eval_freq", "10")
+SELFTEST += ("--eval_batches", "2", "--save_checkpoint_freq", "5", "--dtype", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number of a script that prints one line of JSON. path: keys that lead to it. at_least, at_most: its
+    target.
+    """
+
+    name: str
+    path: tuple[str, ...]
+    unit: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A process. command: what Python is given; `{device}` and `{folder}` are filled in.
+
+    large, small: further words on a GPU, and for sizes that suit a CPU. seconds: of its limit, in relation to
+    the others'. needs: devices of CUDA, 0 where a CPU will do.
+    figures: of a script that prints these as one line; empty where it prints rows. says: where the exit code
+    tells all, what it tells, as the name of the only row.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    large: tuple[str, ...] = ()
+    small: tuple[str, ...] = ()
+    seconds: float = 15
+    needs: int = 0
+    figures: tuple[Figure, ...] = ()
+    says: str = ""
+
+
+def check(name: str, *dtypes: str, model: str = "", seconds: float) -> Part:
+    command = ("-m", "bench.gpu.checks", name, "--device", "{device}", "--dtype", *dtypes)
+    if model:
+        return Part(f"{name} {model}", (*command, "--model", model), small=("--tiny",), seconds=seconds)
+    title = f"{name} {dtypes[0]}" if len(dtypes) == 1 else name
+    return Part(title, command, small=("--tiny",), seconds=seconds)
+
+
+def measured(name: str, seconds: float) -> Part:
+    command = ("-m", "bench.gpu.figures", name, "--device", "{device}")
+    return Part(name, command, small=("--tiny",), seconds=seconds)
+
+
+def killed(name: str, acc_steps: int, needs: int, seconds: float) -> Part:
+    """Whether a training whose processes are killed and stopped ends with the bits of one that is not."""
+    place = ("--device", "{device}", "--results_base_folder", "{folder}", "--acc_steps", str(acc_steps))
+    large = ("--n_embd", "256", "--n_head", "4", "--vocab_size", "1024")
+    small = ("--n_embd", "32", "--n_head", "2", "--vocab_size", "256")
+    return Part(name, (*SELFTEST, *place), large, small, seconds, needs, says=name)
+
+
+def script(
+    name: str, *words: str, figures: tuple[Figure, ...], small: tuple[str, ...], seconds: float
+) -> Part:
+    """A benchmark that has a command of its own too."""
+    large = ("--dtype", "bfloat16", "--n_layer", "24")
+    return Part(name, (f"bench/{name}.py", "--device", "{device}", *words), large, small, seconds, 0, figures)
+
+
+SMALL = ("--n_embd", "64", "--n_layer", "4")
+
+PARTS = (
+    Part(
+        "health",
+        ("-m", "distributed.health", "--device", "{device}", "--report", "{folder}/health"),
+        says="the node is fit to train",
+    ),
+    *(check("equal", dtype, seconds=30) for dtype in HALF),
+    check("losses", *ALL, seconds=25),
+    check("learns", *HALF, seconds=25),
+    check("waits", *HALF, seconds=15),
+    check("resume", *HALF, seconds=50),
+    *(check("compiled", "bfloat16", model=model, seconds=40) for model in ("base", "lncot", "adm")),
+    measured("speed", seconds=60),
+    measured("micro_batch", seconds=40),
+    script(
+        "generate",
+        small=(*SMALL, "--tokens", "16"),
+        seconds=40,
+        figures=(
+            Figure("generation, batch 1", ("tokens_per_second",), "tokens/s"),
+            Figure("generation over running the whole prefix", ("speedup",), "times"),
+        ),
+    ),
+    script(
+        "budget",
+        small=(*SMALL, "--batch_size", "2", "--sequence_length", "64", "--rounds", "3"),
+        seconds=30,
+        figures=(
+            Figure("share of the multiply-accumulates", ("share_of_macs",), ""),
+            Figure(
+                "evaluation at half the multiply-accumulates", ("time_ratio",), "of the time", at_most=0.6
+            ),
+            Figure("training at half the multiply-accumulates", ("training_time_ratio",), "of the time"),
+        ),
+    ),
+    script(
+        "checkpoint",
+        "--folder",
+        "{folder}",
+        small=(*SMALL, "--rounds", "3"),
+        seconds=20,
+        figures=(
+            Figure("size of a checkpoint", ("bytes",), "bytes"),
+            Figure("stall of the loop for a checkpoint", ("seconds", "background"), "s"),
+            Figure("stall over a synchronous save", ("stall_ratio",), "of the time", at_most=0.25),
+        ),
+    ),
+    # last, as they take longest and have what the others leave
+    killed("resume after kills", acc_steps=1, needs=0, seconds=100),
+    killed("resume on two GPUs (nccl)", acc_steps=2, needs=2, seconds=150),
+)
