@@ -26,6 +26,32 @@ torch.set_num_threads(1)  # as the reference values were made; tiny models are s
 settings.register_profile("suite", deadline=None, derandomize=True, database=None)
 settings.load_profile("suite")
 
+# files that take longest, or wait most: first, so that no worker is left alone with them at the end
+LONGEST = (
+    "chaos/test_hangs.py",
+    "test_training.py",
+    "test_gpu_faults.py",
+    "chaos/test_kills.py",
+    "test_transfer.py",
+    "chaos/test_selftest.py",
+    "test_jobs.py",
+    "test_stopping.py",
+    "test_compatibility.py",
+    "test_first_job.py",
+    "test_attention.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files, then those that have slow tests, then the others (with --no-loadscope-reorder)."""
+    tests, slow = ROOT / "tests", {item.path for item in items if item.get_closest_marker("slow")}
+
+    def place(item):
+        name = str(item.path.relative_to(tests)) if item.path.is_relative_to(tests) else ""
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST) + (item.path not in slow)
+
+    items.sort(key=place)
+
 
 @pytest.fixture(scope="session")
 def ranks_folder(tmp_path_factory):

@@ -83,16 +83,25 @@ names_tests() {
     return 1
 }
 
-# everything ARGUMENTS...: the cluster's tests run beside the others, as they wait most of their time
+# in_the_background ARGUMENTS...: what leaves a core to others
+# shellcheck disable=SC2329  # `beside` calls it
+in_the_background() {
+    local failed=0
+    check_sources || failed=1
+    on_cluster "$@" || failed=1
+    return "$failed"
+}
+
+# everything ARGUMENTS...: sources are checked, and then the cluster's tests run, beside the others
 everything() {
-    check_sources
     if names_tests "$@"; then
+        check_sources || code=1
         run_tests -n 2 --dist loadfile "$@" || code=1
         return
     fi
-    beside on_cluster "$@"
+    beside in_the_background "$@"
     printf '=== pytest\n'
-    run_tests -n 2 --dist loadfile --ignore tests/slurm "$@" || code=1
+    run_tests -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/slurm "$@" || code=1
 }
 
 FAST=0
