@@ -61,10 +61,11 @@ def small(
     """Flags of a small model. shares: of the tokens that go on after each pass, of models that route; None:
     drawn in each step.
     """
-    shape = {"n_layer": 6, "n_repeat": 3, "n_embd": 256, "n_head": 4, "sequence_length": 256}
+    # a length that is no width: torch.compile takes equal sizes for one, and compiles again where they part
+    shape = {"n_layer": 6, "n_repeat": 3, "n_embd": 256, "n_head": 4, "sequence_length": 192}
     shape |= {"vocab_size": 1024, "batch_size": 4}
     if tiny:
-        shape |= {"n_layer": 4, "n_embd": 32, "n_head": 2, "sequence_length": 32, "vocab_size": 64}
+        shape |= {"n_layer": 4, "n_embd": 32, "n_head": 2, "sequence_length": 24, "vocab_size": 64}
     variant = VARIANTS[ALIASES.get(name, name)]
     depth = "linear_learned" if variant.depth_emb else None
     return flags(
