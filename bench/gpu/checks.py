@@ -119,7 +119,7 @@ def outcome(model: Transformer, args: Namespace, device: str, dtype: str) -> Out
     (out["loss"] * LOSS_SCALE).backward()
     found = {name: p.grad.float().cpu() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
-    return Outcome(out["hidden"].detach().float().cpu(), float(out["loss"]), found)
+    return Outcome(out["hidden"].detach().float().cpu(), float(out["loss"].detach()), found)
 
 
 def model_of(args: Namespace, device: str) -> Transformer:
