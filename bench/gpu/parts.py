@@ -98,9 +98,9 @@ PARTS = (
     check("learns", *HALF, seconds=25),
     check("waits", *HALF, seconds=15),
     check("resume", *HALF, seconds=50),
-    *(check("compiled", *HALF, model=model, seconds=60) for model in ("base", "lncot", "adm")),
+    *(check("compiled", *HALF, model=model, seconds=80) for model in ("base", "lncot", "adm")),
     measured("speed", seconds=60),
-    measured("micro_batch", seconds=40),
+    measured("micro_batch", seconds=60),
     script(
         "generate",
         small=(*SMALL, "--tokens", "16"),
