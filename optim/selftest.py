@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -130,13 +130,14 @@ class Training:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab") as log:
             me = os.getpid()
+            path = filter(None, [str(MAIN.parent), os.environ.get("PYTHONPATH")])
             process = subprocess.Popen(
                 self.command,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
                 preexec_fn=lambda: die_with(me),
-                env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(MAIN.parent)},
+                env={"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(path)},
             )
         try:
             while process.poll() is None and (until is None or self.step() < until):
@@ -188,15 +189,21 @@ def compare(args: Namespace, work: Path, processes: int) -> list[str]:
     return wrong
 
 
-def selftest(args: Namespace) -> int:
+def selftest(args: Namespace, sizes: Sequence[int] = (1, 2)) -> int:
     """Print the verdict; returns 0 if every bit is the same, else 1. Raises UserError where the test cannot
     run.
+
+    sizes: numbers of processes to try, two only where that is possible.
     """
     if under_torchrun():
         raise UserError(
             "--selftest_resume starts torchrun itself: run it as python main.py --selftest_resume"
         )
     device = pick_device(args.device)
+    has_two = args.acc_steps % 2 == 0 and (device.type == "cpu" or torch.cuda.device_count() > 1)
+    tried = [size for size in sizes if size == 1 or has_two]
+    if not tried:
+        raise UserError("two processes need two GPUs, or --device cpu, and an even number of --acc_steps")
     work = Path(args.results_base_folder) / f"selftest_resume.{os.getpid()}"
     work.mkdir(parents=True)
     if args.dataset == "selftest":
@@ -208,9 +215,9 @@ def selftest(args: Namespace) -> int:
         for name, part in (("train.bin", tokens[TOKENS // 10 :]), ("val.bin", tokens[: TOKENS // 10])):
             part.tofile(folder / name)
     args.deterministic = args.deterministic or device.type == "cuda"
-    wrong = compare(args, work, processes=1)
-    if args.acc_steps % 2 == 0 and (device.type == "cpu" or torch.cuda.device_count() > 1):
-        wrong += compare(args, work, processes=2)
+    wrong = []
+    for size in tried:
+        wrong += compare(args, work, processes=size)
     if wrong:
         print(
             "FAIL: a resumed training is not the undisturbed one here;"

@@ -109,7 +109,8 @@ class OptimizerStep:
         self.scaler.unscale_(self.optimizer)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        values = torch.stack([*losses, norm]).cpu()  # the one wait for the device
+        # the one wait for the device; in float16 the scaler's step has another
+        values = torch.stack([*losses, norm]).cpu()
         wrong = self._what_is_wrong(step, values[:-1], values[-1])
         if wrong is None:
             self._update(parameters, norm, values[-1])

@@ -41,12 +41,12 @@ def number(value: Any) -> str:
 
 
 def cell(row: Row | None) -> str:
-    """What a run says in a row: its figure, the verdict, and why where that is not PASS."""
+    """What a run says in a row: the verdict, its figure, and the note on a figure or on what is not PASS."""
     if row is None:
         return "not tried"
     figure = f"{number(row['value'])} {row['unit']}".strip() if row["unit"] or row["verdict"] is None else ""
     words = [word for word in (row["verdict"], figure) if word]
-    if row["note"] and row["verdict"] in ("FAIL", "SKIPPED"):
+    if row["note"] and (figure or row["verdict"] in ("FAIL", "SKIPPED")):
         words.append(row["note"])
     return ", ".join(words).replace("|", "/")
 

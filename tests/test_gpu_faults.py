@@ -4,16 +4,23 @@ sources, where the test that it names must fail.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.programs import copy_sources, environment
 
 pytestmark = pytest.mark.slow
+# pytest in a fork that has torch, and none of the modules that stand in the repository itself
+PYTEST = """import sys
+for name in [name for name in sys.modules if name.split(".")[0] == "tests"]:
+    del sys.modules[name]
+import pytest
+sys.exit(pytest.main(sys.argv[1:]))
+"""
 EMULATED, WAITS = "tests/test_gpu_emulated.py", "tests/test_gpu_waits.py"
 
 
@@ -165,12 +172,12 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def outcome(copy: Path, test: tuple[str, str]) -> subprocess.CompletedProcess[str]:
+def outcome(copy: Path, test: tuple[str, str]) -> tuple[int, str]:
+    """Exit code of pytest, and what it said."""
     file, name = test
-    words = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", file, "-k", name]
-    return subprocess.run(
-        words, cwd=copy, env=environment(), capture_output=True, text=True, timeout=120, check=False
-    )
+    words = [sys.executable, "-c", PYTEST, "-x", "-p", "no:cacheprovider", file, "-k", name]
+    found = forked.run(words, copy, environment(PYTHONDONTWRITEBYTECODE="1"), timeout=120)
+    return found.returncode, found.stdout
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -181,7 +188,8 @@ def test_a_fault_in_a_branch_of_cuda_is_noticed(copy: Path, name: str) -> None:
     assert source.count(fault.right) == 1, "the text stands once in the file"
     path.write_text(source.replace(fault.right, fault.wrong))
     try:
-        found = outcome(copy, fault.noticed_by)
+        code, said = outcome(copy, fault.noticed_by)
     finally:
         path.write_text(source)
-    assert found.returncode == 1, found.stdout
+    assert code == 1, said
+    assert f"FAILED {fault.noticed_by[0]}::{fault.noticed_by[1]}" in said

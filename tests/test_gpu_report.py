@@ -10,6 +10,7 @@ import pytest
 
 from bench.gpu.rows import row
 from report.__main__ import main
+from report.gpu import cell
 
 
 def run_file(path: Path, name: str, *rows: dict[str, Any], **changes: Any) -> Path:
@@ -43,6 +44,15 @@ def test_runs_stand_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[s
         "| checks | nccl |  | not tried | SKIPPED, 1 GPU |",
     ]
     assert lines[-1] == "small: 1 FAIL, 1 SKIPPED"
+
+
+def test_a_judged_figure_is_told_with_its_value_and_note() -> None:
+    judged = row("share", "FAIL", 0.412, "of the rate", "at least 0.45", "compiled")
+    assert cell(judged) == "FAIL, 0.412 of the rate, compiled"
+
+
+def test_a_verdict_without_a_figure_is_told_alone() -> None:
+    assert cell(row("equal", "PASS", 0.01, note="off by 0.01")) == "PASS"
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,10 @@
 
     bash bench/gpu.sh [--minutes 8] [--cpu] [--only equal resume] [--output FILE]
 
-Needs the repository and torch. Each part is a process with a time limit of its own, so that one that fails or
-hangs does not hide the rest. Writes a JSON file after each part; `python -m report gpu FILE...` sets several
-side by side. Exit codes: 0 nothing failed, 1 something did, 2 bad input, 130 interrupted.
+Needs the repository, torch and NumPy. Each part is a process with a time limit of its own, so that one that
+fails or hangs does not hide the rest. Writes a JSON file after each part, and beside it, to FILE.log, what
+failed parts have said; `python -m report gpu FILE...` sets several side by side. Exit codes: 0 nothing
+failed, 1 something did, or FILE could not be written, 2 bad input, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from bench.gpu.parts import PARTS, Part
 from bench.gpu.processes import json_lines, last_line, rows_of, run
 from bench.gpu.rows import FAIL, SKIPPED, row
-from config import guarded
+from config import guarded, stop
 from errors import UserError
 from files import try_to_write, write_json
 from processes import code_facts
@@ -34,7 +35,7 @@ INTERRUPTED = 130
 
 def machine_facts(device: str) -> dict[str, Any]:
     """Raises UserError where torch, or the device, is not there."""
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
         code, out, err = run(["-m", "bench.gpu.machine", device], LOOK_SECONDS, Path(place))
     if code is None:
         raise UserError(f"torch did not name its devices within {LOOK_SECONDS:.0f} s: a driver hangs")
@@ -47,9 +48,17 @@ def machine_facts(device: str) -> dict[str, Any]:
     return facts
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        stop(self.prog, [message])
+
+
 def parsed(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(
+        prog=PROG,
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--minutes", type=float, default=8.0, help="for all parts together")
     parser.add_argument("--cpu", action="store_true", help="the same parts on the CPU, in small sizes")
@@ -73,6 +82,8 @@ class Run:
 
     def __init__(self, parts: list[Part], machine: dict[str, Any], minutes: float, output: Path) -> None:
         self.parts, self.machine, self.output = parts, machine, output
+        self.log = output.with_name(f"{output.name}.log")
+        self.unwritten = ""  # why the file lacks the last rows
         self.devices = machine["count"] if machine["device"] == "cuda" else 0
         self.began = time.monotonic()
         self.ends = self.began + 60 * minutes
@@ -95,7 +106,7 @@ class Run:
         part = self.parts[index]
         if part.needs > self.devices:
             return [row(part.name, SKIPPED, note=f"needs {part.needs} CUDA devices, here are {self.devices}")]
-        return rows_of(part, self.machine["device"], self.machine["name"], self.limit(index))
+        return rows_of(part, self.machine["device"], self.machine["name"], self.limit(index), self.log)
 
     def all(self) -> bool:
         """Take the parts; False where Ctrl-C or a signal came between."""
@@ -116,7 +127,12 @@ class Run:
     def keep(self, part: Part, rows: list[dict[str, Any]]) -> None:
         self.result["rows"] += [{"part": part.name, **each} for each in rows]
         self.result["seconds"] = round(time.monotonic() - self.began, 1)
-        write_json(self.output, self.result)
+        self.unwritten = ""
+        try:
+            write_json(self.output, self.result)
+        except OSError as error:  # what was found is still printed
+            self.unwritten = f"{self.output} is not written: {error.strerror}"
+            print(f"warning: {self.unwritten}", file=sys.stderr, flush=True)
 
 
 def interrupt(*unused: object) -> None:
@@ -142,10 +158,14 @@ def main(argv: list[str] | None = None) -> int:
         taken = Run(parts, machine, args.minutes, output)
         signal.signal(signal.SIGTERM, interrupt)
         is_whole = taken.all()
-        print("\n".join(["", *table([taken.result], [output.name]), "", f"written to {output}"]))
+        where = [taken.unwritten or f"written to {output}"]
+        if taken.log.exists():
+            where.append(f"what failed parts have said: {taken.log}")
+        print("\n".join(["", *table([taken.result], [output.name]), "", *where]))
         if not is_whole:
             return INTERRUPTED
-        return int(any(each["verdict"] == FAIL for each in taken.result["rows"]))
+        has_failed = any(each["verdict"] == FAIL for each in taken.result["rows"])
+        return int(has_failed or bool(taken.unwritten))
 
     return guarded(PROG, work)
 

@@ -6,6 +6,8 @@ python -m bench.gpu.checks losses --device cpu --dtype float16 --tiny
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import statistics
 import sys
 import tempfile
@@ -14,7 +16,6 @@ from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from bench.common import autocast, flags
 from bench.gpu.reference import case_args, cases, fill
-from bench.gpu.rows import FAIL, PASS, SKIPPED, attempt, run_one, tell
+from bench.gpu.rows import FAIL, PASS, SKIPPED, attempt, need, run_one, tell
 from data.batch import Batch, PlainSource
 from distributed.world import World
 from models import make_model_from_args
@@ -36,6 +37,7 @@ from optim.hooks import PAUSE, Hook, Stop
 from optim.names import FINAL
 from optim.objectives import NextToken
 from optim.optimizers import make_optimizer
+from optim.outcome import Kind
 from optim.selftest import differing, leaves
 from optim.setup import need_compiler
 from optim.step import OptimizerStep
@@ -47,22 +49,29 @@ LOSS_LIMITS = {"float32": 2e-3, "bfloat16": 0.05, "float16": 0.01}
 WAITS = {"bfloat16": 1, "float16": 2}  # for the device, that a step may have
 WAITING = ("base", "lncot", "adm")
 RESUME_STEPS = 6
+LEAVING = (0.6, 0.3)  # shares of the tokens that go on, where a router chooses
+FURTHER = ((0.8, 0.5), (0.4, 0.2))
+# rounding may choose other tokens to leave, and then nothing could be compared
+STAYING = (1.0, 1.0)
 
 
-def small(name: str, device: str, tiny: bool, **more: Any) -> Namespace:
-    """Flags of a small model, of which no token leaves a pass: rounding may choose other tokens to leave, and
-    then nothing could be compared.
+def small(
+    name: str, device: str, tiny: bool, shares: Sequence[float] | None = LEAVING, **more: Any
+) -> Namespace:
+    """Flags of a small model. shares: of the tokens that go on after each pass, of models that route; None:
+    drawn in each step.
     """
-    shape = {"n_layer": 6, "n_repeat": 3, "n_embd": 256, "n_head": 4, "sequence_length": 256}
+    # a length that is no width: torch.compile takes equal sizes for one, and compiles again where they part
+    shape = {"n_layer": 6, "n_repeat": 3, "n_embd": 256, "n_head": 4, "sequence_length": 192}
     shape |= {"vocab_size": 1024, "batch_size": 4}
     if tiny:
-        shape |= {"n_layer": 4, "n_embd": 32, "n_head": 2, "sequence_length": 32, "vocab_size": 64}
+        shape |= {"n_layer": 4, "n_embd": 32, "n_head": 2, "sequence_length": 24, "vocab_size": 64}
     variant = VARIANTS[ALIASES.get(name, name)]
     depth = "linear_learned" if variant.depth_emb else None
     return flags(
         model=name,
         depth_embedding=depth,
-        training_length_factor=[1.0] * (shape["n_repeat"] - 1) if variant.routes else None,
+        training_length_factor=list(shares) if shares and variant.routes else None,
         device="cpu" if device == "cpu" else "cuda",
         **{**shape, **more},
     )
@@ -75,7 +84,7 @@ def tokens(args: Namespace, device: str) -> tuple[Tensor, Tensor]:
     return inputs, targets
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Outcome:
     """Of one forward and backward pass, in float32 on the CPU."""
 
@@ -110,7 +119,7 @@ def outcome(model: Transformer, args: Namespace, device: str, dtype: str) -> Out
     (out["loss"] * LOSS_SCALE).backward()
     found = {name: p.grad.float().cpu() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
-    return Outcome(out["hidden"].detach().float().cpu(), float(out["loss"]), found)
+    return Outcome(out["hidden"].detach().float().cpu(), float(out["loss"].detach()), found)
 
 
 def model_of(args: Namespace, device: str) -> Transformer:
@@ -127,9 +136,9 @@ def truth_of(args: Namespace, device: str) -> Outcome:
 
 
 def tell_as_near(name: str, found: Outcome, reference: Outcome, truth: Outcome, more: str = "") -> None:
-    """A way must be about as near to the truth as the reference is in the same dtype."""
+    """A way must be about as near to the truth as the reference is in the same dtype, and both be numbers."""
     mine, theirs = found.off(truth), reference.off(truth)
-    is_near = all(mine[what] <= 2 * theirs[what] + ROUNDING for what in mine)
+    is_near = all(mine[what] <= 2 * theirs[what] + ROUNDING < math.inf for what in mine)
     words = [f"{what} off by {mine[what]:.2g} (reference {theirs[what]:.2g})" for what in mine]
     tell(name, PASS if is_near else FAIL, value=mine["gradients"], note=", ".join(words) + more)
 
@@ -146,7 +155,8 @@ def equal(given: Namespace) -> None:
         tell(f"flash attention pass by pass, {dtype}", PASS if works else FAIL)
 
     def one(name: str) -> None:
-        args = {way: small(name, device, given.tiny, attention=way) for way in ("fast", "reference")}
+        ways = ("fast", "reference")
+        args = {way: small(name, device, given.tiny, STAYING, attention=way) for way in ways}
         found = {way: outcome(model_of(args[way], device), args[way], device, dtype) for way in args}
         truth = truth_of(args["reference"], device)
         tell_as_near(f"{short(name)}, {dtype}", found["fast"], found["reference"], truth)
@@ -180,7 +190,7 @@ def losses(given: Namespace) -> None:
 
 
 def loss_off(case: dict[str, Any], device: str, dtype: str) -> float:
-    """The larger difference of the losses in evaluation and training, in nats."""
+    """The larger difference of the losses in evaluation and training, in nats; inf where one is no number."""
     ids = torch.tensor(case["ids"], device=device)
     inputs, targets = ids[:, :-1], ids[:, 1:]
     model = fill(make_model_from_args(case_args(case)), case["seed"]).to(device)
@@ -192,33 +202,54 @@ def loss_off(case: dict[str, Any], device: str, dtype: str) -> float:
         with torch.no_grad(), autocast(device, dtype):
             found = model.train(mode == "train")(inputs, targets=targets)["loss"]
         off.append(abs(float(found) - expected["loss"]))
-    return max(off)
+    return max(off) if all(map(math.isfinite, off)) else math.inf
 
 
 def compiled(given: Namespace) -> None:
-    """Compiled blocks against those that are not, of one model; and that nothing is compiled again."""
+    """Compiled blocks against those that are not, of one model; and that nothing is compiled again, neither
+    at the same shapes nor, where tokens leave, at other numbers of them.
+    """
     device, dtype = given.device, given.dtype
+    name = f"{given.model}, {dtype}"
 
     def work() -> None:
-        need_compiler(torch.device(device))
-        args = small(given.model, device, given.tiny)
+        need(need_compiler, torch.device(device))
+        torch._dynamo.reset()
+        before = graph_count()
+        args = small(given.model, device, given.tiny, STAYING)
         eager = outcome(model_of(args, device), args, device, dtype)
         model = model_of(args, device)
         model.compile_blocks()
         found = outcome(model, args, device, dtype)
-        graphs = graph_count()
-        for _ in range(3):
-            outcome(model, args, device, dtype)
-        again = graph_count() - graphs
-        if again:
-            tell(
-                f"{given.model}, {dtype}", FAIL, note=f"{again} graphs were compiled again at the same shapes"
-            )
+        graphs = graph_count() - before
+        note = f"; {graphs} graphs"
+        again = compiled_by(lambda: [outcome(model, args, device, dtype) for _ in range(3)])
+        if model.settings.variant.variable_tokens:
+            leave(model, LEAVING)
+            first = compiled_by(lambda: outcome(model, args, device, dtype))
+            note += f", {first} more when tokens first leave"
+            for shares in FURTHER:
+                leave(model, shares)
+                again += compiled_by(lambda: outcome(model, args, device, dtype))
+        if again or not graphs:
+            tell(name, FAIL, note=f"{again} graphs were compiled again{note}")
             return
-        truth = truth_of(small(given.model, device, given.tiny, attention="reference"), device)
-        tell_as_near(f"{given.model}, {dtype}", found, eager, truth, f"; {graphs} graphs")
+        truth = truth_of(small(given.model, device, given.tiny, STAYING, attention="reference"), device)
+        tell_as_near(name, found, eager, truth, note)
 
-    attempt(f"{given.model}, {dtype}", work)
+    attempt(name, work)
+
+
+def leave(model: Transformer, shares: tuple[float, ...]) -> None:
+    """Have these shares of the tokens go on after each pass, in training."""
+    model.settings = dataclasses.replace(model.settings, training_length_factor=shares)
+
+
+def compiled_by(work: Callable[[], object]) -> int:
+    """How many graphs are compiled while `work` runs."""
+    before = graph_count()
+    work()
+    return graph_count() - before
 
 
 def graph_count() -> int:
@@ -284,7 +315,8 @@ def learns(given: Namespace) -> None:
             found.append(float(loss))
         before, after = found[0], statistics.median(found[-3:])
         note = f"loss {before:.3f} -> {after:.3f} in {len(found)} steps, {steps.meter.overflows} overflows"
-        tell(f"{name}, {dtype}", PASS if after < before else FAIL, value=after, unit="nats", note=note)
+        verdict = PASS if after < before < math.inf else FAIL
+        tell(f"{name}, {dtype}", verdict, value=after, unit="nats", note=note)
 
     for name in ALIASES:
         attempt(f"{name}, {dtype}", lambda name=name: one(name))  # type: ignore[misc]
@@ -298,18 +330,20 @@ class PauseOnce(Hook):
 
 
 def resume(given: Namespace) -> None:
-    """A training that pauses and is gone on with, under --deterministic, against one that does not."""
+    """A training that pauses and is gone on with, under --deterministic, against one that does not. The
+    shares of tokens that go on are drawn.
+    """
     device, dtype = given.device, given.dtype
 
-    def final(name: str, folder: Path, runs: Sequence[list[Hook]]) -> dict[str, Any]:
-        """All values of the last checkpoint."""
+    def final(name: str, folder: Path, runs: Sequence[tuple[list[Hook], Kind]]) -> dict[str, Any]:
+        """All values of the last checkpoint. runs: hooks of each, and how it must end."""
         # dropout draws from the generator; without it attention goes pass by pass
-        args = small(name, device, given.tiny, dropout=0.1 if name == "base" else 0.0)
+        args = small(name, device, given.tiny, None, dropout=0.1 if name == "base" else 0.0)
         settings = {"batch_size": args.batch_size, "acc_steps": 2, "lr": 1e-3, "deterministic": True}
-        for hooks in runs:
+        for hooks, kind in runs:
             objective = NextToken(fill(make_model_from_args(args), 1).train())
             source = RandomTokens(args)
-            fit(
+            _, ended = fit(
                 objective,
                 source,
                 steps=RESUME_STEPS,
@@ -319,14 +353,16 @@ def resume(given: Namespace) -> None:
                 dtype=dtype,
                 **settings,
             )
+            assert ended.kind == kind, f"a run that had to end as {kind} ended as {ended.kind}"
         state = load_checkpoint(folder / FINAL)
         del state["args"]  # which hold the folder
         return leaves(state)
 
     def one(name: str) -> None:
         with tempfile.TemporaryDirectory() as place, redirect_stdout(sys.stderr):
-            calm = final(name, Path(place) / "calm", [[]])
-            resumed = final(name, Path(place) / "resumed", [[PauseOnce()], []])
+            whole = ([], Kind.FINISHED)
+            calm = final(name, Path(place) / "calm", [whole])
+            resumed = final(name, Path(place) / "resumed", [([PauseOnce()], Kind.PAUSED), whole])
         wrong = differing(calm, resumed)
         note = f"{', '.join(wrong[:3])} differ" if wrong else f"{len(calm)} values of the same bits"
         tell(f"{name}, {dtype}", FAIL if wrong else PASS, note=note)

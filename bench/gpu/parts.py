@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 HALF = ("bfloat16", "float16")
 ALL = ("float32", *HALF)
-SELFTEST = ("main.py", "--selftest_resume", "--dataset", "selftest", "--deterministic", "--model", "lncot")
+SELFTEST = ("--selftest_resume", "--dataset", "selftest", "--deterministic", "--model", "lncot")
 SELFTEST += ("--n_layer", "4", "--n_layer_begin", "1", "--n_layer_end", "1", "--n_repeat", "3")
 SELFTEST += ("--sequence_length", "64", "--batch_size", "4", "--iterations", "30", "--eval_freq", "10")
 SELFTEST += ("--eval_batches", "2", "--save_checkpoint_freq", "5", "--dtype", "bfloat16")
@@ -50,7 +50,8 @@ class Part:
 def check(name: str, *dtypes: str, model: str = "", seconds: float) -> Part:
     command = ("-m", "bench.gpu.checks", name, "--device", "{device}", "--dtype", *dtypes)
     if model:
-        return Part(f"{name} {model}", (*command, "--model", model), small=("--tiny",), seconds=seconds)
+        small = ("--tiny", "--dtype", dtypes[0])  # a CPU's compiler takes its time
+        return Part(f"{name} {model}", (*command, "--model", model), small=small, seconds=seconds)
     title = f"{name} {dtypes[0]}" if len(dtypes) == 1 else name
     return Part(title, command, small=("--tiny",), seconds=seconds)
 
@@ -60,19 +61,27 @@ def measured(name: str, seconds: float) -> Part:
     return Part(name, command, small=("--tiny",), seconds=seconds)
 
 
-def killed(name: str, acc_steps: int, needs: int, seconds: float) -> Part:
-    """Whether a training whose processes are killed and stopped ends with the bits of one that is not."""
+def killed(name: str, *program: str, acc_steps: int, needs: int, seconds: float) -> Part:
+    """Whether a training whose processes are killed and stopped ends with the bits of one that is not.
+
+    program: what is given the self-test's flags.
+    """
     place = ("--device", "{device}", "--results_base_folder", "{folder}", "--acc_steps", str(acc_steps))
     large = ("--n_embd", "256", "--n_head", "4", "--vocab_size", "1024")
     small = ("--n_embd", "32", "--n_head", "2", "--vocab_size", "256")
-    return Part(name, (*SELFTEST, *place), large, small, seconds, needs, says=name)
+    return Part(name, (*program, *SELFTEST, *place), large, small, seconds, needs, says=name)
 
 
 def script(
-    name: str, *words: str, figures: tuple[Figure, ...], small: tuple[str, ...], seconds: float
+    name: str,
+    *words: str,
+    figures: tuple[Figure, ...],
+    small: tuple[str, ...],
+    seconds: float,
+    large: tuple[str, ...] = (),
 ) -> Part:
     """A benchmark that has a command of its own too."""
-    large = ("--dtype", "bfloat16", "--n_layer", "24")
+    large = ("--dtype", "bfloat16", "--n_layer", "24", *large)
     return Part(name, (f"bench/{name}.py", "--device", "{device}", *words), large, small, seconds, 0, figures)
 
 
@@ -89,9 +98,9 @@ PARTS = (
     check("learns", *HALF, seconds=25),
     check("waits", *HALF, seconds=15),
     check("resume", *HALF, seconds=50),
-    *(check("compiled", "bfloat16", model=model, seconds=40) for model in ("base", "lncot", "adm")),
+    *(check("compiled", *HALF, model=model, seconds=80) for model in ("base", "lncot", "adm")),
     measured("speed", seconds=60),
-    measured("micro_batch", seconds=40),
+    measured("micro_batch", seconds=60),
     script(
         "generate",
         small=(*SMALL, "--tokens", "16"),
@@ -103,6 +112,7 @@ PARTS = (
     ),
     script(
         "budget",
+        large=("--batch_size", "32"),
         small=(*SMALL, "--batch_size", "2", "--sequence_length", "64", "--rounds", "3"),
         seconds=30,
         figures=(
@@ -126,6 +136,6 @@ PARTS = (
         ),
     ),
     # last, as they take longest and have what the others leave
-    killed("resume after kills", acc_steps=1, needs=0, seconds=100),
-    killed("resume on two GPUs (nccl)", acc_steps=2, needs=2, seconds=150),
+    killed("resume after kills", "main.py", acc_steps=1, needs=0, seconds=100),
+    killed("resume on two GPUs (nccl)", "-m", "bench.gpu.pair", acc_steps=2, needs=2, seconds=150),
 )

@@ -21,6 +21,8 @@ from processes import die_with
 ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = Path(__file__).resolve().parent / "stand_in"
 SHOWN = 300  # characters of an error
+KILL_SECONDS = 10.0  # that a killed process may take to end: one that waits for a driver may never
+EVIDENCE_BYTES = 2**16  # of each output of a part that has failed
 
 
 def environment() -> dict[str, str]:
@@ -54,7 +56,8 @@ def run(words: list[str], seconds: float, folder: Path) -> tuple[int | None, str
         finally:  # what it has started ends with it, also where Ctrl-C ends the waiting
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(KILL_SECONDS)
     return code, out.read_text(errors="replace"), err.read_text(errors="replace")
 
 
@@ -74,6 +77,37 @@ def last_line(text: str) -> str:
     return lines[-1][:SHOWN] if lines else ""
 
 
+def ended(code: int) -> str:
+    """An exit code in words."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"killed by {name}{': out of memory?' if -code == signal.SIGKILL else ''}"
+
+
+def tail(path: Path) -> str:
+    """The end of a file, as text."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - EVIDENCE_BYTES))
+        return file.read().decode(errors="replace")
+
+
+def keep_evidence(log: Path, part: Part, folder: Path) -> None:
+    """Append to a log what a part has written, and the console of trainings that it has started, before
+    their folder is removed. Where that cannot be written, a line says so.
+    """
+    outputs = [folder / "stdout", folder / "stderr", *sorted(folder.rglob("console.log"))]
+    try:
+        with log.open("a") as file:
+            for path in outputs:
+                file.write(f"=== {part.name}: {path.relative_to(folder)}\n{tail(path)}\n")
+    except OSError as error:
+        print(f"warning: {log}: {error.strerror}", file=sys.stderr, flush=True)
+
+
 def figure_row(figure: Figure, told: dict[str, Any], card: str | None) -> dict[str, Any]:
     value: Any = told
     for key in figure.path:
@@ -88,25 +122,39 @@ def figure_row(figure: Figure, told: dict[str, Any], card: str | None) -> dict[s
     return row(figure.name, verdict, value, figure.unit, target)
 
 
-def rows_of(part: Part, device: str, card: str | None, seconds: float) -> list[dict[str, Any]]:
-    """Run a part to its end or its limit."""
+def rows_of(
+    part: Part, device: str, card: str | None, seconds: float, log: Path | None = None
+) -> list[dict[str, Any]]:
+    """Run a part to its end or its limit. log: gets the evidence, where a row is FAIL."""
     more = part.small if device == "cpu" else part.large
-    with tempfile.TemporaryDirectory(prefix="gpu_bench_") as place:
+    with tempfile.TemporaryDirectory(prefix="gpu_bench_", ignore_cleanup_errors=True) as place:
         filled = {"{device}": device, "{folder}": place}
         words = [filled.get(word, word.replace("{folder}", place)) for word in (*part.command, *more)]
         code, out, err = run(words, seconds, Path(place))
+        rows = told_by(part, card, seconds, code, out, err)
+        if log is not None and any(each["verdict"] == FAIL for each in rows):
+            keep_evidence(log, part, Path(place))
+    return rows
+
+
+def told_by(
+    part: Part, card: str | None, seconds: float, code: int | None, out: str, err: str
+) -> list[dict[str, Any]]:
+    """The rows of a part that has ended so, with a row for each figure that it has not told."""
     lines = json_lines(out)
+    why = ""
+    if code is None:
+        why = f"no end within its {seconds:.0f} s"
+    elif code:
+        why = f"{ended(code)}: {last_line(err) or last_line(out) or 'it said nothing'}"
     if part.says:
-        rows = [row(part.says, PASS, note=last_line(out))] if code == 0 else []
+        return [row(part.says, FAIL if why else PASS, note=why or last_line(out))]
+    if part.figures and lines:
+        rows = [figure_row(figure, lines[-1], card) for figure in part.figures]
     elif part.figures:
-        rows = [figure_row(figure, lines[-1], card) for figure in part.figures] if lines else []
+        return [row(figure.name, FAIL, note=why or "it told nothing") for figure in part.figures]
     else:
         rows = lines
-    if code is None:
-        rows.append(row(part.says or part.name, FAIL, note=f"no end within its {seconds:.0f} s"))
-    elif code:
-        why = last_line(err) or last_line(out) or "it said nothing"
-        rows.append(row(part.says or part.name, FAIL, note=f"exit code {code}: {why}"))
-    elif not rows:
-        rows.append(row(part.name, FAIL, note="it told nothing"))
+    if why or not rows:
+        rows.append(row(part.name, FAIL, note=why or "it told nothing"))
     return rows

@@ -12,6 +12,19 @@ from files import json_text
 
 PASS, FAIL, SKIPPED = "PASS", "FAIL", "SKIPPED"
 CARDS_OF_THE_TARGETS = ("H100", "H200")
+_faults: list[str] = []  # of the device, after which this process can compute nothing more
+
+
+class Lacking(Exception):
+    """What a row needs, and is not here: a compiler, a device, another row's figure."""
+
+
+def need(check: Callable[..., object], *given: Any) -> None:
+    """`check(*given)`, whose UserError names what this machine lacks. Raises Lacking."""
+    try:
+        check(*given)
+    except UserError as error:
+        raise Lacking(str(error)) from None
 
 
 def judged(is_met: bool, card: str | None) -> str | None:
@@ -45,16 +58,34 @@ def tell(name: str, verdict: str | None = None, **more: Any) -> None:
 
 
 def attempt(name: str, work: Callable[[], None]) -> None:
-    """Run what tells a row. What goes wrong in it is a row FAIL, and the next is tried all the same; what
-    this machine lacks (UserError) is a row SKIPPED.
+    """Run what tells a row. What goes wrong in it is a row FAIL, and the next is tried all the same, unless
+    the device is lost: then they are SKIPPED, like one that needs what is not here (Lacking).
     """
+    if _faults:
+        tell(name, SKIPPED, note=_faults[0])
+        return
     try:
         work()
-    except UserError as error:
+    except Lacking as error:
         tell(name, SKIPPED, note=first_line(error))
     except Exception as error:  # whatever a broken driver, kernel or compiler makes of it
         traceback.print_exc()
         tell(name, FAIL, note=first_line(error))
+        fault = fault_of_the_device()
+        if fault:
+            _faults.append(f"the device is lost since {name}: {fault}")
+
+
+def fault_of_the_device() -> str:
+    """Why CUDA can compute nothing more in this process, as after an illegal access; empty where it can."""
+    import torch
+
+    try:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+    except Exception as error:
+        return first_line(error)
+    return ""
 
 
 def first_line(error: BaseException) -> str:
