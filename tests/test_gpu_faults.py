@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 
 from tests import forked
-from tests.programs import copy_sources, environment
+from tests.programs import ROOT, copy_sources, environment
 
 pytestmark = pytest.mark.slow
 # pytest in a fork that has torch, and none of the modules that stand in the repository itself
-PYTEST = """import sys
-for name in [name for name in sys.modules if name.split(".")[0] == "tests"]:
-    del sys.modules[name]
+PYTEST = f"""import sys
+for name, module in list(sys.modules.items()):
+    path = getattr(module, "__file__", None) or ""
+    is_ours = path.startswith({str(ROOT) + "/"!r}) and "/site-packages/" not in path
+    if is_ours or name.split(".")[0] == "tests":
+        del sys.modules[name]
 import pytest
 sys.exit(pytest.main(sys.argv[1:]))
 """
