@@ -146,23 +146,6 @@ def test_without_bias_no_block_and_norm_has_one(model):
     ] == []
 
 
-@pytest.mark.parametrize("part", ["attn", "mlp", "norm"])
-def test_biases_are_a_setting_of_each_part(part):
-    owners = {"attn": ".attn.", "mlp": ".mlp.", "norm": "ln_"}
-    names = [name for name, _ in tiny_model("lncot", **{f"{part}_bias": True}).named_parameters()]
-    biases = {name for name in names if name.endswith(".bias")}
-    assert biases == {name.replace("weight", "bias") for name in names if owners[part] in name} | biases
-    assert biases and all(owners[part] in name for name in biases)
-
-
-@pytest.mark.parametrize(("scaled", "std"), [(True, 0.02 / math.sqrt(2 * 4)), (False, 0.02)])
-def test_residual_projections_begin_scaled_or_not(scaled, std):
-    args = tiny_args("base", n_layer=4, n_embd=64, scaled_init=scaled)
-    torch.manual_seed(0)
-    weight = models.make_model_from_args(args).transformer.h[0].mlp.c_proj.weight
-    assert weight.std().item() == pytest.approx(std, rel=0.05)
-
-
 def test_models_fit_in_2300_lines():
     others = ("export.py", "hugging_face.py", "byte_format.py")  # about models, not of them
     files = [path for path in Path(models.__file__).parent.rglob("*.py") if path.name not in others]

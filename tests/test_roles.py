@@ -1,12 +1,15 @@
-"""What each parameter is to an optimiser, and the groups that rules make of that."""
+"""Which parameters a model has, what each is to an optimiser, and the groups that rules make of that."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
 from torch import nn
 
 from errors import UserError
+from models import make_model_from_args
 from models.network import EMBEDDING, FROZEN, MATRIX, NORM, ROUTER, SCALAR, roles_of
 from models.variants import VARIANTS
 from optim.optimizers import PUBLISHED, ParameterRule, make_optimizer, parameter_groups
@@ -66,3 +69,20 @@ def test_what_an_objective_has_of_its_own_is_named_so() -> None:
     optimizer = make_optimizer(nn.Linear(2, 2), tiny_args("base", weight_decay=0.5), extras)
     decaying = next(group for group in optimizer.param_groups if group["weight_decay"])
     assert decaying["param_names"] == ["objective.heads.weight", "weight"]
+
+
+@pytest.mark.parametrize("part", ["attn", "mlp", "norm"])
+def test_biases_are_a_setting_of_each_part(part: str) -> None:
+    owners = {"attn": ".attn.", "mlp": ".mlp.", "norm": "ln_"}
+    names = [name for name, _ in tiny_model("lncot", **{f"{part}_bias": True}).named_parameters()]
+    biases = {name for name in names if name.endswith(".bias")}
+    assert biases == {name.replace("weight", "bias") for name in names if owners[part] in name} | biases
+    assert biases and all(owners[part] in name for name in biases)
+
+
+@pytest.mark.parametrize(("scaled", "std"), [(True, 0.02 / math.sqrt(2 * 4)), (False, 0.02)])
+def test_residual_projections_begin_scaled_or_not(scaled: bool, std: float) -> None:
+    args = tiny_args("base", n_layer=4, n_embd=64, scaled_init=scaled)
+    torch.manual_seed(0)
+    weight = make_model_from_args(args).transformer.h[0].mlp.c_proj.weight
+    assert weight.std().item() == pytest.approx(std, rel=0.05)
