@@ -152,6 +152,14 @@ def starting_point(
             return wanted
     for note in notes:
         log.info(f"warning: {note}")
+    _refuse_over_lost_work(folder, use_pretrained, own)
+    return own or wanted
+
+
+def _refuse_over_lost_work(folder: Path, use_pretrained: str | None, own: Path | None) -> None:
+    """Raises UserError where a start would pass over what the experiment has saved, or had. own: its newest
+    checkpoint.
+    """
     if use_pretrained is None and own is not None:
         raise UserError(
             f"--use_pretrained None would start afresh over {own}; give another --exp_name, or move the"
@@ -163,7 +171,6 @@ def starting_point(
             f"{folder} had a checkpoint of step {saved}, and now has none; put it back, or move the folder"
             " away to start afresh"
         )
-    return own or wanted
 
 
 def was_rolled_back(own: Path, wanted: Path) -> bool:

@@ -87,6 +87,27 @@ def quick_venv(tmp_path_factory):
         yield venv
 
 
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A copy of the sources, for the calls of job scripts."""
+    from tests.programs import copy_sources  # once the repository is on the path
+
+    folder = tmp_path_factory.mktemp("calls") / "clone"
+    copy_sources(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def no_slurm(tmp_path_factory, quick_venv):
+    """Job scripts find no SLURM, and a Python without the seconds of a start."""
+    from tests.programs import link_programs  # once the repository is on the path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(link_programs(tmp_path_factory.mktemp("programs") / "bin")))
+        patch.setenv("VENV_DIR", str(quick_venv))
+        yield
+
+
 @pytest.fixture
 def bpe_cache(ranks_folder, monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(ranks_folder))

@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.job_calls import DATASET, call, is_one_line, job
-from tests.programs import PEER, copy_sources, link_programs
+from tests.programs import PEER
 from tests.summaries import DEEP, training
 
-
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("calls") / "clone"
-    copy_sources(folder)
-    return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_slurm(tmp_path_factory: pytest.TempPathFactory, quick_venv: Path) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", str(link_programs(tmp_path_factory.mktemp("programs") / "bin")))
-        patch.setenv("VENV_DIR", str(quick_venv))
-        yield
+pytestmark = pytest.mark.usefixtures("no_slurm")
 
 
 def programs_of(said: str) -> list[str]:

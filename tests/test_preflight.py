@@ -15,6 +15,7 @@ import config
 from errors import UserError
 from iridis import preflight
 from optim.reader import Record
+from tests import history
 from tests.programs import flags, folder, train, trained
 
 
@@ -247,19 +248,7 @@ def test_lead_is_doubled_after_each_job_that_outlasted_it(tmp_path: Path) -> Non
 
 # what main.py would refuse when it opens the experiment
 
-SMALL = {
-    "model": "lncot",
-    "n_repeat": 2,
-    "n_embd": 16,
-    "n_head": 2,
-    "n_layer": 3,
-    "sequence_length": 16,
-    "batch_size": 2,
-    "acc_steps": 2,
-    "eval_freq": 0,
-    "iterations": 20,
-    "dropout": 0.0,
-}
+SMALL = {**history.SMALL, "iterations": 20}
 
 
 @pytest.fixture(scope="module")
