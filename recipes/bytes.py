@@ -8,16 +8,15 @@ A config file has the sections of that loop, `model` and `train`; `flags` holds 
 from __future__ import annotations
 
 import re
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from config.flags import GROUPS
+from config.mixture import RANDOM
 from config.old_flags import OLD_FLAGS
 from config.recipe import Recipe
 from config.schema import Flag
-from config.values import Problem
 from models.byte_format import MODEL_FIELDS
 from recipes import cotformer
 
@@ -64,6 +63,7 @@ DEFAULTS: dict[str, Any] = {
     "weight_decay": 0.1,
     "decayed": "all",
     "dataset": "wiki=0.784,roam=0.196,primer=0.02",
+    "sampling": RANDOM,
     "track": "val_loss@wiki",
 }
 PERIODIC = re.compile(r"step_(\d{7,})\.pt")
@@ -95,10 +95,6 @@ def own_groups() -> Mapping[str, Sequence[Flag]]:
     return groups
 
 
-def check(args: Namespace) -> list[Problem]:
-    return cotformer.check(Namespace(**{**vars(args), "track": None}))
-
-
 RECIPE = Recipe(
     name="bytes",
     help="a byte-level GPT, on a mixture of sources",
@@ -109,6 +105,6 @@ RECIPE = Recipe(
     spellings={**MODEL_FIELDS, **TRAIN_FIELDS, "resume": "use_pretrained"},
     sections={"model": list(MODEL_FIELDS), "train": list(TRAIN_FIELDS), "flags": ()},
     selftest={**cotformer.SELFTEST, "mlp_width": 256, "track": None},
-    check=check,
+    check=cotformer.check,
     notes=cotformer.notes,
 )
