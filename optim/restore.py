@@ -211,17 +211,18 @@ def resolve(prog: str, path: Path, state: dict[str, Any], given: dict[str, Any])
     Exits 2 on bad ones.
     """
     trained = trained_settings(path, state, given)
-    inherited = {name: value for name, value in trained.items() if name in INHERITED}
+    inherited = {name: value for name, value in trained.items() if name in INHERITED or name == "recipe"}
     # the two say together where the data are
     same_place = [None, *names_of_sources(trained["dataset"])] if "dataset" in trained else []
     if "data_dir" in trained and given.get("dataset") in same_place:
         inherited["data_dir"] = trained["data_dir"]
-    args = config.add_defaults({**inherited, **{k: v for k, v in given.items() if k in FLAGS}})
+    explicit = {name: value for name, value in given.items() if name in FLAGS}
+    args = config.add_defaults({**inherited, "track": None, **explicit})
     problems = config.check(args)
     if problems:
         config.stop(prog, problems)
-    explicit = {name: value for name, value in given.items() if name in FLAGS}
-    notes = config.unused_settings(config.add_defaults({"model": args.model, **explicit}))
+    known = {name: value for name, value in vars(args).items() if name in ("model", "recipe", "dataset")}
+    notes = config.unused_settings(config.add_defaults({**known, **explicit}))
     if args.eval_seq_length is not None and args.eval_seq_length > args.sequence_length:
         notes.append(
             f"the model was trained on {args.sequence_length} tokens; positions beyond them are new to it"
