@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from data.bins import dataset_folder, is_prepared
 
 BUILT_IN = "stdlib"
 
 
-def ensure_prepared(dataset: str, data_dir: str | None) -> None:
-    """Prepare the built-in corpus where it is not. Raises UserError."""
-    folder = dataset_folder(dataset, data_dir)
-    if dataset == BUILT_IN and not is_prepared(folder):
-        from data.tokenize import prepare_stdlib
+def is_built_in(name: str) -> bool:
+    """Whether a dataset is made on first use."""
+    return name == BUILT_IN
 
-        prepare_stdlib(folder)
+
+def ensure_prepared(datasets: Iterable[str], data_dir: str | None) -> None:
+    """Prepare those that are built in and are not prepared yet. Raises UserError."""
+    for name in datasets:
+        folder = dataset_folder(name, data_dir)
+        if is_built_in(name) and not is_prepared(folder):
+            from data.tokenize import prepare_stdlib
+
+            prepare_stdlib(folder)
