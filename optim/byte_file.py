@@ -1,6 +1,6 @@
 """Checkpoint files of the byte GPT's public training loop: written from ours, and read as ours.
 
-    write(content_of(state, args), path)    # as python -m models.export CHECKPOINT --format bytes --output FILE
+    write(content_of(state, args), path)    # python -m models.export CKPT --format bytes --output FILE
     state = load_checkpoint(path)           # optim.checkpoint, which calls as_ours
 
 They hold weights, settings, the step, the optimiser's state and the best loss so far, but neither generators
@@ -25,11 +25,12 @@ from config.naming import dataset_label
 from config.recipe import Recipe, recipes
 from errors import UserError
 from files import write_atomically
-from models.byte_format import BYTES, TIED, its_settings, its_state, misfits, our_name
+from models.byte_format import BYTES, TIED, is_its_file, its_settings, its_state, misfits, our_name
 from models.settings import ModelSettings
 from models.transformer import Transformer
 from models.weights import load_weights
 
+FIELDS = ("model_cfg", "train_cfg", "model_state", "step", "optimizer_state", "best_val_loss")
 OPTIONAL = ("optimizer_state", "best_val_loss")
 KINDS = {"model_cfg": dict, "train_cfg": dict, "model_state": dict, "optimizer_state": dict}
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW
@@ -44,6 +45,8 @@ def content_of(state: Mapping[str, Any], args: Namespace) -> dict[str, Any]:
 
     Raises UserError where the network is no byte GPT.
     """
+    if is_its_file(state):
+        return {name: state[name] for name in FIELDS if state[name] is not None}
     settings = ModelSettings.from_args(args)
     wrong = misfits(settings)
     if wrong:
