@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from config.mixture import DROP, EPOCHS, ERROR, SAMPLINGS
 from config.old_flags import OLD_FLAGS
-from config.schema import EVALUATION, PLACE, SCHEDULE, Flag, boolean, dtype_name, switch
+from config.schema import EVALUATION, PLACE, SCHEDULE, Flag, boolean, dataset_or_mixture, dtype_name, switch
 from models.variants import ALIASES, VARIANTS, positional_encoders, random_depth_methods
 
 BACKENDS = ("nccl", "gloo")
@@ -154,7 +154,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
     "data": (
         Flag(
             "dataset",
-            str,
+            dataset_or_mixture,
             "slimpajama",
             "prepared folder under --data_dir, or a path to one; 'stdlib' is built in; owt2 = openwebtext2;"
             " or a mixture, NAME=WEIGHT,NAME=WEIGHT,... of prepared folders of one tokenizer",
@@ -469,6 +469,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "auto",
             "auto: resume from the newest valid checkpoint of the experiment; a file; None: start afresh",
             scope=PLACE,
+            optional=True,
         ),
     ),
     "when things go wrong": (
