@@ -447,7 +447,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             str,
             None,
             "keep the best checkpoint as best.pt, by a quantity of the evaluations during training: val_loss,"
-            " val_pp or val_acc (None: no best.pt)",
+            " val_pp, val_acc, or val_bpb, bits per byte (None: no best.pt)",
             scope=PLACE,
         ),
         switch(

@@ -42,6 +42,8 @@ def text_bytes(windows: TokenWindows, sizes: NDArray[np.int64], numbers: NDArray
     return total
 
 
-def bits_per_byte(loss: float, n_tokens: int, n_bytes: int) -> float | None:
-    """Of a mean loss in nats a token; exactly loss / ln 2 where each token is a byte. None of no text."""
-    return loss * (n_tokens / n_bytes) / math.log(2) if n_bytes else None
+def bits_per_byte(loss: float, n_tokens: int, n_bytes: int) -> float:
+    """Of a mean loss in nats a token: exactly loss / ln 2 where each token is a byte, and
+    infinite without text.
+    """
+    return loss * (n_tokens / n_bytes) / math.log(2) if n_bytes else math.inf
