@@ -4,7 +4,7 @@
     python -m data.tokenize --name mine --input corpus/ more.jsonl.gz --text-key body --include '*.jsonl.gz'
     python -m data.tokenize --name book --input book.txt --val-fraction 0.1   # one document, which is cut
     python -m data.tokenize --name shakespeare-char --input shakespeare.txt
-    python -m data.tokenize --name stdlib                                 # Python's own library: no download
+    python -m data.tokenize --name stdlib                                 # a built-in corpus: no download
 
 Each worker encodes one group of shards at a time (a shard is a file, or a member of a tar; consecutive small
 ones share a group) into <folder>/.tokenize; the groups are then joined in order. Finished groups are kept:
@@ -36,10 +36,12 @@ from typing import Any
 from tqdm import tqdm
 
 from data.bins import DEFAULT_DATA_DIR, dataset_folder, is_prepared
+from data.built_in import BUILT_IN
 from data.characters import tokenize_characters
-from data.corpus import pack, stdlib_documents
+from data.corpus import pack
 from data.encode import best_engine
 from data.find import SHOWN_BAD, Bad, Found, find_shards
+from data.setup import is_built_in
 from data.split import assemble
 from data.streams import Shard
 from data.workers import STOP, Job, encode_group, start_worker
@@ -49,7 +51,6 @@ from processes import peak_kib
 
 WORK = ".tokenize"
 VAL_SHARE = 0.0005
-STDLIB_VAL_SHARE = 0.01
 # small shards share a group up to this size on disk and this number
 GROUP_BYTES, GROUP_SHARDS = 1 << 22, 4096
 LINE_SECONDS = 5.0
@@ -317,19 +318,21 @@ def report(
         say(f"{name:<16} {value}")
 
 
-def prepare_stdlib(
-    folder: Path, workers: int | None = None, say: Callable[[str], None] = print
+def prepare_built_in(
+    name: str, folder: Path, workers: int | None = None, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """The standard library as a dataset: packed as a raw corpus, then through the same pipeline as any
-    other.
+    """A built-in corpus as a dataset: packed as a raw corpus, then through the same pipeline as any other.
+
+    Raises UserError.
     """
-    archive = folder / "raw" / "stdlib.jsonl.zst.tar"
+    built_in = BUILT_IN[name]
+    archive = folder / "raw" / f"{name}.jsonl.zst.tar"
     try:
         if not archive.exists():
-            pack(stdlib_documents(), archive)
+            pack(built_in.documents(), archive)
     except OSError as error:
         raise UserError(f"cannot prepare {folder}: {error.strerror or error}") from None
-    return tokenize([archive], folder, workers=workers, val_share=STDLIB_VAL_SHARE, say=say)
+    return tokenize([archive], folder, workers=workers, val_share=built_in.val_share, say=say)
 
 
 def delete_raw(inputs: list[Path], folder: Path, say: Callable[[str], None]) -> None:
@@ -438,8 +441,8 @@ def main(argv: list[str] | None = None) -> int:
         if is_prepared(folder) and not args.force:
             say_now(f"{folder} is prepared already (--force prepares it again)")
             return 0
-        if args.name == "stdlib" and args.input is None:
-            prepare_stdlib(folder, args.workers, say_now)
+        if is_built_in(args.name) and args.input is None:
+            prepare_built_in(args.name, folder, args.workers, say_now)
             return 0
         inputs = args.input or [folder / RAW_OWT2]
         if args.input is None and not inputs[0].exists():

@@ -22,7 +22,7 @@ from typing import Any
 
 from config import guarded
 from data.bins import dataset_folder, is_prepared
-from data.setup import BUILT_IN
+from data.setup import is_built_in
 from errors import UserError
 from models.variants import VARIANTS
 from optim.names import FINAL, numbered, step_of
@@ -119,7 +119,7 @@ def unfit(path: Path, routed: bool, data_dir: str | None) -> list[str]:
     lines = []
     if routed and model in VARIANTS and not VARIANTS[model].routes:
         lines.append(f"{path}: {model} routes no tokens; this is for adaptive models (adm, but_mod)")
-    if data_dir and isinstance(dataset, str) and isinstance(place, str | None) and dataset != BUILT_IN:
+    if data_dir and isinstance(dataset, str) and isinstance(place, str | None) and not is_built_in(dataset):
         places = [dataset_folder(dataset, each) for each in (place, data_dir)]
         if not any(map(is_prepared, places)):
             lines.append(
