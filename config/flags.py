@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from config.mixture import DROP, EPOCHS, ERROR, SAMPLINGS
 from config.old_flags import OLD_FLAGS
 from config.schema import EVALUATION, PLACE, SCHEDULE, Flag, boolean, dtype_name, switch
 from models.variants import ALIASES, VARIANTS, positional_encoders, random_depth_methods
@@ -154,7 +155,28 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "dataset",
             str,
             "slimpajama",
-            "prepared folder under --data_dir, or a path to one; 'stdlib' is built in; owt2 = openwebtext2",
+            "prepared folder under --data_dir, or a path to one; 'stdlib' is built in; owt2 = openwebtext2;"
+            " or a mixture, NAME=WEIGHT,NAME=WEIGHT,... of prepared folders of one tokenizer",
+        ),
+        Flag(
+            "sampling",
+            str,
+            EPOCHS,
+            "of a mixture: epochs (sources take turns, each without replacement) or random (source and window"
+            " drawn with replacement)",
+            choices=SAMPLINGS,
+        ),
+        Flag(
+            "missing_sources",
+            str,
+            ERROR,
+            "of a mixture, where sources are not prepared: error, or drop (the others' weights are divided by"
+            " their sum)",
+            choices=(ERROR, DROP),
+            scope=PLACE,
+        ),
+        switch(
+            "normalise_weights", "divide the weights of a mixture by their sum, which else is 1", scope=PLACE
         ),
         Flag(
             "data_dir", str, None, "root of the datasets (None: data/datasets in the repository)", scope=PLACE

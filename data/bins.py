@@ -170,11 +170,25 @@ def data_differences(now: Mapping[str, Any] | None, then: Mapping[str, Any] | No
                 f"the {called} data differ: the checkpoint's have {_described(theirs)}, these"
                 f" {_described(mine)}"
             )
-    for name in sorted(now.keys() & then.keys() - SPLITS.keys()):
+    if "mixture" in now and "mixture" in then:
+        lines += mixture_differences(now["mixture"], then["mixture"])
+    for name in sorted(now.keys() & then.keys() - SPLITS.keys() - {"mixture"}):
         if now[name] != then[name]:
             lines.append(
                 f"the data differ: the checkpoint's {name} is {then[name]!r}, this one's {now[name]!r}"
             )
+    return lines
+
+
+def mixture_differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+    """As `data_differences`, of what `data.sources.mixture_identity` says of two mixtures."""
+    lines = []
+    for name in ("sampling", "weights"):
+        if now[name] != then[name]:
+            lines.append(f"the mixture's {name}: the checkpoint has {then[name]}, this run {now[name]}")
+    for source in sorted(now["sources"].keys() & then["sources"].keys()):
+        for line in data_differences(now["sources"][source], then["sources"][source]):
+            lines.append(f"source {source}: {line}")
     return lines
 
 

@@ -67,7 +67,7 @@ def vocabulary_of(state: Mapping[str, Any], args: Namespace, tokenizer: str | No
     return known
 
 
-def other_tokens(state: Mapping[str, Any], meta: Mapping[str, Any], folder: Path) -> str | None:
+def other_tokens(state: Mapping[str, Any], meta: Mapping[str, Any], folder: Path | str) -> str | None:
     """The tokenizations of a checkpoint and of a dataset in words, if both are known and differ; None
     otherwise.
     """
@@ -85,7 +85,7 @@ def other_tokens(state: Mapping[str, Any], meta: Mapping[str, Any], folder: Path
     )
 
 
-def need_same_tokens(state: Mapping[str, Any], meta: Mapping[str, Any], folder: Path) -> None:
+def need_same_tokens(state: Mapping[str, Any], meta: Mapping[str, Any], folder: Path | str) -> None:
     """Raises UserError where a dataset's tokens stand for something else than those of a checkpoint, as
     far as both say.
     """

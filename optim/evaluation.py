@@ -90,7 +90,8 @@ class HeldOut:
         self, whole: bool, should_stop: Callable[[], bool], advanced: Callable[[], object]
     ) -> Measured | None:
         facts = facts_of(self.args, self.plan.batch_size, self.identity, self.world.device)
-        kept = PartialSums(self.folder, OF_TRAINING, self.network, facts, log.info, advanced)
+        of = f"{OF_TRAINING}@{self.name}" if self.name else OF_TRAINING
+        kept = PartialSums(self.folder, of, self.network, facts, log.info, advanced)
         result = evaluate(
             self.network,
             self.windows,

@@ -15,15 +15,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import config
 import distributed
 from config.flags import FLAGS, GPT2
 from config.identity import INHERITED
+from config.mixture import names_of_sources
 from config.schema import Flag
 from errors import UserError
 from files import try_to_write, write_json
+
+if TYPE_CHECKING:
+    from data.bins import Splits
+    from data.text import TextData
 
 CHECKPOINT = Flag(
     "checkpoint",
@@ -53,16 +58,27 @@ class Restored:
     world: Any
     given: frozenset[str] = frozenset()
 
-    def splits(self) -> Any:
-        """Its dataset. Raises UserError where it is not prepared, or was made by another tokenizer than the
+    def data(self) -> TextData:
+        """Its data. Raises UserError where they are not prepared, or were made by another tokenizer than the
         model's.
         """
         from data.vocabulary import need_same_tokens
         from optim.dataset import open_data
 
-        splits = open_data(self.args, self.world)
-        need_same_tokens(self.state, splits.meta, splits.folder)
-        return splits
+        data = open_data(self.args, self.world)
+        for splits in data.parts.values():
+            need_same_tokens(self.state, splits.meta, splits.folder)
+        return data
+
+    def splits(self) -> Splits:
+        """Its dataset. Raises UserError as `data` does, and for a mixture of several."""
+        names = names_of_sources(self.args.dataset)
+        if names:
+            raise UserError(
+                "this reads one dataset, and the model was trained on a mixture: give --dataset, one of"
+                f" {', '.join(names)}"
+            )
+        return self.data().first
 
     def model(self) -> Any:
         """The network with the checkpoint's weights, on its device, in evaluation mode."""
@@ -197,7 +213,8 @@ def resolve(prog: str, path: Path, state: dict[str, Any], given: dict[str, Any])
     trained = trained_settings(path, state, given)
     inherited = {name: value for name, value in trained.items() if name in INHERITED}
     # the two say together where the data are
-    if "dataset" in trained and "data_dir" in trained and given.get("dataset") is None:
+    same_place = [None, *names_of_sources(trained["dataset"])] if "dataset" in trained else []
+    if "data_dir" in trained and given.get("dataset") in same_place:
         inherited["data_dir"] = trained["data_dir"]
     args = config.add_defaults({**inherited, **{k: v for k, v in given.items() if k in FLAGS}})
     problems = config.check(args)

@@ -6,12 +6,18 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from config.mixture import names_of_sources
 from errors import UserError
 
 LOWER, HIGHER = "lower", "higher"  # which of two values of a quantity is the better one
 HELD_OUT = {"val_loss": LOWER, "val_pp": LOWER, "val_acc": HIGHER}  # of a split of tokens
-# of main.py's trainings, by name: what --track may name
-EVALUATIONS: Mapping[str, Mapping[str, str]] = {"": HELD_OUT}
+
+
+def evaluations_of(dataset: str) -> dict[str, Mapping[str, str]]:
+    """What --track may name, of main.py's trainings: quantities of each evaluation by its name, which is that
+    of a mixture's source. Raises UserError.
+    """
+    return dict.fromkeys(names_of_sources(dataset) or [""], HELD_OUT)
 
 
 class Tracked:

@@ -203,9 +203,10 @@ def final_state(results: Path) -> dict[str, Any]:
 
 def trainer_of(args, world, splits, folder):
     """A training of main.py's, put together in this process."""
+    from data.text import TextData
     from models import make_model_from_args
     from optim.language_model import language_model
     from optim.training import Trainer
 
     network = make_model_from_args(args)
-    return Trainer(args, world, language_model(args, world, splits, network, folder), folder)
+    return Trainer(args, world, language_model(args, world, TextData.single(splits), network, folder), folder)

@@ -145,7 +145,7 @@ def stdlib(tmp_path_factory, ranks_folder):
     folder = tmp_path_factory.mktemp("datasets")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIKTOKEN_CACHE_DIR", str(ranks_folder))
-        ensure_prepared("stdlib", str(folder))
+        ensure_prepared(["stdlib"], str(folder))
     return folder
 
 
