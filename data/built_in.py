@@ -125,7 +125,7 @@ def _docstrings_of(path: Path) -> Iterator[str]:
 
 
 def license_documents() -> Iterator[Named]:
-    """License texts, the interpreter's first. Those that differ in copyright lines, spaces and case are one."""
+    """License texts. Those that differ in copyright lines, spaces and case alone are one."""
     return _distinct(_licenses(), lambda text: " ".join(COPYRIGHT.sub("", text).lower().split()))
 
 
