@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from config.mixture import DROP, EPOCHS, ERROR, SAMPLINGS
 from config.old_flags import OLD_FLAGS
-from config.schema import EVALUATION, PLACE, SCHEDULE, Flag, boolean, dtype_name, switch
+from config.schema import EVALUATION, PLACE, SCHEDULE, Flag, boolean, dataset_or_mixture, dtype_name, switch
 from models.variants import ALIASES, VARIANTS, positional_encoders, random_depth_methods
 
 BACKENDS = ("nccl", "gloo")
@@ -153,7 +153,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
     "data": (
         Flag(
             "dataset",
-            str,
+            dataset_or_mixture,
             "slimpajama",
             "prepared folder under --data_dir, or a path to one; built in are 'stdlib', and 'lib_code',"
             " 'lib_docs' and 'lib_licenses' in bytes; owt2 = openwebtext2; or a mixture,"
@@ -469,6 +469,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "auto",
             "auto: resume from the newest valid checkpoint of the experiment; a file; None: start afresh",
             scope=PLACE,
+            optional=True,
         ),
     ),
     "when things go wrong": (

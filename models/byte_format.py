@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from models.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # its name of a setting -> ours
 MODEL_FIELDS = {

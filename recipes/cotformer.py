@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config.checks import notes_on_checkpoints, optimiser_problems, place_problems
-from config.flags import FLAGS, GROUPS
+from config.flags import GROUPS
 from config.mixture import is_mixture
 from config.old_flags import OLD_FLAGS
-from config.recipe import Recipe
+from config.recipe import Recipe, flags_of
 from config.values import Problem
 from errors import UserError
 from models.variants import VARIANTS
@@ -151,7 +151,8 @@ def notes(args: Namespace) -> list[str]:
             reasons[name] = ": --dataset is no mixture"
     for name in UNUSED_BY_SCHEDULE["warmup_cos" if args.scheduler == "warmup_cos" else "others"]:
         reasons[name] = f" with --scheduler {args.scheduler}"
-    changed = [name for name in reasons if getattr(args, name) != FLAGS[name].default]
+    flags = flags_of(vars(args))
+    changed = [name for name in reasons if getattr(args, name) != flags[name].default]
     return [f"--{name} has no effect{reasons[name]}" for name in changed] + notes_on_checkpoints(args)
 
 
