@@ -14,7 +14,8 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTION = ("fast", "reference")
 SCHEDULERS = ("cos", "linear", "wsd", "warmup_cos", "none")
 OPTIMIZERS = ("adamw", "sgd", "adafactor")
-GPT2, CHARACTERS = "gpt2", "char"  # tokenizers
+GPT2, CHARACTERS, BYTES = "gpt2", "char", "bytes"  # tokenizers
+TOKENIZER_FILE = "tokenizer.json"  # the tokenizer of a user, as Hugging Face stores one
 
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # that can stop a training
 DEFAULT_STOP_SIGNALS = STOP_SIGNALS[:5]

@@ -1,5 +1,5 @@
-"""Token bins on disk (uint16, little endian) as windows of tokens; one mapped copy serves every process of
-a node.
+"""Token bins on disk (little endian, uint16, or uint32 where meta.json says so) as windows of tokens; one
+mapped copy serves every process of a node.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from files import TRANSIENT_ERRORS, load_json
 if TYPE_CHECKING:
     from data.batch import Batch
 
-TOKEN = np.dtype("<u2")
+TOKEN, WIDE_TOKEN = np.dtype("<u2"), np.dtype("<u4")
+DTYPES: dict[str, np.dtype[Any]] = {"uint16": TOKEN, "uint32": WIDE_TOKEN}
+Tokens = NDArray[np.uint16] | NDArray[np.uint32]
 SCAN_TOKENS = 1 << 24
 DEFAULT_DATA_DIR = Path(__file__).parent / "datasets"
 FOLDERS = {"owt2": "openwebtext2"}  # names that share another's folder
@@ -60,6 +62,16 @@ def label(dataset: str) -> str:
 
 def is_prepared(folder: Path) -> bool:
     return (folder / "train.bin").is_file() and (folder / "val.bin").is_file()
+
+
+def dtype_for(size: int) -> np.dtype[Any]:
+    """The numbers in which the tokens of a vocabulary of this size are stored."""
+    return TOKEN if size <= np.iinfo(TOKEN).max + 1 else WIDE_TOKEN
+
+
+def dtype_of(meta: Mapping[str, Any]) -> np.dtype[Any]:
+    """The numbers of the bins that this meta.json is beside."""
+    return DTYPES.get(str(meta.get("dtype")), TOKEN)
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

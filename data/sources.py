@@ -5,6 +5,7 @@ Needs no torch, so that a job can ask before it is queued.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,3 +116,12 @@ def mixture_identity(
     weights = {name: shares[name] for name in names}
     identities = {name: sources[name] for name in names}
     return {"mixture": {"sampling": sampling, "weights": weights, "sources": identities}}
+
+
+def joined_identity(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What identifies the splits of several sources together, in the form of one. splits: of each by name, as
+    data.bins.identity_of has it.
+    """
+    blocks = hashlib.sha256("".join(f"{name} {splits[name]['blocks']} " for name in splits).encode())
+    tokens = sum(split["tokens"] for split in splits.values())
+    return {"tokens": tokens, "blocks": blocks.hexdigest(), "sha256": None, "sources": dict(splits)}

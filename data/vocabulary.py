@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,22 @@ OF_GPT2 = ("openwebtext2", "slimpajama", "stdlib")  # datasets that have no othe
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """tokenizer: gpt2, char or another's name, None where it is not known. end_of_text: the token that ends a
-    document, if there is one.
+    """tokenizer: a name in data/tokenizer.py or another's, None where it is not known. end_of_text: the token
+    that ends a document, if there is one.
 
-    characters: those of a character-level dataset, in the order of their tokens.
+    characters: those of a character-level dataset, in the order of their tokens. tokenizer_file,
+    tokenizer_sha256: of a user's tokenizer.json.
     """
 
     tokenizer: str | None = None
     end_of_text: int | None = None
     characters: str | None = None
+    tokenizer_file: str | None = None
+    tokenizer_sha256: str | None = None
+
+    def meaning(self) -> tuple[str | None, ...]:
+        """What decides which text a token stands for."""
+        return self.tokenizer, self.characters, self.tokenizer_sha256
 
 
 OF_BPE = Vocabulary(GPT2, END_OF_TEXT)
@@ -39,11 +46,12 @@ OF_BPE = Vocabulary(GPT2, END_OF_TEXT)
 
 def described(meta: Mapping[str, Any]) -> Vocabulary:
     """As a dataset's meta.json states it, or as a checkpoint recorded it."""
-    values = {name: meta.get(name) for name in ("tokenizer", "end_of_text", "characters")}
-    for name, kind in (("tokenizer", str), ("end_of_text", int), ("characters", str)):
-        if not isinstance(values[name], kind):
-            values[name] = None
-    return Vocabulary(**values) if values["tokenizer"] else Vocabulary()
+    values: dict[str, Any] = {}
+    for field in fields(Vocabulary):
+        kind = int if field.name == "end_of_text" else str
+        if isinstance(meta.get(field.name), kind):
+            values[field.name] = meta[field.name]
+    return Vocabulary(**values) if values.get("tokenizer") else Vocabulary()
 
 
 def vocabulary_of(state: Mapping[str, Any], args: Namespace, tokenizer: str | None = None) -> Vocabulary:
@@ -73,12 +81,11 @@ def other_tokens(state: Mapping[str, Any], meta: Mapping[str, Any], folder: Path
     """
     recorded = state.get("vocabulary")
     mine, others = described(recorded) if isinstance(recorded, Mapping) else Vocabulary(), described(meta)
-    if not (mine.tokenizer and others.tokenizer) or (mine.tokenizer, mine.characters) == (
-        others.tokenizer,
-        others.characters,
-    ):
+    if not (mine.tokenizer and others.tokenizer) or mine.meaning() == others.meaning():
         return None
-    more = ", of other characters" if mine.tokenizer == others.tokenizer else ""
+    more = ""
+    if mine.tokenizer == others.tokenizer:
+        more = ", of other characters" if mine.characters else ", another one"
     return (
         f"the model's tokens are of the tokenizer {mine.tokenizer!r}, those in {folder} of"
         f" {others.tokenizer!r}{more}"

@@ -194,9 +194,9 @@ def metrics(results: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key != "time"} for row in rows]
 
 
-def final_state(results: Path) -> dict[str, Any]:
-    """All leaves of ckpt.pt but the paths and limits that a test itself changed."""
-    state = torch.load(folder(results) / "ckpt.pt", weights_only=True)
+def final_state(results: Path, name: str = "ckpt.pt") -> dict[str, Any]:
+    """All leaves of a checkpoint but the paths and limits that a test itself changed."""
+    state = torch.load(folder(results) / name, weights_only=True)
     del state["args"]
     return leaves(state)
 
