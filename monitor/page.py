@@ -14,7 +14,7 @@ from typing import Any
 
 from models.variants import ALIASES
 from monitor.draw import STYLE, figure
-from optim.reader import Best, as_float
+from optim.reader import UNNAMED, Best, as_float
 
 HEADERS = (
     "experiment",
@@ -49,7 +49,6 @@ MEASURED = {
     "average_depth": ("average depth", 2),
     "n_tokens": ("tokens", 0),
 }
-UNNAMED = "validation"  # an evaluation without a name
 NARROWEST_NAME = 8  # where all that may be left out is
 SHORT = {name: short for short, name in ALIASES.items()}
 

@@ -25,7 +25,7 @@ from monitor.page import Newest, Progress, words
 from optim.lock import STALE_SECONDS
 from optim.names import METRICS, SEGMENTS, STATUS, SUMMARY
 from optim.outcome import OUTCOME
-from optim.reader import AT_END, Record, Row, as_float, final_rows, foremost, newest_rows, split_kind
+from optim.reader import AT_END, Record, Row, as_float, final_rows, foremost, newest_rows, split_name
 from report.trajectory import KNOWN_LENGTHS, remark
 
 SILENT_SECONDS = 600.0  # a run that says "running" and has changed nothing for so long
@@ -305,7 +305,7 @@ def progress_of(folder: Path, name: str, queue: Queue, now: float) -> Progress:
 
 def newest(row: Row) -> Newest:
     """What is shown of the last row of an evaluation: of its values those that tell what was measured."""
-    kind, step = split_kind(row.get("kind"))[0], as_float(row.get("step"))
+    kind, step = split_name(row.get("kind"))[0], as_float(row.get("step"))
     numbers = {words(key): as_float(value) for key, value in row.items() if key not in NOT_MEASURED}
     return Newest(
         None if step is None else int(step),

@@ -43,6 +43,7 @@ LARGEST_LOG = 1 << 26  # bytes of a file of rows that are read at most where dam
 TAILS = (1 << 13, 1 << 16, 1 << 19, 1 << 22)
 # kinds of the rows of evaluations: alone, or before @ and the evaluation's name
 DURING, AT_END = "eval", "final"
+UNNAMED = "validation"  # what people are told is the name of an evaluation that has none
 MARKS = (f'"{DURING}'.encode(), f'"{AT_END}'.encode())
 Row = dict[str, Any]
 
@@ -180,13 +181,13 @@ def _last_evaluations(lines: Sequence[bytes], damaged: set[bytes]) -> tuple[dict
     rows: list[Row] = []
     steps: list[Any] = []
     for row in _from_the_end(lines, MARKS, damaged):
-        if split_kind(row.get("kind"))[0] in (DURING, AT_END):
+        if split_name(row.get("kind"))[0] in (DURING, AT_END):
             if row.get("step") not in steps:
                 steps.append(row.get("step"))
             if len(steps) > 2:
                 break
             rows.append(row)
-    return {split_kind(row["kind"])[1]: row for row in reversed(rows)}, len(steps) > 2
+    return {split_name(row["kind"])[1]: row for row in reversed(rows)}, len(steps) > 2
 
 
 # evaluations by name
@@ -224,9 +225,11 @@ class Best:
         return f"{self.quantity}{of} {self.value:.6g} at step {self.step:,}"
 
 
-def split_kind(kind: Any) -> tuple[str, str]:
-    """The two parts of KIND@NAME; a row of an evaluation without a name has the kind alone."""
-    kind, _, name = kind.partition("@") if isinstance(kind, str) else ("", "", "")
+def split_name(text: Any) -> tuple[str, str]:
+    """A kind of rows, or a quantity, and the name of the evaluation that it is of: KIND@NAME, or KIND alone
+    where the evaluation has none. Both are empty for what is no text.
+    """
+    kind, _, name = text.partition("@") if isinstance(text, str) else ("", "", "")
     return kind, name
 
 
@@ -244,10 +247,20 @@ def evaluations(kinds: Mapping[str, list[Row]]) -> dict[str, Evaluated]:
     """Each evaluation by its name, in the order of their first rows. kinds: from `by_kind`."""
     found: dict[str, Evaluated] = {}
     for kind, rows in kinds.items():
-        when, name = split_kind(kind)
+        when, name = split_name(kind)
         if when in (DURING, AT_END):
             one = found.setdefault(name, Evaluated(name))
             (one.during if when == DURING else one.final).extend(rows)
+    return found
+
+
+def by_evaluation(summary: Row, key: str) -> dict[str, float]:
+    """The numbers that a summary has under KEY and KEY@NAME, by the names of the evaluations."""
+    found = {}
+    for each, value in summary.items():
+        quantity, name = split_name(each)
+        if quantity == key and (number := as_float(value)) is not None:
+            found[name] = number
     return found
 
 
@@ -256,7 +269,7 @@ def final_rows(summary: Row) -> dict[str, Row]:
     found: dict[str, Row] = {}
     for key, value in summary.items():
         if key.startswith("final_"):
-            quantity, name = split_kind(key.removeprefix("final_"))
+            quantity, name = split_name(key.removeprefix("final_"))
             row = found.setdefault(name, {"kind": AT_END, "step": summary.get("itr")})
             row[quantity] = value
     return found
@@ -375,7 +388,7 @@ class Record:
         found = (peek(self.folder / BEST) or {}).get("best")
         if not isinstance(found, dict) or not isinstance(found.get("quantity"), str):
             return None
-        quantity, evaluation = split_kind(found["quantity"])
+        quantity, evaluation = split_name(found["quantity"])
         value, step = as_float(found.get("value")), as_float(found.get("step"))
         return None if value is None or step is None else Best(quantity, evaluation, value, int(step))
 

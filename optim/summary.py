@@ -6,7 +6,7 @@ from typing import Any
 
 from optim.experiment import Experiment
 from optim.progress import Progress
-from optim.reader import DURING, split_kind
+from optim.reader import DURING, split_name
 
 OF_A_SEGMENT = ("job_id", "restart", "start_step", "end_step", "reason", "world_size", "revision")
 
@@ -21,7 +21,7 @@ def summarise(progress: Progress, experiment: Experiment, reason: str) -> dict[s
     steps: dict[str, list[int]] = {"train": [], DURING: [], "skipped": []}
     for row in rows:
         steps.setdefault(row["kind"], []).append(row["step"])
-    shown = {kind: taken for kind, taken in steps.items() if split_kind(kind)[0] in ("train", DURING)}
+    shown = {kind: taken for kind, taken in steps.items() if split_name(kind)[0] in ("train", DURING)}
     train_loss = [row["loss"] for row in rows if row["kind"] == "train"]
     found: dict[str, Any] = {
         "args": vars(progress.args),
