@@ -106,16 +106,10 @@ class Read:
 
     def text_bytes(self, vocab_size: int) -> int | None:
         """Of the tokens that are predicted; None where the tokenizer is not known."""
-        from data.sizes import token_sizes
+        from data.sizes import text_bytes, token_sizes
 
         sizes = token_sizes(self.splits.meta, vocab_size)
-        if sizes is None:
-            return None
-        length, tokens = self.splits.val.length, self.splits.val.tokens
-        return sum(
-            int(sizes[tokens[window * length + 1 : (window + 1) * length + 1]].sum())
-            for window in self.chosen.tolist()
-        )
+        return None if sizes is None else text_bytes(self.splits.val, sizes, self.chosen)
 
     def summary(self, losses: NDArray[np.float64], accuracies: NDArray[np.float64]) -> dict[str, Any]:
         """Of one source of several. losses, accuracies: of its windows."""
@@ -181,10 +175,14 @@ def documents_in(reads: Sequence[Read]) -> NDArray[np.int64] | None:
     return np.concatenate(parts)
 
 
-def bits_per_byte(nats: float, sizes: Sequence[int | None]) -> float | None:
-    """Of the loss of some texts. sizes: their bytes; None where one is not known."""
+def bits_of(loss: float, n_tokens: int, sizes: Sequence[int | None]) -> float | None:
+    """Bits per byte of some texts, by their mean loss. sizes: their bytes; None where one is not known."""
+    from data.sizes import bits_per_byte
+
     known = [size for size in sizes if size is not None]
-    return nats / math.log(2) / sum(known) if sum(known) and len(known) == len(sizes) else None
+    if not sum(known) or len(known) < len(sizes):
+        return None
+    return bits_per_byte(loss, n_tokens, sum(known))
 
 
 def of_sources(result: dict[str, Any], reads: Sequence[Read], vocab_size: int) -> dict[str, Any]:
@@ -195,8 +193,8 @@ def of_sources(result: dict[str, Any], reads: Sequence[Read], vocab_size: int) -
         mine = slice(first, first + read.chosen.size)
         first += read.chosen.size
         summary = read.summary(losses[mine], accuracies[mine])
-        nats = summary["val_loss"] * summary["n_tokens"]
-        found[read.name] = {**summary, "bits_per_byte": bits_per_byte(nats, [read.text_bytes(vocab_size)])}
+        bits = bits_of(summary["val_loss"], summary["n_tokens"], [read.text_bytes(vocab_size)])
+        found[read.name] = {**summary, "bits_per_byte": bits}
     return found
 
 
@@ -307,7 +305,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
         return
     losses, accuracies = result["window_losses"].numpy(), result["window_accuracies"].numpy()
     documents = documents_in(reads)
-    nats = result["val_loss"] * result["n_tokens"]
+    sizes = [read.text_bytes(args.vocab_size) for read in reads]
     summary = {
         "val_loss": result["val_loss"],
         "val_perplexity": perplexity(result["val_loss"]),
@@ -318,7 +316,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
         **intervals(result["val_loss"], losses, accuracies, documents),
         "val_loss_batch_mean": result["val_loss_batch_mean"],
         "val_acc_batch_mean": result["val_acc_batch_mean"],
-        "bits_per_byte": bits_per_byte(nats, [read.text_bytes(args.vocab_size) for read in reads]),
+        "bits_per_byte": bits_of(result["val_loss"], result["n_tokens"], sizes),
         "routing": routing_of(args),
         "tokens_per_second": result["n_tokens"] / seconds,
         "itr": restored.state.get("itr"),

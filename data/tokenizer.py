@@ -8,8 +8,10 @@ Nothing else asks for the name of a tokenizer.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,9 +19,17 @@ from numpy.typing import NDArray
 
 from config.flags import BYTES, CHARACTERS, GPT2, TOKENIZER_FILE
 from config.values import nearest
-from data.bins import TOKEN, Tokens
-from data.bpe import END_OF_TEXT, gpt2
+from data.bins import NEEDED, TOKEN, Tokens
+from data.bpe import END_OF_TEXT, gpt2, token_lengths
 from data.encode import Checked, best_engine
+from data.tokenizer_json import (
+    Stored,
+    UsersOwn,
+    read_vocabulary,
+    stored_byte_pairs,
+    stored_bytes,
+    stored_characters,
+)
 from data.vocabulary import OF_BPE, Vocabulary
 from errors import UserError
 
@@ -63,6 +73,10 @@ class Tokenizer(Protocol):
         """Files that must stand beside the bins, by name."""
         ...
 
+    def stored(self) -> Stored:
+        """As Hugging Face's tokenizers has it. Raises UserError where that form cannot hold it."""
+        ...
+
 
 class BytePairs:
     """GPT-2's."""
@@ -88,6 +102,9 @@ class BytePairs:
 
     def files(self) -> dict[str, bytes]:
         return {}
+
+    def stored(self) -> Stored:
+        return stored_byte_pairs()
 
 
 class Characters:
@@ -116,6 +133,9 @@ class Characters:
     def files(self) -> dict[str, bytes]:
         return {}
 
+    def stored(self) -> Stored:
+        return stored_characters(self.characters)
+
 
 class Bytes:
     """UTF-8 as it is; documents follow each other with nothing between them."""
@@ -139,6 +159,9 @@ class Bytes:
     def files(self) -> dict[str, bytes]:
         return {}
 
+    def stored(self) -> Stored:
+        return stored_bytes()
+
 
 _SINGLE = [bytes([value]) for value in range(256)]
 
@@ -152,39 +175,63 @@ class _BytesOfDocuments:
 
 @dataclass(frozen=True)
 class Kind:
-    """open: the tokenizer of a vocabulary. is_learned: its vocabulary is found in the text, so that there is
-    none before that.
+    """open: the tokenizer of a vocabulary. vocabulary: that of the name. is_learned: it is found in the text,
+    so that there is none before that. sizes: as `sizes_of`, where that is had without the tokenizer.
     """
 
     open: Callable[[Vocabulary], Tokenizer]
-    vocabulary: Vocabulary | None = None
+    vocabulary: Vocabulary
     is_learned: bool = False
+    sizes: Callable[[], Sequence[int] | None] | None = None
 
 
-KINDS = {
-    GPT2: Kind(BytePairs, BytePairs.known),
-    CHARACTERS: Kind(Characters, is_learned=True),
+NAMED = {
+    GPT2: Kind(BytePairs, BytePairs.known, sizes=token_lengths),
+    CHARACTERS: Kind(Characters, Vocabulary(CHARACTERS), is_learned=True),
     BYTES: Kind(Bytes, Bytes.known),
 }
+KINDS = {**NAMED, TOKENIZER_FILE: Kind(UsersOwn, Vocabulary(TOKENIZER_FILE))}
+
+
+def _kind_of(known: Vocabulary) -> Kind | None:
+    is_complete = all(getattr(known, name) for name in NEEDED.get(str(known.tokenizer), ()))
+    return KINDS.get(str(known.tokenizer)) if is_complete else None
 
 
 def open_tokenizer(known: Vocabulary) -> Tokenizer | None:
     """None where no tokenizer is named, or one that is not known here. Raises UserError where it cannot be
     had.
     """
-    kind = KINDS.get(known.tokenizer or "")
+    kind = _kind_of(known)
     return kind.open(known) if kind else None
 
 
-def named(name: str) -> Vocabulary:
-    """The vocabulary of a tokenizer that a command line names. Raises UserError."""
-    kind = KINDS.get(name)
+def sizes_of(known: Vocabulary) -> Sequence[int] | None:
+    """Bytes of each token; of the end of a text, 0. None where the tokenizer is not known, or not at hand.
+    Raises UserError as `open_tokenizer` does.
+    """
+    kind = _kind_of(known)
     if kind is None:
-        raise UserError(
-            f"--tokenizer {name}: there is no such tokenizer{nearest(name, KINDS)}; there are"
-            f" {', '.join(KINDS)}, or the path of a {TOKENIZER_FILE}"
-        )
-    return kind.vocabulary or Vocabulary(name)
+        return None
+    if kind.sizes is not None:
+        return kind.sizes()
+    tokenizer = kind.open(known)
+    sizes = [len(tokenizer.bytes_of(token)) for token in range(tokenizer.size)]
+    if known.end_of_text is not None:
+        sizes[known.end_of_text] = 0
+    return sizes
+
+
+def named(name: str) -> Vocabulary:
+    """The vocabulary of a tokenizer that a command line names, which may be a file. Raises UserError."""
+    if name in NAMED:
+        return NAMED[name].vocabulary
+    if name.endswith(".json") or os.path.exists(name):
+        return read_vocabulary(Path(name))
+    raise UserError(
+        f"--tokenizer {name}: there is no such tokenizer{nearest(name, NAMED)}; there are {', '.join(NAMED)},"
+        f" or the path of a {TOKENIZER_FILE}"
+    )
 
 
 def text_of(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:

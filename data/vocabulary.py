@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from config.flags import GPT2
+from config.flags import GPT2, TOKENIZER_FILE
 from data.bins import dataset_folder, label, read_meta
 from data.bpe import END_OF_TEXT
 from errors import UserError
@@ -33,7 +33,7 @@ class Vocabulary:
     tokenizer: str | None = None
     end_of_text: int | None = None
     characters: str | None = None
-    tokenizer_file: str | None = None
+    tokenizer_file: str | None = field(default=None, compare=False)
     tokenizer_sha256: str | None = None
 
     def meaning(self) -> tuple[str | None, ...]:
@@ -47,31 +47,33 @@ OF_BPE = Vocabulary(GPT2, END_OF_TEXT)
 def described(meta: Mapping[str, Any]) -> Vocabulary:
     """As a dataset's meta.json states it, or as a checkpoint recorded it."""
     values: dict[str, Any] = {}
-    for field in fields(Vocabulary):
-        kind = int if field.name == "end_of_text" else str
-        if isinstance(meta.get(field.name), kind):
-            values[field.name] = meta[field.name]
+    for name in (each.name for each in fields(Vocabulary)):
+        kind = int if name == "end_of_text" else str
+        if isinstance(meta.get(name), kind):
+            values[name] = meta[name]
     return Vocabulary(**values) if values.get("tokenizer") else Vocabulary()
 
 
-def vocabulary_of(state: Mapping[str, Any], args: Namespace, tokenizer: str | None = None) -> Vocabulary:
+def vocabulary_of(state: Mapping[str, Any], args: Namespace, given: Vocabulary | None = None) -> Vocabulary:
     """The vocabulary of a checkpoint with these flags: as it records it, else as its dataset states it, else
     as the dataset's name says.
 
-    tokenizer: given by the user, for where neither checkpoint nor dataset names one. Raises UserError for a
-    damaged meta.json.
+    given: by the user, for where neither checkpoint nor dataset names one, or where the file of theirs is
+    gone. Raises UserError for a damaged meta.json.
     """
     recorded = state.get("vocabulary")
     known = described(recorded) if isinstance(recorded, Mapping) else Vocabulary()
     folder = dataset_folder(args.dataset, args.data_dir)
     if known.tokenizer is None and folder.is_dir():
         known = described(read_meta(folder))
-    if (
-        known.tokenizer is None
-        and args.vocab_size > END_OF_TEXT
-        and (tokenizer == GPT2 or label(args.dataset) in OF_GPT2)
-    ):
-        return OF_BPE
+    if known.tokenizer is None:
+        known = given or (OF_BPE if label(args.dataset) in OF_GPT2 else known)
+        if known.end_of_text is not None and known.end_of_text >= args.vocab_size:
+            return Vocabulary()
+    places = [known.tokenizer_file, given and given.tokenizer_file, str(folder / TOKENIZER_FILE)]
+    there = next((place for place in places if place and Path(place).is_file()), None)
+    if known.tokenizer_file is not None and there is not None:
+        known = replace(known, tokenizer_file=there)
     return known
 
 
@@ -105,6 +107,6 @@ def unknown(args: Namespace) -> UserError:
     """That nobody says what a model's tokens are."""
     return UserError(
         f"nobody says what the {args.vocab_size} tokens of this model stand for: neither its checkpoint nor"
-        f" its dataset ({dataset_folder(args.dataset, args.data_dir)}) names a tokenizer; give --data_dir, or"
-        f" --tokenizer {GPT2} where it is that"
+        f" its dataset ({dataset_folder(args.dataset, args.data_dir)}) names a tokenizer that is known here;"
+        f" give --data_dir, or --tokenizer, as {GPT2} where it is that"
     )

@@ -57,6 +57,7 @@ def start_worker(counters: Any, parent: int) -> None:
     """In a new worker, which ends with the process `parent`. counters: shared by all workers."""
     global _counters
     _counters = counters
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a worker for each core
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     die_with(parent)
 

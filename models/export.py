@@ -247,8 +247,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--tokenizer",
-        choices=("gpt2",),
-        help="tokenizer, where neither checkpoint nor dataset names one",
+        help="tokenizer, where neither checkpoint nor dataset names one: gpt2, bytes, or a tokenizer.json",
     )
     parser.add_argument(
         "--authors",
@@ -353,11 +352,12 @@ def export_folder(
     settings: Any, path: Path, state: dict[str, Any], args: argparse.Namespace, given: argparse.Namespace
 ) -> str:
     """Write a folder for transformers. Returns a line on its tokenizer. Raises UserError."""
+    from data.tokenizer import named
     from data.tokenizer_files import tokenizer_files
     from data.vocabulary import vocabulary_of
     from optim.card import facts_of, model_card
 
-    known = vocabulary_of(state, args, given.tokenizer)
+    known = vocabulary_of(state, args, named(given.tokenizer) if given.tokenizer else None)
     tokenizer, line = tokenizer_files(known, settings.sequence_length)
     card = model_card(settings, given.dtype, facts_of(path, state, args), line)
     export(settings, state["model"], given.folder, given.dtype, card, tokenizer, known.end_of_text)

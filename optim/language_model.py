@@ -6,11 +6,13 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from data.sizes import text_bytes, token_sizes
 from data.text import TextData
 from distributed.world import World
 from models import make_model_from_args
@@ -44,7 +46,9 @@ def language_model(
     network = network.to(world.device)
     evaluations = []
     for name, splits in data.parts.items():
-        evaluations.append(HeldOut(args, world, network, splits.val, folder, identities[name], name))
+        sizes = world.on_main(partial(token_sizes, splits.meta, args.vocab_size))
+        counted = None if sizes is None else partial(text_bytes, splits.val, sizes)
+        evaluations.append(HeldOut(args, world, network, splits.val, folder, identities[name], name, counted))
     return Parts(
         NextToken(network),
         source,

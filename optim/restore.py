@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import config
 import distributed
-from config.flags import GPT2
+from config.flags import BYTES, GPT2
 from config.identity import INHERITED
 from config.mixture import names_of_sources
 from config.recipe import DEFAULT_RECIPE, flags_of, recipes
@@ -44,8 +44,8 @@ TOKENIZER = Flag(
     "tokenizer",
     str,
     None,
-    "tokenizer, where neither the checkpoint nor its dataset names one (None: the named one)",
-    choices=(GPT2,),
+    f"tokenizer, where neither the checkpoint nor its dataset names one: {GPT2}, {BYTES}, or a file"
+    " tokenizer.json, also a copy of one that is gone (None: the named one)",
 )
 
 
