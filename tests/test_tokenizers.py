@@ -126,11 +126,14 @@ def bins(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_bytes_follow_each_other_with_nothing_between(tmp_path: Path, corpus: Path) -> None:
+def test_bytes_follow_each_other_with_nothing_between(
+    tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert prepare(tmp_path / "set", corpus, tokenizer="bytes", val_fraction=0.25) == 0
     found = bins(tmp_path / "set")
     assert b"".join(found[name].astype(np.uint8).tobytes() for name in found) == "".join(TEXTS * 8).encode()
     assert "end_of_text" not in read_meta(tmp_path / "set")
+    assert "documents follow each other directly" in capsys.readouterr().out
 
 
 @pytest.mark.slow
