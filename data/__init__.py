@@ -8,7 +8,7 @@ characters.py                                 the same, one token a character
 inspect.py                                    shows and verifies bins
 bins.py, order.py                             bins to windows; which window when
 batch.py, token_source.py, mixture.py         what a training takes its samples from
-setup.py                                      the built-in corpus, made on first use
+setup.py, built_in.py                         built-in corpora, made on first use
 vocabulary.py, sizes.py, tokenizer_files.py   the tokenizer: which one, bytes of its tokens, its files
 unigram.py                                    a baseline without context
 
