@@ -36,7 +36,15 @@ CHECKPOINT = re.compile(r"ckpt(_.*)?\.pt")
 # by which a user changes what squeue shows when it is typed by hand
 OF_A_PROFILE = ("SQUEUE_", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
 # in rows of evaluations, beside what they measured
-NOT_MEASURED = ("step", "extension", "grad_norm", "max_grad_norm", "mean_grad_norm", "overflows")
+NOT_MEASURED = (
+    "step",
+    "extension",
+    "n_batches",
+    "grad_norm",
+    "max_grad_norm",
+    "mean_grad_norm",
+    "overflows",
+)
 UNDER_WAY = ("RUNNING", "CONFIGURING", "COMPLETING")
 # the name of a job, as iridis/train.sh and name_job make it
 TRAINING = re.compile(r"train-(?P<experiment>.+)-(?P<mark>[0-9a-f]{8})")
