@@ -322,9 +322,8 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     args = config.add_defaults({"model": "base", **shape, **settings})
 
     def evaluations(world: Any) -> list[Any]:
-        own = [
-            HeldOut(args, world, network, windows[name], folder, identities[name], name) for name in SOURCES
-        ]
+        held = {name: TokenWindows(each[:200], 8, 32) for name, each in tokens.items()}
+        own = [HeldOut(args, world, network, held[name], folder, identities[name], name) for name in SOURCES]
         return [*own, Score()]
 
     fit(
