@@ -25,8 +25,9 @@ from optim.reader import Best, newest_rows
 from optim.reporting import charts
 from optim.tracked import HIGHER
 from report.__main__ import main as report
+from report.collect import collect
 from tests.statuses import experiment, metric, page_of, said, seen
-from tests.summaries import write
+from tests.summaries import evaluation, write
 
 pytestmark = pytest.mark.usefixtures("no_programs")
 
@@ -188,6 +189,15 @@ def test_the_point_of_the_best_checkpoint_is_marked(tracked, loss):
     assert int(match[1]) + draw.RING == pytest.approx(draw.COLUMNS[0] + 20 / 58 * draw.WIDTH, abs=1)
 
 
+def test_what_the_user_measures_has_a_panel_of_its_own():
+    rows = [{**scored(step), "score": step / 10} for step in range(0, 50, 10)]
+    body = draw.drawing(rows, [], best=Best("score", "script", 3.0, 30))
+    assert re.search(r'<text class="h" x="\d+" y="\d+">score</text>', body)
+    assert "best.pt: score@script 3 at step 30" in body
+    height = re.search(r"viewBox=\"0 0 1200 (\d+)", draw.figure("run", body, has_frame=False))
+    assert height is not None and int(height[1]) > max(map(int, re.findall(r'y="(\d+)"', body)))
+
+
 def test_an_evaluation_without_a_name_is_drawn_as_ever():
     text = drawing_of("")
     assert 'class="v m"' in text and "<title>" not in text and 'class="e' not in text
@@ -280,6 +290,18 @@ def test_the_card_states_the_perplexity_of_each(tmp_path):
     write(tmp_path / "summary.json", {"itr": 60, "final_val_pp@wiki": 9.5, "final_val_pp@roam": 8.25})
     facts = facts_of(tmp_path / "ckpt.pt", {"itr": 60}, config.add_defaults({}))
     assert facts["validation perplexity"] == "9.50 on wiki, 8.25 on roam (summary.json)"
+
+
+def test_the_summary_of_a_mixture_has_the_perplexity_on_each_source(tmp_path, capsys):
+    """As eval.py writes it: beside those of all sources together."""
+    for name in ("a", "b"):
+        path = evaluation(tmp_path / name, 27.0, model="cot", n_layer=12, dataset="wiki=0.8,roam=0.2")
+        sources = {"wiki": {"val_perplexity": 20.5}, "roam": {"val_perplexity": 30.5}}
+        write(path, {**json.loads(path.read_text()), "sources": sources})
+    assert report(["compare", *(str(tmp_path / name / path.name) for name in ("a", "b"))]) == 0
+    assert "     roam: perplexity 30.500" in capsys.readouterr().out.splitlines()
+    found = collect([tmp_path])
+    assert [one.sources for one in found.evaluations] == [{"wiki": 20.5, "roam": 30.5}] * 2
 
 
 def test_charts_have_the_names_of_the_evaluations():
