@@ -314,9 +314,17 @@ def test_file_without_optimizer_state_is_no_place_to_go_on_from(
     )
 
 
-def test_optimizer_state_of_other_parameters_is_refused(told: Any, file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["params", "state", "moments"])
+def test_optimizer_state_of_other_parameters_is_refused(
+    part: str, told: Any, file: Path, tmp_path: Path
+) -> None:
     state = content(file)["optimizer_state"]
-    state["param_groups"][0]["params"].pop()
+    if part == "params":
+        state["param_groups"][0]["params"].pop()
+    elif part == "state":
+        state["state"] = {}
+    else:
+        del state["state"][3]["exp_avg_sq"]
     path = changed(file, tmp_path / "x.pt", optimizer_state=state)
     (line,) = told(resume=path)
     assert line.startswith(f"cannot resume {path}: its optimizer_state is not that of one AdamW over ")
