@@ -45,14 +45,14 @@ def content_of(state: Mapping[str, Any], args: Namespace) -> dict[str, Any]:
 
     Raises UserError where the network is no byte GPT.
     """
-    if is_its_file(state):
-        return {name: state[name] for name in FIELDS if state[name] is not None}
     settings = ModelSettings.from_args(args)
     wrong = misfits(settings)
     if wrong:
         raise UserError(f"no byte GPT has {', '.join(wrong)}: its code could not load this model")
     model = Transformer(settings)
     load_weights(model, state["model"])
+    if is_its_file(state):
+        return {name: state[name] for name in FIELDS if state[name] is not None}
     content = {
         "model_cfg": its_settings(settings),
         "train_cfg": _train_settings(args),
