@@ -305,7 +305,13 @@ def test_the_summary_of_a_mixture_has_the_perplexity_on_each_source(tmp_path, ca
 
 
 def test_charts_have_the_names_of_the_evaluations():
-    assert charts({"kind": "eval@wiki", "step": 3, "val_loss": 2.0}) == {"eval/wiki/val_loss": 2.0}
+    row = {"kind": "eval@wiki", "step": 3, "val_loss": 2.0, "max_grad_norm": 0.5}
+    assert charts(row) == {
+        "eval/wiki/val_loss": 2.0,
+        "val/loss/wiki": 2.0,
+        "eval/wiki/max_grad_norm": 0.5,
+        "train/max_grad_norm": 0.5,
+    }
 
 
 # a real training
