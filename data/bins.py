@@ -97,7 +97,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
         for name in NEEDED.get(str(meta.get("tokenizer")), ()):
             if not meta.get(name):
                 raise ValueError(f"{name} is missing")
-        if meta.get("splits") and meta.get("dtype", "uint16") not in DTYPES:
+        if meta.get("splits") and str(meta.get("dtype", "uint16")) not in DTYPES:
             raise ValueError(f"dtype is {meta['dtype']!r:.40}, not one of {', '.join(DTYPES)}")
         for split in meta.get("splits", {}).values():
             for name in ("tokens", "largest_token", "documents"):
@@ -319,7 +319,7 @@ def check_format(path: Path, tokens: Tokens, meta: Mapping[str, Any]) -> None:
 
     Bins that meta.json describes are believed, as are those whose dtype it states.
     """
-    if meta.get("splits") or meta.get("dtype") in DTYPES:
+    if meta.get("splits") or str(meta.get("dtype")) in DTYPES:
         return
     head = tokens[:PROBE_BYTES].tobytes()
     wrong = _foreign_header(head, tokens.size * TOKEN.itemsize) or _wider_numbers(tokens)
