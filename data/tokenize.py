@@ -298,8 +298,8 @@ def advice(meta: dict[str, Any], results: list[dict[str, Any]]) -> list[str]:
     kept = sum(result.get("kept_bytes", result["bytes"]) for result in results)
     if kept != meta["bytes"]:
         lines.append(
-            f"note: the text has {meta['bytes']:,} bytes, and its tokens stand for {kept:,}: this tokenizer does"
-            " not keep text as it is, and bits per byte are of what its tokens stand for"
+            f"note: the text has {meta['bytes']:,} bytes, and its tokens stand for {kept:,}: this tokenizer"
+            " does not keep text as it is, and bits per byte are of what its tokens stand for"
         )
     if "vocab_size" in meta:
         lines.append(f"train with --vocab_size {meta['vocab_size']} or more")
