@@ -220,10 +220,11 @@ def recorded(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def add_defaults(given: Mapping[str, Any]) -> Namespace:
     """All flags: the given values over the defaults. Short model names become long ones; data_seed follows
-    seed.
+    seed, and what else a recipe says.
     """
     flags = flags_of(given)
     values = {**{name: flag.default for name, flag in flags.items()}, **given}
+    values = {**values, **recipe_of(given).follow(values), **given}
     for name, flag in flags.items():
         if flag.short_forms:
             values[name] = flag.short_forms.get(values[name], values[name])

@@ -24,6 +24,10 @@ def _nothing(args: Namespace) -> list[Any]:
     return []
 
 
+def _nothing_follows(values: dict[str, Any]) -> dict[str, Any]:
+    return {}
+
+
 def _no_training(args: Namespace, world: Any, folder: Path) -> Any:
     raise NotImplementedError("these flags are not of a training")
 
@@ -39,8 +43,9 @@ class Recipe:
     defaults: flag -> the default that it has in this recipe. spellings: another system's name of a setting,
     on the command line or as a key of a config file -> flag; with - or _ alike. sections: of its config
     files, and their keys (none: every flag); without any, sections have names of any kind. selftest: flags of
-    --selftest_resume, above the defaults. check: a line for each combination that cannot work. notes: a line
-    for each setting that has no effect. assemble: what is trained, as optim.progress.Parts, of the flags, the
+    --selftest_resume, above the defaults. follow: values of flags that follow others, of the values of all;
+    those that are given count. check: a line for each combination that cannot work. notes: a line for each
+    setting that has no effect. assemble: what is trained, as optim.progress.Parts, of the flags, the
     processes and the experiment's folder.
 
     Raises ValueError where a default is of no flag, or a spelling is of none or of two.
@@ -54,6 +59,7 @@ class Recipe:
     spellings: Mapping[str, str] = field(default_factory=dict)
     sections: Mapping[str, Sequence[str]] = field(default_factory=dict)
     selftest: Mapping[str, Any] = field(default_factory=dict)
+    follow: Callable[[dict[str, Any]], dict[str, Any]] = _nothing_follows
     check: Callable[[Namespace], list[Problem]] = _nothing
     notes: Callable[[Namespace], list[str]] = _nothing
     assemble: Callable[[Namespace, Any, Path], Any] = _no_training

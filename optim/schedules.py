@@ -195,11 +195,11 @@ class Schedule:
     def describe(self) -> str:
         """The rate at the start, at its peak and at the end, for the first lines of a run."""
         peak = 0 if self.shape.scheduler == "none" else self.legs[-1].peak
-        return (
-            f"learning rate ({self.shape.scheduler}): {self.rate_at(0):.3g} at the start,"
-            f" {self.rate_at(peak):.3g} at the peak (step {peak}), {self.rate_at(self.horizon - 1):.3g} at"
-            " the end"
-        )
+        line = f"learning rate ({self.shape.scheduler}): {self.rate_at(0):.3g} at the start,"
+        end = f" {self.rate_at(self.horizon - 1):.3g} at the end"
+        if peak >= self.horizon:
+            return f"{line}{end}: the warm-up of {peak} steps is longer than the run"
+        return f"{line} {self.rate_at(peak):.3g} at the peak (step {peak}),{end}"
 
 
 def resumed_legs(state: Mapping[str, Any], shape: Shape, iterations: int, extend: str | None) -> list[Leg]:

@@ -45,7 +45,8 @@ class Tracked:
                 of = f"@{which}" if which else ""
                 choices += [f"{name}{of}" for name in names]
             there_are = ", ".join(choices) or "none"
-            why = " (the tokenizer of these data is not known here)" if self.quantity == BITS_PER_BYTE else ""
+            is_unknown = self.quantity == BITS_PER_BYTE and bool(quantities)
+            why = " (the tokenizer of these data is not known here)" if is_unknown else ""
             raise UserError(f"--track {wanted}: nothing measures that{why}; there are: {there_are}")
         if not every:
             raise UserError(f"--track {wanted} needs evaluations during training: give --eval_freq")

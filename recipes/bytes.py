@@ -13,10 +13,11 @@ from dataclasses import replace
 from typing import Any
 
 from config.flags import GROUPS
-from config.mixture import RANDOM
+from config.mixture import RANDOM, names_of_sources
 from config.old_flags import OLD_FLAGS
 from config.recipe import Recipe
 from config.schema import Flag
+from errors import UserError
 from models.byte_format import MODEL_FIELDS
 from recipes import cotformer
 
@@ -64,8 +65,9 @@ DEFAULTS: dict[str, Any] = {
     "decayed": "all",
     "dataset": "wiki=0.784,roam=0.196,primer=0.02",
     "sampling": RANDOM,
-    "track": "val_loss@wiki",
 }
+WIKI = "wiki"  # the source whose loss the public loop tracks
+DEFAULT_TRACK = "val_loss of wiki, else of the first source, else of the dataset"
 PERIODIC = re.compile(r"step_(\d{7,})\.pt")
 
 
@@ -77,12 +79,26 @@ def checkpoint_name(text: str) -> str:
     return f"ckpt_{int(step[1])}.pt" if step else text
 
 
+def follow(values: Mapping[str, Any]) -> dict[str, Any]:
+    """--track, the loss that decides on best.pt, as DEFAULT_TRACK says."""
+    try:
+        names = names_of_sources(values["dataset"])
+    except UserError:  # which `check` reports
+        return {}
+    if not values["eval_freq"]:
+        return {}
+    source = WIKI if WIKI in names else next(iter(names), None)
+    return {"track": f"val_loss@{source}" if source else "val_loss"}
+
+
 def own_groups() -> Mapping[str, Sequence[Flag]]:
     """The groups of flags, with a --use_pretrained that knows these names."""
     groups = {}
     for title, flags in GROUPS.items():
         own = []
         for flag in flags:
+            if flag.name == "track":
+                flag = replace(flag, help=f"{flag.help}; where it is not given, {DEFAULT_TRACK}")
             if flag.name == "use_pretrained":
                 flag = replace(
                     flag,
@@ -104,7 +120,8 @@ RECIPE = Recipe(
     defaults=DEFAULTS,
     spellings={**MODEL_FIELDS, **TRAIN_FIELDS, "resume": "use_pretrained"},
     sections={"model": list(MODEL_FIELDS), "train": list(TRAIN_FIELDS), "flags": ()},
-    selftest={**cotformer.SELFTEST, "mlp_width": 256, "track": None},
+    selftest={**cotformer.SELFTEST, "mlp_width": 256},
+    follow=follow,
     check=cotformer.check,
     notes=cotformer.notes,
 )

@@ -77,8 +77,21 @@ def test_built_name_shows_what_differs_from_its_defaults() -> None:
     assert config.experiment_name(parsed("--C", 64)) == "lr0.0003_bs32x1_seqlen256_n_embd=64_seed42"
 
 
+@pytest.mark.parametrize(
+    ("dataset", "track"),
+    [("roam=0.5,wiki=0.5", "val_loss@wiki"), ("code=0.5,docs=0.5", "val_loss@code"), ("code", "val_loss")],
+)
+def test_what_is_tracked_follows_the_dataset(dataset: str, track: str) -> None:
+    assert config.parse_args(["bytes", "--p_train", dataset]).track == track
+
+
+def test_nothing_is_tracked_where_that_is_asked_for() -> None:
+    assert config.parse_args(["bytes", "--track", "none"]).track is None
+
+
 def test_tracked_source_must_be_in_the_mixture(capsys: pytest.CaptureFixture[str]) -> None:
-    (line,) = refused(capsys, "bytes", "--p_train", "code=0.5,docs=0.5")
+    words = ("bytes", "--p_train", "code=0.5,docs=0.5", "--track", "val_loss@wiki")
+    (line,) = refused(capsys, *words)
     assert "--track val_loss@wiki: nothing measures that; there are: val_loss@code" in line
 
 

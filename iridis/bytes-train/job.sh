@@ -12,17 +12,13 @@ TAKES_WORDS=1
 # CONFIGURATION (each can be set in the environment; SEED, ITERATIONS and EVAL_FREQ too, which are otherwise those of the preset)
 : "${N_GPUS:=1}" "${N_NODES:=1}" "${TIME_LIMIT:=4:00:00}" "${MEMORY:=32G}" # N_GPUS is of a node; --gres and processes follow
 : "${DATASET:=lib_code=0.784,lib_docs=0.196,lib_licenses=0.02}" # any prepared datasets of bytes, with their shares
-SOURCE=""
-if [[ $DATASET == *=* && $DATASET != */* ]]; then # a mixture
-    SOURCE="@${DATASET%%=*}"
-fi
-: "${TRACK:=val_loss${SOURCE//[[:space:]]/}}" # best.pt is the checkpoint with the lowest value of this: by default, of the first source
+: "${TRACK:=}" # best.pt has the best value of this; by default, the loss of wiki, else of the first source
 
 PRESET="${WORDS[*]:-smoke}"
 [[ $PRESET == smoke || $PRESET == train ]] || die "say which preset: smoke (1,000 steps) or train (20,000), not $(printf '%q' "$PRESET")"
 
 setting() {
-    TRAIN_FLAGS=(bytes --config "recipes/presets/bytes_$PRESET.json" --dataset "$DATASET" --track "$TRACK"
+    TRAIN_FLAGS=(bytes --config "recipes/presets/bytes_$PRESET.json" --dataset "$DATASET" ${TRACK:+--track "$TRACK"}
         --data_dir "$DATA_DIR" --results_base_folder "$RESULTS_DIR"
         ${ITERATIONS:+--iterations "$ITERATIONS"} ${SEED:+--seed "$SEED"} ${EVAL_FREQ:+--eval_freq "$EVAL_FREQ"})
 }
