@@ -15,8 +15,12 @@ from models.hidden import Hidden
 
 MATRIX = "matrix"  # weights of linear layers
 EMBEDDING = "embedding"  # tables of vectors, also where the head is tied to one
+VALUE_EMBEDDING = "value_embedding"  # tables whose vectors are added to attention's values
+HEAD = "head"  # an output matrix that is not tied to an embedding
 NORM = "norm"
 SCALAR = "scalar"  # biases, and whatever else is no matrix
+RESIDUAL_SCALAR = "residual_scalar"  # what each layer multiplies its input by
+X0_SCALAR = "x0_scalar"  # ... and the embeddings, which it adds
 ROUTER = "router"  # weights that score tokens for a further pass, or for leaving
 FROZEN = "frozen"  # takes no gradient
 
