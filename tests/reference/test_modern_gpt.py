@@ -8,7 +8,7 @@ import torch
 
 import config
 import models
-from models.macs import count_macs, training_flops_per_token
+from models.macs import training_flops_per_token
 from models.network import EMBEDDING, HEAD, MATRIX, RESIDUAL_SCALAR, VALUE_EMBEDDING, X0_SCALAR, roles_of
 from models.weights import load_weights
 from optim.generation import Sampling, Session, generate
