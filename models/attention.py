@@ -341,7 +341,7 @@ def flash_works(device: torch.device, dtype: torch.dtype, head_width: int, in_wi
         return True
     if device.type != "cuda" or dtype not in HALF or head_width % 8:
         return False
-    length = 2 * TILE
+    length, count = 2 * TILE, 3 if in_window else 5
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         shape = (2, 2, length, head_width)
         inputs = [
@@ -351,7 +351,7 @@ def flash_works(device: torch.device, dtype: torch.dtype, head_width: int, in_wi
             .view(shape)
             .to(dtype)
             .requires_grad_()
-            for i in range(3 if in_window else 5)
+            for i in range(count)
         ]
         passes = list(zip(inputs[1::2], inputs[2::2], strict=True))
         positions = torch.arange(length, device=device).unsqueeze(0)
