@@ -32,9 +32,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         token_weights: Tensor,
         dtype: torch.dtype,
+        softcap: float | None,
         want_grad: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         n, rows = hidden.shape[0], max(1, SLICE_ELEMENTS // weight.shape[0])
+        if softcap is not None:  # whose tanh is held beside the logits
+            rows = max(1, rows // 2)
         x, w = hidden.to(dtype), weight.to(dtype)
         losses = torch.empty(n, dtype=torch.float32, device=hidden.device)
         hits = torch.zeros(n, dtype=torch.bool, device=hidden.device)
@@ -42,9 +45,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if want_grad else None
         # one for all slices
         buffer = torch.empty(min(rows, n), weight.shape[0], dtype=dtype, device=hidden.device)
+        capped = torch.empty_like(buffer if softcap is not None else buffer[:0], dtype=torch.float32)
         for begin in range(0, n, rows):
             part = slice(begin, min(n, begin + rows))
             logits = torch.mm(x[part], w.t(), out=buffer[: part.stop - begin]).float()
+            if softcap is not None:
+                tanh = logits.div_(softcap).tanh_()
+                logits = torch.mul(tanh, softcap, out=capped[: part.stop - begin])
             target = targets[part].unsqueeze(-1)
             counted = target != IGNORE
             target = target.clamp_min(0)
@@ -62,7 +69,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             log_norm = -odds.amax(-1, keepdim=True).log_()
             losses[part] = ((log_norm + largest - of_target) * counted).squeeze(-1)
             scale = counted * token_weights[part].unsqueeze(-1)
-            grad = odds.mul_(scale).scatter_add_(-1, target, -scale).to(dtype)
+            odds.mul_(scale).scatter_add_(-1, target, -scale)
+            if softcap is not None:
+                odds.addcmul_(odds, tanh.square_(), value=-1)  # times the slope of the cap
+            grad = odds.to(dtype)
             grad_hidden[part] = grad @ w
             if dtype == weight.dtype:
                 grad_weight.addmm_(grad.t(), x[part])
@@ -85,23 +95,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
             token_weights_grad,
             None,
             None,
+            None,
         )
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, token_weights: Tensor | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    token_weights: Tensor | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted sum of the tokens' cross-entropies; per token the loss in nats; and whether the best guess is
     right.
 
     hidden (N, D), weight (V, D), targets (N,) int64 with IGNORE for tokens that do not count, token_weights
     (N,) float32 or None for ones. Only the sum carries a gradient; guesses are judged only where no gradient
-    is wanted. Under autocast the products are taken in its dtype.
+    is wanted. softcap c: logits z are c tanh(z / c). Under autocast the products are taken in its dtype.
     """
     dtype = computing_dtype(hidden.device, hidden.dtype)
     if token_weights is None:
         token_weights = torch.ones(hidden.shape[0], device=hidden.device)
     with without_autocast(hidden.device):
         return _LinearCrossEntropy.apply(
-            hidden, weight, targets, token_weights, dtype, torch.is_grad_enabled()
+            hidden, weight, targets, token_weights, dtype, softcap, torch.is_grad_enabled()
         )

@@ -15,8 +15,12 @@ from models.hidden import Hidden
 
 MATRIX = "matrix"  # weights of linear layers
 EMBEDDING = "embedding"  # tables of vectors, also where the head is tied to one
+VALUE_EMBEDDING = "value_embedding"  # tables whose vectors are added to attention's values
+HEAD = "head"  # an output matrix that is not tied to an embedding
 NORM = "norm"
 SCALAR = "scalar"  # biases, and whatever else is no matrix
+RESIDUAL_SCALAR = "residual_scalar"  # what each layer multiplies its input by
+X0_SCALAR = "x0_scalar"  # ... and the embeddings, which it adds
 ROUTER = "router"  # weights that score tokens for a further pass, or for leaving
 FROZEN = "frozen"  # takes no gradient
 
@@ -24,7 +28,8 @@ FROZEN = "frozen"  # takes no gradient
 class Network(Protocol):
     """A network of tokens. It makes no loss: an objective does, of what `run` returns.
 
-    may_leave_unused: a step may leave a parameter without a gradient, for which DDP must then search.
+    may_leave_unused: a step may leave a parameter without a gradient, for which DDP must then search. A
+    network may also have `softcap`: c, where its logits z are c tanh(z / c).
     """
 
     @property

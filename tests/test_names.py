@@ -149,6 +149,16 @@ TABLE: list[tuple[str, str]] = [
         ),
     ),
     (
+        (
+            "--block modern --window_pattern SSSL --n_kv_head 3 --rope_dtype bfloat16 --n_layer 6 --n_embd 38"
+            "4 --n_head 6"
+        ),
+        (
+            "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_block=modern_n_layer=6_n_embd=384_n_head=6_n_kv_hea"
+            "d=3_window_pattern=SSSL_rope_dtype=bfloat16_seed2"
+        ),
+    ),
+    (
         "--dataset wiki=0.784,roam=0.196,primer=0.02 --sampling random",
         "exps/mix-primer-roam-wiki-48a08cab/base/lr0.001_bs32x4_seqlen512_sampling=random_seed2",
     ),
@@ -197,6 +207,10 @@ CHANGES = {
     "n_layer": 12,
     "n_embd": 384,
     "n_head": 6,
+    "block": "modern",
+    "n_kv_head": 3,
+    "window_pattern": "SSSL",
+    "rope_dtype": "bfloat16",
     "sequence_length": 256,
     "dtype": "bfloat16",
     "bias": True,
