@@ -12,10 +12,36 @@ from config.naming import MAX_COMPONENT, bad_name
 from config.values import Problem
 from errors import UserError
 
+# flags of some schedules only -> these
+OF_SCHEDULES = {
+    "warmup_percent": ("cos", "linear", "wsd"),
+    "final_div_factor": ("cos", "linear", "wsd"),
+    "decay_percent": ("wsd",),
+    "warmup_steps": ("warmup_cos",),
+    "min_lr": ("warmup_cos",),
+    "warmup_ratio": ("trapezoid",),
+    "warmdown_ratio": ("trapezoid",),
+    "final_lr_frac": ("trapezoid",),
+}
+OWN_RATES = ("embedding_lr", "unembedding_lr", "scalar_lr")  # of muon
+
+
+def unused_by_optimiser(args: Namespace) -> dict[str, str]:
+    """Flags that the optimiser or the schedule has no use for, each with words that follow "no effect"."""
+    unused = {}
+    if args.opt != "muon":
+        unused = dict.fromkeys((*OWN_RATES, "muon_dtype"), f" with --opt {args.opt}")
+    if args.opt == "muon":
+        unused["decayed"] = " with --opt muon: matrices decay"
+    for name, schedulers in OF_SCHEDULES.items():
+        if args.scheduler not in schedulers:
+            unused[name] = f" with --scheduler {args.scheduler}"
+    return unused
+
 
 def optimiser_problems(args: Namespace) -> list[Problem]:
     problems = []
-    if args.opt == "adamw" and (args.beta1 >= 1 or args.beta2 >= 1):
+    if args.opt in ("adamw", "muon") and (args.beta1 >= 1 or args.beta2 >= 1):
         problems.append(Problem("--beta1 and --beta2 must be below 1", "beta1", "beta2"))
     if args.scheduler == "wsd" and args.warmup_percent + args.decay_percent > 1:
         problems.append(
@@ -26,6 +52,10 @@ def optimiser_problems(args: Namespace) -> list[Problem]:
                 "decay_percent",
             )
         )
+    own_rates = [name for name in OWN_RATES if getattr(args, name) is not None]
+    if args.opt == "muon" and args.lr == 0 and own_rates:
+        line = f"--{own_rates[0]} is kept as a multiple of --lr, which must not be 0 then"
+        problems.append(Problem(line, "lr", own_rates[0]))
     if args.scheduler == "warmup_cos" and args.min_lr > args.lr:
         line = f"--min_lr {args.min_lr} is more than --lr {args.lr}: the rate would rise"
         problems.append(Problem(line, "min_lr", "lr"))

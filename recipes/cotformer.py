@@ -7,7 +7,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config.checks import notes_on_checkpoints, optimiser_problems, place_problems
+from config.checks import (
+    notes_on_checkpoints,
+    optimiser_problems,
+    place_problems,
+    unused_by_optimiser,
+)
 from config.flags import FLAGS, GROUPS
 from config.old_flags import OLD_FLAGS
 from config.recipe import Recipe
@@ -41,10 +46,6 @@ SELFTEST: dict[str, Any] = {
     "eval_batches": 4,
     "log_freq": 1,
     "save_checkpoint_freq": 7,
-}
-UNUSED_BY_SCHEDULE = {
-    "warmup_cos": ("warmup_percent", "final_div_factor", "decay_percent"),
-    "others": ("warmup_steps", "min_lr"),
 }
 
 
@@ -141,8 +142,7 @@ def notes(args: Namespace) -> list[str]:
             reasons[name] = f" on {args.model}: it routes no tokens"
     if not variant.depth_emb:
         reasons["depth_embedding"] = f" on {args.model}"
-    for name in UNUSED_BY_SCHEDULE["warmup_cos" if args.scheduler == "warmup_cos" else "others"]:
-        reasons[name] = f" with --scheduler {args.scheduler}"
+    reasons |= unused_by_optimiser(args)
     changed = [name for name in reasons if getattr(args, name) != FLAGS[name].default]
     return [f"--{name} has no effect{reasons[name]}" for name in changed] + notes_on_checkpoints(args)
 
