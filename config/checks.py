@@ -89,10 +89,26 @@ def notes_on_checkpoints(args: Namespace) -> list[str]:
     ]
 
 
+LARGEST = 4096  # micro-batch that is worth naming
+
+
+def batch_sizes_that_fit(samples: int, processes: int) -> list[int]:
+    """Sizes of a micro-batch, the largest first, of which every process can run the same number in a step of
+    so many samples; none where the samples themselves cannot be shared evenly.
+    """
+    share, left = divmod(samples, processes)
+    return [] if left else [size for size in range(min(share, LARGEST), 0, -1) if share % size == 0]
+
+
 def check_world_size(args: Namespace, world_size: int) -> None:
     """Raises UserError where the micro-batches of a step cannot be shared evenly."""
     if args.acc_steps % world_size:
+        samples = args.batch_size * args.acc_steps
+        sizes = ", ".join(map(str, batch_sizes_that_fit(samples, world_size)))
+        fitting = f"the same {samples} of a step can be cut into micro-batches of {sizes}"
+        if not sizes:
+            fitting = f"nor are the {samples} of a step"
         raise UserError(
             f"--acc_steps {args.acc_steps} is not divisible by {world_size} processes: each runs acc_steps /"
-            f" processes micro-batches of --batch_size {args.batch_size} a step"
+            f" processes micro-batches of --batch_size {args.batch_size} a step; {fitting}"
         )

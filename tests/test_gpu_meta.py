@@ -44,7 +44,7 @@ def test_tokens_that_leave_and_windows_stay_on_their_device(name, window):
     assert model.train()(idx, targets=targets)["loss"].device == META
 
 
-@pytest.mark.parametrize("opt", ["adamw", "sgd"])
+@pytest.mark.parametrize("opt", ["adamw", "sgd", "muon"])
 def test_the_optimizer_stays_on_its_device(opt):
     model, idx, targets = on_meta("lncot")
     optimizer = make_optimizer(model, tiny_args("lncot", opt=opt))
