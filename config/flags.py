@@ -11,6 +11,7 @@ from models.variants import ALIASES, VARIANTS, positional_encoders, random_depth
 BACKENDS = ("nccl", "gloo")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTION = ("fast", "reference")
+BLOCKS = ("published", "modern")
 SCHEDULERS = ("cos", "linear", "wsd", "warmup_cos", "trapezoid", "none")
 OPTIMIZERS = ("adamw", "sgd", "adafactor", "muon")
 GPT2, CHARACTERS = "gpt2", "char"  # tokenizers
@@ -230,9 +231,32 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             choices=(*VARIANTS, *ALIASES),
             short_forms=ALIASES,
         ),
+        Flag(
+            "block",
+            str,
+            "published",
+            "what layers are made of: published (the paper's), or modern: norms without weights, rotary"
+            " positions and QK-norm, squared ReLU, value embeddings, scalars for a layer's input and for the"
+            " embeddings, an untied head with capped logits",
+            choices=BLOCKS,
+        ),
         Flag("n_layer", int, 24, "transformer blocks in all: begin + middle + end", low=1),
         Flag("n_embd", int, 768, "model width", low=1),
         Flag("n_head", int, 12, "attention heads; divides n_embd", low=1),
+        Flag(
+            "n_kv_head",
+            int,
+            None,
+            "modern blocks: heads of keys and values; divides n_head (None: n_head)",
+            low=1,
+        ),
+        Flag(
+            "window_pattern",
+            str,
+            "L",
+            "modern blocks: letters that say, layer by layer and from the start again, how far back attention"
+            " sees: L = sequence_length, S = half of it; the last layer is L",
+        ),
         Flag("sequence_length", int, 512, "tokens of a training sequence", low=1),
         Flag(
             "dtype",
@@ -248,6 +272,13 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("norm_bias", boolean, None, "bias in norms (None: as --bias)"),
         Flag("mlp_width", int, None, "width of the MLP's inner layer (None: 4 x n_embd)", low=1),
         Flag("rope_base", float, 10000.0, "base of the angles of rotary positions", low=1.0001),
+        Flag(
+            "rope_dtype",
+            str,
+            "float32",
+            "dtype to which cosines and sines of rotary positions are rounded",
+            choices=("float32", "bfloat16"),
+        ),
         Flag(
             "scaled_init",
             boolean,

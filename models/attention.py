@@ -32,8 +32,10 @@ class Rotary(nn.Module):
 
     freqs: Tensor
 
-    def __init__(self, head_width: int, base: float) -> None:
+    def __init__(self, head_width: int, base: float, rounded_to: torch.dtype | None = None) -> None:
+        """rounded_to: dtype that cosines and sines are rounded to (None: they are not)."""
         super().__init__()
+        self.rounded_to = rounded_to
         exponent = math.log10(base)  # 4 to the last bit for the authors' base
         freqs = 10.0 ** (-exponent * torch.arange(0, head_width, 2).float() / head_width)
         self.register_buffer("freqs", freqs)
@@ -41,7 +43,10 @@ class Rotary(nn.Module):
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """(B or 1, T) positions -> cos and sin, each (B or 1, 1, T, Dh / 2), float32."""
         angles = positions.unsqueeze(1).unsqueeze(-1) * self.freqs
-        return angles.cos(), angles.sin()
+        cos, sin = angles.cos(), angles.sin()
+        if self.rounded_to is None:
+            return cos, sin
+        return cos.to(self.rounded_to).type_as(cos), sin.to(self.rounded_to).type_as(sin)
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -286,7 +291,7 @@ def _merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return total.to(parts[0][0].dtype), lse
 
 
-def _attend(q: Tensor, passes: list[KeyValue], plan: AttentionPlan, dropout: float) -> Tensor:
+def attend(q: Tensor, passes: list[KeyValue], plan: AttentionPlan, dropout: float) -> Tensor:
     """Queries (B, H, T, Dh) over the keys and values of one or several passes -> (B, H, T, Dh)."""
     if plan.tiles:
         return cast(Tensor, _PassAttention.apply(q, plan, *_flattened(passes)))
@@ -326,7 +331,7 @@ def flash_works(device: torch.device, dtype: torch.dtype, head_width: int) -> bo
         try:
             results = []
             for plan in (fast, dense):
-                out = _attend(inputs[0], [(inputs[1], inputs[2]), (inputs[3], inputs[4])], plan, 0.0)
+                out = attend(inputs[0], [(inputs[1], inputs[2]), (inputs[3], inputs[4])], plan, 0.0)
                 results.append([out.detach(), *torch.autograd.grad(out.float().square().sum(), inputs)])
         except torch.OutOfMemoryError:
             raise
@@ -368,7 +373,7 @@ class SelfAttention(nn.Module):
 
     def attend(self, q: Tensor, passes: list[KeyValue], plan: AttentionPlan) -> Tensor:
         """Queries (B, H, T, Dh) over the keys and values of one or several passes -> (B, H, T, Dh)."""
-        return _attend(q, passes, plan, self.dropout if self.training else 0.0)
+        return attend(q, passes, plan, self.dropout if self.training else 0.0)
 
     def output(self, y: Tensor) -> Tensor:
         """Heads (B, H, T, Dh) -> (B, T, D)."""

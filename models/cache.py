@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.attention import AttentionPlan, KeyRange, Tile, visible
+from models.attention import AttentionPlan, KeyRange, Tile, causal_tiles, visible
 from models.memory import Stack
 from models.planner import Planner
 from models.settings import ModelSettings
@@ -53,13 +53,14 @@ def key_ranges(in_order: bool, one_query: bool, before: int, used: int) -> list[
 
 @dataclass(frozen=True)
 class View:
-    """What the queries of one call see in the layers of a pass: slots up to `used` of `passes`.
+    """What the queries of one call see in the layers of a pass: K slots of `passes`.
 
     For Kernel.ONE_QUERY the plan has the angles alone, and keep_mask is True where a key is seen, (R * B, 1,
-    1, used), or None for everywhere.
+    1, K), or None for everywhere.
     """
 
     passes: slice
+    slots: slice
     kernel: Kernel
     plan: AttentionPlan
     keep_mask: Tensor | None = None
@@ -67,7 +68,7 @@ class View:
 
 def attend_from_one(q: Tensor, keys: Tensor, values: Tensor, keep_mask: Tensor | None) -> Tensor:
     """The query of one token, (B, H, 1, Dh), over keys and values of R passes, each (R, B, H, K, Dh) -> (B,
-    H, 1, Dh).
+    H, 1, Dh). Queries that share keys and values come in the place of the one: (B, G, H / G, Dh).
 
     keep_mask: True where a key is seen, (R * B, 1, 1, K); None: everywhere. For several passes two products
     over all of them take less time than a kernel call each.
@@ -94,23 +95,23 @@ class GenerationCache:
 
     positions: Tensor  # (B, S), of the tokens of this call
 
-    def __init__(self, settings: ModelSettings, batch: int) -> None:
+    def __init__(self, settings: ModelSettings, batch: int, length: int | None = None) -> None:
+        """length: most tokens of a sequence (None: settings.sequence_length)."""
         self.settings, self.batch = settings, batch
-        self.nowhere = settings.sequence_length
+        self.nowhere = settings.sequence_length if length is None else length
         # (stack, layer) -> keys and values, each (R, B, H, slots, Dh)
         self._keys_values: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
         self._slot_positions: dict[str, Tensor] = {}  # stack -> positions (R, B, slots)
-        self._views: dict[tuple[str, int], View] = {}
-        self._before = self._used = 0
+        self._views: dict[tuple[str, int, int | None], View] = {}
+        self.length = self._before = 0
         self._in_order = False
 
     def begin(self, positions: Tensor, used: int, ragged: bool) -> None:
         """A call over tokens at positions (B, S); used: slots in use after it. ragged: sequences are at
         different positions.
         """
-        self.positions, self._before, self._used = positions, self._used, used
-        has_window = self.settings.attention_window_length is not None
-        self._in_order = not (ragged or has_window or self.settings.variant.variable_tokens)
+        self.positions, self._before, self.length = positions, self.length, used
+        self._in_order = not (ragged or self.settings.variant.variable_tokens)
         self._views = {}
 
     def _repeats(self, stack: str) -> int:
@@ -125,35 +126,45 @@ class GenerationCache:
             self._slot_positions[stack] = positions.new_full(shape, self.nowhere)
         self._slot_positions[stack][pass_number - 1].scatter_(1, positions, positions)
 
-    def _view(self, planner: Planner, stack: str, pass_number: int, positions: Tensor) -> View:
+    def _view(
+        self, planner: Planner, stack: str, pass_number: int, positions: Tensor, window: int | None
+    ) -> View:
         """What queries at positions (B, S) see in a pass whose positions are stored."""
         sees_earlier = stack == "h_mid" and self.settings.variant.attends == "all"
         passes = slice(0 if sees_earlier else pass_number - 1, pass_number)
-        slot_positions = self._slot_positions[stack][passes, :, : self._used]
-        key_positions, window = tuple(slot_positions), self.settings.attention_window_length
         device, one_query = positions.device, positions.shape[1] == 1
+        first = 0  # slot that some query sees
+        if self._in_order and window is not None:
+            first = max(0, self._before - window)
+        in_order = self._in_order and (window is None or one_query)  # all slots from there on are seen
+        slots = slice(first, self.length)
+        slot_positions = self._slot_positions[stack][passes, :, slots]
+        key_positions = tuple(slot_positions)
         kernel = choose_kernel(
             fast=self.settings.attention == "fast",
             one_query=one_query,
             dtype=planner.computes_in(device),
             # one query: a mask takes GPUs fewer launches
-            flash_works=planner.is_fast(device, alike=self._in_order and not one_query),
+            flash_works=planner.is_fast(device, alike=in_order and not one_query),
         )
         if kernel is Kernel.MASK:
-            return View(passes, kernel, planner.plan(positions, list(key_positions)))
+            return View(passes, slots, kernel, planner.plan(positions, list(key_positions), window))
         rope = planner.rope(positions)
         if kernel is Kernel.ONE_QUERY:
             keep_mask = None
-            if not self._in_order:
+            if not in_order:
                 queries = positions.expand(len(key_positions), -1, -1).flatten(0, 1)
                 keep_mask = visible(queries, slot_positions.flatten(0, 1), window)
-            return View(passes, kernel, AttentionPlan(rope), keep_mask)
-        ranges = []
-        for pass_index in range(len(key_positions)):
-            for keys, rule in key_ranges(self._in_order, one_query, self._before, self._used):
-                ranges.append(KeyRange(pass_index, keys, rule))
-        tiles = (Tile(slice(None), tuple(ranges)),)
-        return View(passes, kernel, AttentionPlan(rope, tiles, positions, key_positions, window))
+            return View(passes, slots, kernel, AttentionPlan(rope), keep_mask)
+        if self._in_order and not in_order:
+            tiles = causal_tiles(positions, list(key_positions), window)
+        else:
+            ranges = []
+            for pass_index in range(len(key_positions)):
+                for keys, rule in key_ranges(in_order, one_query, self._before - first, self.length - first):
+                    ranges.append(KeyRange(pass_index, keys, rule))
+            tiles = (Tile(slice(None), tuple(ranges)),)
+        return View(passes, slots, kernel, AttentionPlan(rope, tiles, positions, key_positions, window))
 
     def _run(
         self,
@@ -165,22 +176,27 @@ class GenerationCache:
         key_states: Tensor | None,
         positions: Tensor,
     ) -> Tensor:
-        if (stack.name, pass_number) not in self._views:
+        block, inputs, window = stack.blocks[layer], stack.inputs[layer], stack.windows[layer]
+        if (stack.name, pass_number, window) not in self._views:
             self._store_positions(stack.name, pass_number, positions)
-            self._views[stack.name, pass_number] = self._view(planner, stack.name, pass_number, positions)
-        view, block = self._views[stack.name, pass_number], stack.blocks[layer]
-        q, *new = block.project(x, key_states, view.plan.rope)
+            view = self._view(planner, stack.name, pass_number, positions, window)
+            self._views[stack.name, pass_number, window] = view
+        view = self._views[stack.name, pass_number, window]
+        x = block.enter(x, inputs)
+        q, *new = block.project(x, key_states, view.plan.rope, inputs)
         stored = self._keys_values.get((stack.name, layer))
         if stored is None:
-            shape = (self._repeats(stack.name), self.batch, q.shape[1], self.nowhere + 1, q.shape[3])
+            heads, width = new[0].shape[1], new[0].shape[3]
+            shape = (self._repeats(stack.name), self.batch, heads, self.nowhere + 1, width)
             stored = new[0].new_zeros(shape), new[1].new_zeros(shape)
             self._keys_values[stack.name, layer] = stored
         slots = positions[:, None, :, None].expand_as(new[0])
         for all_slots, of_call in zip(stored, new, strict=True):
             all_slots[pass_number - 1].scatter_(2, slots, of_call)
-        keys, values = [all_slots[view.passes, :, :, : self._used] for all_slots in stored]
+        keys, values = [all_slots[view.passes, :, :, view.slots] for all_slots in stored]
         if view.kernel is Kernel.ONE_QUERY:
-            y = attend_from_one(q, keys, values, view.keep_mask)
+            sharing = q.reshape(self.batch, keys.shape[2], -1, q.shape[3])
+            y = attend_from_one(sharing, keys, values, view.keep_mask).view_as(q)
         else:
             y = block.attn.attend(q, list(zip(keys, values, strict=True)), view.plan)
         return block.finish(x, y)

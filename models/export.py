@@ -90,7 +90,7 @@ def config_of(settings: Mapping[str, Any]) -> dict[str, Any]:
             "AutoModelForCausalLM": f"{stem}.CoTFormerForCausalLM",
         },
         "dtype": "float32",
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": settings["block"] == "published",
         **settings,
     }
 

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.generation.utils import GenerationMode
 from transformers.modeling_outputs import CausalLMOutput
@@ -75,7 +74,9 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
         head = "to_logits.1" if self.model.settings.variant.exits_each_pass else "lm_head"
         # angles of positions: half precision would confuse neighbours
         self._keep_in_fp32_modules_strict = {"wpe"}
-        self._tied_weights_keys = {f"model.{head}.weight": "model.transformer.wte.weight"}
+        self._tied_weights_keys = {}
+        if config.tie_word_embeddings:
+            self._tied_weights_keys = {f"model.{head}.weight": "model.transformer.wte.weight"}
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -200,8 +201,7 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
             kept.cache = GenerationCache(self.model.settings, batch)
         kept.cache.begin(positions, int(attention_mask.sum(1).max()), ragged=not bool(attention_mask.all()))
         kept.columns += new
-        norm, weight = self.model.head
-        return F.linear(norm(self.model.run(idx, kept.cache).states[:, -1:]), weight)
+        return self.model.logits(self.model.run(idx, kept.cache).states[:, -1:])
 
     def _prepare_cache_for_generation(  # type: ignore[override]
         self,

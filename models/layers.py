@@ -1,9 +1,14 @@
 """The parts of the transformer that have parameters: blocks, depth embedding, routers, halting gate.
 
-Legend: B batch, T positions, H heads, D model width, Dh head width.
+Legend: B batch, T positions, H heads, G heads of keys and values, D model width, Dh head width, V
+vocabulary.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,32 +20,93 @@ from models.settings import ModelSettings
 
 
 class MLP(nn.Module):
-    """Four times as wide inside, or as --mlp_width says; GELU."""
+    """Four times as wide inside, or as --mlp_width says."""
 
-    def __init__(self, settings: ModelSettings) -> None:
+    def __init__(self, settings: ModelSettings, activation: Callable[[Tensor], Tensor] = F.gelu) -> None:
         super().__init__()
         width, inner, bias = settings.n_embd, settings.inner_width, settings.has_bias("mlp")
         self.c_fc = nn.Linear(width, inner, bias=bias)
         self.c_proj = nn.Linear(inner, width, bias=bias)
         self.dropout = nn.Dropout(settings.dropout)
-        self.recomputes_gelu = settings.attention == "fast"  # the reference stays as published
+        self.activation = activation
+        self.recomputes = settings.attention == "fast"  # the reference stays as published
 
     def _narrow(self, inner: Tensor) -> Tensor:
-        return self.c_proj(F.gelu(inner))
+        return self.c_proj(self.activation(inner))
 
     def forward(self, x: Tensor) -> Tensor:
         inner = self.c_fc(x)
-        # the GELU's output is the widest activation of a block, and the cheapest to make again: `inner` alone
-        # is kept for the gradients. A compiler decides by itself.
-        if self.recomputes_gelu and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        # what the activation gives is the widest tensor of a block, and the cheapest to make again: `inner`
+        # alone is kept for the gradients. A compiler decides by itself.
+        if self.recomputes and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return self.dropout(
                 checkpoint(self._narrow, inner, use_reentrant=False, preserve_rng_state=False)
             )
         return self.dropout(self._narrow(inner))
 
 
+@dataclass(frozen=True)
+class LayerInputs:
+    """What a layer of modern blocks (models/modern.py) takes in, beside the output of the layer before it.
+
+    tokens (B, T) int64; embeddings (B, T, D): theirs, normed. residual, x0: scalars of this layer, for its
+    input and for the embeddings. values (V, G Dh): its value embeddings, where it owns some.
+    """
+
+    tokens: Tensor
+    embeddings: Tensor
+    residual: Tensor
+    x0: Tensor
+    values: Tensor | None
+
+
 class Block(nn.Module):
-    """Pre-norm attention and MLP, each added to its input (Xiong et al. 2020)."""
+    """Pre-norm attention and MLP, each added to its input (Xiong et al. 2020); what they are made of is said
+    by its subclasses.
+    """
+
+    compiled: ClassVar[tuple[str, ...]] = ("project", "finish")  # methods that are worth it
+    attn: Any
+    mlp: MLP
+
+    def enter(self, x: Tensor, inputs: LayerInputs | None) -> Tensor:
+        """What attention and MLP are added to: the output of the layer before, x (B, T, D)."""
+        return x
+
+    def project(
+        self,
+        x: Tensor,
+        key_states: Tensor | None,
+        rope: tuple[Tensor, Tensor] | None,
+        inputs: LayerInputs | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What comes before attention: queries, keys and values, each (B, H, T, Dh)."""
+        raise NotImplementedError
+
+    def finish(self, x: Tensor, y: Tensor) -> Tensor:
+        """What comes after it, of the block's input x (B, T, D) and the attended values y (B, H, T, Dh)."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        x: Tensor,
+        key_states: Tensor | None,
+        past: list[KeyValue],
+        plan: AttentionPlan,
+        inputs: LayerInputs | None,
+    ) -> tuple[Tensor, KeyValue]:
+        """x (B, T, D) -> output (B, T, D), and this pass's keys and values.
+
+        key_states: what keys and values are made of, if not x itself. past: keys and values of earlier
+        passes.
+        """
+        x = self.enter(x, inputs)
+        q, k, v = self.project(x, key_states, plan.rope, inputs)
+        return self.finish(x, self.attn.attend(q, [*past, (k, v)], plan)), (k, v)
+
+
+class PublishedBlock(Block):
+    """LayerNorm and GELU."""
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
@@ -53,27 +119,20 @@ class Block(nn.Module):
         self.mlp = MLP(settings)
 
     def project(
-        self, x: Tensor, key_states: Tensor | None, rope: tuple[Tensor, Tensor] | None
+        self,
+        x: Tensor,
+        key_states: Tensor | None,
+        rope: tuple[Tensor, Tensor] | None,
+        inputs: LayerInputs | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What comes before attention: queries, keys and values, each (B, H, T, Dh)."""
+        """As Block.project."""
         normed = self.ln_1(x)
         return self.attn.project(normed, None if key_states is None else self.ln_1(key_states), rope)
 
     def finish(self, x: Tensor, y: Tensor) -> Tensor:
-        """What comes after it, of the block's input x (B, T, D) and the attended values y (B, H, T, Dh)."""
+        """As Block.finish."""
         x = x + self.attn.output(y)
         return x + self.mlp(self.ln_2(x))
-
-    def forward(
-        self, x: Tensor, key_states: Tensor | None, past: list[KeyValue], plan: AttentionPlan
-    ) -> tuple[Tensor, KeyValue]:
-        """x (B, T, D) -> output (B, T, D), and this pass's keys and values.
-
-        key_states: what keys and values are made of, if not x itself. past: keys and values of earlier
-        passes.
-        """
-        q, k, v = self.project(x, key_states, plan.rope)
-        return self.finish(x, self.attn.attend(q, [*past, (k, v)], plan)), (k, v)
 
 
 class DepthEmbedding(nn.Module):

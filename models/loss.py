@@ -32,9 +32,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         token_weights: Tensor,
         dtype: torch.dtype,
+        softcap: float | None,
         want_grad: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         n, rows = hidden.shape[0], max(1, SLICE_ELEMENTS // weight.shape[0])
+        if softcap is not None:  # whose slope is held beside the logits
+            rows = max(1, rows // 2)
         x, w = hidden.to(dtype), weight.to(dtype)
         losses = torch.empty(n, dtype=torch.float32, device=hidden.device)
         hits = torch.zeros(n, dtype=torch.bool, device=hidden.device)
@@ -44,7 +47,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         buffer = torch.empty(min(rows, n), weight.shape[0], dtype=dtype, device=hidden.device)
         for begin in range(0, n, rows):
             part = slice(begin, min(n, begin + rows))
-            logits = torch.mm(x[part], w.t(), out=buffer[: part.stop - begin]).float()
+            logits, slope = torch.mm(x[part], w.t(), out=buffer[: part.stop - begin]).float(), None
+            if softcap is not None:
+                logits = logits.div_(softcap).tanh_()
+                if want_grad:
+                    slope = torch.addcmul(logits.new_ones(()), logits, logits, value=-1)
+                logits.mul_(softcap)
             target = targets[part].unsqueeze(-1)
             counted = target != IGNORE
             target = target.clamp_min(0)
@@ -62,7 +70,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             log_norm = -odds.amax(-1, keepdim=True).log_()
             losses[part] = ((log_norm + largest - of_target) * counted).squeeze(-1)
             scale = counted * token_weights[part].unsqueeze(-1)
-            grad = odds.mul_(scale).scatter_add_(-1, target, -scale).to(dtype)
+            odds.mul_(scale).scatter_add_(-1, target, -scale)
+            grad = (odds if slope is None else odds.mul_(slope)).to(dtype)
             grad_hidden[part] = grad @ w
             if dtype == weight.dtype:
                 grad_weight.addmm_(grad.t(), x[part])
@@ -85,23 +94,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
             token_weights_grad,
             None,
             None,
+            None,
         )
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, token_weights: Tensor | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    token_weights: Tensor | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted sum of the tokens' cross-entropies; per token the loss in nats; and whether the best guess is
     right.
 
     hidden (N, D), weight (V, D), targets (N,) int64 with IGNORE for tokens that do not count, token_weights
     (N,) float32 or None for ones. Only the sum carries a gradient; guesses are judged only where no gradient
-    is wanted. Under autocast the products are taken in its dtype.
+    is wanted. softcap c: logits z are c tanh(z / c). Under autocast the products are taken in its dtype.
     """
     dtype = computing_dtype(hidden.device, hidden.dtype)
     if token_weights is None:
         token_weights = torch.ones(hidden.shape[0], device=hidden.device)
     with without_autocast(hidden.device):
         return _LinearCrossEntropy.apply(
-            hidden, weight, targets, token_weights, dtype, torch.is_grad_enabled()
+            hidden, weight, targets, token_weights, dtype, softcap, torch.is_grad_enabled()
         )

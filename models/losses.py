@@ -35,9 +35,12 @@ class NextTokenLoss:
 def next_token(network: Network, hidden: Hidden, targets: Tensor) -> NextTokenLoss:
     """The loss of targets (B, T) int64, IGNORE where there is none."""
     norm, weight = network.head
+    softcap = getattr(network, "softcap", None)
     if hidden.exits is not None:
-        return _expected(norm, weight, hidden.exits, targets)
-    total, losses, hits = linear_cross_entropy(norm(hidden.states).flatten(0, 1), weight, targets.flatten())
+        return _expected(norm, weight, hidden.exits, targets, softcap)
+    total, losses, hits = linear_cross_entropy(
+        norm(hidden.states).flatten(0, 1), weight, targets.flatten(), softcap=softcap
+    )
     cross_entropy = total / (targets != IGNORE).sum()
     penalty = 0.0 if hidden.penalty is None else hidden.penalty
     return NextTokenLoss(
@@ -48,7 +51,9 @@ def next_token(network: Network, hidden: Hidden, targets: Tensor) -> NextTokenLo
     )
 
 
-def _expected(norm: nn.Module, weight: Tensor, exits: Exits, targets: Tensor) -> NextTokenLoss:
+def _expected(
+    norm: nn.Module, weight: Tensor, exits: Exits, targets: Tensor, softcap: float | None
+) -> NextTokenLoss:
     """Expected loss over exits, plus the divergence of the exits' distribution from a geometric one (Banino
     et al. 2021).
     """
@@ -64,6 +69,7 @@ def _expected(norm: nn.Module, weight: Tensor, exits: Exits, targets: Tensor) ->
         weight,
         targets.unsqueeze(1).expand(-1, repeats, -1).flatten(),
         mass.flatten().float(),  # the autocast of CPUs leaves it in half precision
+        softcap,
     )
     expected = total / mass.numel()
     return NextTokenLoss(

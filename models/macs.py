@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from models.routing import capacities, tokens_kept
-from models.settings import ModelSettings
+from models.settings import GATE_CHANNELS, ModelSettings
 
 
 def active_tokens(
@@ -31,7 +31,8 @@ def active_tokens(
 
 def _weights(settings: ModelSettings) -> int:
     """Of the matrices of a layer."""
-    return 4 * settings.n_embd**2 + 2 * settings.n_embd * settings.inner_width
+    kv_width = settings.kv_heads * settings.head_width
+    return 2 * settings.n_embd * (settings.n_embd + kv_width + settings.inner_width)
 
 
 def _middle(settings: ModelSettings, tokens: Sequence[float], length: int, seen: float) -> float:
@@ -63,8 +64,19 @@ def _extras(settings: ModelSettings, tokens: Sequence[float], length: int) -> fl
     return per_token * length * settings.n_repeat
 
 
+def _modern(settings: ModelSettings, length: int) -> int:
+    """MACs of the layers of a model of modern blocks without a loop; of windows as many keys as positions
+    back, which is one less than are seen.
+    """
+    gates = len(settings.value_layers) * GATE_CHANNELS * settings.kv_heads
+    keys = sum(min(window, length) for window in settings.windows)
+    return length * (settings.n_layer * _weights(settings) + gates + 2 * settings.n_embd * keys)
+
+
 def _outside(settings: ModelSettings, length: int, seen: float) -> float:
     """Layers that run once."""
+    if settings.is_modern:
+        return _modern(settings, length)
     begin, _, end = settings.stack_sizes
     layers = begin + (0 if settings.variant.exits_each_pass else end)
     return layers * (_weights(settings) * length + 2 * settings.n_embd * length * length * seen)
@@ -80,14 +92,14 @@ def count_macs(args: Any, sequence_length: int, length_factors: Sequence[float] 
         _outside(settings, sequence_length, 1.0)
         + _middle(settings, tokens, sequence_length, 1.0)
         + _extras(settings, tokens, sequence_length)
-        + settings.n_embd * settings.vocab_size
+        + settings.n_embd * settings.table_rows
     )
     return int(total)
 
 
 def training_flops_per_token(settings: ModelSettings) -> float:
     """Useful floating-point operations of forward and backward per token: causal attention only, head on
-    every token.
+    every token. Of modern blocks the public code's count: all keys in a window, not the causal half.
 
     Routed models are counted at their factors' expectation, n uniform draws in order, where none are given.
     """
@@ -104,6 +116,6 @@ def training_flops_per_token(settings: ModelSettings) -> float:
         _outside(settings, length, causal)
         + _middle(settings, tokens, length, causal)
         + _extras(settings, tokens, length)
-        + settings.n_embd * settings.vocab_size * length
+        + settings.n_embd * settings.table_rows * length
     )
     return 6 * macs / length

@@ -14,24 +14,31 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from models.attention import KeyValue
-from models.layers import Block
+from models.attention import AttentionPlan, KeyValue
+from models.layers import Block, LayerInputs
 from models.planner import Planner
 from models.settings import ModelSettings
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Blocks that run one after the other: h, h_begin, h_mid or h_end."""
+    """Blocks that run one after the other: h, h_begin, h_mid or h_end.
+
+    Of each block: windows, the furthest key behind a query (None: all are seen); inputs, what it takes in
+    beside the output of the block before it, in this run (None: nothing).
+    """
 
     name: str
     blocks: Sequence[Block]
+    windows: Sequence[int | None]
+    inputs: Sequence[LayerInputs | None]
 
 
 class Memory(Protocol):
     """Runs blocks, and keeps the keys and values that later passes or later tokens see."""
 
     positions: Tensor  # of all tokens of this run, (B or 1, T)
+    length: int  # tokens so far, those of this run included
 
     def run_stack(
         self, planner: Planner, stack: Stack, pass_number: int, x: Tensor, positions: Tensor
@@ -67,12 +74,18 @@ class SequenceMemory:
     other layers their own pass.
     """
 
-    def __init__(self, planner: Planner, positions: Tensor) -> None:
+    def __init__(self, positions: Tensor) -> None:
         """positions (1, T): of all tokens."""
-        self.positions = positions
-        self._own_pass = planner.plan(positions, [positions])
+        self.positions, self.length = positions, positions.shape[1]
+        self._own_pass: dict[int | None, AttentionPlan] = {}  # by window
         self._earlier: list[list[KeyValue]] | None = None  # per middle layer, of each pass
         self._key_positions: list[Tensor] = []
+
+    def _own_plan(self, planner: Planner, window: int | None) -> AttentionPlan:
+        """Of layers that see their own pass."""
+        if window not in self._own_pass:
+            self._own_pass[window] = planner.plan(self.positions, [self.positions], window)
+        return self._own_pass[window]
 
     def run_stack(
         self, planner: Planner, stack: Stack, pass_number: int, x: Tensor, positions: Tensor
@@ -80,17 +93,22 @@ class SequenceMemory:
         """As Memory says."""
         settings = planner.settings
         sees_earlier = stack.name == "h_mid" and settings.variant.attends == "all"
-        plan = self._own_pass
-        earlier: list[list[KeyValue]] = [[] for _ in stack.blocks]
+        plans: dict[int | None, AttentionPlan]
         if sees_earlier:
             self._key_positions.append(positions)
-            plan = planner.plan(positions, self._key_positions)
+            plans = {w: planner.plan(positions, self._key_positions, w) for w in set(stack.windows)}
+        else:
+            plans = {w: self._own_plan(planner, w) for w in stack.windows}
+        earlier: list[list[KeyValue]] = [[] for _ in stack.blocks]
+        if sees_earlier:
             earlier = self._earlier or earlier
 
         def run(x: Tensor) -> tuple[Tensor, list[KeyValue]]:
             made = []
-            for block, past in zip(stack.blocks, earlier, strict=True):
-                x, own = recompute(settings, block, x, None, past, plan, units=("block",))
+            for layer, block in enumerate(stack.blocks):
+                plan = plans[stack.windows[layer]]
+                given = x, None, earlier[layer], plan, stack.inputs[layer]
+                x, own = recompute(settings, block, *given, units=("block",))
                 made.append(own)
             return x, made
 
@@ -110,7 +128,6 @@ class SequenceMemory:
     ) -> Tensor:
         """As Memory says. The block is the unit of activation checkpointing, also where a pass is asked."""
         block = stack.blocks[layer]
-        units = ("block", "pass")
-        return cast(
-            Tensor, recompute(planner.settings, block, x, key_states, [], self._own_pass, units=units)[0]
-        )
+        plan = self._own_plan(planner, stack.windows[layer])
+        given = x, key_states, list[KeyValue](), plan, stack.inputs[layer]
+        return cast(Tensor, recompute(planner.settings, block, *given, units=("block", "pass"))[0])

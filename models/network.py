@@ -28,7 +28,8 @@ FROZEN = "frozen"  # takes no gradient
 class Network(Protocol):
     """A network of tokens. It makes no loss: an objective does, of what `run` returns.
 
-    may_leave_unused: a step may leave a parameter without a gradient, for which DDP must then search.
+    may_leave_unused: a step may leave a parameter without a gradient, for which DDP must then search. A
+    network may also have `softcap`: c, where its logits z are c tanh(z / c).
     """
 
     @property

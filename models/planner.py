@@ -44,9 +44,9 @@ class Planner:
             return False
         return flash_works(device, self.computes_in(device), self.settings.head_width)
 
-    def plan(self, query_positions: Tensor, key_positions: list[Tensor]) -> AttentionPlan:
+    def plan(self, query_positions: Tensor, key_positions: list[Tensor], window: int | None) -> AttentionPlan:
         """For queries at (B or 1, T) positions and keys at the passes' (B or 1, K_r) positions."""
-        rope, window = self.rope(query_positions), self.settings.attention_window_length
+        rope = self.rope(query_positions)
         alike = window is None and all(positions is query_positions for positions in key_positions)
         if alike and len(key_positions) == 1:
             return AttentionPlan(rope)

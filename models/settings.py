@@ -8,6 +8,9 @@ from typing import Any
 from errors import UserError
 from models.variants import ALIASES, VARIANTS, Variant
 
+# of modern blocks: channels of a layer's normed input that the gates of its value embeddings read
+GATE_CHANNELS = 32
+VOCABULARY_UNIT = 64  # modern blocks: rows of embedding and head are a multiple of it
 DEFAULT_ACT_PENALTY = 0.03  # of the stick-breaking depth loss, where --depth_predictor_loss_coef is not given
 
 
@@ -48,6 +51,10 @@ class ModelSettings:
     mlp_bias: bool | None = None
     norm_bias: bool | None = None
     scaled_init: bool = True
+    block: str = "published"
+    window_pattern: str = "L"
+    n_kv_head: int | None = None
+    rope_dtype: str = "float32"
 
     @classmethod
     def from_args(cls, args: Any) -> ModelSettings:
@@ -84,6 +91,37 @@ class ModelSettings:
     @property
     def head_width(self) -> int:
         return self.n_embd // self.n_head
+
+    @property
+    def is_modern(self) -> bool:
+        return self.block == "modern"
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values, each of which serves n_head / kv_heads heads of queries."""
+        return self.n_head if self.n_kv_head is None else self.n_kv_head
+
+    @property
+    def table_rows(self) -> int:
+        """Of the embeddings and the head: the vocabulary, padded where blocks are modern."""
+        if not self.is_modern:
+            return self.vocab_size
+        return -(-self.vocab_size // VOCABULARY_UNIT) * VOCABULARY_UNIT
+
+    @property
+    def windows(self) -> list[int]:
+        """Of each layer of modern blocks: how many positions back the furthest key is. S is half the
+        context, L all of it; the last layer is always L.
+        """
+        letters = [self.window_pattern[layer % len(self.window_pattern)] for layer in range(self.n_layer)]
+        letters[-1] = "L"
+        lengths = {"S": self.sequence_length // 2, "L": self.sequence_length}
+        return [lengths[letter.upper()] for letter in letters]
+
+    @property
+    def value_layers(self) -> list[int]:
+        """Layers of modern blocks that own value embeddings: every other one, the last included."""
+        return list(range((self.n_layer - 1) % 2, self.n_layer, 2))
 
     @property
     def stack_sizes(self) -> tuple[int, int, int]:

@@ -6,12 +6,18 @@ Parameters and how they start (the authors' scheme; GPT-2's residual scaling)
   Linear, Embedding    N(0, 0.02)
   c_proj.weight        N(0, 0.02 / sqrt(2 n_layer)), with --scaled_init
   norms 1, biases 0    last layer of the stick-breaking gate 0 (halting starts even)
+With --block modern (nanochat's scheme)
+  wte                  N(0, 1)
+  lm_head              N(0, 0.001)
+  matrices of blocks   uniform, of standard deviation 1 / sqrt(n_embd); value embeddings too
+  c_proj, ve_gate      0
+  scalars              1 for a layer's input, 0.1 for the embeddings
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -20,62 +26,98 @@ from torch import Tensor, nn
 
 from models.attention import Rotary
 from models.hidden import Hidden
-from models.layers import Block, DepthEmbedding, HaltingGate, Router
+from models.layers import Block, DepthEmbedding, HaltingGate, LayerInputs, PublishedBlock, Router
 from models.losses import next_token
 from models.macs import training_flops_per_token
 from models.memory import Memory, SequenceMemory, Stack
-from models.network import MATRIX, ROUTER, by_layer_type
+from models.modern import SOFTCAP, ModernBlock, RMSNorm, rms_norm
+from models.network import (
+    HEAD,
+    MATRIX,
+    RESIDUAL_SCALAR,
+    ROUTER,
+    VALUE_EMBEDDING,
+    X0_SCALAR,
+    by_layer_type,
+)
 from models.passes import Passes
 from models.planner import Planner
 from models.policies import POLICIES
 from models.settings import ModelSettings
 
 
-def _blocks(settings: ModelSettings, size: int) -> nn.ModuleList:
-    return nn.ModuleList(Block(settings) for _ in range(size))
+def _blocks(settings: ModelSettings) -> list[nn.ModuleList]:
+    """Of the stacks before, inside and after the repeated part."""
+    stacks, layer = [], 0
+    for size in settings.stack_sizes:
+        blocks: list[Block] = []
+        for _ in range(size):
+            if settings.is_modern:
+                blocks.append(ModernBlock(settings, has_values=layer in settings.value_layers))
+            else:
+                blocks.append(PublishedBlock(settings))
+            layer += 1
+        stacks.append(nn.ModuleList(blocks))
+    return stacks
+
+
+def _norm(settings: ModelSettings) -> nn.Module:
+    if settings.is_modern:
+        return RMSNorm()
+    return nn.LayerNorm(settings.n_embd, bias=settings.has_bias("norm"))
 
 
 class Transformer(nn.Module):
-    """A row of the table in models/variants.py; state-dict names are the authors' own."""
+    """A row of the table in models/variants.py; state-dict names are the authors' own, and those of modern
+    blocks nanochat's.
+    """
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
         self.settings = settings
-        variant, width = settings.variant, settings.n_embd
-        begin, middle, end = [_blocks(settings, size) for size in settings.stack_sizes]
-        rotary = settings.positional_encoder == "rotary"
+        variant, width, rows = settings.variant, settings.n_embd, settings.table_rows
+        begin, middle, end = _blocks(settings)
         parts: dict[str, nn.Module] = {
-            "wte": nn.Embedding(settings.vocab_size, width),
-            "wpe": Rotary(settings.head_width, settings.rope_base) if rotary else nn.Identity(),
+            "wte": nn.Embedding(rows, width),
+            "wpe": nn.Identity(),
             "drop": nn.Dropout(settings.dropout),
         }
+        if settings.positional_encoder == "rotary":
+            rounded_to = torch.bfloat16 if settings.rope_dtype == "bfloat16" else None
+            parts["wpe"] = Rotary(settings.head_width, settings.rope_base, rounded_to)
         parts |= {"h_begin": begin, "h_mid": middle, "h_end": end} if variant.loop else {"h": begin}
         if variant.ln_mid:
-            parts["ln_mid"] = (
-                nn.Identity()
-                if settings.disable_ln_mid
-                else nn.LayerNorm(width, bias=settings.has_bias("norm"))
-            )
+            parts["ln_mid"] = nn.Identity() if settings.disable_ln_mid else _norm(settings)
         if variant.routes:
             parts["mod"] = nn.ModuleList(Router(width) for _ in range(settings.n_repeat - 1))
-        norm = nn.LayerNorm(width, bias=settings.has_bias("norm"))
+        norm = _norm(settings)
         if not variant.exits_each_pass:
             parts["ln_f"] = norm
         self.transformer = nn.ModuleDict(parts)
-        head = nn.Linear(width, settings.vocab_size, bias=False)
-        head.weight = cast(nn.Embedding, self.transformer["wte"]).weight
+        head = nn.Linear(width, rows, bias=False)
+        if not settings.is_modern:
+            head.weight = cast(nn.Embedding, self.transformer["wte"]).weight
         if variant.exits_each_pass:
             self.to_logits = nn.Sequential(norm, head)
             self.to_halt_logits = nn.ModuleList(nn.Linear(width, 1) for _ in range(settings.n_repeat))
         else:
             self.lm_head = head
+        if settings.is_modern:
+            kv_width = settings.kv_heads * settings.head_width
+            tables = {str(layer): nn.Embedding(rows, kv_width) for layer in settings.value_layers}
+            self.value_embeds = nn.ModuleDict(tables)
+            self.resid_lambdas = nn.Parameter(torch.ones(settings.n_layer))
+            self.x0_lambdas = nn.Parameter(torch.full((settings.n_layer,), 0.1))
         if variant.depth_emb and settings.depth_embedding is not None:
             self.depth_emb = DepthEmbedding(settings)
         # pondernet has no use for the gate: the authors' state dict has it when their only predictor is asked
         # for
         if variant.breaks_sticks or (variant.exits_each_pass and settings.depth_random_method == "sb_act"):
             self.depth_predictor = HaltingGate(width)
-        self._initialise()
+        if settings.is_modern:
+            self._initialise_modern()
+        else:
+            self._initialise()
 
     def _initialise(self) -> None:
         residual_std = 0.02
@@ -88,6 +130,18 @@ class Transformer(nn.Module):
                 nn.init.zeros_(module.bias)
         if hasattr(self, "depth_predictor"):
             nn.init.zeros_(cast(nn.Linear, self.depth_predictor._gate[-1]).weight)
+
+    def _initialise_modern(self) -> None:
+        bound = math.sqrt(3 / self.settings.n_embd)
+        for name, module in self.named_modules():
+            if name == "transformer.wte":
+                nn.init.normal_(module.weight)
+            elif name == "lm_head":
+                nn.init.normal_(module.weight, std=0.001)
+            elif name.endswith(("c_proj", "ve_gate")):
+                nn.init.zeros_(module.weight)
+            elif isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.uniform_(module.weight, -bound, bound)
 
     def planner(self) -> Planner:
         """What plans the attention of one run, in the present mode and dtype."""
@@ -106,42 +160,90 @@ class Transformer(nn.Module):
         """
         dynamic = True if self.settings.variant.variable_tokens else None
         for block in (module for module in self.modules() if isinstance(module, Block)):
-            for name in ("project", "finish"):
+            for name in block.compiled:
                 setattr(block, name, torch.compile(getattr(block, name), dynamic=dynamic))
 
     @property
     def head(self) -> tuple[nn.Module, Tensor]:
         """Last norm and output weight (V, D)."""
         if self.settings.variant.exits_each_pass:
-            return self.to_logits[0], cast(nn.Linear, self.to_logits[1]).weight
-        return self.transformer["ln_f"], self.lm_head.weight
+            norm, linear = self.to_logits[0], cast(nn.Linear, self.to_logits[1])
+        else:
+            norm, linear = self.transformer["ln_f"], self.lm_head
+        if self.settings.table_rows == self.settings.vocab_size:
+            return norm, linear.weight
+        return norm, linear.weight[: self.settings.vocab_size]
+
+    @property
+    def softcap(self) -> float | None:
+        """As models.network.Network."""
+        return SOFTCAP if self.settings.is_modern else None
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Hidden states (..., D) -> (..., V)."""
+        norm, weight = self.head
+        logits = F.linear(norm(states), weight)
+        return logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
 
     def run(self, inputs: Tensor, cache: Memory | None = None) -> Hidden:
         """inputs (B, T) int64, or their embeddings (B, T, D) -> hidden states, without logits or loss.
 
-        cache: of the tokens before, and of the positions of these (None: these are whole sequences).
+        cache: of the tokens before, and of the positions of these (None: these are whole sequences). Raises
+        ValueError for embeddings where layers look up more than those. Sequences longer than
+        sequence_length are for modern blocks alone, whose windows they leave as they are.
         """
-        assert inputs.shape[1] <= self.settings.sequence_length, "longer than the model's sequence_length"
+        settings = self.settings
+        assert settings.is_modern or inputs.shape[1] <= settings.sequence_length, (
+            "longer than the model's sequence_length"
+        )
         x = inputs if inputs.is_floating_point() else self.transformer["wte"](inputs)
         x = self.transformer["drop"](x)
         planner, memory = self.planner(), cache
         if memory is None:
-            memory = SequenceMemory(planner, torch.arange(x.shape[1], device=x.device).unsqueeze(0))
-        first = self._stack("h_begin" if self.settings.variant.loop else "h")
+            memory = SequenceMemory(torch.arange(x.shape[1], device=x.device).unsqueeze(0))
+        if settings.is_modern:
+            x = rms_norm(x)
+        stacks = self._stacks(inputs, x, memory.length)
+        first = stacks["h_begin" if settings.variant.loop else "h"]
         x = memory.run_stack(planner, first, 1, x, memory.positions)
-        if not self.settings.variant.loop:
+        if not settings.variant.loop:
             return Hidden(states=x, passes=torch.ones((), device=x.device))
-        return POLICIES[self.settings.variant.policy](self._passes(planner, memory), x)
+        return POLICIES[settings.variant.policy](self._passes(planner, memory, stacks), x)
 
-    def _stack(self, name: str) -> Stack:
-        return Stack(name, cast(Sequence[Block], self.transformer[name]))
+    def _stacks(self, inputs: Tensor, embeddings: Tensor, length: int) -> dict[str, Stack]:
+        """Of one run, by name. inputs: as `run` takes them; embeddings (B, T, D): what the first layer takes;
+        length: of the sequences so far.
+        """
+        windows: list[int | None] = [self.settings.attention_window_length] * self.settings.n_layer
+        layer_inputs: list[LayerInputs | None] = [None] * self.settings.n_layer
+        if self.settings.is_modern:
+            windows = [window if window < length - 1 else None for window in self.settings.windows]
+            layer_inputs = self._layer_inputs(inputs, embeddings)
+        names = ("h_begin", "h_mid", "h_end") if self.settings.variant.loop else ("h",)
+        stacks, begin = {}, 0
+        for name in names:
+            blocks = cast(Sequence[Block], self.transformer[name])
+            layers = slice(begin, begin + len(blocks))
+            stacks[name] = Stack(name, blocks, windows[layers], layer_inputs[layers])
+            begin = layers.stop
+        return stacks
 
-    def _passes(self, planner: Planner, memory: Memory) -> Passes:
+    def _layer_inputs(self, tokens: Tensor, embeddings: Tensor) -> list[LayerInputs | None]:
+        if tokens.is_floating_point():
+            raise ValueError("modern blocks look up value embeddings: give tokens, not their embeddings")
+        tables = {int(layer): cast(Tensor, table.weight) for layer, table in self.value_embeds.items()}
+        scalars = zip(self.resid_lambdas.unbind(), self.x0_lambdas.unbind(), strict=True)
+        return [
+            LayerInputs(tokens, embeddings, residual, x0, tables.get(layer))
+            for layer, (residual, x0) in enumerate(scalars)
+        ]
+
+    def _passes(self, planner: Planner, memory: Memory, stacks: Mapping[str, Stack]) -> Passes:
         return Passes(
             settings=self.settings,
             training=self.training,
-            middle_stack=self._stack("h_mid"),
-            end_stack=self._stack("h_end"),
+            middle_stack=stacks["h_mid"],
+            end_stack=stacks["h_end"],
             depth_embedding=getattr(self, "depth_emb", None),
             norm=self.transformer["ln_mid"] if self.settings.variant.ln_mid else None,
             gates=self._gates(),
@@ -166,6 +268,9 @@ class Transformer(nn.Module):
     def roles(self) -> dict[str, str]:
         """As models.network.Network.roles: what scores tokens after a pass is a router."""
         roles = by_layer_type(self)
+        if self.settings.is_modern:
+            roles |= {name: VALUE_EMBEDDING for name in roles if name.startswith("value_embeds.")}
+            roles |= {"lm_head.weight": HEAD, "resid_lambdas": RESIDUAL_SCALAR, "x0_lambdas": X0_SCALAR}
         gates = {id(parameter) for gate in self._gates() for parameter in gate.parameters()}
         for name, parameter in self.named_parameters():
             if id(parameter) in gates and roles[name] == MATRIX:
@@ -221,8 +326,7 @@ class Transformer(nn.Module):
             if losses.token_losses is not None:
                 out |= {"token_losses": losses.token_losses, "hits": losses.hits}
         if get_logits:
-            norm, weight = self.head
-            out["logits"] = F.linear(norm(hidden.states), weight)
+            out["logits"] = self.logits(hidden.states)
         out["average_depth"] = self.average_depth(hidden)
         if get_router_weights:
             out["router_weights"] = hidden.routing

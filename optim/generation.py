@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from errors import UserError
@@ -58,7 +57,8 @@ class Sampling:
 
 
 class Session:
-    """Sequences of tokens that grow. One that outgrows the model's sequence_length loses its older half.
+    """Sequences of tokens that grow. One that outgrows the model's sequence_length (or `longest`, which is
+    for modern blocks) loses its older half.
 
     Routed models must route by threshold: capacities would ask for tokens that are not there yet.
     """
@@ -69,17 +69,19 @@ class Session:
         count: int,
         device: torch.device,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        longest: int | None = None,
     ) -> None:
         assert not model.settings.variant.routes or model.settings.routing == "threshold", (
             "capacities look at later tokens"
         )
         self.model, self.device, self.autocast = model.to(device).eval(), device, autocast
         self.sequences: list[list[int]] = [[] for _ in range(count)]
+        self.longest = model.settings.sequence_length if longest is None else longest
         self.taken = [0.0] * model.settings.n_repeat  # tokens that took part in each pass
         self._restart()
 
     def _restart(self) -> None:
-        self.cache = GenerationCache(self.model.settings, len(self.sequences))
+        self.cache = GenerationCache(self.model.settings, len(self.sequences), self.longest)
         self.lengths = [0] * len(self.sequences)
 
     @torch.no_grad()
@@ -89,7 +91,7 @@ class Session:
         """
         for sequence, tokens in zip(self.sequences, new, strict=True):
             sequence.extend(tokens)
-        longest, inputs = self.model.settings.sequence_length, new
+        longest, inputs = self.longest, new
         lengths = [length + len(tokens) for length, tokens in zip(self.lengths, new, strict=True)]
         if max(lengths) > longest:
             inputs = []
@@ -111,10 +113,9 @@ class Session:
         )
         with self.autocast():
             hidden = self.model.run(torch.tensor(idx, device=self.device), self.cache)
-            norm, weight = self.model.head
             last = torch.tensor([max(len(tokens) - 1, 0) for tokens in inputs], device=self.device)
             batch = torch.arange(len(inputs), device=self.device)
-            logits = F.linear(norm(hidden.states[batch, last]), weight)
+            logits = self.model.logits(hidden.states[batch, last])
         active = hidden.active
         if active is None:
             active = [sum(map(len, inputs)) / len(inputs)] * len(self.taken)

@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 FLAG = "--init_from"
 SHAPING = (
     "model",
+    "block",
     "vocab_size",
     "n_layer",
     "n_embd",
     "n_head",
+    "n_kv_head",
     "n_layer_begin",
     "n_layer_end",
     "n_repeat",

@@ -103,40 +103,48 @@ class Muon(Optimizer):
 
     def _move(self, group: dict[str, Any], parameter: nn.Parameter, direction: Tensor) -> None:
         """direction (R, C) float32."""
-        rows, columns = direction.shape
         update = normalised(direction, self.state[parameter]["second_moment"], group["beta2"])
-        rate = group["lr"] * max(1, rows / columns) ** 0.5
+        rate = group["lr"] * rate_factor(direction.shape)
         weight = parameter.flatten(1)
         decayed = weight * (update * weight >= 0)
         update.mul_(rate).add_(decayed, alpha=rate * group["weight_decay"])
         parameter.sub_(update.view_as(parameter))
 
     def _adamw(self, group: dict[str, Any], parameters: list[nn.Parameter]) -> None:
-        fused, (beta1, beta2) = group["fused"], group["betas"]
+        gradients, means, squares, steps = [], [], [], []
         for parameter in parameters:
             state = self.state[parameter]
             if not state:
-                where = parameter.device if fused else torch.device("cpu")
+                where = parameter.device if group["fused"] else "cpu"
                 state["step"] = torch.zeros((), dtype=torch.float32, device=where)
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
-        states = [self.state[parameter] for parameter in parameters]
+            assert parameter.grad is not None, "parameters without a gradient are left out"
+            gradients.append(parameter.grad)
+            means.append(state["exp_avg"])
+            squares.append(state["exp_avg_sq"])
+            steps.append(state["step"])
         adamw(
             list(parameters),
-            [p.grad for p in parameters if p.grad is not None],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            gradients,
+            means,
+            squares,
             [],
-            [state["step"] for state in states],
-            fused=fused,
+            steps,
+            fused=group["fused"],
             amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
             lr=group["lr"],
             weight_decay=group["weight_decay"],
             eps=group["eps"],
             maximize=False,
         )
+
+
+def rate_factor(shape: torch.Size) -> float:
+    """Of the rate of a matrix (R, C): tall ones move further."""
+    return float(max(1.0, shape[0] / shape[1]) ** 0.5)
 
 
 def orthogonal(matrix: Tensor, steps: int = len(POLAR_EXPRESS)) -> Tensor:

@@ -18,6 +18,7 @@ from config.old_flags import OLD_FLAGS
 from config.recipe import Recipe
 from config.values import Problem
 from errors import UserError
+from models.settings import GATE_CHANNELS
 from models.variants import VARIANTS
 from optim.tracked import EVALUATIONS, Tracked
 
@@ -47,6 +48,17 @@ SELFTEST: dict[str, Any] = {
     "log_freq": 1,
     "save_checkpoint_freq": 7,
 }
+NOT_OF_MODERN_BLOCKS = (
+    "bias",
+    "attn_bias",
+    "mlp_bias",
+    "norm_bias",
+    "scaled_init",
+    "dropout",
+    "positional_encoder",
+    "attention_window_length",
+)
+OF_MODERN_BLOCKS = ("n_kv_head", "window_pattern")
 
 
 def check(args: Namespace) -> list[Problem]:
@@ -54,6 +66,7 @@ def check(args: Namespace) -> list[Problem]:
     return [
         *_layer_problems(args),
         *_width_problems(args),
+        *_block_problems(args),
         *_routing_problems(args),
         *_tracking_problems(args),
         *optimiser_problems(args),
@@ -101,6 +114,32 @@ def _width_problems(args: Namespace) -> list[Problem]:
     return problems
 
 
+def _block_problems(args: Namespace) -> list[Problem]:
+    """Of modern blocks."""
+    if args.block != "modern":
+        return []
+    problems = []
+    if VARIANTS[args.model].loop:
+        line = f"--block modern: there is --model base of modern blocks, not yet {args.model}"
+        problems.append(Problem(line, "block", "model"))
+    if not args.window_pattern or set(args.window_pattern.upper()) - {"S", "L"}:
+        line = f"--window_pattern {args.window_pattern!r} must be letters S and L, such as SSSL"
+        problems.append(Problem(line, "window_pattern"))
+    if args.n_head % (args.n_kv_head or args.n_head):
+        line = f"--n_head {args.n_head} is not divisible by --n_kv_head {args.n_kv_head}"
+        problems.append(Problem(line, "n_head", "n_kv_head"))
+    if args.n_embd < GATE_CHANNELS:
+        line = f"--block modern needs --n_embd {GATE_CHANNELS} or more: so many channels are read by gates"
+        problems.append(Problem(line, "block", "n_embd"))
+    for name in NOT_OF_MODERN_BLOCKS:
+        if getattr(args, name) != FLAGS[name].default:
+            problems.append(Problem(f"--block modern has no --{name}", "block", name))
+    if args.eval_seq_length not in (None, args.sequence_length):
+        line = "--eval_seq_length would change the windows of --block modern, which are shares of the length"
+        problems.append(Problem(line, "block", "eval_seq_length"))
+    return problems
+
+
 def _routing_problems(args: Namespace) -> list[Problem]:
     problems = []
     routes = VARIANTS[args.model].routes
@@ -142,6 +181,8 @@ def notes(args: Namespace) -> list[str]:
             reasons[name] = f" on {args.model}: it routes no tokens"
     if not variant.depth_emb:
         reasons["depth_embedding"] = f" on {args.model}"
+    if args.block != "modern":
+        reasons |= dict.fromkeys(OF_MODERN_BLOCKS, f" on --block {args.block}")
     reasons |= unused_by_optimiser(args)
     changed = [name for name in reasons if getattr(args, name) != FLAGS[name].default]
     return [f"--{name} has no effect{reasons[name]}" for name in changed] + notes_on_checkpoints(args)

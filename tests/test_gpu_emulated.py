@@ -19,7 +19,7 @@ from data.batch import Batch, PlainSource
 from distributed import health
 from distributed.world import World, join, pick_device
 from errors import UserError
-from models.attention import AttentionPlan, KeyRange, Tile, _attend, flash_works, visible
+from models.attention import AttentionPlan, KeyRange, Tile, attend, flash_works, visible
 from models.loss import linear_cross_entropy
 from models.losses import _sums_so_far
 from models.transformer import Transformer
@@ -77,7 +77,7 @@ def attention_inputs(dtype: torch.dtype, where: torch.device | str) -> list[torc
 def attention(inputs: list[torch.Tensor], plan: AttentionPlan) -> list[torch.Tensor]:
     """Output, and the gradients of all inputs."""
     pairs = list(zip(inputs[1::2], inputs[2::2], strict=True))
-    out = _attend(inputs[0], pairs, plan, 0.0)
+    out = attend(inputs[0], pairs, plan, 0.0)
     return [out, *torch.autograd.grad(out.double().pow(2).sum(), inputs)]
 
 

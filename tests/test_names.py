@@ -165,6 +165,16 @@ TABLE: list[tuple[str, str]] = [
             "d3b7f1615b8"
         ),
     ),
+    (
+        (
+            "--block modern --window_pattern SSSL --n_kv_head 3 --rope_dtype bfloat16 --n_layer 6 --n_embd 38"
+            "4 --n_head 6"
+        ),
+        (
+            "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_block=modern_n_layer=6_n_embd=384_n_head=6_n_kv_hea"
+            "d=3_window_pattern=SSSL_rope_dtype=bfloat16_seed2"
+        ),
+    ),
     ("--exp_name my_run/a --lr 0.5 --results_base_folder elsewhere", "elsewhere/slimpajama/base/my_run/a"),
     (
         "--init_from exps/owt2/base/long_run/ckpt_4000.pt",
@@ -209,6 +219,10 @@ CHANGES = {
     "n_layer": 12,
     "n_embd": 384,
     "n_head": 6,
+    "block": "modern",
+    "n_kv_head": 3,
+    "window_pattern": "SSSL",
+    "rope_dtype": "bfloat16",
     "sequence_length": 256,
     "dtype": "bfloat16",
     "bias": True,

@@ -7,9 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from optim.muon import ADAMW, MUON, Muon
-from optim.schedules import TRAPEZOID, Shape, momentum_at
+import config
+import models
+from data.batch import Batch, PlainSource
+from optim.fit import fit
+from optim.muon import ADAMW, MUON, Muon, rate_factor
+from optim.objectives import NextToken
+from optim.optimizers import make_optimizer
+from optim.schedules import TRAPEZOID, Shape, make_scheduler, momentum_at
+from recipes.horizon import BASE_WIDTH
 from tests.reference.cases import each, read
+from tests.reference.test_modern_gpt import case_args
 
 FILE = "modern_gpt.json.gz"
 
@@ -93,6 +101,98 @@ def test_adamw(case, fused):
     found = trajectory(optimizer, [parameter], case, gradient)
     for step, right in case["weights"].items():
         torch.testing.assert_close(found[step], torch.tensor(right), rtol=0, atol=tolerance("adamw"))
+
+
+# groups and whole trainings
+
+
+def optimiser_flags(flags, width):
+    """Ours, as the public code would build its optimiser for a network of some width."""
+    scale = (width / BASE_WIDTH) ** -0.5
+    beta1, beta2 = flags["adam_betas"]
+    return {
+        "opt": "muon",
+        "lr": flags["matrix_lr"],
+        "embedding_lr": scale * flags["embedding_lr"],
+        "unembedding_lr": scale * flags["unembedding_lr"],
+        "scalar_lr": flags["scalar_lr"],
+        "beta1": beta1,
+        "beta2": beta2,
+        "scheduler": "trapezoid",
+        "decay_schedule": "linear",
+    }
+
+
+@each(FILE, "optim", "groups", "cases")
+def test_groups(case):
+    args = case_args(case)
+    given = optimiser_flags(case["flags"], args.n_embd)
+    args = config.add_defaults({**vars(args), **given, "weight_decay": case["flags"]["weight_decay"]})
+    optimizer = make_optimizer(models.make_model_from_args(args), args)
+    make_scheduler(optimizer, args)
+    found = {name: group for group in optimizer.param_groups for name in group["param_names"]}
+    assert sorted(found) == sorted(name for group in case["groups"] for name in group["params"])
+    for right in case["groups"]:
+        for name in right["params"]:
+            group = found[name]
+            assert group["kind"] == right["kind"]
+            assert (group["lr"], group["weight_decay"]) == pytest.approx(
+                (right["lr"], right["weight_decay"]), rel=1e-9
+            )
+            if right["kind"] == "adamw":
+                assert (list(group["betas"]), group["eps"]) == (right["betas"], right["eps"])
+                continue
+            settings = group["momentum_course"][1], group["polar_steps"], group["beta2"]
+            assert settings == (right["momentum"], right["ns_steps"], right["beta2"])
+            assert rate_factor(right["shape"]) == pytest.approx(right["effective_lr_factor"], rel=1e-9)
+
+
+class MicroBatches(PlainSource):
+    """Those of a case, by their numbers in the training."""
+
+    def __init__(self, case):
+        self.case = case
+
+    def samples(self, step, first, count):
+        seed, shape = self.case["seed"] * 1000 + first // count, (count, self.case["T"] + 1)
+        ids = np.random.RandomState(seed).randint(0, self.case["config"]["vocab_size"], shape)
+        ids = torch.from_numpy(ids)
+        return Batch({"inputs": ids[:, :-1], "targets": ids[:, 1:]}, count * self.case["T"])
+
+
+def started(case):
+    """The network of a case, with the weights of its formula."""
+    network = models.make_model_from_args(case_args(case, "bfloat16"))
+    for name, parameter in network.named_parameters():
+        _, scale, offset = next(rule for rule in case["rules"] if rule[0] in name)
+        parameter.data = made(name, case["seed"], parameter.shape, scale, offset)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("dtype", "key", "index"), [("float32", "fp32_muon", 0), ("bfloat16", "bf16_muon", 2)]
+)
+@each(FILE, "optim", "train", "cases")
+def test_whole_trainings(case, dtype, key, index):
+    network, right = started(case), case[key]
+    rows = fit(
+        NextToken(network),
+        MicroBatches(case),
+        steps=case["num_iterations"],
+        batch_size=case["batch"],
+        acc_steps=case["accumulation"],
+        weight_decay=case["weight_decay"],
+        muon_dtype=dtype,
+        device="cpu",
+        dtype="float32",
+        **{name: case[name] for name in ("warmup_ratio", "warmdown_ratio", "final_lr_frac")},
+        **optimiser_flags(case["optimizer_flags"], case["config"]["n_embd"]),
+    ).rows
+    losses = [row["loss"] for row in rows if row["kind"] == "train"]
+    assert losses == pytest.approx(right["losses"], abs=tolerance("train", index))
+    norms = {name: float(p.detach().norm()) for name, p in network.named_parameters()}
+    near = 1e-4 if key == "fp32_muon" else 0.2
+    assert norms == pytest.approx(right["final_param_norm"], rel=near)
 
 
 # schedules
