@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import distributed
-from config.flags import GPT2
 from config.parse import guarded, nearest
 from config.schema import Flag
 from errors import UserError
@@ -177,8 +176,8 @@ def load_tasks(names: Sequence[str], include_path: str | None) -> Any:
 
 
 def make_lm(restored: Restored, tokenizer: str | None) -> Any:
-    """The checkpoint's model for the harness. Raises UserError where it was not trained on GPT-2's tokens."""
-    from data.bpe import gpt2
+    """The checkpoint's model for the harness. Raises UserError where its tokenizer does not serve."""
+    from data.tokenizer import named, open_tokenizer
     from data.vocabulary import unknown, vocabulary_of
     from optim.harness import CheckpointLM
     from optim.scoring import Scorer
@@ -187,15 +186,16 @@ def make_lm(restored: Restored, tokenizer: str | None) -> Any:
     args, world = restored.args, restored.world
     if world.size > 1:
         raise UserError(f"{PROG} runs on one process, not {world.size}")
-    known = vocabulary_of(restored.state, args, tokenizer)
-    if known.tokenizer is None:
+    opened = open_tokenizer(vocabulary_of(restored.state, args, named(tokenizer) if tokenizer else None))
+    if opened is None:
         raise unknown(args)
-    if known.tokenizer != GPT2:
+    if opened.known.end_of_text is None:
         raise UserError(
-            f"the tasks are text in GPT-2's tokens; this model's are of another tokenizer ({known.tokenizer})"
+            "the tasks need a token that ends a document, with which a text begins; this model's tokenizer"
+            f" ({opened.known.tokenizer}) has none"
         )
     return CheckpointLM(
-        Scorer(restored.model(), world.device, args.batch_size, autocaster(args.dtype, world.device)), gpt2()
+        Scorer(restored.model(), world.device, args.batch_size, autocaster(args.dtype, world.device)), opened
     )
 
 

@@ -17,6 +17,8 @@ import os
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from data.batch import EvalSet
+    from data.bins import Splits
+    from data.text import TextData
     from optim.partial import PartialSums
 
 OWN_FLAGS = {
@@ -47,14 +52,18 @@ ROUTING = {
 }
 
 
-def intervals(result: dict[str, Any], documents: NDArray[np.int64] | None) -> dict[str, Any]:
+def intervals(
+    mean: float,
+    losses: NDArray[np.float64],
+    accuracies: NDArray[np.float64],
+    documents: NDArray[np.int64] | None,
+) -> dict[str, Any]:
     """Standard errors of the mean loss and accuracy of one model, and 95% intervals; None for a single
     window.
     """
     from optim.evaluate import perplexity
     from optim.intervals import interval
 
-    losses, accuracies = (result[name].numpy() for name in ("window_losses", "window_accuracies"))
     loss, accuracy = interval(losses, documents), interval(accuracies, documents)
     if loss is None or accuracy is None:
         return dict.fromkeys(
@@ -68,7 +77,7 @@ def intervals(result: dict[str, Any], documents: NDArray[np.int64] | None) -> di
             )
         )
     half = loss.high - loss.mean
-    low, high = result["val_loss"] - half, result["val_loss"] + half
+    low, high = mean - half, mean + half
     return {
         "val_loss_std": float(losses.std(ddof=1)),
         "val_loss_sem": loss.sem,
@@ -84,21 +93,109 @@ def intervals(result: dict[str, Any], documents: NDArray[np.int64] | None) -> di
     }
 
 
-def bits_per_byte(splits: Any, loss: float, chosen: NDArray[np.int64], vocab_size: int) -> float | None:
-    """A mean loss in nats a token over some windows of the split, in bits per byte of their text; None where
-    the tokenizer is not known.
+@dataclass(frozen=True)
+class Read:
+    """What an evaluation reads of one source: windows of its validation split, by number. documents: of each
+    of them, if meta.json tells where one ends.
     """
-    from data.sizes import token_sizes
 
-    sizes = token_sizes(splits.meta, vocab_size)
-    if sizes is None:
+    name: str
+    splits: Splits
+    chosen: NDArray[np.int64]
+    documents: NDArray[np.int64] | None
+
+    def text_bytes(self, vocab_size: int) -> int | None:
+        """Of the tokens that are predicted; None where the tokenizer is not known."""
+        from data.sizes import text_bytes, token_sizes
+
+        sizes = token_sizes(self.splits.meta, vocab_size)
+        return None if sizes is None else text_bytes(self.splits.val, sizes, self.chosen)
+
+    def summary(self, losses: NDArray[np.float64], accuracies: NDArray[np.float64]) -> dict[str, Any]:
+        """Of one source of several. losses, accuracies: of its windows."""
+        from optim.evaluate import perplexity
+
+        loss = float(losses.mean())
+        return {
+            "val_loss": loss,
+            "val_perplexity": perplexity(loss),
+            "val_acc": float(accuracies.mean()),
+            "n_tokens": losses.size * self.splits.val.length,
+            **intervals(loss, losses, accuracies, self.documents),
+        }
+
+
+def reads_of(data: TextData, args: Namespace) -> list[Read]:
+    from optim.evaluate import windows_to_read
+    from optim.intervals import documents_of
+
+    found = []
+    for name, splits in data.parts.items():
+        chosen = windows_to_read(args, splits.val.n_windows)
+        found.append(Read(name, splits, chosen, documents_of(splits.val, chosen, splits.meta)))
+    return found
+
+
+def windows_of(reads: Sequence[Read]) -> tuple[EvalSet, NDArray[np.int64]]:
+    """What is read as one set, and the numbers of the windows in it: of a mixture, those of all sources, one
+    after the other.
+    """
+    import numpy as np
+
+    from data.text import Joined
+
+    if len(reads) == 1:
+        return reads[0].splits.val, reads[0].chosen
+    joined = Joined({read.name: read.splits.val for read in reads})
+    numbers = [begin + read.chosen for read, (_, begin, _) in zip(reads, joined.ranges(), strict=True)]
+    return joined, np.concatenate(numbers)
+
+
+def validation_identity(data: TextData) -> Any:
+    """What identifies the validation text, as `data.bins.identity_of` has a split."""
+    from data.bins import identity_of
+    from data.sources import joined_identity
+
+    if not data.is_mixture:
+        found = identity_of(data.first.folder)
+        return found and found["val"]
+    return joined_identity({name: data.identities[name]["val"] for name in data.parts})
+
+
+def documents_in(reads: Sequence[Read]) -> NDArray[np.int64] | None:
+    """The document of every window that is read, counted through all sources."""
+    import numpy as np
+
+    parts, first = [], 0
+    for read in reads:
+        if read.documents is None:
+            return None
+        parts.append(read.documents + first)
+        first = int(parts[-1].max(initial=first)) + 1
+    return np.concatenate(parts)
+
+
+def bits_of(loss: float, n_tokens: int, sizes: Sequence[int | None]) -> float | None:
+    """Bits per byte of some texts, by their mean loss. sizes: their bytes; None where one is not known."""
+    from data.sizes import bits_per_byte
+
+    known = [size for size in sizes if size is not None]
+    if not sum(known) or len(known) < len(sizes):
         return None
-    length, n_tokens = splits.val.length, chosen.size * splits.val.length
-    n_bytes = sum(
-        int(sizes[splits.val.tokens[window * length + 1 : (window + 1) * length + 1]].sum())
-        for window in chosen.tolist()
-    )
-    return loss * n_tokens / math.log(2) / n_bytes if n_bytes else None
+    return bits_per_byte(loss, n_tokens, sum(known))
+
+
+def of_sources(result: dict[str, Any], reads: Sequence[Read], vocab_size: int) -> dict[str, Any]:
+    """The summary of each source of a mixture."""
+    losses, accuracies = (result[name].numpy() for name in ("window_losses", "window_accuracies"))
+    found, first = {}, 0
+    for read in reads:
+        mine = slice(first, first + read.chosen.size)
+        first += read.chosen.size
+        summary = read.summary(losses[mine], accuracies[mine])
+        bits = bits_of(summary["val_loss"], summary["n_tokens"], [read.text_bytes(vocab_size)])
+        found[read.name] = {**summary, "bits_per_byte": bits}
+    return found
 
 
 def routing_of(args: Namespace) -> str | None:
@@ -131,7 +228,7 @@ def partial_sums(restored: Restored, model: Any, data: Any, place: Path | None) 
 
 
 def timed_evaluation(
-    restored: Restored, model: Any, val: Any, chosen: NDArray[np.int64], kept: PartialSums | None
+    restored: Restored, model: Any, windows: EvalSet, chosen: NDArray[np.int64], kept: PartialSums | None
 ) -> tuple[dict[str, Any], float]:
     """The result of `evaluate`, and the seconds that it took; the main process shows a bar on a terminal."""
     from tqdm import tqdm
@@ -147,7 +244,7 @@ def timed_evaluation(
     ) as bar:
         result = evaluate(
             model,
-            val,
+            windows,
             args.batch_size,
             world,
             autocaster(args.dtype, world.device),
@@ -177,6 +274,13 @@ def printed_lines(summary: dict[str, Any]) -> list[str]:
         f"tokens             {summary['n_tokens']:,} in {summary['n_batches']} batches,"
         f" {summary['tokens_per_second']:,.0f} tokens/s",
     ]
+    for name, source in summary.get("sources", {}).items():
+        bits = source["bits_per_byte"]
+        in_bits = "" if bits is None else f", {bits:.4f} bits per byte"
+        lines.append(
+            f"{name:<18} loss {source['val_loss']:.7f}, perplexity {source['val_perplexity']:.4f}{in_bits},"
+            f" {source['n_tokens']:,} tokens"
+        )
     if summary["routing"]:
         lines.append(f"routing            {ROUTING[summary['routing']]}")
     return lines
@@ -186,21 +290,22 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     """Evaluate and write the summary."""
     import torch
 
-    from data.bins import identity_of
-    from optim.evaluate import perplexity, windows_to_read
-    from optim.intervals import documents_of
+    from optim.evaluate import perplexity
     from optim.window_losses import WindowLosses, save_windows
 
     args, path, world = restored.args, restored.path, restored.world
     place = world.on_main(lambda: output_folder(own["output_dir"], path, prints=True))
-    splits, model = restored.splits(), restored.model()
-    data = identity_of(splits.folder)
-    kept = partial_sums(restored, model, data, place)
-    chosen = windows_to_read(args, splits.val.n_windows)
-    result, seconds = timed_evaluation(restored, model, splits.val, chosen, kept)
+    data, model = restored.data(), restored.model()
+    identity = validation_identity(data)
+    kept = partial_sums(restored, model, {"val": identity}, place)
+    reads = reads_of(data, args)
+    windows, chosen = windows_of(reads)
+    result, seconds = timed_evaluation(restored, model, windows, chosen, kept)
     if not world.is_main:
         return
-    documents = documents_of(splits.val, chosen, splits.meta)
+    losses, accuracies = result["window_losses"].numpy(), result["window_accuracies"].numpy()
+    documents = documents_in(reads)
+    sizes = [read.text_bytes(args.vocab_size) for read in reads]
     summary = {
         "val_loss": result["val_loss"],
         "val_perplexity": perplexity(result["val_loss"]),
@@ -208,10 +313,10 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
         "average_depth": result["average_depth"],
         "n_batches": result["n_batches"],
         "n_tokens": result["n_tokens"],
-        **intervals(result, documents),
+        **intervals(result["val_loss"], losses, accuracies, documents),
         "val_loss_batch_mean": result["val_loss_batch_mean"],
         "val_acc_batch_mean": result["val_acc_batch_mean"],
-        "bits_per_byte": bits_per_byte(splits, result["val_loss"], chosen, args.vocab_size),
+        "bits_per_byte": bits_of(result["val_loss"], result["n_tokens"], sizes),
         "routing": routing_of(args),
         "tokens_per_second": result["n_tokens"] / seconds,
         "itr": restored.state.get("itr"),
@@ -219,11 +324,12 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
         "args": vars(args),
         "parameters": sum(p.numel() for p in model.parameters()),
         "torch": torch.__version__,
-        "data": data and data["val"],
+        "data": identity,
     }
+    if data.is_mixture:
+        summary["sources"] = of_sources(result, reads, args.vocab_size)
     print("\n".join(printed_lines(summary)), flush=True)
     if place:
-        losses, accuracies = result["window_losses"].numpy(), result["window_accuracies"].numpy()
         save_windows(
             place / window_losses_of(EVALUATION.format(path.stem)),
             WindowLosses(chosen, losses, accuracies, documents),

@@ -16,17 +16,16 @@ import codecs
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import distributed
-from config.flags import CHARACTERS, GPT2
 from config.schema import Flag, prose
 from errors import UserError
 from optim.restore import CHECKPOINT, TOKENIZER, Restored, with_checkpoint
 
 if TYPE_CHECKING:
-    from data.vocabulary import Vocabulary
+    from data.tokenizer import Tokenizer
 
 OWN_FLAGS = {
     "generation": (
@@ -76,23 +75,13 @@ def say(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-@dataclasses.dataclass(frozen=True)
-class Codec:
-    """Text to tokens and back; `end` ends a document, and tokens that may be chosen are below `size`."""
-
-    encode: Callable[[str], list[int]]
-    to_bytes: Callable[[int], bytes]
-    size: int
-    end: int | None
-
-
 class Transcript:
     """The texts of a batch. A single one is printed as it grows, several when they are complete."""
 
-    def __init__(self, codec: Codec, prompts: list[str], stops: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompts: list[str], stops: Sequence[str]) -> None:
         # a terminal may know fewer characters than the model
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-        self.codec, self.prompts, self.stops, self.texts = codec, prompts, stops, list(prompts)
+        self.tokenizer, self.prompts, self.stops, self.texts = tokenizer, prompts, stops, list(prompts)
         self.decoders = [codecs.getincrementaldecoder("utf-8")("replace") for _ in prompts]
         self._show(prompts[0])
 
@@ -113,9 +102,9 @@ class Transcript:
 
     def ends(self, index: int, new: list[int]) -> bool:
         """Append the newest token of a text; True where the text ends with it."""
-        return new[-1] == self.codec.end or self._add(
-            index, self.decoders[index].decode(self.codec.to_bytes(new[-1]))
-        )
+        if new[-1] == self.tokenizer.known.end_of_text:
+            return True
+        return self._add(index, self.decoders[index].decode(self.tokenizer.bytes_of(new[-1])))
 
     def close(self) -> None:
         """Print the rest: half a character at the end, or all texts of a batch."""
@@ -126,30 +115,18 @@ class Transcript:
             print(f"=== {number}\n{whole}")
 
 
-def codec(known: Vocabulary, args: Any) -> Codec:
-    """The codec of the model's vocabulary. Raises UserError where it is not known."""
-    from data.bpe import gpt2
-    from data.vocabulary import unknown
-
-    if known.tokenizer == CHARACTERS and known.characters:
-        characters = known.characters
-        numbers = {character: number for number, character in enumerate(characters)}
-
-        def encode(text: str) -> list[int]:
-            strange = sorted(set(text) - set(numbers))
-            if strange:
-                raise UserError(
-                    f"--prompt {text!r}: the training data have no {strange[0]!r}; give another --prompt"
-                )
-            return [numbers[character] for character in text]
-
-        return Codec(encode, lambda token: characters[token].encode(errors="replace"), len(numbers), None)
-    if known.tokenizer != GPT2 or known.end_of_text is None:
-        raise unknown(args)
-    encoding = gpt2()
-    return Codec(
-        encoding.encode_ordinary, encoding.decode_single_token_bytes, known.end_of_text + 1, known.end_of_text
-    )
+def encoded(tokenizer: Tokenizer, prompt: str, vocab_size: int) -> list[int]:
+    """The tokens of a prompt. Raises UserError for text that the model has none for."""
+    try:
+        tokens = tokenizer.encode(prompt)
+    except UserError as error:
+        raise UserError(f"--prompt {error}; give another --prompt") from None
+    largest = max(tokens, default=0)
+    if largest >= vocab_size:
+        raise UserError(
+            f"--prompt {prompt!r}: token {largest} is beyond the model's --vocab_size {vocab_size}"
+        )
+    return tokens
 
 
 def route(restored: Restored, model: Any, own: dict[str, Any]) -> None:
@@ -190,7 +167,8 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     """Print each prompt with its continuation; a single one as it grows."""
     import torch
 
-    from data.vocabulary import vocabulary_of
+    from data.tokenizer import named, open_tokenizer
+    from data.vocabulary import unknown, vocabulary_of
     from optim.generation import Sampling, Session, generate
     from optim.routers import share_of_macs
     from optim.setup import autocaster
@@ -200,9 +178,12 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
         raise UserError("generate.py runs as one process: start it without torchrun")
     if "" in (own["stop"] or ()):
         raise UserError("--stop must not be empty")
-    text = codec(vocabulary_of(restored.state, args, own["tokenizer"]), args)
+    given = named(own["tokenizer"]) if own["tokenizer"] else None
+    tokenizer = open_tokenizer(vocabulary_of(restored.state, args, given))
+    if tokenizer is None:
+        raise unknown(args)
     texts = own["prompt"] or [args.eval_seq_prefix]
-    prompts = [text.encode(prompt) for prompt in texts]
+    prompts = [encoded(tokenizer, prompt, args.vocab_size) for prompt in texts]
     if not all(prompts):
         raise UserError("--prompt must not be empty")
     if any(len(prompt) > args.sequence_length for prompt in prompts):
@@ -215,7 +196,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
         route(restored, model, own)
     session = Session(model, len(prompts), world.device, autocaster(args.dtype, world.device))
     torch.manual_seed(args.seed)  # pondernet draws its exits
-    transcript = Transcript(text, texts, own["stop"] or ())
+    transcript = Transcript(tokenizer, texts, own["stop"] or ())
     begin = time.monotonic()
     count = sum(
         1
@@ -225,7 +206,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
             own["max_new_tokens"],
             Sampling(own["temperature"], own["top_k"], own["top_p"]),
             args.seed,
-            min(text.size, args.vocab_size),
+            min(tokenizer.size, args.vocab_size),
             transcript.ends,
         )
     )

@@ -8,6 +8,7 @@ import re
 from argparse import Namespace
 from pathlib import Path
 
+from config.mixture import given_weights, is_mixture
 from config.naming import MAX_COMPONENT, bad_name
 from config.values import Problem
 from errors import UserError
@@ -75,9 +76,19 @@ def place_problems(args: Namespace) -> list[Problem]:
     parts = (args.exp_name or "").split("/")
     if any(len(part.encode()) > MAX_COMPONENT for part in parts):
         problems.append(Problem(f"--exp_name must stay under {MAX_COMPONENT + 1} bytes", "exp_name"))
+    return problems + _dataset_problems(args)
+
+
+def _dataset_problems(args: Namespace) -> list[Problem]:
+    if is_mixture(args.dataset):
+        try:
+            given_weights(args.dataset, args.normalise_weights)
+        except UserError as error:
+            return [Problem(line, "dataset", "normalise_weights") for line in str(error).splitlines()]
+        return []
     if not args.dataset or bad_name(Path(args.dataset).name):
-        problems.append(Problem(f"--dataset {args.dataset!r} is not a folder name", "dataset"))
-    return problems
+        return [Problem(f"--dataset {args.dataset!r} is not a folder name", "dataset")]
+    return []
 
 
 def notes_on_checkpoints(args: Namespace) -> list[str]:

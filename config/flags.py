@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+from config.mixture import DROP, EPOCHS, ERROR, SAMPLINGS
 from config.old_flags import OLD_FLAGS
-from config.schema import EVALUATION, PLACE, SCHEDULE, Flag, boolean, dtype_name, switch
+from config.schema import EVALUATION, PLACE, SCHEDULE, Flag, boolean, dataset_or_mixture, dtype_name, switch
 from models.variants import ALIASES, VARIANTS, positional_encoders, random_depth_methods
 
 BACKENDS = ("nccl", "gloo")
@@ -14,7 +15,8 @@ ATTENTION = ("fast", "reference")
 BLOCKS = ("published", "modern")
 SCHEDULERS = ("cos", "linear", "wsd", "warmup_cos", "trapezoid", "none")
 OPTIMIZERS = ("adamw", "sgd", "adafactor", "muon")
-GPT2, CHARACTERS = "gpt2", "char"  # tokenizers
+GPT2, CHARACTERS, BYTES = "gpt2", "char", "bytes"  # tokenizers
+TOKENIZER_FILE = "tokenizer.json"  # the tokenizer of a user, as Hugging Face stores one
 
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # that can stop a training
 DEFAULT_STOP_SIGNALS = STOP_SIGNALS[:5]
@@ -202,9 +204,31 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
     "data": (
         Flag(
             "dataset",
-            str,
+            dataset_or_mixture,
             "slimpajama",
-            "prepared folder under --data_dir, or a path to one; 'stdlib' is built in; owt2 = openwebtext2",
+            "prepared folder under --data_dir, or a path to one; built in are 'stdlib', and 'lib_code',"
+            " 'lib_docs' and 'lib_licenses' in bytes; owt2 = openwebtext2; or a mixture,"
+            " NAME=WEIGHT,NAME=WEIGHT,... of prepared folders of one tokenizer",
+        ),
+        Flag(
+            "sampling",
+            str,
+            EPOCHS,
+            "of a mixture: epochs (sources take turns, each without replacement) or random (source and window"
+            " drawn with replacement)",
+            choices=SAMPLINGS,
+        ),
+        Flag(
+            "missing_sources",
+            str,
+            ERROR,
+            "of a mixture, where sources are not prepared: error, or drop (the others' weights are divided by"
+            " their sum)",
+            choices=(ERROR, DROP),
+            scope=PLACE,
+        ),
+        switch(
+            "normalise_weights", "divide the weights of a mixture by their sum, which else is 1", scope=PLACE
         ),
         Flag(
             "data_dir", str, None, "root of the datasets (None: data/datasets in the repository)", scope=PLACE
@@ -504,7 +528,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             str,
             None,
             "keep the best checkpoint as best.pt, by a quantity of the evaluations during training: val_loss,"
-            " val_pp or val_acc (None: no best.pt)",
+            " val_pp, val_acc, or val_bpb, bits per byte (None: no best.pt)",
             scope=PLACE,
         ),
         switch(
@@ -526,6 +550,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "auto",
             "auto: resume from the newest valid checkpoint of the experiment; a file; None: start afresh",
             scope=PLACE,
+            optional=True,
         ),
     ),
     "when things go wrong": (

@@ -2,20 +2,23 @@
 
     {"model": {"n_layer": 5, "n_embd": 128}, "train": {"lr": 0.001}, "seed": 3}
 
-A key is a flag, or one of the recipe's spellings of it. `recipe`, as --print_config writes it, must be the
-recipe that is run.
+A key is a flag, or one of the recipe's spellings of it, whose value may be null for its default. A mixture of
+datasets may be an object of names and weights. A recipe that declares sections takes no others, and no keys
+beside them. `recipe`, as --print_config writes it, must be the recipe that is run.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from config.mixture import is_mixture, parse_mixture
 from config.recipe import Recipe
-from config.values import Problem, convert, nearest
+from config.schema import dataset_or_mixture
+from config.values import Problem, convert, mixture_text, nearest
 
 LARGEST_BYTES = 1 << 20
 
@@ -44,8 +47,14 @@ def _values(content: Mapping[str, Any], recipe: Recipe, wrong: Callable[..., Non
     for section, key, value in _entries(content, recipe):
         name = recipe.flag_named(key)
         here = "" if section is None else f" in section {section!r}"
-        if name not in recipe.flags or name == "config":
-            wrong(f"unknown key {key!r}{here}{nearest(key, recipe.names)}")
+        known = _keys(section, recipe)
+        if key not in known and (recipe.sections or name not in recipe.flags or name == "config"):
+            wrong(f"unknown key {key!r}{here}{_meant(key, known, recipe)}")
+            continue
+        if section is None and recipe.sections:
+            wrong(f"section {key!r} must be an object of settings, not {json.dumps(value)[:60]}")
+            continue
+        if value is None and key in recipe.spellings:
             continue
         try:
             converted = convert(recipe.flags[name], value)
@@ -58,6 +67,54 @@ def _values(content: Mapping[str, Any], recipe: Recipe, wrong: Callable[..., Non
             first, second = json.dumps(values[name])[:60], json.dumps(converted)[:60]
             wrong(f"{name} is {first}{place[name]} and {second}{here}", name)
     return values
+
+
+def _keys(section: str | None, recipe: Recipe) -> Collection[str]:
+    """What a section, or a file beside its sections (None), may hold."""
+    if recipe.sections and section is None:
+        return recipe.sections
+    keys = recipe.sections.get(section or "", ())
+    return keys or [name for name in recipe.names if name != "config"]
+
+
+def _meant(key: str, known: Collection[str], recipe: Recipe) -> str:
+    """What an unknown key may stand for: the flag that it names, where that stands, or the nearest key."""
+    name = recipe.flag_named(key)
+    for section, keys in recipe.sections.items():
+        if name not in recipe.flags:
+            break
+        if not keys:
+            return f" (flags stand in section {section!r})"
+        for spelling in keys:
+            if recipe.flag_named(spelling) == name:
+                return f" (did you mean {spelling} in section {section!r}?)"
+    return nearest(key, known)
+
+
+def _as_object(value: Any) -> Any:
+    """A mixture as names and weights, where its text is no other than theirs; other values as they are."""
+    if not isinstance(value, str) or not is_mixture(value):
+        return value
+    weights = parse_mixture(value)
+    return weights if mixture_text(weights) == value else value
+
+
+def in_sections(settings: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """Values of all flags as a config file of the recipe holds them."""
+    if not recipe.sections:
+        return dict(settings)
+    left = dict(settings)
+    content: dict[str, Any] = {}
+    for section, keys in recipe.sections.items():
+        content[section] = {}
+        for key in keys:
+            name = recipe.flag_named(key)
+            # null would stand for the default there
+            if left[name] is not None:
+                content[section][key] = _as_object(left.pop(name))
+        if not keys:
+            content[section] = left
+    return content
 
 
 def _read_object(path: str) -> dict[str, Any]:
@@ -93,12 +150,15 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _entries(content: Mapping[str, Any], recipe: Recipe) -> Iterator[tuple[str | None, str, Any]]:
     """Section (None: beside the sections), key and value of every setting.
 
-    An object is a section, also under the name of a flag as "model"; an empty one there may be meant as a
-    value and is left for `convert` to refuse.
+    An object is a section, also under the name of a flag as "model", unless the flag takes one as its value;
+    an empty one there may be meant as a value and is left for `convert` to refuse.
     """
     for key, value in content.items():
-        is_flag = recipe.flag_named(key) in recipe.flags
-        if isinstance(value, dict) and (value or not is_flag):
+        flag = recipe.flags.get(recipe.flag_named(key))
+        is_section = flag is None or (bool(value) and flag.type is not dataset_or_mixture)
+        if recipe.sections:
+            is_section = key in recipe.sections
+        if isinstance(value, dict) and is_section:
             for inner, inner_value in value.items():
                 yield key, inner, inner_value
         else:

@@ -10,6 +10,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from config.identity import cut_matters
+from config.mixture import folder_name, is_mixture
 from config.recipe import flags_of
 from config.schema import IDENTITY
 
@@ -75,8 +76,8 @@ def experiment_name(args: Namespace) -> str:
 
 
 def dataset_label(dataset: str) -> str:
-    """Name of a dataset in paths: itself, or the last folder of a path."""
-    return Path(dataset).name
+    """Name of a dataset in paths: itself, the last folder of a path, or what a mixture is called."""
+    return shorten(folder_name(dataset)) if is_mixture(dataset) else Path(dataset).name
 
 
 def _cut_otherwise(folder: Path, args: Namespace) -> list[Path]:

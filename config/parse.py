@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from config.json_file import read_config_file
+from config.json_file import in_sections, read_config_file
 from config.old_flags import OTHER_FORMS
 from config.recipe import DEFAULT_RECIPE, Recipe, flags_of, recipe_of, recipes
 from config.schema import PLACE, Flag, boolean, switch
@@ -209,7 +209,7 @@ def recorded(values: Mapping[str, Any]) -> dict[str, Any]:
     flags = flags_of(values)
     known = {name: value for name, value in values.items() if name == "recipe"}
     for name, value in values.items():
-        if name not in flags or (value is None and flags[name].default is not None):
+        if name not in flags or (value is None and not flags[name].takes_none):
             continue
         try:
             known[name] = convert(flags[name], value)
@@ -267,11 +267,13 @@ def _description() -> str:
 
 def _print_settings(args: Namespace) -> int:
     """All settings and the recipe as JSON for --config, from the first process. Returns the exit code."""
-    settings = {name: value for name, value in vars(args).items() if name != "config"}
+    settings = {name: value for name, value in vars(args).items() if name not in ("config", "recipe")}
     if settings["data_seed"] == settings["seed"]:  # it follows another --seed, too
         settings["data_seed"] = None
+    recipe = recipe_of(vars(args))
     if os.environ.get("RANK", "0") == "0":
-        print(json.dumps({"recipe": DEFAULT_RECIPE, **settings}, indent=2), flush=True)
+        content = {"recipe": recipe.name, **in_sections(settings, recipe)}
+        print(json.dumps(content, indent=2), flush=True)
     return 0
 
 

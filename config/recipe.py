@@ -37,7 +37,8 @@ class Recipe:
     """groups: title in --help -> flags. old_flags: accepted, without effect, named in one line of --help.
 
     defaults: flag -> the default that it has in this recipe. spellings: another system's name of a setting,
-    on the command line or as a key of a config file -> flag; with - or _ alike. selftest: flags of
+    on the command line or as a key of a config file -> flag; with - or _ alike. sections: of its config
+    files, and their keys (none: every flag); without any, sections have names of any kind. selftest: flags of
     --selftest_resume, above the defaults. check: a line for each combination that cannot work. notes: a line
     for each setting that has no effect. assemble: what is trained, as optim.progress.Parts, of the flags, the
     processes and the experiment's folder.
@@ -51,6 +52,7 @@ class Recipe:
     old_flags: Sequence[Flag] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     spellings: Mapping[str, str] = field(default_factory=dict)
+    sections: Mapping[str, Sequence[str]] = field(default_factory=dict)
     selftest: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[[Namespace], list[Problem]] = _nothing
     notes: Callable[[Namespace], list[str]] = _nothing
@@ -74,8 +76,9 @@ class Recipe:
         flags = {}
         for group in (*self.groups.values(), self.old_flags):
             for flag in group:
-                default = self.defaults.get(flag.name, flag.default)
-                flags[flag.name] = replace(flag, default=default)
+                if flag.name in self.defaults:
+                    flag = replace(flag, default=self.defaults[flag.name], optional=flag.takes_none)
+                flags[flag.name] = flag
         return flags
 
     @cached_property

@@ -22,7 +22,9 @@ IDENTITY, SCHEDULE, EVALUATION, PLACE = "identity", "schedule", "evaluation", "p
 
 @dataclass(frozen=True)
 class Flag:
-    """A setting of commands and config files. type: makes a value of text. scope: what it changes."""
+    """A setting of commands and config files. type: makes a value of text. scope: what it changes. optional:
+    takes None too, as every flag does whose default it is.
+    """
 
     name: str
     type: Callable[[str], Any]
@@ -36,6 +38,11 @@ class Flag:
     short_forms: Mapping[str, str] = field(
         default_factory=dict, hash=False
     )  # short value -> the value that it stands for
+    optional: bool = False
+
+    @property
+    def takes_none(self) -> bool:
+        return self.optional or self.default is None
 
 
 def boolean(text: str) -> bool:
@@ -46,6 +53,11 @@ def boolean(text: str) -> bool:
     if word in ("false", "no", "off", "0"):
         return False
     raise ValueError(text)
+
+
+def dataset_or_mixture(text: str) -> str:
+    """A dataset, or NAME=WEIGHT,NAME=WEIGHT,...; in a config file also an object of names and weights."""
+    return text
 
 
 def dtype_name(text: str) -> str:

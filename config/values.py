@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from config.schema import Flag, boolean, prose
+from config.schema import Flag, boolean, dataset_or_mixture, prose
 
 NO_VALUE = object()  # flag given without its value
 KINDS = {int: "a whole number", float: "a number", boolean: "true or false"}
@@ -54,13 +54,14 @@ def convert(flag: Flag, value: Any) -> Any:
 def _scalar(flag: Flag, value: Any) -> Any:
     if value is NO_VALUE:
         raise ValueError("needs a value")
-    may_be_none = flag.default is None or flag.name == "use_pretrained"
-    if may_be_none and isinstance(value, str) and value.lower() == "none":
+    if flag.takes_none and isinstance(value, str) and value.lower() == "none":
         value = None
     if value is None:
-        if may_be_none:
+        if flag.takes_none:
             return None
         raise ValueError("needs a value")
+    if isinstance(value, dict) and flag.type is dataset_or_mixture:
+        value = mixture_text(value)
     if isinstance(value, (dict, list)):
         raise ValueError(f"takes one value, not {json.dumps(value)[:60]}")
     text = str(value)
@@ -74,9 +75,23 @@ def _scalar(flag: Flag, value: Any) -> Any:
         )
     if isinstance(result, (int, float)) and not isinstance(result, bool):
         _check_number(flag, result, text)
-    if flag.type is str and any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in result):
+    if isinstance(result, str) and any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in result):
         raise ValueError("must be plain UTF-8 text without control characters")
     return result
+
+
+def mixture_text(weights: Mapping[str, Any]) -> str:
+    """A JSON object of sources and their weights as the command line writes it. Raises ValueError."""
+    if not weights:
+        raise ValueError("names no source")
+    for name, weight in weights.items():
+        if not name.strip() or any(mark in name for mark in "=,/"):
+            raise ValueError(f"has a source of the name {name!r}, which is none of a dataset")
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+            raise ValueError(f"must give a number as the weight of {name}, not {json.dumps(weight)[:60]}")
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"must give {name} a finite weight of at least 0, not {str(weight)[:60]}")
+    return ",".join(f"{name}={weight}" for name, weight in weights.items())
 
 
 def _check_number(flag: Flag, number: float, text: str) -> None:

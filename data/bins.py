@@ -1,5 +1,5 @@
-"""Token bins on disk (uint16, little endian) as windows of tokens; one mapped copy serves every process of
-a node.
+"""Token bins on disk (little endian, uint16, or uint32 where meta.json says so) as windows of tokens; one
+mapped copy serves every process of a node.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from config.flags import CHARACTERS, TOKENIZER_FILE
+from data.built_in import BUILT_IN
 from errors import OwnError, UserError
 from files import TRANSIENT_ERRORS, load_json
 
 if TYPE_CHECKING:
     from data.batch import Batch
 
-TOKEN = np.dtype("<u2")
+TOKEN, WIDE_TOKEN = np.dtype("<u2"), np.dtype("<u4")
+DTYPES: dict[str, np.dtype[Any]] = {"uint16": TOKEN, "uint32": WIDE_TOKEN}
+Tokens = NDArray[np.uint16] | NDArray[np.uint32]
 SCAN_TOKENS = 1 << 24
 DEFAULT_DATA_DIR = Path(__file__).parent / "datasets"
 FOLDERS = {"owt2": "openwebtext2"}  # names that share another's folder
@@ -40,6 +44,16 @@ FOREIGN = {
     b"ARROW1": "an Arrow file",
     b"version https://git-lfs": "a pointer of Git LFS (git lfs pull fetches the file)",
 }
+# of meta.json: types of what it may hold, and what a tokenizer needs of it
+META_TYPES = {
+    "splits": dict,
+    "characters": str,
+    "end_of_text": int,
+    "tokenizer_file": str,
+    "tokenizer_sha256": str,
+    "vocab_size": int,
+}
+NEEDED = {CHARACTERS: ("characters",), TOKENIZER_FILE: ("tokenizer_file", "tokenizer_sha256")}
 PRINTABLE = bytes(range(32, 127)) + b"\n\r\t"
 PROBES, PROBE_BYTES = 32, 1 << 16  # what is read of a bin to know it again: 2 MiB, whatever its size
 
@@ -61,15 +75,30 @@ def is_prepared(folder: Path) -> bool:
     return (folder / "train.bin").is_file() and (folder / "val.bin").is_file()
 
 
+def dtype_for(size: int) -> np.dtype[Any]:
+    """The numbers in which the tokens of a vocabulary of this size are stored."""
+    return TOKEN if size <= np.iinfo(TOKEN).max + 1 else WIDE_TOKEN
+
+
+def dtype_of(meta: Mapping[str, Any]) -> np.dtype[Any]:
+    """The numbers of the bins that this meta.json is beside."""
+    return DTYPES.get(str(meta.get("dtype")), TOKEN)
+
+
 def read_meta(folder: Path) -> dict[str, Any]:
-    """What tokenize.py wrote about the bins; empty where the folder came from elsewhere."""
+    """What tokenize.py wrote about the bins, the path of their tokenizer's file made absolute; empty where
+    the folder came from elsewhere.
+    """
     try:
         meta = load_json(folder / META)
-        for name, kind in (("splits", dict), ("characters", str), ("end_of_text", int)):
+        for name, kind in META_TYPES.items():
             if not isinstance(meta.get(name, kind()), kind):
                 raise ValueError(f"{name} is {meta[name]!r:.40}")
-        if meta.get("tokenizer") == "char" and not meta.get("characters"):
-            raise ValueError("characters are missing")
+        for name in NEEDED.get(str(meta.get("tokenizer")), ()):
+            if not meta.get(name):
+                raise ValueError(f"{name} is missing")
+        if meta.get("splits") and meta.get("dtype", "uint16") not in DTYPES:
+            raise ValueError(f"dtype is {meta['dtype']!r:.40}, not one of {', '.join(DTYPES)}")
         for split in meta.get("splits", {}).values():
             for name in ("tokens", "largest_token", "documents"):
                 if not isinstance(split.get(name, 0), int):
@@ -80,6 +109,8 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder / META} cannot be read ({error}); prepare the dataset again, or delete that file"
         ) from None
+    if "tokenizer_file" in meta:
+        meta["tokenizer_file"] = str((folder / meta["tokenizer_file"]).absolute())
     return meta
 
 
@@ -109,7 +140,7 @@ def _hash_blocks(size: int, read: Callable[[int, int], bytes]) -> str:
     return digest.hexdigest()
 
 
-def identity_of_tokens(tokens: NDArray[np.uint16]) -> dict[str, Any]:
+def identity_of_tokens(tokens: Tokens) -> dict[str, Any]:
     """What identifies tokens in memory, in the form that `identity_of` has for a split."""
     held = np.ascontiguousarray(tokens).view(np.uint8)
     blocks = _hash_blocks(held.size, lambda begin, count: held[begin : begin + count].tobytes())
@@ -125,12 +156,13 @@ def identity_of(folder: Path) -> dict[str, dict[str, Any]] | None:
     """
     if not is_prepared(folder):
         return None
-    described, found = read_meta(folder).get("splits", {}), {}
+    meta, found = read_meta(folder), {}
+    described, token_bytes = meta.get("splits", {}), dtype_of(meta).itemsize
     for split in SPLITS:
         size, blocks = _probe(folder / f"{split}.bin")
         stated = described.get(split, {})
         found[split] = {
-            "tokens": stated.get("tokens", size // TOKEN.itemsize),
+            "tokens": stated.get("tokens", size // token_bytes),
             "blocks": blocks,
             "sha256": stated.get("sha256"),
         }
@@ -169,7 +201,9 @@ def data_differences(now: Mapping[str, Any] | None, then: Mapping[str, Any] | No
                 f"the {called} data differ: the checkpoint's have {_described(theirs)}, these"
                 f" {_described(mine)}"
             )
-    for name in sorted(now.keys() & then.keys() - SPLITS.keys()):
+    if "mixture" in now and "mixture" in then:
+        lines += mixture_differences(now["mixture"], then["mixture"])
+    for name in sorted(now.keys() & then.keys() - SPLITS.keys() - {"mixture"}):
         if now[name] != then[name]:
             lines.append(
                 f"the data differ: the checkpoint's {name} is {then[name]!r}, this one's {now[name]!r}"
@@ -177,8 +211,20 @@ def data_differences(now: Mapping[str, Any] | None, then: Mapping[str, Any] | No
     return lines
 
 
-def map_tokens(path: Path, populate: bool = False) -> NDArray[np.uint16]:
-    """The tokens of a bin, mapped read-only. populate: read all of it now.
+def mixture_differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+    """As `data_differences`, of what `data.sources.mixture_identity` says of two mixtures."""
+    lines = []
+    for name in ("sampling", "weights"):
+        if now[name] != then[name]:
+            lines.append(f"the mixture's {name}: the checkpoint has {then[name]}, this run {now[name]}")
+    for source in sorted(now["sources"].keys() & then["sources"].keys()):
+        for line in data_differences(now["sources"][source], then["sources"][source]):
+            lines.append(f"source {source}: {line}")
+    return lines
+
+
+def map_tokens(path: Path, populate: bool = False, dtype: np.dtype[Any] = TOKEN) -> Tokens:
+    """The tokens of a bin, mapped read-only. populate: read all of it now. dtype: as `dtype_of` has it.
 
     The mapping is shared: a node holds one copy of the file for all its processes, and the kernel may drop it
     under memory pressure, where a private copy would end in the out-of-memory killer. Raises UserError.
@@ -186,17 +232,17 @@ def map_tokens(path: Path, populate: bool = False) -> NDArray[np.uint16]:
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            if size == 0 or size % TOKEN.itemsize:
+            if size == 0 or size % dtype.itemsize:
                 raise UserError(
-                    f"{path} has {size} bytes: not a file of uint16 tokens; prepare the dataset again"
+                    f"{path} has {size} bytes: not a file of {dtype.name} tokens; prepare the dataset again"
                 )
             flags = mmap.MAP_SHARED | (getattr(mmap, "MAP_POPULATE", 0) if populate else 0)
-            return np.frombuffer(mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ), dtype=TOKEN)
+            return np.frombuffer(mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ), dtype=dtype)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
 
 
-def largest_token(tokens: NDArray[np.uint16]) -> int:
+def largest_token(tokens: Tokens) -> int:
     """The largest token of a bin, read in slices."""
     return max(int(tokens[i : i + SCAN_TOKENS].max()) for i in range(0, tokens.size, SCAN_TOKENS))
 
@@ -208,9 +254,7 @@ class TokenWindows:
     the file may have changed since, and a model would fail with a device error. None: any token.
     """
 
-    def __init__(
-        self, tokens: NDArray[np.uint16], sequence_length: int, vocab_size: int | None = None
-    ) -> None:
+    def __init__(self, tokens: Tokens, sequence_length: int, vocab_size: int | None = None) -> None:
         self.tokens, self.length, self.vocab_size = tokens, sequence_length, vocab_size
         self.n_windows = (tokens.size - 1) // sequence_length
 
@@ -251,7 +295,7 @@ class Splits:
 
 
 def check_tokens(
-    path: Path, tokens: NDArray[np.uint16], vocab_size: int, sequence_length: int, known_largest: int | None
+    path: Path, tokens: Tokens, vocab_size: int, sequence_length: int, known_largest: int | None
 ) -> None:
     """Raises UserError where the vocabulary lacks a token of the bin, or the bin holds less than one
     window.
@@ -269,13 +313,13 @@ def check_tokens(
         )
 
 
-def check_format(path: Path, tokens: NDArray[np.uint16], meta: Mapping[str, Any]) -> None:
+def check_format(path: Path, tokens: Tokens, meta: Mapping[str, Any]) -> None:
     """Raises UserError for a bin that is not plain uint16, as other tools write them, and says how to convert
     it.
 
-    Not called for bins that meta.json describes; {"dtype": "uint16"} there says that they are right.
+    Bins that meta.json describes are believed, as are those whose dtype it states.
     """
-    if meta.get("splits") or meta.get("dtype") == "uint16":
+    if meta.get("splits") or meta.get("dtype") in DTYPES:
         return
     head = tokens[:PROBE_BYTES].tobytes()
     wrong = _foreign_header(head, tokens.size * TOKEN.itemsize) or _wider_numbers(tokens)
@@ -319,7 +363,7 @@ def _foreign_header(head: bytes, size: int) -> str | None:
     )
 
 
-def _wider_numbers(tokens: NDArray[np.uint16]) -> str | None:
+def _wider_numbers(tokens: Tokens) -> str | None:
     """Whether the tokens look like the halves of 32-bit numbers, or the quarters of 64-bit ones."""
     last = max(0, tokens.size - PROBE_BYTES) // 4 * 4
     parts = [tokens[begin : begin + PROBE_BYTES] for begin in sorted({0, last // 8 * 4, last})]
@@ -338,10 +382,12 @@ def _wider_numbers(tokens: NDArray[np.uint16]) -> str | None:
             every = "three of four numbers are" if wide else "every second number is"
             if zero.any():
                 zeros = "nearly 0"
-                advice = "some tokens are beyond what 16 bits hold: another tokenizer is needed"
+                advice = "some tokens are beyond what 16 bits hold"
             else:
                 zeros = "0"
                 advice = _conversion(f"{order}u{bits // 8}", 0)
+            if order == "<" and bits == 32:
+                advice += f', or write {{"dtype": "uint32"}} into {META}, and they are read as they are'
             return f"{every} {zeros}, as in {bits}-bit numbers read as 16-bit ones; {advice}"
     return None
 
@@ -350,8 +396,8 @@ def how_to_prepare(dataset: str) -> str:
     """The command that makes a dataset's bins."""
     if dataset in ("owt2", "openwebtext2"):
         return "bash iridis/download-dataset/job.sh --full, then bash iridis/extract-tokenize-dataset/job.sh"
-    if dataset == "stdlib":
-        return "python -m data.tokenize --name stdlib"
+    if dataset in BUILT_IN:
+        return f"python -m data.tokenize --name {dataset}"
     return f"python -m data.tokenize --name {Path(dataset).name} --input FILES_OR_FOLDER"
 
 
@@ -366,10 +412,15 @@ def open_splits(
             f" {how_to_prepare(dataset)}"
         )
     meta = read_meta(folder)
+    if meta.get("vocab_size", 0) > vocab_size:
+        raise UserError(
+            f"the tokenizer of {folder} has {meta['vocab_size']} tokens, but --vocab_size is {vocab_size}: it"
+            f" must be at least {meta['vocab_size']}"
+        )
     windows = {}
     for name in ("train", "val"):
         path = folder / f"{name}.bin"
-        tokens = map_tokens(path, populate)
+        tokens = map_tokens(path, populate, dtype_of(meta))
         described = meta.get("splits", {}).get(name, {})
         if described and described.get("tokens") != tokens.size:
             raise UserError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 from pathlib import Path
 
@@ -53,6 +54,20 @@ def ensure_ranks() -> bool:
         cache_folder().mkdir(parents=True, exist_ok=True)
         write_atomically(cached_path(name), source.read_bytes())
     return True
+
+
+def token_lengths() -> list[int] | None:
+    """Bytes of each token but the end of a text, without tiktoken; None where the ranks are not on this
+    machine, which then is not asked to fetch them.
+    """
+    if not ensure_ranks():
+        return None
+    numbers = json.loads(cached_path("encoder.json").read_text(encoding="utf-8"))
+    lengths = [0] * END_OF_TEXT
+    for token, number in numbers.items():
+        if number < END_OF_TEXT:
+            lengths[number] = len(token)  # a character stands for a byte there
+    return lengths
 
 
 def gpt2():  # type: ignore[no-untyped-def]  # tiktoken is imported late: it is needed only to prepare data

@@ -15,14 +15,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data.bins import TOKEN
+from data.bins import TOKEN, Tokens
 from data.bpe import END_OF_TEXT, cache_folder, gpt2
 from data.order import splitmix64
 from errors import UserError
 from files import write_atomically
 
 SAMPLED = 4096  # one document in this many is encoded by both engines, besides the first of each shard
-Tokens = NDArray[np.uint16]
 
 
 class Engine(Protocol):
@@ -32,13 +31,16 @@ class Engine(Protocol):
         """Tokens of all documents, each followed by END_OF_TEXT, and how many that is for each document."""
 
 
-def _with_ends(tokens: NDArray[Any], lengths: NDArray[np.int64]) -> tuple[Tokens, NDArray[np.int64]]:
+def with_ends(
+    tokens: NDArray[Any], lengths: NDArray[np.int64], end: int, dtype: np.dtype[Any]
+) -> tuple[Tokens, NDArray[np.int64]]:
+    """Tokens of documents of these lengths, each followed by the token `end`, and their new lengths."""
     ends = np.cumsum(lengths + 1) - 1
-    out = np.empty(tokens.size + lengths.size, dtype=TOKEN)
+    out = np.empty(tokens.size + lengths.size, dtype=dtype)
     inside = np.ones(out.size, dtype=bool)
     inside[ends] = False
     out[inside] = tokens
-    out[ends] = END_OF_TEXT
+    out[ends] = end
     return out, lengths + 1
 
 
@@ -56,7 +58,8 @@ class Tiktoken:
     def encode(self, texts: list[str]) -> tuple[Tokens, NDArray[np.int64]]:
         each = [self.one(text) for text in texts]
         tokens = np.fromiter(chain.from_iterable(each), dtype=TOKEN)
-        return _with_ends(tokens, np.array([len(text_tokens) for text_tokens in each], dtype=np.int64))
+        lengths = np.array([len(text_tokens) for text_tokens in each], dtype=np.int64)
+        return with_ends(tokens, lengths, END_OF_TEXT, TOKEN)
 
 
 def rank_file() -> Path:
@@ -89,7 +92,8 @@ class Gigatoken:
     def encode(self, texts: list[str]) -> tuple[Tokens, NDArray[np.int64]]:
         layout = self.tokenizer.encode_batch(texts, parallel=False).layout
         offsets = np.asarray(layout.offsets, dtype=np.int64)
-        return _with_ends(np.asarray(layout.content.data)[offsets[0] : offsets[-1]], np.diff(offsets))
+        tokens = np.asarray(layout.content.data)[offsets[0] : offsets[-1]]
+        return with_ends(tokens, np.diff(offsets), END_OF_TEXT, TOKEN)
 
 
 @cache

@@ -10,33 +10,33 @@ import hashlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from config.flags import CHARACTERS, GPT2
-from data.bins import META, SCAN_TOKENS, check_format, is_prepared, map_tokens, read_meta
+from data.bins import META, SCAN_TOKENS, Tokens, check_format, dtype_of, is_prepared, map_tokens, read_meta
+from data.tokenizer import Tokenizer, open_tokenizer, text_of
+from data.vocabulary import described
 from drawing import load_matplotlib
 from errors import UserError
 from files import replace_atomically
 
-SHOWN_CHARACTERS = 300
+SHOWN_CHARACTERS, SHOWN_DOCUMENTS = 300, 3
 
 
-def slices(tokens: NDArray[np.uint16]) -> Iterator[NDArray[np.uint16]]:
+def slices(tokens: Tokens) -> Iterator[Tokens]:
     for begin in range(0, tokens.size, SCAN_TOKENS):
         yield tokens[begin : begin + SCAN_TOKENS]
 
 
-def sha256(tokens: NDArray[np.uint16]) -> str:
+def sha256(tokens: Tokens) -> str:
     digest = hashlib.sha256()
     for part in slices(tokens):
         digest.update(part.data)
     return digest.hexdigest()
 
 
-def ends_of(tokens: NDArray[np.uint16], end_of_text: int) -> NDArray[np.int64]:
+def ends_of(tokens: Tokens, end_of_text: int) -> NDArray[np.int64]:
     """Places of the tokens that end documents."""
     return np.concatenate(
         [
@@ -46,57 +46,43 @@ def ends_of(tokens: NDArray[np.uint16], end_of_text: int) -> NDArray[np.int64]:
     )
 
 
-def decoder(meta: dict[str, Any]) -> Any:
-    """A function from tokens to text, None for a tokenizer that is not known here.
+def problems_of(folder: Path, check_documents: int = SHOWN_DOCUMENTS) -> list[str]:
+    """What is wrong with the bins: counts and checksums against meta.json, and whether sampled parts decode.
 
-    It raises UserError for tokens that it does not know.
-    """
-    if meta.get("tokenizer") == CHARACTERS:
-        characters = meta["characters"]
-    elif meta.get("tokenizer") != GPT2:
-        return None
-    else:
-        from data.bpe import gpt2
-
-        characters, encoding = None, gpt2()
-
-    def decode(tokens: list[int]) -> str:
-        try:
-            if characters is None:
-                return encoding.decode(tokens)
-            return "".join(characters[token] for token in tokens)
-        except (KeyError, IndexError):
-            raise UserError(
-                "the bins hold tokens that their tokenizer does not know; prepare the dataset again"
-            ) from None
-
-    return decode
-
-
-def problems_of(folder: Path, check_documents: int = 3) -> list[str]:
-    """What is wrong with the bins: counts and checksums against meta.json, and whether sampled documents
-    decode.
+    Raises UserError where they do not.
     """
     meta, wrong = read_meta(folder), []
     if not meta.get("splits"):
         return [f"{folder / META} does not describe the bins: nothing to compare with"]
-    decode = decoder(meta)
-    for name, described in meta["splits"].items():
+    tokenizer, end = open_tokenizer(described(meta)), meta.get("end_of_text")
+    for name, stated in meta["splits"].items():
         path = folder / f"{name}.bin"
-        tokens = map_tokens(path)
-        if tokens.size != described.get("tokens"):
-            wrong.append(f"{path} holds {tokens.size} tokens, {META} says {described.get('tokens')}")
-        elif sha256(tokens) != described.get("sha256"):
+        tokens = map_tokens(path, dtype=dtype_of(meta))
+        if tokens.size != stated.get("tokens"):
+            wrong.append(f"{path} holds {tokens.size} tokens, {META} says {stated.get('tokens')}")
+            continue
+        if sha256(tokens) != stated.get("sha256"):
             wrong.append(f"{path} has another SHA-256 than {META} says")
-        elif "end_of_text" in meta:
-            ends = ends_of(tokens, meta["end_of_text"])
-            if ends.size != described.get("documents") or not ends.size or ends[-1] != tokens.size - 1:
-                wrong.append(f"{path} holds {ends.size} documents, {META} says {described.get('documents')}")
-            for number in (
-                np.linspace(0, ends.size - 1, min(check_documents, ends.size)).astype(int) if decode else ()
-            ):
-                decode(tokens[ends[number - 1] + 1 if number else 0 : ends[number]].tolist())
+            continue
+        ends = None if end is None else ends_of(tokens, end)
+        if ends is not None and (
+            ends.size != stated.get("documents") or not ends.size or ends[-1] != tokens.size - 1
+        ):
+            wrong.append(f"{path} holds {ends.size} documents, {META} says {stated.get('documents')}")
+        if tokenizer is not None:
+            for part in _sample(tokens, ends, check_documents):
+                text_of(tokenizer, part.tolist())
     return wrong
+
+
+def _sample(tokens: Tokens, ends: NDArray[np.int64] | None, count: int) -> Iterator[Tokens]:
+    """Documents, spread evenly; parts where nothing says where a document ends."""
+    if ends is None:
+        for begin in np.linspace(0, tokens.size - 1, count).astype(int):
+            yield tokens[begin : begin + SHOWN_CHARACTERS]
+        return
+    for number in np.linspace(0, ends.size - 1, min(count, ends.size)).astype(int):
+        yield tokens[ends[number - 1] + 1 if number else 0 : ends[number]]
 
 
 def histogram(lengths: NDArray[np.int64], title: str, path: Path) -> None:
@@ -125,13 +111,11 @@ def show(folder: Path, seed: int, png: Path | None) -> int:
     print(f"folder     {folder}\ntokenizer  {meta.get('tokenizer', 'unknown')}")
     for name in ("train", "val"):
         path = folder / f"{name}.bin"
-        tokens, described = map_tokens(path), meta.get("splits", {}).get(name, {})
-        documents = f"{described['documents']:,} documents, " if "documents" in described else ""
+        tokens, stated = map_tokens(path, dtype=dtype_of(meta)), meta.get("splits", {}).get(name, {})
+        documents = f"{stated['documents']:,} documents, " if "documents" in stated else ""
         check_format(path, tokens, meta)
-        print(
-            f"{name:<10} {documents}{tokens.size:,} tokens, largest"
-            f" {described.get('largest_token', 'unknown')}"
-        )
+        largest = stated.get("largest_token", "unknown")
+        print(f"{name:<10} {documents}{tokens.size:,} tokens, largest {largest}")
     wrong = []
     if not meta.get("splits"):
         verdict = f"none: {META} does not describe the bins"
@@ -141,40 +125,69 @@ def show(folder: Path, seed: int, png: Path | None) -> int:
     print(f"checksums  {verdict}")
     for line in wrong:
         print(f"           {line}")
-    train = map_tokens(folder / "train.bin")
-    ends = ends_of(train, meta["end_of_text"]) if "end_of_text" in meta else np.array([], dtype=np.int64)
-    if ends.size:
-        decode = decoder(meta)
-        lengths = np.diff(ends, prepend=-1) - 1
-        print(
-            f"lengths    median {np.median(lengths):,.0f}, mean {lengths.mean():,.0f}, longest"
-            f" {lengths.max():,} tokens"
-        )
-        if decode is None:
-            print(f"documents  not shown: the tokenizer {meta.get('tokenizer')!r} is not known here")
-        for number in (
-            ()
-            if decode is None
-            else sorted(np.random.default_rng(seed).choice(ends.size, min(3, ends.size), replace=False))
-        ):
-            begin = ends[number] - lengths[number]
-            text = decode(train[begin : ends[number]].tolist())
-            more = "..." if len(text) > SHOWN_CHARACTERS else ""
-            print(
-                f"--- document {number + 1} of {ends.size:,}, {lengths[number]:,}"
-                f" tokens\n{text[:SHOWN_CHARACTERS]}{more}"
-            )
-        place = png or folder / "document_lengths.png"
-        try:
-            histogram(
-                lengths, f"{folder.name}: {ends.size:,} training documents, {train.size:,} tokens", place
-            )
-            print(f"--- picture of the lengths: {place}")
-        except OSError as error:
-            if png is not None:
-                raise
-            print(f"--- no picture of the lengths: {place}: {error.strerror} (--png FILE puts it elsewhere)")
+    train = map_tokens(folder / "train.bin", dtype=dtype_of(meta))
+    tokenizer = open_tokenizer(described(meta))
+    generator = np.random.default_rng(seed)
+    if "end_of_text" in meta:
+        ends = ends_of(train, meta["end_of_text"])
+        if ends.size:
+            show_documents(train, ends, tokenizer, meta.get("tokenizer"), generator)
+            show_lengths(folder, train, ends, png)
+    elif tokenizer:
+        show_excerpts(train, tokenizer, generator)
     return 1 if wrong else 0
+
+
+def lengths_of(ends: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of documents, without the tokens that end them."""
+    return np.diff(ends, prepend=-1) - 1
+
+
+def shown(text: str) -> str:
+    return text[:SHOWN_CHARACTERS] + ("..." if len(text) > SHOWN_CHARACTERS else "")
+
+
+def show_documents(
+    train: Tokens,
+    ends: NDArray[np.int64],
+    tokenizer: Tokenizer | None,
+    name: str | None,
+    generator: np.random.Generator,
+) -> None:
+    """Lengths of the documents in words, and the beginnings of some."""
+    lengths = lengths_of(ends)
+    print(
+        f"lengths    median {np.median(lengths):,.0f}, mean {lengths.mean():,.0f}, longest"
+        f" {lengths.max():,} tokens"
+    )
+    if tokenizer is None:
+        print(f"documents  not shown: the tokenizer {name!r} is not known here")
+        return
+    for number in sorted(generator.choice(ends.size, min(SHOWN_DOCUMENTS, ends.size), replace=False)):
+        text = text_of(tokenizer, train[ends[number] - lengths[number] : ends[number]].tolist())
+        print(f"--- document {number + 1} of {ends.size:,}, {lengths[number]:,} tokens\n{shown(text)}")
+
+
+def show_excerpts(train: Tokens, tokenizer: Tokenizer, generator: np.random.Generator) -> None:
+    """Parts of a text in which nothing says where a document ends."""
+    for begin in sorted(generator.choice(train.size, min(SHOWN_DOCUMENTS, train.size), replace=False)):
+        text = text_of(tokenizer, train[begin : begin + SHOWN_CHARACTERS].tolist())
+        print(f"--- from token {begin:,} of {train.size:,}\n{shown(text)}")
+
+
+def show_lengths(folder: Path, train: Tokens, ends: NDArray[np.int64], png: Path | None) -> None:
+    """A picture of the documents' lengths. Raises OSError where `png`, a file that was asked for, cannot be
+    written.
+    """
+    place = png or folder / "document_lengths.png"
+    title = f"{folder.name}: {ends.size:,} training documents, {train.size:,} tokens"
+    try:
+        histogram(lengths_of(ends), title, place)
+        print(f"--- picture of the lengths: {place}")
+    except OSError as error:
+        if png is not None:
+            raise
+        print(f"--- no picture of the lengths: {place}: {error.strerror} (--png FILE puts it elsewhere)")
 
 
 def main(argv: list[str] | None = None) -> int:

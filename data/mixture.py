@@ -1,6 +1,6 @@
 """A mixture of sources: which source a sample is of, and which of its windows.
 
-    weights = parse_mixture("wiki=0.784,roam=0.196,primer=0.02")
+    weights = given_weights("wiki=0.784,roam=0.196,primer=0.02", normalise=False)
     source = MixtureSource({"wiki": windows, ...}, weights, data_seed=0)
 
 Both ways to sample are pure functions of the seed and the sample's number, so that seeking costs nothing:
@@ -15,105 +15,23 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from config.mixture import EPOCHS, RANDOM
 from data.batch import Batch, PlainSource
-from data.bins import TokenWindows
+from data.bins import TokenWindows, identity_of_tokens
 from data.order import SampleOrder, splitmix64, splitmix64_array
+from data.sources import mixture_identity
+from data.vocabulary import described, other_tokens
 from errors import UserError
 
-EPOCHS, RANDOM = "epochs", "random"
-SAMPLINGS = (EPOCHS, RANDOM)
-SUM_TOLERANCE = 1e-6
 PERIOD = 1 << 17  # samples after which the turns of sources repeat, where their weights give no shorter one
 DECIMALS = 5  # of weights whose shares are exact
-
-
-def is_mixture(dataset: str) -> bool:
-    """Whether --dataset names several sources with weights."""
-    return "=" in dataset and "/" not in dataset
-
-
-def parse_mixture(text: str) -> dict[str, float]:
-    """NAME=WEIGHT,NAME=WEIGHT,... in the order given. Raises UserError with a line for each wrong part."""
-    weights: dict[str, float] = {}
-    wrong = []
-    for part in text.split(","):
-        name, found, number = (word.strip() for word in part.partition("="))
-        try:
-            weight = float(number)
-        except ValueError:
-            wrong.append(f"--dataset: {part.strip()!r} is not NAME=WEIGHT")
-            continue
-        if not name or not found:
-            wrong.append(f"--dataset: {part.strip()!r} is not NAME=WEIGHT")
-        elif name in weights:
-            wrong.append(f"--dataset: the source {name} is named twice")
-        weights[name] = weight
-    if wrong:
-        raise UserError("\n".join(wrong))
-    return weights
-
-
-def normalised(weights: Mapping[str, float]) -> dict[str, float]:
-    """Weights divided by their sum. Raises UserError where that cannot be done."""
-    wrong = _wrong_weights(weights)
-    total = sum(weights.values())
-    if not wrong and total <= 0:
-        wrong.append("the weights of the mixture are all 0")
-    if wrong:
-        raise UserError("\n".join(wrong))
-    return {name: weight / total for name, weight in weights.items()}
-
-
-def _wrong_weights(weights: Mapping[str, float]) -> list[str]:
-    return [
-        f"the weight of {name} is {weight}: it must be a number of at least 0"
-        for name, weight in weights.items()
-        if not math.isfinite(weight) or weight < 0
-    ]
-
-
-def effective_weights(
-    weights: Mapping[str, float],
-    lengths: Mapping[str, int],
-    need: int,
-    drop_missing: bool = False,
-    required: Sequence[str] = (),
-) -> tuple[dict[str, float], list[str]]:
-    """Weights of the sources that there are, which sum to 1, and the names of those that are missing.
-
-    lengths: tokens of each source that there is. need: tokens that each must have. drop_missing: leave out
-    what is missing. required: what must not be missing.
-
-    Raises UserError with a line for everything that is wrong.
-    """
-    wrong = _wrong_weights(weights)
-    total = sum(weights.values())
-    if not wrong and abs(total - 1) > SUM_TOLERANCE:
-        wrong.append(f"the weights of the mixture sum to {total:.9g}, not to 1")
-    unlisted = [name for name in lengths if name not in weights]
-    if unlisted:
-        wrong.append(f"no weight is given for {', '.join(unlisted)}")
-    missing = [name for name in weights if name not in lengths]
-    gone = [name for name in missing if not drop_missing or name in required]
-    gone += [name for name in required if name not in weights and name not in lengths]
-    if gone:
-        wrong.append(f"sources of the mixture are missing: {', '.join(gone)}")
-    short = [f"{name} ({length})" for name, length in lengths.items() if length < need]
-    if short:
-        wrong.append(f"sources with fewer than the {need} tokens that a sequence needs: {', '.join(short)}")
-    left = {name: weight for name, weight in weights.items() if name in lengths}
-    if not wrong and sum(left.values()) <= 0:
-        wrong.append("no source of the mixture is left: the weights of those that are there are 0")
-    if wrong:
-        raise UserError("\n".join(wrong))
-    return normalised(left), missing
 
 
 def quotas(weights: Sequence[float]) -> list[int]:
@@ -195,9 +113,10 @@ class MixtureSource(PlainSource):
         data_seed: int,
         sampling: str = EPOCHS,
         identities: Mapping[str, Any] | None = None,
+        meta: Mapping[str, Any] | None = None,
     ) -> None:
         """weights: of exactly these sources; they sum to 1. identities: of each, as data.bins.identity_of has
-        it.
+        it; None for tokens that are no file's. meta: meta.json of the sources, whose tokens are alike.
         """
         assert sources.keys() == weights.keys(), "each source has a weight"
         self.names = sorted(sources)
@@ -205,6 +124,7 @@ class MixtureSource(PlainSource):
         self.weights = [weights[name] for name in self.names]
         self.length = self.sources[0].length
         self.data_seed, self.sampling, self.identities = data_seed, sampling, identities
+        self.meta = meta or {}
         seeds = [splitmix64(data_seed) ^ _key(name) for name in self.names]
         if sampling == EPOCHS:
             self.turns = Turns(self.weights)
@@ -259,8 +179,26 @@ class MixtureSource(PlainSource):
 
     def identity(self) -> dict[str, Any]:
         shares = dict(zip(self.names, self.weights, strict=True))
-        mixture = {"sampling": self.sampling, "weights": shares, "sources": self.identities}
-        return {"mixture": mixture, "order_seed": self.data_seed}
+        if self.identities is not None:
+            return mixture_identity(self.sampling, shares, self.identities)
+        found = {}
+        for name, windows in zip(self.names, self.sources, strict=True):
+            found[name] = {"train": identity_of_tokens(windows.tokens)}
+        return mixture_identity(self.sampling, shares, found) | {"order_seed": self.data_seed}
+
+    def parts(self) -> dict[str, Any]:
+        return {"vocabulary": asdict(described(self.meta))}
+
+    def differs(self, state: dict[str, Any]) -> str | None:
+        differ = other_tokens(state, self.meta, "the mixture")
+        return f"{differ}: its embeddings begin as those of other tokens" if differ else None
+
+    def epochs(self, samples: int) -> list[float]:
+        """How often each source is read in so many samples, in the order of `names`."""
+        found = []
+        for windows, weight in zip(self.sources, self.weights, strict=True):
+            found.append(samples * weight / windows.n_windows)
+        return found
 
     def size(self) -> dict[str, int]:
         return {"train_tokens": sum(int(windows.tokens.size) for windows in self.sources)}

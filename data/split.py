@@ -7,17 +7,19 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.bins import META, TOKEN
-from data.bpe import END_OF_TEXT, gpt2
+from config.flags import TOKENIZER_FILE
+from data.bins import META, TOKEN, Tokens, dtype_for
 from data.order import splitmix64, splitmix64_array
+from data.tokenizer import Tokenizer
 from errors import UserError
-from files import sync, sync_folder, write_json
+from files import sync, sync_folder, write_atomically, write_json
 
 SPLIT_SEED = 2357
 COPY_TOKENS = 1 << 21
@@ -41,7 +43,7 @@ class Split:
         self.sha256 = hashlib.sha256()
         self.documents = self.tokens = self.largest = 0
 
-    def add(self, tokens: NDArray[np.uint16]) -> None:
+    def add(self, tokens: NDArray[Any]) -> None:
         self.file.write(tokens.data)
         self.sha256.update(tokens.data)
         self.tokens += tokens.size
@@ -74,6 +76,7 @@ def assemble(
     share: float,
     fraction: float | None,
     description: dict[str, Any],
+    tokenizer: Tokenizer,
 ) -> dict[str, Any]:
     """Join the groups into val.bin, meta.json and, last, train.bin. Raises UserError where a split stays
     empty.
@@ -83,23 +86,28 @@ def assemble(
     val, train = splits = Split(folder / "val.bin"), Split(folder / "train.bin")
     try:
         if fraction is None:
-            by_document(results, work, share, train, val)
+            by_document(results, work, share, train, val, tokenizer)
             how: dict[str, Any] = {"split_seed": SPLIT_SEED, "val_share": share}
         else:
-            by_place(results, work, fraction, train, val)
+            by_place(results, work, fraction, train, val, tokenizer)
             how = {"val_fraction": fraction}
         bad_lines = description["bad_lines"] + sum(result["bad"] for result in results)
         meta = {
+            **described_in_meta(tokenizer),
             **description,
-            "end_of_text": END_OF_TEXT,
             **how,
             "bytes": sum(result["bytes"] for result in results),
             "bad_lines": bad_lines,
             "splits": {"train": train.describe(), "val": val.describe()},
         }
+        for split in splits:
+            if not split.tokens:
+                raise UserError(f"{split.path.stem}.bin would be empty: its documents have no text")
         # of an earlier preparation: it must not remain beside the new val.bin
         (folder / "train.bin").unlink(missing_ok=True)
         sync_folder(folder)
+        for name, content in tokenizer.files().items():
+            write_atomically(folder / name, content)
         val.publish()
         write_json(folder / META, meta)
         train.publish()
@@ -109,20 +117,32 @@ def assemble(
     return meta
 
 
+def described_in_meta(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What meta.json says of a tokenizer, and of the numbers in the bins."""
+    known = {name: value for name, value in asdict(tokenizer.known).items() if value is not None}
+    if tokenizer.known.tokenizer_file is not None:
+        known["tokenizer_file"] = TOKENIZER_FILE
+    dtype = dtype_for(tokenizer.size)
+    wide = {} if dtype == TOKEN else {"dtype": dtype.name}
+    return {**known, **tokenizer.description, **wide}
+
+
 def encoded(
-    results: list[dict[str, Any]], work: Path
-) -> Iterator[tuple[NDArray[np.uint16], NDArray[np.int64]]]:
+    results: list[dict[str, Any]], work: Path, dtype: np.dtype[Any]
+) -> Iterator[tuple[Tokens, NDArray[np.int64]]]:
     """Of each group that holds documents: its tokens, and the place after the last token of each document."""
     for result in results:
         if result["documents"]:
             stem = work / f"{result['number']:06d}"
             yield (
-                np.memmap(f"{stem}.bin", dtype=TOKEN, mode="r"),
+                np.memmap(f"{stem}.bin", dtype=dtype, mode="r"),
                 np.cumsum(np.fromfile(f"{stem}.len", dtype="<u4"), dtype=np.int64),
             )
 
 
-def by_document(results: list[dict[str, Any]], work: Path, share: float, train: Split, val: Split) -> None:
+def by_document(
+    results: list[dict[str, Any]], work: Path, share: float, train: Split, val: Split, tokenizer: Tokenizer
+) -> None:
     """Some documents, by their number, for validation. Raises UserError where there are too few."""
     total = sum(result["documents"] for result in results)
     if total < 2:
@@ -137,7 +157,7 @@ def by_document(results: list[dict[str, Any]], work: Path, share: float, train: 
     if not 0 < chosen.size < total:
         chosen = np.array([splitmix64(SPLIT_SEED) % total])
     first = 0
-    for tokens, ends in encoded(results, work):
+    for tokens, ends in encoded(results, work, dtype_for(tokenizer.size)):
         mine = chosen[np.searchsorted(chosen, first) : np.searchsorted(chosen, first + ends.size)] - first
         place = 0
         for document in mine:
@@ -151,7 +171,14 @@ def by_document(results: list[dict[str, Any]], work: Path, share: float, train: 
         first += ends.size
 
 
-def by_place(results: list[dict[str, Any]], work: Path, fraction: float, train: Split, val: Split) -> None:
+def by_place(
+    results: list[dict[str, Any]],
+    work: Path,
+    fraction: float,
+    train: Split,
+    val: Split,
+    tokenizer: Tokenizer,
+) -> None:
     """The last tokens for validation, the document at the cut in two.
 
     Raises UserError where there are too few.
@@ -159,39 +186,45 @@ def by_place(results: list[dict[str, Any]], work: Path, fraction: float, train: 
     total = sum(result["tokens"] for result in results)
     if total < 10:
         raise UserError(f"{total} tokens are too few to be cut in two")
+    end, dtype = tokenizer.known.end_of_text, dtype_for(tokenizer.size)
     # tokens before the cut, of the groups to come
     left = min(max(total - round(total * fraction), 1), total - 2)
-    for tokens, ends in encoded(results, work):
+    for tokens, ends in encoded(results, work, dtype):
         cut = min(left, tokens.size)
         if 0 < left < tokens.size:
-            cut = readable_cut(tokens, cut)
+            cut = readable_cut(tokens, ends, cut, tokenizer)
         copy(tokens, 0, cut, train)
         copy(tokens, cut, tokens.size, val)
         whole = int(np.searchsorted(ends, cut, side="right"))
         train.documents += whole
         val.documents += ends.size - whole
-        if cut and tokens[cut - 1] != END_OF_TEXT:
-            train.add(np.array([END_OF_TEXT], dtype=TOKEN))
+        if cut and not ends_a_document(ends, cut):
+            if end is not None:
+                train.add(np.array([end], dtype=dtype))
             train.documents += 1
         left = max(0, left - tokens.size)
 
 
-def readable_cut(tokens: NDArray[np.uint16], place: int) -> int:
+def ends_a_document(ends: NDArray[np.int64], place: int) -> bool:
+    number = int(np.searchsorted(ends, place))
+    return number < ends.size and int(ends[number]) == place
+
+
+def readable_cut(tokens: Tokens, ends: NDArray[np.int64], place: int, tokenizer: Tokenizer) -> int:
     """The next place at which a word begins, at least a character; the same place where there is none
     before the document's end.
     """
-    if tokens[place - 1] == END_OF_TEXT:
+    if ends_a_document(ends, place):
         return place
-    pieces = []
-    for token in tokens[place : place + WORD_TOKENS].tolist():
-        if token == END_OF_TEXT:
-            break
-        pieces.append(gpt2().decode_single_token_bytes(token))
+    text_ends = int(ends[np.searchsorted(ends, place)])
+    if tokenizer.known.end_of_text is not None:
+        text_ends -= 1
+    pieces = list(map(tokenizer.bytes_of, tokens[place : min(place + WORD_TOKENS, text_ends)].tolist()))
     begins_word = (offset for offset, piece in enumerate(pieces) if piece[:1].isspace())
-    begins_character = (offset for offset, piece in enumerate(pieces) if not 0x80 <= piece[0] < 0xC0)
+    begins_character = (offset for offset, piece in enumerate(pieces) if not b"\x80" <= piece[:1] < b"\xc0")
     return place + next(begins_word, next(begins_character, 0))
 
 
-def copy(tokens: NDArray[np.uint16], begin: int, end: int, split: Split) -> None:
+def copy(tokens: Tokens, begin: int, end: int, split: Split) -> None:
     for place in range(begin, end, COPY_TOKENS):
         split.add(np.ascontiguousarray(tokens[place : min(end, place + COPY_TOKENS)]))

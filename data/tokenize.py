@@ -1,10 +1,12 @@
-"""A raw corpus to token bins: GPT-2 BPE, each document followed by <|endoftext|>, split by document number.
+"""A raw corpus to token bins: GPT-2 BPE, each document followed by <|endoftext|>, or what --tokenizer names;
+split by document number.
 
     python -m data.tokenize --name owt2                                   # the downloaded OpenWebText2
     python -m data.tokenize --name mine --input corpus/ more.jsonl.gz --text-key body --include '*.jsonl.gz'
     python -m data.tokenize --name book --input book.txt --val-fraction 0.1   # one document, which is cut
     python -m data.tokenize --name shakespeare-char --input shakespeare.txt
-    python -m data.tokenize --name stdlib                                 # Python's own library: no download
+    python -m data.tokenize --name mine --input corpus/ --tokenizer bytes     # or gpt2, char
+    python -m data.tokenize --name stdlib                                 # a built-in corpus: no download
 
 Each worker encodes one group of shards at a time (a shard is a file, or a member of a tar; consecutive small
 ones share a group) into <folder>/.tokenize; the groups are then joined in order. Finished groups are kept:
@@ -35,13 +37,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data.bins import DEFAULT_DATA_DIR, dataset_folder, is_prepared
+from config.flags import CHARACTERS, GPT2
+from data.bins import DEFAULT_DATA_DIR, dataset_folder, dtype_for, is_prepared, read_meta
+from data.built_in import BUILT_IN
 from data.characters import tokenize_characters
-from data.corpus import pack, stdlib_documents
-from data.encode import best_engine
+from data.corpus import pack
 from data.find import SHOWN_BAD, Bad, Found, find_shards
 from data.split import assemble
 from data.streams import Shard
+from data.tokenizer import KINDS, Tokenizer, named, open_tokenizer
+from data.vocabulary import Vocabulary, described
 from data.workers import STOP, Job, encode_group, start_worker
 from errors import UserError
 from files import STORAGE_FAULTS, is_kept_open, load_json, remove_folder, write_json
@@ -49,7 +54,6 @@ from processes import peak_kib
 
 WORK = ".tokenize"
 VAL_SHARE = 0.0005
-STDLIB_VAL_SHARE = 0.01
 # small shards share a group up to this size on disk and this number
 GROUP_BYTES, GROUP_SHARDS = 1 << 22, 4096
 LINE_SECONDS = 5.0
@@ -73,8 +77,10 @@ def grouped(shards: list[Shard]) -> list[list[Shard]]:
     return groups
 
 
-def finished_groups(work: Path, groups: list[list[Shard]]) -> dict[int, dict[str, Any]]:
-    """Descriptions of the groups that an earlier run of the same plan has encoded."""
+def finished_groups(work: Path, groups: list[list[Shard]], token_bytes: int) -> dict[int, dict[str, Any]]:
+    """Descriptions of the groups that an earlier run of the same plan has encoded, in tokens of so many bytes
+    each.
+    """
     done = {}
     for number, group in enumerate(groups):
         try:
@@ -82,7 +88,7 @@ def finished_groups(work: Path, groups: list[list[Shard]]) -> dict[int, dict[str
             sizes = [(work / f"{number:06d}.{ending}").stat().st_size for ending in ("bin", "len")]
         except (OSError, ValueError):
             continue
-        if found["shards"] == len(group) and sizes == [2 * found["tokens"], 4 * found["documents"]]:
+        if found["shards"] == len(group) and sizes == [token_bytes * found["tokens"], 4 * found["documents"]]:
             done[number] = found
     return done
 
@@ -109,11 +115,27 @@ def working_folder(folder: Path, plan: dict[str, Any]) -> Iterator[Path]:
         except (OSError, ValueError):
             same = False
         if not same:
+            refuse_other_tokenizer(work, plan)
             for path in work.iterdir():
                 if path.name != "lock" and not is_kept_open(path):
                     path.unlink()
             write_json(work / "plan.json", plan)
         yield work
+
+
+def refuse_other_tokenizer(work: Path, plan: dict[str, Any]) -> None:
+    """Raises UserError where the folder holds finished groups of another tokenizer than the plan's."""
+    try:
+        there = load_json(work / "plan.json")
+    except (OSError, ValueError):
+        return
+    names = ("tokenizer", "tokenizer_sha256")
+    differs = any(there.get(name) != plan.get(name) for name in names)
+    if differs and any(work.glob("*.bin")):
+        raise UserError(
+            f"{work} holds unfinished work of the tokenizer {there.get('tokenizer')!r}: finish that, give"
+            " another --name, or delete that folder"
+        )
 
 
 class Progress:
@@ -154,6 +176,7 @@ def encode_all(
     shards: list[Shard],
     work: Path,
     text_key: str,
+    tokenizer: Tokenizer,
     workers: int,
     max_bad: int,
     found: list[Bad],
@@ -164,11 +187,11 @@ def encode_all(
     Raises UserError with the first bad lines.
     """
     groups = grouped(shards)
-    done = finished_groups(work, groups)
+    done = finished_groups(work, groups, dtype_for(tokenizer.size).itemsize)
     if done:
         say(f"{sum(len(groups[number]) for number in done)} of {len(shards)} shards are done already")
     jobs = [
-        Job(number, group, text_key, work, max_bad)
+        Job(number, group, text_key, work, max_bad, tokenizer.known)
         for number, group in enumerate(groups)
         if number not in done
     ]
@@ -179,7 +202,6 @@ def encode_all(
     counters = context.Array("q", 4)
     progress = Progress(sum(job.size for job in jobs), counters, say)
     if jobs:
-        best_engine()  # its files are made once, before the workers look for them
         with ProcessPoolExecutor(
             min(workers, len(jobs)), context, start_worker, (counters, os.getpid())
         ) as pool:
@@ -231,26 +253,29 @@ def tokenize(
     say: Callable[[str], None] = print,
     include: Sequence[str] = (),
     val_fraction: float | None = None,
+    tokenizer: str = GPT2,
 ) -> dict[str, Any]:
-    """Prepare a dataset folder from raw files. Returns what meta.json holds. Raises UserError."""
+    """Prepare a dataset folder from raw files. Returns what meta.json holds. Raises UserError.
+
+    tokenizer: as --tokenizer, but for one whose vocabulary is that of the text.
+    """
     began = time.monotonic()
+    opened = open_tokenizer(named(tokenizer))
+    assert opened is not None, "named knows those that can be opened"
     found = find_shards(inputs, include)
     shards, bad = found.shards, found.bad
     try:
-        with working_folder(folder, plan_of(found, text_key)) as work:
+        with working_folder(folder, plan_of(found, text_key, opened.known)) as work:
             need_space(folder, sum(shard.size for shard in shards))
-            results = encode_all(shards, work, text_key, workers or os.cpu_count() or 1, max_bad, bad, say)
+            workers = workers or os.cpu_count() or 1
+            results = encode_all(shards, work, text_key, opened, workers, max_bad, bad, say)
             for result in results:
                 for reason, known in result["passed"].items():
                     found.passed.add(reason, known["first"], known["count"])
-            description: dict[str, Any] = {
-                "tokenizer": "gpt2",
-                "engine": best_engine().name,
-                "bad_lines": len(bad),
-            }
+            description: dict[str, Any] = {"bad_lines": len(bad)}
             if found.passed.counts:
                 description["passed_over"] = dict(sorted(found.passed.counts.items()))
-            meta = assemble(results, work, folder, val_share, val_fraction, description)
+            meta = assemble(results, work, folder, val_share, val_fraction, description, opened)
             remove_folder(work)
         with suppress(OSError):
             work.rmdir()  # where the mount has kept the lock, which is closed only now
@@ -264,9 +289,9 @@ def tokenize(
     return meta
 
 
-def plan_of(found: Found, text_key: str) -> dict[str, Any]:
-    """What finished groups depend on: the shards, when their files changed, and how they are read and
-    grouped.
+def plan_of(found: Found, text_key: str, known: Vocabulary) -> dict[str, Any]:
+    """What finished groups depend on: the shards, when their files changed, how they are read and grouped,
+    and the tokenizer.
     """
     digest = hashlib.sha256()
     changed: dict[str, int] = {}
@@ -279,7 +304,8 @@ def plan_of(found: Found, text_key: str) -> dict[str, Any]:
         "sha256": digest.hexdigest(),
         "groups": [GROUP_BYTES, GROUP_SHARDS],
         "text_key": text_key,
-        "tokenizer": "gpt2",
+        "tokenizer": known.tokenizer,
+        **({"tokenizer_sha256": known.tokenizer_sha256} if known.tokenizer_sha256 else {}),
     }
 
 
@@ -309,7 +335,7 @@ def report(
         ("tokens", f"{tokens:,}  ({val['tokens']:,} for validation)"),
         ("bytes per token", f"{meta['bytes'] / max(1, tokens):.3f}"),
         ("left out", f"{meta['bad_lines']:,} lines"),
-        ("engine", meta["engine"]),
+        ("tokenizer", " by ".join(filter(None, (meta["tokenizer"], meta.get("engine"))))),
         ("seconds", f"{seconds:.1f}  ({meta['bytes'] / seconds / 1e6:,.1f} MB of text a second)"),
         ("peak memory", f"{own / 1024:,.0f} MiB, and {of_worker / 1024:,.0f} MiB a worker"),
     ]
@@ -317,19 +343,46 @@ def report(
         say(f"{name:<16} {value}")
 
 
-def prepare_stdlib(
-    folder: Path, workers: int | None = None, say: Callable[[str], None] = print
-) -> dict[str, Any]:
-    """The standard library as a dataset: packed as a raw corpus, then through the same pipeline as any
-    other.
+def inputs_of(name: str, folder: Path) -> list[Path]:
+    """What is read for a dataset of this name where no --input is given: a built-in corpus, packed as a raw
+    one, else the downloaded OpenWebText2. Raises UserError.
     """
-    archive = folder / "raw" / "stdlib.jsonl.zst.tar"
-    try:
+    if name in BUILT_IN:
+        archive = folder / "raw" / f"{name}.jsonl.zst.tar"
+        try:
+            if not archive.exists():
+                pack(BUILT_IN[name].documents(), archive)
+        except OSError as error:
+            raise UserError(f"cannot prepare {folder}: {error.strerror or error}") from None
+    else:
+        archive = folder / RAW_OWT2
         if not archive.exists():
-            pack(stdlib_documents(), archive)
-    except OSError as error:
-        raise UserError(f"cannot prepare {folder}: {error.strerror or error}") from None
-    return tokenize([archive], folder, workers=workers, val_share=STDLIB_VAL_SHARE, say=say)
+            raise UserError(
+                f"{archive} is not there: bash iridis/download-dataset/job.sh --full fetches it, or give"
+                " --input"
+            )
+    return [archive]
+
+
+def prepare_built_in(name: str, folder: Path) -> dict[str, Any]:
+    """A built-in corpus as a dataset. Returns what meta.json holds. Raises UserError."""
+    wanted = BUILT_IN[name]
+    say_now(f"preparing {name}, which is built in: {folder}")
+    inputs = inputs_of(name, folder)
+    return tokenize(inputs, folder, val_share=wanted.val_share, tokenizer=wanted.tokenizer)
+
+
+def need_same_tokenizer(folder: Path, wanted: Vocabulary) -> None:
+    """Raises UserError where a prepared folder states another tokenizer."""
+    there = described(read_meta(folder))
+    if there.tokenizer and (there.tokenizer, there.tokenizer_sha256) != (
+        wanted.tokenizer,
+        wanted.tokenizer_sha256,
+    ):
+        raise UserError(
+            f"{folder} is prepared with the tokenizer {there.tokenizer!r}, which --tokenizer does not"
+            " name: give another --name, or --force, which prepares it again"
+        )
 
 
 def delete_raw(inputs: list[Path], folder: Path, say: Callable[[str], None]) -> None:
@@ -387,9 +440,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--tokenizer",
-        choices=["gpt2", "char"],
+        type=_named,
         default=None,
-        help="how text becomes tokens [char for names that end in -char, else gpt2]",
+        metavar="NAME",
+        help=f"how text becomes tokens: {', '.join(KINDS)} [char for names that end in -char, else gpt2]",
     )
     parser.add_argument("--workers", type=int, default=None, help="processes [all cores]")
     parser.add_argument("--max-bad", type=int, default=0, help="bad lines to leave out before stopping [0]")
@@ -425,6 +479,18 @@ def parse(argv: list[str] | None) -> Namespace:
     return args
 
 
+def default_tokenizer(args: Namespace) -> str:
+    """Of a command line without --tokenizer."""
+    if args.name in BUILT_IN and args.input is None:
+        return BUILT_IN[args.name].tokenizer
+    return CHARACTERS if args.name.endswith("-char") else GPT2
+
+
+def default_share(args: Namespace) -> float:
+    """Of a command line without --val-share."""
+    return BUILT_IN[args.name].val_share if args.name in BUILT_IN and args.input is None else VAL_SHARE
+
+
 def say_now(line: str) -> None:
     """Print a line, whatever letters the terminal knows."""
     encoding = sys.stdout.encoding or "utf-8"
@@ -435,19 +501,15 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     folder = dataset_folder(args.name, args.data_dir)
     try:
+        wanted = args.tokenizer or default_tokenizer(args)
+        vocabulary = named(wanted)
         if is_prepared(folder) and not args.force:
+            if args.tokenizer:
+                need_same_tokenizer(folder, vocabulary)
             say_now(f"{folder} is prepared already (--force prepares it again)")
             return 0
-        if args.name == "stdlib" and args.input is None:
-            prepare_stdlib(folder, args.workers, say_now)
-            return 0
-        inputs = args.input or [folder / RAW_OWT2]
-        if args.input is None and not inputs[0].exists():
-            raise UserError(
-                f"{inputs[0]} is not there: bash iridis/download-dataset/job.sh --full fetches it, or give"
-                " --input"
-            )
-        if (args.tokenizer or ("char" if args.name.endswith("-char") else "gpt2")) == "char":
+        inputs = args.input or inputs_of(args.name, folder)
+        if KINDS[str(vocabulary.tokenizer)].is_learned:
             if args.val_share is not None:
                 say_now(
                     "note: --val-share counts documents and has no effect on characters; --val-fraction has"
@@ -462,10 +524,11 @@ def main(argv: list[str] | None = None) -> int:
                 args.text_key,
                 args.workers,
                 args.max_bad,
-                args.val_share or VAL_SHARE,
+                args.val_share or default_share(args),
                 say_now,
                 args.include,
                 args.val_fraction,
+                wanted,
             )
         if args.delete_raw:
             delete_raw(inputs, folder, say_now)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
-from data.bins import SCAN_TOKENS
+from data.bins import SCAN_TOKENS, Tokens
 
 
-def unigram_loss(train: NDArray[np.uint16], val: NDArray[np.uint16], vocab_size: int) -> float:
+def unigram_loss(train: Tokens, val: Tokens, vocab_size: int) -> float:
     """Cross-entropy (nats a token) of `val` under the token frequencies of `train`, each count raised by
     one.
     """

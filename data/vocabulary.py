@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from config.flags import GPT2
+from config.flags import GPT2, TOKENIZER_FILE
 from data.bins import dataset_folder, label, read_meta
 from data.bpe import END_OF_TEXT
 from errors import UserError
@@ -23,15 +23,22 @@ OF_GPT2 = ("openwebtext2", "slimpajama", "stdlib")  # datasets that have no othe
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """tokenizer: gpt2, char or another's name, None where it is not known. end_of_text: the token that ends a
-    document, if there is one.
+    """tokenizer: a name in data/tokenizer.py or another's, None where it is not known. end_of_text: the token
+    that ends a document, if there is one.
 
-    characters: those of a character-level dataset, in the order of their tokens.
+    characters: those of a character-level dataset, in the order of their tokens. tokenizer_file,
+    tokenizer_sha256: of a user's tokenizer.json.
     """
 
     tokenizer: str | None = None
     end_of_text: int | None = None
     characters: str | None = None
+    tokenizer_file: str | None = field(default=None, compare=False)
+    tokenizer_sha256: str | None = None
+
+    def meaning(self) -> tuple[str | None, ...]:
+        """What decides which text a token stands for."""
+        return self.tokenizer, self.characters, self.tokenizer_sha256
 
 
 OF_BPE = Vocabulary(GPT2, END_OF_TEXT)
@@ -39,53 +46,55 @@ OF_BPE = Vocabulary(GPT2, END_OF_TEXT)
 
 def described(meta: Mapping[str, Any]) -> Vocabulary:
     """As a dataset's meta.json states it, or as a checkpoint recorded it."""
-    values = {name: meta.get(name) for name in ("tokenizer", "end_of_text", "characters")}
-    for name, kind in (("tokenizer", str), ("end_of_text", int), ("characters", str)):
-        if not isinstance(values[name], kind):
-            values[name] = None
-    return Vocabulary(**values) if values["tokenizer"] else Vocabulary()
+    values: dict[str, Any] = {}
+    for name in (each.name for each in fields(Vocabulary)):
+        kind = int if name == "end_of_text" else str
+        if isinstance(meta.get(name), kind):
+            values[name] = meta[name]
+    return Vocabulary(**values) if values.get("tokenizer") else Vocabulary()
 
 
-def vocabulary_of(state: Mapping[str, Any], args: Namespace, tokenizer: str | None = None) -> Vocabulary:
+def vocabulary_of(state: Mapping[str, Any], args: Namespace, given: Vocabulary | None = None) -> Vocabulary:
     """The vocabulary of a checkpoint with these flags: as it records it, else as its dataset states it, else
     as the dataset's name says.
 
-    tokenizer: given by the user, for where neither checkpoint nor dataset names one. Raises UserError for a
-    damaged meta.json.
+    given: by the user, for where neither checkpoint nor dataset names one, or where the file of theirs is
+    gone. Raises UserError for a damaged meta.json.
     """
     recorded = state.get("vocabulary")
     known = described(recorded) if isinstance(recorded, Mapping) else Vocabulary()
     folder = dataset_folder(args.dataset, args.data_dir)
     if known.tokenizer is None and folder.is_dir():
         known = described(read_meta(folder))
-    if (
-        known.tokenizer is None
-        and args.vocab_size > END_OF_TEXT
-        and (tokenizer == GPT2 or label(args.dataset) in OF_GPT2)
-    ):
-        return OF_BPE
+    if known.tokenizer is None:
+        known = given or (OF_BPE if label(args.dataset) in OF_GPT2 else known)
+        if known.end_of_text is not None and known.end_of_text >= args.vocab_size:
+            return Vocabulary()
+    places = [known.tokenizer_file, given and given.tokenizer_file, str(folder / TOKENIZER_FILE)]
+    there = next((place for place in places if place and Path(place).is_file()), None)
+    if known.tokenizer_file is not None and there is not None:
+        known = replace(known, tokenizer_file=there)
     return known
 
 
-def other_tokens(state: Mapping[str, Any], meta: Mapping[str, Any], folder: Path) -> str | None:
+def other_tokens(state: Mapping[str, Any], meta: Mapping[str, Any], folder: Path | str) -> str | None:
     """The tokenizations of a checkpoint and of a dataset in words, if both are known and differ; None
     otherwise.
     """
     recorded = state.get("vocabulary")
     mine, others = described(recorded) if isinstance(recorded, Mapping) else Vocabulary(), described(meta)
-    if not (mine.tokenizer and others.tokenizer) or (mine.tokenizer, mine.characters) == (
-        others.tokenizer,
-        others.characters,
-    ):
+    if not (mine.tokenizer and others.tokenizer) or mine.meaning() == others.meaning():
         return None
-    more = ", of other characters" if mine.tokenizer == others.tokenizer else ""
+    more = ""
+    if mine.tokenizer == others.tokenizer:
+        more = ", of other characters" if mine.characters else ", another one"
     return (
         f"the model's tokens are of the tokenizer {mine.tokenizer!r}, those in {folder} of"
         f" {others.tokenizer!r}{more}"
     )
 
 
-def need_same_tokens(state: Mapping[str, Any], meta: Mapping[str, Any], folder: Path) -> None:
+def need_same_tokens(state: Mapping[str, Any], meta: Mapping[str, Any], folder: Path | str) -> None:
     """Raises UserError where a dataset's tokens stand for something else than those of a checkpoint, as
     far as both say.
     """
@@ -98,6 +107,6 @@ def unknown(args: Namespace) -> UserError:
     """That nobody says what a model's tokens are."""
     return UserError(
         f"nobody says what the {args.vocab_size} tokens of this model stand for: neither its checkpoint nor"
-        f" its dataset ({dataset_folder(args.dataset, args.data_dir)}) names a tokenizer; give --data_dir, or"
-        f" --tokenizer {GPT2} where it is that"
+        f" its dataset ({dataset_folder(args.dataset, args.data_dir)}) names a tokenizer that is known here;"
+        f" give --data_dir, or --tokenizer, as {GPT2} where it is that"
     )

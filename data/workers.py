@@ -10,13 +10,16 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from data.corpus import documents
-from data.encode import Checked, best_engine
+from data.encode import best_engine
 from data.find import SHOWN_BAD, Bad
 from data.streams import Shard
+from data.tokenizer import Tokenizer, open_tokenizer
+from data.vocabulary import Vocabulary
 from files import sync, sync_folder, write_json
 from processes import die_with, peak_kib
 
@@ -37,6 +40,7 @@ class Job:
     text_key: str
     work: Path
     max_bad: int
+    vocabulary: Vocabulary
 
     @property
     def name(self) -> str:
@@ -53,6 +57,7 @@ def start_worker(counters: Any, parent: int) -> None:
     """In a new worker, which ends with the process `parent`. counters: shared by all workers."""
     global _counters
     _counters = counters
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a worker for each core
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     die_with(parent)
 
@@ -81,6 +86,13 @@ def _bytes_of(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
+@cache
+def _tokenizer(known: Vocabulary) -> Tokenizer:
+    tokenizer = open_tokenizer(known)
+    assert tokenizer is not None, "the main process has opened it"
+    return tokenizer
+
+
 def encode_group(job: Job) -> dict[str, Any]:
     """Encode a group into N.bin (tokens) and N.len (tokens of each document, uint32), described by N.json,
     which is written last.
@@ -94,18 +106,18 @@ def encode_group(job: Job) -> dict[str, Any]:
     bad: list[Bad] = []
     passed: dict[str, Any] = {}
     total = {"documents": 0, "tokens": 0, "bytes": 0, "largest_token": 0}
-    checked = Checked(job.number)
+    encoder = _tokenizer(job.vocabulary).encoder(job.number)
     targets = [job.work / f"{job.number:06d}.{ending}" for ending in ("bin", "len")]
     parts = [path.with_name(f"{path.name}.part") for path in targets]
     with open(parts[0], "wb") as tokens_file, open(parts[1], "wb") as lengths_file:
         for texts in _batches(_documents(job, passed), bad, job.max_bad):
-            tokens, lengths = checked.encode(texts, job.name)
+            tokens, lengths = encoder.encode(texts, job.name)
             tokens_file.write(tokens.data)
             lengths_file.write(lengths.astype("<u4").data)
             size = sum(map(_bytes_of, texts))
             for name, value in (("documents", len(texts)), ("tokens", tokens.size), ("bytes", size)):
                 total[name] += value
-            total["largest_token"] = max(total["largest_token"], int(tokens.max()))
+            total["largest_token"] = max(total["largest_token"], int(tokens.max(initial=0)))
             with _counters.get_lock():
                 for place, value in enumerate((len(texts), size, tokens.size)):
                     _counters[place] += value

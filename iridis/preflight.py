@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import config
-from data.bins import dataset_folder, how_to_prepare, identity_of, is_prepared
+from data.sources import Wanted
 from errors import UserError
 from iridis.chain import Cause
 from models.variants import ALIASES
@@ -255,9 +255,9 @@ def newest_readable(folder: Path) -> tuple[Path | None, list[str]]:
     return newest_valid(folder) if path is None else (path, [])
 
 
-def resume_problems(args: Namespace, folder: Path, data: Path | None) -> list[str]:
-    """What main.py would refuse when it opens an experiment that is not finished. data: the dataset's
-    folder; None before it is prepared.
+def resume_problems(args: Namespace, folder: Path, data: Wanted | None) -> list[str]:
+    """What main.py would refuse when it opens an experiment that is not finished. data: None before they are
+    prepared.
     """
     from optim.setup import starting_point
 
@@ -266,7 +266,7 @@ def resume_problems(args: Namespace, folder: Path, data: Path | None) -> list[st
         path = starting_point(folder, args.use_pretrained, newest_readable)
         state = None if path is None else peek(path)
         if path is not None and state is not None:
-            check_resumable(path, state, args, None if data is None else identity_of(data))
+            check_resumable(path, state, args, None if data is None else data.identity())
     except UserError as error:
         return str(error).splitlines()
     return []
@@ -345,14 +345,10 @@ def training_problems(wanted: Namespace, args: Namespace, record: Record, is_ref
         config.check_world_size(args, wanted.processes)
     except UserError as error:
         problems += str(error).splitlines()
-    data = dataset_folder(args.dataset, args.data_dir)
+    data = Wanted.of(vars(args))
     if not is_refused and (folder.is_dir() or args.use_pretrained != "auto"):
         problems += resume_problems(args, folder, None if wanted.no_data else data)
-    if args.dataset != "stdlib" and not wanted.no_data and not is_prepared(data):
-        problems.append(
-            f"dataset {args.dataset!r} is not prepared: {data} lacks train.bin or val.bin;"
-            f" {how_to_prepare(args.dataset)}"
-        )
+    problems += [] if wanted.no_data else data.lacking()
     if args.init_from is not None and not record.saved_step:
         initial.find(args.init_from)
     if (folder / STOP).exists():

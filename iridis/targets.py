@@ -17,12 +17,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from config import guarded
-from data.bins import dataset_folder, is_prepared
-from data.setup import BUILT_IN
+from data.bins import is_prepared
+from data.setup import is_built_in
+from data.sources import Wanted
 from errors import UserError
 from models.variants import VARIANTS
 from optim.names import FINAL, numbered, step_of
@@ -95,35 +97,40 @@ def files_of(checkpoint: Path, steps: Sequence[int], quick: bool) -> list[Path]:
     return [path for step, path in milestones.items() if step != final] + [last]
 
 
+def data_of(path: Path) -> Wanted | None:
+    """What a checkpoint was trained on; None where its flags do not say."""
+    args = recorded(path)
+    if isinstance(args.get("dataset"), str) and isinstance(args.get("data_dir"), str | None):
+        return Wanted.of(args)
+    return None
+
+
 def other_place(path: Path, data_dir: str) -> str:
     """data_dir if the data that a checkpoint was trained on are there and not at the recorded place, else
     empty.
     """
-    args = recorded(path)
-    dataset, place = args.get("dataset"), args.get("data_dir")
-    if (
-        not isinstance(dataset, str)
-        or not isinstance(place, str | None)
-        or is_prepared(dataset_folder(dataset, place))
-    ):
+    data = data_of(path)
+    if data is None or data.is_prepared:
         return ""
-    return data_dir if is_prepared(dataset_folder(dataset, data_dir)) else ""
+    return data_dir if replace(data, data_dir=data_dir).is_prepared else ""
 
 
 def unfit(path: Path, routed: bool, data_dir: str | None) -> list[str]:
     """A line for each reason why a checkpoint cannot be evaluated, as far as its flags are known.
     data_dir: where its data may be too.
     """
-    args = recorded(path)
-    model, dataset, place = args.get("model"), args.get("dataset"), args.get("data_dir")
+    model, data = recorded(path).get("model"), data_of(path)
     lines = []
     if routed and model in VARIANTS and not VARIANTS[model].routes:
         lines.append(f"{path}: {model} routes no tokens; this is for adaptive models (adm, but_mod)")
-    if data_dir and isinstance(dataset, str) and isinstance(place, str | None) and dataset != BUILT_IN:
-        places = [dataset_folder(dataset, each) for each in (place, data_dir)]
-        if not any(map(is_prepared, places)):
+    if not data_dir or data is None:
+        return lines
+    there = replace(data, data_dir=data_dir)
+    for name in data.names:
+        places = data.folder(name), there.folder(name)
+        if not is_built_in(name) and not any(map(is_prepared, places)):
             lines.append(
-                f"{path}: its dataset {dataset} is neither in {places[0]}, where it was trained, nor in"
+                f"{path}: its dataset {name} is neither in {places[0]}, where it was trained, nor in"
                 f" {places[1]} (DATA_DIR)"
             )
     return lines

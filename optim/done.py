@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from config.identity import differences
-from data.bins import data_differences, dataset_folder, identity_of
+from data.bins import data_differences
+from data.sources import Wanted
 from errors import UserError
 from optim import initial
 from optim.names import FINAL, SUMMARY, numbered
@@ -35,7 +36,7 @@ def is_finished(folder: Path, args: Namespace, data: Mapping[str, Any] | None = 
         )
     wrong = differences(vars(args), then)
     if data is None:
-        data = identity_of(dataset_folder(args.dataset, args.data_dir))
+        data = Wanted.of(vars(args)).identity()
     if data is not None and isinstance(record.summary.get("data"), dict):
         wrong += data_differences(data, record.summary["data"])
     wrong += initial.differences(args.init_from, record.summary.get("initial"))

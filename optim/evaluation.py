@@ -13,16 +13,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from data.batch import EvalSet
+from data.sizes import bits_per_byte
 from distributed.world import World
 from optim.evaluate import EvaluationPlan, evaluate
 from optim.names import OF_TRAINING
 from optim.partial import PartialSums, facts_of
 from optim.reporting import log
 from optim.setup import autocaster
-from optim.tracked import HELD_OUT
+from optim.tracked import BITS_PER_BYTE, HELD_OUT
 
 
 @dataclass
@@ -68,8 +71,6 @@ class Evaluation(Protocol):
 class HeldOut:
     """Loss, perplexity and accuracy on the validation split: some batches during training, all at the end."""
 
-    quantities: Mapping[str, str] = HELD_OUT
-
     def __init__(
         self,
         args: Namespace,
@@ -79,10 +80,17 @@ class HeldOut:
         folder: Path,
         identity: Mapping[str, Any],
         name: str = "",
+        text_bytes: Callable[[NDArray[np.int64]], int] | None = None,
     ) -> None:
-        """identity: of the data, as data.bins.identity_of has it."""
+        """identity: of the data, as data.bins.identity_of has it. text_bytes: of the windows of some numbers;
+        None where the tokenizer is not known.
+        """
         self.args, self.world, self.network, self.windows = args, world, network, windows
         self.folder, self.identity, self.name = folder, identity, name
+        self.text_bytes = text_bytes
+        self.quantities: Mapping[str, str] = HELD_OUT
+        if text_bytes is None:
+            self.quantities = {each: HELD_OUT[each] for each in HELD_OUT if each != BITS_PER_BYTE}
         self.autocast = autocaster(args.dtype, world.device)
         self.plan = EvaluationPlan(args.batch_size, args.eval_batches)
 
@@ -90,7 +98,8 @@ class HeldOut:
         self, whole: bool, should_stop: Callable[[], bool], advanced: Callable[[], object]
     ) -> Measured | None:
         facts = facts_of(self.args, self.plan.batch_size, self.identity, self.world.device)
-        kept = PartialSums(self.folder, OF_TRAINING, self.network, facts, log.info, advanced)
+        of = f"{OF_TRAINING}@{self.name}" if self.name else OF_TRAINING
+        kept = PartialSums(self.folder, of, self.network, facts, log.info, advanced)
         result = evaluate(
             self.network,
             self.windows,
@@ -103,12 +112,16 @@ class HeldOut:
         )
         if result is None:
             return None
-        for name in ("window_losses", "window_accuracies", "val_loss_batch_mean", "val_acc_batch_mean"):
-            del result[name]
         words = (
             f"loss {result['val_loss']:.4f}  perplexity {result['val_pp']:.2f}  accuracy"
             f" {result['val_acc']:.4f}  average depth {result['average_depth']:.2f}"
         )
+        if self.text_bytes is not None:
+            size = self.text_bytes(np.arange(len(result["window_losses"])))
+            result[BITS_PER_BYTE] = bits_per_byte(result["val_loss"], result["n_tokens"], size)
+            words += f"  bits per byte {result[BITS_PER_BYTE]:.4f}"
+        for name in ("window_losses", "window_accuracies", "val_loss_batch_mean", "val_acc_batch_mean"):
+            del result[name]
         return Measured(result, words, kept.remove)
 
     def state(self) -> dict[str, Any]:
@@ -135,7 +148,7 @@ class HeldOut:
         }
         during = [row for row in rows if row["kind"] == f"eval{of}"]
         for name in self.quantities:
-            found[name] = [row[name] for row in during]
+            found[name] = [row.get(name) for row in during]
         for name in (*self.quantities, "average_depth", "n_tokens"):
             found[f"final_{name}"] = final[name]
         return {f"{name}{of}": value for name, value in found.items()}

@@ -10,7 +10,7 @@ from typing import Any
 from lm_eval.api.model import TemplateLM
 from tqdm import tqdm
 
-from data.bpe import END_OF_TEXT
+from data.tokenizer import Tokenizer, text_of
 from errors import UserError
 from optim.scoring import Scorer
 
@@ -18,20 +18,21 @@ MOST_NEW_TOKENS = 256  # of tasks that state none, as the harness's own models h
 
 
 class CheckpointLM(TemplateLM):
-    """The harness's interface around a Scorer, with GPT-2's BPE (tiktoken's encoding). Text is never read as
-    a special token.
+    """The harness's interface around a Scorer and a tokenizer that has an end-of-text token. Text is never
+    read as a special token.
     """
 
-    def __init__(self, scorer: Scorer, encoding: Any) -> None:
+    def __init__(self, scorer: Scorer, tokenizer: Tokenizer) -> None:
         super().__init__()
-        self.scorer, self.encoding = scorer, encoding
+        assert tokenizer.known.end_of_text is not None, "an empty context would have no tokens"
+        self.scorer, self.tokenizer, self.end = scorer, tokenizer, tokenizer.known.end_of_text
 
     @property
     def eot_token_id(self) -> int:
-        return END_OF_TEXT
+        return self.end
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        return self.encoding.encode_ordinary(string)
+        return self.tokenizer.encode(string)
 
     def _score(
         self, requests: Sequence[tuple[list[int], list[int]]], quiet: bool
@@ -47,7 +48,7 @@ class CheckpointLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-probability of whole texts, each begun by the end of a document."""
-        encoded = [([END_OF_TEXT], self.tok_encode(request.args[0])) for request in requests]
+        encoded = [([self.end], self.tok_encode(request.args[0])) for request in requests]
         return [total for total, _ in self._score(encoded, disable_tqdm)]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
@@ -65,17 +66,17 @@ class CheckpointLM(TemplateLM):
             until = options.get("until") or []
             stops.append([until] if isinstance(until, str) else list(until))
             prompts.append(
-                (self.tok_encode(context) or [END_OF_TEXT], int(options.get("max_gen_toks", MOST_NEW_TOKENS)))
+                (self.tok_encode(context) or [self.end], int(options.get("max_gen_toks", MOST_NEW_TOKENS)))
             )
 
         def finished(index: int, tokens: list[int]) -> bool:
-            return tokens[-1] == END_OF_TEXT or any(stop in self._text(tokens) for stop in stops[index])
+            return tokens[-1] == self.end or any(stop in self._text(tokens) for stop in stops[index])
 
-        new = self.scorer.greedy(prompts, finished, vocabulary=END_OF_TEXT + 1)
+        new = self.scorer.greedy(prompts, finished, vocabulary=self.tokenizer.size)
         return [self._before(self._text(tokens), stops[index]) for index, tokens in enumerate(new)]
 
     def _text(self, tokens: list[int]) -> str:
-        return self.encoding.decode([token for token in tokens if token != END_OF_TEXT])
+        return text_of(self.tokenizer, [token for token in tokens if token != self.end])
 
     @staticmethod
     def _before(text: str, stops: Sequence[str]) -> str:

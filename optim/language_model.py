@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from data import Splits
-from data.token_source import TokenSource
+from data.sizes import text_bytes, token_sizes
+from data.text import TextData
 from distributed.world import World
 from models import make_model_from_args
 from optim.dataset import open_data
@@ -28,35 +29,40 @@ def assemble(args: Namespace, world: World, folder: Path) -> Parts:
 
     Raises UserError.
     """
-    splits = open_data(args, world)
+    data = open_data(args, world)
     seed_everything(args.seed, world.rank)
-    return language_model(args, world, splits, make_model_from_args(args), folder)
+    return language_model(args, world, data, make_model_from_args(args), folder)
 
 
 def language_model(
-    args: Namespace, world: World, splits: Splits, network: Any, folder: Path, hooks: Sequence[Hook] = ()
+    args: Namespace, world: World, data: TextData, network: Any, folder: Path, hooks: Sequence[Hook] = ()
 ) -> Parts:
-    """Next-token training of a network on the training split, evaluated on the validation split.
+    """Next-token training of a network on the training splits, evaluated on each validation split.
 
     folder: of the experiment, where an evaluation that is cut short keeps its sums.
     """
-    source = TokenSource(splits.train, args.data_seed, splits.folder, splits.meta)
-    identity = world.on_main(source.identity)
+    source = data.source(args.data_seed)
+    identities = data.identities or {"": world.on_main(source.identity)}
     network = network.to(world.device)
+    evaluations = []
+    for name, splits in data.parts.items():
+        sizes = world.on_main(partial(token_sizes, splits.meta, args.vocab_size))
+        counted = None if sizes is None else partial(text_bytes, splits.val, sizes)
+        evaluations.append(HeldOut(args, world, network, splits.val, folder, identities[name], name, counted))
     return Parts(
         NextToken(network),
         source,
-        evaluations=(HeldOut(args, world, network, splits.val, folder, identity),),
+        evaluations=evaluations,
         hooks=hooks,
         items="tokens",
-        items_per_sample=splits.train.length,
+        items_per_sample=args.sequence_length,
         flops_per_item=network.flops_per_token(),
-        describe=lambda schedule: describe(args, world, splits, network, folder, schedule),
+        describe=lambda schedule: describe(args, world, data, network, folder, schedule),
     )
 
 
 def describe(
-    args: Namespace, world: World, splits: Splits, network: Any, folder: Path, schedule: str
+    args: Namespace, world: World, data: TextData, network: Any, folder: Path, schedule: str
 ) -> list[str]:
     """First lines of a run. schedule: in words."""
     settings = network.settings
@@ -67,17 +73,19 @@ def describe(
     if world.device.type == "cuda":
         where = torch.cuda.get_device_name(world.device)
     dtype = str(autocast_dtype(args.dtype, world.device)).removeprefix("torch.")
-    train, val = splits.train, splits.val
     samples = args.batch_size * args.acc_steps
+    epochs = ""
+    if not data.is_mixture:
+        passes = args.iterations * samples / data.first.train.n_windows
+        epochs = f"; {passes:.2f} epochs in {args.iterations} steps"
     lines = [
         f"experiment: {folder}",
         f"model: {network.describe()}",
         f"device: {world.size} x {where}, {dtype}",
-        f"data: {splits.folder}, {train.tokens.size:,} training and {val.tokens.size:,} validation tokens",
+        *data.describe(samples * args.iterations),
         (
             f"effective batch: {samples} sequences of {args.sequence_length} tokens ({args.batch_size} x"
-            f" {args.acc_steps // world.size} on each of {world.size} processes);"
-            f" {args.iterations * samples / train.n_windows:.2f} epochs in {args.iterations} steps"
+            f" {args.acc_steps // world.size} on each of {world.size} processes){epochs}"
         ),
         schedule,
     ]

@@ -155,9 +155,10 @@ def start_wandb(args: Any, experiment: Experiment) -> Any:
 
 def charts(row: dict[str, Any]) -> dict[str, float]:
     """What Weights & Biases gets of a metrics row: its numbers, throughput and memory, and some again
-    under the reference repository's names.
+    under the reference repository's names. A row of an evaluation with a name is KIND/NAME/... there: it does
+    not sort by names with an @.
     """
-    kind = row["kind"]
+    kind = row["kind"].replace("@", "/")
     numbers = {**row, **row.get("time", {})}
     flat = {
         f"{kind}/{key}": value

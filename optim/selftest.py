@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 import config
-from config.flags import FLAGS
+from config.recipe import flags_of, recipe_of
 from data.bins import TOKEN
 from distributed.launch import under_torchrun
 from distributed.world import pick_device
@@ -109,9 +109,9 @@ class Training:
             given.distributed_backend = None
         else:
             self.command += ["-m", "distributed.torchrun", "--standalone", "--nproc_per_node", str(processes)]
-        self.command.append(str(MAIN))
+        self.command += [str(MAIN), recipe_of(vars(given)).name]
         self.folder = config.experiment_folder(given)
-        for name, flag in FLAGS.items():
+        for name, flag in flags_of(vars(given)).items():
             value = getattr(given, name)
             if value != flag.default:
                 values = value if isinstance(value, list) else [value]

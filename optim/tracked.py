@@ -6,12 +6,20 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from config.mixture import names_of_sources
 from errors import UserError
 
 LOWER, HIGHER = "lower", "higher"  # which of two values of a quantity is the better one
-HELD_OUT = {"val_loss": LOWER, "val_pp": LOWER, "val_acc": HIGHER}  # of a split of tokens
-# of main.py's trainings, by name: what --track may name
-EVALUATIONS: Mapping[str, Mapping[str, str]] = {"": HELD_OUT}
+BITS_PER_BYTE = "val_bpb"  # measured only where the tokenizer is known
+# of a split of tokens
+HELD_OUT = {"val_loss": LOWER, "val_pp": LOWER, "val_acc": HIGHER, BITS_PER_BYTE: LOWER}
+
+
+def evaluations_of(dataset: str) -> dict[str, Mapping[str, str]]:
+    """What --track may name, of main.py's trainings: quantities of each evaluation by its name, which is that
+    of a mixture's source. Raises UserError.
+    """
+    return dict.fromkeys(names_of_sources(dataset) or [""], HELD_OUT)
 
 
 class Tracked:
@@ -37,7 +45,8 @@ class Tracked:
                 of = f"@{which}" if which else ""
                 choices += [f"{name}{of}" for name in names]
             there_are = ", ".join(choices) or "none"
-            raise UserError(f"--track {wanted}: nothing measures that; there are: {there_are}")
+            why = " (the tokenizer of these data is not known here)" if self.quantity == BITS_PER_BYTE else ""
+            raise UserError(f"--track {wanted}: nothing measures that{why}; there are: {there_are}")
         if not every:
             raise UserError(f"--track {wanted} needs evaluations during training: give --eval_freq")
         self.sign = 1 if quantities[self.quantity] == LOWER else -1

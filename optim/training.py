@@ -208,7 +208,7 @@ class Trainer:
         lines = [f"{what} at step {step}: {measured.words}"]
         values = self.world.broadcast(measured.values)  # of which all processes must think alike
         row = {"kind": self._kind(evaluation, whole), "step": step, **values}
-        if not whole and not evaluation.name:
+        if not whole and evaluation is self.parts.evaluations[0]:
             row |= self._gradients(lines)
         self.reporter.row({**row, "time": {"seconds": seconds}}, lines)
         if self.world.is_main:

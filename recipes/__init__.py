@@ -4,6 +4,6 @@ Nothing heavy is imported here, so that `--help` stays instant.
 """
 
 from config.recipe import Recipe
-from recipes import cotformer
+from recipes import bytes, cotformer
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (cotformer.RECIPE,)}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (cotformer.RECIPE, bytes.RECIPE)}

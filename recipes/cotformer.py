@@ -14,13 +14,14 @@ from config.checks import (
     unused_by_optimiser,
 )
 from config.flags import FLAGS, GROUPS
+from config.mixture import is_mixture
 from config.old_flags import OLD_FLAGS
-from config.recipe import Recipe
+from config.recipe import Recipe, flags_of
 from config.values import Problem
 from errors import UserError
 from models.settings import GATE_CHANNELS
 from models.variants import VARIANTS
-from optim.tracked import EVALUATIONS, Tracked
+from optim.tracked import Tracked, evaluations_of
 
 if TYPE_CHECKING:
     from distributed.world import World
@@ -163,9 +164,13 @@ def _tracking_problems(args: Namespace) -> list[Problem]:
     if args.track is None:
         return []
     try:
-        Tracked(args.track, EVALUATIONS, args.eval_freq)
+        known = evaluations_of(args.dataset)
+    except UserError:  # a problem of --dataset
+        return []
+    try:
+        Tracked(args.track, known, args.eval_freq)
     except UserError as error:
-        return [Problem(str(error), "track", "eval_freq")]
+        return [Problem(str(error), "track", "dataset", "eval_freq")]
     return []
 
 
@@ -183,8 +188,12 @@ def notes(args: Namespace) -> list[str]:
         reasons["depth_embedding"] = f" on {args.model}"
     if args.block != "modern":
         reasons |= dict.fromkeys(OF_MODERN_BLOCKS, f" on --block {args.block}")
+    if not is_mixture(args.dataset):
+        for name in ("sampling", "missing_sources", "normalise_weights"):
+            reasons[name] = ": --dataset is no mixture"
     reasons |= unused_by_optimiser(args)
-    changed = [name for name in reasons if getattr(args, name) != FLAGS[name].default]
+    flags = flags_of(vars(args))
+    changed = [name for name in reasons if getattr(args, name) != flags[name].default]
     return [f"--{name} has no effect{reasons[name]}" for name in changed] + notes_on_checkpoints(args)
 
 

@@ -148,3 +148,18 @@ def flip(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
+
+
+def write_sources(data_dir, sizes, tokenizer=None):
+    """Prepared datasets of bytes, drawn at random. sizes: name -> tokens for training; a tenth of them is
+    for validation.
+    """
+    for seed, (name, size) in enumerate(sizes.items()):
+        folder = data_dir / name
+        folder.mkdir(parents=True)
+        draw = np.random.default_rng(seed)
+        for split, count in (("train", size), ("val", size // 10)):
+            tokens = draw.integers(-3, 4, count).cumsum() % 256
+            tokens.astype("<u2").tofile(folder / f"{split}.bin")
+        if tokenizer:
+            (folder / "meta.json").write_text(json.dumps({"tokenizer": tokenizer, "dtype": "uint16"}))

@@ -194,18 +194,19 @@ def metrics(results: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key != "time"} for row in rows]
 
 
-def final_state(results: Path) -> dict[str, Any]:
-    """All leaves of ckpt.pt but the paths and limits that a test itself changed."""
-    state = torch.load(folder(results) / "ckpt.pt", weights_only=True)
+def final_state(results: Path, name: str = "ckpt.pt") -> dict[str, Any]:
+    """All leaves of a checkpoint but the paths and limits that a test itself changed."""
+    state = torch.load(folder(results) / name, weights_only=True)
     del state["args"]
     return leaves(state)
 
 
 def trainer_of(args, world, splits, folder):
     """A training of main.py's, put together in this process."""
+    from data.text import TextData
     from models import make_model_from_args
     from optim.language_model import language_model
     from optim.training import Trainer
 
     network = make_model_from_args(args)
-    return Trainer(args, world, language_model(args, world, splits, network, folder), folder)
+    return Trainer(args, world, language_model(args, world, TextData.single(splits), network, folder), folder)

@@ -9,18 +9,17 @@ import time
 import numpy as np
 import pytest
 
-from data.bins import TokenWindows
-from data.mixture import (
+from config.mixture import (
     EPOCHS,
     RANDOM,
     SAMPLINGS,
-    MixtureSource,
-    Turns,
     effective_weights,
     is_mixture,
     normalised,
     parse_mixture,
 )
+from data.bins import TokenWindows
+from data.mixture import MixtureSource, Turns
 from errors import UserError
 
 THIRDS = [1 / 3, 1 / 7, 1 - 1 / 3 - 1 / 7]

@@ -175,6 +175,10 @@ TABLE: list[tuple[str, str]] = [
             "d=3_window_pattern=SSSL_rope_dtype=bfloat16_seed2"
         ),
     ),
+    (
+        "--dataset wiki=0.784,roam=0.196,primer=0.02 --sampling random",
+        "exps/mix-primer-roam-wiki-48a08cab/base/lr0.001_bs32x4_seqlen512_sampling=random_seed2",
+    ),
     ("--exp_name my_run/a --lr 0.5 --results_base_folder elsewhere", "elsewhere/slimpajama/base/my_run/a"),
     (
         "--init_from exps/owt2/base/long_run/ckpt_4000.pt",
@@ -215,6 +219,7 @@ CHANGES = {
     "warmup_steps": 100,
     "min_lr": 1e-5,
     "decayed": "all",
+    "sampling": "random",
     "vocab_size": 50432,
     "n_layer": 12,
     "n_embd": 384,

@@ -9,7 +9,7 @@ import pytest
 from data import open_splits
 from data.bins import is_prepared
 from data.bpe import gpt2
-from data.corpus import stdlib_documents
+from data.built_in import stdlib_documents
 from data.setup import ensure_prepared
 from data.split import is_validation
 from data.tokenize import main
@@ -92,7 +92,15 @@ def test_preparing_leaves_only_the_dataset(prepared):
 def test_table_at_the_end_tells_counts_speed_and_memory(corpus, capsys):
     prepare(corpus[1], corpus[0])
     table = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
-    assert table == ["documents", "tokens", "bytes per token", "left out", "engine", "seconds", "peak memory"]
+    assert table == [
+        "documents",
+        "tokens",
+        "bytes per token",
+        "left out",
+        "tokenizer",
+        "seconds",
+        "peak memory",
+    ]
 
 
 def test_prepared_dataset_is_left_as_it_is(own, tmp_path):
@@ -145,7 +153,7 @@ def stdlib(tmp_path_factory, ranks_folder):
     folder = tmp_path_factory.mktemp("datasets")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIKTOKEN_CACHE_DIR", str(ranks_folder))
-        ensure_prepared("stdlib", str(folder))
+        ensure_prepared(["stdlib"], str(folder))
     return folder
 
 
@@ -331,7 +339,6 @@ def test_column_of_parquet_may_have_another_name(tmp_path, bpe_cache):
         ["--name", ""],
         ["--input", ""],
         ["--text-key", ""],
-        ["--tokenizer", "bert"],
     ],
     ids=" ".join,
 )

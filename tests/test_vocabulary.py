@@ -70,21 +70,22 @@ def test_a_large_vocabulary_alone_is_not_taken_for_that_of_gpt2(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("dataset", "vocab_size", "tokenizer", "known"),
+    ("dataset", "vocab_size", "given", "known"),
     [
         ("owt2", 50304, None, OF_BPE),
         ("/gone/openwebtext2", 50304, None, OF_BPE),
         ("owt2", 256, None, Vocabulary()),
-        ("/gone/mine", 50304, "gpt2", OF_BPE),
-        ("/gone/mine", 256, "gpt2", Vocabulary()),
+        ("/gone/mine", 50304, OF_BPE, OF_BPE),
+        ("/gone/mine", 256, OF_BPE, Vocabulary()),
+        ("/gone/mine", 256, Vocabulary("bytes"), Vocabulary("bytes")),
     ],
 )
 def test_a_known_dataset_or_the_user_tells_where_it_can_be_true(
-    dataset: str, vocab_size: int, tokenizer: str | None, known: Vocabulary
+    dataset: str, vocab_size: int, given: Vocabulary | None, known: Vocabulary
 ) -> None:
     args = opened(Path(dataset), vocab_size=vocab_size, data_dir="/gone")
     args.dataset = dataset
-    assert vocabulary_of({}, args, tokenizer) == known
+    assert vocabulary_of({}, args, given) == known
 
 
 @pytest.mark.parametrize(

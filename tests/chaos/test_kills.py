@@ -5,12 +5,14 @@ and no start is refused.
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,12 +27,15 @@ from tests.chaos.processes import (
     wait_until_gone,
     workers,
 )
+from tests.corpora import write_sources
 from tests.forked import Running
 from tests.programs import command, final_state, flags, folder, metrics, start, train
 
 pytestmark = pytest.mark.slow
 
 SETTINGS = {"iterations": 40, "log_freq": 1, "eval_freq": 10, "save_checkpoint_freq": 5}
+# random windows of three sources, the loss on one of which decides best.pt
+ON_A_MIXTURE = {"dataset": "a=0.7,b=0.2,c=0.1", "sampling": "random", "track": "val_loss@b"}
 START_SECONDS = {1: 1.0, 2: 5.0}  # of a fork, and of torchrun with two workers, on a busy machine
 ALONE = ("start-up", "step", "evaluation", "save", "rename", "renamed")
 TOGETHER = ("one rank", "step", "torchrun", "save", "start-up", "renamed", "evaluation")
@@ -94,17 +99,17 @@ def kill(moment: str, process: Running, draw: random.Random, processes: int) -> 
     return True
 
 
-def hunt(base: Path, processes: int, count: int) -> Hunt:
+def hunt(base: Path, processes: int, count: int, settings: dict[str, Any]) -> Hunt:
     """Train one experiment after the other until so many kills have met them, the last one to its end."""
     draw, done = random.Random(processes), Hunt()
     moments = itertools.cycle(TOGETHER if processes > 1 else ALONE)
     for number in itertools.count():
         results = base / str(number)
-        target = config.experiment_folder(config.parse_args(flags(results, **SETTINGS)))
+        target = config.experiment_folder(config.parse_args(flags(results, **settings)))
         target.mkdir(parents=True)  # to be watched before the first start
         while len(done.kills) < count:
             moment = next(moments)
-            process = start(command(results, processes, **SETTINGS))
+            process = start(command(results, processes, **settings))
             await_moment(moment, target, process, draw, processes)
             killed = kill(moment, process, draw, processes)
             done.kills += [moment] if killed else []
@@ -114,7 +119,7 @@ def hunt(base: Path, processes: int, count: int) -> Hunt:
             if not killed or ": error: " in output[1]:
                 done.refusals.append(f"after {done.kills}: {output[1][-500:]}")
         else:
-            outcome = train(results, processes, **SETTINGS)
+            outcome = train(results, processes, **settings)
             if outcome.returncode:
                 done.refusals.append(outcome.stderr[-500:])
         done.finished.append(results)
@@ -123,15 +128,19 @@ def hunt(base: Path, processes: int, count: int) -> Hunt:
     raise AssertionError("not reached")
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two processes"])
+@pytest.fixture(scope="module", params=["one process", "two processes", "mixture"])
 def trainings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Hunt]:
     """An undisturbed training, and those that were killed."""
-    calm = tmp_path_factory.mktemp("calm")
-    outcome = train(calm, request.param, **SETTINGS)
+    calm, settings = tmp_path_factory.mktemp("calm"), dict(SETTINGS)
+    processes, kills = (2, scale(3, 35)) if request.param == "two processes" else (1, scale(6, 65))
+    if request.param == "mixture":
+        kills = scale(4, 30)
+        data_dir = tmp_path_factory.mktemp("datasets")
+        write_sources(data_dir, {"a": 9000, "b": 4000, "c": 3000})
+        settings |= {**ON_A_MIXTURE, "data_dir": data_dir}
+    outcome = train(calm, processes, **settings)
     assert outcome.returncode == 0, outcome.stderr
-    return calm, hunt(
-        tmp_path_factory.mktemp("hunted"), request.param, {1: scale(6, 65), 2: scale(3, 35)}[request.param]
-    )
+    return calm, hunt(tmp_path_factory.mktemp("hunted"), processes, kills, settings)
 
 
 def test_killed_trainings_end_with_the_same_bits(trainings: tuple[Path, Hunt]) -> None:
@@ -139,6 +148,18 @@ def test_killed_trainings_end_with_the_same_bits(trainings: tuple[Path, Hunt]) -
     assert {results: differing(final_state(calm), final_state(results)) for results in hunted.finished} == {
         results: [] for results in hunted.finished
     }
+
+
+def test_killed_trainings_have_the_same_best_checkpoint(trainings: tuple[Path, Hunt]) -> None:
+    calm, hunted = trainings
+    if not (folder(calm) / "best.pt").exists():
+        pytest.skip("nothing is tracked")
+    differ = [
+        results
+        for results in hunted.finished
+        if differing(final_state(calm, "best.pt"), final_state(results, "best.pt"))
+    ]
+    assert differ == []
 
 
 def test_killed_trainings_tell_the_same_metrics(trainings: tuple[Path, Hunt]) -> None:
@@ -155,5 +176,7 @@ def test_no_kill_leaves_files_behind_for_good(trainings: tuple[Path, Hunt]) -> N
     for results in trainings[1].finished:
         for leftover in folder(results).glob(".*.tmp"):
             os.utime(leftover, (0, 0))
-        assert train(results, **SETTINGS).returncode == 0
+        again = json.loads((folder(results) / "summary.json").read_text())["args"]
+        changes = {name: again[name] for name in (*SETTINGS, *ON_A_MIXTURE, "data_dir")}
+        assert train(results, **changes).returncode == 0
         assert list(folder(results).glob(".*.tmp")) == []

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import config
+from config.mixture import RANDOM, effective_weights
 from data.batch import Batch, PlainSource
 from data.bins import TokenWindows
-from data.mixture import RANDOM, MixtureSource, effective_weights
+from data.mixture import MixtureSource
 from errors import UserError
 from models import make_model_from_args
 from models.attention import Rotary, rotate

@@ -1,0 +1,127 @@
+"""Which datasets a training reads, by its flags: one, or those of a mixture.
+
+Needs no torch, so that a job can ask before it is queued.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from config.mixture import DROP, EPOCHS, effective_weights, given_weights, is_mixture, names_of_sources
+from data.bins import dataset_folder, how_to_prepare, identity_of, is_prepared
+from data.setup import is_built_in
+from errors import UserError
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What flags say of the data, under their names."""
+
+    dataset: str
+    data_dir: str | None = None
+    sampling: str = EPOCHS
+    missing_sources: str = "error"
+    normalise_weights: bool = False
+
+    @classmethod
+    def of(cls, flags: Mapping[str, Any]) -> Wanted:
+        return cls(**{name: flags[name] for name in cls.__dataclass_fields__ if name in flags})
+
+    @property
+    def is_mixture(self) -> bool:
+        return is_mixture(self.dataset)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the datasets. Raises UserError."""
+        return names_of_sources(self.dataset) or [self.dataset]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of each dataset. A single one has weight 1. Raises UserError."""
+        if not self.is_mixture:
+            return {self.dataset: 1.0}
+        return given_weights(self.dataset, self.normalise_weights)
+
+    def folder(self, name: str) -> Path:
+        return dataset_folder(name, self.data_dir)
+
+    @property
+    def prepared(self) -> dict[str, Path]:
+        """The folder of each dataset whose bins are there. Raises UserError."""
+        folders = {name: self.folder(name) for name in self.names}
+        return {name: folder for name, folder in folders.items() if is_prepared(folder)}
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether the bins of all datasets are there. Raises UserError."""
+        return len(self.prepared) == len(self.names)
+
+    def lacking(self) -> list[str]:
+        """A line for each dataset that a training would need, that is not prepared, and that is not made on
+        first use. Raises UserError.
+        """
+        may_drop = self.is_mixture and self.missing_sources == DROP
+        here, lines = self.prepared, []
+        for name in self.names:
+            if name not in here and not is_built_in(name):
+                lines.append(not_prepared(name, self.folder(name)))
+        return [] if may_drop and len(lines) < len(self.names) else lines
+
+    def effective(self, need: int) -> tuple[dict[str, float], list[str]]:
+        """Shares of the datasets that are prepared, which sum to 1, and the names of the others. need: tokens
+        that each must have.
+
+        Raises UserError with a line for everything that is wrong.
+        """
+        lacking = self.lacking()
+        if lacking:
+            raise UserError("\n".join(lacking))
+        lengths = {name: found["train"]["tokens"] for name, found in self.identities().items()}
+        return effective_weights(self.weights, lengths, need, self.missing_sources == DROP)
+
+    def identities(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """`data.bins.identity_of` of each dataset that is prepared. Raises UserError."""
+        found = {name: identity_of(folder) for name, folder in self.prepared.items()}
+        return {name: each for name, each in found.items() if each is not None}
+
+    def identity(self) -> dict[str, Any] | None:
+        """What identifies the data; None where they are not prepared. As the source of batches has it.
+
+        Raises UserError.
+        """
+        if not self.is_mixture:
+            return identity_of(self.folder(self.dataset))
+        here = self.identities()
+        to_be_made = [name for name in self.names if name not in here and is_built_in(name)]
+        if to_be_made or self.lacking():
+            return None
+        shares, _ = self.effective(need=0)
+        return mixture_identity(self.sampling, shares, here)
+
+
+def not_prepared(name: str, folder: Path) -> str:
+    return f"dataset {name!r} is not prepared: {folder} lacks train.bin or val.bin; {how_to_prepare(name)}"
+
+
+def mixture_identity(
+    sampling: str, shares: Mapping[str, float], sources: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """What identifies a mixture. sources: identity of each."""
+    names = sorted(shares)
+    weights = {name: shares[name] for name in names}
+    identities = {name: sources[name] for name in names}
+    return {"mixture": {"sampling": sampling, "weights": weights, "sources": identities}}
+
+
+def joined_identity(splits: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What identifies the splits of several sources together, in the form of one. splits: of each by name, as
+    data.bins.identity_of has it.
+    """
+    blocks = hashlib.sha256("".join(f"{name} {splits[name]['blocks']} " for name in splits).encode())
+    tokens = sum(split["tokens"] for split in splits.values())
+    return {"tokens": tokens, "blocks": blocks.hexdigest(), "sha256": None, "sources": dict(splits)}
