@@ -39,7 +39,8 @@ class Recipe:
     defaults: flag -> the default that it has in this recipe. spellings: another system's name of a setting,
     on the command line or as a key of a config file -> flag; with - or _ alike. sections: of its config
     files, and their keys (none: every flag); without any, sections have names of any kind. selftest: flags of
-    --selftest_resume, above the defaults. check: a line for each combination that cannot work. notes: a line
+    --selftest_resume, above the defaults. resolve: fills in settings that follow from others, where they are
+    None; a line for each that cannot be. check: a line for each combination that cannot work. notes: a line
     for each setting that has no effect. assemble: what is trained, as optim.progress.Parts, of the flags, the
     processes and the experiment's folder.
 
@@ -54,6 +55,7 @@ class Recipe:
     spellings: Mapping[str, str] = field(default_factory=dict)
     sections: Mapping[str, Sequence[str]] = field(default_factory=dict)
     selftest: Mapping[str, Any] = field(default_factory=dict)
+    resolve: Callable[[Namespace], list[Problem]] = _nothing
     check: Callable[[Namespace], list[Problem]] = _nothing
     notes: Callable[[Namespace], list[str]] = _nothing
     assemble: Callable[[Namespace, Any, Path], Any] = _no_training

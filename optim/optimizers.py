@@ -67,14 +67,18 @@ def muon_rules(args: Any, fused: bool) -> tuple[ParameterRule, ...]:
     adamw = {**shared, "betas": (args.beta1, args.beta2)}
     of_x0 = {**shared, "betas": (X0_BETA1, X0_BETA2)}
 
+    # of a recipe that has them
+    scale, width_scale = getattr(args, "rate_scale", 1.0), getattr(args, "width_scale", 1.0)
+
     def relative(rate: float | None) -> float:
-        return 1.0 if rate is None else rate / args.lr
+        return scale if rate is None else scale * rate / args.lr
 
     scalars = relative(args.scalar_lr)
+    heads, tables = width_scale * relative(args.unembedding_lr), width_scale * relative(args.embedding_lr)
     return (
-        ParameterRule(frozenset((MATRIX,)), settings=MUON),
-        ParameterRule(frozenset((HEAD, ROUTER)), 0.0, relative(args.unembedding_lr), adamw),
-        ParameterRule(EMBEDDINGS, 0.0, relative(args.embedding_lr), adamw),
+        ParameterRule(frozenset((MATRIX,)), None, scale, MUON),
+        ParameterRule(frozenset((HEAD, ROUTER)), 0.0, heads, adamw),
+        ParameterRule(EMBEDDINGS, 0.0, tables, adamw),
         ParameterRule(frozenset((NORM, SCALAR)), 0.0, scalars, adamw),
         ParameterRule(frozenset((RESIDUAL_SCALAR,)), 0.0, scalars * RESIDUAL_RATE, adamw),
         ParameterRule(frozenset((X0_SCALAR,)), 0.0, scalars, of_x0),
@@ -133,7 +137,8 @@ def make_optimizer(
 def _optimizer(
     model: nn.Module, args: Any, extras: Mapping[str, nn.Parameter], world: World | None
 ) -> Optimizer:
-    device, decay = next(model.parameters()).device, args.weight_decay
+    device = next(model.parameters()).device
+    decay = args.weight_decay * getattr(args, "decay_scale", 1.0)  # which some recipes have
     fused = device.type in ("cpu", "cuda")
     if args.opt == "muon":
         groups = parameter_groups(model, extras, muon_rules(args, fused))

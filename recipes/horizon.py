@@ -81,7 +81,7 @@ def horizon(
     """How long and with what batch to train a network; the first of steps, flops and ratio that is positive
     sets the length. ratio: tokens for each scaling parameter. batch: tokens of a step, -1: chosen.
 
-    Raises UserError for a ratio of 0.
+    Raises UserError for a ratio that is 0, or that small.
     """
     if ratio == 0:
         raise UserError(
@@ -91,6 +91,8 @@ def horizon(
     width, heads = width_and_heads(BASE_DEPTH, aspect_ratio, head_dim)
     base = replace(settings, n_layer=BASE_DEPTH, n_embd=width, n_head=heads, n_kv_head=None)
     target, base_target = int(ratio * scaling_parameters(settings)), ratio * scaling_parameters(base)
+    if target == 0:
+        raise UserError(f"--target-param-data-ratio {ratio} is less than one token for the whole network")
     growth = target / base_target
     if batch == -1:
         batch = 2 ** round(math.log2(BASE_BATCH * growth**BATCH_EXPONENT))

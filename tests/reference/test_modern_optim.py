@@ -15,6 +15,7 @@ from optim.muon import ADAMW, MUON, Muon, rate_factor
 from optim.objectives import NextToken
 from optim.optimizers import make_optimizer
 from optim.schedules import TRAPEZOID, Shape, make_scheduler, momentum_at
+from optim.smoothed_loss import SmoothedLoss
 from recipes.horizon import BASE_WIDTH
 from tests.reference.cases import each, read
 from tests.reference.test_modern_gpt import case_args
@@ -219,3 +220,12 @@ def test_schedules(case):
     assert rates == pytest.approx(case["lr"], **exactly)
     assert momenta == pytest.approx(case["momentum"], **exactly)
     assert decays == pytest.approx(case["muon_weight_decay"], **exactly)
+
+
+@each(FILE, "loss_ema", "cases")
+def test_smoothed_loss(case):
+    smoothed, found = SmoothedLoss(0), []
+    for loss in case["losses"]:
+        smoothed.add(loss)
+        found.append(smoothed.value)
+    assert found == pytest.approx(case["debiased"], rel=0, abs=tolerance("schedules"))
