@@ -81,7 +81,7 @@ def _meant(key: str, known: Collection[str], recipe: Recipe) -> str:
     """What an unknown key may stand for: the flag that it names, where that stands, or the nearest key."""
     name = recipe.flag_named(key)
     for section, keys in recipe.sections.items():
-        if name not in recipe.flags:
+        if name not in recipe.flags or name == "config":
             break
         if not keys:
             return f" (flags stand in section {section!r})"

@@ -286,6 +286,10 @@ def tokenize(
     for line in found.lines():
         say(line)
     report(meta, results, time.monotonic() - began, say)
+    if "vocab_size" in meta:
+        say(f"train with --vocab_size {meta['vocab_size']} or more")
+    if "end_of_text" not in meta:
+        say(f"note: {meta['tokenizer']} has no end-of-text token: documents follow each other directly")
     return meta
 
 

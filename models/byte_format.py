@@ -16,7 +16,7 @@ from models.settings import LATER, ModelSettings
 if TYPE_CHECKING:
     from torch import Tensor
 
-BYTES = "bytes"  # the recipe that trains it, and the form of its checkpoints
+BYTE_GPT = "bytes"  # the recipe that trains it, and the form of its checkpoints
 # its name of a setting -> ours
 MODEL_FIELDS = {
     "V": "vocab_size",

@@ -26,7 +26,7 @@ from types import MappingProxyType
 from typing import Any
 
 from errors import UserError
-from models.byte_format import BYTES
+from models.byte_format import BYTE_GPT
 
 ROOT = Path(__file__).resolve().parent.parent
 INTERFACE = Path("models/hugging_face.py")
@@ -255,7 +255,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="write the weights as the authors' code stores them, under their names",
     )
-    parser.add_argument("--format", choices=(BYTES,), help="write a file of this form; needs --output")
+    parser.add_argument("--format", choices=(BYTE_GPT,), help="write a file of this form; needs --output")
     parser.add_argument(
         "--output",
         type=Path,

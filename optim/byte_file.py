@@ -25,7 +25,7 @@ from config.naming import dataset_label
 from config.recipe import Recipe, recipes
 from errors import UserError
 from files import write_atomically
-from models.byte_format import BYTES, TIED, is_its_file, its_settings, its_state, misfits, our_name
+from models.byte_format import BYTE_GPT, TIED, is_its_file, its_settings, its_state, misfits, our_name
 from models.settings import ModelSettings
 from models.transformer import Transformer
 from models.weights import load_weights
@@ -70,7 +70,7 @@ def content_of(state: Mapping[str, Any], args: Namespace) -> dict[str, Any]:
 
 def _train_settings(args: Namespace) -> dict[str, Any]:
     """Its train_cfg."""
-    recipe = recipes()[BYTES]
+    recipe = recipes()[BYTE_GPT]
     found = {}
     for name in recipe.sections["train"]:
         value = getattr(args, recipe.flag_named(name))
@@ -141,7 +141,7 @@ def as_ours(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
             raise UserError(f"{path} is of another network than the byte GPT: it has {name!r}") from None
     if "transformer.wte.weight" in model:
         model.setdefault(TIED, model["transformer.wte.weight"])
-    args = vars(config.add_defaults({"recipe": BYTES, **_flags(found, path)}))
+    args = vars(config.add_defaults({"recipe": BYTE_GPT, **_flags(found, path)}))
     vocabulary = {"vocabulary": {"tokenizer": "bytes"}} if args["vocab_size"] == 256 else {}
     best = found["best_val_loss"]
     if best is None or not math.isfinite(best):
@@ -158,7 +158,7 @@ def as_ours(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 def _flags(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The flags that its settings mean."""
-    recipe: Recipe = recipes()[BYTES]
+    recipe: Recipe = recipes()[BYTE_GPT]
     values = {}
     for section in ("model", "train"):
         for name, value in content[f"{section}_cfg"].items():

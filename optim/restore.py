@@ -26,7 +26,7 @@ from config.recipe import DEFAULT_RECIPE, flags_of, recipes
 from config.schema import Flag
 from errors import UserError
 from files import try_to_write, write_json
-from models.byte_format import BYTES, is_its_file
+from models.byte_format import BYTE_GPT, is_its_file
 from optim.peek import newest_first, peek
 
 if TYPE_CHECKING:
@@ -254,7 +254,7 @@ def _recipe_in(name: str | None) -> str:
         path = next(iter(newest_first(path)), path)
     state = peek(path) or {}
     if is_its_file(state):
-        return BYTES
+        return BYTE_GPT
     args = state.get("args")
     recipe = args.get("recipe") if isinstance(args, dict) else None
     return recipe if recipe in list(recipes()) else DEFAULT_RECIPE

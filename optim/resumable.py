@@ -13,7 +13,7 @@ from typing import Any
 from config.identity import differences, differing
 from data.bins import data_differences
 from errors import UserError
-from models.byte_format import BYTES, is_its_file, its_settings, misfits, mismatches
+from models.byte_format import BYTE_GPT, is_its_file, its_settings, misfits, mismatches
 from models.settings import ModelSettings
 from optim import initial
 from optim.schedules import resumed_legs, shape_of
@@ -34,7 +34,7 @@ def check_resumable(
 
     data: from `identity_of`; None where the data do not exist yet.
     """
-    if is_its_file(state) and vars(args).get("recipe") == BYTES:
+    if is_its_file(state) and vars(args).get("recipe") == BYTE_GPT:
         _check_byte_file(path, state, args)
         return
     if state.get("format") != FORMAT:
