@@ -66,7 +66,10 @@ def optimiser_problems(args: Namespace) -> list[Problem]:
 def place_problems(args: Namespace) -> list[Problem]:
     """Of the device, the names and the dataset."""
     problems = []
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", args.device):
+    if args.device == "mps":
+        line = "--device mps: trainings run on CUDA devices and on CPUs; give cpu"
+        problems.append(Problem(line, "device"))
+    elif not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", args.device):
         problems.append(Problem(f"--device must be auto, cpu, cuda or cuda:N, not {args.device!r}", "device"))
     for name in ("exp_name", "run_prefix"):
         given = getattr(args, name)

@@ -67,7 +67,7 @@ def check(args: Namespace) -> list[Problem]:
     return [
         *_layer_problems(args),
         *_width_problems(args),
-        *_block_problems(args),
+        *block_problems(args),
         *_routing_problems(args),
         *_tracking_problems(args),
         *optimiser_problems(args),
@@ -115,7 +115,7 @@ def _width_problems(args: Namespace) -> list[Problem]:
     return problems
 
 
-def _block_problems(args: Namespace) -> list[Problem]:
+def block_problems(args: Namespace) -> list[Problem]:
     """Of modern blocks."""
     if args.block != "modern":
         return []

@@ -224,15 +224,18 @@ def planned(args: Namespace) -> Horizon:
 
 def resolve(args: Namespace) -> list[Problem]:
     """What follows from the depth: where it is None, it is filled in."""
-    width, heads = width_and_heads(args.n_layer, args.aspect_ratio, args.head_dim)
+    width, _ = width_and_heads(args.n_layer, args.aspect_ratio, args.head_dim)
     args.n_embd = args.n_embd or width
-    args.n_head = args.n_head or heads
+    args.n_head = args.n_head or max(1, args.n_embd // args.head_dim)
     args.exp_name = args.exp_name or f"d{args.n_layer}"
     args.wandb = args.wandb or args.run != NO_WANDB
+    problems = cotformer.block_problems(args)
+    if problems:
+        return problems
     try:
         plan = planned(args)
     except UserError as error:
-        return [Problem(str(error), "target_param_data_ratio")]
+        return [Problem(str(error), "target_param_data_ratio", "total_batch_size")]
     for name in ("rate_scale", "width_scale", "decay_scale"):
         if getattr(args, name) is None:
             setattr(args, name, getattr(plan, name))

@@ -81,13 +81,15 @@ def horizon(
     """How long and with what batch to train a network; the first of steps, flops and ratio that is positive
     sets the length. ratio: tokens for each scaling parameter. batch: tokens of a step, -1: chosen.
 
-    Raises UserError for a ratio that is 0, or that small.
+    Raises UserError for a ratio that is 0, or that small, and for a batch of 0.
     """
     if ratio == 0:
         raise UserError(
             "--target-param-data-ratio 0: batch, rates and weight decay follow the ratio also where another"
             " flag sets the length; give -1 to set no length by it"
         )
+    if batch == 0:
+        raise UserError("--total-batch-size 0: give the tokens of one step, or -1 to have them chosen")
     width, heads = width_and_heads(BASE_DEPTH, aspect_ratio, head_dim)
     base = replace(settings, n_layer=BASE_DEPTH, n_embd=width, n_head=heads, n_kv_head=None)
     target, base_target = int(ratio * scaling_parameters(settings)), ratio * scaling_parameters(base)
