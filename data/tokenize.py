@@ -368,12 +368,21 @@ def inputs_of(name: str, folder: Path) -> list[Path]:
     return [archive]
 
 
-def prepare_built_in(name: str, folder: Path) -> dict[str, Any]:
-    """A built-in corpus as a dataset. Returns what meta.json holds. Raises UserError."""
+def prepare_built_in(name: str, folder: Path) -> None:
+    """A built-in corpus as a dataset; where another process is making it, its dataset. Raises UserError."""
     wanted = BUILT_IN[name]
-    say_now(f"preparing {name}, which is built in: {folder}")
-    inputs = inputs_of(name, folder)
-    return tokenize(inputs, folder, val_share=wanted.val_share, tokenizer=wanted.tokenizer)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / ".making", "w") as lock:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if is_prepared(folder):
+                return
+            say_now(f"preparing {name}, which is built in: {folder}")
+            inputs = inputs_of(name, folder)
+            tokenize(inputs, folder, val_share=wanted.val_share, tokenizer=wanted.tokenizer)
+    except OSError as error:
+        raise UserError(f"cannot prepare {folder}: {error.strerror or error}") from None
 
 
 def need_same_tokenizer(folder: Path, wanted: Vocabulary) -> None:

@@ -11,7 +11,7 @@ whole units, of which the figure is 1200 wide.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
@@ -19,7 +19,7 @@ from itertools import pairwise
 from typing import Any
 
 from monitor.curves import POINTS, Curve, band, curves, thin
-from optim.reader import AT_END, DURING, Best, by_kind, evaluations
+from optim.reader import AT_END, DURING, Best, Evaluated, by_kind, evaluations, measured
 
 # points from which they are no longer marked one by one; they are not on a page of many experiments either
 CROWDED = 60
@@ -65,6 +65,8 @@ class Panel:
 WIDTH, HEIGHT = 510, 200  # of a panel
 FIGURE_WIDTH, FIGURE_HEIGHT = 1200, 580
 COLUMNS, ROWS = (70, 670), (60, 330)  # where panels begin
+# from the lower panels to those of what users measure themselves, and how many of these there are at most
+NEXT_ROW, MOST_OWN = 290, 8
 PANELS = (
     Panel(
         "loss",
@@ -263,6 +265,33 @@ def named_lines(names: Sequence[str]) -> tuple[Line, ...]:
     return tuple(lines)
 
 
+def own_panels(evaluated: Iterable[Evaluated]) -> list[Panel]:
+    """One for each number that an evaluation without a loss measures, below the other panels."""
+    lines: list[Line] = []
+    for one in evaluated:
+        if not any("val_loss" in row for row in (*one.during, *one.final)):
+            kind = f"{DURING}@{one.name}" if one.name else DURING
+            keys = dict.fromkeys(key for row in one.during[-1:] for key in measured(row))
+            lines += [Line(kind, key, "v", one.name, may_be_marked=True) for key in keys]
+    panels = []
+    for number, line in enumerate(lines[:MOST_OWN]):
+        top = ROWS[1] + NEXT_ROW + (ROWS[1] - ROWS[0]) * (number // len(COLUMNS))
+        left = COLUMNS[number % len(COLUMNS)]
+        panels.append(Panel(escape(line.key), escape(line.label), left, top, (line,)))
+    return panels
+
+
+def curves_of(panels: Iterable[Panel], kinds: Mapping[str, Sequence[dict[str, Any]]]) -> dict[Line, Curve]:
+    """Of the lines of some panels, those that have one. kinds: rows of metrics.jsonl by their kind."""
+    of_kinds: dict[str, dict[str, Line]] = {}
+    for line in (line for panel in panels for line in panel.lines):
+        of_kinds.setdefault(line.kind, {})[line.key] = line
+    found: dict[Line, Curve] = {}
+    for kind, lines in of_kinds.items():
+        found |= {lines[key]: curve for key, curve in curves(kinds.get(kind, []), lines).items() if curve}
+    return found
+
+
 def drawing(
     rows: Sequence[dict[str, Any]], starts: Sequence[float], limit: int = POINTS, best: Best | None = None
 ) -> str:
@@ -272,14 +301,11 @@ def drawing(
     point is marked.
     """
     kinds = by_kind(rows)
-    named = named_lines([*filter(None, evaluations(kinds))])
-    panels = (replace(PANELS[0], lines=(*PANELS[0].lines, *named)), *PANELS[1:])
-    of_kinds: dict[str, dict[str, Line]] = {}
-    for line in (line for panel in panels for line in panel.lines):
-        of_kinds.setdefault(line.kind, {})[line.key] = line
-    found: dict[Line, Curve] = {}
-    for kind, lines in of_kinds.items():
-        found |= {lines[key]: curve for key, curve in curves(kinds.get(kind, []), lines).items() if curve}
+    evaluated = evaluations(kinds)
+    named = named_lines([*filter(None, evaluated)])
+    own = own_panels(evaluated.values())
+    panels = (replace(PANELS[0], lines=(*PANELS[0].lines, *named)), *PANELS[1:], *own)
+    found = curves_of(panels, kinds)
     if not found:
         return ""
     low, high = (
@@ -301,11 +327,10 @@ def drawing(
             for line, curve in kept.items():
                 path = _drawn(line, found[line], curve, across, upright, limit)
                 drawn += _told(line, found[line], path) if line in named else path
+            ring = _ring(kept, found, best, across, upright)
+            drawn += ring + (_axes(panel) if panel in own else "")
             if panel is panels[0]:
-                ring = _ring(found, best, across, upright)
-                drawn += ring + _legend(
-                    [line for line in named[::2] if line in found], best if ring else None
-                )
+                drawn += _legend([line for line in named[::2] if line in found], best if ring else None)
     bounds = "".join(
         f"M{axis.place(step)} {ROWS[0]}v{HEIGHT}m0 {ROWS[1] - ROWS[0] - HEIGHT}v{HEIGHT}"
         for step in starts
@@ -331,14 +356,19 @@ def _told(line: Line, curve: Curve, path: str) -> str:
     return f"<g><title>{escape(text)}</title>{path}</g>"
 
 
-def _ring(found: dict[Line, Curve], best: Best | None, across: Axis, upright: Axis) -> str:
-    """Around the loss at the step of best.pt, of the evaluation that it is the best by; empty where that is
-    not drawn.
+def _ring(
+    lines: Iterable[Line], found: Mapping[Line, Curve], best: Best | None, across: Axis, upright: Axis
+) -> str:
+    """Around the point of best.pt, in a panel of the loss of the evaluation that it is the best by, or of the
+    quantity; empty where that is not drawn.
     """
-    kind = f"{DURING}@{best.evaluation}" if best and best.evaluation else DURING
-    curve = next((curve for line, curve in found.items() if line.kind == kind), None)
-    value = None if best is None or curve is None else curve.at(best.step)
-    if best is None or value is None:
+    if best is None:
+        return ""
+    kind = f"{DURING}@{best.evaluation}" if best.evaluation else DURING
+    mine = (line for line in lines if line.kind == kind and line.key in ("val_loss", best.quantity))
+    line = next(mine, None)
+    value = None if line is None else found[line].at(best.step)
+    if value is None:
         return ""
     x, y = across.place(best.step), upright.place(value)
     return f"<g><title>best.pt: {escape(str(best))}</title>{_circle(x, y)}</g>"
@@ -378,6 +408,16 @@ def _legend(lines: Sequence[Line], best: Best | None) -> str:
     return text
 
 
+def _axes(panel: Panel) -> str:
+    """The axes of a panel, its title and its unit."""
+    middle, half = panel.top + HEIGHT // 2, panel.left + WIDTH // 2
+    return (
+        f'<path d="M{panel.left} {panel.top}v{HEIGHT}h{WIDTH}"/><text class="h" x="{half}"'
+        f' y="{panel.top - 24}">{panel.title}</text><text class="c"'
+        f' transform="translate({panel.left - 56} {middle})rotate(-90)">{panel.unit}</text>'
+    )
+
+
 def _frame() -> str:
     """What all figures of a page share: axes, titles, units, legends and marks."""
     text = (
@@ -388,13 +428,9 @@ def _frame() -> str:
         + "</defs>"
     )
     for panel in PANELS:
-        bottom, middle, half = panel.top + HEIGHT, panel.top + HEIGHT // 2, panel.left + WIDTH // 2
-        text += (
-            f'<path d="M{panel.left} {panel.top}v{HEIGHT}h{WIDTH}"/><text class="h" x="{half}"'
-            f' y="{panel.top - 24}">{panel.title}</text><text class="c"'
-            f' transform="translate({panel.left - 56} {middle})rotate(-90)">{panel.unit}</text>'
-        )
+        text += _axes(panel)
         if panel.top == ROWS[1]:
+            half, bottom = panel.left + WIDTH // 2, panel.top + HEIGHT
             text += f'<text class="c" x="{half}" y="{bottom + 34}">optimiser step</text>'
         x = panel.left + 4
         for style, label in [
@@ -434,4 +470,7 @@ def figure(name: str, body: str, has_frame: bool) -> str:
         (' xmlns="http://www.w3.org/2000/svg"', _frame()) if has_frame else ("", '<use href="#frame"/>')
     )
     text = f'<text class="h" x="{FIGURE_WIDTH // 2}" y="16">{escape(name)}</text>'
-    return f'<svg{space} viewBox="0 0 {FIGURE_WIDTH} {FIGURE_HEIGHT}">{frame}{text}{body}</svg>'
+    # in the body only panels of users' own have titles
+    rows = math.ceil(body.count('<text class="h"') / len(COLUMNS))
+    height = FIGURE_HEIGHT + (ROWS[1] - ROWS[0]) * rows
+    return f'<svg{space} viewBox="0 0 {FIGURE_WIDTH} {height}">{frame}{text}{body}</svg>'

@@ -25,7 +25,17 @@ from monitor.page import Newest, Progress, words
 from optim.lock import STALE_SECONDS
 from optim.names import METRICS, SEGMENTS, STATUS, SUMMARY
 from optim.outcome import OUTCOME
-from optim.reader import AT_END, Record, Row, as_float, final_rows, foremost, newest_rows, split_name
+from optim.reader import (
+    AT_END,
+    Record,
+    Row,
+    as_float,
+    final_rows,
+    foremost,
+    measured,
+    newest_rows,
+    split_name,
+)
 from report.trajectory import KNOWN_LENGTHS, remark
 
 SILENT_SECONDS = 600.0  # a run that says "running" and has changed nothing for so long
@@ -35,8 +45,6 @@ NO_CLUSTER = "configuration source"
 CHECKPOINT = re.compile(r"ckpt(_.*)?\.pt")
 # by which a user changes what squeue shows when it is typed by hand
 OF_A_PROFILE = ("SQUEUE_", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
-# in rows of evaluations, beside what they measured
-NOT_MEASURED = ("step", "extension", "grad_norm", "max_grad_norm", "mean_grad_norm", "overflows")
 UNDER_WAY = ("RUNNING", "CONFIGURING", "COMPLETING")
 # the name of a job, as iridis/train.sh and name_job make it
 TRAINING = re.compile(r"train-(?P<experiment>.+)-(?P<mark>[0-9a-f]{8})")
@@ -304,14 +312,10 @@ def progress_of(folder: Path, name: str, queue: Queue, now: float) -> Progress:
 
 
 def newest(row: Row) -> Newest:
-    """What is shown of the last row of an evaluation: of its values those that tell what was measured."""
+    """What is shown of the last row of an evaluation."""
     kind, step = split_name(row.get("kind"))[0], as_float(row.get("step"))
-    numbers = {words(key): as_float(value) for key, value in row.items() if key not in NOT_MEASURED}
-    return Newest(
-        None if step is None else int(step),
-        kind == AT_END,
-        {key: value for key, value in numbers.items() if value is not None},
-    )
+    values = {words(key): value for key, value in measured(row).items()}
+    return Newest(None if step is None else int(step), kind == AT_END, values)
 
 
 def in_queue(queue: Queue, jobs: Sequence[Job], job_id: str) -> dict[str, Any]:

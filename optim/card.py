@@ -15,7 +15,7 @@ from data.bins import data_differences, label
 from models.settings import ModelSettings
 from models.transformer import Transformer
 from optim.names import EVALUATION, FINAL, SUMMARY
-from optim.reader import Record, by_evaluation
+from optim.reader import Record, by_evaluation, of_sources
 
 CARD = """---
 library_name: transformers
@@ -122,7 +122,7 @@ def perplexity_of(path: Path, state: Mapping[str, Any], trained: Namespace) -> t
     for name, key in ((EVALUATION.format(path.stem), "val_perplexity"), (SUMMARY, "final_val_pp")):
         found = Record(path.parent).object(name) or {}
         is_of_it = found["itr"] == steps if "itr" in found else name != SUMMARY or path.name == FINAL
-        values = by_evaluation(found, key)
+        values = by_evaluation(found, key) | of_sources(found, key)
         if not is_of_it or not values:
             continue
         if name == SUMMARY or is_of_the_model(found, trained, data if isinstance(data, Mapping) else {}):

@@ -44,6 +44,9 @@ TAILS = (1 << 13, 1 << 16, 1 << 19, 1 << 22)
 # kinds of the rows of evaluations: alone, or before @ and the evaluation's name
 DURING, AT_END = "eval", "final"
 UNNAMED = "validation"  # what people are told is the name of an evaluation that has none
+# in their rows, beside what they measure
+NORMS = ("grad_norm", "max_grad_norm", "mean_grad_norm")
+NOT_MEASURED = frozenset(("step", "extension", "n_batches", "overflows", *NORMS))
 MARKS = (f'"{DURING}'.encode(), f'"{AT_END}'.encode())
 Row = dict[str, Any]
 
@@ -233,6 +236,16 @@ def split_name(text: Any) -> tuple[str, str]:
     return kind, name
 
 
+def measured(row: Row) -> dict[str, float]:
+    """The numbers that an evaluation measured, by their names."""
+    found = {}
+    for key, value in row.items():
+        number = None if key in NOT_MEASURED else as_float(value)
+        if number is not None:
+            found[key] = number
+    return found
+
+
 def by_kind(rows: Iterable[Row]) -> dict[str, list[Row]]:
     """Rows of metrics.jsonl by their kind, those without one left out."""
     found: dict[str, list[Row]] = defaultdict(list)
@@ -261,6 +274,17 @@ def by_evaluation(summary: Row, key: str) -> dict[str, float]:
         quantity, name = split_name(each)
         if quantity == key and (number := as_float(value)) is not None:
             found[name] = number
+    return found
+
+
+def of_sources(evaluation: Row, key: str) -> dict[str, float]:
+    """The numbers that eval.py's summary of a mixture has under a key of each source, by name."""
+    sources = evaluation.get("sources")
+    found = {}
+    for name, source in sources.items() if isinstance(sources, dict) else ():
+        number = as_float(source.get(key)) if isinstance(source, dict) else None
+        if number is not None:
+            found[str(name)] = number
     return found
 
 

@@ -21,7 +21,17 @@ from errors import UserError
 from files import read_json
 from optim.names import EVALUATIONS, FINAL, METRICS, numbered
 from optim.peek import step_in
-from optim.reader import UNNAMED, Evaluated, Record, Row, as_float, by_kind, evaluations, read_rows
+from optim.reader import (
+    UNNAMED,
+    Evaluated,
+    Record,
+    Row,
+    by_kind,
+    evaluations,
+    measured,
+    of_sources,
+    read_rows,
+)
 from report.pairs import section as in_pairs
 
 SCOPES = {
@@ -251,8 +261,8 @@ def last_values(mine: Evaluated, theirs: Evaluated) -> list[str]:
         return [f"  no step in common: A has {len(found[0])} evaluations, B {len(found[1])}"]
     step = max(common)
     first, second = (each[step] for each in found)
-    keys = [key for key in first if key != "step" and as_float(first[key]) is not None]
-    return [f"  step {step:,}: {key} {first[key]:.6g} | {second.get(key)}" for key in keys]
+    values = measured(first).items()
+    return [f"  step {step:,}: {key} {value:.6g} | {second.get(key)}" for key, value in values]
 
 
 def losses_of(a: Path, b: Path, first: Evaluated, second: Evaluated) -> list[str]:
@@ -345,6 +355,8 @@ def perplexities(a: Path, b: Path) -> list[str]:
                 f" step {recorded.get('itr')}, {recorded.get('n_tokens')} tokens,"
                 f" {recorded.get('checkpoint')}"
             )
+            for source, value in of_sources(recorded, "val_perplexity").items():
+                lines.append(f"     {source}: perplexity {value:.3f}")
         except (UserError, KeyError, TypeError, ValueError) as error:
             lines.append(
                 f"  {name}: {error if isinstance(error, UserError) else f'{path} tells no perplexity'}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,13 @@ def test_a_folder_that_a_user_has_prepared_is_used_as_it_is(tmp_path: Path, bpe_
 def test_other_datasets_are_not_built_in(tmp_path: Path) -> None:
     ensure_prepared(["wiki"], str(tmp_path))
     assert not is_built_in("wiki") and not is_prepared(tmp_path / "wiki")
+
+
+def test_two_trainings_that_start_at_once_share_what_one_makes(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        starts = [pool.submit(ensure_prepared, ["lib_licenses"], str(tmp_path)) for _ in range(2)]
+        assert [start.result() for start in starts] == [None, None]
+    assert problems_of(tmp_path / "lib_licenses") == []
 
 
 def test_a_folder_that_cannot_be_made_is_named() -> None:
