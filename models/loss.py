@@ -36,7 +36,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         want_grad: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         n, rows = hidden.shape[0], max(1, SLICE_ELEMENTS // weight.shape[0])
-        if softcap is not None:  # whose slope is held beside the logits
+        if softcap is not None:  # whose tanh is held beside the logits
             rows = max(1, rows // 2)
         x, w = hidden.to(dtype), weight.to(dtype)
         losses = torch.empty(n, dtype=torch.float32, device=hidden.device)
@@ -47,12 +47,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         buffer = torch.empty(min(rows, n), weight.shape[0], dtype=dtype, device=hidden.device)
         for begin in range(0, n, rows):
             part = slice(begin, min(n, begin + rows))
-            logits, slope = torch.mm(x[part], w.t(), out=buffer[: part.stop - begin]).float(), None
+            logits = torch.mm(x[part], w.t(), out=buffer[: part.stop - begin]).float()
             if softcap is not None:
-                logits = logits.div_(softcap).tanh_()
-                if want_grad:
-                    slope = torch.addcmul(logits.new_ones(()), logits, logits, value=-1)
-                logits.mul_(softcap)
+                tanh = logits.div_(softcap).tanh_()
+                logits = tanh * softcap
             target = targets[part].unsqueeze(-1)
             counted = target != IGNORE
             target = target.clamp_min(0)
@@ -71,7 +69,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             losses[part] = ((log_norm + largest - of_target) * counted).squeeze(-1)
             scale = counted * token_weights[part].unsqueeze(-1)
             odds.mul_(scale).scatter_add_(-1, target, -scale)
-            grad = (odds if slope is None else odds.mul_(slope)).to(dtype)
+            if softcap is not None:
+                odds.addcmul_(odds, tanh.square_(), value=-1)  # times the slope of the cap
+            grad = odds.to(dtype)
             grad_hidden[part] = grad @ w
             if dtype == weight.dtype:
                 grad_weight.addmm_(grad.t(), x[part])

@@ -119,7 +119,7 @@ class ModernBlock(Block):
     def enter(self, x: Tensor, inputs: LayerInputs | None) -> Tensor:
         """As Block.enter."""
         assert inputs is not None, "modern blocks take in embeddings"
-        return torch.addcmul(inputs.x0 * inputs.embeddings, inputs.residual, x)
+        return inputs.residual * x + inputs.x0 * inputs.embeddings
 
     def project(
         self,
