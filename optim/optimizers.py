@@ -67,16 +67,14 @@ def muon_rules(args: Any, fused: bool) -> tuple[ParameterRule, ...]:
     adamw = {**shared, "betas": (args.beta1, args.beta2)}
     of_x0 = {**shared, "betas": (X0_BETA1, X0_BETA2)}
 
-    # of a recipe that has them
-    scale, width_scale = getattr(args, "rate_scale", 1.0), getattr(args, "width_scale", 1.0)
-
     def relative(rate: float | None) -> float:
-        return scale if rate is None else scale * rate / args.lr
+        return 1.0 if rate is None else rate / args.lr
 
     scalars = relative(args.scalar_lr)
+    width_scale = getattr(args, "width_scale", 1.0)  # which some recipes have
     heads, tables = width_scale * relative(args.unembedding_lr), width_scale * relative(args.embedding_lr)
     return (
-        ParameterRule(frozenset((MATRIX,)), None, scale, MUON),
+        ParameterRule(frozenset((MATRIX,)), settings=MUON),
         ParameterRule(frozenset((HEAD, ROUTER)), 0.0, heads, adamw),
         ParameterRule(EMBEDDINGS, 0.0, tables, adamw),
         ParameterRule(frozenset((NORM, SCALAR)), 0.0, scalars, adamw),

@@ -297,7 +297,8 @@ def resumed_legs(state: Mapping[str, Any], shape: Shape, iterations: int, extend
 
 def shape_of(args: Any) -> Shape:
     """What the flags say of the schedule."""
-    shape = Shape(args.scheduler, args.lr, args.warmup_percent, args.final_div_factor, args.decay_percent)
+    lr = args.lr * getattr(args, "rate_scale", 1.0)  # which some recipes have
+    shape = Shape(args.scheduler, lr, args.warmup_percent, args.final_div_factor, args.decay_percent)
     if args.scheduler == WARMUP_COS:
         shape = replace(shape, warmup_steps=args.warmup_steps, min_lr=args.min_lr)
     if args.scheduler == TRAPEZOID:

@@ -116,6 +116,17 @@ def test_rates_and_decay_are_scaled_by_batch_and_width() -> None:
     assert args.weight_decay * args.decay_scale == pytest.approx(1.3499302716954302)
 
 
+def test_groups_of_the_network_have_the_scaled_rates() -> None:
+    args = parsed("--depth", 2, "--head-dim", 32, "--vocab_size", 64, "--device", "cpu")
+    optimizer = make_optimizer(make_model_from_args(args), args)
+    make_scheduler(optimizer, args)
+    groups = {group["param_names"][0]: group for group in optimizer.param_groups}
+    matrices, head = groups["transformer.h.0.attn.c_k.weight"], groups["lm_head.weight"]
+    assert matrices["lr"] == pytest.approx(0.02 * args.rate_scale)
+    assert head["lr"] == pytest.approx(0.004 * args.rate_scale * args.width_scale)
+    assert matrices["weight_decay"] == pytest.approx(0.2 * args.decay_scale)
+
+
 def test_a_scale_of_ones_own_is_kept() -> None:
     assert parsed("--depth", 4, "--rate_scale", 1).rate_scale == 1
 
