@@ -10,6 +10,9 @@ import pytest
 import config
 from config.identity import differences
 from errors import UserError
+from models import make_model_from_args
+from optim.optimizers import make_optimizer
+from optim.schedules import make_scheduler
 from tests.command_lines import refused
 from tests.programs import ROOT, SMALL_DATA, python, run
 
