@@ -31,6 +31,7 @@ MARGIN = 0.05  # of the height, above and below the curves
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#555555"
 # of the evaluations that have names: each colour as a line, then in dashes, then in dots
 OF_NAMES, DASHES = (GREEN, PINK, "#E69F00", "#000", "#56B4E9"), ("none", "7 4", "1 4")
+STYLES_OF_NAMES = len(OF_NAMES) * len(DASHES)
 LONGEST_NAME = 24  # characters of an evaluation's in the legend
 LEGEND_LINE, LEGEND_LINES, LEGEND_LETTER = 15, 2, 6  # height of one, how many there are; width
 RING = 6  # radius of the mark of the best checkpoint
@@ -115,13 +116,19 @@ path {{ fill: none; stroke: currentColor; stroke-linejoin: round; stroke-linecap
 .y {{ text-anchor: end; transform: translate({COLUMNS[0] - 5}px, 4px); }} .y + .y {{ transform: \
 translate({COLUMNS[1] - 5}px, 4px); }}
 """
-for _number in range(len(OF_NAMES) * len(DASHES)):
-    _dash, _color = divmod(_number, len(OF_NAMES))
-    STYLE += (
-        f".e{_number}, .f{_number} {{ color: {OF_NAMES[_color]}; stroke-width: 1.5; stroke-dasharray:"
-        f" {DASHES[_dash]}; }} .e{_number}.m {{ marker: url(#dot{_color}); }} .f{_number}.m {{ marker:"
-        f" url(#diamond{_color}); }}\n"
+
+
+def _style_of_name(number: int) -> str:
+    """Of an evaluation that has a name: e during training, f at the end."""
+    dash, color = divmod(number, len(OF_NAMES))
+    return (
+        f".e{number}, .f{number} {{ color: {OF_NAMES[color]}; stroke-width: 1.5; stroke-dasharray:"
+        f" {DASHES[dash]}; }} .e{number}.m {{ marker: url(#dot{color}); }} .f{number}.m {{ marker:"
+        f" url(#diamond{color}); }}\n"
     )
+
+
+STYLE += "".join(map(_style_of_name, range(STYLES_OF_NAMES)))
 
 
 # places
@@ -259,7 +266,7 @@ def named_lines(names: Sequence[str]) -> tuple[Line, ...]:
     """The loss of each evaluation that has a name, during training and on the whole split."""
     lines: list[Line] = []
     for number, name in enumerate(names):
-        style = number % (len(OF_NAMES) * len(DASHES))
+        style = number % STYLES_OF_NAMES
         for kind, letter in ((DURING, "e"), (AT_END, "f")):
             lines.append(Line(f"{kind}@{name}", "val_loss", f"{letter}{style}", name, may_be_marked=True))
     return tuple(lines)

@@ -259,7 +259,7 @@ def progress_of(folder: Path, name: str, queue: Queue, now: float) -> Progress:
     status = record.status
     summary = {} if status or problems else record.summary or {}
     segments = record.segments
-    train, evaluated = newest_rows(folder / METRICS, problems)
+    train, evaluated = newest_rows(folder / METRICS, problems, status.get("state") == "finished")
     evaluated = evaluated or final_rows(summary)
     best = record.best
     chosen = foremost(evaluated, "val_pp", best)

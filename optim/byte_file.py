@@ -45,14 +45,14 @@ def content_of(state: Mapping[str, Any], args: Namespace) -> dict[str, Any]:
 
     Raises UserError where the network is no byte GPT.
     """
-    if is_its_file(state):
-        return {name: state[name] for name in FIELDS if state[name] is not None}
     settings = ModelSettings.from_args(args)
     wrong = misfits(settings)
     if wrong:
         raise UserError(f"no byte GPT has {', '.join(wrong)}: its code could not load this model")
     model = Transformer(settings)
     load_weights(model, state["model"])
+    if is_its_file(state):
+        return {name: state[name] for name in FIELDS if state[name] is not None}
     content = {
         "model_cfg": its_settings(settings),
         "train_cfg": _train_settings(args),
@@ -180,21 +180,22 @@ def _flags(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def our_optimizer_state(
-    theirs: Mapping[str, Any], mine: Mapping[str, Any], names: list[str], path: Path
+    content: Mapping[str, Any], mine: Mapping[str, Any], names: list[str], path: Path
 ) -> dict[str, Any]:
-    """Its optimiser's state as ours. mine: that of this run's optimiser. names: the network's parameters, in
-    order.
+    """Its optimiser's state as ours. content: of the file. mine: the state of this run's optimiser. names: of
+    the network's parameters, in order.
 
     Raises UserError where they do not fit.
     """
+    state = {}
     try:
-        (group,) = theirs["param_groups"]
+        (group,) = content["optimizer_state"]["param_groups"]
         numbers = dict(zip(names, group["params"], strict=True))
-        moments = theirs["state"]
-        state = {}
+        moments = content["optimizer_state"]["state"]
+        begun = bool(moments) or content["step"] > 0  # before the first step there are none
         for own in mine["param_groups"]:
             for name, number in zip(own["param_names"], own["params"], strict=True):
-                if numbers[name] in moments:
+                if begun:
                     state[number] = {key: moments[numbers[name]][key].clone() for key in MOMENTS}
     except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(

@@ -256,7 +256,7 @@ class Progress:
             **state,
             "args": vars(self.args),
             "world_size": self.world.size,
-            "optimizer": our_optimizer_state(state["optimizer_state"], optimizer, names, path),
+            "optimizer": our_optimizer_state(state, optimizer, names, path),
             "scheduler": {**self.schedule.plan(), "taken": state["itr"]},
             "rng": [checkpoint.random_states(self.world.device)] * self.world.size,
             **self.steps.state_dict(),

@@ -19,7 +19,7 @@ import json
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -126,9 +126,9 @@ def _rows_at_once(raw: bytes) -> list[Row] | None:
     return rows if len(rows) == raw.count(b"\n") and {*map(type, rows)} <= {dict} else None
 
 
-def newest_rows(path: Path, problems: list[str]) -> tuple[Row, dict[str, Row]]:
+def newest_rows(path: Path, problems: list[str], is_over: bool = False) -> tuple[Row, dict[str, Row]]:
     """The last row of a training step, and that of each evaluation by its name; empty where the end of the
-    file has none. Problems of that end are added to `problems`.
+    file has none. Problems of that end are added to `problems`. is_over: nothing will be added any more.
 
     Reads only as much, and parses only such lines, as it takes to find them.
     """
@@ -147,9 +147,8 @@ def newest_rows(path: Path, problems: list[str]) -> tuple[Row, dict[str, Row]]:
         damaged = {
             line for line in lines if line and not (line.startswith(b"{") and line.rstrip().endswith(b"}"))
         }
-        rows = _from_the_end([*lines, last], (b'"train"',), damaged)
-        train = next((row for row in rows if row.get("kind") == "train"), {})
-        evaluated, are_all = _last_evaluations([*lines, last], damaged)
+        train = _last_step([*lines, last], damaged)
+        evaluated, are_all = _last_evaluations([*lines, last], is_over, damaged)
         damaged.discard(last)  # still being written, or a kill cut it short
         if is_whole or (train and are_all):
             break
@@ -160,37 +159,56 @@ def newest_rows(path: Path, problems: list[str]) -> tuple[Row, dict[str, Row]]:
     return train, evaluated
 
 
-def _from_the_end(lines: Sequence[bytes], marks: Sequence[bytes], damaged: set[bytes]) -> Iterator[Row]:
-    """The rows on lines that have one of the marks, the last one first; lines that are no rows are added to
-    `damaged`.
-    """
+def _parsed(line: bytes, damaged: set[bytes]) -> Row:
+    """The row on a line; empty for one that is no row, which is added to `damaged`."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if isinstance(row, dict):
+        return row
+    damaged.add(line)
+    return {}
+
+
+def _last_step(lines: Sequence[bytes], damaged: set[bytes]) -> Row:
+    """The last row of a training step; lines that look like one and are none are added to `damaged`."""
     for line in reversed(lines):
-        if any(mark in line for mark in marks):
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                row = None
-            if isinstance(row, dict):
-                yield row
-            else:
-                damaged.add(line)
+        if b'"train"' in line:
+            row = _parsed(line, damaged)
+            if row.get("kind") == "train":
+                return row
+    return {}
 
 
-def _last_evaluations(lines: Sequence[bytes], damaged: set[bytes]) -> tuple[dict[str, Row], bool]:
+def _last_evaluations(
+    lines: Sequence[bytes], is_over: bool, damaged: set[bytes]
+) -> tuple[dict[str, Row], bool]:
     """The last row of each evaluation, in their order, and whether the lines go far enough back for that.
 
-    Those of the last two steps that have any: at the last one, some evaluations may be still to come.
+    Evaluations of a step stand one after the other. Those at the very end may be followed by more, unless the
+    training is over: the ones before them tell which.
     """
     rows: list[Row] = []
     steps: list[Any] = []
-    for row in _from_the_end(lines, MARKS, damaged):
-        if split_name(row.get("kind"))[0] in (DURING, AT_END):
+    is_followed, is_within, runs = is_over, False, 0
+    for number, line in enumerate(reversed(lines)):
+        row = _parsed(line, damaged) if MARKS[0] in line or MARKS[1] in line else {}
+        if row and split_name(row.get("kind"))[0] in (DURING, AT_END):
             if row.get("step") not in steps:
                 steps.append(row.get("step"))
             if len(steps) > 2:
                 break
             rows.append(row)
-    return {split_name(row["kind"])[1]: row for row in reversed(rows)}, len(steps) > 2
+            is_within = True
+        elif is_within:
+            is_within, runs = False, runs + 1
+            if is_followed or runs == 2:
+                break
+        elif number and not rows:  # the first one may be cut short
+            is_followed = True
+    are_all = len(steps) > 2 or runs == 2 or (runs == 1 and is_followed)
+    return {split_name(row["kind"])[1]: row for row in reversed(rows)}, are_all
 
 
 # evaluations by name

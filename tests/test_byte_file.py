@@ -153,6 +153,14 @@ def test_a_file_of_its_own_is_written_as_it_is(file: Path, tmp_path: Path) -> No
     assert (tmp_path / "again.pt").read_bytes() == file.read_bytes()
 
 
+def test_a_file_of_its_own_that_lacks_a_weight_is_not_passed_on(file: Path, tmp_path: Path) -> None:
+    state = content(file)["model_state"]
+    del state["ln_f.bias"]
+    outcome = export(changed(file, tmp_path / "x.pt", model_state=state), tmp_path / "y.pt")
+    assert outcome.returncode == 2 and "it lacks transformer.ln_f.bias" in outcome.stderr
+    assert not (tmp_path / "y.pt").exists()
+
+
 def test_file_that_is_there_is_not_replaced(file: Path, done: Path) -> None:
     before = file.read_bytes()
     for target in (file, file.parent):
@@ -314,9 +322,17 @@ def test_file_without_optimizer_state_is_no_place_to_go_on_from(
     )
 
 
-def test_optimizer_state_of_other_parameters_is_refused(told: Any, file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["params", "state", "moments"])
+def test_optimizer_state_of_other_parameters_is_refused(
+    part: str, told: Any, file: Path, tmp_path: Path
+) -> None:
     state = content(file)["optimizer_state"]
-    state["param_groups"][0]["params"].pop()
+    if part == "params":
+        state["param_groups"][0]["params"].pop()
+    elif part == "state":
+        state["state"] = {}
+    else:
+        del state["state"][3]["exp_avg_sq"]
     path = changed(file, tmp_path / "x.pt", optimizer_state=state)
     (line,) = told(resume=path)
     assert line.startswith(f"cannot resume {path}: its optimizer_state is not that of one AdamW over ")

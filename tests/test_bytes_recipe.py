@@ -13,6 +13,7 @@ import pytest
 
 import config
 from config.identity import differences
+from optim.selftest import Training
 from tests.command_lines import config_file, refused
 from tests.programs import ROOT
 
@@ -96,6 +97,13 @@ def test_help_shows_its_names_and_defaults(capsys: pytest.CaptureFixture[str]) -
 def test_what_an_optional_setting_is_off_stays_so_when_it_is_recorded() -> None:
     args = vars(parsed("--track", "none", "--ckpt_every", "none"))
     assert config.recorded(args)["track"] is None
+
+
+def test_selftest_starts_trainings_of_this_recipe(tmp_path: Path) -> None:
+    args = parsed("--selftest_resume")
+    command = Training(args, tmp_path, 1).command
+    given = config.parse_args(command[command.index(str(ROOT / "main.py")) + 1 :])
+    assert differences(vars(given), vars(args)) == []
 
 
 def test_settings_that_differ_are_told_by_its_names() -> None:
