@@ -217,7 +217,8 @@ class Transformer(nn.Module):
         windows: list[int | None] = [self.settings.attention_window_length] * self.settings.n_layer
         layer_inputs: list[LayerInputs | None] = [None] * self.settings.n_layer
         if self.settings.is_modern:
-            windows = [window if window < length - 1 else None for window in self.settings.windows]
+            for layer, window in enumerate(self.settings.windows):
+                windows[layer] = window if window < length - 1 else None
             layer_inputs = self._layer_inputs(inputs, embeddings)
         names = ("h_begin", "h_mid", "h_end") if self.settings.variant.loop else ("h",)
         stacks, begin = {}, 0

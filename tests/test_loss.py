@@ -110,6 +110,32 @@ def test_large_logits_do_not_overflow():
     assert linear_cross_entropy(*inputs)[0].item() == pytest.approx(dense(*inputs).sum().item(), rel=1e-5)
 
 
+# logits that are bounded by CAP
+
+CAP = 3.0
+
+
+def dense_capped(hidden, weight, targets):
+    capped = CAP * (hidden @ weight.T / CAP).tanh()
+    return F.cross_entropy(capped, targets, ignore_index=-1, reduction="none")
+
+
+@pytest.mark.parametrize("wanted", [True, False], ids=["gradient", "no gradient"])
+def test_losses_under_a_cap(wanted):
+    inputs = problem(ignored=(0, 7))
+    with torch.set_grad_enabled(wanted):
+        losses = linear_cross_entropy(*inputs, softcap=CAP)[1]
+    assert torch.allclose(losses, dense_capped(*inputs), atol=1e-5)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["hidden", "weight"])
+def test_gradients_under_a_cap_are_exact(which):
+    inputs = problem(ignored=(0, 7))
+    mine = gradients(linear_cross_entropy(*inputs, softcap=CAP)[0], inputs[which])[0]
+    theirs = gradients(dense_capped(*inputs).sum(), inputs[which])[0]
+    assert torch.allclose(mine, theirs, atol=1e-5)
+
+
 def test_total_without_gradient_is_the_same():
     inputs = problem(ignored=(4,))
     with torch.no_grad():
@@ -170,10 +196,11 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def test_logits_never_exist_beyond_a_slice():
+@pytest.mark.parametrize("softcap", [None, CAP])
+def test_logits_never_exist_beyond_a_slice(softcap):
     torch.manual_seed(0)
     rows = max(1, loss.SLICE_ELEMENTS // VOCAB)
     hidden, weight = torch.randn(200, 2, requires_grad=True), torch.randn(VOCAB, 2, requires_grad=True)
     with Largest() as watch:
-        linear_cross_entropy(hidden, weight, torch.randint(0, VOCAB, (200,)))[0].backward()
+        linear_cross_entropy(hidden, weight, torch.randint(0, VOCAB, (200,)), softcap=softcap)[0].backward()
     assert watch.elements <= max(hidden.numel(), min(rows, 200) * VOCAB)
