@@ -13,8 +13,9 @@ from errors import UserError
 from models import make_model_from_args
 from optim.optimizers import make_optimizer
 from optim.schedules import make_scheduler
+from optim.selftest import differing
 from tests.command_lines import refused
-from tests.programs import ROOT, SMALL_DATA, python, run
+from tests.programs import ROOT, SMALL_DATA, final_state, metrics, python, run, start, wait_for_step
 
 PRESET = ROOT / "recipes" / "presets" / "gpt_cpu.json"
 # every flag of the public code, with the value that it has there
@@ -210,3 +211,19 @@ def test_a_training_tells_its_horizon_and_the_smoothed_loss(tmp_path: Path) -> N
     assert outcome.returncode == 0, outcome.stderr
     told = outcome.stdout + outcome.stderr
     assert "horizon: 12 steps of 384 tokens" in told and "smoothed loss at step 10: " in told
+
+
+@pytest.mark.slow
+def test_a_killed_training_ends_with_the_bits_of_one_that_was_not(tmp_path: Path) -> None:
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    more = ["--model-tag", "run", "--save-every", "2", "--log_freq", "1"]
+    assert run(tiny(calm, *more)).returncode == 0
+    process = start(tiny(killed, *more))
+    wait_for_step(killed, 6, process)
+    process.kill()
+    process.wait()
+    outcome = run(tiny(killed, *more))
+    assert outcome.returncode == 0 and "resumed from" in outcome.stdout + outcome.stderr
+    assert any(name.endswith("/second_moment") for name in final_state(calm))
+    assert differing(final_state(calm), final_state(killed)) == []
+    assert metrics(calm) == metrics(killed)
