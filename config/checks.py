@@ -121,7 +121,7 @@ def check_world_size(args: Namespace, world_size: int) -> None:
         sizes = ", ".join(map(str, batch_sizes_that_fit(samples, world_size)))
         fitting = f"the same {samples} of a step can be cut into micro-batches of {sizes}"
         if not sizes:
-            fitting = f"nor are the {samples} of a step"
+            fitting = f"nor can they share the {samples} of a step in any other way"
         raise UserError(
             f"--acc_steps {args.acc_steps} is not divisible by {world_size} processes: each runs acc_steps /"
             f" processes micro-batches of --batch_size {args.batch_size} a step; {fitting}"
