@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from config.flags import OPTIMIZERS
 from models import make_model_from_args
 from models.network import EMBEDDING, MATRIX, NORM, ROUTER, roles_of
 from optim.checkpoint import load_checkpoint
@@ -110,6 +111,16 @@ def test_each_kind_of_parameter_has_a_rate_of_its_own(role: str, rate: float) ->
 
 def test_rates_that_are_not_given_are_that_of_matrices() -> None:
     assert {group["lr"] for group in groups_of("adm", "--lr", "0.01").values()} == {0.01}
+
+
+@pytest.mark.parametrize("opt", OPTIMIZERS)
+def test_every_parameter_of_modern_blocks_lands_in_one_group(opt: str) -> None:
+    flags = ("--block", "modern", "--n_layer_begin", "0", "--n_layer_end", "0", "--opt", opt)
+    args = tiny_args("base", *flags)
+    network = make_model_from_args(args)
+    groups = make_optimizer(network, args).param_groups
+    names = sorted(name for group in groups for name in group["param_names"])
+    assert names == sorted(name for name, _ in network.named_parameters())
 
 
 @pytest.mark.parametrize(
