@@ -11,7 +11,7 @@ import config
 import models
 from data.batch import Batch, PlainSource
 from optim.fit import fit
-from optim.muon import ADAMW, MUON, Muon, rate_factor
+from optim.muon import ADAMW, MUON, POLAR_EXPRESS, Muon, rate_factor
 from optim.objectives import NextToken
 from optim.optimizers import make_optimizer
 from optim.schedules import TRAPEZOID, Shape, make_scheduler, momentum_at
@@ -80,6 +80,11 @@ def test_muon(case, precision, index):
         right = torch.tensor(right).flatten()
         torch.testing.assert_close(found[step], right, rtol=0, atol=bound)
     torch.testing.assert_close(moments, torch.tensor(case[precision]["second_moment"]), rtol=0, atol=bound)
+
+
+@each(FILE, "optim", "polar_express")
+def test_coefficients_of_polar_express(case):
+    assert tuple(case) in POLAR_EXPRESS
 
 
 # AdamW
