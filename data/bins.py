@@ -27,6 +27,7 @@ TOKEN, WIDE_TOKEN = np.dtype("<u2"), np.dtype("<u4")
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": TOKEN, "uint32": WIDE_TOKEN}
 Tokens = NDArray[np.uint16] | NDArray[np.uint32]
 SCAN_TOKENS = 1 << 24
+BYTE_VALUES = 256
 DEFAULT_DATA_DIR = Path(__file__).parent / "datasets"
 FOLDERS = {"owt2": "openwebtext2"}  # names that share another's folder
 META = "meta.json"
@@ -97,7 +98,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
         for name in NEEDED.get(str(meta.get("tokenizer")), ()):
             if not meta.get(name):
                 raise ValueError(f"{name} is missing")
-        if meta.get("splits") and meta.get("dtype", "uint16") not in DTYPES:
+        if meta.get("splits") and str(meta.get("dtype", "uint16")) not in DTYPES:
             raise ValueError(f"dtype is {meta['dtype']!r:.40}, not one of {', '.join(DTYPES)}")
         for split in meta.get("splits", {}).values():
             for name in ("tokens", "largest_token", "documents"):
@@ -319,7 +320,7 @@ def check_format(path: Path, tokens: Tokens, meta: Mapping[str, Any]) -> None:
 
     Bins that meta.json describes are believed, as are those whose dtype it states.
     """
-    if meta.get("splits") or meta.get("dtype") in DTYPES:
+    if meta.get("splits") or str(meta.get("dtype")) in DTYPES:
         return
     head = tokens[:PROBE_BYTES].tobytes()
     wrong = _foreign_header(head, tokens.size * TOKEN.itemsize) or _wider_numbers(tokens)
@@ -392,13 +393,20 @@ def _wider_numbers(tokens: Tokens) -> str | None:
     return None
 
 
-def how_to_prepare(dataset: str) -> str:
-    """The command that makes a dataset's bins."""
+def how_to_prepare(dataset: str, vocab_size: int | None = None) -> str:
+    """The command that makes a dataset's bins. vocab_size: of the model that they are for."""
     if dataset in ("owt2", "openwebtext2"):
         return "bash iridis/download-dataset/job.sh --full, then bash iridis/extract-tokenize-dataset/job.sh"
+    command = f"python -m data.tokenize --name {Path(dataset).name}"
     if dataset in BUILT_IN:
-        return f"python -m data.tokenize --name {dataset}"
-    return f"python -m data.tokenize --name {Path(dataset).name} --input FILES_OR_FOLDER"
+        return command
+    in_bytes = " --tokenizer bytes" if vocab_size == BYTE_VALUES else ""
+    return f"{command} --input FILES_OR_FOLDER{in_bytes}"
+
+
+def not_prepared(dataset: str, folder: Path, vocab_size: int | None = None) -> str:
+    how = how_to_prepare(dataset, vocab_size)
+    return f"dataset {dataset!r} is not prepared: {folder} lacks train.bin or val.bin; {how}"
 
 
 def open_splits(
@@ -407,10 +415,7 @@ def open_splits(
     """Both splits of a prepared dataset, checked against the model's vocabulary. Raises UserError."""
     folder = dataset_folder(dataset, data_dir)
     if not is_prepared(folder):
-        raise UserError(
-            f"dataset {dataset!r} is not prepared: {folder} lacks train.bin or val.bin;"
-            f" {how_to_prepare(dataset)}"
-        )
+        raise UserError(not_prepared(dataset, folder, vocab_size))
     meta = read_meta(folder)
     if meta.get("vocab_size", 0) > vocab_size:
         raise UserError(

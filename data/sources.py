@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from config.mixture import DROP, EPOCHS, effective_weights, given_weights, is_mixture, names_of_sources
-from data.bins import dataset_folder, how_to_prepare, identity_of, is_prepared
+from data.bins import dataset_folder, identity_of, is_prepared, not_prepared
 from data.setup import is_built_in
 from errors import UserError
 
@@ -26,6 +26,7 @@ class Wanted:
     sampling: str = EPOCHS
     missing_sources: str = "error"
     normalise_weights: bool = False
+    vocab_size: int | None = None
 
     @classmethod
     def of(cls, flags: Mapping[str, Any]) -> Wanted:
@@ -69,7 +70,7 @@ class Wanted:
         here, lines = self.prepared, []
         for name in self.names:
             if name not in here and not is_built_in(name):
-                lines.append(not_prepared(name, self.folder(name)))
+                lines.append(not_prepared(name, self.folder(name), self.vocab_size))
         return [] if may_drop and len(lines) < len(self.names) else lines
 
     def effective(self, need: int) -> tuple[dict[str, float], list[str]]:
@@ -102,10 +103,6 @@ class Wanted:
             return None
         shares, _ = self.effective(need=0)
         return mixture_identity(self.sampling, shares, here)
-
-
-def not_prepared(name: str, folder: Path) -> str:
-    return f"dataset {name!r} is not prepared: {folder} lacks train.bin or val.bin; {how_to_prepare(name)}"
 
 
 def mixture_identity(

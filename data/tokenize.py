@@ -129,8 +129,9 @@ def refuse_other_tokenizer(work: Path, plan: dict[str, Any]) -> None:
         there = load_json(work / "plan.json")
     except (OSError, ValueError):
         return
-    names = ("tokenizer", "tokenizer_sha256")
-    differs = any(there.get(name) != plan.get(name) for name in names)
+    if not isinstance(there, dict):
+        return
+    differs = any(there.get(name) != plan.get(name) for name in ("tokenizer", "tokenizer_sha256"))
     if differs and any(work.glob("*.bin")):
         raise UserError(
             f"{work} holds unfinished work of the tokenizer {there.get('tokenizer')!r}: finish that, give"
@@ -286,11 +287,27 @@ def tokenize(
     for line in found.lines():
         say(line)
     report(meta, results, time.monotonic() - began, say)
-    if "vocab_size" in meta:
-        say(f"train with --vocab_size {meta['vocab_size']} or more")
-    if "end_of_text" not in meta:
-        say(f"note: {meta['tokenizer']} has no end-of-text token: documents follow each other directly")
+    for line in advice(meta, results):
+        say(line)
     return meta
+
+
+def advice(meta: dict[str, Any], results: list[dict[str, Any]]) -> list[str]:
+    """What the user is to know of the tokenizer."""
+    lines = []
+    kept = sum(result.get("kept_bytes", result["bytes"]) for result in results)
+    if kept != meta["bytes"]:
+        lines.append(
+            f"note: the text has {meta['bytes']:,} bytes, and its tokens stand for {kept:,}: this tokenizer"
+            " does not keep text as it is, and bits per byte are of what its tokens stand for"
+        )
+    if "vocab_size" in meta:
+        lines.append(f"train with --vocab_size {meta['vocab_size']} or more")
+    if "end_of_text" not in meta:
+        lines.append(
+            f"note: {meta['tokenizer']} has no end-of-text token: documents follow each other directly"
+        )
+    return lines
 
 
 def plan_of(found: Found, text_key: str, known: Vocabulary) -> dict[str, Any]:

@@ -45,12 +45,13 @@ class Encoder(Protocol):
 
 
 class Tokenizer(Protocol):
-    """known: what identifies it. size: of its vocabulary, all of whose tokens are smaller. description: what
-    meta.json says of it beside `known`.
+    """known: what identifies it. size: of its vocabulary, all of whose tokens are smaller. is_exact: whether
+    its tokens give every text back. description: what meta.json says of it beside `known`.
     """
 
     known: Vocabulary
     size: int
+    is_exact: bool
 
     @property
     def description(self) -> Mapping[str, Any]: ...
@@ -83,6 +84,7 @@ class BytePairs:
 
     known = OF_BPE
     size = END_OF_TEXT + 1
+    is_exact = True
 
     def __init__(self, known: Vocabulary = OF_BPE) -> None:
         self.encoding = gpt2()
@@ -110,6 +112,7 @@ class BytePairs:
 class Characters:
     """Those of one text, in the order of their numbers (data/characters.py finds them)."""
 
+    is_exact = True
     description: Mapping[str, Any] = {}
 
     def __init__(self, known: Vocabulary) -> None:
@@ -142,6 +145,7 @@ class Bytes:
 
     known = Vocabulary(BYTES)
     size = 256
+    is_exact = True
     description: Mapping[str, Any] = {}
 
     def __init__(self, known: Vocabulary = known) -> None:

@@ -191,6 +191,8 @@ class UsersOwn:
     its file decides.
     """
 
+    is_exact = False
+
     def __init__(self, known: Vocabulary) -> None:
         """Raises UserError where the file is gone, or another one."""
         path = Path(str(known.tokenizer_file))

@@ -14,11 +14,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data.corpus import documents
 from data.encode import best_engine
 from data.find import SHOWN_BAD, Bad
 from data.streams import Shard
-from data.tokenizer import Tokenizer, open_tokenizer
+from data.tokenizer import Tokenizer, open_tokenizer, sizes_of
 from data.vocabulary import Vocabulary
 from files import sync, sync_folder, write_json
 from processes import die_with, peak_kib
@@ -93,6 +96,12 @@ def _tokenizer(known: Vocabulary) -> Tokenizer:
     return tokenizer
 
 
+@cache
+def _sizes(known: Vocabulary) -> NDArray[np.int64] | None:
+    """Bytes that each token stands for, where they may be others than those of the text."""
+    return None if _tokenizer(known).is_exact else np.array(sizes_of(known), dtype=np.int64)
+
+
 def encode_group(job: Job) -> dict[str, Any]:
     """Encode a group into N.bin (tokens) and N.len (tokens of each document, uint32), described by N.json,
     which is written last.
@@ -105,8 +114,9 @@ def encode_group(job: Job) -> dict[str, Any]:
         best_engine.cache_clear()
     bad: list[Bad] = []
     passed: dict[str, Any] = {}
-    total = {"documents": 0, "tokens": 0, "bytes": 0, "largest_token": 0}
+    total = {"documents": 0, "tokens": 0, "bytes": 0, "kept_bytes": 0, "largest_token": 0}
     encoder = _tokenizer(job.vocabulary).encoder(job.number)
+    sizes = _sizes(job.vocabulary)
     targets = [job.work / f"{job.number:06d}.{ending}" for ending in ("bin", "len")]
     parts = [path.with_name(f"{path.name}.part") for path in targets]
     with open(parts[0], "wb") as tokens_file, open(parts[1], "wb") as lengths_file:
@@ -115,7 +125,9 @@ def encode_group(job: Job) -> dict[str, Any]:
             tokens_file.write(tokens.data)
             lengths_file.write(lengths.astype("<u4").data)
             size = sum(map(_bytes_of, texts))
-            for name, value in (("documents", len(texts)), ("tokens", tokens.size), ("bytes", size)):
+            kept = size if sizes is None else int(sizes[tokens].sum())
+            added = {"documents": len(texts), "tokens": tokens.size, "bytes": size, "kept_bytes": kept}
+            for name, value in added.items():
                 total[name] += value
             total["largest_token"] = max(total["largest_token"], int(tokens.max(initial=0)))
             with _counters.get_lock():

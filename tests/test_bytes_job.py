@@ -113,7 +113,7 @@ def test_the_best_checkpoint_has_the_lowest_loss_of_the_first_source(calm: tuple
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("dataset", "track"),
-    [("lib_docs=0.5,lib_code=0.5", "val_loss@lib_docs"), ("lib_docs", "val_loss")],
+    [("lib_docs = 0.5, lib_code = 0.5", "val_loss@lib_docs"), ("lib_docs", "val_loss")],
     ids=["mixture", "one source"],
 )
 def test_another_dataset_is_tracked_by_its_first_source(

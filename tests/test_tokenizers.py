@@ -215,6 +215,23 @@ def test_bins_without_a_description_may_say_that_they_are_wide(tmp_path: Path) -
     assert open_splits(str(tmp_path), None, 8, 70_000).train.tokens[-1] == 69_999
 
 
+@pytest.mark.slow
+def test_a_tokenizer_that_loses_text_is_told_of(
+    tmp_path: Path, own: Path, corpus: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert prepare(tmp_path / "exact", corpus, tokenizer=own) == 0
+    assert "does not keep text" not in capfd.readouterr().out
+    tokenizers = pytest.importorskip("tokenizers")
+    made = tokenizers.Tokenizer.from_file(str(own))
+    made.normalizer = tokenizers.normalizers.Strip()
+    lossy = saved(made, tmp_path / "lossy.json")
+    assert prepare(tmp_path / "set", corpus, tokenizer=lossy) == 0
+    size = len("".join(TEXTS * 8).encode())
+    # the line feed, the tab, and the carriage return with its line feed, which stand at the ends
+    said = f"the text has {size:,} bytes, and its tokens stand for {size - 8 * 4:,}"
+    assert said in capfd.readouterr().out
+
+
 # refusals
 
 

@@ -13,8 +13,10 @@ TAKES_WORDS=1
 : "${N_GPUS:=1}" "${N_NODES:=1}" "${TIME_LIMIT:=4:00:00}" "${MEMORY:=32G}" # N_GPUS is of a node; --gres and processes follow
 : "${DATASET:=lib_code=0.784,lib_docs=0.196,lib_licenses=0.02}" # any prepared datasets of bytes, with their shares
 SOURCE=""
-[[ $DATASET != *=* ]] || SOURCE="@${DATASET%%=*}"
-: "${TRACK:=val_loss$SOURCE}" # best.pt is the checkpoint with the lowest value of this: by default, of the first source
+if [[ $DATASET == *=* && $DATASET != */* ]]; then # a mixture
+    SOURCE="@${DATASET%%=*}"
+fi
+: "${TRACK:=val_loss${SOURCE//[[:space:]]/}}" # best.pt is the checkpoint with the lowest value of this: by default, of the first source
 
 PRESET="${WORDS[*]:-smoke}"
 [[ $PRESET == smoke || $PRESET == train ]] || die "say which preset: smoke (1,000 steps) or train (20,000), not $(printf '%q' "$PRESET")"
