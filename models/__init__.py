@@ -2,6 +2,7 @@
 
     variants.py, settings.py            the table of variants; the flags of a model
     transformer.py, layers.py           the network and its parts
+    modern.py                           modern blocks
     passes.py, policies.py, routing.py  the repeated part, and which tokens take each pass
     attention.py, planner.py            attention over the keys of all passes
     memory.py, cache.py                 keys and values in training and in generation

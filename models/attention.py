@@ -61,7 +61,8 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
 @dataclass(frozen=True)
 class KeyRange:
     """Keys of one pass that a tile attends to. rule: "all" of them; "causal": as many as come before or with
-    each query; "positions": those that the positions say.
+    each query; "after": of as many keys as queries, those that come with or after each; "positions": those
+    that the positions say.
     """
 
     pass_index: int  # from 0
@@ -137,6 +138,24 @@ def causal_tiles(
     return tuple(tiles)
 
 
+def window_tiles(length: int, window: int) -> tuple[Tile, ...]:
+    """Of one pass at positions 0 .. length - 1, without masks: the first queries see all keys before them;
+    then `window` queries at a time see the keys of their own in causal order, and of those before them the
+    ones that come after each query's place.
+    """
+    first = slice(0, min(window + 1, length))
+    tiles = [Tile(first, (KeyRange(0, first, "causal"),))]
+    for begin in range(window + 1, length, window):
+        size = min(window, length - begin)
+        start, seen_by_all = begin - window, begin - window + size
+        key_ranges = [KeyRange(0, slice(start, seen_by_all), "after")]
+        if seen_by_all < begin:
+            key_ranges.append(KeyRange(0, slice(seen_by_all, begin), "all"))
+        queries = slice(begin, begin + size)
+        tiles.append(Tile(queries, (*key_ranges, KeyRange(0, queries, "causal"))))
+    return tuple(tiles)
+
+
 def _key_bounds(first: Tensor, last: Tensor, positions: Tensor, window: int | None) -> Tensor:
     """Of tiles whose queries reach from first to last (1 or B, tiles): the first key that some query sees,
     and one after the last key, (tiles, 2).
@@ -169,8 +188,12 @@ def _bias(keep_mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return zeros.masked_fill_(~keep_mask, -torch.inf)
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor, causal: bool, keep_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _flash(q: Tensor, k: Tensor, v: Tensor, rule: str, keep_mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """One tile: output (B, H, T, Dh) and log-sum-exp (B, H, T) in float32."""
+    if rule == "after":  # causal order from the other end
+        out, lse = _flash(q.flip(2), k.flip(2), v.flip(2), "causal", None)
+        return out.flip(2), lse.flip(2)
+    causal = rule == "causal"
     if q.device.type != "cpu":
         return cast(tuple[Tensor, Tensor], aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal)[:2])
     out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
@@ -189,10 +212,15 @@ def _flash_backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    causal: bool,
+    rule: str,
     keep_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A tile's share of the gradients of q, k and v, from the output and the log-sum-exp over all keys."""
+    if rule == "after":
+        grad, q, k, v, out, lse = [side.flip(2) for side in (grad, q, k, v, out, lse)]
+        grad_q, grad_k, grad_v = _flash_backward(grad, q, k, v, out, lse, "causal", None)
+        return grad_q.flip(2), grad_k.flip(2), grad_v.flip(2)
+    causal, lse = rule == "causal", lse.contiguous()
     if q.device.type == "cpu":
         shares = aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad, q, k, v, out, lse, 0.0, causal, attn_mask=_bias(keep_mask, q.dtype)
@@ -244,7 +272,7 @@ class _PassAttention(torch.autograd.Function):
             for key_range in tile.key_ranges:
                 k, v = _keys_values(keys_values, key_range)
                 keep_mask = _keep_mask(plan, tile, key_range)
-                parts.append(_flash(queries, k, v, key_range.rule == "causal", keep_mask))
+                parts.append(_flash(queries, k, v, key_range.rule, keep_mask))
             outputs.append(_merge(parts))
         out, lse = outputs[0]
         if len(outputs) > 1:
@@ -270,7 +298,7 @@ class _PassAttention(torch.autograd.Function):
                     v,
                     out[:, :, queries],
                     lse[:, :, queries],
-                    key_range.rule == "causal",
+                    key_range.rule,
                     _keep_mask(ctx.plan, tile, key_range),
                 )
                 keys = 2 * key_range.pass_index
@@ -305,15 +333,15 @@ def attend(q: Tensor, passes: list[KeyValue], plan: AttentionPlan, dropout: floa
 
 
 @cache
-def flash_works(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
-    """Whether this device's flash kernels attend to passes one by one and give what the reference gives;
-    tried out, once.
+def flash_works(device: torch.device, dtype: torch.dtype, head_width: int, in_window: bool = False) -> bool:
+    """Whether this device's flash kernels attend to passes one by one, or to one pass in a window, and give
+    what the reference gives; tried out, once.
     """
     if device.type == "cpu":
         return True
     if device.type != "cuda" or dtype not in HALF or head_width % 8:
         return False
-    length = 2 * TILE
+    length, count = 2 * TILE, 3 if in_window else 5
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         shape = (2, 2, length, head_width)
         inputs = [
@@ -323,15 +351,20 @@ def flash_works(device: torch.device, dtype: torch.dtype, head_width: int) -> bo
             .view(shape)
             .to(dtype)
             .requires_grad_()
-            for i in range(5)
+            for i in range(count)
         ]
+        passes = list(zip(inputs[1::2], inputs[2::2], strict=True))
         positions = torch.arange(length, device=device).unsqueeze(0)
-        fast = AttentionPlan(None, causal_tiles(positions, [positions, positions], None))
-        dense = AttentionPlan(None, mask=visible(positions, positions, None).repeat(1, 1, 1, 2))
+        window = 3 * TILE // 4 if in_window else None  # the last tile has keys of all kinds
+        tiles = causal_tiles(positions, [positions] * len(passes), None)
+        if window is not None:
+            tiles = window_tiles(length, window)
+        fast = AttentionPlan(None, tiles)
+        dense = AttentionPlan(None, mask=visible(positions, positions, window).repeat(1, 1, 1, len(passes)))
         try:
             results = []
             for plan in (fast, dense):
-                out = attend(inputs[0], [(inputs[1], inputs[2]), (inputs[3], inputs[4])], plan, 0.0)
+                out = attend(inputs[0], passes, plan, 0.0)
                 results.append([out.detach(), *torch.autograd.grad(out.float().square().sum(), inputs)])
         except torch.OutOfMemoryError:
             raise

@@ -45,12 +45,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight) if want_grad else None
         # one for all slices
         buffer = torch.empty(min(rows, n), weight.shape[0], dtype=dtype, device=hidden.device)
+        capped = torch.empty_like(buffer if softcap is not None else buffer[:0], dtype=torch.float32)
         for begin in range(0, n, rows):
             part = slice(begin, min(n, begin + rows))
             logits = torch.mm(x[part], w.t(), out=buffer[: part.stop - begin]).float()
             if softcap is not None:
                 tanh = logits.div_(softcap).tanh_()
-                logits = tanh * softcap
+                logits = torch.mul(tanh, softcap, out=capped[: part.stop - begin])
             target = targets[part].unsqueeze(-1)
             counted = target != IGNORE
             target = target.clamp_min(0)

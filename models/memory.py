@@ -84,7 +84,7 @@ class SequenceMemory:
     def _own_plan(self, planner: Planner, window: int | None) -> AttentionPlan:
         """Of layers that see their own pass."""
         if window not in self._own_pass:
-            self._own_pass[window] = planner.plan(self.positions, [self.positions], window)
+            self._own_pass[window] = planner.plan_whole(self.positions, window)
         return self._own_pass[window]
 
     def run_stack(

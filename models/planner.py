@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.attention import AttentionPlan, causal_tiles, flash_works, visible
+from models.attention import TILE, AttentionPlan, causal_tiles, flash_works, visible, window_tiles
 from models.precision import computing_dtype
 from models.settings import ModelSettings
 
@@ -34,15 +34,27 @@ class Planner:
         """The dtype of attention: the autocast's, or that of the weights."""
         return computing_dtype(device, self.dtype)
 
-    def is_fast(self, device: torch.device, alike: bool) -> bool:
-        """Whether attention may go pass by pass. alike: all passes are of the same tokens; GPUs' kernels
-        take no mask.
+    def is_fast(self, device: torch.device, alike: bool, in_window: bool = False) -> bool:
+        """Whether attention may go pass by pass, or through window_tiles. alike: all passes are of the same
+        tokens; GPUs' kernels take no mask.
         """
         if self.settings.attention == "reference" or (self.training and self.settings.dropout > 0):
             return False
         if device.type != "cpu" and not alike:
             return False
-        return flash_works(device, self.computes_in(device), self.settings.head_width)
+        return flash_works(device, self.computes_in(device), self.settings.head_width, in_window)
+
+    def plan_whole(self, positions: Tensor, window: int | None) -> AttentionPlan:
+        """For whole sequences, at positions (1, T) from 0 on, that see themselves."""
+        # a window of published blocks keeps its tiles: trainings resume to the same bits
+        if (
+            window is not None
+            and window >= TILE
+            and self.settings.is_modern
+            and self.is_fast(positions.device, alike=True, in_window=True)
+        ):
+            return AttentionPlan(self.rope(positions), window_tiles(positions.shape[1], window))
+        return self.plan(positions, [positions], window)
 
     def plan(self, query_positions: Tensor, key_positions: list[Tensor], window: int | None) -> AttentionPlan:
         """For queries at (B or 1, T) positions and keys at the passes' (B or 1, K_r) positions."""

@@ -136,7 +136,7 @@ class ModelSettings:
     def stack_in_words(self) -> str:
         begin, middle, end = self.stack_sizes
         if not self.variant.loop:
-            return f"{begin} layers"
+            return f"{begin} layers" + (" of modern blocks" if self.is_modern else "")
         return f"{begin} -> {middle} x {self.n_repeat} -> {end} layers"
 
     @property

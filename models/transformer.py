@@ -183,7 +183,10 @@ class Transformer(nn.Module):
         """Hidden states (..., D) -> (..., V)."""
         norm, weight = self.head
         logits = F.linear(norm(states), weight)
-        return logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
+        if self.softcap is None:
+            return logits
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        return (self.softcap * (wide / self.softcap).tanh()).type_as(logits)
 
     def run(self, inputs: Tensor, cache: Memory | None = None) -> Hidden:
         """inputs (B, T) int64, or their embeddings (B, T, D) -> hidden states, without logits or loss.

@@ -19,7 +19,15 @@ from data.batch import Batch, PlainSource
 from distributed import health
 from distributed.world import World, join, pick_device
 from errors import UserError
-from models.attention import AttentionPlan, KeyRange, Tile, attend, flash_works, visible
+from models.attention import (
+    AttentionPlan,
+    KeyRange,
+    Tile,
+    attend,
+    flash_works,
+    visible,
+    window_tiles,
+)
 from models.loss import linear_cross_entropy
 from models.losses import _sums_so_far
 from models.transformer import Transformer
@@ -111,6 +119,20 @@ def test_attention_by_passes_calls_a_kernel_a_pass_and_waits_for_none(
     assert device.downloads == []
 
 
+def test_attention_in_a_window_is_that_under_a_mask(device: EmulatedCuda, dtype: str) -> None:
+    positions, window = torch.arange(LENGTH).unsqueeze(0), 15  # of two tiles, the last one is shorter
+    dense = AttentionPlan(None, mask=visible(positions, positions, window))
+    inputs = attention_inputs(HALF[dtype], "cuda")[:3]
+    found = attention(inputs, AttentionPlan(None, window_tiles(LENGTH, window)))
+    truth = attention([held(each.detach()).double().requires_grad_() for each in inputs], dense)
+    assert max(off(mine, theirs) for mine, theirs in zip(found, truth, strict=True)) < ROUNDING[dtype]
+
+
+@pytest.mark.parametrize("head_width", [8, 64, 256])
+def test_flash_attention_is_used_in_windows(device: EmulatedCuda, dtype: str, head_width: int) -> None:
+    assert flash_works(DEVICE, HALF[dtype], head_width, in_window=True)
+
+
 @pytest.mark.parametrize("head_width", [8, 64, 256])
 def test_flash_attention_is_used_in_half_precision(device: EmulatedCuda, dtype: str, head_width: int) -> None:
     assert flash_works(DEVICE, HALF[dtype], head_width)
@@ -199,6 +221,17 @@ def test_a_window_is_kept_to(device: EmulatedCuda, dtype: str, name: str, window
         with torch.autocast("cuda", dtype=HALF[dtype]):
             found = model.to("cuda")(idx.to("cuda"), get_logits=True)["logits"]
     assert off(found, truth.double()) < 10 * ROUNDING[dtype]
+
+
+def test_windows_of_modern_blocks_are_attended_to_without_masks(device: EmulatedCuda) -> None:
+    settings = {"block": "modern", "window_pattern": "SL", "n_layer": 2, "sequence_length": 256}
+    model, idx = tiny_model("base", **settings), tokens(2, 256)
+    with torch.no_grad():
+        truth = model(idx, get_logits=True)["logits"]
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            found = model.to("cuda")(idx.to("cuda"), get_logits=True)["logits"]
+            plan = model.planner().plan_whole(torch.arange(256, device="cuda").unsqueeze(0), 128)
+    assert off(found, truth.double()) < 10 * ROUNDING["bfloat16"] and plan.tiles and plan.mask is None
 
 
 @pytest.mark.parametrize("name", VARIANTS)

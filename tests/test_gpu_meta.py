@@ -44,6 +44,13 @@ def test_tokens_that_leave_and_windows_stay_on_their_device(name, window):
     assert model.train()(idx, targets=targets)["loss"].device == META
 
 
+def test_modern_blocks_stay_on_their_device():
+    model, idx, targets = on_meta("base", block="modern", window_pattern="SL")
+    loss = model(idx, targets=targets)["loss"]
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    assert {gradient.device.type for gradient in gradients} == {"meta"}
+
+
 @pytest.mark.parametrize("opt", ["adamw", "sgd", "muon"])
 def test_the_optimizer_stays_on_its_device(opt):
     model, idx, targets = on_meta("lncot")

@@ -5,6 +5,7 @@ tests/reference/ sets them against the public code.
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from models import make_model_from_args
 from models.macs import count_macs
 from models.modern import SOFTCAP, rms_norm, rotate_halves
 from models.transformer import Transformer
+from optim import initial
 from optim.generation import Sampling, Session, generate
 from tests.command_lines import refused
 from tests.helpers import tiny_args, tokens
@@ -172,6 +174,18 @@ def test_macs_count_windows_and_gates() -> None:
     matrices = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 8 * 32 * 32) + 32 * 2  # a gate of each value head
     attention = 2 * 32 * (8 + 16)
     assert count_macs(args, 16) == 16 * (matrices + attention) + 32 * 64
+
+
+def test_a_public_checkpoint_begins_a_training(tmp_path: Path) -> None:
+    """Weights alone, of a compiled model, embeddings in bfloat16."""
+    trained, new = modern(), modern(seed=1)
+    state = {f"_orig_mod.{name}": value for name, value in trained.state_dict().items() if "wpe" not in name}
+    state["_orig_mod.transformer.wte.weight"] = state["_orig_mod.transformer.wte.weight"].bfloat16()
+    torch.save(state, tmp_path / "model_000100.pt")
+    initial.load(new, tmp_path / "model_000100.pt")
+    for (name, mine), theirs in zip(new.named_parameters(), trained.parameters(), strict=True):
+        wanted = theirs.bfloat16().float() if name == "transformer.wte.weight" else theirs
+        assert torch.equal(mine, wanted), name
 
 
 def test_embeddings_instead_of_tokens_are_refused() -> None:
