@@ -13,10 +13,36 @@ from config.naming import MAX_COMPONENT, bad_name
 from config.values import Problem
 from errors import UserError
 
+# flags of some schedules only -> these
+OF_SCHEDULES = {
+    "warmup_percent": ("cos", "linear", "wsd"),
+    "final_div_factor": ("cos", "linear", "wsd"),
+    "decay_percent": ("wsd",),
+    "warmup_steps": ("warmup_cos",),
+    "min_lr": ("warmup_cos",),
+    "warmup_ratio": ("trapezoid",),
+    "warmdown_ratio": ("trapezoid",),
+    "final_lr_frac": ("trapezoid",),
+}
+OWN_RATES = ("embedding_lr", "unembedding_lr", "scalar_lr")  # of muon
+
+
+def unused_by_optimiser(args: Namespace) -> dict[str, str]:
+    """Flags that the optimiser or the schedule has no use for, each with words that follow "no effect"."""
+    unused = {}
+    if args.opt != "muon":
+        unused = dict.fromkeys((*OWN_RATES, "muon_dtype"), f" with --opt {args.opt}")
+    if args.opt == "muon":
+        unused["decayed"] = " with --opt muon: matrices decay"
+    for name, schedulers in OF_SCHEDULES.items():
+        if args.scheduler not in schedulers:
+            unused[name] = f" with --scheduler {args.scheduler}"
+    return unused
+
 
 def optimiser_problems(args: Namespace) -> list[Problem]:
     problems = []
-    if args.opt == "adamw" and (args.beta1 >= 1 or args.beta2 >= 1):
+    if args.opt in ("adamw", "muon") and (args.beta1 >= 1 or args.beta2 >= 1):
         problems.append(Problem("--beta1 and --beta2 must be below 1", "beta1", "beta2"))
     if args.scheduler == "wsd" and args.warmup_percent + args.decay_percent > 1:
         problems.append(
@@ -27,6 +53,10 @@ def optimiser_problems(args: Namespace) -> list[Problem]:
                 "decay_percent",
             )
         )
+    own_rates = [name for name in OWN_RATES if getattr(args, name) is not None]
+    if args.opt == "muon" and args.lr == 0 and own_rates:
+        line = f"--{own_rates[0]} is kept as a multiple of --lr, which must not be 0 then"
+        problems.append(Problem(line, "lr", own_rates[0]))
     if args.scheduler == "warmup_cos" and args.min_lr > args.lr:
         line = f"--min_lr {args.min_lr} is more than --lr {args.lr}: the rate would rise"
         problems.append(Problem(line, "min_lr", "lr"))
@@ -36,7 +66,10 @@ def optimiser_problems(args: Namespace) -> list[Problem]:
 def place_problems(args: Namespace) -> list[Problem]:
     """Of the device, the names and the dataset."""
     problems = []
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", args.device):
+    if args.device == "mps":
+        line = "--device mps: trainings run on CUDA devices and on CPUs; give cpu"
+        problems.append(Problem(line, "device"))
+    elif not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", args.device):
         problems.append(Problem(f"--device must be auto, cpu, cuda or cuda:N, not {args.device!r}", "device"))
     for name in ("exp_name", "run_prefix"):
         given = getattr(args, name)
@@ -70,10 +103,26 @@ def notes_on_checkpoints(args: Namespace) -> list[str]:
     ]
 
 
+LARGEST = 4096  # micro-batch that is worth naming
+
+
+def batch_sizes_that_fit(samples: int, processes: int) -> list[int]:
+    """Sizes of a micro-batch, the largest first, of which every process can run the same number in a step of
+    so many samples; none where the samples themselves cannot be shared evenly.
+    """
+    share, left = divmod(samples, processes)
+    return [] if left else [size for size in range(min(share, LARGEST), 0, -1) if share % size == 0]
+
+
 def check_world_size(args: Namespace, world_size: int) -> None:
     """Raises UserError where the micro-batches of a step cannot be shared evenly."""
     if args.acc_steps % world_size:
+        samples = args.batch_size * args.acc_steps
+        sizes = ", ".join(map(str, batch_sizes_that_fit(samples, world_size)))
+        fitting = f"the same {samples} of a step can be cut into micro-batches of {sizes}"
+        if not sizes:
+            fitting = f"nor can they share the {samples} of a step in any other way"
         raise UserError(
             f"--acc_steps {args.acc_steps} is not divisible by {world_size} processes: each runs acc_steps /"
-            f" processes micro-batches of --batch_size {args.batch_size} a step"
+            f" processes micro-batches of --batch_size {args.batch_size} a step; {fitting}"
         )

@@ -13,8 +13,8 @@ BACKENDS = ("nccl", "gloo")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ATTENTION = ("fast", "reference")
 BLOCKS = ("published", "modern")
-SCHEDULERS = ("cos", "linear", "wsd", "warmup_cos", "none")
-OPTIMIZERS = ("adamw", "sgd", "adafactor")
+SCHEDULERS = ("cos", "linear", "wsd", "warmup_cos", "trapezoid", "none")
+OPTIMIZERS = ("adamw", "sgd", "adafactor", "muon")
 GPT2, CHARACTERS, BYTES = "gpt2", "char", "bytes"  # tokenizers
 TOKENIZER_FILE = "tokenizer.json"  # the tokenizer of a user, as Hugging Face stores one
 
@@ -91,17 +91,62 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         ),
     ),
     "optimiser": (
-        Flag("opt", str, "adamw", "optimiser; adamw is fused where the device allows it", choices=OPTIMIZERS),
-        Flag("lr", float, 1e-3, "peak learning rate", low=0, high=1e30),
+        Flag(
+            "opt",
+            str,
+            "adamw",
+            "optimiser; adamw is fused where the device allows it; muon: orthogonalised momentum for matrices"
+            " inside the network, adamw for all else",
+            choices=OPTIMIZERS,
+        ),
+        Flag(
+            "lr",
+            float,
+            1e-3,
+            "peak learning rate; of matrices with muon, where 0.02 is usual",
+            low=0,
+            high=1e30,
+        ),
+        Flag("embedding_lr", float, None, "muon: peak rate of embeddings (None: --lr)", low=0, high=1e30),
+        Flag(
+            "unembedding_lr",
+            float,
+            None,
+            "muon: peak rate of an output head that is not tied, and of routers (None: --lr)",
+            low=0,
+            high=1e30,
+        ),
+        Flag(
+            "scalar_lr",
+            float,
+            None,
+            "muon: peak rate of norms, biases, scalars (None: --lr)",
+            low=0,
+            high=1e30,
+        ),
+        Flag(
+            "muon_dtype",
+            str,
+            "auto",
+            "muon: dtype of the products that orthogonalise; auto: bfloat16 on CUDA, float32 on CPU",
+            choices=("auto", "float32", "bfloat16"),
+        ),
         Flag("beta1", float, 0.9, "decay of AdamW's first moment (momentum of sgd)", low=0, high=1),
         Flag("beta2", float, 0.95, "decay of AdamW's second moment", low=0, high=1),
         Flag(
             "weight_decay",
             float,
             0.1,
-            "on what --decayed says",
+            "on what --decayed says; muon: on matrices, where a weight and its step agree in sign",
             low=0,
             high=1e6,
+        ),
+        Flag(
+            "decay_schedule",
+            str,
+            "constant",
+            "weight decay over the run: constant, or linear down to 0 after the last step",
+            choices=("constant", "linear"),
         ),
         Flag(
             "decayed",
@@ -123,7 +168,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "cos",
             "cos and linear: warm-up, then down over the whole run; wsd: warm-up, stable, decay at the end "
             "(the one that can be extended); warmup_cos: up from 0 in --warmup_steps, then a cosine down to "
-            "--min_lr; none: constant",
+            "--min_lr; trapezoid: up from 0 in --warmup_ratio of the steps, stable, in the last"
+            " --warmdown_ratio down to --final_lr_frac of lr; none: constant",
             choices=SCHEDULERS,
         ),
         Flag(
@@ -136,6 +182,9 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         ),
         Flag("warmup_steps", int, 200, "steps of the warm-up of warmup_cos", low=0),
         Flag("min_lr", float, 3e-5, "rate that warmup_cos falls to", low=0),
+        Flag("warmup_ratio", float, 0.0, "share of --iterations in trapezoid's warm-up", low=0, high=1),
+        Flag("warmdown_ratio", float, 0.5, "share of --iterations in trapezoid's warm-down", low=0, high=1),
+        Flag("final_lr_frac", float, 0.0, "trapezoid's last rate, as a share of --lr", low=0, high=1),
         Flag(
             "final_div_factor",
             float,

@@ -298,10 +298,12 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = "main.py") -> Name
     if name != DEFAULT_RECIPE:
         given["recipe"] = name
     args = add_defaults(given)
+    asked = Namespace(**vars(args))
     faulty = frozenset[str]().union(*(problem.flags for problem in problems))  # their defaults were not meant
-    problems += [problem for problem in check(args) if not problem.flags & faulty]
+    found = recipes()[name].resolve(args) or check(args)
+    problems += [problem for problem in found if not problem.flags & faulty]
     if problems:
         stop(prog, problems)
     if wants_settings:
-        raise SystemExit(guarded(prog, lambda: _print_settings(args)))
+        raise SystemExit(guarded(prog, lambda: _print_settings(asked)))
     return args

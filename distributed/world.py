@@ -132,6 +132,11 @@ class World:
         dist.broadcast_object_list(box, group=self.control)
         return box[0]
 
+    def broadcast_tensor(self, tensor: Tensor, source: int) -> None:
+        """Give one process's contiguous tensor to all, in place and to the bit, where gradients go."""
+        if self.size > 1:
+            dist.broadcast(tensor.view(-1).view(torch.uint8), source)
+
     def on_main(self, work: Callable[[], Any]) -> Any:
         """What `work` returns on the main process, on every process; a UserError or OSError there is
         raised everywhere.

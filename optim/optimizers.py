@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -11,8 +11,23 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adafactor, AdamW, Optimizer
 
+from distributed.world import World
 from errors import UserError
-from models.network import EMBEDDING, FROZEN, MATRIX, NORM, ROUTER, SCALAR, roles_of
+from models.network import (
+    EMBEDDING,
+    FROZEN,
+    HEAD,
+    MATRIX,
+    NORM,
+    RESIDUAL_SCALAR,
+    ROUTER,
+    SCALAR,
+    VALUE_EMBEDDING,
+    X0_SCALAR,
+    roles_of,
+)
+from optim.muon import ADAMW, MUON, Muon, second_moment_shape
+from optim.setup import autocast_dtype
 
 OF_OBJECTIVE = "objective."  # before the names of parameters that an objective has of its own
 
@@ -21,23 +36,51 @@ OF_OBJECTIVE = "objective."  # before the names of parameters that an objective 
 class ParameterRule:
     """One group of an optimiser: the parameters of some roles.
 
-    decay: weight decay; None: the optimiser's own. rate: multiple of the schedule's learning rate.
+    decay: weight decay; None: the optimiser's own. rate: multiple of the schedule's learning rate. settings:
+    others of the group.
     """
 
     roles: frozenset[str]
     decay: float | None = None
     rate: float = 1.0
+    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
+EMBEDDINGS = frozenset((EMBEDDING, VALUE_EMBEDDING))
+SCALARS = frozenset((NORM, SCALAR, RESIDUAL_SCALAR, X0_SCALAR))
 # weights that multiply decay; a tied output weight is an embedding, and does not
-PUBLISHED = (
-    ParameterRule(frozenset((MATRIX, ROUTER))),
-    ParameterRule(frozenset((EMBEDDING, NORM, SCALAR)), decay=0.0),
-)
-RULES = {
-    "matrices": PUBLISHED,
-    "all": (ParameterRule(frozenset((MATRIX, ROUTER, EMBEDDING, NORM, SCALAR))),),
-}
+MULTIPLIERS = frozenset((MATRIX, ROUTER, HEAD))
+PUBLISHED = (ParameterRule(MULTIPLIERS), ParameterRule(EMBEDDINGS | SCALARS, decay=0.0))
+RULES = {"matrices": PUBLISHED, "all": (ParameterRule(MULTIPLIERS | EMBEDDINGS | SCALARS),)}
+# rates relative to that of all other scalars: the public code's, as are the first betas of x0 scalars
+RESIDUAL_RATE, X0_BETA1, X0_BETA2 = 0.01, 0.96, 0.95
+
+
+def muon_rules(args: Any, fused: bool) -> tuple[ParameterRule, ...]:
+    """Muon for the matrices, AdamW for all others, each kind at a rate of its own (None: --lr).
+
+    A router goes with the output head: both turn states into scores. Muon would make of its one row a step of
+    constant length, however small the gradient; a gate of value embeddings, which has a row for each head, is
+    a matrix.
+    """
+    shared = {**ADAMW, "fused": fused}
+    adamw = {**shared, "betas": (args.beta1, args.beta2)}
+    of_x0 = {**shared, "betas": (X0_BETA1, X0_BETA2)}
+
+    def relative(rate: float | None) -> float:
+        return 1.0 if rate is None else rate / args.lr
+
+    scalars = relative(args.scalar_lr)
+    width_scale = getattr(args, "width_scale", 1.0)  # which some recipes have
+    heads, tables = width_scale * relative(args.unembedding_lr), width_scale * relative(args.embedding_lr)
+    return (
+        ParameterRule(frozenset((MATRIX,)), settings=MUON),
+        ParameterRule(frozenset((HEAD, ROUTER)), 0.0, heads, adamw),
+        ParameterRule(EMBEDDINGS, 0.0, tables, adamw),
+        ParameterRule(frozenset((NORM, SCALAR)), 0.0, scalars, adamw),
+        ParameterRule(frozenset((RESIDUAL_SCALAR,)), 0.0, scalars * RESIDUAL_RATE, adamw),
+        ParameterRule(frozenset((X0_SCALAR,)), 0.0, scalars, of_x0),
+    )
 
 
 def parameter_groups(
@@ -64,7 +107,7 @@ def parameter_groups(
     groups: list[dict[str, Any]] = []
     for rule in rules:
         chosen = [(name, named[name]) for name in sorted(named) if roles[name] in rule.roles]
-        group: dict[str, Any] = {"params": chosen}
+        group: dict[str, Any] = {"params": chosen, **rule.settings}
         if rule.decay is not None:
             group["weight_decay"] = rule.decay
         if rule.rate != 1.0:
@@ -74,15 +117,34 @@ def parameter_groups(
 
 
 def make_optimizer(
-    model: nn.Module, args: Any, extras: Mapping[str, nn.Parameter] = MappingProxyType({})
+    model: nn.Module,
+    args: Any,
+    extras: Mapping[str, nn.Parameter] = MappingProxyType({}),
+    world: World | None = None,
 ) -> Optimizer:
-    """AdamW (one fused kernel where the device has it), SGD or Adafactor, by --opt; rates are set by the
-    schedule.
+    """AdamW (one fused kernel where the device has it), SGD, Adafactor or Muon, by --opt; rates are set by
+    the schedule. world: the processes that share the work of Muon.
     """
+    optimizer = _optimizer(model, args, extras, world)
+    if args.decay_schedule == "linear":
+        for group in optimizer.param_groups:
+            group["full_decay"] = group["weight_decay"]  # of which the schedule takes a share
+    return optimizer
+
+
+def _optimizer(
+    model: nn.Module, args: Any, extras: Mapping[str, nn.Parameter], world: World | None
+) -> Optimizer:
+    device = next(model.parameters()).device
+    decay = args.weight_decay * getattr(args, "decay_scale", 1.0)  # which some recipes have
+    fused = device.type in ("cpu", "cuda")
+    if args.opt == "muon":
+        groups = parameter_groups(model, extras, muon_rules(args, fused))
+        dtype = autocast_dtype(args.muon_dtype, device)
+        return Muon(groups, lr=args.lr, weight_decay=decay, dtype=dtype, world=world)
     rules = RULES[getattr(args, "decayed", "matrices")]  # older checkpoints do not have the flag
-    groups, decay = parameter_groups(model, extras, rules), args.weight_decay
+    groups = parameter_groups(model, extras, rules)
     if args.opt == "adamw":
-        fused = next(model.parameters()).device.type in ("cpu", "cuda")
         return AdamW(groups, lr=args.lr, betas=(args.beta1, args.beta2), weight_decay=decay, fused=fused)
     if args.opt == "sgd":
         return SGD(groups, lr=args.lr, momentum=args.beta1, weight_decay=decay)
@@ -90,14 +152,16 @@ def make_optimizer(
 
 
 def state_shape(key: str, parameter: torch.Tensor) -> torch.Size:
-    """Shape of an optimiser's state tensor: that of the parameter, but for step counts and Adafactor's
-    factors.
+    """Shape of an optimiser's state tensor: that of the parameter, but for step counts, Adafactor's factors
+    and Muon's second moment.
     """
     shape = parameter.shape
     if key == "row_var":
         return torch.Size([*shape[:-1], 1])
     if key == "col_var":
         return torch.Size([*shape[:-2], 1, shape[-1]])
+    if key == "second_moment":
+        return second_moment_shape(shape)
     return torch.Size([]) if key == "step" else shape
 
 

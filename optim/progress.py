@@ -76,7 +76,7 @@ class Progress:
         self.network: Any = objective.network  # of any class
         self.model = world.wrap(objective, may_leave_unused=bool(objective.may_leave_unused))
         self.extras = extras(objective)
-        self.optimizer = make_optimizer(cast(nn.Module, self.network), args, self.extras)
+        self.optimizer = make_optimizer(cast(nn.Module, self.network), args, self.extras, world)
         self.schedule = make_scheduler(self.optimizer, args)
         self.steps = OptimizerStep(args, world, self.model, self.optimizer, parts.source)
         self.data = world.on_main(parts.source.identity)

@@ -1,10 +1,15 @@
-"""Learning rates as a closed form of the step, in legs: one for the run as planned, one more for each
-extension.
+"""Learning rates, and where asked for momentum and weight decay, as a closed form of the step, in legs: one
+for the run as planned, one more for each extension.
 
 A leg rises from a start rate to a top rate and then falls to the end rate at its last step. `cos` and
 `linear` are the authors' OneCycleLR to the last digit, which ends at lr / 100 / final_div_factor; `wsd` stays
 at the top until its final decay; `none` stays at lr. `warmup_cos` rises from 0 in --warmup_steps, falls along
-a cosine to --min_lr, which it reaches after its last step, and stays there.
+a cosine to --min_lr, which it reaches after its last step, and stays there. `trapezoid` rises to lr in the
+first --warmup_ratio of the steps and falls to --final_lr_frac of it in the last --warmdown_ratio, with lr in
+its first and the end rate after its last step.
+
+Groups with `full_decay` decay by the share of it that `Schedule.decay_share` gives, linear down to 0 after
+the last step; those with `momentum_course` have a momentum that rises in a number of steps.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 START_DIVISOR = 100.0
-WARMUP_COS = "warmup_cos"
+WARMUP_COS, TRAPEZOID = "warmup_cos", "trapezoid"
 WAYS_TO_EXTEND = (
     "say what the learning rate should do: --extend continue (from where it is to its end value), --extend"
     " restart (warm up again first) or --extend rejoin (go over to the rates of a run that was planned this"
@@ -36,7 +41,7 @@ class Leg:
     be negative: no rise).
 
     origin: the step at which its course starts, where that is not `begin`: one that rejoins a longer plan is
-    under way already.
+    under way already. decay: share of the weight decay at `start`, where that is not all of it.
     """
 
     begin: int
@@ -45,6 +50,7 @@ class Leg:
     top_rate: float
     rise: float
     origin: int | None = None
+    decay: float | None = None
 
     @property
     def start(self) -> int:
@@ -62,7 +68,9 @@ class Leg:
 
 @dataclass(frozen=True)
 class Shape:
-    """The flags that a schedule is made of; the last two are of `warmup_cos` alone."""
+    """The flags that a schedule is made of. Of `warmup_cos` alone: warmup_steps, min_lr; of `trapezoid`
+    alone: warmup_ratio, warmdown_ratio, final_lr_frac. decay_schedule: None where the decay is constant.
+    """
 
     scheduler: str
     lr: float
@@ -71,17 +79,25 @@ class Shape:
     decay_percent: float
     warmup_steps: int | None = None
     min_lr: float | None = None
+    warmup_ratio: float | None = None
+    warmdown_ratio: float | None = None
+    final_lr_frac: float | None = None
+    decay_schedule: str | None = None
 
     @property
     def start_rate(self) -> float:
-        return 0.0 if self.scheduler == WARMUP_COS else self.lr / START_DIVISOR
+        return 0.0 if self.scheduler in (WARMUP_COS, TRAPEZOID) else self.lr / START_DIVISOR
 
     @property
     def end_rate(self) -> float:
+        if self.final_lr_frac is not None:
+            return self.lr * self.final_lr_frac
         return self.start_rate / self.final_div_factor if self.min_lr is None else self.min_lr
 
     def rise(self, steps: int) -> float:
-        """The step of a leg of so many steps at which its rate is at the top."""
+        """The step of a leg of so many steps at which its rate is at the top; -1: it does not rise."""
+        if self.warmup_ratio is not None:
+            return round(self.warmup_ratio * steps) - 1
         return self.warmup_percent * steps - 1 if self.warmup_steps is None else self.warmup_steps
 
     def as_json(self) -> dict[str, Any]:
@@ -92,6 +108,8 @@ class Shape:
         """Rate used at a step of a leg."""
         if self.scheduler == "none":
             return self.lr
+        if self.scheduler == TRAPEZOID:
+            return self._trapezoid(leg, min(step, leg.end) - leg.start)
         end = leg.end if self.scheduler == WARMUP_COS else leg.end - 1  # the step of the end rate
         local, last = min(step, end) - leg.start, end - leg.start
         if local <= leg.rise:
@@ -105,6 +123,25 @@ class Shape:
         share = (local - fall_from) / (last - fall_from) if last > fall_from else 1.0
         return _between(leg.top_rate, self.end_rate, share, is_cosine=self.scheduler in ("cos", WARMUP_COS))
 
+    def _trapezoid(self, leg: Leg, local: int) -> float:
+        """Rate at a step of a leg, counted from its start. Where warm-up and warm-down overlap, it jumps."""
+        assert self.warmdown_ratio is not None, "a trapezoid has a warm-down"
+        if local <= leg.rise:
+            share = (local + 1) / (leg.rise + 1)
+            return _between(leg.start_rate, leg.top_rate, share, is_cosine=False)
+        last = leg.end - leg.start
+        fall = round(self.warmdown_ratio * leg.end)
+        if local <= last - fall:
+            return leg.top_rate
+        return _between(self.end_rate, leg.top_rate, (last - local) / fall, is_cosine=False)
+
+    def decay_share(self, leg: Leg, step: int) -> float:
+        """Share of the weight decay at a step of a leg, for groups whose decay is scheduled."""
+        if self.decay_schedule is None:
+            return 1.0
+        full = 1.0 if leg.decay is None else leg.decay
+        return full * (1 - (min(step, leg.end) - leg.start) / (leg.end - leg.start))
+
     def planned(self, iterations: int) -> Leg:
         """The one leg of a run that is planned for so many steps."""
         return Leg(0, iterations, self.start_rate, self.lr, self.rise(iterations))
@@ -116,8 +153,17 @@ def _between(a: float, b: float, share: float, is_cosine: bool) -> float:
     return (b - a) * share + a
 
 
+def momentum_at(course: tuple[float, float, int], step: int) -> float:
+    """Momentum at a step of a run, whatever its length. course: from, to, steps on the way."""
+    start, end, steps = course
+    share = min(step / steps, 1.0)
+    return (1 - share) * start + share * end
+
+
 class Schedule:
-    """Sets the rate of every parameter group; `step()` after each optimiser step."""
+    """Sets the rate of every parameter group, and momentum and decay of those where they are scheduled;
+    `step()` after each optimiser step.
+    """
 
     def __init__(self, optimizer: Optimizer, shape: Shape, iterations: int) -> None:
         self.optimizer, self.shape, self.taken = optimizer, shape, 0
@@ -130,13 +176,23 @@ class Schedule:
 
     def rate_at(self, step: int) -> float:
         """Rate used at a step (0-based) of the run."""
-        leg = next((leg for leg in reversed(self.legs) if leg.begin <= step), self.legs[0])
-        return self.shape.rate(leg, step)
+        return self.shape.rate(self._leg(step), step)
+
+    def decay_share_at(self, step: int) -> float:
+        """Share of the weight decay at a step (0-based) of the run."""
+        return self.shape.decay_share(self._leg(step), step)
+
+    def _leg(self, step: int) -> Leg:
+        return next((leg for leg in reversed(self.legs) if leg.begin <= step), self.legs[0])
 
     def _apply(self) -> None:
-        rate = self.rate_at(self.taken)
+        rate, share = self.rate_at(self.taken), self.decay_share_at(self.taken)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("rate", 1.0)
+            if "full_decay" in group:
+                group["weight_decay"] = group["full_decay"] * share
+            if "momentum_course" in group:
+                group["momentum"] = momentum_at(group["momentum_course"], self.taken)
 
     def step(self) -> None:
         self.taken += 1
@@ -174,15 +230,16 @@ class Schedule:
     def _extend(self, iterations: int, how: str) -> str:
         old_leg, begin = self.legs[-1], self.taken
         now = self.rate_at(max(begin - 1, 0))
+        decay = None if self.shape.decay_schedule is None else self.decay_share_at(max(begin - 1, 0))
         rise_left = old_leg.start + old_leg.rise - begin
         if how == "rejoin":
             leg = replace(self.shape.planned(iterations), begin=begin, origin=0)
         elif how == "restart":
             leg = Leg(begin, iterations, now, self.shape.lr, self.shape.rise(iterations - begin))
         elif rise_left >= 0:
-            leg = Leg(begin, iterations, now, old_leg.top_rate, rise_left)
+            leg = Leg(begin, iterations, now, old_leg.top_rate, rise_left, decay=decay)
         else:
-            leg = Leg(begin, iterations, now, now, -1.0)
+            leg = Leg(begin, iterations, now, now, -1.0, decay=decay)
         before = old_leg.end
         self.legs = [*self.legs, leg]
         marks = sorted({begin, leg.peak, (begin + iterations) // 2, iterations - 1})
@@ -240,9 +297,15 @@ def resumed_legs(state: Mapping[str, Any], shape: Shape, iterations: int, extend
 
 def shape_of(args: Any) -> Shape:
     """What the flags say of the schedule."""
-    shape = Shape(args.scheduler, args.lr, args.warmup_percent, args.final_div_factor, args.decay_percent)
+    lr = args.lr * getattr(args, "rate_scale", 1.0)  # which some recipes have
+    shape = Shape(args.scheduler, lr, args.warmup_percent, args.final_div_factor, args.decay_percent)
     if args.scheduler == WARMUP_COS:
         shape = replace(shape, warmup_steps=args.warmup_steps, min_lr=args.min_lr)
+    if args.scheduler == TRAPEZOID:
+        ratios = {name: getattr(args, name) for name in ("warmup_ratio", "warmdown_ratio", "final_lr_frac")}
+        shape = replace(shape, **ratios)
+    if args.decay_schedule != "constant":
+        shape = replace(shape, decay_schedule=args.decay_schedule)
     return shape
 
 

@@ -40,7 +40,7 @@ def set_precision(deterministic: bool) -> None:
 
 
 def autocast_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype that --dtype means on a device."""
+    """The dtype that --dtype, or --muon_dtype, means on a device."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return getattr(torch, name)

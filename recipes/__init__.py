@@ -4,6 +4,6 @@ Nothing heavy is imported here, so that `--help` stays instant.
 """
 
 from config.recipe import Recipe
-from recipes import bytes, cotformer
+from recipes import bytes, cotformer, gpt
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (cotformer.RECIPE, bytes.RECIPE)}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (cotformer.RECIPE, bytes.RECIPE, gpt.RECIPE)}

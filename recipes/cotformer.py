@@ -7,7 +7,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config.checks import notes_on_checkpoints, optimiser_problems, place_problems
+from config.checks import (
+    notes_on_checkpoints,
+    optimiser_problems,
+    place_problems,
+    unused_by_optimiser,
+)
 from config.flags import FLAGS, GROUPS
 from config.mixture import is_mixture
 from config.old_flags import OLD_FLAGS
@@ -55,10 +60,6 @@ NOT_OF_MODERN_BLOCKS = (
     "attention_window_length",
 )
 OF_MODERN_BLOCKS = ("n_kv_head", "window_pattern")
-UNUSED_BY_SCHEDULE = {
-    "warmup_cos": ("warmup_percent", "final_div_factor", "decay_percent"),
-    "others": ("warmup_steps", "min_lr"),
-}
 
 
 def check(args: Namespace) -> list[Problem]:
@@ -66,7 +67,7 @@ def check(args: Namespace) -> list[Problem]:
     return [
         *_layer_problems(args),
         *_width_problems(args),
-        *_block_problems(args),
+        *block_problems(args),
         *_routing_problems(args),
         *_tracking_problems(args),
         *optimiser_problems(args),
@@ -114,7 +115,7 @@ def _width_problems(args: Namespace) -> list[Problem]:
     return problems
 
 
-def _block_problems(args: Namespace) -> list[Problem]:
+def block_problems(args: Namespace) -> list[Problem]:
     """Of modern blocks."""
     if args.block != "modern":
         return []
@@ -190,8 +191,7 @@ def notes(args: Namespace) -> list[str]:
     if not is_mixture(args.dataset):
         for name in ("sampling", "missing_sources", "normalise_weights"):
             reasons[name] = ": --dataset is no mixture"
-    for name in UNUSED_BY_SCHEDULE["warmup_cos" if args.scheduler == "warmup_cos" else "others"]:
-        reasons[name] = f" with --scheduler {args.scheduler}"
+    reasons |= unused_by_optimiser(args)
     flags = flags_of(vars(args))
     changed = [name for name in reasons if getattr(args, name) != flags[name].default]
     return [f"--{name} has no effect{reasons[name]}" for name in changed] + notes_on_checkpoints(args)

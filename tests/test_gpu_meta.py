@@ -51,7 +51,7 @@ def test_modern_blocks_stay_on_their_device():
     assert {gradient.device.type for gradient in gradients} == {"meta"}
 
 
-@pytest.mark.parametrize("opt", ["adamw", "sgd"])
+@pytest.mark.parametrize("opt", ["adamw", "sgd", "muon"])
 def test_the_optimizer_stays_on_its_device(opt):
     model, idx, targets = on_meta("lncot")
     optimizer = make_optimizer(model, tiny_args("lncot", opt=opt))

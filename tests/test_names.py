@@ -85,6 +85,23 @@ TABLE: list[tuple[str, str]] = [
     ),
     (
         (
+            "--opt muon --lr 0.02 --embedding_lr 0.3 --unembedding_lr 0.004 --scalar_lr 0.5 --muon_dtype"
+            " float32 --decay_schedule linear"
+        ),
+        (
+            "exps/slimpajama/base/lr0.02_bs32x4_seqlen512_opt=muon_embedding_lr=0.3_unembedding_lr=0.004_scalar_"
+            "lr=0.5_muon_dtype=float32_decay_schedule=linear_seed2"
+        ),
+    ),
+    (
+        "--scheduler trapezoid --warmup_ratio 0.1 --warmdown_ratio 0.4 --final_lr_frac 0.05",
+        (
+            "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_scheduler=trapezoid_warmup_ratio=0.1_warmdown_ratio="
+            "0.4_final_lr_frac=0.05_seed2"
+        ),
+    ),
+    (
+        (
             "--model adm --n_repeat 3 --training_length_factor 1 0.5 --depth_random_method pick_mid_and_recu"
             "rse --disable_ln_mid --run_prefix group/a"
         ),

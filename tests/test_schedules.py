@@ -370,3 +370,87 @@ def test_run_can_be_extended_twice():
     second = make(iterations=300)
     second.load_state_dict(first.state_dict(), "restart")
     assert advance(second, 100)[-1] == pytest.approx(0.2 * LR)
+
+
+# trapezoid; decay and momentum of groups
+
+
+def trapezoid(iterations=100, warmup=0.2, warmdown=0.3, final=0.1):
+    """A schedule of one group whose rate, decay and momentum are all scheduled."""
+    ratios = {"warmup_ratio": warmup, "warmdown_ratio": warmdown, "final_lr_frac": final}
+    words = [word for name, value in ratios.items() for word in (f"--{name}", str(value))]
+    args = config.parse_args(
+        [
+            *("--scheduler", "trapezoid", "--lr", str(LR), "--iterations", str(iterations)),
+            *("--decay_schedule", "linear", *words),
+        ]
+    )
+    group = {"params": [torch.nn.Parameter(torch.zeros(1))], "full_decay": 0.2}
+    return make_scheduler(torch.optim.SGD([{**group, "momentum_course": (0.85, 0.95, 50)}], lr=123.0), args)
+
+
+def courses(schedule, steps):
+    """Rate, decay and momentum at each of the next steps."""
+    found = []
+    for _ in range(steps):
+        group = schedule.optimizer.param_groups[0]
+        found.append((group["lr"], group["weight_decay"], group["momentum"]))
+        schedule.step()
+    return found
+
+
+def lengthened(taken, horizon, how):
+    """The courses of a run of 100 steps that is extended after some: before, and from then on."""
+    first, second = trapezoid(), trapezoid(horizon)
+    before = courses(first, taken)
+    second.load_state_dict(first.state_dict(), how)
+    return before, courses(second, horizon - taken)
+
+
+def test_trapezoid_rises_from_its_first_step_and_falls_after_its_last():
+    found = [rate for rate, _, _ in courses(trapezoid(), 100)]
+    assert found[:20] == pytest.approx([LR * (step + 1) / 20 for step in range(20)])
+    assert found[19:71] == [LR] * 52
+    assert found[70:] == pytest.approx([LR * (1 - 0.9 * step / 30) for step in range(30)])
+
+
+@pytest.mark.parametrize("taken", [0, 10, 20, 50, 99])
+def test_rate_decay_and_momentum_jump_nowhere_on_a_resume(taken):
+    first, second = trapezoid(), trapezoid()
+    courses(first, taken)
+    second.load_state_dict(first.state_dict())
+    assert courses(second, 100 - taken) == courses(trapezoid(), 100)[taken:]
+
+
+@pytest.mark.parametrize("taken", [5, 19, 20, 50, 70, 90])
+def test_an_extension_that_continues_goes_on_from_rate_and_decay(taken):
+    before, after = lengthened(taken, 200, "continue")
+    found = before[-1:] + after
+    steps = [later[0] - earlier[0] for earlier, later in zip(found, after, strict=False)]
+    assert max(map(abs, steps)) <= 1.001 * LR / 20  # as steep as the warm-up
+    decays = [decay for _, decay, _ in found]
+    assert decays == sorted(decays, reverse=True) and decays[-1] > 0
+
+
+def test_an_extension_in_the_warm_up_is_the_warm_up_of_the_first_plan():
+    before, after = lengthened(5, 200, "continue")
+    assert [rate for rate, _, _ in (before + after)[:20]] == pytest.approx(
+        [LR * (step + 1) / 20 for step in range(20)]
+    )
+
+
+def test_a_rejoined_plan_has_the_courses_of_one_that_was_planned_so_long():
+    assert lengthened(60, 200, "rejoin")[1] == courses(trapezoid(200), 200)[60:]
+
+
+def test_a_restart_has_the_whole_decay_again():
+    assert lengthened(60, 200, "restart")[1][0][1] == pytest.approx(0.2)
+
+
+def test_momentum_of_a_run_does_not_depend_on_its_length():
+    short, long = (courses(trapezoid(steps), 60) for steps in (60, 500))
+    assert [momentum for _, _, momentum in short] == [momentum for _, _, momentum in long]
+
+
+def test_decay_is_constant_unless_it_is_scheduled():
+    assert make().plan()["shape"].keys().isdisjoint({"decay_schedule", "warmup_ratio"})
