@@ -149,6 +149,9 @@ def notes(args: Namespace) -> list[str]:
     if not is_mixture(args.dataset):
         for name in ("sampling", "missing_sources", "normalise_weights"):
             reasons[name] = ": --dataset is no mixture"
+    if not args.sample_every:
+        for name in ("sample_prompts", "sample_tokens", "sample_temperature"):
+            reasons[name] = ": --sample_every is 0"
     for name in UNUSED_BY_SCHEDULE["warmup_cos" if args.scheduler == "warmup_cos" else "others"]:
         reasons[name] = f" with --scheduler {args.scheduler}"
     flags = flags_of(vars(args))
