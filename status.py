@@ -32,7 +32,17 @@ from config import guarded
 from errors import UserError
 from files import json_text, write_atomically
 from monitor.drawings import drawings_of
-from monitor.page import Chapter, is_live, notes, page, short_models, shortened, size, table
+from monitor.page import (
+    Chapter,
+    evaluation_notes,
+    is_live,
+    notes,
+    page,
+    short_models,
+    shortened,
+    size,
+    table,
+)
 from monitor.read import default_folder, survey
 from optim.reader import Record
 
@@ -56,9 +66,9 @@ def report(bases: Sequence[Path]) -> list[str]:
     names = {
         row.name: shortened(short_models(row.name), columns // 3) if columns else row.name for row in rows
     }
-    remarks = [f"{names[row.name]}: {note}" for row in rows for note in notes(row)] + (
-        [queue.note] if queue.note else []
-    )
+    remarks = [
+        f"{names[row.name]}: {note}" for row in rows for note in notes(row) + evaluation_notes(row)
+    ] + ([queue.note] if queue.note else [])
     if columns:
         remarks = [
             part for remark in remarks for part in textwrap.wrap(remark, columns, subsequent_indent="  ")
@@ -106,7 +116,7 @@ def write_page(path: Path, bases: Sequence[Path]) -> None:
         raise UserError(f"--html {path}: must be a file in a folder that is there")
     rows, queue = survey(bases)
     segments = {folder: Record(folder, []).segments for folder in rows}
-    drawings = drawings_of(segments)
+    drawings = drawings_of(segments, {folder: row.best for folder, row in rows.items()})
     chapters = (Chapter(row, drawings[folder], segments[folder]) for folder, row in rows.items())
     write_atomically(path, page(list(rows.values()), chapters, queue.note))
     print(

@@ -156,8 +156,9 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "dataset",
             dataset_or_mixture,
             "slimpajama",
-            "prepared folder under --data_dir, or a path to one; 'stdlib' is built in; owt2 = openwebtext2;"
-            " or a mixture, NAME=WEIGHT,NAME=WEIGHT,... of prepared folders of one tokenizer",
+            "prepared folder under --data_dir, or a path to one; built in are 'stdlib', and 'lib_code',"
+            " 'lib_docs' and 'lib_licenses' in bytes; owt2 = openwebtext2; or a mixture,"
+            " NAME=WEIGHT,NAME=WEIGHT,... of prepared folders of one tokenizer",
         ),
         Flag(
             "sampling",

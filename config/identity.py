@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from config.recipe import DEFAULT_RECIPE, flags_of
+from config.recipe import DEFAULT_RECIPE, flags_of, recipe_of
 from config.schema import EVALUATION, IDENTITY, SCHEDULE, Flag
 from models.variants import VARIANTS
 
@@ -57,14 +57,24 @@ def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
     if now.get("init_from") is not None and then.get("init_from") is not None:
         passed.add("init_from")  # by what the files hold: optim.initial
     flags = flags_of(now)
+    spellings = {name: spelling for spelling, name in recipe_of(now).spellings.items()}
     lines = []
     for name in names_of(IDENTITY, args=now):
         if name in passed:
             continue
         recorded = _recorded(then, name, flags)
-        if now[name] != recorded:
+        if now[name] == recorded:
+            continue
+        if name in spellings:
+            lines.append(differing(spellings[name], recorded, now[name]))
+        else:
             lines.append(f"--{name}: the checkpoint has {recorded}, this run {now[name]}")
     return lines
+
+
+def differing(field: str, loaded: object, current: object) -> str:
+    """A setting in the words of a recipe with names of its own."""
+    return f"{field}: loaded={loaded}, current={current}"
 
 
 def _recorded(then: Mapping[str, Any], name: str, flags: Mapping[str, Flag]) -> Any:

@@ -15,9 +15,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from config.mixture import is_mixture, parse_mixture
 from config.recipe import Recipe
 from config.schema import dataset_or_mixture
-from config.values import Problem, convert, nearest
+from config.values import Problem, convert, mixture_text, nearest
 
 LARGEST_BYTES = 1 << 20
 
@@ -80,7 +81,7 @@ def _meant(key: str, known: Collection[str], recipe: Recipe) -> str:
     """What an unknown key may stand for: the flag that it names, where that stands, or the nearest key."""
     name = recipe.flag_named(key)
     for section, keys in recipe.sections.items():
-        if name not in recipe.flags:
+        if name not in recipe.flags or name == "config":
             break
         if not keys:
             return f" (flags stand in section {section!r})"
@@ -88,6 +89,14 @@ def _meant(key: str, known: Collection[str], recipe: Recipe) -> str:
             if recipe.flag_named(spelling) == name:
                 return f" (did you mean {spelling} in section {section!r}?)"
     return nearest(key, known)
+
+
+def _as_object(value: Any) -> Any:
+    """A mixture as names and weights, where its text is no other than theirs; other values as they are."""
+    if not isinstance(value, str) or not is_mixture(value):
+        return value
+    weights = parse_mixture(value)
+    return weights if mixture_text(weights) == value else value
 
 
 def in_sections(settings: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
@@ -102,7 +111,7 @@ def in_sections(settings: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
             name = recipe.flag_named(key)
             # null would stand for the default there
             if left[name] is not None:
-                content[section][key] = left.pop(name)
+                content[section][key] = _as_object(left.pop(name))
         if not keys:
             content[section] = left
     return content

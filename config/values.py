@@ -61,7 +61,7 @@ def _scalar(flag: Flag, value: Any) -> Any:
             return None
         raise ValueError("needs a value")
     if isinstance(value, dict) and flag.type is dataset_or_mixture:
-        value = _mixture(value)
+        value = mixture_text(value)
     if isinstance(value, (dict, list)):
         raise ValueError(f"takes one value, not {json.dumps(value)[:60]}")
     text = str(value)
@@ -80,8 +80,8 @@ def _scalar(flag: Flag, value: Any) -> Any:
     return result
 
 
-def _mixture(weights: Mapping[str, Any]) -> str:
-    """A JSON object of sources and their weights as the command line writes it."""
+def mixture_text(weights: Mapping[str, Any]) -> str:
+    """A JSON object of sources and their weights as the command line writes it. Raises ValueError."""
     if not weights:
         raise ValueError("names no source")
     for name, weight in weights.items():

@@ -2,14 +2,17 @@
 
 download.py                                   OpenWebText2 and the BPE ranks
 find.py, streams.py, corpus.py                raw files to documents
-bpe.py, encode.py                             text to tokens
+tokenizer.py, vocabulary.py                   text to tokens and back; which tokenizer
+bpe.py, encode.py                             GPT-2's byte pairs
+tokenizer_json.py                             the form of Hugging Face's tokenizers: ours, and a user's own
 tokenize.py, workers.py, split.py             documents to token bins
 characters.py                                 the same, one token a character
 inspect.py                                    shows and verifies bins
 bins.py, order.py                             bins to windows; which window when
 batch.py, token_source.py, mixture.py         what a training takes its samples from
-setup.py                                      the built-in corpus, made on first use
-vocabulary.py, sizes.py, tokenizer_files.py   the tokenizer: which one, bytes of its tokens, its files
+sources.py, text.py                           one dataset, or those of a mixture, by flags
+setup.py, built_in.py                         built-in corpora, made on first use
+sizes.py, tokenizer_files.py                  bytes of its tokens; its files beside an exported model
 unigram.py                                    a baseline without context
 
 splits = open_splits("stdlib", None, sequence_length=256, vocab_size=50304)

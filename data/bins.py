@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.flags import CHARACTERS, TOKENIZER_FILE
+from data.built_in import BUILT_IN
 from errors import OwnError, UserError
 from files import TRANSIENT_ERRORS, load_json
 
@@ -395,8 +396,8 @@ def how_to_prepare(dataset: str) -> str:
     """The command that makes a dataset's bins."""
     if dataset in ("owt2", "openwebtext2"):
         return "bash iridis/download-dataset/job.sh --full, then bash iridis/extract-tokenize-dataset/job.sh"
-    if dataset == "stdlib":
-        return "python -m data.tokenize --name stdlib"
+    if dataset in BUILT_IN:
+        return f"python -m data.tokenize --name {dataset}"
     return f"python -m data.tokenize --name {Path(dataset).name} --input FILES_OR_FOLDER"
 
 

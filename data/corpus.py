@@ -11,7 +11,6 @@ from __future__ import annotations
 import codecs
 import io
 import json
-import sysconfig
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -180,23 +179,6 @@ def _parquet_documents(shard: Shard, content: IO[bytes], text_key: str) -> Itera
         if error.errno is not None:
             raise
         yield Bad(shard.name, f"damaged: {str(error).splitlines()[0]}")
-
-
-def stdlib_documents() -> Iterator[tuple[str, str]]:
-    """Relative path and text of each module of Python's own library, in order of path; undecodable files
-    are left out.
-    """
-    root = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(root.rglob("*.py")):
-        relative = path.relative_to(root)
-        if {"site-packages", "dist-packages", "__pycache__"} & set(relative.parts):
-            continue
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            continue
-        if text.strip():
-            yield relative.as_posix(), text
 
 
 def pack(named_texts: Iterator[tuple[str, str]], archive: Path) -> None:

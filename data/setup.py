@@ -1,17 +1,16 @@
-"""The built-in corpus is made when it is first asked for; any other dataset must have been prepared."""
+"""Built-in corpora are made when they are first asked for; any other dataset must have been prepared."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from data.bins import dataset_folder, is_prepared
-
-BUILT_IN = "stdlib"
+from data.built_in import BUILT_IN
 
 
 def is_built_in(name: str) -> bool:
     """Whether a dataset is made on first use."""
-    return name == BUILT_IN
+    return name in BUILT_IN
 
 
 def ensure_prepared(datasets: Iterable[str], data_dir: str | None) -> None:
@@ -19,6 +18,6 @@ def ensure_prepared(datasets: Iterable[str], data_dir: str | None) -> None:
     for name in datasets:
         folder = dataset_folder(name, data_dir)
         if is_built_in(name) and not is_prepared(folder):
-            from data.tokenize import prepare_stdlib
+            from data.tokenize import prepare_built_in
 
-            prepare_stdlib(folder)
+            prepare_built_in(name, folder)

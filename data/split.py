@@ -134,10 +134,10 @@ def encoded(
     for result in results:
         if result["documents"]:
             stem = work / f"{result['number']:06d}"
-            yield (
-                np.memmap(f"{stem}.bin", dtype=dtype, mode="r"),
-                np.cumsum(np.fromfile(f"{stem}.len", dtype="<u4"), dtype=np.int64),
-            )
+            tokens: Tokens = np.empty(0, dtype=dtype)
+            if result["tokens"]:  # no empty file can be mapped
+                tokens = np.memmap(f"{stem}.bin", dtype=dtype, mode="r")
+            yield tokens, np.cumsum(np.fromfile(f"{stem}.len", dtype="<u4"), dtype=np.int64)
 
 
 def by_document(

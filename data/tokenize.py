@@ -6,7 +6,7 @@ split by document number.
     python -m data.tokenize --name book --input book.txt --val-fraction 0.1   # one document, which is cut
     python -m data.tokenize --name shakespeare-char --input shakespeare.txt
     python -m data.tokenize --name mine --input corpus/ --tokenizer bytes     # or gpt2, char
-    python -m data.tokenize --name stdlib                                 # Python's own library: no download
+    python -m data.tokenize --name stdlib                                 # a built-in corpus: no download
 
 Each worker encodes one group of shards at a time (a shard is a file, or a member of a tar; consecutive small
 ones share a group) into <folder>/.tokenize; the groups are then joined in order. Finished groups are kept:
@@ -39,8 +39,9 @@ from tqdm import tqdm
 
 from config.flags import CHARACTERS, GPT2
 from data.bins import DEFAULT_DATA_DIR, dataset_folder, dtype_for, is_prepared, read_meta
+from data.built_in import BUILT_IN
 from data.characters import tokenize_characters
-from data.corpus import pack, stdlib_documents
+from data.corpus import pack
 from data.find import SHOWN_BAD, Bad, Found, find_shards
 from data.split import assemble
 from data.streams import Shard
@@ -53,7 +54,6 @@ from processes import peak_kib
 
 WORK = ".tokenize"
 VAL_SHARE = 0.0005
-STDLIB_VAL_SHARE = 0.01
 # small shards share a group up to this size on disk and this number
 GROUP_BYTES, GROUP_SHARDS = 1 << 22, 4096
 LINE_SECONDS = 5.0
@@ -286,6 +286,10 @@ def tokenize(
     for line in found.lines():
         say(line)
     report(meta, results, time.monotonic() - began, say)
+    if "vocab_size" in meta:
+        say(f"train with --vocab_size {meta['vocab_size']} or more")
+    if "end_of_text" not in meta:
+        say(f"note: {meta['tokenizer']} has no end-of-text token: documents follow each other directly")
     return meta
 
 
@@ -343,24 +347,42 @@ def report(
         say(f"{name:<16} {value}")
 
 
-def prepare_stdlib(
-    folder: Path,
-    workers: int | None = None,
-    say: Callable[[str], None] = print,
-    tokenizer: str = GPT2,
-) -> dict[str, Any]:
-    """The standard library as a dataset: packed as a raw corpus, then through the same pipeline as any
-    other.
+def inputs_of(name: str, folder: Path) -> list[Path]:
+    """What is read for a dataset of this name where no --input is given: a built-in corpus, packed as a raw
+    one, else the downloaded OpenWebText2. Raises UserError.
     """
-    archive = folder / "raw" / "stdlib.jsonl.zst.tar"
-    try:
+    if name in BUILT_IN:
+        archive = folder / "raw" / f"{name}.jsonl.zst.tar"
+        try:
+            if not archive.exists():
+                pack(BUILT_IN[name].documents(), archive)
+        except OSError as error:
+            raise UserError(f"cannot prepare {folder}: {error.strerror or error}") from None
+    else:
+        archive = folder / RAW_OWT2
         if not archive.exists():
-            pack(stdlib_documents(), archive)
+            raise UserError(
+                f"{archive} is not there: bash iridis/download-dataset/job.sh --full fetches it, or give"
+                " --input"
+            )
+    return [archive]
+
+
+def prepare_built_in(name: str, folder: Path) -> None:
+    """A built-in corpus as a dataset; where another process is making it, its dataset. Raises UserError."""
+    wanted = BUILT_IN[name]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / ".making", "w") as lock:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if is_prepared(folder):
+                return
+            say_now(f"preparing {name}, which is built in: {folder}")
+            inputs = inputs_of(name, folder)
+            tokenize(inputs, folder, val_share=wanted.val_share, tokenizer=wanted.tokenizer)
     except OSError as error:
         raise UserError(f"cannot prepare {folder}: {error.strerror or error}") from None
-    return tokenize(
-        [archive], folder, workers=workers, val_share=STDLIB_VAL_SHARE, say=say, tokenizer=tokenizer
-    )
 
 
 def need_same_tokenizer(folder: Path, wanted: Vocabulary) -> None:
@@ -470,6 +492,18 @@ def parse(argv: list[str] | None) -> Namespace:
     return args
 
 
+def default_tokenizer(args: Namespace) -> str:
+    """Of a command line without --tokenizer."""
+    if args.name in BUILT_IN and args.input is None:
+        return BUILT_IN[args.name].tokenizer
+    return CHARACTERS if args.name.endswith("-char") else GPT2
+
+
+def default_share(args: Namespace) -> float:
+    """Of a command line without --val-share."""
+    return BUILT_IN[args.name].val_share if args.name in BUILT_IN and args.input is None else VAL_SHARE
+
+
 def say_now(line: str) -> None:
     """Print a line, whatever letters the terminal knows."""
     encoding = sys.stdout.encoding or "utf-8"
@@ -480,22 +514,14 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     folder = dataset_folder(args.name, args.data_dir)
     try:
-        wanted = args.tokenizer or (CHARACTERS if args.name.endswith("-char") else GPT2)
+        wanted = args.tokenizer or default_tokenizer(args)
         vocabulary = named(wanted)
         if is_prepared(folder) and not args.force:
             if args.tokenizer:
                 need_same_tokenizer(folder, vocabulary)
             say_now(f"{folder} is prepared already (--force prepares it again)")
             return 0
-        if args.name == "stdlib" and args.input is None:
-            prepare_stdlib(folder, args.workers, say_now, wanted)
-            return 0
-        inputs = args.input or [folder / RAW_OWT2]
-        if args.input is None and not inputs[0].exists():
-            raise UserError(
-                f"{inputs[0]} is not there: bash iridis/download-dataset/job.sh --full fetches it, or give"
-                " --input"
-            )
+        inputs = args.input or inputs_of(args.name, folder)
         if KINDS[str(vocabulary.tokenizer)].is_learned:
             if args.val_share is not None:
                 say_now(
@@ -511,7 +537,7 @@ def main(argv: list[str] | None = None) -> int:
                 args.text_key,
                 args.workers,
                 args.max_bad,
-                args.val_share or VAL_SHARE,
+                args.val_share or default_share(args),
                 say_now,
                 args.include,
                 args.val_fraction,

@@ -103,8 +103,15 @@ def byte_characters() -> list[str]:
     is printable, one from 256 on for the others.
     """
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = iter(range(256, 512))
-    return [chr(value if value in printable else next(others)) for value in range(256)]
+    others = 256
+    characters = []
+    for value in range(256):
+        if value in printable:
+            characters.append(chr(value))
+        else:
+            characters.append(chr(others))
+            others += 1
+    return characters
 
 
 def stored_bytes() -> Stored:
@@ -240,12 +247,12 @@ class UsersOwn:
         pieces = []
         for token in range(self.size):
             name = self.tokenizer.id_to_token(token)
-            if name is None or token in special:
+            if name is not None and "ByteFallback" in kinds and BYTE_TOKEN.fullmatch(name):
+                pieces.append(bytes.fromhex(name[3:5]))
+            elif name is None or token in special:
                 pieces.append(b"")
             elif "ByteLevel" in kinds and all(character in BYTE_OF for character in name):
                 pieces.append(bytes(BYTE_OF[character] for character in name))
-            elif "ByteFallback" in kinds and BYTE_TOKEN.fullmatch(name):
-                pieces.append(bytes.fromhex(name[3:5]))
             else:
                 pieces.append(twice[token].removeprefix(once[token]).encode())
         return pieces

@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034  # DECIDED is read by a trap
 # What every training package shares: the paper's setting, and a chain of jobs that goes on until the training is done.
-# A package sources this, sets its configuration and MODEL_FLAGS, and calls `run_training "$@"`.
+# A package sources this, sets its configuration and MODEL_FLAGS, and calls `run_training "$@"`. One that trains another recipe
+# than the paper's defines `setting` anew.
 
 # shellcheck source=iridis/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -17,13 +18,10 @@ HAND_OVER=30      # seconds that the end of a job keeps for handing over, at mos
 RETRY=10          # seconds between the first tries to submit the next job; each pause is longer, up to a minute
 KEEP_TRYING=3600  # seconds after which a job with time left gives that up
 
-# paper_flags: fill TRAIN_FLAGS, the flags of main.py: the paper's setting, the package's model, then what the user gave; and
-# FORMERLY, what the first of them were when older experiments began. SEED and EVAL_FREQ can be set in the environment.
-paper_flags() {
+# setting: begin TRAIN_FLAGS, the flags of main.py, with the paper's setting; and FORMERLY with what the first of them were when
+# older experiments began. SEED and EVAL_FREQ can be set in the environment. A package may define it anew.
+setting() {
     : "${ITERATIONS:=40000}" "${BATCH_SIZE:=8}" "${ACC_STEPS:=16}" "${CKPT_FREQ:=2000}" "${DATASET:=owt2}"
-    : "${WANDB:=1}" "${WANDB_PROJECT:=rcotformer}"
-    local steps
-    TRAIN_FLAGS=() FORMERLY=()
     [[ -n ${SEED:-} ]] || TRAIN_FLAGS+=(--seed 0) FORMERLY+=(--seed 2)
     [[ -n ${EVAL_FREQ:-} ]] || TRAIN_FLAGS+=(--eval_freq 100) FORMERLY+=(--eval_freq 200)
     # defaults that were others once come first: `preflight` replaces as many words
@@ -31,6 +29,14 @@ paper_flags() {
         --dataset "$DATASET" --data_dir "$DATA_DIR" --results_base_folder "$RESULTS_DIR" --data_in_ram
         --n_embd 768 --n_head 12 --sequence_length 256 --lr 1e-3 --warmup_percent 0.2
         --batch_size "$BATCH_SIZE" --acc_steps "$ACC_STEPS" --iterations "$ITERATIONS" --save_checkpoint_freq "$CKPT_FREQ")
+}
+
+# fill_flags: fill TRAIN_FLAGS and FORMERLY: the setting, the package's model, then what the user gave
+fill_flags() {
+    : "${WANDB:=1}" "${WANDB_PROJECT:=rcotformer}"
+    local steps
+    TRAIN_FLAGS=() FORMERLY=()
+    setting
     read -ra steps <<<"${KEEP_STEPS:-}"
     ((!${#steps[@]})) || TRAIN_FLAGS+=(--keep_steps "${steps[@]}")
     [[ $WANDB == 0 ]] || TRAIN_FLAGS+=(--wandb --wandb_project "$WANDB_PROJECT")
@@ -397,6 +403,6 @@ work() {
 # run_training ARGUMENTS...: the whole of a training package's job
 run_training() {
     : "${N_GPUS:=2}" "${TIME_LIMIT:=1-00:00:00}" "${MEMORY:=128G}"
-    paper_flags
+    fill_flags
     run_job "$@"
 }

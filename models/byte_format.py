@@ -1,7 +1,8 @@
 """The byte GPT's own names of parameters and settings, and ours.
 
 Its checkpoints are dicts {model_cfg, train_cfg, model_state, step[, optimizer_state][, best_val_loss]}; the
-state names the tied weight twice, as tok_emb.weight and as lm_head.weight.
+state names the tied weight twice, as tok_emb.weight and as lm_head.weight. optim/byte_file.py reads and
+writes them.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from models.settings import ModelSettings
+from models.settings import LATER, ModelSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+BYTE_GPT = "bytes"  # the recipe that trains it, and the form of its checkpoints
 # its name of a setting -> ours
 MODEL_FIELDS = {
     "V": "vocab_size",
@@ -26,6 +28,10 @@ MODEL_FIELDS = {
     "dropout": "dropout",
     "rope_theta": "rope_base",
 }
+# settings of every byte GPT, and those in which two may differ without being told by a file
+FIXED = {"model": "base", "positional_encoder": "rotary", "attention_window_length": None}
+BIASES = {"attn": False, "mlp": True, "norm": True}
+FREE = ("scaled_init", "bias", *MODEL_FIELDS.values(), *(f"{part}_bias" for part in BIASES))
 TIED = "lm_head.weight"
 # its part of a parameter's name -> ours
 PARTS = {
@@ -74,6 +80,29 @@ def its_settings(settings: ModelSettings) -> dict[str, int | float]:
     """Its model_cfg."""
     found = {its: getattr(settings, ours) for its, ours in MODEL_FIELDS.items()}
     return {**found, "d_ff": settings.inner_width}
+
+
+def misfits(settings: ModelSettings) -> list[str]:
+    """Each flag, with its value, that makes a network another one than the byte GPT."""
+    wanted = FIXED | {field.name: field.default for field in LATER if field.name not in FREE}
+    found = []
+    for name, value in wanted.items():
+        if getattr(settings, name) != value:
+            found.append(f"--{name} {getattr(settings, name)}")
+    for part, value in BIASES.items():
+        if settings.has_bias(part) != value:
+            found.append(f"--{part}_bias {str(not value).lower()}")
+    return found
+
+
+def is_its_file(content: Mapping[str, object]) -> bool:
+    """Whether a checkpoint is the byte GPT's own."""
+    return {"model_cfg", "model_state", "step"} <= content.keys()
+
+
+def periodic_name(step: int) -> str:
+    """Its name of the file of a step."""
+    return f"step_{step:07d}.pt"
 
 
 def mismatches(

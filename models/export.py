@@ -3,6 +3,7 @@
     python -m models.export exps/stdlib/cotformer_full_depth_lnmid_depthemb/NAME exported/
     python -m models.export exps/.../ckpt_40000.pt exported/ --dtype bfloat16
     python -m models.export exps/.../NAME --authors theirs/ckpt.pt       # a checkpoint for the authors' code
+    python -m models.export exps/.../NAME --format bytes --output step.pt    # for the public byte GPT's loop
 
     AutoModelForCausalLM.from_pretrained("exported/", trust_remote_code=True)
 
@@ -25,6 +26,7 @@ from types import MappingProxyType
 from typing import Any
 
 from errors import UserError
+from models.byte_format import BYTE_GPT
 
 ROOT = Path(__file__).resolve().parent.parent
 INTERFACE = Path("models/hugging_face.py")
@@ -228,7 +230,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         usage=argparse.SUPPRESS,  # so that an error is one line
         description=(
             "python -m models.export CHECKPOINT FOLDER: write a folder that transformers loads. "
-            "With --authors FILE instead of FOLDER: a checkpoint that the authors' code loads."
+            "With --authors FILE instead of FOLDER: a checkpoint that the authors' code loads. With --format"
+            " bytes --output FILE: one that the public byte GPT's training loop loads and resumes."
         ),
     )
     parser.add_argument(
@@ -252,11 +255,23 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="write the weights as the authors' code stores them, under their names",
     )
+    parser.add_argument("--format", choices=(BYTE_GPT,), help="write a file of this form; needs --output")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="with --format bytes: the file to write, or a folder, where it is named by its step",
+    )
     given = parser.parse_args(argv)
-    if (given.folder is None) == (given.authors is None):
-        parser.error("the following arguments are required: folder, or --authors FILE instead of it")
-    if given.authors is not None and (given.dtype != "float32" or given.tokenizer):
-        parser.error("--dtype and --tokenizer are of folders: --authors FILE holds float32 weights alone")
+    if (given.format is None) != (given.output is None):
+        parser.error("--format bytes and --output FILE go together")
+    if (given.folder, given.authors, given.output).count(None) != 2:
+        parser.error(
+            "the following arguments are required: folder, or instead of it --authors FILE, or --format bytes"
+            " --output FILE"
+        )
+    if given.folder is None and (given.dtype != "float32" or given.tokenizer):
+        parser.error("--dtype and --tokenizer are of folders: a file holds float32 weights alone")
     return given
 
 
@@ -271,10 +286,11 @@ def run(given: argparse.Namespace) -> int:
     from optim.checkpoint import load_checkpoint
     from optim.restore import find_checkpoint, trained_settings
 
+    file = given.authors or given.output
     if given.folder is not None:
         check_target(given.folder)
-    elif os.path.lexists(given.authors):
-        raise UserError(f"{given.authors} is there already; give a new file")
+    elif os.path.lexists(file) and not (given.output and file.is_dir()):
+        raise UserError(f"{file} is there already; give a new file")
     path = find_checkpoint(given.checkpoint, "checkpoint")
     state = load_checkpoint(path)
     args = config.add_defaults(trained_settings(path, state))
@@ -290,6 +306,10 @@ def run(given: argparse.Namespace) -> int:
             f"{settings.model} of {path} is in {given.authors}, with the authors' names; their eval.py"
             " reads summary.json beside it"
         )
+        return 0
+    if given.output is not None:
+        target = export_byte_file(state, args, given.output)
+        print(f"{settings.model} of {path} is in {target}, as the byte GPT's training loop saves it")
         return 0
     tokenizer_line = export_folder(settings, path, state, args, given)
     print(
@@ -308,6 +328,24 @@ def export_for_authors(
     target.parent.mkdir(parents=True, exist_ok=True)
     weights = authors_weights(settings, state["model"])
     save_checkpoint(target, {"model": weights, "itr": state.get("itr"), "args": vars(args)})
+
+
+def export_byte_file(state: Mapping[str, Any], args: argparse.Namespace, target: Path) -> Path:
+    """Write a checkpoint that the byte GPT's training loop loads; returns its path. Raises UserError."""
+    from models.byte_format import periodic_name
+    from optim.byte_file import content_of, write
+
+    content = content_of(state, args)
+    if target.is_dir():
+        target = target / periodic_name(content["step"])
+        if os.path.lexists(target):
+            raise UserError(f"{target} is there already; give a new file")
+    write(content, target)
+    if "optimizer_state" not in content:
+        print(
+            "note: without an optimiser's state: its loop has one AdamW over all parameters", file=sys.stderr
+        )
+    return target
 
 
 def export_folder(

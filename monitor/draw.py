@@ -11,44 +11,32 @@ whole units, of which the figure is 1200 wide.
 from __future__ import annotations
 
 import math
-import operator
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from itertools import pairwise
-from typing import Any, TypeGuard
+from typing import Any
 
-from optim.reader import as_float
+from monitor.curves import POINTS, Curve, band, curves, thin
+from optim.reader import AT_END, DURING, Best, Evaluated, by_kind, evaluations, measured
 
-POINTS = 2000  # at most so many of a curve are drawn
 # points from which they are no longer marked one by one; they are not on a page of many experiments either
 CROWDED = 60
 CALM = 4  # a curve that turns at no more than one in so many of its points is a line, however long
-FEW_IN_A_STRETCH = 20  # one in so many may be a spike
-SPIKES = 3  # at most so many upwards, and downwards, in a stretch
 LOG_RANGE = 30.0  # largest over smallest gradient norm from which their axis is logarithmic
 TICKS = 3  # at most so many on an axis, and one more
 MARGIN = 0.05  # of the height, above and below the curves
 # Okabe and Ito: for every kind of colour vision
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#555555"
+# of the evaluations that have names: each colour as a line, then in dashes, then in dots
+OF_NAMES, DASHES = (GREEN, PINK, "#E69F00", "#000", "#56B4E9"), ("none", "7 4", "1 4")
+STYLES_OF_NAMES = len(OF_NAMES) * len(DASHES)
+LONGEST_NAME = 24  # characters of an evaluation's in the legend
+LEGEND_LINE, LEGEND_LINES, LEGEND_LETTER = 15, 2, 6  # height of one, how many there are; width
+RING = 6  # radius of the mark of the best checkpoint
 
-Point = tuple[float, float]  # step and value
-Spike = tuple[float, float, float]  # step, and the values at its foot and tip
 Place = tuple[int, int]  # in the figure
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Values by step, in order of step."""
-
-    steps: Sequence[float]
-    values: Sequence[float]
-
-    def __len__(self) -> int:
-        return len(self.steps)
 
 
 @dataclass(frozen=True)
@@ -78,6 +66,8 @@ class Panel:
 WIDTH, HEIGHT = 510, 200  # of a panel
 FIGURE_WIDTH, FIGURE_HEIGHT = 1200, 580
 COLUMNS, ROWS = (70, 670), (60, 330)  # where panels begin
+# from the lower panels to those of what users measure themselves, and how many of these there are at most
+NEXT_ROW, MOST_OWN = 290, 8
 PANELS = (
     Panel(
         "loss",
@@ -119,6 +109,7 @@ path {{ fill: none; stroke: currentColor; stroke-linejoin: round; stroke-linecap
 {GREEN}; }} .n {{ color: {PINK}; }}
 .v.m {{ marker: url(#dot); }} .w.m {{ marker: url(#diamond); }} path.a {{ fill: currentColor; }}
 .g {{ color: #ddd; }} .b {{ color: {GREY}; stroke-dasharray: 4 3; }} .c {{ text-anchor: middle; }}
+.o {{ color: #000; stroke-width: 1.5; }}
 .h {{ text-anchor: middle; font-size: 13px; }} .x {{ text-anchor: middle; transform: translate(0, {
     ROWS[1] + HEIGHT + 16
 }px); }}
@@ -127,116 +118,20 @@ translate({COLUMNS[1] - 5}px, 4px); }}
 """
 
 
-# numbers
-
-
-def thin(curve: Curve, limit: int = POINTS) -> Curve:
-    """The whole, or at most `limit` of its points: of equal stretches the lowest and the highest, so that
-    no spike is lost.
-    """
-    if len(curve) <= limit:
-        return curve
-    stretch = math.ceil(len(curve) / (limit // 2))
-    kept: list[int] = []
-    for first in range(0, len(curve), stretch):
-        part = curve.values[first : first + stretch]
-        kept += sorted((first + part.index(min(part)), first + part.index(max(part))))
-    return Curve([curve.steps[place] for place in kept], [curve.values[place] for place in kept])
-
-
-def band(curve: Curve, limit: int) -> tuple[Curve, Curve, list[Spike]]:
-    """A noisy curve: the highest and the lowest of equal stretches, and spikes that stand out from these.
-
-    An area with a spike in its edge would be as wide there as the stretch.
-    """
-    stretch = math.ceil(len(curve) / (limit // 2))
-    edges: tuple[list[Point], list[Point]] = ([], [])
-    spikes: list[Spike] = []
-    for first in range(0, len(curve), stretch):
-        part = curve.values[first : first + stretch]
-        ordered = sorted(part)
-        few = len(part) // FEW_IN_A_STRETCH
-        low, high = ordered[few], ordered[-1 - few]
-        top, bottom = (
-            ordered[bisect_right(ordered, 2 * high - low) - 1],
-            ordered[bisect_left(ordered, 2 * low - high)],
-        )
-        for edge, outermost, foot in ((edges[0], ordered[-1], top), (edges[1], ordered[0], bottom)):
-            edge.append((curve.steps[first + part.index(foot)], foot))
-            if outermost != foot:
-                spikes += [
-                    (curve.steps[first + place], foot, tip) for place, tip in _beyond(part, foot, outermost)
-                ]
-    few = max(1, stretch // FEW_IN_A_STRETCH)
-    begin, end = (sorted(near) for near in (curve.values[:few], curve.values[-few:]))
-    upper, lower = edges
+def _style_of_name(number: int) -> str:
+    """Of an evaluation that has a name: e during training, f at the end."""
+    dash, color = divmod(number, len(OF_NAMES))
     return (
-        _from_end_to_end(curve, upper, min(begin[-1], upper[0][1]), min(end[-1], upper[-1][1])),
-        _from_end_to_end(curve, lower, max(begin[0], lower[0][1]), max(end[0], lower[-1][1])),
-        spikes,
+        f".e{number}, .f{number} {{ color: {OF_NAMES[color]}; stroke-width: 1.5; stroke-dasharray:"
+        f" {DASHES[dash]}; }} .e{number}.m {{ marker: url(#dot{color}); }} .f{number}.m {{ marker:"
+        f" url(#diamond{color}); }}\n"
     )
 
 
-def _beyond(part: Sequence[float], foot: float, outermost: float) -> list[tuple[int, float]]:
-    """Of what is further out than `foot`, on the side of `outermost`, the SPIKES that are furthest: places
-    and values.
-    """
-    sign = 1 if outermost > foot else -1
-    out = [(place, value) for place, value in enumerate(part) if sign * (value - foot) > 0]
-    return sorted(out, key=lambda each: -sign * each[1])[:SPIKES]
+STYLE += "".join(map(_style_of_name, range(STYLES_OF_NAMES)))
 
 
-def _from_end_to_end(curve: Curve, edge: Sequence[Point], begin: float, end: float) -> Curve:
-    """An edge that reaches from the first to the last step of its curve, with these values there."""
-    steps, values = zip(*edge, strict=True)
-    return Curve([curve.steps[0], *steps, curve.steps[-1]], [begin, *values, end])
-
-
-def curves(rows: Sequence[dict[str, Any]], keys: Iterable[str]) -> dict[str, Curve]:
-    """Of each key; of a step that was trained again the newest row counts. rows: of one kind."""
-    steps = _values(rows, "step")
-    are_in_order = _are_plain(steps) and all(map(operator.lt, steps, steps[1:]))
-    found = {}
-    for key in keys:
-        values = _values(rows, key)
-        found[key] = Curve(steps, values) if are_in_order and _are_plain(values) else _in_order(steps, values)
-    return found
-
-
-def _of_kind(rows: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    with suppress(KeyError):
-        return [row for row in rows if row["kind"] == kind]
-    return [row for row in rows if row.get("kind") == kind]  # slower
-
-
-def _in_order(steps: Sequence[Any], values: Sequence[Any]) -> Curve:
-    found = {}
-    for each, raw in zip(steps, values, strict=True):
-        step, value = as_float(each), as_float(raw)
-        if step is not None and value is not None:
-            found[step] = value
-    ordered = sorted(found)
-    return Curve(ordered, [found[step] for step in ordered])
-
-
-def _values(rows: Sequence[dict[str, Any]], key: str) -> list[Any]:
-    """Of each row, or of what depends on the clock in it; None where it has none."""
-    with suppress(KeyError):
-        return [*map(operator.itemgetter(key), rows)]
-    with suppress(KeyError, TypeError):
-        return [row[key] if key in row else row["time"][key] for row in rows]
-    clocks = [row.get("time") for row in rows]
-    return [
-        row.get(key, clock.get(key) if isinstance(clock, dict) else None)
-        for row, clock in zip(rows, clocks, strict=True)
-    ]
-
-
-def _are_plain(values: Sequence[Any]) -> TypeGuard[Sequence[float]]:
-    """Whether all are numbers that `as_float` lets pass, found out at once; it may say no where they are
-    large.
-    """
-    return {*map(type, values)} <= {int, float} and as_float(sum(map(abs, values))) is not None
+# places
 
 
 @dataclass(frozen=True)
@@ -367,15 +262,57 @@ def _turns(places: Sequence[Place]) -> int:
     return sum((before > 0) != (after > 0) for before, after in pairwise(moves))
 
 
-def drawing(rows: Sequence[dict[str, Any]], starts: Sequence[float], limit: int = POINTS) -> str:
+def named_lines(names: Sequence[str]) -> tuple[Line, ...]:
+    """The loss of each evaluation that has a name, during training and on the whole split."""
+    lines: list[Line] = []
+    for number, name in enumerate(names):
+        style = number % STYLES_OF_NAMES
+        for kind, letter in ((DURING, "e"), (AT_END, "f")):
+            lines.append(Line(f"{kind}@{name}", "val_loss", f"{letter}{style}", name, may_be_marked=True))
+    return tuple(lines)
+
+
+def own_panels(evaluated: Iterable[Evaluated]) -> list[Panel]:
+    """One for each number that an evaluation without a loss measures, below the other panels."""
+    lines: list[Line] = []
+    for one in evaluated:
+        if not any("val_loss" in row for row in (*one.during, *one.final)):
+            kind = f"{DURING}@{one.name}" if one.name else DURING
+            keys = dict.fromkeys(key for row in one.during[-1:] for key in measured(row))
+            lines += [Line(kind, key, "v", one.name, may_be_marked=True) for key in keys]
+    panels = []
+    for number, line in enumerate(lines[:MOST_OWN]):
+        top = ROWS[1] + NEXT_ROW + (ROWS[1] - ROWS[0]) * (number // len(COLUMNS))
+        left = COLUMNS[number % len(COLUMNS)]
+        panels.append(Panel(escape(line.key), escape(line.label), left, top, (line,)))
+    return panels
+
+
+def curves_of(panels: Iterable[Panel], kinds: Mapping[str, Sequence[dict[str, Any]]]) -> dict[Line, Curve]:
+    """Of the lines of some panels, those that have one. kinds: rows of metrics.jsonl by their kind."""
+    of_kinds: dict[str, dict[str, Line]] = {}
+    for line in (line for panel in panels for line in panel.lines):
+        of_kinds.setdefault(line.kind, {})[line.key] = line
+    found: dict[Line, Curve] = {}
+    for kind, lines in of_kinds.items():
+        found |= {lines[key]: curve for key, curve in curves(kinds.get(kind, []), lines).items() if curve}
+    return found
+
+
+def drawing(
+    rows: Sequence[dict[str, Any]], starts: Sequence[float], limit: int = POINTS, best: Best | None = None
+) -> str:
     """The curves, ticks and bounds of segments of all panels; empty where there is no curve.
 
-    starts: steps where further segments began; limit: points of a curve, at least 2.
+    starts: steps where further segments began; limit: points of a curve, at least 2; best: of best.pt, whose
+    point is marked.
     """
-    found: dict[Line, Curve] = {}
-    for kind in ("train", "eval", "final"):
-        lines = {line.key: line for panel in PANELS for line in panel.lines if line.kind == kind}
-        found |= {lines[key]: curve for key, curve in curves(_of_kind(rows, kind), lines).items() if curve}
+    kinds = by_kind(rows)
+    evaluated = evaluations(kinds)
+    named = named_lines([*filter(None, evaluated)])
+    own = own_panels(evaluated.values())
+    panels = (replace(PANELS[0], lines=(*PANELS[0].lines, *named)), *PANELS[1:], *own)
+    found = curves_of(panels, kinds)
     if not found:
         return ""
     low, high = (
@@ -384,17 +321,23 @@ def drawing(rows: Sequence[dict[str, Any]], starts: Sequence[float], limit: int 
     )
     axes = {left: Axis(low, high if high > low else low + 1, left, WIDTH) for left in COLUMNS}
     grid, drawn, labels = "", "", dict.fromkeys(COLUMNS, "")
-    for panel in PANELS:
+    for panel in panels:
         kept = {line: thin(found[line], limit) for line in panel.lines if line in found}
         if kept:
-            upright = _upright(panel, [value for curve in kept.values() for value in curve.values])
+            across, upright = (
+                axes[panel.left],
+                _upright(panel, [value for curve in kept.values() for value in curve.values]),
+            )
             ticks = [(upright.place(value), value) for value in upright.ticks()]
             grid += "".join(f"M{panel.left} {y}h{WIDTH}" for y, _ in ticks)
             labels[panel.left] += "".join(f'<text y="{y}">{value:,.10g}</text>' for y, value in ticks)
-            drawn += "".join(
-                _drawn(line, found[line], curve, axes[panel.left], upright, limit)
-                for line, curve in kept.items()
-            )
+            for line, curve in kept.items():
+                path = _drawn(line, found[line], curve, across, upright, limit)
+                drawn += _told(line, found[line], path) if line in named else path
+            ring = _ring(kept, found, best, across, upright)
+            drawn += ring + (_axes(panel) if panel in own else "")
+            if panel is panels[0]:
+                drawn += _legend([line for line in named[::2] if line in found], best if ring else None)
     bounds = "".join(
         f"M{axis.place(step)} {ROWS[0]}v{HEIGHT}m0 {ROWS[1] - ROWS[0] - HEIGHT}v{HEIGHT}"
         for step in starts
@@ -411,22 +354,90 @@ def drawing(rows: Sequence[dict[str, Any]], starts: Sequence[float], limit: int 
     )
 
 
+def _told(line: Line, curve: Curve, path: str) -> str:
+    """A curve with a name, that says it where a pointer rests on it."""
+    text = f"{line.label}: {curve.values[-1]:.4f} at step {curve.steps[-1]:,.10g}"
+    if len(curve) > 1:
+        least = min(curve.values)
+        text += f", lowest {least:.4f} at step {curve.steps[curve.values.index(least)]:,.10g}"
+    return f"<g><title>{escape(text)}</title>{path}</g>"
+
+
+def _ring(
+    lines: Iterable[Line], found: Mapping[Line, Curve], best: Best | None, across: Axis, upright: Axis
+) -> str:
+    """Around the point of best.pt, in a panel of the loss of the evaluation that it is the best by, or of the
+    quantity; empty where that is not drawn.
+    """
+    if best is None:
+        return ""
+    kind = f"{DURING}@{best.evaluation}" if best.evaluation else DURING
+    mine = (line for line in lines if line.kind == kind and line.key in ("val_loss", best.quantity))
+    line = next(mine, None)
+    value = None if line is None else found[line].at(best.step)
+    if value is None:
+        return ""
+    x, y = across.place(best.step), upright.place(value)
+    return f"<g><title>best.pt: {escape(str(best))}</title>{_circle(x, y)}</g>"
+
+
+def _circle(x: int, y: int) -> str:
+    half = f"a{RING} {RING} 0 1 0"
+    return f'<path class="o" d="M{x - RING} {y}{half} {2 * RING} 0{half}-{2 * RING} 0"/>'
+
+
+def _legend(lines: Sequence[Line], best: Best | None) -> str:
+    """Of the curves with names and the mark of the best checkpoint: below the loss, in two lines of its
+    width, or where that is not enough of the figure's. What has no room is told where a pointer rests on it.
+    """
+    entries = []
+    for line in lines:
+        label = line.label
+        if len(label) > LONGEST_NAME:
+            label = label[: LONGEST_NAME - 1] + "…"
+        entries.append((f'<path class="{line.style} m" d="M{{x}} {{y}}h20"/>', label))
+    if best is not None:
+        entries.insert(0, ("", f"best.pt, step {best.step:,}"))
+    for right in (COLUMNS[0] + WIDTH, COLUMNS[1] + WIDTH):
+        text, number, x = "", 0, COLUMNS[0] + 4
+        for mark, label in entries:
+            width = 44 + LEGEND_LETTER * len(label)
+            if x + width > right:
+                number, x = number + 1, COLUMNS[0] + 4
+            y = ROWS[0] + HEIGHT + 12 + LEGEND_LINE * number
+            if number == LEGEND_LINES:
+                break
+            text += mark.format(x=x, y=y) if mark else _circle(x + 10, y)
+            text += f'<text x="{x + 28}" y="{y + 4}">{escape(label)}</text>'
+            x += width
+        if number < LEGEND_LINES:
+            break
+    return text
+
+
+def _axes(panel: Panel) -> str:
+    """The axes of a panel, its title and its unit."""
+    middle, half = panel.top + HEIGHT // 2, panel.left + WIDTH // 2
+    return (
+        f'<path d="M{panel.left} {panel.top}v{HEIGHT}h{WIDTH}"/><text class="h" x="{half}"'
+        f' y="{panel.top - 24}">{panel.title}</text><text class="c"'
+        f' transform="translate({panel.left - 56} {middle})rotate(-90)">{panel.unit}</text>'
+    )
+
+
 def _frame() -> str:
     """What all figures of a page share: axes, titles, units, legends and marks."""
     text = (
         '<g id="frame"><defs>'
-        + _marker("dot", f'<circle r="2.5" style="fill:{ORANGE}"/>')
-        + _marker("diamond", '<path d="M0-4L4 0L0 4L-4 0z" style="fill:#000;stroke:none"/>')
+        + _marker("dot", _dot(ORANGE))
+        + _marker("diamond", _diamond("#000"))
+        + "".join(_markers(str(number), color) for number, color in enumerate(OF_NAMES))
         + "</defs>"
     )
     for panel in PANELS:
-        bottom, middle, half = panel.top + HEIGHT, panel.top + HEIGHT // 2, panel.left + WIDTH // 2
-        text += (
-            f'<path d="M{panel.left} {panel.top}v{HEIGHT}h{WIDTH}"/><text class="h" x="{half}"'
-            f' y="{panel.top - 24}">{panel.title}</text><text class="c"'
-            f' transform="translate({panel.left - 56} {middle})rotate(-90)">{panel.unit}</text>'
-        )
+        text += _axes(panel)
         if panel.top == ROWS[1]:
+            half, bottom = panel.left + WIDTH // 2, panel.top + HEIGHT
             text += f'<text class="c" x="{half}" y="{bottom + 34}">optimiser step</text>'
         x = panel.left + 4
         for style, label in [
@@ -439,6 +450,18 @@ def _frame() -> str:
             )
             x += 50 + 6 * len(label)
     return text + "</g>"
+
+
+def _markers(number: str, color: str) -> str:
+    return _marker(f"dot{number}", _dot(color)) + _marker(f"diamond{number}", _diamond(color))
+
+
+def _dot(color: str) -> str:
+    return f'<circle r="2.5" style="fill:{color}"/>'
+
+
+def _diamond(color: str) -> str:
+    return f'<path d="M0-4L4 0L0 4L-4 0z" style="fill:{color};stroke:none"/>'
 
 
 def _marker(name: str, shape: str) -> str:
@@ -454,4 +477,7 @@ def figure(name: str, body: str, has_frame: bool) -> str:
         (' xmlns="http://www.w3.org/2000/svg"', _frame()) if has_frame else ("", '<use href="#frame"/>')
     )
     text = f'<text class="h" x="{FIGURE_WIDTH // 2}" y="16">{escape(name)}</text>'
-    return f'<svg{space} viewBox="0 0 {FIGURE_WIDTH} {FIGURE_HEIGHT}">{frame}{text}{body}</svg>'
+    # in the body only panels of users' own have titles
+    rows = math.ceil(body.count('<text class="h"') / len(COLUMNS))
+    height = FIGURE_HEIGHT + (ROWS[1] - ROWS[0]) * rows
+    return f'<svg{space} viewBox="0 0 {FIGURE_WIDTH} {height}">{frame}{text}{body}</svg>'

@@ -14,18 +14,19 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
+from types import MappingProxyType
 
 from files import write_atomically
-from monitor import draw
+from monitor import curves, draw
 from optim import reader
 from optim.names import METRICS
-from optim.reader import Row, as_float, read_rows
+from optim.reader import Best, Row, as_float, read_rows
 from processes import die_with
 
 POINTS_OF_A_PAGE = 32_000  # of one kind of curve: a page of 1,000 experiments stays below 3 MB
@@ -35,15 +36,19 @@ PROCESSES = 8  # at most; a login node is for others as well
 CACHE = Path("cotformer-status", "drawings.json")
 LARGEST_CACHE = 1 << 25  # characters of drawings that are kept
 
-# folder of an experiment, steps where its further segments began, points of a curve
-Task = tuple[Path, Sequence[float], int]
+# folder of an experiment, steps where its further segments began, points of a curve, what best.pt is best by
+Task = tuple[Path, Sequence[float], int, Best | None]
 Entries = dict[str, tuple[str, str]]  # stamp and drawing, by folder
 
 
-def drawings_of(segments_of: dict[Path, list[Row]]) -> dict[Path, str]:
-    """The drawing of each experiment, empty where it has nothing to draw."""
+def drawings_of(
+    segments_of: Mapping[Path, list[Row]], best_of: Mapping[Path, Best | None] = MappingProxyType({})
+) -> dict[Path, str]:
+    """The drawing of each experiment, empty where it has nothing to draw. best_of: of those that keep one."""
     limit = max(FEWEST_POINTS, min(draw.POINTS, POINTS_OF_A_PAGE // max(len(segments_of), 1)))
-    tasks: list[Task] = [(folder, starts_of(segments), limit) for folder, segments in segments_of.items()]
+    tasks: list[Task] = [
+        (folder, starts_of(segments), limit, best_of.get(folder)) for folder, segments in segments_of.items()
+    ]
     stamps = {task[0]: _stamp(task) for task in tasks}
     path = cache_path()
     kept = _load(path)
@@ -65,8 +70,8 @@ def starts_of(segments: Sequence[Row]) -> list[float]:
 
 
 def _draw(task: Task) -> str:
-    folder, starts, limit = task
-    return draw.drawing(read_rows(folder / METRICS, []), starts, limit)
+    folder, starts, limit, best = task
+    return draw.drawing(read_rows(folder / METRICS, []), starts, limit, best)
 
 
 def _draw_all(tasks: Sequence[Task]) -> list[str]:
@@ -111,11 +116,14 @@ def _stamp(task: Task) -> str:
         facts = os.stat(folder / METRICS)
     except OSError:
         return ""
-    return json.dumps([CODE, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino, *more])
+    stamp = [CODE, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino, *more]
+    return json.dumps(stamp, default=str)
 
 
 def _hash_of_code() -> str:
-    sources = [Path(name).read_bytes() for name in (draw.__file__, reader.__file__, __file__)]
+    sources = [
+        Path(name).read_bytes() for name in (draw.__file__, curves.__file__, reader.__file__, __file__)
+    ]
     return hashlib.sha256(b"".join(sources)).hexdigest()[:16]
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
 from models.variants import ALIASES
 from monitor.draw import STYLE, figure
-from optim.reader import as_float
+from optim.reader import UNNAMED, Best, as_float
 
 HEADERS = (
     "experiment",
@@ -23,6 +23,7 @@ HEADERS = (
     "%",
     "loss",
     "val ppl",
+    "bpb",
     "steps/h",
     "ETA",
     "seg",
@@ -35,9 +36,19 @@ LEFT = {"experiment", "state", "job", "queue"}  # columns of words; numbers stan
 UNREADABLE = "unreadable: "
 GAP = "  "
 # in this order, where there is no room
-LEFT_OUT = ("disk", "seg", "ckpt age", "loss", "steps/h", "%", "ETA", "val ppl", "queue", "step")
+LEFT_OUT = ("disk", "seg", "ckpt age", "loss", "steps/h", "%", "ETA", "val ppl", "bpb", "queue", "step")
 ENOUGH_OF_A_NAME = 20  # characters, for which cells are left out
 LONGEST_TITLE = 150  # characters of a figure's
+LONGEST_EVALUATION = 16  # characters of an evaluation's name
+# what an evaluation measures: its title and digits, of HeldOut; what the user's own measure has its own name
+MEASURED = {
+    "val_loss": ("loss", 4),
+    "val_pp": ("perplexity", 2),
+    "val_bpb": ("bits per byte", 4),
+    "val_acc": ("accuracy", 4),
+    "average_depth": ("average depth", 2),
+    "n_tokens": ("tokens", 0),
+}
 NARROWEST_NAME = 8  # where all that may be left out is
 SHORT = {name: short for short, name in ALIASES.items()}
 
@@ -52,14 +63,23 @@ table { display: block; overflow-x: auto; margin: 1rem 0; border-collapse: colla
 font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd; } th \
 { color: #555; font-weight: 600; }
-.all :is(th, td):is(:nth-child(1), :nth-child(2), :nth-child(11), :nth-child(12)), .jobs :is(th, \
-td):is(:nth-child(2), :nth-child(4), :nth-child(9)) {
+.all :is(th, td):is(:nth-child(1), :nth-child(2), :nth-last-child(3), :nth-last-child(2)), .jobs :is(th, \
+td):is(:nth-child(2), :nth-child(4), :nth-child(9)), .measured :is(th, td):first-child {
   text-align: left; }
 .all td:first-child, .jobs td:nth-child(9) { white-space: normal; overflow-wrap: anywhere; min-width: 12rem; }
 b { font-weight: inherit; } a { color: #005a8c; }
 .finished { color: #00694b; } .running { color: #005a8c; } .failed, .silent, .unreadable { color: #a33b00; \
 font-weight: 600; }
 """
+
+
+@dataclass(frozen=True)
+class Newest:
+    """The last row of an evaluation: its numbers by their names. is_final: of the end, on the whole split."""
+
+    step: int | None
+    is_final: bool
+    values: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -92,6 +112,11 @@ class Progress:
     chain_end: str | None
     problems: list[str]
     yardstick: str | None = None  # how it compares with another training of the same model at this step
+    val_bpb: float | None = None
+    evaluation: str | None = None  # the name of that of val_perplexity and val_bpb, empty where it has none
+    evaluations: dict[str, Newest] = field(default_factory=dict)
+    best: Best | None = None
+    mixture: dict[str, float] = field(default_factory=dict)  # shares of the sources, by name
 
 
 @dataclass(frozen=True)
@@ -139,6 +164,27 @@ def _rounded(value: float | None, digits: int) -> str:
     )
 
 
+def _number(key: str, value: float | None) -> str:
+    if value is None or key in MEASURED:
+        return _rounded(value, MEASURED[key][1] if key in MEASURED else 0)
+    return f"{value:.6g}"
+
+
+def _step(newest: Newest) -> str:
+    return "?" if newest.step is None else f"{newest.step:,}{' (final)' * newest.is_final}"
+
+
+def _of_evaluation(row: Progress, text: str) -> str:
+    """A number of an evaluation, after its name where it has one."""
+    return f"{shortened(row.evaluation, LONGEST_EVALUATION)} {text}" if row.evaluation else text
+
+
+def columns_of(rows: Iterable[Progress]) -> list[int]:
+    """Places in HEADERS of what is shown: bits per byte only where an experiment has them."""
+    has_bits = any(row.val_bpb is not None for row in rows)
+    return [place for place, name in enumerate(HEADERS) if has_bits or name != "bpb"]
+
+
 def cells(row: Progress) -> list[str]:
     """What the columns of HEADERS say."""
     state = (
@@ -153,7 +199,8 @@ def cells(row: Progress) -> list[str]:
         step,
         "-" if row.percent is None else f"{row.percent}%",
         _rounded(row.loss, 3),
-        _rounded(row.val_perplexity, 2),
+        _of_evaluation(row, _rounded(row.val_perplexity, 2)),
+        _rounded(row.val_bpb, 3),
         _rounded(row.steps_per_hour, 0 if (row.steps_per_hour or 0) >= 10 else 2),
         duration(row.eta_seconds),
         str(row.segments),
@@ -179,13 +226,13 @@ def table(rows: Sequence[Progress], columns: int | None) -> list[str]:
     if columns is not None:
         for line in grid[1:]:
             line[0] = short_models(line[0])
-    shown = list(range(len(HEADERS)))
+    shown = columns_of(rows)
     widths = _widths(grid, shown)
     if columns is not None:
         for name in LEFT_OUT:
             if _whole(widths) - widths[0] + min(widths[0], ENOUGH_OF_A_NAME) <= columns:
                 break
-            shown.remove(HEADERS.index(name))
+            shown = [place for place in shown if HEADERS[place] != name]
             widths = _widths(grid, shown)
         widths[0] = min(widths[0], max(NARROWEST_NAME, columns - _whole(widths) + widths[0]))
     for line in grid:
@@ -263,6 +310,22 @@ def notes(row: Progress) -> list[str]:
     return lines + row.waiting + [f"unreadable: {problem}" for problem in row.problems]
 
 
+def evaluation_notes(row: Progress) -> list[str]:
+    """A line on the last values of all evaluations, where the table has not the room to say them, or to say
+    what was measured.
+    """
+    if not row.evaluations or (row.evaluation is not None and len(row.evaluations) == 1):
+        return []
+    told: dict[str, list[str]] = {}
+    for name, newest in row.evaluations.items():
+        values = newest.values
+        shown = {"val_loss": values["val_loss"]} if "val_loss" in values else values
+        numbers = " ".join(f"{MEASURED.get(key, (key,))[0]} {_number(key, shown[key])}" for key in shown)
+        told.setdefault(_step(newest), []).append(f"{name or UNNAMED} {numbers}")
+    parts = [f"evaluations at step {step}: {', '.join(texts)}" for step, texts in told.items()]
+    return [words("; ".join([*parts, *([f"best.pt: {row.best}"] if row.best else [])]))]
+
+
 # the page
 
 
@@ -274,9 +337,10 @@ def _row(tag: str, texts: Iterable[str]) -> str:
 
 
 def _overview(rows: Sequence[Progress]) -> str:
-    body = ""
+    body, shown = "", columns_of(rows)
     for index, row in enumerate(rows):
-        name, state, *rest = map(escape, cells(row))
+        texts = [*map(escape, cells(row))]
+        name, state, *rest = (texts[place] for place in shown)
         body += _row(
             "td",
             [
@@ -285,7 +349,31 @@ def _overview(rows: Sequence[Progress]) -> str:
                 *rest,
             ],
         )
-    return f'<table class="all">\n{_row("th", HEADERS)}{body}</table>\n'
+    head = _row("th", (HEADERS[place] for place in shown))
+    return f'<table class="all">\n{head}{body}</table>\n'
+
+
+def _measured(row: Progress) -> str:
+    """The last values of each evaluation, and what else the figure does not say of them; empty where the
+    overview says all.
+    """
+    text = ""
+    if row.mixture:
+        shares = ", ".join(f"{words(name)} {100 * share:.4g}%" for name, share in row.mixture.items())
+        text += f'<p class="note">mixture: {escape(shares)}</p>\n'
+    if row.best:
+        text += f'<p class="note">best.pt: {escape(words(row.best))}</p>\n'
+    if not evaluation_notes(row) and not row.evaluation and row.val_bpb is None:
+        return text
+    keys = [*dict.fromkeys(key for newest in row.evaluations.values() for key in newest.values)]
+    keys.sort(key=lambda key: [*MEASURED, key].index(key))
+    body = ""
+    for name, newest in row.evaluations.items():
+        values = [_number(key, newest.values.get(key)) for key in keys]
+        body += _row("td", map(escape, (name or UNNAMED, _step(newest), *values)))
+    titles = [MEASURED.get(key, (key,))[0] for key in keys]
+    head = _row("th", map(escape, ("evaluation", "step", *titles)))
+    return f'{text}<table class="measured">\n{head}{body}</table>\n'
 
 
 def _segments(chapter: Chapter) -> str:
@@ -338,7 +426,8 @@ def _chapter(index: int, chapter: Chapter, has_frame: bool) -> str:
     return (
         f'<section id="e{index}">\n<h2>{escape(name)} <span'
         f' class="{escape(row.state)}">{escape(row.state)}</span></h2>\n<p'
-        f' class="path">{escape(row.folder)}</p>\n{remarks}{drawn}\n{_segments(chapter)}</section>\n'
+        f' class="path">{escape(row.folder)}</p>\n{remarks}{drawn}\n'
+        f"{_measured(row)}{_segments(chapter)}</section>\n"
     )
 
 

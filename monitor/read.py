@@ -21,11 +21,21 @@ from typing import Any
 
 from errors import UserError
 from iridis.chain import AGAIN, STOP
-from monitor.page import Progress, words
+from monitor.page import Newest, Progress, words
 from optim.lock import STALE_SECONDS
 from optim.names import METRICS, SEGMENTS, STATUS, SUMMARY
 from optim.outcome import OUTCOME
-from optim.reader import Record, Row, as_float, newest_rows
+from optim.reader import (
+    AT_END,
+    Record,
+    Row,
+    as_float,
+    final_rows,
+    foremost,
+    measured,
+    newest_rows,
+    split_name,
+)
 from report.trajectory import KNOWN_LENGTHS, remark
 
 SILENT_SECONDS = 600.0  # a run that says "running" and has changed nothing for so long
@@ -249,11 +259,15 @@ def progress_of(folder: Path, name: str, queue: Queue, now: float) -> Progress:
     status = record.status
     summary = {} if status or problems else record.summary or {}
     segments = record.segments
-    train, evaluation = newest_rows(folder / METRICS, problems, ("train",), ("eval", "final"))
+    train, evaluated = newest_rows(folder / METRICS, problems, status.get("state") == "finished")
+    evaluated = evaluated or final_rows(summary)
+    best = record.best
+    chosen = foremost(evaluated, "val_pp", best)
+    evaluation = {} if chosen is None else evaluated[chosen]
     last = segments[-1] if segments else {}
     job_id = words(status.get("job_id") or last.get("job_id") or "")
     jobs = queue.jobs_of(folder, job_id)
-    updated = updated_at(folder, status, train, evaluation)
+    updated = updated_at(folder, status, train, *evaluated.values())
     age = None if updated is None else max(0.0, now - updated)
     state = state_of(record, summary, problems, age, jobs[0] if jobs else None)
     total = as_float(status.get("iterations")) or (as_float(record.done_iterations) if summary else None)
@@ -276,7 +290,12 @@ def progress_of(folder: Path, name: str, queue: Queue, now: float) -> Progress:
         iterations=int(total) if total else None,
         percent=None if step is None or not total else int(100 * step // total),
         loss=as_float(train.get("loss", status.get("loss"))),
-        val_perplexity=as_float(evaluation.get("val_pp", summary.get("final_val_pp"))),
+        val_perplexity=as_float(evaluation.get("val_pp")),
+        val_bpb=as_float(evaluation.get("val_bpb")),
+        evaluation=chosen,
+        evaluations={words(name): newest(row) for name, row in evaluated.items()},
+        best=best,
+        mixture=record.mixture if any(evaluated) else {},
         steps_per_hour=rate,
         eta_seconds=left,
         segments=len(segments) or int(as_float(status.get("segments")) or 0),
@@ -290,6 +309,13 @@ def progress_of(folder: Path, name: str, queue: Queue, now: float) -> Progress:
         yardstick=None if state == "finished" else yardstick_of(record, evaluation),
         **in_queue(queue, jobs, job_id),
     )
+
+
+def newest(row: Row) -> Newest:
+    """What is shown of the last row of an evaluation."""
+    kind, step = split_name(row.get("kind"))[0], as_float(row.get("step"))
+    values = {words(key): value for key, value in measured(row).items()}
+    return Newest(None if step is None else int(step), kind == AT_END, values)
 
 
 def in_queue(queue: Queue, jobs: Sequence[Job], job_id: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from data.bins import data_differences, label
 from models.settings import ModelSettings
 from models.transformer import Transformer
 from optim.names import EVALUATION, FINAL, SUMMARY
-from optim.reader import Record
+from optim.reader import Record, by_evaluation, of_sources
 
 CARD = """---
 library_name: transformers
@@ -111,9 +111,9 @@ def of_other_data(evaluation: Mapping[str, Any], trained: Mapping[str, Any]) -> 
     return isinstance(own, Mapping) and bool(data_differences({"val": own}, {"val": trained.get("val")}))
 
 
-def perplexity_of(path: Path, state: Mapping[str, Any], trained: Namespace) -> tuple[float, str] | None:
-    """The validation perplexity of a checkpoint that a file beside it states, and the file's name; None where
-    none does.
+def perplexity_of(path: Path, state: Mapping[str, Any], trained: Namespace) -> tuple[str, str] | None:
+    """The validation perplexity of a checkpoint that a file beside it states, as text with the names of its
+    evaluations, and the file's name; None where none does.
 
     A file of another step is ignored: an evaluation from before an extension stays beside the new ckpt.pt. A
     summary that does not record its step is that of ckpt.pt.
@@ -122,10 +122,11 @@ def perplexity_of(path: Path, state: Mapping[str, Any], trained: Namespace) -> t
     for name, key in ((EVALUATION.format(path.stem), "val_perplexity"), (SUMMARY, "final_val_pp")):
         found = Record(path.parent).object(name) or {}
         is_of_it = found["itr"] == steps if "itr" in found else name != SUMMARY or path.name == FINAL
-        if not is_of_it or not isinstance(found.get(key), float):
+        values = by_evaluation(found, key) | of_sources(found, key)
+        if not is_of_it or not values:
             continue
         if name == SUMMARY or is_of_the_model(found, trained, data if isinstance(data, Mapping) else {}):
-            return found[key], name
+            return ", ".join(f"{value:.2f}{of and f' on {of}'}" for of, value in values.items()), name
     return None
 
 
@@ -138,4 +139,4 @@ def facts_of(path: Path, state: Mapping[str, Any], args: Namespace) -> dict[str,
     if isinstance(steps, int):
         facts["steps"] = f"{steps:,} of {args.batch_size * args.acc_steps} sequences"
     stated = perplexity_of(path, state, args)
-    return facts if stated is None else facts | {"validation perplexity": f"{stated[0]:.2f} ({stated[1]})"}
+    return facts if stated is None else facts | {"validation perplexity": f"{stated[0]} ({stated[1]})"}

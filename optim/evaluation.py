@@ -148,7 +148,7 @@ class HeldOut:
         }
         during = [row for row in rows if row["kind"] == f"eval{of}"]
         for name in self.quantities:
-            found[name] = [row.get(name) for row in during]
+            found[name] = [row.get(name) for row in during]  # an earlier version measured less
         for name in (*self.quantities, "average_depth", "n_tokens"):
-            found[f"final_{name}"] = final[name]
+            found[f"final_{name}"] = final.get(name)
         return {f"{name}{of}": value for name, value in found.items()}

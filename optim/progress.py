@@ -14,8 +14,10 @@ from torch import nn
 from data.batch import BatchSource
 from distributed.world import World
 from errors import UserError
+from models.byte_format import is_its_file
 from models.weights import load_weights
 from optim import checkpoint, history, initial
+from optim.byte_file import our_optimizer_state
 from optim.evaluation import Evaluation, HeldOut
 from optim.hooks import COMPLETE, Hook, Stop
 from optim.names import ABANDONED, BEST
@@ -185,7 +187,8 @@ class Progress:
                 self._roll_back()
         tracked = self.tracked
         has_best = self.world.on_main(lambda: (self.folder / BEST).exists())
-        if tracked is not None and tracked.value is not None and not has_best:
+        # a best value of step 0 came with a byte GPT's file, whose best.pt is not here
+        if tracked is not None and tracked.step and not has_best:
             log.info(f"note: there is no {BEST} here; the best {self.args.track} is looked for anew")
             tracked.forget()
         if extended:
@@ -213,6 +216,8 @@ class Progress:
         """What `load` does on each process; returns what the schedule says of an extension."""
         state = checkpoint.load_checkpoint(path)
         check_resumable(path, state, self.args, self.data)
+        if is_its_file(state):
+            state = self._completed(state, path)
         try:
             load_weights(self.network, state["model"])
             load_own_state(self.parts.objective, state.get("objective", {}))
@@ -238,6 +243,24 @@ class Progress:
             checkpoint.restore_random_states(state["rng"][self.world.rank], self.world.device)
         self._note_what_changed(state)
         return extended
+
+    def _completed(self, state: dict[str, Any], path: Path) -> dict[str, Any]:
+        """A byte GPT's own checkpoint, and what it lacks as this run has it. Raises UserError."""
+        log.info(
+            f"note: {path.name} holds neither generators nor where its data were read: after step"
+            f" {state['itr']} dropout and samples are those of --seed and --data_seed"
+        )
+        names = [name for name, _ in self.network.named_parameters()]
+        optimizer = self.optimizer.state_dict()
+        return {
+            **state,
+            "args": vars(self.args),
+            "world_size": self.world.size,
+            "optimizer": our_optimizer_state(state, optimizer, names, path),
+            "scheduler": {**self.schedule.plan(), "taken": state["itr"]},
+            "rng": [checkpoint.random_states(self.world.device)] * self.world.size,
+            **self.steps.state_dict(),
+        }
 
     def _note_what_changed(self, state: dict[str, Any]) -> None:
         """Lines where this run computes otherwise than the one that wrote a checkpoint."""

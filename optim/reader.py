@@ -5,6 +5,9 @@ summary.json to decide something.
     record = Record(folder, problems=[])        # notes damage there, and goes on without the file
     record.finished(40000), record.saved_step, record.steps_per_hour(), record.outcome
 
+    for name, one in evaluations(by_kind(rows)).items():    # rows of metrics.jsonl
+        one.during, one.final                               # "" is the name of the one that has none
+
     python -m optim.reader FOLDER               # the same in lines NAME=VALUE, for shell
 
 It only reads, and needs no torch.
@@ -15,15 +18,17 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from errors import UserError
 from files import read_json
-from optim.names import FINAL, SEGMENTS, STATUS, SUMMARY, numbered, step_of
+from optim.names import BEST, FINAL, SEGMENTS, STATUS, SUMMARY, numbered, step_of
 from optim.outcome import OUTCOME, Outcome, read_outcome
 from optim.peek import peek, step_in
 
@@ -36,6 +41,13 @@ LARGEST_ROWS_BYTES = 1 << 29  # of a file of rows that is read whole: more than 
 LARGEST_LOG = 1 << 26  # bytes of a file of rows that are read at most where damage is tolerated
 # bytes of a file of rows that are read, until they hold what is searched
 TAILS = (1 << 13, 1 << 16, 1 << 19, 1 << 22)
+# kinds of the rows of evaluations: alone, or before @ and the evaluation's name
+DURING, AT_END = "eval", "final"
+UNNAMED = "validation"  # what people are told is the name of an evaluation that has none
+# in their rows, beside what they measure
+NORMS = ("grad_norm", "max_grad_norm", "mean_grad_norm")
+NOT_MEASURED = frozenset(("step", "extension", "n_batches", "overflows", *NORMS))
+MARKS = (f'"{DURING}'.encode(), f'"{AT_END}'.encode())
 Row = dict[str, Any]
 
 
@@ -114,13 +126,14 @@ def _rows_at_once(raw: bytes) -> list[Row] | None:
     return rows if len(rows) == raw.count(b"\n") and {*map(type, rows)} <= {dict} else None
 
 
-def newest_rows(path: Path, problems: list[str], *groups: Sequence[str]) -> list[Row]:
-    """The last row of each group of kinds, empty where the end of the file has none; problems of that end are
-    added to `problems`.
+def newest_rows(path: Path, problems: list[str], is_over: bool = False) -> tuple[Row, dict[str, Row]]:
+    """The last row of a training step, and that of each evaluation by its name; empty where the end of the
+    file has none. Problems of that end are added to `problems`. is_over: nothing will be added any more.
 
     Reads only as much, and parses only such lines, as it takes to find them.
     """
-    found: list[Row] = [{} for _ in groups]
+    train: Row = {}
+    evaluated: dict[str, Row] = {}
     lines: list[bytes] = []
     damaged: set[bytes] = set()
     for size in TAILS:
@@ -130,35 +143,188 @@ def newest_rows(path: Path, problems: list[str], *groups: Sequence[str]) -> list
         except OSError as error:
             if not isinstance(error, FileNotFoundError):
                 problems.append(f"{path.name}: {error.strerror}")
-            return found
+            return train, evaluated
         damaged = {
             line for line in lines if line and not (line.startswith(b"{") and line.rstrip().endswith(b"}"))
         }
-        found = [_last_of([*lines, last], kinds, damaged) for kinds in groups]
+        train = _last_step([*lines, last], damaged)
+        evaluated, are_all = _last_evaluations([*lines, last], is_over, damaged)
         damaged.discard(last)  # still being written, or a kill cut it short
-        if is_whole or all(found):
+        if is_whole or (train and are_all):
             break
     if damaged:
         problems.append(
             f"{path.name}: {sum(line in damaged for line in lines)} of {len(lines)} lines are no JSON objects"
         )
+    return train, evaluated
+
+
+def _parsed(line: bytes, damaged: set[bytes]) -> Row:
+    """The row on a line; empty for one that is no row, which is added to `damaged`."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if isinstance(row, dict):
+        return row
+    damaged.add(line)
+    return {}
+
+
+def _last_step(lines: Sequence[bytes], damaged: set[bytes]) -> Row:
+    """The last row of a training step; lines that look like one and are none are added to `damaged`."""
+    for line in reversed(lines):
+        if b'"train"' in line:
+            row = _parsed(line, damaged)
+            if row.get("kind") == "train":
+                return row
+    return {}
+
+
+def _last_evaluations(
+    lines: Sequence[bytes], is_over: bool, damaged: set[bytes]
+) -> tuple[dict[str, Row], bool]:
+    """The last row of each evaluation, in their order, and whether the lines go far enough back for that.
+
+    Evaluations of a step stand one after the other. Those at the very end may be followed by more, unless the
+    training is over: the ones before them tell which.
+    """
+    rows: list[Row] = []
+    steps: list[Any] = []
+    is_followed, is_within, runs = is_over, False, 0
+    for number, line in enumerate(reversed(lines)):
+        row = _parsed(line, damaged) if MARKS[0] in line or MARKS[1] in line else {}
+        if row and split_name(row.get("kind"))[0] in (DURING, AT_END):
+            if row.get("step") not in steps:
+                steps.append(row.get("step"))
+            if len(steps) > 2:
+                break
+            rows.append(row)
+            is_within = True
+        elif is_within:
+            is_within, runs = False, runs + 1
+            if is_followed or runs == 2:
+                break
+        elif number and not rows:  # the first one may be cut short
+            is_followed = True
+    are_all = len(steps) > 2 or runs == 2 or (runs == 1 and is_followed)
+    return {split_name(row["kind"])[1]: row for row in reversed(rows)}, are_all
+
+
+# evaluations by name
+
+
+@dataclass
+class Evaluated:
+    """What metrics.jsonl has of one evaluation: rows of those during training and of those at the end."""
+
+    name: str
+    during: list[Row] = field(default_factory=list)
+    final: list[Row] = field(default_factory=list)
+
+    def by_step(self, key: str, at_end: bool = False) -> dict[int, Row]:
+        """The newest row of each step, in order of step, that has a number under a key."""
+        found = {}
+        for row in self.final if at_end else self.during:
+            step = as_float(row.get("step"))
+            if step is not None and as_float(row.get(key)) is not None:
+                found[int(step)] = row
+        return dict(sorted(found.items()))
+
+
+@dataclass(frozen=True)
+class Best:
+    """What best.pt is the best by: a quantity of an evaluation, its value, and the step."""
+
+    quantity: str
+    evaluation: str
+    value: float
+    step: int
+
+    def __str__(self) -> str:
+        of = f"@{self.evaluation}" if self.evaluation else ""
+        return f"{self.quantity}{of} {self.value:.6g} at step {self.step:,}"
+
+
+def split_name(text: Any) -> tuple[str, str]:
+    """A kind of rows, or a quantity, and the name of the evaluation that it is of: KIND@NAME, or KIND alone
+    where the evaluation has none. Both are empty for what is no text.
+    """
+    kind, _, name = text.partition("@") if isinstance(text, str) else ("", "", "")
+    return kind, name
+
+
+def measured(row: Row) -> dict[str, float]:
+    """The numbers that an evaluation measured, by their names."""
+    found = {}
+    for key, value in row.items():
+        number = None if key in NOT_MEASURED else as_float(value)
+        if number is not None:
+            found[key] = number
     return found
 
 
-def _last_of(lines: Sequence[bytes], kinds: Sequence[str], damaged: set[bytes]) -> Row:
-    """The last of the rows that has one of the kinds; lines that are no rows are added to `damaged`."""
-    marks = [f'"{kind}"'.encode() for kind in kinds]
-    for line in reversed(lines):
-        if any(mark in line for mark in marks):
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                row = None
-            if not isinstance(row, dict):
-                damaged.add(line)
-            elif row.get("kind") in kinds:
-                return row
-    return {}
+def by_kind(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Rows of metrics.jsonl by their kind, those without one left out."""
+    found: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        kind = row.get("kind")
+        if isinstance(kind, str):
+            found[kind].append(row)
+    return found
+
+
+def evaluations(kinds: Mapping[str, list[Row]]) -> dict[str, Evaluated]:
+    """Each evaluation by its name, in the order of their first rows. kinds: from `by_kind`."""
+    found: dict[str, Evaluated] = {}
+    for kind, rows in kinds.items():
+        when, name = split_name(kind)
+        if when in (DURING, AT_END):
+            one = found.setdefault(name, Evaluated(name))
+            (one.during if when == DURING else one.final).extend(rows)
+    return found
+
+
+def by_evaluation(summary: Row, key: str) -> dict[str, float]:
+    """The numbers that a summary has under KEY and KEY@NAME, by the names of the evaluations."""
+    found = {}
+    for each, value in summary.items():
+        quantity, name = split_name(each)
+        if quantity == key and (number := as_float(value)) is not None:
+            found[name] = number
+    return found
+
+
+def of_sources(evaluation: Row, key: str) -> dict[str, float]:
+    """The numbers that eval.py's summary of a mixture has under a key of each source, by name."""
+    sources = evaluation.get("sources")
+    found = {}
+    for name, source in sources.items() if isinstance(sources, dict) else ():
+        number = as_float(source.get(key)) if isinstance(source, dict) else None
+        if number is not None:
+            found[str(name)] = number
+    return found
+
+
+def final_rows(summary: Row) -> dict[str, Row]:
+    """The last evaluations that a summary states, by name, as rows."""
+    found: dict[str, Row] = {}
+    for key, value in summary.items():
+        if key.startswith("final_"):
+            quantity, name = split_name(key.removeprefix("final_"))
+            row = found.setdefault(name, {"kind": AT_END, "step": summary.get("itr")})
+            row[quantity] = value
+    return found
+
+
+def foremost(evaluated: Mapping[str, Row], key: str, best: Best | None) -> str | None:
+    """The name of the evaluation that stands for all: the one that is tracked, else the first, of those that
+    have a number under a key; None where none has.
+    """
+    names = [name for name, row in evaluated.items() if as_float(row.get(key)) is not None]
+    if best is not None and best.evaluation in names:
+        return best.evaluation
+    return next(iter(names), None)
 
 
 def as_float(value: Any) -> float | None:
@@ -232,17 +398,41 @@ class Record:
 
     # answers
 
+    def _recorded(self, key: str) -> Row | None:
+        """What the newest checkpoint that has an object under a key has there, else the summary."""
+        for path in (self.folder / FINAL, *numbered(self.folder)):
+            found = (peek(path) or {}).get(key)
+            if isinstance(found, dict):
+                return found
+        found = (self.summary or {}).get(key)
+        return found if isinstance(found, dict) else None
+
     @cached_property
     def flags(self) -> Row | None:
         """Flags of the training, by name: those that its newest checkpoint records, else its summary; None
         where neither does.
         """
-        for path in (self.folder / FINAL, *numbered(self.folder)):
-            args = (peek(path) or {}).get("args")
-            if isinstance(args, dict):
-                return args
-        args = (self.summary or {}).get("args")
-        return args if isinstance(args, dict) else None
+        return self._recorded("args")
+
+    @cached_property
+    def mixture(self) -> dict[str, float]:
+        """Shares of the sources that the training reads, by name; empty where it reads one, or it is not
+        known. Opens a checkpoint.
+        """
+        mixture = (self._recorded("data") or {}).get("mixture")
+        weights = mixture.get("weights") if isinstance(mixture, dict) else None
+        shares = weights.items() if isinstance(weights, dict) else ()
+        return {str(name): share for name, share in shares if as_float(share) is not None}
+
+    @cached_property
+    def best(self) -> Best | None:
+        """What best.pt is the best by; None where there is none, or it does not say."""
+        found = (peek(self.folder / BEST) or {}).get("best")
+        if not isinstance(found, dict) or not isinstance(found.get("quantity"), str):
+            return None
+        quantity, evaluation = split_name(found["quantity"])
+        value, step = as_float(found.get("value")), as_float(found.get("step"))
+        return None if value is None or step is None else Best(quantity, evaluation, value, int(step))
 
     @property
     def done_iterations(self) -> int | None:

@@ -22,6 +22,7 @@ from config.flags import FLAGS
 from errors import UserError
 from files import write_atomically
 from optim.experiment import Experiment
+from optim.reader import split_name
 from processes import peak_kib
 
 log = logging.getLogger("cotformer")
@@ -160,16 +161,22 @@ def start_wandb(args: Any, experiment: Experiment) -> Any:
 
 def charts(row: dict[str, Any]) -> dict[str, float]:
     """What Weights & Biases gets of a metrics row: its numbers, throughput and memory, and some again
-    under the reference repository's names.
+    under the reference repository's names. An evaluation's name is a part of its own: by names with an @ no
+    runs can be sorted there.
     """
-    kind = row["kind"]
+    kind, name = split_name(row["kind"])
+    of = f"/{name}" if name else ""
     numbers = {**row, **row.get("time", {})}
     flat = {
-        f"{kind}/{key}": value
+        f"{kind}{of}/{key}": value
         for key, value in numbers.items()
         if isinstance(value, (int, float)) and key not in ("step", "unix")
     }
-    again = {name: flat[key] for key, name in REFERENCE_NAMES.items() if key in flat}
+    again = {}
+    for ours, theirs in REFERENCE_NAMES.items():
+        when, key = ours.split("/")
+        if when == kind and f"{kind}{of}/{key}" in flat:
+            again[f"{theirs}{of}" if theirs.startswith("val/") else theirs] = flat[f"{kind}{of}/{key}"]
     return flat | again
 
 

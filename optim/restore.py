@@ -19,12 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 import config
 import distributed
-from config.flags import BYTES, FLAGS, GPT2
+from config.flags import BYTES, GPT2
 from config.identity import INHERITED
 from config.mixture import names_of_sources
+from config.recipe import DEFAULT_RECIPE, flags_of, recipes
 from config.schema import Flag
 from errors import UserError
 from files import try_to_write, write_json
+from models.byte_format import BYTE_GPT, is_its_file
+from optim.peek import newest_first, peek
 
 if TYPE_CHECKING:
     from data.bins import Splits
@@ -211,17 +214,19 @@ def resolve(prog: str, path: Path, state: dict[str, Any], given: dict[str, Any])
     Exits 2 on bad ones.
     """
     trained = trained_settings(path, state, given)
-    inherited = {name: value for name, value in trained.items() if name in INHERITED}
+    inherited = {name: value for name, value in trained.items() if name in INHERITED or name == "recipe"}
     # the two say together where the data are
     same_place = [None, *names_of_sources(trained["dataset"])] if "dataset" in trained else []
     if "data_dir" in trained and given.get("dataset") in same_place:
         inherited["data_dir"] = trained["data_dir"]
-    args = config.add_defaults({**inherited, **{k: v for k, v in given.items() if k in FLAGS}})
+    flags = flags_of(trained)
+    explicit = {name: value for name, value in given.items() if name in flags}
+    args = config.add_defaults({**inherited, "track": None, **explicit})
     problems = config.check(args)
     if problems:
         config.stop(prog, problems)
-    explicit = {name: value for name, value in given.items() if name in FLAGS}
-    notes = config.unused_settings(config.add_defaults({"model": args.model, **explicit}))
+    known = {name: value for name, value in vars(args).items() if name in ("model", "recipe", "dataset")}
+    notes = config.unused_settings(config.add_defaults({**known, **explicit}))
     if args.eval_seq_length is not None and args.eval_seq_length > args.sequence_length:
         notes.append(
             f"the model was trained on {args.sequence_length} tokens; positions beyond them are new to it"
@@ -232,6 +237,27 @@ def resolve(prog: str, path: Path, state: dict[str, Any], given: dict[str, Any])
     if args.eval_seq_length is not None:
         args.sequence_length = args.eval_seq_length
     return args
+
+
+def _recipe_in(name: str | None) -> str:
+    """The recipe of the checkpoint that a command line names, whose flags and spellings it may have.
+
+    The default one where none can be read: what is wrong is said later.
+    """
+    if name is None:
+        return DEFAULT_RECIPE
+    try:
+        path = by_name("--checkpoint", name)
+    except UserError:
+        return DEFAULT_RECIPE
+    if path.is_dir():
+        path = next(iter(newest_first(path)), path)
+    state = peek(path) or {}
+    if is_its_file(state):
+        return BYTE_GPT
+    args = state.get("args")
+    recipe = args.get("recipe") if isinstance(args, dict) else None
+    return recipe if recipe in list(recipes()) else DEFAULT_RECIPE
 
 
 def with_checkpoint(
@@ -248,6 +274,9 @@ def with_checkpoint(
     preset: values that override the training's and are overridden by those given now.
     """
     given, problems = config.parse(argv, prog=prog, description=description, extra=own)
+    recipe = _recipe_in(given.get("checkpoint"))
+    if recipe != DEFAULT_RECIPE:
+        given, problems = config.parse(argv, prog=prog, description=description, extra=own, recipe=recipe)
     if problems:
         config.stop(prog, problems)
     own_values = {flag.name: given.get(flag.name, flag.default) for flags in own.values() for flag in flags}

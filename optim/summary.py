@@ -6,6 +6,7 @@ from typing import Any
 
 from optim.experiment import Experiment
 from optim.progress import Progress
+from optim.reader import DURING, split_name
 
 OF_A_SEGMENT = ("job_id", "restart", "start_step", "end_step", "reason", "world_size", "revision")
 
@@ -17,15 +18,16 @@ def summarise(progress: Progress, experiment: Experiment, reason: str) -> dict[s
     for row in experiment.segments:
         segments.append({name: row.get(name) for name in OF_A_SEGMENT})
     segments[-1] |= {"end_step": progress.step, "reason": reason}
-    steps: dict[str, list[int]] = {"train": [], "eval": [], "skipped": []}
+    steps: dict[str, list[int]] = {"train": [], DURING: [], "skipped": []}
     for row in rows:
         steps.setdefault(row["kind"], []).append(row["step"])
+    shown = {kind: taken for kind, taken in steps.items() if split_name(kind)[0] in ("train", DURING)}
     train_loss = [row["loss"] for row in rows if row["kind"] == "train"]
     found: dict[str, Any] = {
         "args": vars(progress.args),
         "itr": progress.step,
         "train_loss": train_loss,
-        "steps": {"train": steps["train"], "eval": steps["eval"]},
+        "steps": shown,
         "parameters": sum(p.numel() for p in progress.network.parameters()),
         "world_size": progress.world.size,
         "schedule": progress.schedule.plan(),

@@ -11,7 +11,7 @@ import fnmatch
 import math
 import os
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -22,7 +22,7 @@ from config.schema import EVALUATION, SCHEDULE
 from errors import UserError
 from files import read_json
 from optim.names import EVALUATIONS, SUMMARY
-from optim.reader import Record
+from optim.reader import Record, of_sources
 
 T = TypeVar("T")
 MOST_NATS = 300.0  # of a difference of losses; the exponential of more is no float
@@ -47,7 +47,8 @@ class Evaluation:
     """One eval_summary_*.json. `interval`: ends of the 95% interval of the perplexity over texts, of this one
     model.
 
-    grouped: what its windows were grouped by, for people; empty in an older file.
+    grouped: what its windows were grouped by, for people; empty in an older file. sources: of a mixture, the
+    perplexity on each.
     """
 
     path: Path
@@ -67,6 +68,7 @@ class Evaluation:
     legs: tuple[Leg, ...] = ()  # of the training; empty: its summary.json has none
     skipped: tuple[int, ...] = ()  # steps of the training that were passed over
     grouped: str = ""
+    sources: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def seed(self) -> tuple[int, int]:
@@ -291,6 +293,7 @@ def read_evaluation(path: Path, trainings: Trainings) -> Evaluation:
         _legs(training),
         training.wholes("skipped_steps"),
         _grouped(file),
+        of_sources(file.values, "val_perplexity"),
     )
 
 

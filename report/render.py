@@ -162,6 +162,12 @@ def _beside(each: Beside) -> list[str]:
     ]
 
 
+def _of_sources(one: Evaluation) -> str:
+    """The perplexity on each source of a mixture, in brackets."""
+    parts = [f"{name}: {two(value)}" for name, value in one.sources.items()]
+    return f" ({', '.join(parts)})" if parts else ""
+
+
 def _other(other: Other) -> list[str]:
     one, group = other.group.first, other.group
     return [
@@ -172,7 +178,7 @@ def _other(other: Other) -> list[str]:
         str(len(group.members)),
         f"{one.steps:,}",
         f"{one.n_tokens:,}",
-        f"{one.args.dataset}, T={one.args.sequence_length}",
+        f"{one.args.dataset}{_of_sources(one)}, T={one.args.sequence_length}",
         two(one.depth),
         other.reason,
         str(one.path),

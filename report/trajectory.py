@@ -21,7 +21,7 @@ import config
 from config.identity import effective_batch
 from errors import UserError
 from optim.names import METRICS
-from optim.reader import Record, Row, as_float, read_rows
+from optim.reader import UNNAMED, Evaluated, Record, Row, by_kind, evaluations, read_rows
 from report.paper import Rerun, Value, paper_value, rerun_trajectory, rerun_value, setting, trajectory_tokens
 from report.rows import ROWS, rows_of
 
@@ -122,14 +122,10 @@ def remark(recorded: Row | None, step: int, perplexity: float) -> str | None:
     )
 
 
-def curve_of(rows: Sequence[Row], kind: str) -> Points:
-    """Validation perplexities by step, of a kind of rows of metrics.jsonl."""
-    found = {}
-    for row in rows:
-        step, perplexity = as_float(row.get("step")), as_float(row.get("val_pp"))
-        if row.get("kind") == kind and step is not None and perplexity is not None and perplexity > 0:
-            found[int(step)] = perplexity
-    return tuple(sorted(found.items()))
+def curve_of(one: Evaluated, at_end: bool = False) -> Points:
+    """Validation perplexities by step, of an evaluation during training or at its end."""
+    found = one.by_step("val_pp", at_end).items()
+    return tuple((step, row["val_pp"]) for step, row in found if row["val_pp"] > 0)
 
 
 def nearest(curve: Points, step: int) -> tuple[int, float]:
@@ -219,32 +215,55 @@ def draw_yardstick(axis: Any, yardstick: Yardstick) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Way:
+    """The perplexities of one evaluation: during training, and at its end on the whole split."""
+
+    name: str
+    curve: Points
+    final: Points
+
+    def numbers(self) -> dict[str, Points]:
+        return {"curve": self.curve, "final": self.final}
+
+
 def draw(
-    folder: Path, stem: str, title: str, yardstick: Yardstick | None, curve: Points, final: Points
+    folder: Path, stem: str, title: str, yardstick: Yardstick | None, way: Way, others: Sequence[Way]
 ) -> None:
-    """Writes the picture and its numbers."""
+    """Writes the picture and its numbers. way: of the evaluation that is compared; others: of the rest."""
     from matplotlib.ticker import LogFormatter
 
-    from report.figures import BLUE, ONE_COLUMN, legend, panels, plain, save
+    from report.figures import BLUE, GREEN, ONE_COLUMN, PURPLE, SKY, legend, panels, plain, save
 
-    figure, axes = panels(1, 1, width=ONE_COLUMN * 1.4, height=3.2)
+    figure, axes = panels(1, 1, width=ONE_COLUMN * 1.4, height=3.2 + 0.09 * len(others))
     axis = axes[0, 0]
-    axis.plot(*zip(*curve, strict=True), color=BLUE, label="this training")
-    if final:
-        axis.plot(
-            *zip(*final, strict=True),
-            color=BLUE,
-            marker="*",
-            markersize=8,
-            linestyle="",
-            label="this training, whole split",
-        )
-    data: dict[str, Any] = {"experiment": title, "curve": curve, "final": final}
+    colors, styles = (BLUE, GREEN, PURPLE, SKY), ("-", "--", "-.", ":")
+    for number, each in enumerate((way, *others)):
+        dashes, color = divmod(number, len(colors))
+        label, of_stars = "this training", "this training, whole split"
+        if others or each.name:
+            # a label that begins with _ is not shown
+            label, of_stars = f" {each.name or UNNAMED}", "_" if number else "whole split"
+        style = styles[dashes % len(styles)]
+        axis.plot(*zip(*each.curve, strict=True), color=colors[color], linestyle=style, label=label)
+        if each.final:
+            axis.plot(
+                *zip(*each.final, strict=True),
+                color=colors[color],
+                marker="*",
+                markersize=8,
+                linestyle="",
+                label=of_stars,
+            )
+    data: dict[str, Any] = {"experiment": title, **way.numbers()}
+    if others or way.name:
+        data |= {"evaluation": way.name, "others": {each.name: each.numbers() for each in others}}
     if yardstick is not None:
         data |= draw_yardstick(axis, yardstick)
     axis.set(xlabel="optimiser step", ylabel="validation perplexity", yscale="log")
     low, high = axis.get_ylim()
-    axis.set_ylim(top=min(high, max(SHOWN * low, SHOWN / 2 * curve[-1][1])))
+    last = max(each.curve[-1][1] for each in (way, *others))
+    axis.set_ylim(top=min(high, max(SHOWN * low, SHOWN / 2 * last)))
     axis.yaxis.set_major_formatter("{x:g}")
     # fewer labels the more decades there are
     axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
@@ -258,13 +277,28 @@ def write(experiment: Path, output: Path) -> None:
     from report.figures import checkpoint_name
 
     problems: list[str] = []
-    rows = read_rows(experiment / METRICS, problems)
-    curve, final = curve_of(rows, "eval"), curve_of(rows, "final")
-    if not curve:
-        raise UserError("; ".join([f"{experiment} holds no evaluation yet", *problems]))
-    args = flags_of(Record(experiment, problems).flags)
+    found = evaluations(by_kind(read_rows(experiment / METRICS, problems)))
+    every = {name: Way(name, curve_of(one), curve_of(one, at_end=True)) for name, one in found.items()}
+    ways = {name: way for name, way in every.items() if way.curve}
+    lacking = [name or UNNAMED for name in found if name not in ways]
+    if not ways:
+        none = f"{experiment} holds no evaluation yet"
+        if lacking:
+            none = f"{experiment} holds no perplexity during training, only {', '.join(lacking)}"
+        raise UserError("; ".join([none, *problems]))
+    record = Record(experiment, problems)
+    best = record.best
+    name = best.evaluation if best is not None and best.evaluation in ways else next(iter(ways))
+    way, others = ways[name], [each for each in ways.values() if each.name != name]
+    args = flags_of(record.flags)
     yardstick = None if args is None else yardstick_of(args)
-    print(*lines(checkpoint_name(str(experiment.resolve())), args, yardstick, curve), sep="\n")
-    draw(
-        output, f"trajectory_{experiment.resolve().name}", experiment.resolve().name, yardstick, curve, final
-    )
+    print(*lines(checkpoint_name(str(experiment.resolve())), args, yardstick, way.curve), sep="\n")
+    if others or name:
+        print(f"these are of {name or UNNAMED}")
+    for each in others:
+        step, perplexity = each.curve[-1]
+        print(f"{each.name or UNNAMED}: perplexity {perplexity:.2f} at step {step:,}")
+    if lacking:
+        print(f"without a perplexity during training: {', '.join(lacking)}")
+    title = experiment.resolve().name
+    draw(output, f"trajectory_{title}", title, yardstick, way, others)

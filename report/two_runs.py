@@ -21,7 +21,17 @@ from errors import UserError
 from files import read_json
 from optim.names import EVALUATIONS, FINAL, METRICS, numbered
 from optim.peek import step_in
-from optim.reader import Record, Row, as_float, read_rows
+from optim.reader import (
+    UNNAMED,
+    Evaluated,
+    Record,
+    Row,
+    by_kind,
+    evaluations,
+    measured,
+    of_sources,
+    read_rows,
+)
 from report.pairs import section as in_pairs
 
 SCOPES = {
@@ -101,10 +111,16 @@ def flags(a: Path, b: Path) -> list[str]:
     if cut and effective_batch(mine) == effective_batch(theirs) and not cut_matters(mine):
         lines.append("  the batch is cut otherwise, which this model's training does not depend on")
     data = [each["data"] if isinstance(each.get("data"), Mapping) else None for each in recorded]
-    lines += [
-        f"  {line}".replace("the checkpoint's", "B's").replace("these", "A's")
-        for line in data_differences(*data)
-    ]
+    words = (
+        ("the checkpoint's", "B's"),
+        ("these", "A's"),
+        ("the checkpoint has", "B has"),
+        ("this run", "A"),
+    )
+    for line in data_differences(*data):
+        for theirs_word, ours_word in words:
+            line = line.replace(theirs_word, ours_word)
+        lines.append(f"  {line}")
     return lines if len(lines) > 1 else [f"{lines[0]}: none"]
 
 
@@ -214,31 +230,56 @@ def distance(first: Path, second: Path) -> list[str]:
 # losses
 
 
-def losses_of(folder: Path, problems: list[str]) -> dict[int, Row]:
-    """Evaluations on the way, by step."""
-    rows = [
-        row
-        for row in read_rows(folder / METRICS, problems)
-        if row.get("kind") == "eval" and as_float(row.get("val_loss")) is not None
-    ]
-    return {int(step): row for row in rows if (step := as_float(row.get("step"))) is not None}
-
-
 def losses(a: Path, b: Path) -> list[str]:
-    """Validation losses at steps that both have evaluated: of milestones, else spread evenly, and where
-    they are furthest apart.
+    """Validation losses at steps that both have evaluated, of each evaluation under its name, and the last
+    values of one that measures no loss.
     """
     problems: list[str] = []
-    mine, theirs = losses_of(a, problems), losses_of(b, problems)
+    mine, theirs = (evaluations(by_kind(read_rows(folder / METRICS, problems))) for folder in (a, b))
     lines = ["validation loss, nats per token", *(f"  {problem}" for problem in problems)]
+    if not any([*mine, *theirs]):
+        nothing = Evaluated("")
+        return lines + losses_of(a, b, mine.get("", nothing), theirs.get("", nothing))
+    for name in mine:
+        if name in theirs:
+            lines.append(f"  {name or UNNAMED}")
+            lines += [f"  {line}" for line in losses_of(a, b, mine[name], theirs[name])]
+    for which, own, others in (("A", mine, theirs), ("B", theirs, mine)):
+        lines += [
+            f"  {line}" for line in only(which, [name or UNNAMED for name in own if name not in others])
+        ]
+    return lines
+
+
+def last_values(mine: Evaluated, theirs: Evaluated) -> list[str]:
+    """Numbers of an evaluation that measures no loss, at the last step that both have."""
+    found: list[dict[Any, Row]] = []
+    for one in (mine, theirs):
+        found.append({row.get("step"): row for row in one.during})
+    common = found[0].keys() & found[1].keys()
+    if not common:
+        return [f"  no step in common: A has {len(found[0])} evaluations, B {len(found[1])}"]
+    step = max(common)
+    first, second = (each[step] for each in found)
+    values = measured(first).items()
+    return [f"  step {step:,}: {key} {value:.6g} | {second.get(key)}" for key, value in values]
+
+
+def losses_of(a: Path, b: Path, first: Evaluated, second: Evaluated) -> list[str]:
+    """Losses of an evaluation by step: of milestones, else spread evenly, and where they are furthest
+    apart.
+    """
+    mine, theirs = (one.by_step("val_loss") for one in (first, second))
+    if not mine and not theirs and first.during:
+        return last_values(first, second)
     common = sorted(mine.keys() & theirs.keys())
     if not common:
-        return [*lines, f"  no step in common: A has {len(mine)} evaluations, B {len(theirs)}"]
+        return [f"  no step in common: A has {len(mine)} evaluations, B {len(theirs)}"]
     apart = {step: theirs[step]["val_loss"] - mine[step]["val_loss"] for step in common}
     furthest = max(common, key=lambda step: abs(apart[step]))
     if apart[furthest] == 0:
-        return [*lines, f"  equal at all {len(common)} steps in common, {common[0]:,} to {common[-1]:,}"]
-    lines.append(f"  {'step':>8}  {'A':>8}  {'B':>8}  {'B - A':>8}")
+        return [f"  equal at all {len(common)} steps in common, {common[0]:,} to {common[-1]:,}"]
+    lines = [f"  {'step':>8}  {'A':>8}  {'B':>8}  {'B - A':>8}"]
     for step in sorted({*milestones(a, b, common), furthest}):
         lines.append(
             f"  {step:>8,}  {mine[step]['val_loss']:8.4f}  {theirs[step]['val_loss']:8.4f} "
@@ -314,6 +355,8 @@ def perplexities(a: Path, b: Path) -> list[str]:
                 f" step {recorded.get('itr')}, {recorded.get('n_tokens')} tokens,"
                 f" {recorded.get('checkpoint')}"
             )
+            for source, value in of_sources(recorded, "val_perplexity").items():
+                lines.append(f"     {source}: perplexity {value:.3f}")
         except (UserError, KeyError, TypeError, ValueError) as error:
             lines.append(
                 f"  {name}: {error if isinstance(error, UserError) else f'{path} tells no perplexity'}"

@@ -135,6 +135,7 @@ def test_missing_bin_is_refused(tmp_path, name):
             "bash iridis/download-dataset/job.sh --full, then bash iridis/extract-tokenize-dataset/job.sh",
         ),
         ("stdlib", "python -m data.tokenize --name stdlib"),
+        ("lib_docs", "python -m data.tokenize --name lib_docs"),
         ("wikitext", "python -m data.tokenize --name wikitext --input"),
     ],
 )

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from data import bpe
 from data.bpe import RANKS, cached_path, ensure_ranks, gpt2
-from data.corpus import DOCUMENTS_PER_MEMBER, documents, pack, stdlib_documents
+from data.built_in import stdlib_documents
+from data.corpus import DOCUMENTS_PER_MEMBER, documents, pack
 from data.find import Bad, find_shards
 from errors import UserError
 from tests.corpora import edit_members

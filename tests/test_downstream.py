@@ -183,14 +183,14 @@ def test_without_the_harness_one_line_says_how_to_get_it(
 @pytest.fixture
 def adapter(bpe_cache: Path) -> Any:
     pytest.importorskip("lm_eval")
-    from data.bpe import gpt2
+    from data.tokenizer import BytePairs
     from optim.harness import CheckpointLM
 
-    return CheckpointLM(Scorer(tiny_model("lncot", vocab_size=50304), CPU, 3), gpt2())
+    return CheckpointLM(Scorer(tiny_model("lncot", vocab_size=50304), CPU, 3), BytePairs())
 
 
 def test_adapter_scores_text(adapter: Any) -> None:
-    encode, model = adapter.encoding.encode_ordinary, adapter.scorer.model
+    encode, model = adapter.tokenizer.encode, adapter.scorer.model
     pairs = [
         ("The cat", " sat"),
         ("", "Hello"),

@@ -237,7 +237,7 @@ def write(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def fresh(folder: Path, ledger: list[dict[str, Any]]) -> str:
-    return drawings._draw((folder, drawings.starts_of(ledger), draw.POINTS))
+    return drawings._draw((folder, drawings.starts_of(ledger), draw.POINTS, None))
 
 
 def test_what_did_not_change_is_not_drawn_again(place, cache):
@@ -312,7 +312,7 @@ def test_several_processes_draw_what_one_does(tmp_path, cache):
     ledgers = many(tmp_path / "exps", drawings.FEW + 1, 5)
     limit = drawings.POINTS_OF_A_PAGE // len(ledgers)
     assert drawings.drawings_of(ledgers) == {
-        folder: drawings._draw((folder, [], limit)) for folder in ledgers
+        folder: drawings._draw((folder, [], limit, None)) for folder in ledgers
     }
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data.corpus import stdlib_documents
+from data.built_in import stdlib_documents
 from tests.corpora import lines, prepare
 from tests.programs import ROOT, copy_sources
 from tests.summaries import evaluation, weights

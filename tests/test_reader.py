@@ -238,7 +238,8 @@ def newest(path: Path, *lines: str) -> tuple[list[dict[str, Any]], list[str]]:
     """The newest training row and the newest evaluation in these lines, and the problems."""
     problems: list[str] = []
     path.write_text("".join(lines))
-    return newest_rows(path, problems, ("train",), ("eval", "final")), problems
+    train, evaluated = newest_rows(path, problems)
+    return [train, evaluated.get("", {})], problems
 
 
 def line_of(kind: str, step: int, **more: Any) -> str:

@@ -9,7 +9,7 @@ import pytest
 from data import open_splits
 from data.bins import is_prepared
 from data.bpe import gpt2
-from data.corpus import stdlib_documents
+from data.built_in import stdlib_documents
 from data.setup import ensure_prepared
 from data.split import is_validation
 from data.tokenize import main

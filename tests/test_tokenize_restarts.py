@@ -12,7 +12,7 @@ import pytest
 
 from data import open_splits
 from data.bins import is_prepared
-from data.corpus import stdlib_documents
+from data.built_in import stdlib_documents
 from data.tokenize import delete_raw, working_folder
 from errors import UserError
 from tests.corpora import (

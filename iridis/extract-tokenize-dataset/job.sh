@@ -28,11 +28,12 @@ before_local() {
 import sys
 
 from data.bins import dataset_folder, is_prepared
+from data.setup import is_built_in
 from data.tokenize import RAW_OWT2, parse
 
 args = parse(sys.argv[1:])
 folder = dataset_folder(args.name, args.data_dir)
-inputs = args.input or ([] if args.name == "stdlib" else [folder / RAW_OWT2])
+inputs = args.input or ([] if is_built_in(args.name) else [folder / RAW_OWT2])
 missing = [] if is_prepared(folder) and not args.force else [path for path in inputs if not path.exists()]
 for path in missing:
     print(f"error: {path} is not there: bash iridis/download-dataset/job.sh --full fetches OpenWebText2, or name your own: --input", file=sys.stderr)

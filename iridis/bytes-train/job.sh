@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# A byte-level GPT on a mixture of sources: smoke takes 1,000 steps, train 20,000. By default it reads the texts that come with
+# Python and the installed packages, so that nothing is downloaded.
+#   bash iridis/bytes-train/job.sh [smoke|train] [--dry-run] [--local] [--chain N] [--pin-code] [--after JOBID] [--name EXP] [-- flags for main.py]
+LIBRARY="$(dirname "$(readlink -f "$0")")/../train.sh" # sbatch would run a copy of this file from elsewhere
+[ -f "$LIBRARY" ] && [ -n "$BASH_VERSION" ] || { echo "error: call it by bash, not by sh or sbatch: bash iridis/bytes-train/job.sh" >&2; exit 2; }
+# shellcheck source=iridis/train.sh
+. "$LIBRARY"
+parse_options "$@"
+TAKES_WORDS=1
+
+# CONFIGURATION (each can be set in the environment; SEED, ITERATIONS and EVAL_FREQ too, which are otherwise those of the preset)
+: "${N_GPUS:=1}" "${N_NODES:=1}" "${TIME_LIMIT:=4:00:00}" "${MEMORY:=32G}" # N_GPUS is of a node; --gres and processes follow
+: "${DATASET:=lib_code=0.784,lib_docs=0.196,lib_licenses=0.02}" # any prepared datasets of bytes, with their shares
+SOURCE=""
+[[ $DATASET != *=* ]] || SOURCE="@${DATASET%%=*}"
+: "${TRACK:=val_loss$SOURCE}" # best.pt is the checkpoint with the lowest value of this: by default, of the first source
+
+PRESET="${WORDS[*]:-smoke}"
+[[ $PRESET == smoke || $PRESET == train ]] || die "say which preset: smoke (1,000 steps) or train (20,000), not $(printf '%q' "$PRESET")"
+
+setting() {
+    TRAIN_FLAGS=(bytes --config "recipes/presets/bytes_$PRESET.json" --dataset "$DATASET" --track "$TRACK"
+        --data_dir "$DATA_DIR" --results_base_folder "$RESULTS_DIR"
+        ${ITERATIONS:+--iterations "$ITERATIONS"} ${SEED:+--seed "$SEED"} ${EVAL_FREQ:+--eval_freq "$EVAL_FREQ"})
+}
+
+MODEL_FLAGS=() # the recipe's own
+run_training "$@"

@@ -1,0 +1,204 @@
+"""Checkpoint files of the byte GPT's public training loop: written from ours, and read as ours.
+
+    write(content_of(state, args), path)    # python -m models.export CKPT --format bytes --output FILE
+    state = load_checkpoint(path)           # optim.checkpoint, which calls as_ours
+
+They hold weights, settings, the step, the optimiser's state and the best loss so far, but neither generators
+nor where the data were read.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import config
+from config.identity import effective_batch
+from config.mixture import is_mixture, parse_mixture
+from config.naming import dataset_label
+from config.recipe import Recipe, recipes
+from errors import UserError
+from files import write_atomically
+from models.byte_format import BYTE_GPT, TIED, is_its_file, its_settings, its_state, misfits, our_name
+from models.settings import ModelSettings
+from models.transformer import Transformer
+from models.weights import load_weights
+
+FIELDS = ("model_cfg", "train_cfg", "model_state", "step", "optimizer_state", "best_val_loss")
+OPTIONAL = ("optimizer_state", "best_val_loss")
+KINDS = {"model_cfg": dict, "train_cfg": dict, "model_state": dict, "optimizer_state": dict}
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW
+LOSS = "val_loss@wiki"  # what its best_val_loss is
+
+
+# writing
+
+
+def content_of(state: Mapping[str, Any], args: Namespace) -> dict[str, Any]:
+    """What the file holds of one of our checkpoints. args: all flags of its training.
+
+    Raises UserError where the network is no byte GPT.
+    """
+    settings = ModelSettings.from_args(args)
+    wrong = misfits(settings)
+    if wrong:
+        raise UserError(f"no byte GPT has {', '.join(wrong)}: its code could not load this model")
+    model = Transformer(settings)
+    load_weights(model, state["model"])
+    if is_its_file(state):
+        return {name: state[name] for name in FIELDS if state[name] is not None}
+    content = {
+        "model_cfg": its_settings(settings),
+        "train_cfg": _train_settings(args),
+        "model_state": its_state(model.state_dict()),
+        "step": state.get("itr") or 0,
+    }
+    optimizer = _its_optimizer_state(state.get("optimizer"), args, model)
+    if optimizer is not None:
+        content["optimizer_state"] = optimizer
+    best = state.get("best") or {}
+    if best.get("value") is not None and best["quantity"].partition("@")[0] == "val_loss":
+        content["best_val_loss"] = best["value"]
+    return content
+
+
+def _train_settings(args: Namespace) -> dict[str, Any]:
+    """Its train_cfg."""
+    recipe = recipes()[BYTE_GPT]
+    found = {}
+    for name in recipe.sections["train"]:
+        value = getattr(args, recipe.flag_named(name))
+        if value is not None:
+            found[name] = value
+    name = args.dataset
+    found["p_train"] = parse_mixture(name) if is_mixture(name) else {dataset_label(name): 1.0}
+    found["B"] = effective_batch(vars(args))
+    return found
+
+
+def _its_optimizer_state(
+    state: Mapping[str, Any] | None, args: Namespace, model: Transformer
+) -> dict[str, Any] | None:
+    """That of torch.optim.AdamW over its parameters in their order; None where ours is of another kind."""
+    if state is None or args.opt != "adamw" or len(state["param_groups"]) != 1:
+        return None
+    group = dict(state["param_groups"][0])
+    numbers = dict(zip(group.pop("param_names"), group.pop("params"), strict=True))
+    names = [name for name, _ in model.named_parameters()]
+    if sorted(names) != sorted(numbers):  # an objective has parameters of its own
+        return None
+    moments = {}
+    for number, name in enumerate(names):
+        if numbers[name] in state["state"]:
+            moments[number] = state["state"][numbers[name]]
+    group |= {"fused": None, "params": list(range(len(names)))}
+    return {"state": moments, "param_groups": [group]}
+
+
+def write(content: Mapping[str, Any], path: Path) -> None:
+    """Replace a file as a whole; the same content gives the same bytes."""
+    buffer = io.BytesIO()  # torch writes a file's own name into it
+    torch.save(dict(content), buffer)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, buffer.getvalue())
+
+
+# reading
+
+
+def whole(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The content with None for what a file need not have. Raises UserError for one that is damaged."""
+    found = {"train_cfg": {}, **dict.fromkeys(OPTIONAL), **content}
+    for name, kind in KINDS.items():
+        value = found[name]
+        if not isinstance(value, kind) and not (value is None and name in OPTIONAL):
+            raise UserError(f"{path} is no checkpoint of a byte GPT: its {name} is no {kind.__name__}")
+    step, best = found["step"], found["best_val_loss"]
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        raise UserError(f"{path} is no checkpoint of a byte GPT: its step is {str(step)[:60]!r}")
+    if best is not None and not isinstance(best, (int, float)):
+        raise UserError(f"{path} is no checkpoint of a byte GPT: its best_val_loss is no number")
+    return found
+
+
+def as_ours(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """A checkpoint of ours with the weights, the flags and the step of such a file, and its own content.
+
+    Resuming needs `our_optimizer_state` and what this run has itself. Raises UserError for a damaged file.
+    """
+    found = whole(content, path)
+    model = {}
+    for name, tensor in found["model_state"].items():
+        try:
+            model[our_name(name)] = tensor
+        except (KeyError, TypeError):
+            raise UserError(f"{path} is of another network than the byte GPT: it has {name!r}") from None
+    if "transformer.wte.weight" in model:
+        model.setdefault(TIED, model["transformer.wte.weight"])
+    args = vars(config.add_defaults({"recipe": BYTE_GPT, **_flags(found, path)}))
+    vocabulary = {"vocabulary": {"tokenizer": "bytes"}} if args["vocab_size"] == 256 else {}
+    best = found["best_val_loss"]
+    if best is None or not math.isfinite(best):
+        best = None
+    return {
+        **found,
+        "model": model,
+        "itr": found["step"],
+        "args": args,
+        "best": {"quantity": LOSS, "value": best, "step": 0},  # of no evaluation of this house
+        **vocabulary,
+    }
+
+
+def _flags(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The flags that its settings mean."""
+    recipe: Recipe = recipes()[BYTE_GPT]
+    values = {}
+    for section in ("model", "train"):
+        for name, value in content[f"{section}_cfg"].items():
+            if name not in recipe.sections[section]:
+                if section == "model":
+                    raise UserError(f"{path} is of another network than the byte GPT: it has {name!r}")
+                continue  # of a later loop: says nothing of the network
+            if value is None:
+                continue
+            flag = recipe.flags[recipe.flag_named(name)]
+            try:
+                values[flag.name] = config.convert(flag, value)
+            except ValueError as error:
+                raise UserError(f"the settings of {path} cannot be used: {name} {error}") from None
+    return values
+
+
+# resuming
+
+
+def our_optimizer_state(
+    content: Mapping[str, Any], mine: Mapping[str, Any], names: list[str], path: Path
+) -> dict[str, Any]:
+    """Its optimiser's state as ours. content: of the file. mine: the state of this run's optimiser. names: of
+    the network's parameters, in order.
+
+    Raises UserError where they do not fit.
+    """
+    state = {}
+    try:
+        (group,) = content["optimizer_state"]["param_groups"]
+        numbers = dict(zip(names, group["params"], strict=True))
+        moments = content["optimizer_state"]["state"]
+        begun = bool(moments) or content["step"] > 0  # before the first step there are none
+        for own in mine["param_groups"]:
+            for name, number in zip(own["param_names"], own["params"], strict=True):
+                if begun:
+                    state[number] = {key: moments[numbers[name]][key].clone() for key in MOMENTS}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(
+            f"cannot resume {path}: its optimizer_state is not that of one AdamW over {len(names)} parameters"
+        ) from None
+    return {**mine, "state": state}
