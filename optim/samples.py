@@ -33,6 +33,7 @@ from optim.setup import autocaster
 
 KIND = "sample"
 BUILT_IN = ("The ", "In the beginning", "def ")  # after --eval_seq_prefix
+AT_ONCE = 8  # prompts of a batch: always as many, as sums of another number could be rounded otherwise
 SHOWN_PROMPT, SHOWN_TEXT = 40, 120  # characters of a log line
 
 
@@ -169,8 +170,8 @@ class Sampler:
         args, end = self.args, self.tokenizer.known.end_of_text
         seed = splitmix64(splitmix64(args.seed) ^ step) >> 1
         with self._borrowed(seed):
-            for first in range(0, len(self.prompts), args.batch_size):
-                prompts = [prompt.tokens for prompt in self.prompts[first : first + args.batch_size]]
+            for first in range(0, len(self.prompts), AT_ONCE):
+                prompts = [prompt.tokens for prompt in self.prompts[first : first + AT_ONCE]]
                 new: list[list[int]] = [[] for _ in prompts]
                 for index, token in generate(
                     Session(self.network, len(prompts), self.device, self.autocast),
