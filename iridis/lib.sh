@@ -602,7 +602,10 @@ on_node() {
 
 # launch PROGRAM...: exec a Python program (a file, or -m MODULE) on all processes of the job; call it in a subshell
 launch() {
-    : "${OMP_NUM_THREADS:=$((CPUS > PROCESSES ? CPUS / PROCESSES : 1))}"
+    local cores
+    cores="$(nproc)" # a laptop has fewer than the job would be given, and more threads than cores slow each other
+    ((cores <= CPUS)) || cores="$CPUS"
+    : "${OMP_NUM_THREADS:=$((cores > PROCESSES ? cores / PROCESSES : 1))}"
     export OMP_NUM_THREADS
     if ((N_NODES > 1)); then
         exec srun --nodes="$N_NODES" --ntasks-per-node=1 --cpus-per-task="$CPUS" --kill-on-bad-exit=1 \

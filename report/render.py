@@ -412,6 +412,7 @@ def _evaluation(one: Evaluation) -> dict[str, Any]:
         "perplexity": one.perplexity,
         "interval_over_windows": list(one.interval),
         "grouped_by": one.grouped or None,
+        "sources": dict(one.sources),
         "loss": one.loss,
         "accuracy": one.accuracy,
         "average_depth": one.depth,

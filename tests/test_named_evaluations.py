@@ -64,9 +64,9 @@ def refused_report(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 # the newest row of each
 
 
-def newest(path: Path, rows: list[dict[str, Any]]) -> dict[str, int]:
+def newest(path: Path, rows: list[dict[str, Any]], is_over: bool = False) -> dict[str, int]:
     write(path, "".join(json.dumps(row) + "\n" for row in rows))
-    return {name: row["step"] for name, row in newest_rows(path, [])[1].items()}
+    return {name: row["step"] for name, row in newest_rows(path, [], is_over)[1].items()}
 
 
 def test_an_evaluation_that_is_still_to_come_has_its_last_row(tmp_path: Path) -> None:
@@ -82,6 +82,14 @@ def test_names_keep_their_order_however_far_from_the_end(tmp_path: Path) -> None
 def test_an_evaluation_that_is_no_longer_made_is_left_out(tmp_path: Path) -> None:
     rows = [*evaluated(1, "old"), *(row for step in (2, 3, 4) for row in evaluated(step, "wiki"))]
     assert newest(tmp_path / "m", rows) == {"wiki": 4}
+
+
+@pytest.mark.parametrize(("is_over", "found"), [(True, {"wiki": 3}), (False, {"old": 1, "wiki": 3})])
+def test_the_last_evaluations_of_a_finished_training_are_all(
+    tmp_path: Path, is_over: bool, found: dict[str, int]
+) -> None:
+    rows = [*evaluated(1, "old"), metric(2), *evaluated(3, "wiki", kind="final")]
+    assert newest(tmp_path / "m", rows, is_over) == found
 
 
 # the table
