@@ -117,16 +117,12 @@ class Transcript:
 
 def encoded(tokenizer: Tokenizer, prompt: str, vocab_size: int) -> list[int]:
     """The tokens of a prompt. Raises UserError for text that the model has none for."""
+    from optim.generation import tokens_of
+
     try:
-        tokens = tokenizer.encode(prompt)
+        return tokens_of(tokenizer, prompt, vocab_size)
     except UserError as error:
         raise UserError(f"--prompt {error}; give another --prompt") from None
-    largest = max(tokens, default=0)
-    if largest >= vocab_size:
-        raise UserError(
-            f"--prompt {prompt!r}: token {largest} is beyond the model's --vocab_size {vocab_size}"
-        )
-    return tokens
 
 
 def route(restored: Restored, model: Any, own: dict[str, Any]) -> None:

@@ -71,6 +71,8 @@ def build_and_run(args: Namespace, world: World, ending: Ending, closing: ExitSt
         )
         parts = recipe_of(vars(args)).assemble(args, world, folder)
         trainer = Trainer(args, world, parts, folder, ending)
+        for hook in parts.hooks:
+            hook.joined(trainer)
         progress = trainer.progress
         if path is not None:
             progress.load(path)

@@ -471,6 +471,31 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             low=0,
             scope=PLACE,
         ),
+        Flag(
+            "sample_every",
+            int,
+            0,
+            "continue prompts every N steps, in the log, metrics.jsonl and Weights & Biases; 0 = never",
+            low=0,
+            scope=PLACE,
+        ),
+        Flag(
+            "sample_prompts",
+            str,
+            None,
+            "file of the prompts of --sample_every: one a line, or a JSON list of strings (None:"
+            " --eval_seq_prefix and a few that are built in)",
+            scope=PLACE,
+        ),
+        Flag("sample_tokens", int, 32, "most tokens that a sample adds to its prompt", low=1, scope=PLACE),
+        Flag(
+            "sample_temperature",
+            float,
+            0.0,
+            "divides the logits of samples; 0 takes the likeliest token each time",
+            low=0,
+            scope=PLACE,
+        ),
         switch(
             "wandb", "log to Weights & Biases (WANDB_MODE=offline on nodes without internet)", scope=PLACE
         ),

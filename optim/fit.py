@@ -46,7 +46,9 @@ DEFAULTS = {"acc_steps": 1, "scheduler": "none", "log_freq": 1, "eval_freq": 0, 
 
 # groups of flags that say what a network and its data are, which the caller of fit has made
 OF_OTHERS = frozenset(flag.name for group in ("data", "model", "recurrent depth") for flag in GROUPS[group])
-NOT_HERE = (OF_OTHERS - {"dtype"}) | {"init_from", "config", "stop_file", "outcome_file", "selftest_resume"}
+OF_TEXT = {"sample_every", "sample_prompts", "sample_tokens", "sample_temperature"}
+OF_MAIN = {"init_from", "config", "stop_file", "outcome_file", "selftest_resume"}
+NOT_HERE = (OF_OTHERS - {"dtype"}) | OF_TEXT | OF_MAIN
 
 
 class Fitted(NamedTuple):
@@ -136,6 +138,8 @@ def fit(
             seed_everything(args.seed, world.rank)
             measured = evaluations(world) if callable(evaluations) else evaluations
             trainer = Trainer(args, world, Parts(objective, source, measured, hooks), place, ending)
+            for hook in hooks:
+                hook.joined(trainer)
             if path is not None:
                 trainer.progress.load(path)
             return trainer.run(held[0] if held else None, stopper)

@@ -13,9 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data.tokenizer import Tokenizer
 from errors import UserError
 from models.cache import GenerationCache
 from models.transformer import Transformer
+
+
+def tokens_of(tokenizer: Tokenizer, text: str, vocab_size: int) -> list[int]:
+    """Raises UserError for text that the model has no tokens for."""
+    tokens = tokenizer.encode(text)
+    largest = max(tokens, default=0)
+    if largest >= vocab_size:
+        raise UserError(f"{text!r}: token {largest} is beyond the model's --vocab_size {vocab_size}")
+    return tokens
 
 
 @dataclass(frozen=True)

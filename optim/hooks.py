@@ -13,7 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from optim.experiment import Experiment
+    from optim.reporting import Reporter
+    from optim.stopping import Stopper
+    from optim.watchdog import Watchdog
 
 COMPLETE, PAUSE = "complete", "pause"
 
@@ -35,8 +41,23 @@ class Stop:
             raise ValueError(f"a hook may ask for {COMPLETE!r} or {PAUSE!r}, not {self.kind!r}")
 
 
+class Run(Protocol):
+    """What a hook may use of the run that calls it, from `started` on. reporter: takes rows of metrics.jsonl.
+    experiment: on the main process. Long work goes in parts, after each of which `watchdog.beat` says that
+    the process is alive, and `stopper.poll` (on all processes together) whether to stop.
+    """
+
+    experiment: Experiment | None
+    reporter: Reporter
+    stopper: Stopper
+    watchdog: Watchdog
+
+
 class Hook:
     """Override any of the methods. One that returns a Stop ends the training after the step."""
+
+    def joined(self, run: Run) -> None:
+        """Once, before all others; to be kept by a hook that has a use for it."""
 
     def started(self, step: int) -> Stop | None:
         """Before the first step of this run; `step` steps were taken by earlier ones."""

@@ -21,6 +21,7 @@ from optim.evaluation import HeldOut
 from optim.hooks import Hook
 from optim.objectives import NextToken
 from optim.progress import Parts
+from optim.samples import samples_of, wanted_prompts
 from optim.setup import autocast_dtype, autocaster, seed_everything
 
 
@@ -29,9 +30,13 @@ def assemble(args: Namespace, world: World, folder: Path) -> Parts:
 
     Raises UserError.
     """
+    # a wrong prompt is reported before data are prepared
+    texts = world.on_all(lambda: wanted_prompts(args)) if args.sample_every else []
     data = open_data(args, world)
     seed_everything(args.seed, world.rank)
-    return language_model(args, world, data, make_model_from_args(args), folder)
+    network = make_model_from_args(args)
+    hooks = [world.on_all(lambda: samples_of(args, world, texts, data, network))] if texts else []
+    return language_model(args, world, data, network, folder, hooks)
 
 
 def language_model(

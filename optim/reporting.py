@@ -76,8 +76,13 @@ class _Console(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         # a full disk under the job's log must not end the training, whose own disk may have room
         with suppress(OSError):
-            tqdm.write(self.format(record), file=sys.stdout)
+            tqdm.write(self._line(record), file=sys.stdout)
             sys.stdout.flush()
+
+    def _line(self, record: logging.LogRecord) -> str:
+        """In letters that the terminal knows."""
+        encoding = sys.stdout.encoding or "utf-8"
+        return self.format(record).encode(encoding, "backslashreplace").decode(encoding)
 
 
 def start_logging(is_main: bool) -> None:
@@ -107,7 +112,7 @@ class _LogFile(logging.FileHandler):
 
 def log_to_file(path: Path) -> None:
     """Append every line to a file too, with its time."""
-    handler = _LogFile(path)
+    handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
 
@@ -175,6 +180,16 @@ def charts(row: dict[str, Any]) -> dict[str, float]:
     return flat | again
 
 
+def tables(row: dict[str, Any]) -> dict[str, Any]:
+    """What Weights & Biases gets of a metrics row's samples of text."""
+    if "samples" not in row:
+        return {}
+    import wandb
+
+    lines = [[row["step"], sample["prompt"], sample["text"]] for sample in row["samples"]]
+    return {"samples": wandb.Table(columns=["step", "prompt", "text"], data=lines)}
+
+
 class Throughput(Protocol):
     """What a speed counts: items of this name in each sample, and floating-point operations for each."""
 
@@ -237,7 +252,7 @@ class Reporter:
             return
         new = self.experiment.metrics.append({**row, "time": {"unix": time.time(), **row.get("time", {})}})
         if new and self.wandb is not None:
-            self.wandb.log(charts(row), step=row["step"])
+            self.wandb.log(charts(row) | tables(row), step=row["step"])
         for line in lines:
             log.info(line)
 

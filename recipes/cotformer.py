@@ -191,6 +191,9 @@ def notes(args: Namespace) -> list[str]:
     if not is_mixture(args.dataset):
         for name in ("sampling", "missing_sources", "normalise_weights"):
             reasons[name] = ": --dataset is no mixture"
+    if not args.sample_every:
+        for name in ("sample_prompts", "sample_tokens", "sample_temperature"):
+            reasons[name] = ": --sample_every is 0"
     reasons |= unused_by_optimiser(args)
     flags = flags_of(vars(args))
     changed = [name for name in reasons if getattr(args, name) != flags[name].default]

@@ -19,7 +19,7 @@ from files import load_json
 from optim.checkpoint import load_checkpoint
 from optim.evaluation import Measured
 from optim.fit import fit
-from optim.hooks import Hook, Stop
+from optim.hooks import Hook, Run, Stop
 from optim.objectives import Loss
 from optim.selftest import differing, leaves
 from optim.tracked import LOWER
@@ -188,6 +188,19 @@ class OtherNumbers(Numbers):
 
     def identity(self) -> dict[str, Any]:
         return {"kind": self.kind}
+
+
+class Writes(Hook):
+    def joined(self, run: Run) -> None:
+        self.run = run
+
+    def stepped(self, step: int, loss: float) -> None:
+        self.run.reporter.row({"kind": "mine", "step": step, "loss": loss}, [])
+
+
+def test_a_hook_may_write_rows() -> None:
+    rows = train(None, hooks=[Writes()])
+    assert [row["step"] for row in rows if row["kind"] == "mine"] == [*range(1, 13)]
 
 
 class Patience(Hook):
