@@ -45,9 +45,9 @@ class Recipe:
     files, and their keys (none: every flag); without any, sections have names of any kind. selftest: flags of
     --selftest_resume, above the defaults. follow: defaults that follow other flags, of the values of all;
     those that are given count. resolve: fills in settings of a training that are None and follow from others;
-    a line for each that cannot be. check: a line for each combination that cannot work. notes: a line for each
-    setting that has no effect. assemble: what is trained, as optim.progress.Parts, of the flags, the processes
-    and the experiment's folder.
+    a line for each that cannot be. check: a line for each combination that cannot work. notes: a line for
+    each setting that has no effect. assemble: what is trained, as optim.progress.Parts, of the flags, the
+    processes and the experiment's folder.
 
     Raises ValueError where a default is of no flag, or a spelling is of none or of two.
     """
