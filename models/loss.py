@@ -15,6 +15,7 @@ from models.precision import computing_dtype, without_autocast
 
 IGNORE = -1
 SLICE_ELEMENTS = 1 << 25  # logits held at once: 128 MiB in float32
+CACHED_ELEMENTS = 1 << 18  # of these, as many as stay in a CPU's cache while they pass through softmax
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -33,51 +34,48 @@ class _LinearCrossEntropy(torch.autograd.Function):
         token_weights: Tensor,
         dtype: torch.dtype,
         softcap: float | None,
+        vocabulary: int,
         want_grad: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        n, rows = hidden.shape[0], max(1, SLICE_ELEMENTS // weight.shape[0])
-        if softcap is not None:  # whose tanh is held beside the logits
-            rows = max(1, rows // 2)
-        x, w = hidden.to(dtype), weight.to(dtype)
+        n, rows = hidden.shape[0], max(1, SLICE_ELEMENTS // vocabulary)
+        x, w = hidden.to(dtype), weight[:vocabulary].to(dtype)
+        scaled = x if softcap is None else (hidden / softcap).to(dtype)
         losses = torch.empty(n, dtype=torch.float32, device=hidden.device)
         hits = torch.zeros(n, dtype=torch.bool, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if want_grad else None
         grad_weight = torch.zeros_like(weight) if want_grad else None
+        grad_rows = None if grad_weight is None else grad_weight[:vocabulary]
         # one for all slices
-        buffer = torch.empty(min(rows, n), weight.shape[0], dtype=dtype, device=hidden.device)
-        capped = torch.empty_like(buffer if softcap is not None else buffer[:0], dtype=torch.float32)
+        buffer = torch.empty(min(rows, n), vocabulary, dtype=dtype, device=hidden.device)
         for begin in range(0, n, rows):
             part = slice(begin, min(n, begin + rows))
-            logits = torch.mm(x[part], w.t(), out=buffer[: part.stop - begin]).float()
-            if softcap is not None:
-                tanh = logits.div_(softcap).tanh_()
-                logits = torch.mul(tanh, softcap, out=capped[: part.stop - begin])
+            logits = torch.mm(scaled[part], w.t(), out=buffer[: part.stop - begin]).float()
             target = targets[part].unsqueeze(-1)
             counted = target != IGNORE
             target = target.clamp_min(0)
-            largest, of_target = logits.amax(-1, keepdim=True), logits.gather(-1, target)
-            if grad_hidden is None or grad_weight is None:
-                hit = (of_target == largest).logical_and_(counted)
-                if dtype != torch.float32:  # ties are common there: the first of the largest is the guess
-                    hit &= logits.argmax(-1, keepdim=True) == target
-                hits[part] = hit.squeeze(-1)
-                log_norm = logits.sub_(largest).exp_().sum(-1, keepdim=True).log_()
-                losses[part] = ((log_norm + largest - of_target) * counted).squeeze(-1)
+            if grad_hidden is not None and grad_rows is not None:
+                scale = counted * token_weights[part].unsqueeze(-1)
+                if softcap is None:
+                    of_part, grad = _plain(logits, target, scale)
+                else:
+                    of_part, grad = _capped(logits, target, scale, softcap)
+                losses[part] = (of_part * counted).squeeze(-1)
+                grad = grad.to(dtype)
+                grad_hidden[part] = grad @ w
+                if dtype == weight.dtype:
+                    grad_rows.addmm_(grad.t(), x[part])
+                else:
+                    grad_rows += grad.t() @ x[part]
                 continue
-            # of a row at a time, in place
-            odds = torch.softmax(logits, -1, out=logits if logits.device.type == "cpu" else None)
-            log_norm = -odds.amax(-1, keepdim=True).log_()
-            losses[part] = ((log_norm + largest - of_target) * counted).squeeze(-1)
-            scale = counted * token_weights[part].unsqueeze(-1)
-            odds.mul_(scale).scatter_add_(-1, target, -scale)
             if softcap is not None:
-                odds.addcmul_(odds, tanh.square_(), value=-1)  # times the slope of the cap
-            grad = odds.to(dtype)
-            grad_hidden[part] = grad @ w
-            if dtype == weight.dtype:
-                grad_weight.addmm_(grad.t(), x[part])
-            else:
-                grad_weight += grad.t() @ x[part]
+                logits.tanh_().mul_(softcap)
+            largest, of_target = logits.amax(-1, keepdim=True), logits.gather(-1, target)
+            hit = (of_target == largest).logical_and_(counted)
+            if dtype != torch.float32:  # ties are common there: the first of the largest is the guess
+                hit &= logits.argmax(-1, keepdim=True) == target
+            hits[part] = hit.squeeze(-1)
+            log_norm = logits.sub_(largest).exp_().sum(-1, keepdim=True).log_()
+            losses[part] = ((log_norm + largest - of_target) * counted).squeeze(-1)
         ctx.save_for_backward(grad_hidden, grad_weight, losses)
         ctx.mark_non_differentiable(losses, hits)
         return (losses * token_weights).sum(), losses, hits
@@ -96,7 +94,38 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
+
+
+def _plain(logits: Tensor, target: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropies (n, 1) of targets (n, 1) under logits (n, V) float32, which are overwritten, and their
+    gradients, times scale (n, 1).
+    """
+    largest, of_target = logits.amax(-1, keepdim=True), logits.gather(-1, target)
+    # of a row at a time, in place
+    odds = torch.softmax(logits, -1, out=logits if logits.device.type == "cpu" else None)
+    log_norm = -odds.amax(-1, keepdim=True).log_()
+    return log_norm + largest - of_target, odds.mul_(scale).scatter_add_(-1, target, -scale)
+
+
+def _capped(scaled: Tensor, target: Tensor, scale: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
+    """As `_plain` under the logits softcap tanh(scaled), of which no largest need be known; gradients are
+    those by softcap scaled, and take its place.
+    """
+    rows = len(scaled)
+    if scaled.device.type == "cpu":
+        rows = max(1, min(rows, CACHED_ELEMENTS // scaled.shape[1]))
+    losses, buffer = torch.empty_like(scale), torch.empty_like(scaled[:rows])
+    for begin in range(0, len(scaled), rows):
+        part = slice(begin, min(len(scaled), begin + rows))
+        tanh, wanted = scaled[part].tanh_(), target[part]
+        capped = torch.mul(tanh, softcap, out=buffer[: part.stop - begin])
+        odds = torch.softmax(capped, -1, out=capped if capped.device.type == "cpu" else None)
+        losses[part] = -odds.gather(-1, wanted).log_()
+        odds.mul_(scale[part]).scatter_add_(-1, wanted, -scale[part])
+        torch.ops.aten.tanh_backward.grad_input(odds, tanh, grad_input=tanh)
+    return losses, scaled
 
 
 def linear_cross_entropy(
@@ -105,18 +134,27 @@ def linear_cross_entropy(
     targets: Tensor,
     token_weights: Tensor | None = None,
     softcap: float | None = None,
+    vocabulary: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted sum of the tokens' cross-entropies; per token the loss in nats; and whether the best guess is
     right.
 
     hidden (N, D), weight (V, D), targets (N,) int64 with IGNORE for tokens that do not count, token_weights
     (N,) float32 or None for ones. Only the sum carries a gradient; guesses are judged only where no gradient
-    is wanted. softcap c: logits z are c tanh(z / c). Under autocast the products are taken in its dtype.
+    is wanted. softcap c: logits z are c tanh(z / c). vocabulary: rows of the weight that are tokens (None:
+    all). Under autocast the products are taken in its dtype.
     """
     dtype = computing_dtype(hidden.device, hidden.dtype)
     if token_weights is None:
         token_weights = torch.ones(hidden.shape[0], device=hidden.device)
     with without_autocast(hidden.device):
         return _LinearCrossEntropy.apply(
-            hidden, weight, targets, token_weights, dtype, softcap, torch.is_grad_enabled()
+            hidden,
+            weight,
+            targets,
+            token_weights,
+            dtype,
+            softcap,
+            vocabulary or weight.shape[0],
+            torch.is_grad_enabled(),
         )

@@ -35,11 +35,11 @@ class NextTokenLoss:
 def next_token(network: Network, hidden: Hidden, targets: Tensor) -> NextTokenLoss:
     """The loss of targets (B, T) int64, IGNORE where there is none."""
     norm, weight = network.head
-    softcap = getattr(network, "softcap", None)
+    softcap, vocabulary = getattr(network, "softcap", None), getattr(network, "vocabulary", None)
     if hidden.exits is not None:
         return _expected(norm, weight, hidden.exits, targets, softcap)
     total, losses, hits = linear_cross_entropy(
-        norm(hidden.states).flatten(0, 1), weight, targets.flatten(), softcap=softcap
+        norm(hidden.states).flatten(0, 1), weight, targets.flatten(), softcap=softcap, vocabulary=vocabulary
     )
     cross_entropy = total / (targets != IGNORE).sum()
     penalty = 0.0 if hidden.penalty is None else hidden.penalty

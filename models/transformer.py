@@ -165,14 +165,15 @@ class Transformer(nn.Module):
 
     @property
     def head(self) -> tuple[nn.Module, Tensor]:
-        """Last norm and output weight (V, D)."""
+        """Last norm and output weight (V, D), with padded rows below those of tokens."""
         if self.settings.variant.exits_each_pass:
-            norm, linear = self.to_logits[0], cast(nn.Linear, self.to_logits[1])
-        else:
-            norm, linear = self.transformer["ln_f"], self.lm_head
-        if self.settings.table_rows == self.settings.vocab_size:
-            return norm, linear.weight
-        return norm, linear.weight[: self.settings.vocab_size]
+            return self.to_logits[0], cast(nn.Linear, self.to_logits[1]).weight
+        return self.transformer["ln_f"], self.lm_head.weight
+
+    @property
+    def vocabulary(self) -> int:
+        """As models.network.Network."""
+        return self.settings.vocab_size
 
     @property
     def softcap(self) -> float | None:
@@ -182,7 +183,7 @@ class Transformer(nn.Module):
     def logits(self, states: Tensor) -> Tensor:
         """Hidden states (..., D) -> (..., V)."""
         norm, weight = self.head
-        logits = F.linear(norm(states), weight)
+        logits = F.linear(norm(states), weight[: self.vocabulary])
         if self.softcap is None:
             return logits
         wide = logits if logits.dtype == torch.float64 else logits.float()

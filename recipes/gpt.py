@@ -50,6 +50,7 @@ SPELLINGS = {
     "final-lr-frac": "final_lr_frac",
     "resume-from-step": "use_pretrained",
     "eval-every": "eval_freq",
+    "sample-every": "sample_every",
     "save-every": "save_checkpoint_freq",
     "model-tag": "exp_name",
 }
@@ -79,6 +80,7 @@ DEFAULTS: dict[str, Any] = {
     "decay_schedule": "linear",
     "eval_freq": 250,
     "eval_batches": None,
+    "sample_every": 2000,
 }
 SELFTEST: dict[str, Any] = {
     "dataset": "selftest",
@@ -137,6 +139,10 @@ OTHER_FORMS: dict[str, dict[str, Any]] = {
     "eval_freq": {"type": disabled_is_zero, "help": "evaluate every N steps; 0 or -1: only at the end"},
     "eval_batches": {
         "help": "batches of an evaluation during training; 0 = the whole split (None: those of --eval-tokens)"
+    },
+    "sample_every": {
+        "type": disabled_is_zero,
+        "help": "continue prompts every N steps, in the log, metrics.jsonl and Weights & Biases; 0 or -1: never",
     },
     "save_checkpoint_freq": {
         "type": disabled_is_none,
@@ -201,9 +207,8 @@ OWN_FLAGS = (
     ),
     Flag("core_metric_every", int, -1, "CORE every N steps: not there yet; -1: never", low=-1, scope=PLACE),
     Flag("core_metric_max_per_task", int, 500, "examples for each task of CORE", low=-1, scope=PLACE),
-    Flag("sample_every", int, -1, "samples every N steps: not there yet; -1: never", low=-1, scope=PLACE),
 )
-WITHOUT_EFFECT = ("fp8_recipe", "core_metric_every", "core_metric_max_per_task", "sample_every")
+WITHOUT_EFFECT = ("fp8_recipe", "core_metric_every", "core_metric_max_per_task")
 
 
 def own_groups() -> Mapping[str, Sequence[Flag]]:

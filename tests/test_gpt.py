@@ -48,7 +48,7 @@ PUBLIC = {
     "eval-tokens": str(40 * 524288),
     "core-metric-every": "-1",
     "core-metric-max-per-task": "500",
-    "sample-every": "-1",
+    "sample-every": "2000",
     "save-every": "-1",
     "model-tag": "d20",
 }
@@ -77,6 +77,7 @@ def test_its_flags_may_be_written_with_underscores(name: str) -> None:
         (["--depth", "12"], "iterations", 2205),
         (["--num-iterations", "7"], "iterations", 7),
         (["--eval-every", "-1"], "eval_freq", 0),
+        (["--sample-every", "-1"], "sample_every", 0),
         (["--save-every", "-1"], "save_checkpoint_freq", None),
         (["--save-every", "50"], "save_checkpoint_freq", 50),
         (["--resume-from-step", "50"], "use_pretrained", "ckpt_50.pt"),
