@@ -4,6 +4,7 @@ matmul rate.
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import statistics
 import threading
@@ -59,6 +60,19 @@ def flags(**given: Any) -> Namespace:
     )
 
 
+def flags_of_gpt(**given: Any) -> Namespace:
+    """As `flags`, of the recipe gpt: modern blocks, heads of 128 features, windows, Muon."""
+    return flags(
+        model="base",
+        block="modern",
+        window_pattern="SSSL",
+        rope_dtype="bfloat16",
+        opt="muon",
+        vocab_size=50257,
+        **given,
+    )
+
+
 def synchronise(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.synchronize()
@@ -104,11 +118,25 @@ def training_step(
 
     plain: as published, with logits of the whole vocabulary in float32 (attention follows the flags).
     """
+    model, forward_and_backward = micro_batch(args, device, dtype, plain=plain)
+    optimizer = make_optimizer(model, args)
+
+    def step() -> None:
+        forward_and_backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return model, step
+
+
+def micro_batch(
+    args: Namespace, device: str, dtype: str, *, plain: bool
+) -> tuple[Transformer, Callable[[], None]]:
+    """As `training_step`, forward and backward alone."""
     torch.manual_seed(0)
     model = make_model_from_args(args).to(device)
     if args.compile:
         model.compile_blocks()
-    optimizer = make_optimizer(model, args)
     idx, targets = (
         torch.randint(0, args.vocab_size, (args.batch_size, args.sequence_length), device=device)
         for _ in range(2)
@@ -120,14 +148,12 @@ def training_step(
         logits = model(idx, get_logits=True)["logits"]
         return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
-    def step() -> None:
+    def forward_and_backward() -> None:
         with autocast(device, dtype):
             value = loss()
         value.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
 
-    return model, step
+    return model, forward_and_backward
 
 
 def resident_mib() -> float:
@@ -143,6 +169,9 @@ def peak_growth(work: Callable[[], object], device: str = "cpu") -> float:
         before = torch.cuda.memory_allocated()
         work()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)  # blocks that were freed before
     start, peak, done = resident_mib(), 0.0, threading.Event()
 
     def watch() -> None:

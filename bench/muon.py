@@ -14,10 +14,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 # ruff: noqa: E402
-import torch
-
-from bench.common import alternate, arguments, autocast, flags, report
-from models import make_model_from_args
+from bench.common import alternate, arguments, flags_of_gpt, micro_batch, report
 from optim.optimizers import make_optimizer
 from recipes.horizon import BASE_BATCH
 
@@ -26,37 +23,26 @@ def main() -> None:
     args = arguments(
         __doc__, n_embd=768, depth=2, batch_size=1, sequence_length=512, muon_dtype="auto", rounds=3
     )
-    settings = flags(
-        model="base",
-        block="modern",
-        window_pattern="SSSL",
+    settings = flags_of_gpt(
         n_embd=args.n_embd,
         n_head=args.n_embd // 128,
         n_layer=args.depth,
         sequence_length=args.sequence_length,
-        opt="muon",
+        batch_size=args.batch_size,
         muon_dtype=args.muon_dtype,
     )
-    torch.manual_seed(0)
-    model = make_model_from_args(settings).to(args.device)
+    model, forward_and_backward = micro_batch(settings, args.device, args.dtype, plain=False)
     optimizer = make_optimizer(model, settings)
-    shape = args.batch_size, args.sequence_length
-    inputs, targets = (torch.randint(0, settings.vocab_size, shape, device=args.device) for _ in range(2))
-
-    def micro_batch() -> None:
-        with autocast(args.device, args.dtype):
-            loss = model(inputs, targets=targets)["loss"]
-        loss.backward()
-
-    times = alternate({"micro_batch": micro_batch, "step": optimizer.step}, args.rounds, args.device)
-    micro_batches = BASE_BATCH / inputs.numel()
+    tokens = args.batch_size * args.sequence_length
+    times = alternate({"micro_batch": forward_and_backward, "step": optimizer.step}, args.rounds, args.device)
+    micro_batches = BASE_BATCH / tokens
     report(
         "muon",
         args.device,
         dtype=args.dtype,
         n_embd=args.n_embd,
         depth=args.depth,
-        tokens=inputs.numel(),
+        tokens=tokens,
         muon_dtype=args.muon_dtype,
         milliseconds={name: 1000 * seconds for name, seconds in times.items()},
         share=times["step"] / (times["step"] + micro_batches * times["micro_batch"]),

@@ -60,8 +60,22 @@ def rotate_halves(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat((first * cos + second * sin, second * cos - first * sin), dim=-1)
 
 
+class _SquaredRelu(torch.autograd.Function):
+    """In one new tensor each way; keeps its input, which its caller keeps anyway."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return F.relu(x).square_()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return F.relu(x).mul_(grad).mul_(2)
+
+
 def squared_relu(x: Tensor) -> Tensor:
-    return F.relu(x).square()
+    return cast(Tensor, _SquaredRelu.apply(x))
 
 
 class ModernAttention(nn.Module):

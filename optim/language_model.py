@@ -12,15 +12,18 @@ from typing import Any
 
 import torch
 
+from config.recipe import flags_of
 from data.sizes import text_bytes, token_sizes
 from data.text import TextData
 from distributed.world import World
+from errors import UserError
 from models import make_model_from_args
 from optim.dataset import open_data
 from optim.evaluation import HeldOut
 from optim.hooks import Hook
 from optim.objectives import NextToken
 from optim.progress import Parts
+from optim.reporting import log
 from optim.samples import samples_of, wanted_prompts
 from optim.setup import autocast_dtype, autocaster, seed_everything
 
@@ -35,8 +38,22 @@ def assemble(args: Namespace, world: World, folder: Path) -> Parts:
     data = open_data(args, world)
     seed_everything(args.seed, world.rank)
     network = make_model_from_args(args)
-    hooks = [world.on_all(lambda: samples_of(args, world, texts, data, network))] if texts else []
+    hooks = _samples(args, world, texts, data, network) if texts else []
     return language_model(args, world, data, network, folder, hooks)
+
+
+def _samples(args: Namespace, world: World, texts: Sequence[str], data: TextData, network: Any) -> list[Hook]:
+    """The hook of samples. Where only a recipe's default asks for them, and they cannot be had: none, and a
+    note. Raises UserError.
+    """
+    try:
+        return [world.on_all(lambda: samples_of(args, world, texts, data, network))]
+    except UserError as error:
+        default = flags_of(vars(args))["sample_every"].default
+        if args.sample_every != default or args.sample_prompts is not None:
+            raise
+        log.info(f"note: no samples: {str(error).splitlines()[0]}")
+    return []
 
 
 def language_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import shutil
@@ -25,6 +26,8 @@ from optim.reader import Record
 from optim.reporting import log, log_to_file
 from optim.stopping import Stopper
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+
 
 def set_precision(deterministic: bool) -> None:
     """TF32 products on GPUs that have them; with `deterministic`, only algorithms that give the same bits
@@ -37,6 +40,16 @@ def set_precision(deterministic: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
+
+
+def keep_freed_memory() -> None:
+    """Have glibc take large blocks from what was freed before, instead of new pages of the kernel, whose
+    zeros cost as much as a pass over a large tensor. No effect with other C libraries.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def autocast_dtype(name: str, device: torch.device) -> torch.dtype:

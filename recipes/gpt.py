@@ -142,7 +142,8 @@ OTHER_FORMS: dict[str, dict[str, Any]] = {
     },
     "sample_every": {
         "type": disabled_is_zero,
-        "help": "continue prompts every N steps, in the log, metrics.jsonl and Weights & Biases; 0 or -1: never",
+        "help": "continue prompts every N steps, in the log, metrics.jsonl and Weights & Biases; 0 or -1:"
+        " never",
     },
     "save_checkpoint_freq": {
         "type": disabled_is_none,
@@ -306,8 +307,11 @@ def notes(args: Namespace) -> list[str]:
 
 def assemble(args: Namespace, world: World, folder: Path) -> Parts:
     """As cotformer.assemble, with the plan in words and the smoothed loss."""
+    from optim.setup import keep_freed_memory
     from optim.smoothed_loss import SmoothedLoss
 
+    if world.device.type == "cpu":
+        keep_freed_memory()
     parts = cotformer.assemble(args, world, folder)
 
     def describe(schedule: str) -> list[str]:

@@ -212,6 +212,7 @@ def test_a_training_tells_its_horizon_and_the_smoothed_loss(tmp_path: Path) -> N
     assert outcome.returncode == 0, outcome.stderr
     told = outcome.stdout + outcome.stderr
     assert "horizon: 12 steps of 384 tokens" in told and "smoothed loss at step 10: " in told
+    assert "note: no samples: --sample_every: no built-in prompt fits" in told
 
 
 @pytest.mark.slow
