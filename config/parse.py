@@ -21,7 +21,7 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from config.json_file import in_sections, read_config_file
-from config.old_flags import OTHER_FORMS
+from config.old_flags import OTHER_FORMS, REPLACED
 from config.recipe import DEFAULT_RECIPE, Recipe, flags_of, recipe_of, recipes
 from config.schema import PLACE, Flag, boolean, switch
 from config.values import NO_VALUE, Problem, convert, nearest
@@ -124,7 +124,10 @@ def _report_extras(extras: Sequence[str], recipe: Recipe, problems: list[Problem
     for word in extras:
         if word.startswith("--"):
             written = word.split("=", 1)[0]
-            form = OTHER_FORMS.get(written[2:].replace("-", "_"))
+            name = written[2:].replace("-", "_")
+            form = OTHER_FORMS.get(name)
+            if REPLACED.get(name) in recipe.flags:
+                form = f"--{REPLACED[name]} takes its place"
             meant = f"; {form}" if form else nearest(written, known)
             problems.append(Problem(f"unknown flag {written}{meant}"))
             after_unknown = True
