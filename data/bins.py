@@ -31,6 +31,7 @@ BYTE_VALUES = 256
 DEFAULT_DATA_DIR = Path(__file__).parent / "datasets"
 FOLDERS = {"owt2": "openwebtext2"}  # names that share another's folder
 META = "meta.json"
+WORK = ".tokenize"  # in a folder that is being prepared
 SPLITS = {"train": "training", "val": "validation"}
 LLM_C_HEADER, LLM_C_WIDE = 1024, 20240801  # bytes; magic of its files of 32-bit tokens
 LLM_C_MAGICS = (20240520, LLM_C_WIDE)
@@ -74,6 +75,20 @@ def label(dataset: str) -> str:
 
 def is_prepared(folder: Path) -> bool:
     return (folder / "train.bin").is_file() and (folder / "val.bin").is_file()
+
+
+def refuse_half(folder: Path) -> None:
+    """Raises UserError where a folder that is to be prepared holds one bin, and none that was left by a
+    preparation, which writes val.bin before train.bin.
+    """
+    there = [split for split in SPLITS if (folder / f"{split}.bin").exists()]
+    if len(there) != 1 or (there == ["val"] and (folder / WORK).is_dir()):
+        return
+    (missing,) = SPLITS.keys() - there
+    raise UserError(
+        f"{folder} holds {there[0]}.bin without {missing}.bin, and would be overwritten: put {missing}.bin"
+        f" there, or move {there[0]}.bin away"
+    )
 
 
 def dtype_for(size: int) -> np.dtype[Any]:

@@ -35,9 +35,9 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from data.bins import DEFAULT_DATA_DIR, META, SPLITS, dataset_folder
+from data.bins import DEFAULT_DATA_DIR, META, SPLITS, WORK, dataset_folder
 from data.bpe import cache_folder, gpt2
-from data.tokenize import RAW_OWT2, WORK, say_now
+from data.tokenize import RAW_OWT2, say_now
 from errors import UserError
 from files import load_json, remove_folder, sync, sync_folder, write_json
 

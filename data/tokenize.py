@@ -38,7 +38,15 @@ from typing import Any
 from tqdm import tqdm
 
 from config.flags import CHARACTERS, GPT2
-from data.bins import DEFAULT_DATA_DIR, dataset_folder, dtype_for, is_prepared, read_meta
+from data.bins import (
+    DEFAULT_DATA_DIR,
+    WORK,
+    dataset_folder,
+    dtype_for,
+    is_prepared,
+    read_meta,
+    refuse_half,
+)
 from data.built_in import BUILT_IN
 from data.characters import tokenize_characters
 from data.corpus import pack
@@ -52,7 +60,6 @@ from errors import UserError
 from files import STORAGE_FAULTS, is_kept_open, load_json, remove_folder, write_json
 from processes import peak_kib
 
-WORK = ".tokenize"
 VAL_SHARE = 0.0005
 # small shards share a group up to this size on disk and this number
 GROUP_BYTES, GROUP_SHARDS = 1 << 22, 4096
@@ -395,6 +402,7 @@ def prepare_built_in(name: str, folder: Path) -> None:
                 fcntl.flock(lock, fcntl.LOCK_EX)
             if is_prepared(folder):
                 return
+            refuse_half(folder)
             say_now(f"preparing {name}, which is built in: {folder}")
             inputs = inputs_of(name, folder)
             tokenize(inputs, folder, val_share=wanted.val_share, tokenizer=wanted.tokenizer)
@@ -538,6 +546,8 @@ def main(argv: list[str] | None = None) -> int:
                 need_same_tokenizer(folder, vocabulary)
             say_now(f"{folder} is prepared already (--force prepares it again)")
             return 0
+        if not args.force:
+            refuse_half(folder)
         inputs = args.input or inputs_of(args.name, folder)
         if KINDS[str(vocabulary.tokenizer)].is_learned:
             if args.val_share is not None:
