@@ -181,7 +181,9 @@ def stop(prog: str, problems: Sequence[str], code: int = 2, alone: bool = False)
 def guarded(prog: str, work: Callable[[], int]) -> int:
     """Exit code of `work`; each problem that the user can fix gets a line, and exit code 2."""
     try:
-        return work()
+        code = work()
+        print(end="", flush=True)  # what is still to be printed may meet the same faults
+        return code
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -21,7 +21,6 @@ for each problem.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 import os
@@ -312,7 +311,7 @@ def options(argv: Sequence[str]) -> tuple[Namespace, list[str] | None]:
     if "--" in words:
         separator = words.index("--")
         words, flags = words[:separator], words[separator + 1 :]
-    parser = argparse.ArgumentParser(prog="preflight", description="Check a job before it is queued.")
+    parser = config.Arguments(prog="preflight", description="Check a job before it is queued.")
     parser.add_argument("--partition")
     parser.add_argument("--time")
     for name in ("nodes", "gpus", "processes"):
@@ -333,7 +332,7 @@ def options(argv: Sequence[str]) -> tuple[Namespace, list[str] | None]:
     parser.add_argument(
         "--experiment", type=Path, help="folder of the experiment that the job was submitted for"
     )
-    return parser.parse_args(words), flags
+    return parser.parsed(words), flags
 
 
 def training_problems(wanted: Namespace, args: Namespace, record: Record, is_refused: bool) -> list[str]:

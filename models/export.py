@@ -224,10 +224,11 @@ def _save(stored: dict[str, Any], path: Path) -> None:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line. Exits 2 on bad values."""
-    parser = argparse.ArgumentParser(
+    """The command line. Raises UserError."""
+    from config import Arguments  # late, as below
+
+    parser = Arguments(
         prog=PROG,
-        usage=argparse.SUPPRESS,  # so that an error is one line
         description=(
             "python -m models.export CHECKPOINT FOLDER: write a folder that transformers loads. "
             "With --authors FILE instead of FOLDER: a checkpoint that the authors' code loads. With --format"
@@ -262,7 +263,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="with --format bytes: the file to write, or a folder, where it is named by its step",
     )
-    given = parser.parse_args(argv)
+    given = parser.parsed(argv)
     if (given.format is None) != (given.output is None):
         parser.error("--format bytes and --output FILE go together")
     if (given.folder, given.authors, given.output).count(None) != 2:
@@ -367,8 +368,7 @@ def export_folder(
 def main(argv: list[str] | None = None) -> int:
     import config
 
-    given = parse(argv)
-    return config.guarded(PROG, lambda: run(given))
+    return config.guarded(PROG, lambda: run(parse(argv)))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from data.setup import ensure_prepared, is_built_in
 from data.split import is_validation
 from data.tokenize import main
 from errors import UserError
+from tests.command_lines import code_of
 from tests.corpora import lines, prepare
 
 OF_BYTES = ["lib_code", "lib_docs", "lib_licenses"]
@@ -146,7 +147,7 @@ def test_one_bin_of_a_user_is_not_overwritten_by_hand(
     path = put_bin(tmp_path / name, "train.bin")
     (tmp_path / "text.txt").write_text("a text " * 9)
     words = ["--name", name, "--data_dir", str(tmp_path), "--input", str(tmp_path / "text.txt")]
-    assert main(words) == 2 and len(capsys.readouterr().err.splitlines()) == 1
+    assert code_of(main, words) == 2 and len(capsys.readouterr().err.splitlines()) == 1
     assert path.read_bytes() == b"of a user"
 
 
