@@ -196,7 +196,7 @@ def export(
         for name, text in model_code().items():
             write_atomically(temporary / name, text)
         write_json(temporary / "config.json", config_of(asdict(settings)))
-        _save(stored, temporary / "model.safetensors")
+        _save(stored, temporary / "model.safetensors", folder)
         with suppress(OSError):  # a mount without modes
             # safetensors lets only the owner read
             shutil.copymode(temporary / "config.json", temporary / "model.safetensors")
@@ -206,11 +206,16 @@ def export(
         write_atomically(temporary / "README.md", card)
         os.replace(temporary, folder)
         sync_folder(folder.parent)
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = str(folder)  # nobody asked for the temporary one
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _save(stored: dict[str, Any], path: Path) -> None:
+def _save(stored: dict[str, Any], path: Path, folder: Path) -> None:
+    """folder: where it is to be in the end."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -219,7 +224,7 @@ def _save(stored: dict[str, Any], path: Path) -> None:
     try:
         save_file(stored, path, metadata={"format": "pt"})
     except SafetensorError as error:  # its writer reports a full disk this way
-        raise UserError(f"writing {path.name} failed: {error}") from None
+        raise UserError(f"writing {folder / path.name} failed: {error}") from None
     sync_path(path)
 
 
