@@ -12,24 +12,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
-import time
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
 from config.json_file import in_sections, read_config_file
 from config.old_flags import OTHER_FORMS, REPLACED
+from config.programs import guarded, stop
 from config.recipe import DEFAULT_RECIPE, Recipe, flags_of, recipe_of, recipes
 from config.schema import PLACE, Flag, boolean, switch
 from config.values import NO_VALUE, Problem, convert, nearest
-from errors import OwnError, UserError, missing_package
-from files import TRANSIENT_ERRORS, is_of_a_place
 
 MISSING = object()  # flag not given
-SILENT_SECONDS = 10.0  # for the first process to report what is wrong
 METAVARS = {boolean: "ON", int: "N", float: "X"}
 PRINT_CONFIG = switch("print_config", "print all settings as JSON for --config, and do nothing", scope=PLACE)
 
@@ -159,51 +155,6 @@ def parse(
     if given.get("config") is not None:
         given = {**read_config_file(given["config"], taken, problems), **given}
     return given, problems
-
-
-def stop(prog: str, problems: Sequence[str], code: int = 2, alone: bool = False) -> NoReturn:
-    """Print one line a problem and exit; on the first process only, unless only this one has the problem.
-
-    The others end after it: when the first process ends, torchrun terminates the rest, and the first is the
-    one that prints.
-    """
-    if alone or os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1":
-        for problem in dict.fromkeys(problems):
-            print(f"{prog}: error: {problem}", file=sys.stderr)
-    else:
-        for signum in (signal.SIGTERM, signal.SIGINT):  # which may be ignored or held back until here
-            signal.signal(signum, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-        time.sleep(SILENT_SECONDS)
-    raise SystemExit(code)
-
-
-def guarded(prog: str, work: Callable[[], int]) -> int:
-    """Exit code of `work`; each problem that the user can fix gets a line, and exit code 2."""
-    try:
-        code = work()
-        print(end="", flush=True)  # what is still to be printed may meet the same faults
-        return code
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except UserError as error:
-        stop(prog, str(error).splitlines(), alone=isinstance(error, OwnError))
-    except OSError as error:
-        if not is_of_a_place(error):
-            raise
-        stop(
-            prog,
-            [f"{error.filename or 'writing'}: {error.strerror}"],
-            1 if error.errno in TRANSIENT_ERRORS else 2,
-        )
-    except ModuleNotFoundError as error:
-        line = missing_package(error)
-        if line is None:
-            raise
-        stop(prog, [line])
-    except KeyboardInterrupt:
-        return 130
 
 
 def recorded(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from config import Arguments, guarded
+from config.programs import Arguments, guarded
 from data.bins import DEFAULT_DATA_DIR, META, SPLITS, WORK, dataset_folder
 from data.bpe import cache_folder, gpt2
 from data.tokenize import RAW_OWT2, say_now

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from config import Arguments, guarded
+from config.programs import Arguments, guarded
 from data.bins import META, SCAN_TOKENS, Tokens, check_format, dtype_of, is_prepared, map_tokens, read_meta
 from data.tokenizer import Tokenizer, open_tokenizer, text_of
 from data.vocabulary import described
