@@ -121,7 +121,7 @@ def _read_object(path: str) -> dict[str, Any]:
     """Raises ValueError with what is wrong."""
     try:
         size = os.stat(path).st_size
-        text = Path(path).read_text(encoding="utf-8") if size <= LARGEST_BYTES else ""
+        text = Path(path).read_text(encoding="utf-8-sig") if size <= LARGEST_BYTES else ""
     except OSError as error:
         raise ValueError(error.strerror) from None
     except ValueError as error:

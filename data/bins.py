@@ -107,6 +107,8 @@ def read_meta(folder: Path) -> dict[str, Any]:
     """
     try:
         meta = load_json(folder / META)
+        if not isinstance(meta, dict):
+            raise ValueError("it must hold a JSON object")
         for name, kind in META_TYPES.items():
             if not isinstance(meta.get(name, kind()), kind):
                 raise ValueError(f"{name} is {meta[name]!r:.40}")
@@ -115,13 +117,15 @@ def read_meta(folder: Path) -> dict[str, Any]:
                 raise ValueError(f"{name} is missing")
         if meta.get("splits") and str(meta.get("dtype", "uint16")) not in DTYPES:
             raise ValueError(f"dtype is {meta['dtype']!r:.40}, not one of {', '.join(DTYPES)}")
-        for split in meta.get("splits", {}).values():
+        for split, stated in meta.get("splits", {}).items():
+            if not isinstance(stated, dict):
+                raise ValueError(f"splits.{split} must be an object, not {stated!r:.40}")
             for name in ("tokens", "largest_token", "documents"):
-                if not isinstance(split.get(name, 0), int):
+                if not isinstance(stated.get(name, 0), int):
                     raise ValueError(f"{name} is no whole number")
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{folder / META} cannot be read ({error}); prepare the dataset again, or delete that file"
         ) from None
