@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -416,7 +417,7 @@ def how_to_prepare(dataset: str, vocab_size: int | None = None) -> str:
     """The command that makes a dataset's bins. vocab_size: of the model that they are for."""
     if dataset in ("owt2", "openwebtext2"):
         return "bash iridis/download-dataset/job.sh --full, then bash iridis/extract-tokenize-dataset/job.sh"
-    command = f"python -m data.tokenize --name {Path(dataset).name}"
+    command = f"python -m data.tokenize --name {shlex.quote(Path(dataset).name)}"
     if dataset in BUILT_IN:
         return command
     in_bytes = " --tokenizer bytes" if vocab_size == BYTE_VALUES else ""

@@ -137,6 +137,7 @@ def test_missing_bin_is_refused(tmp_path, name):
         ("stdlib", "python -m data.tokenize --name stdlib"),
         ("lib_docs", "python -m data.tokenize --name lib_docs"),
         ("wikitext", "python -m data.tokenize --name wikitext --input"),
+        ("my notes", "python -m data.tokenize --name 'my notes' --input"),
     ],
 )
 def test_unprepared_dataset_names_the_command_that_prepares_it(tmp_path, name, command):
