@@ -57,5 +57,5 @@ OTHER_FORMS = {
     ),
 }
 
-# others whose value another flag takes, in commands that have that flag
-REPLACED = {"output": "output_dir"}
+# the same, in commands that have the other flag, whose name comes first
+REPLACED = {"output": ("output_dir", "--output_dir FOLDER takes its place")}

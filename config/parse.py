@@ -93,6 +93,11 @@ def _in_our_words(word: str, recipe: Recipe) -> str:
     return f"--{recipe.flag_named(name)}{equals}{value}"
 
 
+def _flags_in(argv: Sequence[str]) -> list[str]:
+    """As they are written, without what precedes and follows their names."""
+    return [word[2:].partition("=")[0] for word in argv if word.startswith("--")]
+
+
 def _explicit(
     parser: _Parser, argv: Sequence[str], recipe: Recipe, problems: list[Problem]
 ) -> dict[str, Any]:
@@ -102,6 +107,7 @@ def _explicit(
         problems.append(Problem(str(error).removeprefix("argument ")))
         return {}
     _report_extras(extras, recipe, problems)
+    written = {recipe.flag_named(flag): flag for flag in _flags_in(argv)}
     values = {}
     for name, value in vars(raw).items():
         if value is MISSING:
@@ -109,7 +115,9 @@ def _explicit(
         try:
             values[name] = convert(recipe.flags[name], value)
         except ValueError as error:
-            problems.append(Problem(f"--{name} {error}", name))
+            flag = written.get(name, name)
+            meant = "" if flag.replace("-", "_") == name else f" ({name})"
+            problems.append(Problem(f"--{flag}{meant} {error}", name))
     return values
 
 
@@ -122,8 +130,8 @@ def _report_extras(extras: Sequence[str], recipe: Recipe, problems: list[Problem
             written = word.split("=", 1)[0]
             name = written[2:].replace("-", "_")
             form = OTHER_FORMS.get(name)
-            if REPLACED.get(name) in recipe.flags:
-                form = f"--{REPLACED[name]} takes its place"
+            if name in REPLACED and REPLACED[name][0] in recipe.flags:
+                form = REPLACED[name][1]
             meant = f"; {form}" if form else nearest(written, known)
             problems.append(Problem(f"unknown flag {written}{meant}"))
             after_unknown = True

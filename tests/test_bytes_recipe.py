@@ -82,6 +82,21 @@ def test_tracked_source_must_be_in_the_mixture(capsys: pytest.CaptureFixture[str
     assert "--track val_loss@wiki: nothing measures that; there are: val_loss@code" in line
 
 
+@pytest.mark.parametrize(
+    ("flag", "called"),
+    [
+        ("--B", "--B (batch_size)"),
+        ("--batch_size", "--batch_size"),
+        ("--total-steps", "--total-steps (iterations)"),
+    ],
+)
+def test_a_problem_names_the_flag_as_it_was_written(
+    capsys: pytest.CaptureFixture[str], flag: str, called: str
+) -> None:
+    (line,) = refused(capsys, "bytes", flag, "-1")
+    assert line.startswith(f"main.py: error: {called} must be at least ")
+
+
 @pytest.mark.parametrize("flag", ["--dataset", "--p_train"])
 def test_a_mixture_may_be_a_json_object(flag: str) -> None:
     assert parsed(flag, '{"wiki": 0.75, "book": 0.25}').dataset == "wiki=0.75,book=0.25"
