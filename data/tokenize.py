@@ -356,11 +356,14 @@ def report(
     """The table at the end."""
     tokens = sum(split["tokens"] for split in meta["splits"].values())
     own = peak_kib()
-    documents = sum(split["documents"] for split in meta["splits"].values())
+    documents = sum(result["documents"] for result in results)
+    # a document that is cut in two counts in both bins
+    is_cut = documents < sum(split["documents"] for split in meta["splits"].values())
+    in_part = ", one of them in part" if is_cut else ""
     of_worker = max((result["peak_kib"] for result in results), default=0)
     val = meta["splits"]["val"]
     rows = [
-        ("documents", f"{documents:,}  ({val['documents']:,} for validation)"),
+        ("documents", f"{documents:,}  ({val['documents']:,} for validation{in_part})"),
         ("tokens", f"{tokens:,}  ({val['tokens']:,} for validation)"),
         ("bytes per token", f"{meta['bytes'] / max(1, tokens):.3f}"),
         ("left out", f"{meta['bad_lines']:,} lines"),
