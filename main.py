@@ -80,9 +80,15 @@ def build_and_run(args: Namespace, world: World, ending: Ending, closing: ExitSt
         return trainer.run(held[0] if held else None, stopper)
 
 
+def lacking_sources(args: Namespace) -> list[str]:
+    from data.sources import lacking_sources as lacking  # late: --help needs no numpy
+
+    return lacking(args)
+
+
 def main(argv: list[str] | None = None) -> int:
     began = time.time()
-    args = config.parse_args(argv)
+    args = config.parse_args(argv, problems_of_sources=lacking_sources)
 
     def work() -> int:
         if args.selftest_resume:

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -241,9 +241,14 @@ def _print_settings(args: Namespace) -> int:
     return 0
 
 
-def parse_args(argv: Sequence[str] | None = None, prog: str = "main.py") -> Namespace:
+def parse_args(
+    argv: Sequence[str] | None = None,
+    prog: str = "main.py",
+    problems_of_sources: Callable[[Namespace], list[str]] = lambda args: [],
+) -> Namespace:
     """Every flag of main.py as a Namespace; `recipe` is there where it is not the default one.
 
+    problems_of_sources: lines to add where the mixture is wrong already; without, the data are not looked at.
     On bad input: one line per problem on stderr, exit 2. With --print_config: the settings, exit 0.
     """
     name, words = _split_recipe(sys.argv[1:] if argv is None else argv, prog)
@@ -263,8 +268,11 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = "main.py") -> Name
     args = add_defaults(given)
     faulty = frozenset[str]().union(*(problem.flags for problem in problems))  # their defaults were not meant
     problems += [problem for problem in check(args) if not problem.flags & faulty]
-    if problems:
-        stop(prog, problems)
+    lines: list[str] = [*problems]
+    if any("dataset" in problem.flags for problem in problems) and not faulty & {"dataset", "data_dir"}:
+        lines += problems_of_sources(args)
+    if lines:
+        stop(prog, lines)
     if wants_settings:
         raise SystemExit(guarded(prog, lambda: _print_settings(args)))
     return args

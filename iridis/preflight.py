@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import config
-from data.sources import Wanted
+from data.sources import Wanted, lacking_sources
 from errors import UserError
 from iridis.chain import Cause
 from models.variants import ALIASES
@@ -366,7 +366,9 @@ def settings_of(wanted: Namespace, flags: Sequence[str]) -> tuple[Namespace, boo
     if only_prints:
         word = only_prints.pop()
         raise UserError(f"{word} is nothing to queue: python main.py {word}")
-    asked = config.parse_args(flags)
+    asked = config.parse_args(
+        flags, problems_of_sources=lambda args: [] if wanted.no_data else lacking_sources(args)
+    )
     former = config.parse_args([*wanted.formerly, *flags[len(wanted.formerly) :]])
     args = began_as(asked, former, wanted.experiment)
     if args is asked:
