@@ -135,9 +135,8 @@ def interrupt(*unused: object) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parsed(argv)
-
     def work() -> int:
+        args = parsed(argv)
         if args.list:
             print("\n".join(part.name for part in PARTS))
             return 0
