@@ -21,7 +21,7 @@ from optim.history import rolled_back_to
 from optim.names import BEST, FINAL, step_of
 from optim.outcome import Ending
 from optim.peek import step_in
-from optim.reader import Record
+from optim.reader import Record, read_segments
 from optim.reporting import log, log_to_file
 from optim.stopping import Stopper
 
@@ -98,6 +98,21 @@ def named_file(folder: Path, use_pretrained: str | None) -> Path | None:
 def is_own(folder: Path, path: Path) -> bool:
     """Whether a checkpoint lies in an experiment's own folder."""
     return path.resolve().parent == folder.resolve()
+
+
+def is_own_file(folder: Path, use_pretrained: str | None) -> bool:
+    """Whether --use_pretrained names a checkpoint of a finished experiment's own that is there.
+
+    Raises UserError for one that is not, unless a segment began with its step: it may have been pruned since.
+    """
+    path = named_file(folder, use_pretrained)
+    if path is None or not is_own(folder, path):
+        return False
+    if path.is_file() or path.name in (BEST, FINAL):
+        return path.is_file()
+    if any(row.get("start_step") == step_of(path) for row in read_segments(folder)):
+        return False
+    raise UserError(f"--use_pretrained {use_pretrained}: no file {path}")
 
 
 def starting_point(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from config.checks import notes_on_checkpoints, optimiser_problems, place_problems
 from config.flags import GROUPS
-from config.mixture import is_mixture
+from config.mixture import has_paths, is_mixture
 from config.old_flags import OLD_FLAGS
 from config.recipe import Recipe, flags_of
 from config.values import Problem
@@ -121,7 +121,7 @@ def _routing_problems(args: Namespace) -> list[Problem]:
 
 
 def _tracking_problems(args: Namespace) -> list[Problem]:
-    if args.track is None:
+    if args.track is None or has_paths(args.dataset):  # which is a problem of its own
         return []
     try:
         known = evaluations_of(args.dataset)
