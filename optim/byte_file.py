@@ -10,7 +10,6 @@ nor where the data were read.
 from __future__ import annotations
 
 import io
-import math
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,7 +33,6 @@ FIELDS = ("model_cfg", "train_cfg", "model_state", "step", "optimizer_state", "b
 OPTIONAL = ("optimizer_state", "best_val_loss")
 KINDS = {"model_cfg": dict, "train_cfg": dict, "model_state": dict, "optimizer_state": dict}
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW
-LOSS = "val_loss@wiki"  # what its best_val_loss is
 
 
 # writing
@@ -130,7 +128,8 @@ def whole(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
 def as_ours(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """A checkpoint of ours with the weights, the flags and the step of such a file, and its own content.
 
-    Resuming needs `our_optimizer_state` and what this run has itself. Raises UserError for a damaged file.
+    Its best loss is no best value of ours: it is of windows that were drawn at random. Resuming needs
+    `our_optimizer_state` and what this run has itself. Raises UserError for a damaged file.
     """
     found = whole(content, path)
     model = {}
@@ -143,17 +142,7 @@ def as_ours(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         model.setdefault(TIED, model["transformer.wte.weight"])
     args = vars(config.add_defaults({"recipe": BYTE_GPT, **_flags(found, path)}))
     vocabulary = {"vocabulary": {"tokenizer": "bytes"}} if args["vocab_size"] == 256 else {}
-    best = found["best_val_loss"]
-    if best is None or not math.isfinite(best):
-        best = None
-    return {
-        **found,
-        "model": model,
-        "itr": found["step"],
-        "args": args,
-        "best": {"quantity": LOSS, "value": best, "step": 0},  # of no evaluation of this house
-        **vocabulary,
-    }
+    return {**found, "model": model, "itr": found["step"], "args": args, **vocabulary}
 
 
 def _flags(content: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -187,8 +187,7 @@ class Progress:
                 self._roll_back()
         tracked = self.tracked
         has_best = self.world.on_main(lambda: (self.folder / BEST).exists())
-        # a best value of step 0 came with a byte GPT's file, whose best.pt is not here
-        if tracked is not None and tracked.step and not has_best:
+        if tracked is not None and tracked.value is not None and not has_best:
             log.info(f"note: there is no {BEST} here; the best {self.args.track} is looked for anew")
             tracked.forget()
         if extended:
@@ -246,9 +245,11 @@ class Progress:
 
     def _completed(self, state: dict[str, Any], path: Path) -> dict[str, Any]:
         """A byte GPT's own checkpoint, and what it lacks as this run has it. Raises UserError."""
+        best = state["best_val_loss"]
+        not_ours = "" if best is None else f"; its best loss, {best:.6g}, is of other windows than ours"
         log.info(
             f"note: {path.name} holds neither generators nor where its data were read: after step"
-            f" {state['itr']} dropout and samples are those of --seed and --data_seed"
+            f" {state['itr']} dropout and samples are those of --seed and --data_seed{not_ours}"
         )
         names = [name for name, _ in self.network.named_parameters()]
         optimizer = self.optimizer.state_dict()

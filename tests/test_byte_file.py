@@ -205,7 +205,7 @@ def test_weights_and_flags_are_read_as_they_were(file: Path, done: Path) -> None
 def test_file_without_the_optional_parts_is_read(file: Path, tmp_path: Path) -> None:
     path = changed(file, tmp_path / "x.pt", optimizer_state=None, best_val_loss=None, train_cfg=None)
     state = load_checkpoint(path)
-    assert (state["optimizer_state"], state["best_val_loss"], state["best"]["value"]) == (None, None, None)
+    assert (state["optimizer_state"], state["best_val_loss"]) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -278,14 +278,13 @@ def test_what_the_file_cannot_hold_is_said_in_one_line(resumed: tuple[Path, str]
 
 
 @pytest.mark.slow
-def test_best_loss_of_the_file_stands_until_it_is_beaten(file: Path, data_dir: Path, tmp_path: Path) -> None:
-    path = changed(file, tmp_path / "best.pt", best_val_loss=0.5)
-    for steps in (6, 8):  # the second goes on from its own checkpoint
-        more = {"extend": "continue"} if steps == 8 else {}
-        assert train(tmp_path, data_dir, resume=path, total_steps=steps, **more).returncode == 0
-    state = content(folder(tmp_path) / "ckpt.pt")
-    assert state["best"] == {"quantity": "val_loss@wiki", "value": 0.5, "step": 0}
-    assert not (folder(tmp_path) / "best.pt").exists()
+def test_best_loss_of_the_file_is_told_and_does_not_count(file: Path, data_dir: Path, tmp_path: Path) -> None:
+    """It is of windows that its loop drew at random."""
+    path = changed(file, tmp_path / "theirs.pt", best_val_loss=0.5)
+    outcome = train(tmp_path, data_dir, resume=path)
+    assert outcome.returncode == 0 and "; its best loss, 0.5, is of other windows than ours" in outcome.stdout
+    best = content(folder(tmp_path) / "best.pt")["best"]
+    assert best["quantity"] == "val_loss@wiki" and best["value"] > 0.5 and best["step"] == 8
 
 
 def test_shapes_that_differ_are_listed_by_its_names(told: Any, file: Path) -> None:
