@@ -53,7 +53,7 @@ def content_of(state: Mapping[str, Any], args: Namespace) -> dict[str, Any]:
         return {name: state[name] for name in FIELDS if state[name] is not None}
     content = {
         "model_cfg": its_settings(settings),
-        "train_cfg": _train_settings(args),
+        "train_cfg": _train_settings(state, args),
         "model_state": its_state(model.state_dict()),
         "step": state.get("itr") or 0,
     }
@@ -66,18 +66,26 @@ def content_of(state: Mapping[str, Any], args: Namespace) -> dict[str, Any]:
     return content
 
 
-def _train_settings(args: Namespace) -> dict[str, Any]:
-    """Its train_cfg."""
+def _train_settings(state: Mapping[str, Any], args: Namespace) -> dict[str, Any]:
+    """Its train_cfg, whose p_train sums to 1."""
     recipe = recipes()[BYTE_GPT]
     found = {}
     for name in recipe.sections["train"]:
         value = getattr(args, recipe.flag_named(name))
         if value is not None:
             found[name] = value
-    name = args.dataset
-    found["p_train"] = parse_mixture(name) if is_mixture(name) else {dataset_label(name): 1.0}
+    found["p_train"] = _shares(state, args.dataset)
     found["B"] = effective_batch(vars(args))
     return found
+
+
+def _shares(state: Mapping[str, Any], dataset: str) -> dict[str, float]:
+    """Of the sources that were there, in the order of --dataset."""
+    if not is_mixture(dataset):
+        return {dataset_label(dataset): 1.0}
+    given = parse_mixture(dataset)
+    found = state.get("data", {}).get("mixture", {}).get("weights", given)
+    return {name: found[name] for name in given if name in found}
 
 
 def _its_optimizer_state(

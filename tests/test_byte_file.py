@@ -91,6 +91,18 @@ def file(tmp_path_factory: pytest.TempPathFactory, done: Path) -> Path:
     return place / "step_0000004.pt"
 
 
+@pytest.fixture(scope="module")
+def dropped(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
+    """The byte GPT's file of a training whose weights sum to 8, and whose source nowhere is missing."""
+    place = tmp_path_factory.mktemp("dropped")
+    mixture = {"p_train": "wiki=3,roam=1,nowhere=4", "normalise_weights": "on", "missing_sources": "drop"}
+    outcome = train(place / "exps", data_dir, total_steps=1, **mixture)
+    assert outcome.returncode == 0, outcome.stderr
+    outcome = export(folder(place / "exps") / "ckpt.pt", place / "x.pt")
+    assert outcome.returncode == 0, outcome.stderr
+    return place / "x.pt"
+
+
 @pytest.fixture
 def told(tmp_path: Path, data_dir: Path, capfd: pytest.CaptureFixture[str]) -> Any:
     """What is said of a training that is refused; asserts that it leaves no checkpoint."""
@@ -159,6 +171,11 @@ def test_a_file_of_its_own_that_lacks_a_weight_is_not_passed_on(file: Path, tmp_
     outcome = export(changed(file, tmp_path / "x.pt", model_state=state), tmp_path / "y.pt")
     assert outcome.returncode == 2 and "it lacks transformer.ln_f.bias" in outcome.stderr
     assert not (tmp_path / "y.pt").exists()
+
+
+@pytest.mark.slow
+def test_its_mixture_has_the_shares_that_were_trained_with(dropped: Path) -> None:
+    assert content(dropped)["train_cfg"]["p_train"] == {"wiki": 0.75, "roam": 0.25}
 
 
 def test_file_that_is_there_is_not_replaced(file: Path, done: Path) -> None:
