@@ -28,6 +28,7 @@ from models.byte_format import BYTE_GPT, TIED, is_its_file, its_settings, its_st
 from models.settings import ModelSettings
 from models.transformer import Transformer
 from models.weights import load_weights
+from optim.reader import split_name
 
 FIELDS = ("model_cfg", "train_cfg", "model_state", "step", "optimizer_state", "best_val_loss")
 OPTIONAL = ("optimizer_state", "best_val_loss")
@@ -61,7 +62,7 @@ def content_of(state: Mapping[str, Any], args: Namespace) -> dict[str, Any]:
     if optimizer is not None:
         content["optimizer_state"] = optimizer
     best = state.get("best") or {}
-    if best.get("value") is not None and best["quantity"].partition("@")[0] == "val_loss":
+    if best.get("value") is not None and split_name(best["quantity"])[0] == "val_loss":
         content["best_val_loss"] = best["value"]
     return content
 
