@@ -148,10 +148,23 @@ def as_ours(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
         except (KeyError, TypeError):
             raise UserError(f"{path} is of another network than the byte GPT: it has {name!r}") from None
     if "transformer.wte.weight" in model:
-        model.setdefault(TIED, model["transformer.wte.weight"])
+        embedding = model["transformer.wte.weight"]
+        if not _is_same(model.setdefault(TIED, embedding), embedding):
+            raise UserError(
+                f"{path} is of another network than the byte GPT: its {TIED} is not tok_emb.weight"
+            )
     args = vars(config.add_defaults({"recipe": BYTE_GPT, **_flags(found, path)}))
     vocabulary = {"vocabulary": {"tokenizer": "bytes"}} if args["vocab_size"] == 256 else {}
     return {**found, "model": model, "itr": found["step"], "args": args, **vocabulary}
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    """Whether these are one tensor, or two of equal values, NaN equal to NaN."""
+    if a is b:
+        return True
+    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor) or a.dtype != b.dtype:
+        return False
+    return torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
 def _flags(content: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -234,6 +234,10 @@ def test_file_without_the_optional_parts_is_read(file: Path, tmp_path: Path) -> 
         ({"train_cfg": {"p_train": {"a": "b"}}}, "p_train must give a number as the weight of a"),
         ({"model_state": {"blocks.0.attn.wq.weight": torch.ones(2)}}, "it has 'blocks.0.attn.wq.weight'"),
         ({"model_state": {3: torch.ones(2)}}, "it has 3"),
+        (
+            {"model_state": {"tok_emb.weight": torch.ones(2), "lm_head.weight": torch.zeros(2)}},
+            "its lm_head.weight is not tok_emb.weight",
+        ),
         ({"step": -1}, "its step is '-1'"),
         ({"step": True}, "its step is 'True'"),
         ({"best_val_loss": "low"}, "its best_val_loss is no number"),
