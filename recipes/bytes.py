@@ -70,17 +70,17 @@ DEFAULTS: dict[str, Any] = {
 SELFTEST = {
     "dataset": "selftest=0.75,selftest_2=0.25",
     "n_layer": 2,
-    "n_embd": 64,
-    "mlp_width": 256,
+    "n_embd": 32,
+    "mlp_width": 128,
     "sequence_length": 64,
     "batch_size": 4,
-    "acc_steps": 4,
-    "iterations": 60,
-    "warmup_steps": 6,
+    "acc_steps": 2,
+    "iterations": 40,
+    "warmup_steps": 4,
     "eval_freq": 10,
     "eval_batches": 4,
     "log_freq": 1,
-    "save_checkpoint_freq": 7,
+    "save_checkpoint_freq": 5,
 }
 WIKI = "wiki"  # the source whose loss the public loop tracks
 DEFAULT_TRACK = "val_loss of wiki, else of the first source, else of the dataset"
