@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.byte_format import BYTE_GPT, is_its_file
+from models.byte_format import BYTE_GPT, is_its_file, periodic_name
 from optim import byte_file
 
 State = dict[str, Any]
@@ -25,7 +25,7 @@ class Foreign:
     content included. problems: a line for each reason why a training with these flags cannot go on from a
     content, which may be without tensors (optim.peek). completed: a state from `as_ours` with what resuming
     needs beside, and a line on what is not the file's; of what this run has itself, the names of the
-    network's parameters in order, and the path.
+    network's parameters in order, and the path. step_name: its name of the file of a step.
 
     `as_ours` and `completed` raise UserError.
     """
@@ -35,9 +35,12 @@ class Foreign:
     as_ours: Callable[[Mapping[str, Any], Path], State]
     problems: Callable[[Mapping[str, Any], Namespace], list[str]]
     completed: Callable[[State, State, list[str], Path], tuple[State, str]]
+    step_name: Callable[[int], str]
 
 
-FOREIGN = (Foreign(BYTE_GPT, is_its_file, byte_file.as_ours, byte_file.problems, byte_file.completed),)
+FOREIGN = (
+    Foreign(BYTE_GPT, is_its_file, byte_file.as_ours, byte_file.problems, byte_file.completed, periodic_name),
+)
 
 
 def foreign_of(content: Mapping[str, Any]) -> Foreign | None:

@@ -6,19 +6,27 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import config
 from errors import UserError
+from models.export import main as export_main
+from optim import foreign
 from optim.byte_file import as_ours, write
 from optim.checkpoint import load_checkpoint
 from optim.selftest import differing, leaves
+from optim.setup import starting_point
 from tests.corpora import write_sources
 from tests.helpers import same
-from tests.programs import PEER, folder, metrics, python, run
+from tests.programs import PEER, ROOT, folder, metrics, python, run
 
 SIZES = {"wiki": 4000, "roam": 2000, "primer": 1000}
 SETTINGS = {
@@ -265,6 +273,28 @@ def test_training_begins_with_its_weights(file: Path, data_dir: Path, tmp_path: 
     assert outcome.returncode == 0 and f"began with the weights of {file}" in outcome.stdout
 
 
+def test_a_row_is_all_that_another_format_needs(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = load_checkpoint(folder(done) / "ckpt_4.pt")
+
+    def as_ours(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+        return {"model": content["theirs"], "args": ours["args"], "itr": 3}
+
+    row = replace(foreign.FOREIGN[0], recognises=lambda content: "theirs" in content, as_ours=as_ours)
+    monkeypatch.setattr(foreign, "FOREIGN", (*foreign.FOREIGN, row))
+    write({"theirs": ours["model"], "of_step": 3}, tmp_path / "x.pt")
+    assert load_checkpoint(tmp_path / "x.pt")["itr"] == 3
+    outcome = export_main([str(tmp_path / "x.pt"), "--format", "bytes", "--output", str(tmp_path / "y.pt")])
+    assert outcome == 0 and content(tmp_path / "y.pt")["step"] == 3
+
+
+def test_what_a_job_asks_before_it_is_queued_needs_no_torch() -> None:
+    asked = "import sys, optim.resumable, optim.restore; print('torch' in sys.modules)"
+    words = [sys.executable, "-c", asked]
+    assert subprocess.run(words, cwd=ROOT, capture_output=True, text=True).stdout == "False\n"
+
+
 # resuming
 
 
@@ -370,6 +400,16 @@ def test_training_that_cannot_go_on_from_it_is_refused(
     told: Any, file: Path, changes: dict[str, Any], said: str
 ) -> None:
     assert told(resume=file, **changes) == [f"cannot resume {file}: {said}"]
+
+
+def test_a_file_of_a_step_in_the_working_directory_is_given_by_its_path(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(file.parent)
+    with pytest.raises(UserError, match=r"ckpt_4\.pt; step_0000004\.pt .* path, \./step_0000004\.pt$"):
+        starting_point(tmp_path, config.parse_args(["bytes", "--resume", file.name]).use_pretrained)
+    given = config.parse_args(["bytes", "--resume", f"./{file.name}"]).use_pretrained
+    assert starting_point(tmp_path, given) == Path(file.name)
 
 
 @pytest.mark.slow
