@@ -96,20 +96,15 @@ def intervals(
 @dataclass(frozen=True)
 class Read:
     """What an evaluation reads of one source: windows of its validation split, by number. documents: of each
-    of them, if meta.json tells where one ends.
+    of them, if meta.json tells where one ends. text_bytes: of the tokens that are predicted; None where the
+    tokenizer is not known.
     """
 
     name: str
     splits: Splits
     chosen: NDArray[np.int64]
     documents: NDArray[np.int64] | None
-
-    def text_bytes(self, vocab_size: int) -> int | None:
-        """Of the tokens that are predicted; None where the tokenizer is not known."""
-        from data.sizes import text_bytes, token_sizes
-
-        sizes = token_sizes(self.splits.meta, vocab_size)
-        return None if sizes is None else text_bytes(self.splits.val, sizes, self.chosen)
+    text_bytes: int | None
 
     def summary(self, losses: NDArray[np.float64], accuracies: NDArray[np.float64]) -> dict[str, Any]:
         """Of one source of several. losses, accuracies: of its windows."""
@@ -126,13 +121,16 @@ class Read:
 
 
 def reads_of(data: TextData, args: Namespace) -> list[Read]:
+    from data.sizes import text_bytes, token_sizes
     from optim.evaluate import windows_to_read
     from optim.intervals import documents_of
 
-    found = []
+    found, sizes = [], token_sizes(data.meta, args.vocab_size)
     for name, splits in data.parts.items():
         chosen = windows_to_read(args, splits.val.n_windows)
-        found.append(Read(name, splits, chosen, documents_of(splits.val, chosen, splits.meta)))
+        documents = documents_of(splits.val, chosen, splits.meta)
+        size = None if sizes is None else text_bytes(splits.val, sizes, chosen)
+        found.append(Read(name, splits, chosen, documents, size))
     return found
 
 
@@ -185,7 +183,7 @@ def bits_of(loss: float, n_tokens: int, sizes: Sequence[int | None]) -> float | 
     return bits_per_byte(loss, n_tokens, sum(known))
 
 
-def of_sources(result: dict[str, Any], reads: Sequence[Read], vocab_size: int) -> dict[str, Any]:
+def of_sources(result: dict[str, Any], reads: Sequence[Read]) -> dict[str, Any]:
     """The summary of each source of a mixture."""
     losses, accuracies = (result[name].numpy() for name in ("window_losses", "window_accuracies"))
     found, first = {}, 0
@@ -193,7 +191,7 @@ def of_sources(result: dict[str, Any], reads: Sequence[Read], vocab_size: int) -
         mine = slice(first, first + read.chosen.size)
         first += read.chosen.size
         summary = read.summary(losses[mine], accuracies[mine])
-        bits = bits_of(summary["val_loss"], summary["n_tokens"], [read.text_bytes(vocab_size)])
+        bits = bits_of(summary["val_loss"], summary["n_tokens"], [read.text_bytes])
         found[read.name] = {**summary, "bits_per_byte": bits}
     return found
 
@@ -305,7 +303,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
         return
     losses, accuracies = result["window_losses"].numpy(), result["window_accuracies"].numpy()
     documents = documents_in(reads)
-    sizes = [read.text_bytes(args.vocab_size) for read in reads]
+    sizes = [read.text_bytes for read in reads]
     summary = {
         "val_loss": result["val_loss"],
         "val_perplexity": perplexity(result["val_loss"]),
@@ -327,7 +325,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
         "data": identity,
     }
     if data.is_mixture:
-        summary["sources"] = of_sources(result, reads, args.vocab_size)
+        summary["sources"] = of_sources(result, reads)
     print("\n".join(printed_lines(summary)), flush=True)
     if place:
         save_windows(

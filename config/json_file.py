@@ -150,12 +150,15 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _entries(content: Mapping[str, Any], recipe: Recipe) -> Iterator[tuple[str | None, str, Any]]:
     """Section (None: beside the sections), key and value of every setting.
 
-    An object is a section, also under the name of a flag as "model", unless the flag takes one as its value;
-    an empty one there may be meant as a value and is left for `convert` to refuse.
+    An object is a section, also under the name of a flag as "model"; under that of --dataset only if all its
+    keys are flags, as it may be a mixture. An empty one may be meant as a value and is left for `convert` to
+    refuse.
     """
     for key, value in content.items():
         flag = recipe.flags.get(recipe.flag_named(key))
-        is_section = flag is None or (bool(value) and flag.type is not dataset_or_mixture)
+        is_section = flag is None or bool(value)
+        if isinstance(value, dict) and flag is not None and flag.type is dataset_or_mixture:
+            is_section = bool(value) and all(recipe.flag_named(inner) in recipe.flags for inner in value)
         if recipe.sections:
             is_section = key in recipe.sections
         if isinstance(value, dict) and is_section:

@@ -16,6 +16,7 @@ EPOCHS, RANDOM = "epochs", "random"
 SAMPLINGS = (EPOCHS, RANDOM)
 ERROR, DROP = "error", "drop"  # what to do about sources that are not prepared
 SUM_TOLERANCE = 1e-6
+LONGEST_NAME = 100  # bytes; names of files and folders are made of it
 
 
 def is_mixture(dataset: str) -> bool:
@@ -38,6 +39,8 @@ def parse_mixture(text: str) -> dict[str, float]:
             wrong.append(f"--dataset: {part.strip()!r} is not NAME=WEIGHT")
         elif name in weights:
             wrong.append(f"--dataset: the source {name} is named twice")
+        elif len(name.encode()) > LONGEST_NAME:
+            wrong.append(f"--dataset: the name of source {name[:20]}... is over {LONGEST_NAME} bytes")
         weights[name] = weight
     if wrong:
         raise UserError("\n".join(wrong))
@@ -66,7 +69,7 @@ def given_weights(dataset: str, normalise: bool) -> dict[str, float]:
 def normalised(weights: Mapping[str, float]) -> dict[str, float]:
     """Weights divided by their sum. Raises UserError where that cannot be done."""
     wrong = wrong_weights(weights)
-    total = sum(weights.values())
+    total = 0.0 if wrong else math.fsum(weights.values())  # whatever their order
     if not wrong and total <= 0:
         wrong.append("the weights of the mixture are all 0")
     if wrong:
@@ -83,7 +86,7 @@ def wrong_weights(weights: Mapping[str, float]) -> list[str]:
 
 
 def wrong_sum(weights: Mapping[str, float]) -> list[str]:
-    total = sum(weights.values())
+    total = math.fsum(weights.values())
     if abs(total - 1) <= SUM_TOLERANCE:
         return []
     return [
@@ -131,7 +134,7 @@ def folder_name(dataset: str) -> str:
     their order. Raises UserError.
     """
     weights = parse_mixture(dataset)
-    total = sum(weights.values()) or 1.0
-    shares = {name: f"{weight / total:.9g}" for name, weight in weights.items()}
+    total = math.fsum(weights.values()) or 1.0
+    shares = {name: repr(weight / total) for name, weight in weights.items()}
     digest = hashlib.sha256(json.dumps(shares, sort_keys=True).encode()).hexdigest()
     return f"mix-{'-'.join(sorted(weights))}-{digest[:8]}"

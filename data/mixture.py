@@ -16,6 +16,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -30,23 +31,25 @@ from data.sources import mixture_identity
 from data.vocabulary import described, other_tokens
 from errors import UserError
 
-PERIOD = 1 << 17  # samples after which the turns of sources repeat, where their weights give no shorter one
-DECIMALS = 5  # of weights whose shares are exact
+LONGEST_PERIOD = 1_000_000  # samples after which the turns of sources repeat
+PERIOD = 1 << 17  # the same, of weights that are no fractions
+NEAR = Fraction(1, 10**12)  # rounding of floats
 
 
 def quotas(weights: Sequence[float]) -> list[int]:
-    """Whole numbers in the proportion of the weights: samples of each source in a period, which is their sum.
+    """Whole numbers in the proportion of the weights, which sum to 1: samples of each source in a period.
 
-    Exact for weights of up to DECIMALS decimals; of others the shares are right to 1 / PERIOD. Raises
-    UserError for a weight that is smaller.
+    Exact where the weights are fractions with a common denominator of up to LONGEST_PERIOD, as decimals are,
+    and shares of whole numbers; of others the shares are right to 1 / PERIOD. Raises UserError for a weight
+    that is smaller.
     """
-    for decimals in range(1, DECIMALS + 1):
-        scaled = [weight * 10**decimals for weight in weights]
-        whole = [round(value) for value in scaled]
-        near = max(abs(value - number) for value, number in zip(scaled, whole, strict=True))
-        if near < 1e-6 and sum(whole) == 10**decimals:
-            divisor = math.gcd(*whole)
-            return [number // divisor for number in whole]
+    fractions = [Fraction(weight).limit_denominator(LONGEST_PERIOD) for weight in weights]
+    period = math.lcm(*(fraction.denominator for fraction in fractions))
+    is_near = all(
+        abs(fraction - Fraction(weight)) < NEAR for fraction, weight in zip(fractions, weights, strict=True)
+    )
+    if is_near and sum(fractions) == 1 and period <= LONGEST_PERIOD:
+        return [int(fraction * period) for fraction in fractions]
     scaled = [weight * PERIOD for weight in weights]
     whole = [math.floor(value) for value in scaled]
     by_rest = sorted(range(len(weights)), key=lambda i: whole[i] - scaled[i])
@@ -192,13 +195,6 @@ class MixtureSource(PlainSource):
     def differs(self, state: dict[str, Any]) -> str | None:
         differ = other_tokens(state, self.meta, "the mixture")
         return f"{differ}: its embeddings begin as those of other tokens" if differ else None
-
-    def epochs(self, samples: int) -> list[float]:
-        """How often each source is read in so many samples, in the order of `names`."""
-        found = []
-        for windows, weight in zip(self.sources, self.weights, strict=True):
-            found.append(samples * weight / windows.n_windows)
-        return found
 
     def size(self) -> dict[str, int]:
         return {"train_tokens": sum(int(windows.tokens.size) for windows in self.sources)}

@@ -11,10 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config.mixture import DROP, EPOCHS, effective_weights, given_weights, is_mixture, names_of_sources
+from config.mixture import DROP, EPOCHS, ERROR, effective_weights, given_weights, is_mixture, names_of_sources
 from data.bins import dataset_folder, identity_of, is_prepared, not_prepared
 from data.setup import is_built_in
 from errors import UserError
+
+
+@dataclass(frozen=True)
+class Shares:
+    """weights: of the sources that are there, which sum to 1. missing: names of the others. identities: of
+    each that is there, as data.bins.identity_of has it.
+    """
+
+    weights: dict[str, float]
+    missing: list[str]
+    identities: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -24,9 +35,10 @@ class Wanted:
     dataset: str
     data_dir: str | None = None
     sampling: str = EPOCHS
-    missing_sources: str = "error"
+    missing_sources: str = ERROR
     normalise_weights: bool = False
     vocab_size: int | None = None
+    track: str | None = None
 
     @classmethod
     def of(cls, flags: Mapping[str, Any]) -> Wanted:
@@ -63,27 +75,34 @@ class Wanted:
         return len(self.prepared) == len(self.names)
 
     def lacking(self) -> list[str]:
-        """A line for each dataset that a training would need, that is not prepared, and that is not made on
-        first use. Raises UserError.
+        """A line for each dataset that a training needs, that is not prepared, and that is not made on first
+        use. Raises UserError.
         """
-        may_drop = self.is_mixture and self.missing_sources == DROP
-        here, lines = self.prepared, []
-        for name in self.names:
-            if name not in here and not is_built_in(name):
-                lines.append(not_prepared(name, self.folder(name), self.vocab_size))
-        return [] if may_drop and len(lines) < len(self.names) else lines
+        here = self.prepared
+        absent = [name for name in self.names if name not in here and not is_built_in(name)]
+        if self.is_mixture and self.missing_sources == DROP and len(absent) < len(self.names):
+            absent = [name for name in absent if name in self.required]
+        return [not_prepared(name, self.folder(name), self.vocab_size) for name in absent]
 
-    def effective(self, need: int) -> tuple[dict[str, float], list[str]]:
-        """Shares of the datasets that are prepared, which sum to 1, and the names of the others. need: tokens
-        that each must have.
+    @property
+    def required(self) -> list[str]:
+        """Sources that must not be missing: the one whose loss is tracked."""
+        source = (self.track or "").partition("@")[2]
+        return [source] if source in self.names else []
+
+    def shares(self, need: int) -> Shares:
+        """Of the datasets that are prepared. need: tokens that each must have.
 
         Raises UserError with a line for everything that is wrong.
         """
         lacking = self.lacking()
         if lacking:
             raise UserError("\n".join(lacking))
-        lengths = {name: found["train"]["tokens"] for name, found in self.identities().items()}
-        return effective_weights(self.weights, lengths, need, self.missing_sources == DROP)
+        here = self.identities()
+        lengths = {name: found["train"]["tokens"] for name, found in here.items()}
+        may_drop = self.missing_sources == DROP
+        weights, missing = effective_weights(self.weights, lengths, need, may_drop, self.required)
+        return Shares(weights, missing, here)
 
     def identities(self) -> dict[str, dict[str, dict[str, Any]]]:
         """`data.bins.identity_of` of each dataset that is prepared. Raises UserError."""
@@ -97,12 +116,12 @@ class Wanted:
         """
         if not self.is_mixture:
             return identity_of(self.folder(self.dataset))
-        here = self.identities()
+        here = self.prepared
         to_be_made = [name for name in self.names if name not in here and is_built_in(name)]
         if to_be_made or self.lacking():
             return None
-        shares, _ = self.effective(need=0)
-        return mixture_identity(self.sampling, shares, here)
+        shares = self.shares(need=0)
+        return mixture_identity(self.sampling, shares.weights, shares.identities)
 
 
 def mixture_identity(

@@ -14,7 +14,7 @@ from config.mixture import EPOCHS
 from data.batch import Batch, BatchSource
 from data.bins import Splits, TokenWindows, open_splits
 from data.mixture import MixtureSource
-from data.sources import Wanted
+from data.sources import Shares, Wanted
 from data.token_source import TokenSource
 from data.vocabulary import described
 from errors import UserError
@@ -77,17 +77,19 @@ class TextData:
         return lines
 
 
-def open_text(wanted: Wanted, sequence_length: int, vocab_size: int, populate: bool = False) -> TextData:
-    """The data that flags ask for, checked against the model's vocabulary. populate: read all of it now.
+def open_text(
+    wanted: Wanted, shares: Shares | None, sequence_length: int, vocab_size: int, populate: bool = False
+) -> TextData:
+    """The data that flags ask for, checked against the model's vocabulary. shares: of a mixture's sources.
+    populate: read all of it now.
 
     Raises UserError with a line for each source with which something is wrong.
     """
-    if not wanted.is_mixture:
+    if shares is None:
         splits = open_splits(wanted.dataset, wanted.data_dir, sequence_length, vocab_size, populate)
         return TextData.single(splits)
-    shares, missing = wanted.effective(sequence_length + 1)
     parts, wrong = {}, []
-    for name in shares:
+    for name in shares.weights:
         try:
             parts[name] = open_splits(name, wanted.data_dir, sequence_length, vocab_size, populate)
         except UserError as error:
@@ -95,7 +97,7 @@ def open_text(wanted: Wanted, sequence_length: int, vocab_size: int, populate: b
     wrong += _not_alike(parts)
     if wrong:
         raise UserError("\n".join(wrong))
-    return TextData(parts, shares, missing, wanted.sampling, wanted.identities())
+    return TextData(parts, shares.weights, shares.missing, wanted.sampling, shares.identities)
 
 
 def _not_alike(parts: Mapping[str, Splits]) -> list[str]:

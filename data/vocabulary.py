@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from config.flags import GPT2, TOKENIZER_FILE
+from config.mixture import names_of_sources
 from data.bins import dataset_folder, label, read_meta
 from data.bpe import END_OF_TEXT
 from errors import UserError
@@ -54,6 +55,12 @@ def described(meta: Mapping[str, Any]) -> Vocabulary:
     return Vocabulary(**values) if values.get("tokenizer") else Vocabulary()
 
 
+def _folders(args: Namespace) -> list[Path]:
+    """Of the dataset, or of the sources of a mixture."""
+    names = names_of_sources(args.dataset) or [args.dataset]
+    return [dataset_folder(name, args.data_dir) for name in names]
+
+
 def vocabulary_of(state: Mapping[str, Any], args: Namespace, given: Vocabulary | None = None) -> Vocabulary:
     """The vocabulary of a checkpoint with these flags: as it records it, else as its dataset states it, else
     as the dataset's name says.
@@ -63,14 +70,16 @@ def vocabulary_of(state: Mapping[str, Any], args: Namespace, given: Vocabulary |
     """
     recorded = state.get("vocabulary")
     known = described(recorded) if isinstance(recorded, Mapping) else Vocabulary()
-    folder = dataset_folder(args.dataset, args.data_dir)
-    if known.tokenizer is None and folder.is_dir():
-        known = described(read_meta(folder))
+    folders = _folders(args)
+    for folder in folders:
+        if known.tokenizer is None and folder.is_dir():
+            known = described(read_meta(folder))
     if known.tokenizer is None:
         known = given or (OF_BPE if label(args.dataset) in OF_GPT2 else known)
         if known.end_of_text is not None and known.end_of_text >= args.vocab_size:
             return Vocabulary()
-    places = [known.tokenizer_file, given and given.tokenizer_file, str(folder / TOKENIZER_FILE)]
+    beside = [str(folder / TOKENIZER_FILE) for folder in folders]
+    places = [known.tokenizer_file, given and given.tokenizer_file, *beside]
     there = next((place for place in places if place and Path(place).is_file()), None)
     if known.tokenizer_file is not None and there is not None:
         known = replace(known, tokenizer_file=there)
@@ -107,6 +116,6 @@ def unknown(args: Namespace) -> UserError:
     """That nobody says what a model's tokens are."""
     return UserError(
         f"nobody says what the {args.vocab_size} tokens of this model stand for: neither its checkpoint nor"
-        f" its dataset ({dataset_folder(args.dataset, args.data_dir)}) names a tokenizer that is known here;"
+        f" its dataset ({', '.join(map(str, _folders(args)))}) names a tokenizer that is known here;"
         f" give --data_dir, or --tokenizer, as {GPT2} where it is that"
     )

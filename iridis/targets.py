@@ -126,6 +126,8 @@ def unfit(path: Path, routed: bool, data_dir: str | None) -> list[str]:
     if not data_dir or data is None:
         return lines
     there = replace(data, data_dir=data_dir)
+    if not data.lacking() or not there.lacking():
+        return lines
     for name in data.names:
         places = data.folder(name), there.folder(name)
         if not is_built_in(name) and not any(map(is_prepared, places)):

@@ -44,9 +44,9 @@ def language_model(
     source = data.source(args.data_seed)
     identities = data.identities or {"": world.on_main(source.identity)}
     network = network.to(world.device)
+    sizes = world.on_main(partial(token_sizes, data.meta, args.vocab_size))
     evaluations = []
     for name, splits in data.parts.items():
-        sizes = world.on_main(partial(token_sizes, splits.meta, args.vocab_size))
         counted = None if sizes is None else partial(text_bytes, splits.val, sizes)
         evaluations.append(HeldOut(args, world, network, splits.val, folder, identities[name], name, counted))
     return Parts(

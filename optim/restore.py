@@ -49,6 +49,10 @@ TOKENIZER = Flag(
 )
 
 
+# beside --dataset, and like it no setting of another dataset
+OF_THE_DATA = ("data_dir", "missing_sources", "normalise_weights")
+
+
 @dataclass(frozen=True)
 class Restored:
     """An opened checkpoint. args: every flag of the training, overridden by those of this call; given: the
@@ -215,10 +219,10 @@ def resolve(prog: str, path: Path, state: dict[str, Any], given: dict[str, Any])
     """
     trained = trained_settings(path, state, given)
     inherited = {name: value for name, value in trained.items() if name in INHERITED or name == "recipe"}
-    # the two say together where the data are
-    same_place = [None, *names_of_sources(trained["dataset"])] if "dataset" in trained else []
-    if "data_dir" in trained and given.get("dataset") in same_place:
-        inherited["data_dir"] = trained["data_dir"]
+    # they say together which data these are
+    same_data = [None, *names_of_sources(trained["dataset"])] if "dataset" in trained else []
+    if given.get("dataset") in same_data:
+        inherited |= {name: trained[name] for name in OF_THE_DATA if name in trained}
     flags = flags_of(trained)
     explicit = {name: value for name, value in given.items() if name in flags}
     args = config.add_defaults({**inherited, "track": None, **explicit})

@@ -169,6 +169,11 @@ def test_it_does_not_matter_which_section_a_setting_is_in(values, names):
         assert parsed(Path(folder), content) == parsed(Path(folder), values)
 
 
+def test_a_section_may_have_the_name_of_a_flag(tmp_path):
+    args = parsed(tmp_path, {"dataset": {"dataset": "stdlib", "vocab_size": 300}})
+    assert (args.dataset, args.vocab_size) == ("stdlib", 300)
+
+
 def test_command_line_overlays_a_section(tmp_path):
     path = config_file(tmp_path, {"model": {"n_layer": 6}})
     assert config.parse_args(["--config", str(path), "--n_layer", "8"]).n_layer == 8

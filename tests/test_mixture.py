@@ -86,8 +86,8 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
 
 
 def test_a_weight_that_would_never_be_read_is_refused() -> None:
-    with pytest.raises(UserError, match="a weight of 1e-06 is less than one sample in 131072"):
-        Turns([1 - 1e-6, 1e-6])
+    with pytest.raises(UserError, match="a weight of 1e-07 is less than one sample in 131072"):
+        Turns([1 - 1e-7, 1e-7])
 
 
 # turns
@@ -102,6 +102,16 @@ def test_every_prefix_has_its_shares_to_less_than_one_sample(weights: list[float
     prefixes = np.arange(1, count + 1)
     for number, weight in enumerate(weights):
         assert np.abs(np.cumsum(sources == number) - prefixes * weight).max() <= 1.0
+
+
+@pytest.mark.parametrize("given", [(1, 1, 1), (784, 20), (3, 2, 0, 2)], ids=str)
+def test_shares_of_whole_numbers_drift_nowhere(given: tuple[int, ...]) -> None:
+    weights = list(normalised({str(i): float(number) for i, number in enumerate(given)}).values())
+    turns, first, count = Turns(weights), 10**8, 1000
+    sources, ranks = turns.locate(first, count)
+    for number, weight in enumerate(weights):
+        mine = np.flatnonzero(sources == number)
+        assert np.abs(ranks[mine] - (first + mine) * weight).max(initial=0) <= 1.0
 
 
 def test_samples_of_a_source_are_counted_through_all_periods() -> None:

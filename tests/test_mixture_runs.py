@@ -170,7 +170,7 @@ def test_missing_sources_are_left_out_where_that_is_asked_for(tmp_path: Path, da
 def test_what_is_tracked_must_not_be_missing(tmp_path: Path, data_dir: Path) -> None:
     changes = {"dataset": "wiki=0.8,gone=0.2", "missing_sources": "drop", "track": "val_loss@gone"}
     (line,) = refused(train_on(tmp_path, data_dir, **changes))
-    assert line.startswith("--track val_loss@gone: nothing measures that; there are: val_loss@wiki,")
+    assert line.startswith("dataset 'gone' is not prepared:") and line.endswith("--tokenizer bytes")
 
 
 def test_short_sources_are_named_with_their_lengths(tmp_path: Path, data_dir: Path) -> None:
@@ -224,6 +224,24 @@ def test_eval_of_one_source_finds_its_data(done: Path, tmp_path: Path, evaluated
     assert outcome.returncode == 0, outcome.stderr
     found = json.loads((tmp_path / "eval_summary_ckpt.json").read_text())
     assert found["val_loss"] == pytest.approx(evaluated["sources"]["roam"]["val_loss"], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dataset": "wiki=3,roam=1", "normalise_weights": True},
+        {"dataset": "wiki=0.6,gone=0.2,roam=0.2", "missing_sources": "drop"},
+    ],
+    ids=["normalised", "one is missing"],
+)
+def test_eval_reads_what_the_training_read(tmp_path: Path, data_dir: Path, changes: dict[str, Any]) -> None:
+    results = tmp_path / "results"
+    trained(results, **{**SETTINGS, "data_dir": data_dir, "iterations": 1, "eval_freq": 1, **changes})
+    words = ["--checkpoint", str(folder(results)), "--device", "cpu", "--output_dir", str(tmp_path)]
+    outcome = run([*python(), "eval.py", *words])
+    assert outcome.returncode == 0, outcome.stderr
+    summary = json.loads((tmp_path / "eval_summary_ckpt.json").read_text())
+    assert list(summary["sources"]) == ["wiki", "roam"]
 
 
 @pytest.mark.parametrize("door", ["get_ppl_per_mac.py"])
