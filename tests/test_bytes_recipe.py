@@ -13,7 +13,8 @@ import pytest
 
 import config
 from config.identity import differences
-from optim.selftest import Training
+from data.sources import Wanted
+from optim.selftest import Training, make_up
 from tests.command_lines import config_file, refused
 from tests.programs import ROOT
 
@@ -153,6 +154,13 @@ def test_selftest_starts_trainings_of_this_recipe(tmp_path: Path) -> None:
     command = Training(args, tmp_path, 1).command
     given = config.parse_args(command[command.index(str(ROOT / "main.py")) + 1 :])
     assert differences(vars(given), vars(args)) == []
+
+
+def test_selftest_makes_up_each_source_of_its_mixture(tmp_path: Path) -> None:
+    args = parsed("--selftest_resume")
+    make_up(args, tmp_path)
+    args.data_dir = str(tmp_path)
+    assert Wanted.of(vars(args)).lacking() == [] and len(list(tmp_path.iterdir())) == 2
 
 
 def test_settings_that_differ_are_told_by_its_names() -> None:
