@@ -73,12 +73,19 @@ def remove_folder(folder: Path) -> None:
 def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then sync it and rename it over `path`; on failure,
     remove it.
+
+    An OSError names `path`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
         sync_path(temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        # a failed write names no file, and nobody asked for the temporary one
+        if error.errno is not None and str(error.filename) in ("None", str(temporary)):
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)

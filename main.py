@@ -39,7 +39,7 @@ def build_and_run(args: Namespace, world: World, ending: Ending, closing: ExitSt
     from optim.done import is_finished
     from optim.experiment import Experiment
     from optim.reporting import log, start_logging
-    from optim.setup import hold, is_own, named_file, set_precision, starting_point
+    from optim.setup import hold, is_own_file, set_precision, starting_point
     from optim.stopping import Stopper
     from optim.training import Trainer
 
@@ -55,12 +55,11 @@ def build_and_run(args: Namespace, world: World, ending: Ending, closing: ExitSt
         world.on_main(lambda: held.append(hold(folder, args.iterations, ending, stopper, closing)))
         ending.held = True
         if world.on_main(lambda: is_finished(folder, args)):
-            wanted = named_file(folder, args.use_pretrained)
+            is_own = world.on_main(lambda: is_own_file(folder, args.use_pretrained))
             log.info(f"{folder} is finished already: nothing to do")
-            if wanted is not None and is_own(folder, wanted):
-                log.info(
-                    f"to go back to {wanted.name} all the same, move {SUMMARY} and the newer checkpoints away"
-                )
+            if is_own:
+                name = Path(args.use_pretrained).name
+                log.info(f"to go back to {name} all the same, move {SUMMARY} and the newer checkpoints away")
             return ended(Kind.FINISHED, "finished already", args.iterations)
         # a wrong name is reported before data are prepared
         path = world.on_main(lambda: starting_point(folder, args.use_pretrained))
@@ -83,9 +82,15 @@ def build_and_run(args: Namespace, world: World, ending: Ending, closing: ExitSt
         return trainer.run(held[0] if held else None, stopper)
 
 
+def lacking_sources(args: Namespace) -> list[str]:
+    from data.sources import lacking_sources as lacking  # late: --help needs no numpy
+
+    return lacking(args)
+
+
 def main(argv: list[str] | None = None) -> int:
     began = time.time()
-    args = config.parse_args(argv)
+    args = config.parse_args(argv, problems_of_sources=lacking_sources)
 
     def work() -> int:
         if args.selftest_resume:

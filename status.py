@@ -26,9 +26,8 @@ from contextlib import suppress
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import NoReturn
 
-from config import guarded
+from config import Arguments, guarded
 from errors import UserError
 from files import json_text, write_atomically
 from monitor.drawings import drawings_of
@@ -125,11 +124,6 @@ def write_page(path: Path, bases: Sequence[Path]) -> None:
     )
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def interval(text: str) -> float:
     if not re.fullmatch(NUMBER, text) or not 0.5 <= float(text) <= 86400:
         raise argparse.ArgumentTypeError(f"must be 0.5 to 86400 seconds, not {text!r}")
@@ -138,7 +132,7 @@ def interval(text: str) -> float:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Raises UserError. A word after --watch that is no number is a folder."""
-    parser = Parser(prog="status.py", description="Show the state of all experiments.", allow_abbrev=False)
+    parser = Arguments(prog="status.py", description="Show the state of all experiments.", allow_abbrev=False)
     parser.add_argument(
         "folders",
         nargs="*",
@@ -156,7 +150,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     ways.add_argument("--json", action="store_true", help="print a JSON list [off]")
     ways.add_argument("--html", type=Path, metavar="FILE", help="write a page with curves [off]")
-    return parser.parse_args(
+    return parser.parsed(
         [
             f"--watch={WATCH_SECONDS}" if word == "--watch" and not re.fullmatch(NUMBER, after) else word
             for word, after in pairwise([*argv, ""])

@@ -5,6 +5,7 @@ flags.py, old_flags.py    every flag once; flags of old command lines
 values.py                 one value, from text or JSON
 recipe.py                 what a recipe is
 parse.py, json_file.py    command lines and config files
+programs.py               flags of their own, and how programs end
 checks.py                 rules that involve several flags
 naming.py                 the experiment's name and folder
 identity.py               what makes two trainings, or two evaluations, the same
@@ -15,16 +16,16 @@ from config.naming import experiment_folder, experiment_name, notes_on_cut
 from config.parse import (
     add_defaults,
     check,
-    guarded,
     parse,
     parse_args,
     recorded,
-    stop,
     unused_settings,
 )
+from config.programs import Arguments, guarded, stop
 from config.values import convert, nearest
 
 __all__ = [
+    "Arguments",
     "add_defaults",
     "check",
     "check_world_size",

@@ -8,7 +8,7 @@ import re
 from argparse import Namespace
 from pathlib import Path
 
-from config.mixture import given_weights, is_mixture
+from config.mixture import given_weights, has_paths, is_mixture
 from config.naming import MAX_COMPONENT, bad_name
 from config.values import Problem
 from errors import UserError
@@ -89,6 +89,11 @@ def _dataset_problems(args: Namespace) -> list[Problem]:
         except UserError as error:
             return [Problem(line, "dataset", "normalise_weights") for line in str(error).splitlines()]
         return []
+    if has_paths(args.dataset):
+        line = (
+            f"--dataset {args.dataset}: sources of a mixture are names of folders below --data_dir, not paths"
+        )
+        return [Problem(line, "dataset")]
     if not args.dataset or bad_name(Path(args.dataset).name):
         return [Problem(f"--dataset {args.dataset!r} is not a folder name", "dataset")]
     return []

@@ -208,7 +208,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "slimpajama",
             "prepared folder under --data_dir, or a path to one; built in are 'stdlib', and 'lib_code',"
             " 'lib_docs' and 'lib_licenses' in bytes; owt2 = openwebtext2; or a mixture,"
-            " NAME=WEIGHT,NAME=WEIGHT,... of prepared folders of one tokenizer",
+            " NAME=WEIGHT,NAME=WEIGHT,... (or a JSON object) of prepared folders of one tokenizer",
         ),
         Flag(
             "sampling",

@@ -18,7 +18,7 @@ from typing import Any
 from config.mixture import is_mixture, parse_mixture
 from config.recipe import Recipe
 from config.schema import dataset_or_mixture
-from config.values import Problem, convert, mixture_text, nearest
+from config.values import Problem, convert, mixture_text, nearest, parse_json
 
 LARGEST_BYTES = 1 << 20
 
@@ -121,7 +121,7 @@ def _read_object(path: str) -> dict[str, Any]:
     """Raises ValueError with what is wrong."""
     try:
         size = os.stat(path).st_size
-        text = Path(path).read_text(encoding="utf-8") if size <= LARGEST_BYTES else ""
+        text = Path(path).read_text(encoding="utf-8-sig") if size <= LARGEST_BYTES else ""
     except OSError as error:
         raise ValueError(error.strerror) from None
     except ValueError as error:
@@ -129,21 +129,11 @@ def _read_object(path: str) -> dict[str, Any]:
     if size > LARGEST_BYTES:
         raise ValueError(f"{size} bytes is too large for a file of flags")
     try:
-        content = json.loads(text, object_pairs_hook=_object)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text)
+    except ValueError as error:
         raise ValueError(f"not valid JSON ({str(error)[:100]})") from None
     if not isinstance(content, dict):
         raise ValueError("must hold one JSON object of flags and values")
-    return content
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Raises ValueError where a key has two values, of which json.loads would take the last."""
-    content: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in content and content[key] != value:
-            raise ValueError(f"{key!r} stands twice in one object")
-        content[key] = value
     return content
 
 

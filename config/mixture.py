@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import re
 from collections.abc import Mapping, Sequence
 
 from errors import UserError
@@ -17,11 +19,17 @@ SAMPLINGS = (EPOCHS, RANDOM)
 ERROR, DROP = "error", "drop"  # what to do about sources that are not prepared
 SUM_TOLERANCE = 1e-6
 LONGEST_NAME = 100  # bytes; names of files and folders are made of it
+PARTS = re.compile(r"[^=,]+=[\d.eE+-]+(,[^=,]+=[\d.eE+-]+)+")  # NAME=NUMBER,NAME=NUMBER
 
 
 def is_mixture(dataset: str) -> bool:
     """Whether --dataset names several sources with weights."""
     return "=" in dataset and "/" not in dataset
+
+
+def has_paths(dataset: str) -> bool:
+    """Whether --dataset has the form of a mixture, of sources that are paths in part."""
+    return "/" in dataset and PARTS.fullmatch(dataset) is not None and not os.path.isdir(dataset)
 
 
 def parse_mixture(text: str) -> dict[str, float]:

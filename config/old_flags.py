@@ -51,9 +51,11 @@ OTHER_FORMS = {
         "give the files as they are: python plot_fig5.py router_weights_ckpt_40000.npz"
         " router_weights_ckpt_60000.npz"
     ),
-    "output": "--output_dir FOLDER takes its place",
     "checkpoint": (
         "plots take the files of get_ppl_per_mac.py and get_router_weights.py: python plot_fig4.py"
         " ppl_per_mac.json"
     ),
 }
+
+# the same, in commands that have the other flag, whose name comes first
+REPLACED = {"output": ("output_dir", "--output_dir FOLDER takes its place")}

@@ -12,24 +12,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
 from config.json_file import in_sections, read_config_file
-from config.old_flags import OTHER_FORMS
+from config.old_flags import OTHER_FORMS, REPLACED
+from config.programs import guarded, stop
 from config.recipe import DEFAULT_RECIPE, Recipe, flags_of, recipe_of, recipes
 from config.schema import PLACE, Flag, boolean, switch
 from config.values import NO_VALUE, Problem, convert, nearest
-from errors import OwnError, UserError, missing_package
-from files import TRANSIENT_ERRORS, is_of_a_place
 
 MISSING = object()  # flag not given
-SILENT_SECONDS = 10.0  # for the first process to report what is wrong
 METAVARS = {boolean: "ON", int: "N", float: "X"}
 PRINT_CONFIG = switch("print_config", "print all settings as JSON for --config, and do nothing", scope=PLACE)
 
@@ -97,6 +93,11 @@ def _in_our_words(word: str, recipe: Recipe) -> str:
     return f"--{recipe.flag_named(name)}{equals}{value}"
 
 
+def _flags_in(argv: Sequence[str]) -> list[str]:
+    """As they are written, without what precedes and follows their names."""
+    return [word[2:].partition("=")[0] for word in argv if word.startswith("--")]
+
+
 def _explicit(
     parser: _Parser, argv: Sequence[str], recipe: Recipe, problems: list[Problem]
 ) -> dict[str, Any]:
@@ -106,6 +107,7 @@ def _explicit(
         problems.append(Problem(str(error).removeprefix("argument ")))
         return {}
     _report_extras(extras, recipe, problems)
+    written = {recipe.flag_named(flag): flag for flag in _flags_in(argv)}
     values = {}
     for name, value in vars(raw).items():
         if value is MISSING:
@@ -113,7 +115,9 @@ def _explicit(
         try:
             values[name] = convert(recipe.flags[name], value)
         except ValueError as error:
-            problems.append(Problem(f"--{name} {error}", name))
+            flag = written.get(name, name)
+            meant = "" if flag.replace("-", "_") == name else f" ({name})"
+            problems.append(Problem(f"--{flag}{meant} {error}", name))
     return values
 
 
@@ -124,7 +128,10 @@ def _report_extras(extras: Sequence[str], recipe: Recipe, problems: list[Problem
     for word in extras:
         if word.startswith("--"):
             written = word.split("=", 1)[0]
-            form = OTHER_FORMS.get(written[2:].replace("-", "_"))
+            name = written[2:].replace("-", "_")
+            form = OTHER_FORMS.get(name)
+            if name in REPLACED and REPLACED[name][0] in recipe.flags:
+                form = REPLACED[name][1]
             meant = f"; {form}" if form else nearest(written, known)
             problems.append(Problem(f"unknown flag {written}{meant}"))
             after_unknown = True
@@ -156,49 +163,6 @@ def parse(
     if given.get("config") is not None:
         given = {**read_config_file(given["config"], taken, problems), **given}
     return given, problems
-
-
-def stop(prog: str, problems: Sequence[str], code: int = 2, alone: bool = False) -> NoReturn:
-    """Print one line a problem and exit; on the first process only, unless only this one has the problem.
-
-    The others end after it: when the first process ends, torchrun terminates the rest, and the first is the
-    one that prints.
-    """
-    if alone or os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1":
-        for problem in dict.fromkeys(problems):
-            print(f"{prog}: error: {problem}", file=sys.stderr)
-    else:
-        for signum in (signal.SIGTERM, signal.SIGINT):  # which may be ignored or held back until here
-            signal.signal(signum, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-        time.sleep(SILENT_SECONDS)
-    raise SystemExit(code)
-
-
-def guarded(prog: str, work: Callable[[], int]) -> int:
-    """Exit code of `work`; each problem that the user can fix gets a line, and exit code 2."""
-    try:
-        return work()
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except UserError as error:
-        stop(prog, str(error).splitlines(), alone=isinstance(error, OwnError))
-    except OSError as error:
-        if not is_of_a_place(error):
-            raise
-        stop(
-            prog,
-            [f"{error.filename or 'writing'}: {error.strerror}"],
-            1 if error.errno in TRANSIENT_ERRORS else 2,
-        )
-    except ModuleNotFoundError as error:
-        line = missing_package(error)
-        if line is None:
-            raise
-        stop(prog, [line])
-    except KeyboardInterrupt:
-        return 130
 
 
 def recorded(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -278,9 +242,14 @@ def _print_settings(args: Namespace) -> int:
     return 0
 
 
-def parse_args(argv: Sequence[str] | None = None, prog: str = "main.py") -> Namespace:
+def parse_args(
+    argv: Sequence[str] | None = None,
+    prog: str = "main.py",
+    problems_of_sources: Callable[[Namespace], list[str]] = lambda args: [],
+) -> Namespace:
     """Every flag of main.py as a Namespace; `recipe` is there where it is not the default one.
 
+    problems_of_sources: lines to add where the mixture is wrong already; without, the data are not looked at.
     On bad input: one line per problem on stderr, exit 2. With --print_config: the settings, exit 0.
     """
     name, words = _split_recipe(sys.argv[1:] if argv is None else argv, prog)
@@ -302,8 +271,11 @@ def parse_args(argv: Sequence[str] | None = None, prog: str = "main.py") -> Name
     faulty = frozenset[str]().union(*(problem.flags for problem in problems))  # their defaults were not meant
     found = recipes()[name].resolve(args) or check(args)
     problems += [problem for problem in found if not problem.flags & faulty]
-    if problems:
-        stop(prog, problems)
+    lines: list[str] = [*problems]
+    if any("dataset" in problem.flags for problem in problems) and not faulty & {"dataset", "data_dir"}:
+        lines += problems_of_sources(args)
+    if lines:
+        stop(prog, lines)
     if wants_settings:
         raise SystemExit(guarded(prog, lambda: _print_settings(asked)))
     return args

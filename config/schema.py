@@ -56,7 +56,7 @@ def boolean(text: str) -> bool:
 
 
 def dataset_or_mixture(text: str) -> str:
-    """A dataset, or NAME=WEIGHT,NAME=WEIGHT,...; in a config file also an object of names and weights."""
+    """A dataset, or NAME=WEIGHT,NAME=WEIGHT,..., or a JSON object of names and weights."""
     return text
 
 

@@ -60,8 +60,11 @@ def _scalar(flag: Flag, value: Any) -> Any:
         if flag.takes_none:
             return None
         raise ValueError("needs a value")
-    if isinstance(value, dict) and flag.type is dataset_or_mixture:
-        value = mixture_text(value)
+    if flag.type is dataset_or_mixture:
+        if isinstance(value, str) and value.lstrip().startswith("{"):
+            value = _mixture_in(value)
+        if isinstance(value, dict):
+            value = mixture_text(value)
     if isinstance(value, (dict, list)):
         raise ValueError(f"takes one value, not {json.dumps(value)[:60]}")
     text = str(value)
@@ -78,6 +81,30 @@ def _scalar(flag: Flag, value: Any) -> Any:
     if isinstance(result, str) and any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in result):
         raise ValueError("must be plain UTF-8 text without control characters")
     return result
+
+
+def _mixture_in(text: str) -> Any:
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"is no JSON object of names and weights ({str(error)[:100]})") from None
+
+
+def parse_json(text: str) -> Any:
+    """Raises ValueError, also where a key has two values, of which json.loads would take the last."""
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content and content[key] != value:
+            raise ValueError(f"{key!r} stands twice in one object")
+        content[key] = value
+    return content
 
 
 def mixture_text(weights: Mapping[str, Any]) -> str:

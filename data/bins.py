@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ BYTE_VALUES = 256
 DEFAULT_DATA_DIR = Path(__file__).parent / "datasets"
 FOLDERS = {"owt2": "openwebtext2"}  # names that share another's folder
 META = "meta.json"
+WORK = ".tokenize"  # in a folder that is being prepared
 SPLITS = {"train": "training", "val": "validation"}
 LLM_C_HEADER, LLM_C_WIDE = 1024, 20240801  # bytes; magic of its files of 32-bit tokens
 LLM_C_MAGICS = (20240520, LLM_C_WIDE)
@@ -76,6 +78,20 @@ def is_prepared(folder: Path) -> bool:
     return (folder / "train.bin").is_file() and (folder / "val.bin").is_file()
 
 
+def refuse_half(folder: Path) -> None:
+    """Raises UserError where a folder that is to be prepared holds one bin, and none that was left by a
+    preparation, which writes val.bin before train.bin.
+    """
+    there = [split for split in SPLITS if (folder / f"{split}.bin").exists()]
+    if len(there) != 1 or (there == ["val"] and (folder / WORK).is_dir()):
+        return
+    (missing,) = SPLITS.keys() - there
+    raise UserError(
+        f"{folder} holds {there[0]}.bin without {missing}.bin, and would be overwritten: put {missing}.bin"
+        f" there, or move {there[0]}.bin away"
+    )
+
+
 def dtype_for(size: int) -> np.dtype[Any]:
     """The numbers in which the tokens of a vocabulary of this size are stored."""
     return TOKEN if size <= np.iinfo(TOKEN).max + 1 else WIDE_TOKEN
@@ -92,6 +108,8 @@ def read_meta(folder: Path) -> dict[str, Any]:
     """
     try:
         meta = load_json(folder / META)
+        if not isinstance(meta, dict):
+            raise ValueError("it must hold a JSON object")
         for name, kind in META_TYPES.items():
             if not isinstance(meta.get(name, kind()), kind):
                 raise ValueError(f"{name} is {meta[name]!r:.40}")
@@ -100,13 +118,15 @@ def read_meta(folder: Path) -> dict[str, Any]:
                 raise ValueError(f"{name} is missing")
         if meta.get("splits") and str(meta.get("dtype", "uint16")) not in DTYPES:
             raise ValueError(f"dtype is {meta['dtype']!r:.40}, not one of {', '.join(DTYPES)}")
-        for split in meta.get("splits", {}).values():
+        for split, stated in meta.get("splits", {}).items():
+            if not isinstance(stated, dict):
+                raise ValueError(f"splits.{split} must be an object, not {stated!r:.40}")
             for name in ("tokens", "largest_token", "documents"):
-                if not isinstance(split.get(name, 0), int):
+                if not isinstance(stated.get(name, 0), int):
                     raise ValueError(f"{name} is no whole number")
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{folder / META} cannot be read ({error}); prepare the dataset again, or delete that file"
         ) from None
@@ -397,7 +417,7 @@ def how_to_prepare(dataset: str, vocab_size: int | None = None) -> str:
     """The command that makes a dataset's bins. vocab_size: of the model that they are for."""
     if dataset in ("owt2", "openwebtext2"):
         return "bash iridis/download-dataset/job.sh --full, then bash iridis/extract-tokenize-dataset/job.sh"
-    command = f"python -m data.tokenize --name {Path(dataset).name}"
+    command = f"python -m data.tokenize --name {shlex.quote(Path(dataset).name)}"
     if dataset in BUILT_IN:
         return command
     in_bytes = " --tokenizer bytes" if vocab_size == BYTE_VALUES else ""

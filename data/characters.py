@@ -7,13 +7,14 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.bins import META, TOKEN
+from data.bins import META, TOKEN, WORK
 from data.corpus import documents
 from data.find import SHOWN_BAD, Bad, Found, find_shards
 from errors import UserError
@@ -105,10 +106,12 @@ def _facts(part: NDArray[np.uint16]) -> dict[str, Any]:
 def _write(folder: Path, splits: dict[str, NDArray[np.uint16]], meta: dict[str, Any]) -> None:
     """Raises UserError where the folder cannot be written."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / WORK).mkdir(parents=True, exist_ok=True)
         (folder / "train.bin").unlink(missing_ok=True)  # without it nothing takes a half-made dataset for one
         write_atomically(folder / "val.bin", splits["val"].tobytes())
         write_json(folder / META, meta)
         write_atomically(folder / "train.bin", splits["train"].tobytes())
+        with suppress(OSError):  # of another tokenizer, with finished groups
+            (folder / WORK).rmdir()
     except OSError as error:
         raise UserError(f"cannot prepare {folder}: {error.strerror or error}") from None

@@ -35,9 +35,10 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from data.bins import DEFAULT_DATA_DIR, META, SPLITS, dataset_folder
+from config.programs import Arguments, guarded
+from data.bins import DEFAULT_DATA_DIR, META, SPLITS, WORK, dataset_folder
 from data.bpe import cache_folder, gpt2
-from data.tokenize import RAW_OWT2, WORK, say_now
+from data.tokenize import RAW_OWT2, say_now
 from errors import UserError
 from files import load_json, remove_folder, sync, sync_folder, write_json
 
@@ -416,9 +417,7 @@ def origin_of(args: argparse.Namespace) -> Origin:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="data.download", description="Fetch OpenWebText2 and GPT-2's BPE ranks."
-    )
+    parser = Arguments(prog="data.download", description="Fetch OpenWebText2 and GPT-2's BPE ranks.")
     parser.add_argument(
         "--full", action="store_true", help="download the corpus and the ranks, without asking"
     )
@@ -442,21 +441,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--data_dir", "--data-dir", default=None, help=f"root of the datasets [{DEFAULT_DATA_DIR}]"
     )
-    args = parser.parse_args(argv)
-    if args.full and (args.bpe or args.check):
-        parser.error("--full: not allowed with --bpe or --check")
-    try:
-        return run(args)
-    except UserError as error:
-        for line in str(error).splitlines():
-            print(f"data.download: error: {line}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"data.download: error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("data.download: interrupted; the same command goes on where it was", file=sys.stderr)
-        return 130
+
+    def work() -> int:
+        args = parser.parsed(argv)
+        if args.full and (args.bpe or args.check):
+            parser.error("--full: not allowed with --bpe or --check")
+        try:
+            return run(args)
+        except KeyboardInterrupt:
+            print("data.download: interrupted; the same command goes on where it was", file=sys.stderr)
+            return 130
+
+    return guarded("data.download", work)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ python -m data.inspect data/datasets/stdlib [--seed 0] [--png FILE]
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from config.programs import Arguments, guarded
 from data.bins import META, SCAN_TOKENS, Tokens, check_format, dtype_of, is_prepared, map_tokens, read_meta
 from data.tokenizer import Tokenizer, open_tokenizer, text_of
 from data.vocabulary import described
@@ -191,22 +191,19 @@ def show_lengths(folder: Path, train: Tokens, ends: NDArray[np.int64], png: Path
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="data.inspect",
         description="Show counts, checksums, documents and lengths of a prepared dataset.",
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice of random documents [0]")
     parser.add_argument("--png", type=Path, default=None, help="where to draw the histogram [in the folder]")
-    args = parser.parse_args(argv)
-    try:
+
+    def work() -> int:
+        args = parser.parsed(argv)
         return show(args.folder, args.seed, args.png)
-    except UserError as error:
-        print(f"data.inspect: error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"data.inspect: error: {error.filename or ''}: {error.strerror}", file=sys.stderr)
-        return 2
+
+    return guarded("data.inspect", work)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ Needs no torch, so that a job can ask before it is queued.
 from __future__ import annotations
 
 import hashlib
+from argparse import Namespace
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,6 +124,15 @@ class Wanted:
             return None
         shares = self.shares(need=0)
         return mixture_identity(self.sampling, shares.weights, shares.identities)
+
+
+def lacking_sources(args: Namespace) -> list[str]:
+    """A line for each source of the mixture that flags name and that is not prepared, whatever its weight."""
+    wanted = Wanted.of(vars(args))
+    if wanted.is_mixture:
+        with suppress(UserError):  # a problem of the flag, which is reported as that
+            return wanted.lacking()
+    return []
 
 
 def mixture_identity(

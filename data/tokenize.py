@@ -38,7 +38,16 @@ from typing import Any
 from tqdm import tqdm
 
 from config.flags import CHARACTERS, GPT2
-from data.bins import DEFAULT_DATA_DIR, dataset_folder, dtype_for, is_prepared, read_meta
+from config.programs import Arguments, guarded
+from data.bins import (
+    DEFAULT_DATA_DIR,
+    WORK,
+    dataset_folder,
+    dtype_for,
+    is_prepared,
+    read_meta,
+    refuse_half,
+)
 from data.built_in import BUILT_IN
 from data.characters import tokenize_characters
 from data.corpus import pack
@@ -49,10 +58,9 @@ from data.tokenizer import KINDS, Tokenizer, named, open_tokenizer
 from data.vocabulary import Vocabulary, described
 from data.workers import STOP, Job, encode_group, start_worker
 from errors import UserError
-from files import STORAGE_FAULTS, is_kept_open, load_json, remove_folder, write_json
+from files import is_kept_open, load_json, remove_folder, write_json
 from processes import peak_kib
 
-WORK = ".tokenize"
 VAL_SHARE = 0.0005
 # small shards share a group up to this size on disk and this number
 GROUP_BYTES, GROUP_SHARDS = 1 << 22, 4096
@@ -348,11 +356,14 @@ def report(
     """The table at the end."""
     tokens = sum(split["tokens"] for split in meta["splits"].values())
     own = peak_kib()
-    documents = sum(split["documents"] for split in meta["splits"].values())
+    documents = sum(result["documents"] for result in results)
+    # a document that is cut in two counts in both bins
+    is_cut = documents < sum(split["documents"] for split in meta["splits"].values())
+    in_part = ", one of them in part" if is_cut else ""
     of_worker = max((result["peak_kib"] for result in results), default=0)
     val = meta["splits"]["val"]
     rows = [
-        ("documents", f"{documents:,}  ({val['documents']:,} for validation)"),
+        ("documents", f"{documents:,}  ({val['documents']:,} for validation{in_part})"),
         ("tokens", f"{tokens:,}  ({val['tokens']:,} for validation)"),
         ("bytes per token", f"{meta['bytes'] / max(1, tokens):.3f}"),
         ("left out", f"{meta['bad_lines']:,} lines"),
@@ -395,6 +406,7 @@ def prepare_built_in(name: str, folder: Path) -> None:
                 fcntl.flock(lock, fcntl.LOCK_EX)
             if is_prepared(folder):
                 return
+            refuse_half(folder)
             say_now(f"preparing {name}, which is built in: {folder}")
             inputs = inputs_of(name, folder)
             tokenize(inputs, folder, val_share=wanted.val_share, tokenizer=wanted.tokenizer)
@@ -436,8 +448,8 @@ def _named(text: str) -> str:
     return text
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="data.tokenize", description="Prepare a dataset for training.")
+def _parser() -> Arguments:
+    parser = Arguments(prog="data.tokenize", description="Prepare a dataset for training.")
     parser.add_argument(
         "--name",
         type=_named,
@@ -494,9 +506,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: list[str] | None) -> Namespace:
-    """The command line. Exits 2 on bad values."""
+    """The command line. Raises UserError."""
     parser = _parser()
-    args = parser.parse_args(argv)
+    args = parser.parsed(argv)
     if args.workers is not None and args.workers < 1:
         parser.error("--workers must be at least 1")
     if args.max_bad < 0:
@@ -527,54 +539,52 @@ def say_now(line: str) -> None:
     print(line.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
+def run(args: Namespace) -> int:
+    """Prepare the dataset that the command line asks for, and return the exit code. Raises UserError."""
     folder = dataset_folder(args.name, args.data_dir)
-    try:
-        wanted = args.tokenizer or default_tokenizer(args)
-        vocabulary = named(wanted)
-        if is_prepared(folder) and not args.force:
-            if args.tokenizer:
-                need_same_tokenizer(folder, vocabulary)
-            say_now(f"{folder} is prepared already (--force prepares it again)")
-            return 0
-        inputs = args.input or inputs_of(args.name, folder)
-        if KINDS[str(vocabulary.tokenizer)].is_learned:
-            if args.val_share is not None:
-                say_now(
-                    "note: --val-share counts documents and has no effect on characters; --val-fraction has"
-                )
-            tokenize_characters(
-                inputs, folder, args.text_key, args.max_bad, say_now, args.include, args.val_fraction
-            )
-        else:
-            tokenize(
-                inputs,
-                folder,
-                args.text_key,
-                args.workers,
-                args.max_bad,
-                args.val_share or default_share(args),
-                say_now,
-                args.include,
-                args.val_fraction,
-                wanted,
-            )
-        if args.delete_raw:
-            delete_raw(inputs, folder, say_now)
-    except UserError as error:
-        for line in str(error).splitlines():
-            print(f"data.tokenize: error: {line}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.filename is None and error.errno not in STORAGE_FAULTS:
-            raise
-        print(f"data.tokenize: error: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("data.tokenize: interrupted; the same command goes on where it was", file=sys.stderr)
-        return 130
+    wanted = args.tokenizer or default_tokenizer(args)
+    vocabulary = named(wanted)
+    if is_prepared(folder) and not args.force:
+        if args.tokenizer:
+            need_same_tokenizer(folder, vocabulary)
+        say_now(f"{folder} is prepared already (--force prepares it again)")
+        return 0
+    if not args.force:
+        refuse_half(folder)
+    inputs = args.input or inputs_of(args.name, folder)
+    if KINDS[str(vocabulary.tokenizer)].is_learned:
+        if args.val_share is not None:
+            say_now("note: --val-share counts documents and has no effect on characters; --val-fraction has")
+        tokenize_characters(
+            inputs, folder, args.text_key, args.max_bad, say_now, args.include, args.val_fraction
+        )
+    else:
+        tokenize(
+            inputs,
+            folder,
+            args.text_key,
+            args.workers,
+            args.max_bad,
+            args.val_share or default_share(args),
+            say_now,
+            args.include,
+            args.val_fraction,
+            wanted,
+        )
+    if args.delete_raw:
+        delete_raw(inputs, folder, say_now)
     return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    def work() -> int:
+        try:
+            return run(parse(argv))
+        except KeyboardInterrupt:
+            print("data.tokenize: interrupted; the same command goes on where it was", file=sys.stderr)
+            return 130
+
+    return guarded("data.tokenize", work)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ step crashed twice, on bad input, and where a person or a hook stopped the run.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -214,9 +213,7 @@ def decide(args: Any) -> tuple[str, str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="iridis.chain", description="Decide whether a training needs another job."
-    )
+    parser = config.Arguments(prog="iridis.chain", description="Decide whether a training needs another job.")
     parser.add_argument("folder", type=Path)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--code", type=int)
@@ -224,7 +221,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--outcome", type=Path)
     parser.add_argument("--memory", default="", help="what the job had")
     parser.add_argument("--cause", type=Cause, choices=list(Cause), default=Cause.NONE)
-    args = parser.parse_args(argv)
+    args = parser.parsed(argv)
     if args.ended:
         # another has the experiment, or the disk is full: the job has said it too
         with suppress(UserError, OSError):

@@ -20,7 +20,6 @@ A line `include TABLE` adds the stages of another table (a path is relative to t
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import re
@@ -35,7 +34,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from config import guarded
+from config import Arguments, guarded
 from errors import UserError
 
 IRIDIS = Path(__file__).parent
@@ -470,7 +469,7 @@ def _after(stage: Stage) -> str:
 
 def run(argv: Sequence[str]) -> int:
     separator = argv.index("--") if "--" in argv else len(argv)
-    parser = argparse.ArgumentParser(prog="pipeline", description="Show or queue a graph of jobs.")
+    parser = Arguments(prog="pipeline", description="Show or queue a graph of jobs.")
     parser.add_argument(
         "table",
         nargs="?",
@@ -482,7 +481,7 @@ def run(argv: Sequence[str]) -> int:
         action="store_true",
         help="queue what is to do; without SLURM each job.sh would run here instead",
     )
-    wanted = parser.parse_args(argv[:separator])
+    wanted = parser.parsed(argv[:separator])
     stages, flags = load(wanted.table), argv[separator + 1 :]
     call = Call(flags, experiment_folders(stages, flags))
     answers = ask_all(stages, partial(state, call))

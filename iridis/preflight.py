@@ -21,7 +21,6 @@ for each problem.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 import os
@@ -35,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import config
-from data.sources import Wanted
+from data.sources import Wanted, lacking_sources
 from errors import UserError
 from iridis.chain import Cause
 from models.variants import ALIASES
@@ -312,7 +311,7 @@ def options(argv: Sequence[str]) -> tuple[Namespace, list[str] | None]:
     if "--" in words:
         separator = words.index("--")
         words, flags = words[:separator], words[separator + 1 :]
-    parser = argparse.ArgumentParser(prog="preflight", description="Check a job before it is queued.")
+    parser = config.Arguments(prog="preflight", description="Check a job before it is queued.")
     parser.add_argument("--partition")
     parser.add_argument("--time")
     for name in ("nodes", "gpus", "processes"):
@@ -333,7 +332,7 @@ def options(argv: Sequence[str]) -> tuple[Namespace, list[str] | None]:
     parser.add_argument(
         "--experiment", type=Path, help="folder of the experiment that the job was submitted for"
     )
-    return parser.parse_args(words), flags
+    return parser.parsed(words), flags
 
 
 def training_problems(wanted: Namespace, args: Namespace, record: Record, is_refused: bool) -> list[str]:
@@ -367,7 +366,9 @@ def settings_of(wanted: Namespace, flags: Sequence[str]) -> tuple[Namespace, boo
     if only_prints:
         word = only_prints.pop()
         raise UserError(f"{word} is nothing to queue: python main.py {word}")
-    asked = config.parse_args(flags)
+    asked = config.parse_args(
+        flags, problems_of_sources=lambda args: [] if wanted.no_data else lacking_sources(args)
+    )
     former = config.parse_args([*wanted.formerly, *flags[len(wanted.formerly) :]])
     args = began_as(asked, former, wanted.experiment)
     if args is asked:

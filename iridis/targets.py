@@ -14,14 +14,13 @@ Exit code 2: a line for each step that is missing, with --routed for each model 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from config import guarded
+from config import Arguments, guarded
 from data.bins import is_prepared
 from data.setup import is_built_in
 from data.sources import Wanted
@@ -139,9 +138,7 @@ def unfit(path: Path, routed: bool, data_dir: str | None) -> list[str]:
 
 
 def run(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="targets", description="Which checkpoint files an evaluation reads."
-    )
+    parser = Arguments(prog="targets", description="Which checkpoint files an evaluation reads.")
     parser.add_argument(
         "--steps",
         type=int,
@@ -163,7 +160,7 @@ def run(argv: Sequence[str]) -> int:
         "--need_data", action="store_true", help="refuse checkpoints whose data are at neither place"
     )
     parser.add_argument("checkpoints", nargs="+", type=Path)
-    given = parser.parse_args(argv)
+    given = parser.parsed(argv)
     problems = []
     for checkpoint in given.checkpoints:
         if checkpoint.is_dir():

@@ -196,7 +196,7 @@ def export(
         for name, text in model_code().items():
             write_atomically(temporary / name, text)
         write_json(temporary / "config.json", config_of(asdict(settings)))
-        _save(stored, temporary / "model.safetensors")
+        _save(stored, temporary / "model.safetensors", folder)
         with suppress(OSError):  # a mount without modes
             # safetensors lets only the owner read
             shutil.copymode(temporary / "config.json", temporary / "model.safetensors")
@@ -206,11 +206,16 @@ def export(
         write_atomically(temporary / "README.md", card)
         os.replace(temporary, folder)
         sync_folder(folder.parent)
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = str(folder)  # nobody asked for the temporary one
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _save(stored: dict[str, Any], path: Path) -> None:
+def _save(stored: dict[str, Any], path: Path, folder: Path) -> None:
+    """folder: where it is to be in the end."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -219,15 +224,16 @@ def _save(stored: dict[str, Any], path: Path) -> None:
     try:
         save_file(stored, path, metadata={"format": "pt"})
     except SafetensorError as error:  # its writer reports a full disk this way
-        raise UserError(f"writing {path.name} failed: {error}") from None
+        raise UserError(f"writing {folder / path.name} failed: {error}") from None
     sync_path(path)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line. Exits 2 on bad values."""
-    parser = argparse.ArgumentParser(
+    """The command line. Raises UserError."""
+    from config import Arguments  # late, as below
+
+    parser = Arguments(
         prog=PROG,
-        usage=argparse.SUPPRESS,  # so that an error is one line
         description=(
             "python -m models.export CHECKPOINT FOLDER: write a folder that transformers loads. "
             "With --authors FILE instead of FOLDER: a checkpoint that the authors' code loads. With --format"
@@ -262,7 +268,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="with --format bytes: the file to write, or a folder, where it is named by its step",
     )
-    given = parser.parse_args(argv)
+    given = parser.parsed(argv)
     if (given.format is None) != (given.output is None):
         parser.error("--format bytes and --output FILE go together")
     if (given.folder, given.authors, given.output).count(None) != 2:
@@ -367,8 +373,7 @@ def export_folder(
 def main(argv: list[str] | None = None) -> int:
     import config
 
-    given = parse(argv)
-    return config.guarded(PROG, lambda: run(given))
+    return config.guarded(PROG, lambda: run(parse(argv)))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@
     tracked.py                                    which checkpoint is the best one
     dataset.py                                    the splits of a dataset, opened by all processes
     checkpoint.py, saving.py, history.py          checkpoints; what is kept, what is set aside
+    foreign.py, byte_file.py                      checkpoints of other training loops
     setup.py, restore.py, initial.py              where a run starts: afresh, from a checkpoint, from weights
     experiment.py, lock.py, summary.py            the experiment's folder, who has it, its summary.json
     stopping.py, watchdog.py, outcome.py          why a run stops, hangs, how it ended

@@ -4,7 +4,7 @@ believed.
 The zip container carries a CRC-32 of every record, so a torn or flipped file is distinguished from a good
 one, and `weights_only` loading keeps a hostile one from running anything.
 
-    state = load_checkpoint(path)              # any checkpoint, the authors' and the byte GPT's too
+    state = load_checkpoint(path)              # any checkpoint, also the authors' and other loops'
     path, notes = newest_valid(folder)         # what to resume from, and why not from a newer one
 """
 
@@ -23,8 +23,7 @@ from numpy._core.multiarray import _reconstruct
 
 from errors import UserError
 from files import replace_atomically, sync
-from models.byte_format import is_its_file
-from optim import byte_file
+from optim.foreign import foreign_of
 from optim.names import intermediate
 from optim.peek import age, newest_first
 
@@ -105,8 +104,9 @@ def load_checkpoint(path: Path | str, device: str | torch.device = "cpu") -> dic
         ) from None
     if isinstance(state, dict) and state and all(isinstance(value, torch.Tensor) for value in state.values()):
         state = {"model": state}  # weights alone
-    if isinstance(state, dict) and is_its_file(state):
-        return byte_file.as_ours(state, path)
+    kind = foreign_of(state) if isinstance(state, dict) else None
+    if kind is not None:
+        return kind.as_ours(state, path)
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
         raise UserError(f"{path} is not a checkpoint: it holds no model")
     return state

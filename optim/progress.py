@@ -14,11 +14,10 @@ from torch import nn
 from data.batch import BatchSource
 from distributed.world import World
 from errors import UserError
-from models.byte_format import is_its_file
 from models.weights import load_weights
 from optim import checkpoint, history, initial
-from optim.byte_file import our_optimizer_state
 from optim.evaluation import Evaluation, HeldOut
+from optim.foreign import foreign_of
 from optim.hooks import COMPLETE, Hook, Stop
 from optim.names import ABANDONED, BEST
 from optim.objectives import extras, load_own_state, own_state
@@ -187,8 +186,7 @@ class Progress:
                 self._roll_back()
         tracked = self.tracked
         has_best = self.world.on_main(lambda: (self.folder / BEST).exists())
-        # a best value of step 0 came with a byte GPT's file, whose best.pt is not here
-        if tracked is not None and tracked.step and not has_best:
+        if tracked is not None and tracked.value is not None and not has_best:
             log.info(f"note: there is no {BEST} here; the best {self.args.track} is looked for anew")
             tracked.forget()
         if extended:
@@ -216,8 +214,11 @@ class Progress:
         """What `load` does on each process; returns what the schedule says of an extension."""
         state = checkpoint.load_checkpoint(path)
         check_resumable(path, state, self.args, self.data)
-        if is_its_file(state):
-            state = self._completed(state, path)
+        kind = foreign_of(state)
+        if kind is not None:
+            names = [name for name, _ in self.network.named_parameters()]
+            state, note = kind.completed(state, self._own(state["itr"]), names, path)
+            log.info(f"note: {note}")
         try:
             load_weights(self.network, state["model"])
             load_own_state(self.parts.objective, state.get("objective", {}))
@@ -244,20 +245,13 @@ class Progress:
         self._note_what_changed(state)
         return extended
 
-    def _completed(self, state: dict[str, Any], path: Path) -> dict[str, Any]:
-        """A byte GPT's own checkpoint, and what it lacks as this run has it. Raises UserError."""
-        log.info(
-            f"note: {path.name} holds neither generators nor where its data were read: after step"
-            f" {state['itr']} dropout and samples are those of --seed and --data_seed"
-        )
-        names = [name for name, _ in self.network.named_parameters()]
-        optimizer = self.optimizer.state_dict()
+    def _own(self, step: int) -> dict[str, Any]:
+        """What this run would go on with after a step whose checkpoint held nothing beside the model."""
         return {
-            **state,
             "args": vars(self.args),
             "world_size": self.world.size,
-            "optimizer": our_optimizer_state(state, optimizer, names, path),
-            "scheduler": {**self.schedule.plan(), "taken": state["itr"]},
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": {**self.schedule.plan(), "taken": step},
             "rng": [checkpoint.random_states(self.world.device)] * self.world.size,
             **self.steps.state_dict(),
         }

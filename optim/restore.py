@@ -26,7 +26,7 @@ from config.recipe import DEFAULT_RECIPE, flags_of, recipes
 from config.schema import Flag
 from errors import UserError
 from files import try_to_write, write_json
-from models.byte_format import BYTE_GPT, is_its_file
+from optim.foreign import foreign_of
 from optim.peek import newest_first, peek
 
 if TYPE_CHECKING:
@@ -257,8 +257,9 @@ def _recipe_in(name: str | None) -> str:
     if path.is_dir():
         path = next(iter(newest_first(path)), path)
     state = peek(path) or {}
-    if is_its_file(state):
-        return BYTE_GPT
+    kind = foreign_of(state)
+    if kind is not None:
+        return kind.recipe
     args = state.get("args")
     recipe = args.get("recipe") if isinstance(args, dict) else None
     return recipe if recipe in list(recipes()) else DEFAULT_RECIPE

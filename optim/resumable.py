@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from config.identity import differences, differing
+from config.identity import differences
 from data.bins import data_differences
 from errors import UserError
-from models.byte_format import BYTE_GPT, is_its_file, its_settings, misfits, mismatches
-from models.settings import ModelSettings
 from optim import initial
+from optim.foreign import foreign_of
 from optim.schedules import resumed_legs, shape_of
 
 FORMAT = 1
@@ -34,8 +33,11 @@ def check_resumable(
 
     data: from `identity_of`; None where the data do not exist yet.
     """
-    if is_its_file(state) and vars(args).get("recipe") == BYTE_GPT:
-        _check_byte_file(path, state, args)
+    kind = foreign_of(state)
+    if kind is not None and vars(args).get("recipe") == kind.recipe:
+        problems = kind.problems(state, args)
+        if problems:
+            raise UserError("\n".join(f"cannot resume {path}: {line}" for line in problems))
         return
     if state.get("format") != FORMAT:
         raise UserError(
@@ -55,22 +57,3 @@ def check_resumable(
             "\n".join(f"cannot resume {path}: {line}; give that, or another --exp_name" for line in wrong)
         )
     resumed_legs(state["scheduler"], shape_of(args), args.iterations, args.extend)
-
-
-def _check_byte_file(path: Path, state: Mapping[str, Any], args: Namespace) -> None:
-    """As `check_resumable`, for a file of the byte GPT's own loop: only the network must be the same."""
-    settings = ModelSettings.from_args(args)
-    wrong = [f"it is of a byte GPT, which has no {flag}" for flag in misfits(settings)]
-    model = state["model_cfg"]
-    if isinstance(model, Mapping):
-        for field, loaded, current in mismatches(model, its_settings(settings)):
-            wrong.append(differing(field, loaded, current))
-    if state.get("optimizer_state") is None:
-        wrong.append("it holds no state of an optimiser; --init_from begins a training with its weights")
-    elif args.opt != "adamw":
-        wrong.append(f"its optimiser is adamw, this run's {args.opt}")
-    step = state["step"]
-    if isinstance(step, int) and step > args.iterations:
-        wrong.append(f"it is of step {step}, and --iterations {args.iterations} is less")
-    if wrong:
-        raise UserError("\n".join(f"cannot resume {path}: {line}" for line in wrong))

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 import config
+from config.mixture import names_of_sources
 from config.recipe import flags_of, recipe_of
 from data.bins import TOKEN
 from distributed.launch import under_torchrun
@@ -189,6 +190,17 @@ def compare(args: Namespace, work: Path, processes: int) -> list[str]:
     return wrong
 
 
+def make_up(args: Namespace, place: Path) -> None:
+    """Write a dataset of tokens drawn at random, or each source of a mixture of these."""
+    draw = np.random.default_rng(args.data_seed)
+    for dataset in names_of_sources(args.dataset) or [args.dataset]:
+        folder = place / dataset
+        folder.mkdir(parents=True)
+        tokens = (draw.integers(-3, 4, TOKENS).cumsum() % args.vocab_size).astype(TOKEN)
+        for name, part in (("train.bin", tokens[TOKENS // 10 :]), ("val.bin", tokens[: TOKENS // 10])):
+            part.tofile(folder / name)
+
+
 def selftest(args: Namespace, sizes: Sequence[int] = (1, 2)) -> int:
     """Print the verdict; returns 0 if every bit is the same, else 1. Raises UserError where the test cannot
     run.
@@ -206,14 +218,9 @@ def selftest(args: Namespace, sizes: Sequence[int] = (1, 2)) -> int:
         raise UserError("two processes need two GPUs, or --device cpu, and an even number of --acc_steps")
     work = Path(args.results_base_folder) / f"selftest_resume.{os.getpid()}"
     work.mkdir(parents=True)
-    if args.dataset == "selftest":
+    if args.dataset == recipe_of(vars(args)).selftest.get("dataset"):
         args.data_dir = str(work / "datasets")
-        folder = work / "datasets" / args.dataset
-        folder.mkdir(parents=True)
-        draw = np.random.default_rng(args.data_seed)
-        tokens = (draw.integers(-3, 4, TOKENS).cumsum() % args.vocab_size).astype(TOKEN)
-        for name, part in (("train.bin", tokens[TOKENS // 10 :]), ("val.bin", tokens[: TOKENS // 10])):
-            part.tofile(folder / name)
+        make_up(args, work / "datasets")
     args.deterministic = args.deterministic or device.type == "cuda"
     wrong = []
     for size in tried:

@@ -18,11 +18,12 @@ import torch
 from errors import UserError
 from optim import checkpoint
 from optim.experiment import Experiment
+from optim.foreign import FOREIGN
 from optim.history import rolled_back_to
 from optim.names import BEST, FINAL, step_of
 from optim.outcome import Ending
 from optim.peek import step_in
-from optim.reader import Record
+from optim.reader import Record, read_segments
 from optim.reporting import log, log_to_file
 from optim.stopping import Stopper
 
@@ -113,6 +114,21 @@ def is_own(folder: Path, path: Path) -> bool:
     return path.resolve().parent == folder.resolve()
 
 
+def is_own_file(folder: Path, use_pretrained: str | None) -> bool:
+    """Whether --use_pretrained names a checkpoint of a finished experiment's own that is there.
+
+    Raises UserError for one that is not, unless a segment began with its step: it may have been pruned since.
+    """
+    path = named_file(folder, use_pretrained)
+    if path is None or not is_own(folder, path):
+        return False
+    if path.is_file() or path.name in (BEST, FINAL):
+        return path.is_file()
+    if any(row.get("start_step") == step_of(path) for row in read_segments(folder)):
+        return False
+    raise UserError(f"--use_pretrained {use_pretrained}: no file {path}")
+
+
 def starting_point(
     folder: Path,
     use_pretrained: str | None,
@@ -160,13 +176,26 @@ def starting_point(
         ]
     if wanted is not None and not has_begun:
         if not wanted.is_file():
-            raise UserError(f"--use_pretrained {use_pretrained}: no file {wanted}")
+            elsewhere = _of_another_loop(wanted) if is_ours else ""
+            raise UserError(f"--use_pretrained {use_pretrained}: no file {wanted}{elsewhere}")
         if is_own(folder, wanted):
             return wanted
     for note in notes:
         log.info(f"warning: {note}")
     _refuse_over_lost_work(folder, use_pretrained, own)
     return own or wanted
+
+
+def _of_another_loop(wanted: Path) -> str:
+    """What is said of files in the working directory that another loop's name of a step may have meant."""
+    step = step_of(wanted)
+    names = [kind.step_name(step) for kind in FOREIGN if step is not None]
+    return "".join(
+        f"; {name} is this file's other name, and the one in the working directory is given by its path,"
+        f" ./{name}"
+        for name in names
+        if Path(name).is_file()
+    )
 
 
 def _refuse_over_lost_work(folder: Path, use_pretrained: str | None, own: Path | None) -> None:

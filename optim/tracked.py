@@ -8,6 +8,7 @@ from typing import Any
 
 from config.mixture import names_of_sources
 from errors import UserError
+from optim.reader import split_name
 
 LOWER, HIGHER = "lower", "higher"  # which of two values of a quantity is the better one
 BITS_PER_BYTE = "val_bpb"  # measured only where the tokenizer is known
@@ -35,7 +36,7 @@ class Tracked:
         Raises UserError where nothing measures that quantity.
         """
         self.wanted = wanted
-        self.quantity, _, self.evaluation = wanted.partition("@")
+        self.quantity, self.evaluation = split_name(wanted)
         self.value: float | None = None
         self.step = 0
         quantities = known.get(self.evaluation, {})

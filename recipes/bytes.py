@@ -66,6 +66,22 @@ DEFAULTS: dict[str, Any] = {
     "dataset": "wiki=0.784,roam=0.196,primer=0.02",
     "sampling": RANDOM,
 }
+# the small training of --selftest_resume, as that of cotformer
+SELFTEST = {
+    "dataset": "selftest=0.75,selftest_2=0.25",
+    "n_layer": 2,
+    "n_embd": 32,
+    "mlp_width": 128,
+    "sequence_length": 64,
+    "batch_size": 4,
+    "acc_steps": 2,
+    "iterations": 40,
+    "warmup_steps": 4,
+    "eval_freq": 10,
+    "eval_batches": 4,
+    "log_freq": 1,
+    "save_checkpoint_freq": 5,
+}
 WIKI = "wiki"  # the source whose loss the public loop tracks
 DEFAULT_TRACK = "val_loss of wiki, else of the first source, else of the dataset"
 PERIODIC = re.compile(r"step_(\d{7,})\.pt")
@@ -120,7 +136,7 @@ RECIPE = Recipe(
     defaults=DEFAULTS,
     spellings={**MODEL_FIELDS, **TRAIN_FIELDS, "resume": "use_pretrained"},
     sections={"model": list(MODEL_FIELDS), "train": list(TRAIN_FIELDS), "flags": ()},
-    selftest={**cotformer.SELFTEST, "mlp_width": 256},
+    selftest=SELFTEST,
     follow=follow,
     check=cotformer.check,
     notes=cotformer.notes,

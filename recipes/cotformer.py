@@ -14,7 +14,7 @@ from config.checks import (
     unused_by_optimiser,
 )
 from config.flags import FLAGS, GROUPS
-from config.mixture import is_mixture
+from config.mixture import has_paths, is_mixture
 from config.old_flags import OLD_FLAGS
 from config.recipe import Recipe, flags_of
 from config.values import Problem
@@ -161,7 +161,7 @@ def _routing_problems(args: Namespace) -> list[Problem]:
 
 
 def _tracking_problems(args: Namespace) -> list[Problem]:
-    if args.track is None:
+    if args.track is None or has_paths(args.dataset):  # which is a problem of its own
         return []
     try:
         known = evaluations_of(args.dataset)

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import config
+
+
+def code_of(main: Callable[[list[str]], int], words: list[str]) -> int:
+    """The exit code of a program."""
+    try:
+        return main(words)
+    except SystemExit as end:
+        return int(end.code or 0)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> list[str]:

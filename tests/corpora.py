@@ -13,6 +13,7 @@ import zstandard
 
 from data.bpe import END_OF_TEXT, gpt2
 from data.tokenize import main
+from tests.command_lines import code_of
 
 BINS = ("train.bin", "val.bin")
 DOCUMENTS = [
@@ -102,7 +103,7 @@ def tokenize(words):
     forks = SimpleNamespace(get_context=lambda method: multiprocessing.get_context("fork"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("data.tokenize.multiprocessing", forks)
-        code = main(words)
+        code = code_of(main, words)
     for worker in multiprocessing.active_children():  # it holds what its parent has locked
         worker.join()
     return code

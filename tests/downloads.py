@@ -11,6 +11,7 @@ import pytest
 
 from data import download
 from data.tokenize import RAW_OWT2
+from tests.command_lines import code_of
 
 MIB = 1 << 20
 BODY = random.Random(7).randbytes(3 * MIB + 12345)
@@ -28,7 +29,7 @@ def part(root: Path) -> Path:
 
 
 def call(root: Path, *words: str) -> int:
-    return download.main([*words, "--data_dir", str(root)])
+    return code_of(download.main, [*words, "--data_dir", str(root)])
 
 
 def command(root: Path, *words: str) -> list[str]:

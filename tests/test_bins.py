@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data import TokenWindows, dataset_folder, open_splits
-from data.bins import map_tokens
+from data.bins import map_tokens, read_meta
 from errors import UserError
 from tests.helpers import PEER
 
@@ -137,11 +137,26 @@ def test_missing_bin_is_refused(tmp_path, name):
         ("stdlib", "python -m data.tokenize --name stdlib"),
         ("lib_docs", "python -m data.tokenize --name lib_docs"),
         ("wikitext", "python -m data.tokenize --name wikitext --input"),
+        ("my notes", "python -m data.tokenize --name 'my notes' --input"),
     ],
 )
 def test_unprepared_dataset_names_the_command_that_prepares_it(tmp_path, name, command):
     with pytest.raises(UserError, match=re.escape(command)):
         open_splits(name, str(tmp_path), 8, 50304)
+
+
+@pytest.mark.parametrize(
+    ("meta", "said"),
+    [
+        ("[]", "it must hold a JSON object"),
+        ("null", "it must hold a JSON object"),
+        ('{"splits": {"train": null}}', "splits.train must be an object, not None"),
+    ],
+)
+def test_meta_that_is_no_object_is_called_that(tmp_path, meta, said):
+    (tmp_path / "meta.json").write_text(meta)
+    with pytest.raises(UserError, match=re.escape(f"meta.json cannot be read ({said})")):
+        read_meta(tmp_path)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

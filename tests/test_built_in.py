@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from data.setup import ensure_prepared, is_built_in
 from data.split import is_validation
 from data.tokenize import main
 from errors import UserError
+from tests.command_lines import code_of
 from tests.corpora import lines, prepare
 
 OF_BYTES = ["lib_code", "lib_docs", "lib_licenses"]
@@ -122,3 +124,44 @@ def test_two_trainings_that_start_at_once_share_what_one_makes(tmp_path: Path) -
 def test_a_folder_that_cannot_be_made_is_named() -> None:
     with pytest.raises(UserError, match="cannot prepare /proc/nowhere/lib_licenses"):
         ensure_prepared(["lib_licenses"], "/proc/nowhere")
+
+
+def put_bin(folder: Path, name: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / name).write_bytes(b"of a user")
+    return folder / name
+
+
+@pytest.mark.parametrize(("there", "missing"), [("train", "val"), ("val", "train")])
+def test_one_bin_of_a_user_is_not_overwritten_on_first_use(tmp_path: Path, there: str, missing: str) -> None:
+    path = put_bin(tmp_path / "lib_licenses", f"{there}.bin")
+    with pytest.raises(UserError, match=f"holds {there}.bin without {missing}.bin"):
+        ensure_prepared(["lib_licenses"], str(tmp_path))
+    assert path.read_bytes() == b"of a user"
+
+
+@pytest.mark.parametrize("name", ["mine", "mine-char", "lib_licenses"])
+def test_one_bin_of_a_user_is_not_overwritten_by_hand(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    path = put_bin(tmp_path / name, "train.bin")
+    (tmp_path / "text.txt").write_text("a text " * 9)
+    words = ["--name", name, "--data_dir", str(tmp_path), "--input", str(tmp_path / "text.txt")]
+    assert code_of(main, words) == 2 and len(capsys.readouterr().err.splitlines()) == 1
+    assert path.read_bytes() == b"of a user"
+
+
+@pytest.mark.parametrize("name", ["mine-char", "lib_licenses"])
+def test_a_preparation_that_was_killed_between_its_bins_is_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "text.txt").write_text("a text " * 9)
+    words = ["--name", name, "--data_dir", str(tmp_path), "--workers", "1"]
+    words += ["--input", str(tmp_path / "text.txt")] * (name == "mine-char")
+    with monkeypatch.context() as patch:
+        for module in ("split", "characters"):
+            patch.setattr(f"data.{module}.write_json", lambda *_: sys.exit(9))
+        with pytest.raises(SystemExit):
+            main(words)
+    assert not is_prepared(tmp_path / name) and (tmp_path / name / "val.bin").exists()
+    assert main(words) == 0 and is_prepared(tmp_path / name)

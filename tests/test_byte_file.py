@@ -6,19 +6,27 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import config
 from errors import UserError
+from models.export import main as export_main
+from optim import foreign
 from optim.byte_file import as_ours, write
 from optim.checkpoint import load_checkpoint
 from optim.selftest import differing, leaves
+from optim.setup import starting_point
 from tests.corpora import write_sources
 from tests.helpers import same
-from tests.programs import PEER, folder, metrics, python, run
+from tests.programs import PEER, ROOT, folder, metrics, python, run
 
 SIZES = {"wiki": 4000, "roam": 2000, "primer": 1000}
 SETTINGS = {
@@ -91,6 +99,18 @@ def file(tmp_path_factory: pytest.TempPathFactory, done: Path) -> Path:
     return place / "step_0000004.pt"
 
 
+@pytest.fixture(scope="module")
+def dropped(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
+    """The byte GPT's file of a training whose weights sum to 8, and whose source nowhere is missing."""
+    place = tmp_path_factory.mktemp("dropped")
+    mixture = {"p_train": "wiki=3,roam=1,nowhere=4", "normalise_weights": "on", "missing_sources": "drop"}
+    outcome = train(place / "exps", data_dir, total_steps=1, **mixture)
+    assert outcome.returncode == 0, outcome.stderr
+    outcome = export(folder(place / "exps") / "ckpt.pt", place / "x.pt")
+    assert outcome.returncode == 0, outcome.stderr
+    return place / "x.pt"
+
+
 @pytest.fixture
 def told(tmp_path: Path, data_dir: Path, capfd: pytest.CaptureFixture[str]) -> Any:
     """What is said of a training that is refused; asserts that it leaves no checkpoint."""
@@ -161,6 +181,11 @@ def test_a_file_of_its_own_that_lacks_a_weight_is_not_passed_on(file: Path, tmp_
     assert not (tmp_path / "y.pt").exists()
 
 
+@pytest.mark.slow
+def test_its_mixture_has_the_shares_that_were_trained_with(dropped: Path) -> None:
+    assert content(dropped)["train_cfg"]["p_train"] == {"wiki": 0.75, "roam": 0.25}
+
+
 def test_file_that_is_there_is_not_replaced(file: Path, done: Path) -> None:
     before = file.read_bytes()
     for target in (file, file.parent):
@@ -205,7 +230,7 @@ def test_weights_and_flags_are_read_as_they_were(file: Path, done: Path) -> None
 def test_file_without_the_optional_parts_is_read(file: Path, tmp_path: Path) -> None:
     path = changed(file, tmp_path / "x.pt", optimizer_state=None, best_val_loss=None, train_cfg=None)
     state = load_checkpoint(path)
-    assert (state["optimizer_state"], state["best_val_loss"], state["best"]["value"]) == (None, None, None)
+    assert (state["optimizer_state"], state["best_val_loss"]) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -217,6 +242,10 @@ def test_file_without_the_optional_parts_is_read(file: Path, tmp_path: Path) -> 
         ({"train_cfg": {"p_train": {"a": "b"}}}, "p_train must give a number as the weight of a"),
         ({"model_state": {"blocks.0.attn.wq.weight": torch.ones(2)}}, "it has 'blocks.0.attn.wq.weight'"),
         ({"model_state": {3: torch.ones(2)}}, "it has 3"),
+        (
+            {"model_state": {"tok_emb.weight": torch.ones(2), "lm_head.weight": torch.zeros(2)}},
+            "its lm_head.weight is not tok_emb.weight",
+        ),
         ({"step": -1}, "its step is '-1'"),
         ({"step": True}, "its step is 'True'"),
         ({"best_val_loss": "low"}, "its best_val_loss is no number"),
@@ -242,6 +271,28 @@ def test_file_is_evaluated_with_flags_under_its_names(file: Path, data_dir: Path
 def test_training_begins_with_its_weights(file: Path, data_dir: Path, tmp_path: Path) -> None:
     outcome = train(tmp_path, data_dir, init_from=file, total_steps=1)
     assert outcome.returncode == 0 and f"began with the weights of {file}" in outcome.stdout
+
+
+def test_a_row_is_all_that_another_format_needs(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = load_checkpoint(folder(done) / "ckpt_4.pt")
+
+    def as_ours(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+        return {"model": content["theirs"], "args": ours["args"], "itr": 3}
+
+    row = replace(foreign.FOREIGN[0], recognises=lambda content: "theirs" in content, as_ours=as_ours)
+    monkeypatch.setattr(foreign, "FOREIGN", (*foreign.FOREIGN, row))
+    write({"theirs": ours["model"], "of_step": 3}, tmp_path / "x.pt")
+    assert load_checkpoint(tmp_path / "x.pt")["itr"] == 3
+    outcome = export_main([str(tmp_path / "x.pt"), "--format", "bytes", "--output", str(tmp_path / "y.pt")])
+    assert outcome == 0 and content(tmp_path / "y.pt")["step"] == 3
+
+
+def test_what_a_job_asks_before_it_is_queued_needs_no_torch() -> None:
+    asked = "import sys, optim.resumable, optim.restore; print('torch' in sys.modules)"
+    words = [sys.executable, "-c", asked]
+    assert subprocess.run(words, cwd=ROOT, capture_output=True, text=True).stdout == "False\n"
 
 
 # resuming
@@ -278,14 +329,13 @@ def test_what_the_file_cannot_hold_is_said_in_one_line(resumed: tuple[Path, str]
 
 
 @pytest.mark.slow
-def test_best_loss_of_the_file_stands_until_it_is_beaten(file: Path, data_dir: Path, tmp_path: Path) -> None:
-    path = changed(file, tmp_path / "best.pt", best_val_loss=0.5)
-    for steps in (6, 8):  # the second goes on from its own checkpoint
-        more = {"extend": "continue"} if steps == 8 else {}
-        assert train(tmp_path, data_dir, resume=path, total_steps=steps, **more).returncode == 0
-    state = content(folder(tmp_path) / "ckpt.pt")
-    assert state["best"] == {"quantity": "val_loss@wiki", "value": 0.5, "step": 0}
-    assert not (folder(tmp_path) / "best.pt").exists()
+def test_best_loss_of_the_file_is_told_and_does_not_count(file: Path, data_dir: Path, tmp_path: Path) -> None:
+    """It is of windows that its loop drew at random."""
+    path = changed(file, tmp_path / "theirs.pt", best_val_loss=0.5)
+    outcome = train(tmp_path, data_dir, resume=path)
+    assert outcome.returncode == 0 and "; its best loss, 0.5, is of other windows than ours" in outcome.stdout
+    best = content(folder(tmp_path) / "best.pt")["best"]
+    assert best["quantity"] == "val_loss@wiki" and best["value"] > 0.5 and best["step"] == 8
 
 
 def test_shapes_that_differ_are_listed_by_its_names(told: Any, file: Path) -> None:
@@ -350,6 +400,16 @@ def test_training_that_cannot_go_on_from_it_is_refused(
     told: Any, file: Path, changes: dict[str, Any], said: str
 ) -> None:
     assert told(resume=file, **changes) == [f"cannot resume {file}: {said}"]
+
+
+def test_a_file_of_a_step_in_the_working_directory_is_given_by_its_path(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(file.parent)
+    with pytest.raises(UserError, match=r"ckpt_4\.pt; step_0000004\.pt .* path, \./step_0000004\.pt$"):
+        starting_point(tmp_path, config.parse_args(["bytes", "--resume", file.name]).use_pretrained)
+    given = config.parse_args(["bytes", "--resume", f"./{file.name}"]).use_pretrained
+    assert starting_point(tmp_path, given) == Path(file.name)
 
 
 @pytest.mark.slow

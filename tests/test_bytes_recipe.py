@@ -13,7 +13,8 @@ import pytest
 
 import config
 from config.identity import differences
-from optim.selftest import Training
+from data.sources import Wanted
+from optim.selftest import Training, make_up
 from tests.command_lines import config_file, refused
 from tests.programs import ROOT
 
@@ -95,6 +96,42 @@ def test_tracked_source_must_be_in_the_mixture(capsys: pytest.CaptureFixture[str
     assert "--track val_loss@wiki: nothing measures that; there are: val_loss@code" in line
 
 
+@pytest.mark.parametrize(
+    ("flag", "called"),
+    [
+        ("--B", "--B (batch_size)"),
+        ("--batch_size", "--batch_size"),
+        ("--total-steps", "--total-steps (iterations)"),
+    ],
+)
+def test_a_problem_names_the_flag_as_it_was_written(
+    capsys: pytest.CaptureFixture[str], flag: str, called: str
+) -> None:
+    (line,) = refused(capsys, "bytes", flag, "-1")
+    assert line.startswith(f"main.py: error: {called} must be at least ")
+
+
+@pytest.mark.parametrize("flag", ["--dataset", "--p_train"])
+def test_a_mixture_may_be_a_json_object(flag: str) -> None:
+    assert parsed(flag, '{"wiki": 0.75, "book": 0.25}').dataset == "wiki=0.75,book=0.25"
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ('{"wiki": 0.5', "is no JSON object of names and weights"),
+        ('{"wiki": 0.5, "wiki": 0.6}', "stands twice in one object"),
+        ('{"wiki": "much"}', "must give a number as the weight of wiki"),
+        ("wiki=0.5,/abs/notes=0.5", "sources of a mixture are names of folders below --data_dir, not paths"),
+    ],
+)
+def test_a_mixture_that_is_none_is_one_line(
+    capsys: pytest.CaptureFixture[str], value: str, said: str
+) -> None:
+    (line,) = refused(capsys, "bytes", "--dataset", value)
+    assert said in line
+
+
 def test_weights_are_checked_before_anything_is_read(capsys: pytest.CaptureFixture[str]) -> None:
     (line,) = refused(capsys, "bytes", "--p_train", "wiki=0.7,roam=0.2")
     assert "the weights of the mixture sum to 0.9, not to 1" in line
@@ -117,6 +154,13 @@ def test_selftest_starts_trainings_of_this_recipe(tmp_path: Path) -> None:
     command = Training(args, tmp_path, 1).command
     given = config.parse_args(command[command.index(str(ROOT / "main.py")) + 1 :])
     assert differences(vars(given), vars(args)) == []
+
+
+def test_selftest_makes_up_each_source_of_its_mixture(tmp_path: Path) -> None:
+    args = parsed("--selftest_resume")
+    make_up(args, tmp_path)
+    args.data_dir = str(tmp_path)
+    assert Wanted.of(vars(args)).lacking() == [] and len(list(tmp_path.iterdir())) == 2
 
 
 def test_settings_that_differ_are_told_by_its_names() -> None:

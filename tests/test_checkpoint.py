@@ -11,6 +11,7 @@ import torch
 import config
 import models
 from errors import UserError
+from files import write_atomically
 from models.weights import load_weights
 from optim.checkpoint import (
     load_checkpoint,
@@ -220,6 +221,12 @@ LARGE = {"model": {"a": torch.zeros(100_000)}}
 def test_failing_write_raises_oserror(tmp_path, full_disk):
     with pytest.raises(OSError):
         save_checkpoint(tmp_path / "ckpt.pt", LARGE)
+
+
+def test_failing_write_of_any_file_names_it(tmp_path, full_disk):
+    with pytest.raises(OSError) as failed:
+        write_atomically(tmp_path / "page.html", bytes(1 << 15))
+    assert (failed.value.filename, failed.value.strerror) == (str(tmp_path / "page.html"), "File too large")
 
 
 def test_failing_write_leaves_the_old_file(tmp_path, full_disk):

@@ -416,7 +416,6 @@ def test_hyphens_in_an_evaluations_own_flag_are_underscores():
         (["--config-loading", "argparse"], "the settings come from the checkpoint"),
         (["--weights-40k", "a.npy"], "python plot_fig5.py"),
         (["--weights-60k=a.npy"], "python plot_fig5.py"),
-        (["--output", "f.png"], "--output_dir FOLDER"),
     ],
 )
 def test_old_commands_are_answered_with_the_new_form(capsys, words, form):
@@ -424,6 +423,12 @@ def test_old_commands_are_answered_with_the_new_form(capsys, words, form):
         config.parse_args(words)
     (line,) = capsys.readouterr().err.splitlines()
     assert form in line
+
+
+def test_the_new_form_names_a_flag_of_the_command_alone():
+    own = {"own": (Flag("output_dir", str, None, ""),)}
+    said = config.parse(["--output", "f.png"], prog="plot.py", description="", groups=own)[1]
+    assert said == ["unknown flag --output; --output_dir FOLDER takes its place"]
 
 
 def test_min_repeat_of_the_published_commands_is_not_called_without_effect():

@@ -27,6 +27,11 @@ def test_config_file_overlays_the_defaults(tmp_path):
     assert config.parse_args(["--config", str(config_file(tmp_path, {"n_layer": 6}))]).n_layer == 6
 
 
+def test_a_byte_order_mark_is_no_part_of_a_config_file(tmp_path):
+    (tmp_path / "settings.json").write_text('{"n_layer": 6}', encoding="utf-8-sig")
+    assert config.parse_args(["--config", str(tmp_path / "settings.json")]).n_layer == 6
+
+
 @pytest.mark.parametrize("command_line_first", [True, False])
 def test_command_line_overlays_the_config_file(tmp_path, command_line_first):
     flag, file = ["--n_layer", "8"], ["--config", str(config_file(tmp_path, {"n_layer": 6}))]

@@ -349,6 +349,13 @@ def test_the_cut_falls_between_words(book, bpe_cache):
 
 
 @pytest.mark.slow
+def test_a_text_that_was_cut_counts_once(tmp_path, bpe_cache, capsys):
+    prepare(tmp_path / "set", "--input", put(tmp_path, "b.txt", BOOK.encode()), "--val-fraction", "0.2")
+    shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert shown["documents"] == "1  (1 for validation, one of them in part)"
+
+
+@pytest.mark.slow
 def test_fraction_of_several_documents_cuts_one_at_most(tmp_path, bpe_cache):
     texts = [f"document {number} " * 9 for number in range(40)]
     prepare(tmp_path / "set", "--input", put(tmp_path, "a.jsonl", texts), "--val-fraction", "0.5")

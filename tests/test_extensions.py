@@ -135,6 +135,19 @@ def test_a_finished_training_is_not_rolled_back(finished: Path) -> None:
     assert sorted(steps_in(finished)) == ["ckpt.pt", "ckpt_20.pt", "ckpt_30.pt"]
 
 
+def test_a_finished_training_has_no_checkpoint_of_a_name_that_is_not_there(finished: Path) -> None:
+    outcome = small(finished, use_pretrained="ckpt_99.pt")
+    assert outcome.returncode == 2
+    (line,) = outcome.stderr.splitlines()
+    assert line.startswith("main.py: error: --use_pretrained ckpt_99.pt: no file ")
+
+
+def test_a_finished_training_may_have_pruned_what_it_was_taken_back_to(finished: Path) -> None:
+    path = folder(finished) / "segments.jsonl"
+    path.write_text(path.read_text() + json.dumps({"start_step": 10, "end_step": 40}) + "\n")
+    assert small(finished, use_pretrained="ckpt_10.pt").returncode == 0
+
+
 # the record
 
 

@@ -243,8 +243,8 @@ def test_a_part_that_is_not_there_is_refused_with_those_that_are() -> None:
     [
         (["--minutes", "0"], "--minutes 0: must be above 0"),
         (["--only", "nothing"], "no part begins so"),
-        (["--minutes", "ten"], "argument --minutes: invalid float value: 'ten'"),
-        (["--min", "3"], "unrecognized arguments: --min 3"),
+        (["--minutes", "ten"], "--minutes: invalid float value: 'ten'"),
+        (["--min", "3"], "unknown flag --min (did you mean --minutes?)"),
         (["--output", "tests"], "--output tests: is there already"),
     ],
 )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from data import inspect
+from tests.command_lines import code_of
 from tests.corpora import (
     BINS,
     decoded,
@@ -87,4 +88,4 @@ def test_inspect_does_not_take_another_tokenizer_for_gpt2(own, capsys):
 
 
 def test_inspect_refuses_a_folder_that_is_not_prepared(tmp_path, capsys):
-    assert (inspect.main([str(tmp_path)]), "is not prepared" in capsys.readouterr().err) == (2, True)
+    assert (code_of(inspect.main, [str(tmp_path)]), "is not prepared" in capsys.readouterr().err) == (2, True)

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+import config
+from data.sources import lacking_sources
 from tests.corpora import write_sources
 from tests.programs import folder, metrics, python, run, train, trained
 
@@ -51,6 +53,18 @@ def refused(outcome: subprocess.CompletedProcess[str]) -> list[str]:
     lines = outcome.stderr.splitlines()
     assert all(line.startswith("main.py: error: ") for line in lines)
     return [line.removeprefix("main.py: error: ") for line in lines]
+
+
+@pytest.mark.parametrize("parts", ["wiki=0.5,zzz=0.3,yyy=0.1", "wiki=0.5,zzz=x,yyy=0.1"])
+def test_a_wrong_mixture_is_told_with_its_missing_sources(
+    data_dir: Path, capsys: pytest.CaptureFixture[str], parts: str
+) -> None:
+    words = ["--dataset", parts, "--data_dir", str(data_dir)]
+    with pytest.raises(SystemExit):
+        config.parse_args(words, problems_of_sources=lacking_sources)
+    said = capsys.readouterr().err
+    missing = [name for name in ("wiki", "zzz", "yyy") if f"dataset {name!r} is not prepared" in said]
+    assert missing == (["zzz", "yyy"] if "0.3" in parts else [])
 
 
 # what a training leaves

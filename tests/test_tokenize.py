@@ -13,6 +13,7 @@ from data.built_in import stdlib_documents
 from data.setup import ensure_prepared
 from data.split import is_validation
 from data.tokenize import main
+from tests.command_lines import code_of
 from tests.corpora import (
     BINS,
     DOCUMENTS,
@@ -350,7 +351,7 @@ def test_bad_flag_is_named(capsys, flags):
 
 def test_missing_download_names_the_command_that_fetches_it(tmp_path, capsys):
     assert (
-        main(["--data-dir", str(tmp_path)]),
+        code_of(main, ["--data-dir", str(tmp_path)]),
         "bash iridis/download-dataset/job.sh --full" in capsys.readouterr().err,
     ) == (2, True)
 

@@ -201,3 +201,9 @@ def test_anything_else_than_two_is_refused_in_one_line(
         main(words)
     shown = capsys.readouterr()
     assert (stop.value.code, shown.out, len(shown.err.splitlines())) == (2, "", 1)
+
+
+def test_a_flag_of_other_commands_is_not_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["compare", "a", "b", "--output", "c"])
+    assert capsys.readouterr().err == "python -m report compare: error: unknown flag --output\n"

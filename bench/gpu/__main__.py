@@ -16,12 +16,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from bench.gpu.parts import PARTS, Part
 from bench.gpu.processes import json_lines, last_line, rows_of, run
 from bench.gpu.rows import FAIL, SKIPPED, row
-from config import guarded, stop
+from config import Arguments, guarded
 from errors import UserError
 from files import try_to_write, write_json
 from processes import code_facts
@@ -48,13 +48,8 @@ def machine_facts(device: str) -> dict[str, Any]:
     return facts
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        stop(self.prog, [message])
-
-
 def parsed(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(
+    parser = Arguments(
         prog=PROG,
         description=__doc__,
         allow_abbrev=False,
@@ -65,7 +60,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="PART", help="parts whose names begin so")
     parser.add_argument("--output", type=Path, help="JSON file; default reports/gpu-TIME.json")
     parser.add_argument("--list", action="store_true", help="print the names of the parts")
-    return parser.parse_args(argv)
+    return parser.parsed(argv)
 
 
 def chosen(only: list[str] | None) -> list[Part]:
@@ -140,9 +135,8 @@ def interrupt(*unused: object) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parsed(argv)
-
     def work() -> int:
+        args = parsed(argv)
         if args.list:
             print("\n".join(part.name for part in PARTS))
             return 0

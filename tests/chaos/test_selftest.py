@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,11 @@ SMALL = ["--iterations", "40", "--device", "cpu", "--n_embd", "32"]
 ALONE = [*SMALL, "--acc_steps", "1"]  # which two processes cannot share
 
 
-def selftest(results: Path, *more: str, main: Path = ROOT / "main.py") -> tuple[int, str, str]:
-    outcome = run(
-        [sys.executable, str(main), "--selftest_resume", "--results_base_folder", str(results), *more],
-        timeout=500,
-    )
+def selftest(
+    results: Path, *more: str, main: Path = ROOT / "main.py", recipe: Sequence[str] = ()
+) -> tuple[int, str, str]:
+    given = ["--selftest_resume", "--results_base_folder", str(results), *more]
+    outcome = run([sys.executable, str(main), *recipe, *given], timeout=500)
     return outcome.returncode, outcome.stdout, outcome.stderr
 
 
@@ -45,6 +46,13 @@ def test_kills_three_times_and_leaves_nothing(here: tuple[Path, int, str]) -> No
         == 1
     )
     assert list(here[0].iterdir()) == []
+
+
+@pytest.mark.skipif(not FULL, reason="of the full run")
+def test_passes_here_for_the_byte_gpt(tmp_path: Path) -> None:
+    code, said, errors = selftest(tmp_path, "--acc_steps", "1", "--device", "cpu", recipe=["bytes"])
+    assert code == 0, errors
+    assert said.splitlines()[-1].startswith("PASS: ")
 
 
 @pytest.mark.skipif(not FULL, reason="of the full run")

@@ -17,14 +17,9 @@ from optim.byte_file import content_of, whole, write
 from optim.checkpoint import load_checkpoint
 from optim.optimizers import make_optimizer
 from optim.resumable import check_resumable
-from tests.reference.cases import each
+from tests.reference.byte_loop import each_of
 
-FILE = "byte_loop.json.gz"
 RECIPE = recipes()["bytes"]
-
-
-def each_of(*groups):
-    return each(FILE, "cases", where=lambda case: case["group"] in groups)
 
 
 # config files

@@ -23,13 +23,7 @@ from optim.fit import fit
 from optim.objectives import NextToken
 from optim.schedules import WARMUP_COS, Shape
 from optim.tracked import LOWER, Tracked
-from tests.reference.cases import each
-
-FILE = "byte_loop.json.gz"
-
-
-def each_of(*groups):
-    return each(FILE, "cases", where=lambda case: case["group"] in groups)
+from tests.reference.byte_loop import each_of
 
 
 def number(value):
