@@ -40,6 +40,7 @@ from iridis.chain import Cause
 from models.variants import ALIASES
 from optim import initial
 from optim.done import is_finished
+from optim.forecast import forecast as of_work
 from optim.lock import holder
 from optim.names import FINAL, STOP, numbered
 from optim.peek import newest_first, peek
@@ -354,9 +355,7 @@ def training_problems(wanted: Namespace, args: Namespace, record: Record, is_ref
         problems.append(f"{folder / STOP} keeps this experiment stopped; remove it first")
     problems += space_problems(args, folder)
     read_segments(folder)  # a damaged segments.jsonl would end the job in its first minute
-    line = forecast(record, args.iterations, wanted.time)
-    if line:
-        say(line)
+    say(forecast(record, args.iterations, wanted.time) or of_work(record, args))
     return problems
 
 

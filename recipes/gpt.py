@@ -306,7 +306,10 @@ def notes(args: Namespace) -> list[str]:
 
 
 def assemble(args: Namespace, world: World, folder: Path) -> Parts:
-    """As cotformer.assemble, with the plan in words and the smoothed loss."""
+    """As cotformer.assemble, with the plan in words, a forecast and the smoothed loss."""
+    from optim.forecast import forecast
+    from optim.reader import Record
+    from optim.reporting import peak_flops
     from optim.setup import keep_freed_memory
     from optim.smoothed_loss import SmoothedLoss
 
@@ -315,7 +318,9 @@ def assemble(args: Namespace, world: World, folder: Path) -> Parts:
     parts = cotformer.assemble(args, world, folder)
 
     def describe(schedule: str) -> list[str]:
-        return [*parts.describe(schedule), plan_in_words(args)]
+        peak = peak_flops(world.device)
+        line = forecast(Record(folder, problems=[]), args, None if peak is None else peak * world.size)
+        return [*parts.describe(schedule), plan_in_words(args), line]
 
     return replace(parts, describe=describe, hooks=(*parts.hooks, SmoothedLoss(args.log_freq)))
 

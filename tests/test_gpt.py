@@ -212,6 +212,7 @@ def test_a_training_tells_its_horizon_and_the_smoothed_loss(tmp_path: Path) -> N
     assert outcome.returncode == 0, outcome.stderr
     told = outcome.stdout + outcome.stderr
     assert "horizon: 12 steps of 384 tokens" in told and "smoothed loss at step 10: " in told
+    assert "forecast: 12 of 12 steps left, " in told and "the rate is not known before a job" in told
     assert "note: no samples: --sample_every: no built-in prompt fits" in told
 
 
@@ -226,6 +227,7 @@ def test_a_killed_training_ends_with_the_bits_of_one_that_was_not(tmp_path: Path
     process.wait()
     outcome = run(tiny(killed, *more))
     assert outcome.returncode == 0 and "resumed from" in outcome.stdout + outcome.stderr
+    assert " FLOP/s, the rate of earlier jobs" in outcome.stdout + outcome.stderr
     assert any(name.endswith("/second_moment") for name in final_state(calm))
     assert differing(final_state(calm), final_state(killed)) == []
     assert metrics(calm) == metrics(killed)

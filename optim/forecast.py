@@ -1,0 +1,29 @@
+"""How long a training will take: of its floating-point operations, and of the rate of its earlier jobs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from models.macs import training_flops_per_token
+from models.settings import ModelSettings
+from optim.reader import Record
+
+
+def flops_of_step(args: Any) -> float:
+    """Useful floating-point operations of one step, over all processes."""
+    tokens = args.batch_size * args.acc_steps * args.sequence_length
+    return training_flops_per_token(ModelSettings.from_args(args)) * tokens
+
+
+def forecast(record: Record, args: Any, peak: float | None = None) -> str:
+    """A line. record: of the experiment; peak: operations a second of all devices, where it is known."""
+    left, flops = max(args.iterations - record.saved_step, 0), flops_of_step(args)
+    work = f"forecast: {left:,} of {args.iterations:,} steps left, {left * flops:.3g} FLOPs"
+    per_hour = record.steps_per_hour()
+    if per_hour:
+        rate = f"{per_hour * flops / 3600:.3g} FLOP/s"
+        return f"{work}: {left / per_hour:.1f} h at {rate}, the rate of earlier jobs, evaluations included"
+    if peak:
+        least = left * flops / peak / 3600
+        work += f", {least:.1f} h at the device's peak"
+    return f"{work}; the rate is not known before a job has advanced"
