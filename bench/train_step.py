@@ -20,6 +20,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 # ruff: noqa: E402
 from argparse import Namespace
+from collections.abc import Callable
 
 import torch
 
@@ -63,7 +64,11 @@ def gpt(args: Namespace) -> None:
 
     step()
     memory = {"fast": peak_growth(step, args.device)}
-    ways = {"micro_batch": fast, "update": optimizer.step, "matmul": matmul(args.device, args.dtype)}
+    ways: dict[str, Callable[[], object]] = {
+        "micro_batch": fast,
+        "update": optimizer.step,
+        "matmul": matmul(args.device, args.dtype),
+    }
     times = alternate(ways, args.rounds, args.device)
     tokens = args.batch_size * settings.sequence_length
     micro_batches = BASE_BATCH / tokens

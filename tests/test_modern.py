@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from models import make_model_from_args
 from models.macs import count_macs
-from models.modern import SOFTCAP, rms_norm, rotate_halves
+from models.modern import SOFTCAP, rms_norm, rotate_halves, squared_relu
 from models.transformer import Transformer
 from optim import initial
 from optim.generation import Sampling, Session, generate
@@ -55,6 +55,19 @@ def assert_close(found: list[torch.Tensor], expected: list[torch.Tensor], tolera
 def test_fast_attention_is_the_reference(length: int, n_kv_head: int | None) -> None:
     fast, reference = [outcome(length, attention=way, n_kv_head=n_kv_head) for way in ("fast", "reference")]
     assert_close(fast, reference, 2e-5)
+
+
+def test_squared_relu_has_the_gradient_of_its_formula() -> None:
+    x = torch.randn(40, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(squared_relu, x)
+    assert torch.equal(squared_relu(x), torch.relu(x) ** 2)
+
+
+def test_rows_that_pad_the_head_have_no_gradient() -> None:
+    model = modern()
+    model(tokens(2, 8, vocab=60), targets=tokens(2, 8, seed=1, vocab=60))["loss"].backward()
+    gradient = model.lm_head.weight.grad
+    assert gradient.shape[0] == 64 and gradient[:60].any(1).all() and not gradient[60:].any()
 
 
 def test_fast_attention_is_exact_in_double_precision() -> None:

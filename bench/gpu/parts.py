@@ -124,6 +124,19 @@ PARTS = (
         ),
     ),
     script(
+        "train_step",
+        *("--recipe", "gpt", "--compile", "0"),
+        large=("--n_layer", "12", "--batch_size", "4", "--sequence_length", "2048"),
+        small=(*SMALL, "--batch_size", "1", "--sequence_length", "32", "--rounds", "1"),
+        seconds=40,
+        figures=(
+            Figure("modern GPT, depth 12, a step of 2^19 tokens", ("tokens_per_second",), "tokens/s"),
+            Figure("useful share of the matmul rate, modern GPT", ("utilisation",), ""),
+            Figure("Muon's share of such a step", ("share_of_update",), "of the time", at_most=0.08),
+            Figure("memory over the plain way, modern GPT", ("memory_share",), "", at_most=0.6),
+        ),
+    ),
+    script(
         "checkpoint",
         "--folder",
         "{folder}",
