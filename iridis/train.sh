@@ -31,6 +31,12 @@ setting() {
         --batch_size "$BATCH_SIZE" --acc_steps "$ACC_STEPS" --iterations "$ITERATIONS" --save_checkpoint_freq "$CKPT_FREQ")
 }
 
+# recipe_flags WORDS...: the setting of a package of another recipe: these words, the places, and what the environment sets
+recipe_flags() {
+    TRAIN_FLAGS=("$@" --data_dir "$DATA_DIR" --results_base_folder "$RESULTS_DIR"
+        ${ITERATIONS:+--iterations "$ITERATIONS"} ${SEED:+--seed "$SEED"} ${EVAL_FREQ:+--eval_freq "$EVAL_FREQ"})
+}
+
 # fill_flags: fill TRAIN_FLAGS and FORMERLY: the setting, the package's model, then what the user gave
 fill_flags() {
     : "${WANDB:=1}" "${WANDB_PROJECT:=rcotformer}"

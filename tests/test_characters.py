@@ -7,6 +7,7 @@ import pytest
 
 from data import inspect, open_splits
 from data.tokenize import main
+from tests.command_lines import code_of
 from tests.corpora import BINS
 
 pytestmark = pytest.mark.slow  # each starts worker processes
@@ -49,10 +50,8 @@ def test_inspect_finds_characters_right(characters):
 
 def test_damaged_text_of_characters_is_refused(tmp_path, capsys):
     (tmp_path / "a.txt").write_bytes(b"caf\xe9" * 20)
-    assert (
-        main(["--name", f"{tmp_path}/a-char", "--input", str(tmp_path / "a.txt")]),
-        f"{tmp_path}/a.txt" in capsys.readouterr().err,
-    ) == (2, True)
+    words = ["--name", f"{tmp_path}/a-char", "--input", str(tmp_path / "a.txt")]
+    assert (code_of(main, words), f"{tmp_path}/a.txt" in capsys.readouterr().err) == (2, True)
 
 
 def test_characters_that_are_prepared_again_are_not_prepared_until_all_is_there(

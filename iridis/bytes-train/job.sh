@@ -17,11 +17,6 @@ TAKES_WORDS=1
 PRESET="${WORDS[*]:-smoke}"
 [[ $PRESET == smoke || $PRESET == train ]] || die "say which preset: smoke (1,000 steps) or train (20,000), not $(printf '%q' "$PRESET")"
 
-setting() {
-    TRAIN_FLAGS=(bytes --config "recipes/presets/bytes_$PRESET.json" --dataset "$DATASET" ${TRACK:+--track "$TRACK"}
-        --data_dir "$DATA_DIR" --results_base_folder "$RESULTS_DIR"
-        ${ITERATIONS:+--iterations "$ITERATIONS"} ${SEED:+--seed "$SEED"} ${EVAL_FREQ:+--eval_freq "$EVAL_FREQ"})
-}
-
+setting() { recipe_flags bytes --config "recipes/presets/bytes_$PRESET.json" --dataset "$DATASET" ${TRACK:+--track "$TRACK"}; }
 MODEL_FLAGS=() # the recipe's own
 run_training "$@"

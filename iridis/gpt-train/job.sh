@@ -21,11 +21,6 @@ case $PRESET in
     *) die "say which size: d12, d20, d26 or cpu, not $(printf '%q' "$PRESET")" ;;
 esac
 
-setting() {
-    TRAIN_FLAGS=(gpt "${SIZE[@]}" --data_dir "$DATA_DIR" --results_base_folder "$RESULTS_DIR"
-        ${DEVICE_BATCH_SIZE:+--batch_size "$DEVICE_BATCH_SIZE"}
-        ${ITERATIONS:+--iterations "$ITERATIONS"} ${SEED:+--seed "$SEED"} ${EVAL_FREQ:+--eval_freq "$EVAL_FREQ"})
-}
-
+setting() { recipe_flags gpt "${SIZE[@]}" ${DEVICE_BATCH_SIZE:+--batch_size "$DEVICE_BATCH_SIZE"}; }
 MODEL_FLAGS=() # the recipe's own
 run_training "$@"
