@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from config.flags import CHARACTERS, TOKENIZER_FILE
+from config.tokenizers import CHARACTERS, TOKENIZER_FILE
 from data.built_in import BUILT_IN
 from errors import OwnError, UserError
 from files import TRANSIENT_ERRORS, load_json

@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from config.flags import TOKENIZER_FILE
+from config.tokenizers import TOKENIZER_FILE
 from data.bins import META, TOKEN, Tokens, dtype_for
 from data.order import splitmix64, splitmix64_array
 from data.tokenizer import Tokenizer

@@ -37,8 +37,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from config.flags import CHARACTERS, GPT2
 from config.programs import Arguments, guarded
+from config.tokenizers import CHARACTERS, GPT2
 from data.bins import (
     DEFAULT_DATA_DIR,
     WORK,

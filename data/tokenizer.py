@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from config.flags import BYTES, CHARACTERS, GPT2, TOKENIZER_FILE
+from config.tokenizers import BYTES, CHARACTERS, GPT2, TOKENIZER_FILE
 from config.values import nearest
 from data.bins import NEEDED, TOKEN, Tokens
 from data.bpe import END_OF_TEXT, gpt2, token_lengths

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from config.flags import TOKENIZER_FILE
+from config.tokenizers import TOKENIZER_FILE
 from data.tokenizer import open_tokenizer
 from data.vocabulary import Vocabulary
 from errors import UserError

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from config.flags import TOKENIZER_FILE
+from config.tokenizers import TOKENIZER_FILE
 from data.bins import Tokens, dtype_for
 from data.bpe import cached_path
 from data.encode import with_ends

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from config.flags import GPT2, TOKENIZER_FILE
 from config.mixture import names_of_sources
+from config.tokenizers import GPT2, TOKENIZER_FILE
 from data.bins import dataset_folder, label, read_meta
 from data.bpe import END_OF_TEXT
 from errors import UserError

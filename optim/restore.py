@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import config
 import distributed
-from config.flags import BYTES, GPT2
 from config.identity import INHERITED
 from config.mixture import names_of_sources
 from config.recipe import DEFAULT_RECIPE, flags_of, recipes
 from config.schema import Flag
+from config.tokenizers import BYTES, GPT2
 from errors import UserError
 from files import try_to_write, write_json
 from optim.foreign import foreign_of

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from config.flags import DEFAULT_STOP_SIGNALS, STOP_SIGNALS
+from config.groups.run import DEFAULT_STOP_SIGNALS, STOP_SIGNALS
 from distributed.world import World
 from errors import Replaced
 from optim.lock import TAKEN_OVER

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from config.flags import OPTIMIZERS
+from config.groups.optimiser import OPTIMIZERS
 from models import make_model_from_args
 from models.network import EMBEDDING, MATRIX, NORM, ROUTER, roles_of
 from optim.checkpoint import load_checkpoint

@@ -1,0 +1,48 @@
+"""Flags of the data."""
+
+from __future__ import annotations
+
+from config.mixture import DROP, EPOCHS, ERROR, SAMPLINGS
+from config.schema import PLACE, Flag, dataset_or_mixture, switch
+
+DATA: tuple[Flag, ...] = (
+    Flag(
+        "dataset",
+        dataset_or_mixture,
+        "slimpajama",
+        "prepared folder under --data_dir, or a path to one; built in are 'stdlib', and 'lib_code',"
+        " 'lib_docs' and 'lib_licenses' in bytes; owt2 = openwebtext2; or a mixture,"
+        " NAME=WEIGHT,NAME=WEIGHT,... (or a JSON object) of prepared folders of one tokenizer",
+    ),
+    Flag(
+        "sampling",
+        str,
+        EPOCHS,
+        "of a mixture: epochs (sources take turns, each without replacement) or random (source and window"
+        " drawn with replacement)",
+        choices=SAMPLINGS,
+    ),
+    Flag(
+        "missing_sources",
+        str,
+        ERROR,
+        "of a mixture, where sources are not prepared: error, or drop (the others' weights are divided by"
+        " their sum)",
+        choices=(ERROR, DROP),
+        scope=PLACE,
+    ),
+    switch("normalise_weights", "divide the weights of a mixture by their sum, which else is 1", scope=PLACE),
+    Flag("data_dir", str, None, "root of the datasets (None: data/datasets in the repository)", scope=PLACE),
+    switch(
+        "data_in_ram",
+        "read the token files into memory before training (one copy for all processes of a node)",
+        scope=PLACE,
+    ),
+    Flag(
+        "vocab_size",
+        int,
+        50304,
+        "GPT-2's 50257 rounded up to a multiple of 64; must cover every token of the data",
+        low=1,
+    ),
+)
