@@ -19,7 +19,7 @@ from config.checks import batch_sizes_that_fit
 from config.flags import GROUPS
 from config.old_flags import OLD_FLAGS
 from config.recipe import Recipe
-from config.schema import PLACE, SCHEDULE, Flag, switch
+from config.schema import PLACE, SCHEDULE, Flag
 from config.values import Problem
 from errors import UserError
 from models.settings import ModelSettings
@@ -197,19 +197,10 @@ OWN_FLAGS = (
         scope=PLACE,
     ),
     Flag("run", str, NO_WANDB, "any name but 'dummy' turns --wandb on", scope=PLACE),
-    switch("fp8", "train in FP8: not there yet, refused"),
-    Flag(
-        "fp8_recipe",
-        str,
-        "tensorwise",
-        "scaling of FP8",
-        choices=("tensorwise", "rowwise"),
-        scope=PLACE,
-    ),
     Flag("core_metric_every", int, -1, "CORE every N steps: not there yet; -1: never", low=-1, scope=PLACE),
     Flag("core_metric_max_per_task", int, 500, "examples for each task of CORE", low=-1, scope=PLACE),
 )
-WITHOUT_EFFECT = ("fp8_recipe", "core_metric_every", "core_metric_max_per_task")
+WITHOUT_EFFECT = ("core_metric_every", "core_metric_max_per_task")
 
 
 def own_groups() -> Mapping[str, Sequence[Flag]]:
@@ -291,14 +282,6 @@ def _evaluation_problems(args: Namespace) -> list[Problem]:
     return [Problem(line, "eval_tokens", "batch_size", "sequence_length")]
 
 
-def check(args: Namespace) -> list[Problem]:
-    """As cotformer.check, and what is not there yet."""
-    problems = cotformer.check(args)
-    if args.fp8:
-        problems.append(Problem("--fp8: training in FP8 is not there yet", "fp8"))
-    return problems
-
-
 def notes(args: Namespace) -> list[str]:
     """As cotformer.notes."""
     changed = [name for name in WITHOUT_EFFECT if getattr(args, name) != RECIPE.flags[name].default]
@@ -345,6 +328,6 @@ RECIPE = Recipe(
     spellings=SPELLINGS,
     selftest=SELFTEST,
     resolve=resolve,
-    check=check,
+    check=cotformer.check,
     notes=notes,
 )
