@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+from argparse import Namespace
 from contextlib import ExitStack
 
 import pytest
@@ -10,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import bench.gpu.fp8
 import config
+from bench.gpu.fp8 import beside
 from config.identity import differences
 from errors import UserError
 from models import fp8, loss
@@ -322,3 +326,17 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path, recipe):
         assert outcome.returncode == 0, outcome.stderr
         ends.append({name: value for name, value in final_state(results).items() if name.startswith("model")})
     assert differing(*ends) == []
+
+
+def test_the_bench_sets_it_beside_bfloat16(monkeypatch, capsys):
+    monkeypatch.setattr(bench.gpu.fp8, "STEPS", 4)
+    beside(Namespace(device="cpu", dtype="bfloat16", tiny=True))
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["verdict"] for row in told] == [None, "PASS", None, "PASS"]
+
+
+def test_the_bench_skips_it_where_there_is_none(monkeypatch, capsys):
+    monkeypatch.setattr(fp8, "lacking", LACKING)
+    beside(Namespace(device="cpu", dtype="bfloat16", tiny=True))
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["verdict"] for row in told] == ["SKIPPED"] * 2 and "NVIDIA GPU" in told[0]["note"]
