@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 # its name of a setting -> ours
 SPELLINGS = {
     "device-type": "device",
+    "fp8-recipe": "fp8_recipe",
     "depth": "n_layer",
     "max-seq-len": "sequence_length",
     "window-pattern": "window_pattern",
