@@ -169,7 +169,10 @@ class HeadProducts:
         if self.padding:
             grad = F.pad(grad, (0, self.padding))
         of_input, of_weight = _gradients(grad, _rows(self.kept, part), self.weight_t, self.recipe)
-        grad_weight += of_weight
+        if part.start == 0:
+            grad_weight.copy_(of_weight)
+        else:
+            grad_weight += of_weight
         return of_input
 
 

@@ -16,7 +16,8 @@ from models.precision import computing_dtype, without_autocast
 
 IGNORE = -1
 SLICE_ELEMENTS = 1 << 25  # logits held at once: 128 MiB in float32
-CACHED_ELEMENTS = 1 << 18  # of these, as many as stay in a CPU's cache while they pass through softmax
+CPU_SLICES = 4  # slices that are one on a CPU, whose products are faster for more rows
+CACHED_ELEMENTS = 1 << 20  # logits that stay in a CPU's cache while they pass through softmax
 
 
 class Products:
@@ -46,12 +47,16 @@ class Products:
 
     def backward(self, part: slice, grad: Tensor, grad_weight: Tensor) -> Tensor:
         """The gradient of a slice's hidden states (n, D), by that of its logits (n, V) float32; the weight's
-        is added to grad_weight (rows, D).
+        is added to grad_weight (rows, D), which the first slice fills.
         """
         grad, of_tokens = grad.to(self.w.dtype), grad_weight[: len(self.w)]
-        of_hidden = grad @ self.w
+        of_hidden, is_first = grad @ self.w, part.start == 0
+        if is_first:
+            grad_weight[len(self.w) :] = 0
         if grad.dtype == grad_weight.dtype:
-            of_tokens.addmm_(grad.t(), self.x[part])
+            of_tokens.addmm_(grad.t(), self.x[part], beta=float(not is_first))
+        elif is_first:
+            of_tokens.copy_(grad.t() @ self.x[part])
         else:
             of_tokens += grad.t() @ self.x[part]
         return of_hidden
@@ -77,7 +82,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         recipe: str | None,
         want_grad: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        n, rows = hidden.shape[0], max(1, SLICE_ELEMENTS // vocabulary)
+        n = hidden.shape[0]
+        rows = _rows_of_slice(n, vocabulary, softcap is not None and hidden.device.type == "cpu")
         products: Products | HeadProducts
         if recipe is None:
             products = Products(hidden, weight, dtype, softcap, vocabulary, min(rows, n))
@@ -87,7 +93,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         losses = torch.empty(n, dtype=torch.float32, device=hidden.device)
         hits = torch.zeros(n, dtype=torch.bool, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if want_grad else None
-        grad_weight = torch.zeros_like(weight) if want_grad else None
+        grad_weight = torch.empty_like(weight) if want_grad else None
         for begin in range(0, n, rows):
             part = slice(begin, min(n, begin + rows))
             logits = products.logits(part)
@@ -131,6 +137,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
 
 
+def _rows_of_slice(n: int, vocabulary: int, in_large_slices: bool) -> int:
+    """How many of n tokens; large slices are of equal size."""
+    if not in_large_slices:
+        return max(1, SLICE_ELEMENTS // vocabulary)
+    slices = max(1, -(-n * vocabulary // (CPU_SLICES * SLICE_ELEMENTS)))
+    return max(1, -(-n // slices))
+
+
 def _plain(logits: Tensor, target: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropies (n, 1) of targets (n, 1) under logits (n, V) float32, which are overwritten, and their
     gradients, times scale (n, 1).
@@ -153,10 +167,10 @@ def _capped(scaled: Tensor, target: Tensor, scale: Tensor, softcap: float) -> tu
     for begin in range(0, len(scaled), rows):
         part = slice(begin, min(len(scaled), begin + rows))
         tanh, wanted = scaled[part].tanh_(), target[part]
-        capped = torch.mul(tanh, softcap, out=buffer[: part.stop - begin])
-        odds = torch.softmax(capped, -1, out=capped if capped.device.type == "cpu" else None)
-        losses[part] = -odds.gather(-1, wanted).log_()
-        odds.mul_(scale[part]).scatter_add_(-1, wanted, -scale[part])
+        odds = torch.mul(tanh, softcap, out=buffer[: part.stop - begin]).exp_()
+        total = odds.sum(-1, keepdim=True)
+        losses[part] = -odds.gather(-1, wanted).div_(total).log_()
+        odds.mul_(scale[part] / total).scatter_add_(-1, wanted, -scale[part])
         torch.ops.aten.tanh_backward.grad_input(odds, tanh, grad_input=tanh)
     return losses, scaled
 
