@@ -228,8 +228,8 @@ def planned(args: Namespace) -> Horizon:
         batch = args.batch_size * args.acc_steps * args.sequence_length
         if args.total_batch_size not in (-1, batch):
             raise UserError(
-                f"--total-batch-size {args.total_batch_size} is not --acc_steps {args.acc_steps} micro-batches"
-                f" of --device-batch-size {args.batch_size} times {args.sequence_length} tokens, {batch}"
+                f"--total-batch-size {args.total_batch_size} is not {batch}, the tokens of --acc_steps"
+                f" {args.acc_steps} micro-batches of --device-batch-size {args.batch_size}"
             )
     given = batch, steps, args.target_flops
     ratio = args.target_param_data_ratio

@@ -132,6 +132,12 @@ def test_groups_of_the_network_have_the_scaled_rates() -> None:
     assert matrices["weight_decay"] == pytest.approx(0.2 * args.decay_scale)
 
 
+def test_a_batch_that_is_given_in_micro_batches_sets_steps_and_rates() -> None:
+    ours = parsed("--depth", 4, "--device-batch-size", 8, "--acc_steps", 2)
+    public = parsed("--depth", 4, "--device-batch-size", 8, "--total-batch-size", 2 * 8 * 2048)
+    assert vars(ours) == {**vars(public), "total_batch_size": -1}
+
+
 def test_a_scale_of_ones_own_is_kept() -> None:
     assert parsed("--depth", 4, "--rate_scale", 1).rate_scale == 1
 
@@ -153,6 +159,11 @@ def test_a_scale_of_ones_own_is_kept() -> None:
             ["--device-batch-size", "24", "--total-batch-size", "262144"],
             "cannot be cut into micro-batches of --device-batch-size 24; these fit: 128, 64, 32,",
         ),
+        (
+            ["--total-batch-size", "262144", "--acc_steps", "5"],
+            "--total-batch-size 262144 is not 327680, the tokens of --acc_steps 5 micro-batches",
+        ),
+        (["--target-param-data-ratio", "1e300"], "must be at most 1e+06"),
         (["--eval-tokens", "512"], "--eval-tokens 512 is less than one batch, 65536 tokens"),
         (["--device-type", "mps"], "--device mps: trainings run on CUDA devices and on CPUs; give cpu"),
         (["--fp8"], "--fp8: training in FP8 is not there yet"),
