@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from models import make_model_from_args
 from optim.optimizers import make_optimizer
 from optim.schedules import make_scheduler
 from optim.selftest import differing
+from optim.smoothed_loss import SmoothedLoss
 from tests.command_lines import refused
 from tests.programs import ROOT, SMALL_DATA, final_state, metrics, python, run, start, wait_for_step
 
@@ -192,6 +194,13 @@ def test_processes_that_cannot_share_a_batch_are_told_what_can() -> None:
 def test_the_preset_is_the_public_example() -> None:
     args = parsed("--config", PRESET)
     assert (args.n_embd, args.iterations, args.acc_steps, args.eval_batches) == (256, 20, 1, 1)
+
+
+def test_a_step_that_was_skipped_is_not_in_the_smoothed_loss() -> None:
+    smoothed = SmoothedLoss(0)
+    for loss in (math.nan, 2.0, math.inf, 2.0):
+        smoothed.add(loss)
+    assert smoothed.value == pytest.approx(2.0)
 
 
 # a training
