@@ -15,7 +15,8 @@ from models.precision import computing_dtype, without_autocast
 
 IGNORE = -1
 SLICE_ELEMENTS = 1 << 25  # logits held at once: 128 MiB in float32
-CACHED_ELEMENTS = 1 << 18  # of these, as many as stay in a CPU's cache while they pass through softmax
+CPU_SLICES = 4  # slices that are one on a CPU, whose products are faster for more rows
+CACHED_ELEMENTS = 1 << 20  # logits that stay in a CPU's cache while they pass through softmax
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -37,13 +38,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         vocabulary: int,
         want_grad: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        n, rows = hidden.shape[0], max(1, SLICE_ELEMENTS // vocabulary)
+        n = hidden.shape[0]
+        rows = _rows_of_slice(n, vocabulary, softcap is not None and hidden.device.type == "cpu")
         x, w = hidden.to(dtype), weight[:vocabulary].to(dtype)
         scaled = x if softcap is None else (hidden / softcap).to(dtype)
         losses = torch.empty(n, dtype=torch.float32, device=hidden.device)
         hits = torch.zeros(n, dtype=torch.bool, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if want_grad else None
-        grad_weight = torch.zeros_like(weight) if want_grad else None
+        grad_weight = torch.empty_like(weight) if want_grad else None
+        if grad_weight is not None:
+            grad_weight[vocabulary:] = 0
         grad_rows = None if grad_weight is None else grad_weight[:vocabulary]
         # one for all slices
         buffer = torch.empty(min(rows, n), vocabulary, dtype=dtype, device=hidden.device)
@@ -63,7 +67,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad = grad.to(dtype)
                 grad_hidden[part] = grad @ w
                 if dtype == weight.dtype:
-                    grad_rows.addmm_(grad.t(), x[part])
+                    grad_rows.addmm_(grad.t(), x[part], beta=float(begin > 0))
+                elif begin == 0:
+                    grad_rows.copy_(grad.t() @ x[part])
                 else:
                     grad_rows += grad.t() @ x[part]
                 continue
@@ -98,6 +104,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
 
 
+def _rows_of_slice(n: int, vocabulary: int, in_large_slices: bool) -> int:
+    """How many of n tokens; large slices are of equal size."""
+    if not in_large_slices:
+        return max(1, SLICE_ELEMENTS // vocabulary)
+    slices = max(1, -(-n * vocabulary // (CPU_SLICES * SLICE_ELEMENTS)))
+    return max(1, -(-n // slices))
+
+
 def _plain(logits: Tensor, target: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropies (n, 1) of targets (n, 1) under logits (n, V) float32, which are overwritten, and their
     gradients, times scale (n, 1).
@@ -120,10 +134,10 @@ def _capped(scaled: Tensor, target: Tensor, scale: Tensor, softcap: float) -> tu
     for begin in range(0, len(scaled), rows):
         part = slice(begin, min(len(scaled), begin + rows))
         tanh, wanted = scaled[part].tanh_(), target[part]
-        capped = torch.mul(tanh, softcap, out=buffer[: part.stop - begin])
-        odds = torch.softmax(capped, -1, out=capped if capped.device.type == "cpu" else None)
-        losses[part] = -odds.gather(-1, wanted).log_()
-        odds.mul_(scale[part]).scatter_add_(-1, wanted, -scale[part])
+        odds = torch.mul(tanh, softcap, out=buffer[: part.stop - begin]).exp_()
+        total = odds.sum(-1, keepdim=True)
+        losses[part] = -odds.gather(-1, wanted).div_(total).log_()
+        odds.mul_(scale[part] / total).scatter_add_(-1, wanted, -scale[part])
         torch.ops.aten.tanh_backward.grad_input(odds, tanh, grad_input=tanh)
     return losses, scaled
 
