@@ -299,7 +299,7 @@ def notes(row: Progress) -> list[str]:
         else "; the chain is dead" + (f": {row.chain_end}" if row.chain_end not in ("", row.reason) else "")
     )
     lines = []
-    if row.state in ("failed", "stopped"):
+    if row.state in ("failed", "refused", "stopped"):
         other = f"; last segment: {row.segment_reason}" if row.segment_reason not in ("", row.reason) else ""
         lines.append(f"{row.state}: {row.reason or 'no reason given'}{other}{chain}")
     elif row.state == "silent":
