@@ -185,6 +185,11 @@ def test_another_recipe_is_another_training(other):
     assert differences(mine, theirs) == ["the checkpoint is of recipe cotformer, this run of other"]
 
 
+def test_another_value_is_told_in_the_spelling_of_the_recipe(other):
+    mine, theirs = vars(config.parse_args(["other", "--n_layer", "3"])), vars(config.parse_args(["other"]))
+    assert differences(mine, theirs) == ["--L: the checkpoint has 7, this run 3"]
+
+
 def test_another_recipe_has_another_fingerprint(other):
     args = vars(config.parse_args(["other"]))
     assert fingerprint(args, {}) != fingerprint({k: v for k, v in args.items() if k != "recipe"}, {})
