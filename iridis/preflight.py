@@ -415,6 +415,7 @@ def main(argv: Sequence[str]) -> int:
         }
         if not wanted.where and not done:
             problems += training_problems(wanted, args, record, bool(refused))
+        problems = [*map(config.as_written(flags), problems)]
     if problems:
         raise UserError("\n".join(problems))
     print(printed(answer))
