@@ -24,7 +24,7 @@ from config.old_flags import OTHER_FORMS, REPLACED
 from config.programs import guarded, stop
 from config.recipe import DEFAULT_RECIPE, Recipe, flags_of, recipe_of, recipes
 from config.schema import PLACE, Flag, boolean, switch
-from config.values import NO_VALUE, Problem, convert, nearest
+from config.values import NO_VALUE, Problem, convert, kind_of, nearest
 
 MISSING = object()  # flag not given
 METAVARS = {boolean: "ON", int: "N", float: "X"}
@@ -81,7 +81,7 @@ def _add(group: argparse._ActionsContainer, flag: Flag, text: str) -> None:
         default=MISSING,
         nargs="*" if flag.many else "?",
         help=text,
-        metavar=METAVARS.get(flag.type, "S"),
+        metavar=METAVARS.get(kind_of(flag), "S"),
         const=without_value,
     )
 

@@ -235,6 +235,13 @@ def resolve(args: Namespace) -> list[Problem]:
     args.n_head = args.n_head or max(1, args.n_embd // args.head_dim)
     args.exp_name = args.exp_name or f"d{args.n_layer}"
     args.wandb = args.wandb or args.run != NO_WANDB
+    width, left = divmod(args.n_embd, args.n_head)
+    if left or width % 2:
+        line = (
+            f"heads must have a whole, even width, not {args.n_embd} / {args.n_head} ="
+            f" {args.n_embd / args.n_head:g}: give another --head-dim"
+        )
+        return [Problem(line, "head_dim", "n_embd", "n_head")]
     problems = cotformer.block_problems(args)
     if problems:
         return problems
@@ -294,7 +301,10 @@ def _evaluation_problems(args: Namespace) -> list[Problem]:
 def notes(args: Namespace) -> list[str]:
     """As cotformer.notes."""
     changed = [name for name in WITHOUT_EFFECT if getattr(args, name) != RECIPE.flags[name].default]
-    return [f"--{name} has no effect yet" for name in changed] + cotformer.notes(args)
+    told = [f"--{name} has no effect yet" for name in changed]
+    if args.warmup_ratio + args.warmdown_ratio > 1:
+        told.append("--warmup-ratio and --warmdown-ratio overlap: the rate jumps where one ends")
+    return told + cotformer.notes(args)
 
 
 def assemble(args: Namespace, world: World, folder: Path) -> Parts:

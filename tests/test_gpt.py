@@ -168,6 +168,8 @@ def test_a_scale_of_ones_own_is_kept() -> None:
         (["--target-param-data-ratio", "1e300"], "must be at most 1e+06"),
         (["--eval-tokens", "512"], "--eval-tokens 512 is less than one batch, 65536 tokens"),
         (["--device-type", "mps"], "--device-type mps: trainings run on CUDA devices and on CPUs; give cpu"),
+        (["--num-iterations", "x"], "--num-iterations (iterations) must be a whole number"),
+        (["--head-dim", "7"], "heads must have a whole, even width, not 1281 / 183 = 7"),
         (["--fp8-recipe", "rows"], "--fp8-recipe must be one of tensorwise, rowwise, not 'rows'"),
         (["--depth", "0"], "--depth (n_layer) must be at least 1"),
         (["--depth", "100000000"], "--depth (n_layer) must be at most 1024"),
