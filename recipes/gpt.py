@@ -51,6 +51,8 @@ SPELLINGS = {
     "resume-from-step": "use_pretrained",
     "eval-every": "eval_freq",
     "sample-every": "sample_every",
+    "core-metric-every": "core_metric_every",
+    "core-metric-max-per-task": "core_metric_max_per_task",
     "save-every": "save_checkpoint_freq",
     "model-tag": "exp_name",
 }
@@ -145,6 +147,10 @@ OTHER_FORMS: dict[str, dict[str, Any]] = {
         "help": "continue prompts every N steps, in the log, metrics.jsonl and Weights & Biases; 0 or -1:"
         " never",
     },
+    "core_metric_every": {
+        "type": disabled_is_zero,
+        "help": "measure CORE every N steps and at the last one, where there is --core_data; 0 or -1: never",
+    },
     "save_checkpoint_freq": {
         "type": disabled_is_none,
         "help": "write ckpt_N.pt every N steps (None or -1: only the final ckpt.pt and on a stop)",
@@ -206,10 +212,8 @@ OWN_FLAGS = (
         choices=("tensorwise", "rowwise"),
         scope=PLACE,
     ),
-    Flag("core_metric_every", int, -1, "CORE every N steps: not there yet; -1: never", low=-1, scope=PLACE),
-    Flag("core_metric_max_per_task", int, 500, "examples for each task of CORE", low=-1, scope=PLACE),
 )
-WITHOUT_EFFECT = ("fp8_recipe", "core_metric_every", "core_metric_max_per_task")
+WITHOUT_EFFECT = ("fp8_recipe",)
 
 
 def own_groups() -> Mapping[str, Sequence[Flag]]:
@@ -322,7 +326,7 @@ def assemble(args: Namespace, world: World, folder: Path) -> Parts:
         line = forecast(Record(folder, problems=[]), args, None if peak is None else peak * world.size)
         return [*parts.describe(schedule), plan_in_words(args), line]
 
-    return replace(parts, describe=describe, hooks=(*parts.hooks, SmoothedLoss(args.log_freq)))
+    return replace(parts, describe=describe, hooks=(SmoothedLoss(args.log_freq), *parts.hooks))
 
 
 def plan_in_words(args: Namespace) -> str:
