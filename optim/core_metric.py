@@ -10,11 +10,13 @@ A row of metrics.jsonl is {"kind": "eval@CORE", "step": N, "core_metric": ..., "
 
 from __future__ import annotations
 
+import csv
+import io
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -83,6 +85,16 @@ class Result:
             "core_metric": self.core_metric,
             "core": {label: vars(score) for label, score in self.tasks.items()},
         }
+
+    def table(self) -> str:
+        """The same as CSV, a task a line."""
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["task", *(field.name for field in fields(TaskScore))])
+        for label, score in self.tasks.items():
+            table.writerow([label, *vars(score).values()])
+        table.writerow([NAME, "", self.core_metric])
+        return text.getvalue()
 
     def words(self) -> str:
         metric = "none" if self.core_metric is None else f"{self.core_metric:.4f}"

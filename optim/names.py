@@ -28,6 +28,11 @@ def window_losses_of(evaluation: str) -> str:
     return evaluation.removesuffix(".json") + ".npz"
 
 
+def core_of(evaluation: str) -> str:
+    """Name of the table of CORE's tasks beside an evaluation's summary."""
+    return evaluation.removesuffix(".json") + "_core.csv"
+
+
 def step_of(path: Path) -> int | None:
     """N of `ckpt_N.pt`, None for any other name."""
     match = NUMBERED.fullmatch(path.name)
