@@ -43,13 +43,12 @@ from optim.core_tasks import (
 from optim.evaluate import EVAL_SEED
 from optim.generation import tokens_of
 from optim.hooks import Hook, Run
+from optim.names import CORE, CORE_ROW
 from optim.reporting import log
 from optim.samples import tokenizer_of
 from optim.scoring import Scorer
 from optim.setup import autocaster
 
-NAME = "CORE"
-KIND = f"eval@{NAME}"
 CHUNK = 16  # items that one process scores between two looks at whether to stop
 MODERN_REACH = 10  # sequence lengths that modern blocks are given at once
 
@@ -93,7 +92,7 @@ class Result:
         table.writerow(["task", *(field.name for field in fields(TaskScore))])
         for label, score in self.tasks.items():
             table.writerow([label, *vars(score).values()])
-        table.writerow([NAME, "", self.core_metric])
+        table.writerow([CORE, "", self.core_metric])
         return text.getvalue()
 
     def words(self) -> str:
@@ -285,11 +284,11 @@ class CoreEvaluation(Hook):
         result = self.core.measure(self.network, self.world, self.args, self._poll)
         if result is None:  # the run that goes on has it
             return
-        lines = [f"{NAME} at step {step}: {result.words()}"]
+        lines = [f"{CORE} at step {step}: {result.words()}"]
         if not self.is_told:
             self.is_told = True
             lines += [f"note: {line}" for line in result.notes(reach_of(self.network.settings))]
-        row = {"kind": KIND, "step": step, **result.values()}
+        row = {"kind": CORE_ROW, "step": step, **result.values()}
         self.run.reporter.row({**row, "time": {"seconds": time.monotonic() - begin}}, lines)
 
     def _poll(self) -> bool:
@@ -299,7 +298,7 @@ class CoreEvaluation(Hook):
     def _is_done(self, step: int) -> bool:
         """Whether metrics.jsonl has a row of a step."""
         experiment = self.run.experiment
-        return bool(self.world.broadcast(experiment is not None and experiment.metrics.has(KIND, step)))
+        return bool(self.world.broadcast(experiment is not None and experiment.metrics.has(CORE_ROW, step)))
 
 
 def wanted_tasks(args: Namespace) -> list[Task]:
@@ -311,8 +310,8 @@ def core_evaluation(
     args: Namespace, world: World, tasks: Sequence[Task], data: TextData, network: Any
 ) -> CoreEvaluation:
     """The hook that --core_data asks for. Raises UserError where the tasks cannot be had in these tokens."""
-    if NAME in names_of_sources(args.dataset):
-        raise UserError(f"--core_data: a source of --dataset is named {NAME}, and would share its rows")
+    if CORE in names_of_sources(args.dataset):
+        raise UserError(f"--core_data: a source of --dataset is named {CORE}, and would share its rows")
     core = Core(tasks, tokenizer_of(data.meta, args.dataset, "--core_data"), args.vocab_size)
     if world.is_main:
         core.check_texts()
@@ -324,10 +323,10 @@ def notes_on(core: Core, network: Any) -> list[str]:
     lines = []
     if not core.begin:
         kind = core.tokenizer.known.tokenizer
-        lines.append(f"{NAME}: texts begin with no end-of-text token, as the tokenizer ({kind}) has none")
+        lines.append(f"{CORE}: texts begin with no end-of-text token, as the tokenizer ({kind}) has none")
     if network.settings.looks_ahead():
         lines.append(
-            f"{NAME}: the choice of tokens by capacity looks at later ones, so this is not a causal model's"
+            f"{CORE}: the choice of tokens by capacity looks at later ones, so this is not a causal model's"
             " score; prompts of one length are scored together, without padding"
         )
     return lines

@@ -19,6 +19,8 @@ EVALUATION, SWEEP = "eval_summary_{}.json", "ppl_per_mac.json"
 PARTIAL = "eval_partial_{}.npz"  # of an evaluation that was cut short: of what, and a hash of its settings
 OF_TRAINING = "training"
 EVALUATIONS = (EVALUATION.format("*"), "ppl_per_mac*.json")
+CORE = "CORE"  # name of this evaluation
+CORE_ROW = f"eval@{CORE}"  # kind of its rows
 ABANDONED, DAMAGED = "abandoned", "damaged"  # suffixes of what has been set aside
 NUMBERED = re.compile(r"ckpt_(\d+)\.pt")
 

@@ -22,6 +22,7 @@ from optim.core_bundle import read_bundle
 from optim.core_metric import Core, core_evaluation, reach_of
 from optim.core_tasks import Item, Task, centred, examples_of, is_right, spanned
 from optim.fit import settings_of
+from optim.reporting import charts
 from optim.scoring import Scorer
 from optim.selftest import differing
 from optim.smoothed_loss import SmoothedLoss
@@ -351,6 +352,11 @@ def test_a_row_has_the_metric_and_every_task(measured: Path) -> None:
     assert list(row["core"]) == ["animals", "who", "last"]
     assert row["core_metric"] == pytest.approx(sum(each["centred"] for each in row["core"].values()) / 3)
     assert [each["items"] for each in row["core"].values()] == [6, 5, 4]
+
+
+def test_every_task_has_a_chart(measured: Path) -> None:
+    found = charts(rows(measured)[8])
+    assert list(found) == [f"eval/CORE/{name}" for name in ("core_metric", "animals", "who", "last")]
 
 
 def test_the_log_says_what_was_cut_once(measured: Path) -> None:
