@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ from tests.core_bundles import TASKS, write_bundle
 from tests.corpora import write_sources
 from tests.helpers import tiny_args, tiny_model
 from tests.programs import (
+    STOPPED,
     command,
     final_state,
     folder,
@@ -388,6 +390,26 @@ def test_a_killed_run_has_the_rows_of_an_undisturbed_one(
     process.kill()
     process.communicate()
     assert metrics(trained(tmp_path, **settings)) == metrics(measured)
+
+
+@pytest.mark.slow
+def test_a_stop_cuts_core_short_and_the_next_run_has_it(
+    tmp_path: Path, settings: dict[str, Any], place: Path
+) -> None:
+    many = [{"context": f"{n} and {n} are ", "continuation": str(2 * n)} for n in range(2000)]
+    changes = {
+        **settings,
+        "core_data": write_bundle(tmp_path / "bundle", last=many),
+        "core_metric_max_per_task": -1,
+        "iterations": 4,
+    }
+    process = start(command(tmp_path, **changes))
+    wait_for_step(tmp_path, 4, process)  # the row before CORE
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert (process.returncode, rows(tmp_path)) == (STOPPED, {})
+    trained(tmp_path, **changes)
+    assert [row["core"]["last"]["items"] for row in rows(tmp_path).values()] == [2000]
 
 
 @pytest.mark.slow
