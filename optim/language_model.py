@@ -17,7 +17,7 @@ from data.sizes import text_bytes, token_sizes
 from data.text import TextData
 from distributed.world import World
 from errors import UserError
-from models import make_model_from_args
+from models import fp8, make_model_from_args
 from optim.core_metric import core_evaluation, wanted_tasks
 from optim.dataset import open_data
 from optim.evaluation import HeldOut
@@ -26,7 +26,7 @@ from optim.objectives import NextToken
 from optim.progress import Parts
 from optim.reporting import log
 from optim.samples import samples_of, wanted_prompts
-from optim.setup import autocast_dtype, autocaster, seed_everything
+from optim.setup import autocast_dtype, autocaster, need_fp8, seed_everything
 
 
 def assemble(args: Namespace, world: World, folder: Path) -> Parts:
@@ -34,12 +34,16 @@ def assemble(args: Namespace, world: World, folder: Path) -> Parts:
 
     Raises UserError.
     """
+    if args.fp8:
+        world.on_all(lambda: need_fp8(args.dtype, world.device))
     # a wrong prompt or task is reported before data are prepared
     texts = world.on_all(lambda: wanted_prompts(args)) if args.sample_every else []
     tasks = world.on_all(lambda: wanted_tasks(args)) if args.core_metric_every else []
     data = open_data(args, world)
     seed_everything(args.seed, world.rank)
     network = make_model_from_args(args)
+    if args.fp8:
+        world.on_all(lambda: fp8.convert(network, args.fp8_recipe))
     hooks = _samples(args, world, texts, data, network) if texts else []
     if tasks:
         hooks.append(world.on_all(lambda: core_evaluation(args, world, tasks, data, network)))
@@ -115,6 +119,8 @@ def describe(
         ),
         schedule,
     ]
+    if args.fp8:
+        lines.append(fp8.in_words(network, args.fp8_recipe))
     if is_slow:
         lines.append(
             "note: this device's flash attention cannot be used pass by pass; attention is the reference"

@@ -200,6 +200,8 @@ def notes(args: Namespace) -> list[str]:
         )
     elif not args.core_metric_every:
         reasons["core_data"] = ": --core_metric_every is 0"
+    if not args.fp8:
+        reasons["fp8_recipe"] = ": --fp8 is not given"
     reasons |= unused_by_optimiser(args)
     flags = flags_of(vars(args))
     changed = [name for name in reasons if getattr(args, name) != flags[name].default]

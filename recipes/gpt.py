@@ -19,7 +19,7 @@ from config.checks import batch_sizes_that_fit
 from config.flags import GROUPS
 from config.old_flags import OLD_FLAGS
 from config.recipe import Recipe
-from config.schema import PLACE, SCHEDULE, Flag, switch
+from config.schema import PLACE, SCHEDULE, Flag
 from config.values import Problem
 from errors import UserError
 from models.settings import ModelSettings
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 # its name of a setting -> ours
 SPELLINGS = {
     "device-type": "device",
+    "fp8-recipe": "fp8_recipe",
     "depth": "n_layer",
     "max-seq-len": "sequence_length",
     "window-pattern": "window_pattern",
@@ -203,17 +204,7 @@ OWN_FLAGS = (
         scope=PLACE,
     ),
     Flag("run", str, NO_WANDB, "any name but 'dummy' turns --wandb on", scope=PLACE),
-    switch("fp8", "train in FP8: not there yet, refused"),
-    Flag(
-        "fp8_recipe",
-        str,
-        "tensorwise",
-        "scaling of FP8",
-        choices=("tensorwise", "rowwise"),
-        scope=PLACE,
-    ),
 )
-WITHOUT_EFFECT = ("fp8_recipe",)
 
 
 def own_groups() -> Mapping[str, Sequence[Flag]]:
@@ -295,20 +286,6 @@ def _evaluation_problems(args: Namespace) -> list[Problem]:
     return [Problem(line, "eval_tokens", "batch_size", "sequence_length")]
 
 
-def check(args: Namespace) -> list[Problem]:
-    """As cotformer.check, and what is not there yet."""
-    problems = cotformer.check(args)
-    if args.fp8:
-        problems.append(Problem("--fp8: training in FP8 is not there yet", "fp8"))
-    return problems
-
-
-def notes(args: Namespace) -> list[str]:
-    """As cotformer.notes."""
-    changed = [name for name in WITHOUT_EFFECT if getattr(args, name) != RECIPE.flags[name].default]
-    return [f"--{name} has no effect yet" for name in changed] + cotformer.notes(args)
-
-
 def assemble(args: Namespace, world: World, folder: Path) -> Parts:
     """As cotformer.assemble, with the plan in words, a forecast and the smoothed loss."""
     from optim.forecast import forecast
@@ -349,6 +326,6 @@ RECIPE = Recipe(
     spellings=SPELLINGS,
     selftest=SELFTEST,
     resolve=resolve,
-    check=check,
-    notes=notes,
+    check=cotformer.check,
+    notes=cotformer.notes,
 )

@@ -155,7 +155,6 @@ def test_a_scale_of_ones_own_is_kept() -> None:
         ),
         (["--eval-tokens", "512"], "--eval-tokens 512 is less than one batch, 65536 tokens"),
         (["--device-type", "mps"], "--device mps: trainings run on CUDA devices and on CPUs; give cpu"),
-        (["--fp8"], "--fp8: training in FP8 is not there yet"),
         (["--fp8-recipe", "rows"], "--fp8-recipe must be one of tensorwise, rowwise, not 'rows'"),
         (["--depth", "0"], "--depth (n_layer) must be at least 1"),
         (["--depth", "100000000"], "--depth (n_layer) must be at most 1024"),

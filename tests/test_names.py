@@ -185,6 +185,10 @@ TABLE: list[tuple[str, str]] = [
         "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_init_from=long_run-ckpt_4000.pt_seed2",
     ),
     (
+        "--fp8 --fp8_recipe rowwise",
+        "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_fp8=True_fp8_recipe=rowwise_seed2",
+    ),
+    (
         "--init_from /somewhere/exps/owt2/base/lr0.1_wide/",
         "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_init_from=lr0.1_wide_seed2",
     ),
@@ -249,6 +253,8 @@ CHANGES = {
     "halt_threshold": 0.9,
     "training_length_factor": [0.9],
     "depth_predictor_loss_coef": 0.5,
+    "fp8": True,
+    "fp8_recipe": "rowwise",
 }
 
 
