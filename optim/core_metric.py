@@ -138,7 +138,7 @@ class Core:
         """Raises UserError for a text that the tokenizer has no tokens for."""
         for task in self.tasks:
             for item in task.items:
-                for text in (BETWEEN, *prompts_of(task, item, ())):
+                for text in (BETWEEN, *prompts_of(task, item, [])):
                     try:
                         self.tokenizer.encode(text)
                     except (UserError, UnicodeError) as error:
