@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from config.recipe import flags_of
-from data.sizes import text_bytes, token_sizes
+from data.sizes import token_sizes
 from data.text import TextData
 from distributed.world import World
 from errors import UserError
@@ -77,8 +77,7 @@ def language_model(
     sizes = world.on_main(partial(token_sizes, data.meta, args.vocab_size))
     evaluations = []
     for name, splits in data.parts.items():
-        counted = None if sizes is None else partial(text_bytes, splits.val, sizes)
-        evaluations.append(HeldOut(args, world, network, splits.val, folder, identities[name], name, counted))
+        evaluations.append(HeldOut(args, world, network, splits.val, folder, identities[name], name, sizes))
     return Parts(
         NextToken(network),
         source,

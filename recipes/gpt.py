@@ -182,6 +182,7 @@ OWN_FLAGS = (
         "tokens for each parameter of layers and head (Chinchilla: 20), where neither of these gives a"
         " length; batch, rates and decay follow it in any case; -1: no length of it",
         low=-1,
+        high=1e6,
         scope=SCHEDULE,
     ),
     Flag(
@@ -217,8 +218,15 @@ def own_groups() -> Mapping[str, Sequence[Flag]]:
 
 def planned(args: Namespace) -> Horizon:
     """Of flags whose width and heads are known. Raises UserError."""
-    steps = -1 if args.iterations is None else args.iterations
-    given = args.total_batch_size, steps, args.target_flops
+    batch, steps = args.total_batch_size, -1 if args.iterations is None else args.iterations
+    if args.acc_steps is not None:
+        batch = args.batch_size * args.acc_steps * args.sequence_length
+        if args.total_batch_size not in (-1, batch):
+            raise UserError(
+                f"--total-batch-size {args.total_batch_size} is not {batch}, the tokens of --acc_steps"
+                f" {args.acc_steps} micro-batches of --device-batch-size {args.batch_size}"
+            )
+    given = batch, steps, args.target_flops
     ratio = args.target_param_data_ratio
     return horizon(ModelSettings.from_args(args), args.aspect_ratio, args.head_dim, ratio, *given)
 
@@ -236,7 +244,7 @@ def resolve(args: Namespace) -> list[Problem]:
     try:
         plan = planned(args)
     except UserError as error:
-        return [Problem(str(error), "target_param_data_ratio", "total_batch_size")]
+        return [Problem(str(error), "target_param_data_ratio", "total_batch_size", "acc_steps")]
     for name in ("rate_scale", "width_scale", "decay_scale"):
         if getattr(args, name) is None:
             setattr(args, name, getattr(plan, name))
