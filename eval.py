@@ -3,10 +3,12 @@
     python eval.py --checkpoint exps/stdlib/cotformer_full_depth_lnmid_depthemb/NAME   # its newest checkpoint
     python eval.py --checkpoint exps/.../ckpt_40000.pt --eval_seq_length 128
     python eval.py --checkpoint exps/.../ckpt_40000.pt --eval_length_factor 0.8 0.5 0.3 0.1
+    python eval.py --checkpoint exps/.../ckpt_40000.pt --core_data eval_bundle.zip      # and CORE
 
 The settings are those that the checkpoint was trained with; any flag given overrides one. Also reads
 checkpoints of the authors' implementation. Writes eval_summary_<checkpoint's name>.json, and the losses of
 all windows beside it (.npz), by which two models are compared in pairs (python -m report compare A B).
+CORE's tasks are in a table beside it, too (_core.csv).
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ from typing import TYPE_CHECKING, Any
 
 import distributed
 from config.schema import Flag
-from optim.names import EVALUATION, window_losses_of
-from optim.restore import CHECKPOINT, Restored, keep_result, output_folder, with_checkpoint
+from files import write_atomically
+from optim.names import EVALUATION, core_of, window_losses_of
+from optim.restore import CHECKPOINT, TOKENIZER, Restored, keep_result, output_folder, with_checkpoint
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,11 +38,13 @@ if TYPE_CHECKING:
     from data.batch import EvalSet
     from data.bins import Splits
     from data.text import TextData
+    from optim.core_metric import Core, Result
     from optim.partial import PartialSums
 
 OWN_FLAGS = {
     "evaluation of a checkpoint": (
         CHECKPOINT,
+        TOKENIZER,
         Flag("output_dir", str, None, "where to write the summary (None: beside the checkpoint)"),
     )
 }
@@ -256,6 +261,43 @@ def timed_evaluation(
     return result, time.monotonic() - begin
 
 
+def wanted_core(restored: Restored, tokenizer: str | None) -> Core | None:
+    """The tasks of --core_data in the model's tokens. Raises UserError."""
+    from data.tokenizer import named, open_tokenizer
+    from data.vocabulary import unknown, vocabulary_of
+    from optim.core_metric import Core, wanted_tasks
+
+    args = restored.args
+    tasks = wanted_tasks(args)
+    if not tasks:
+        return None
+    opened = open_tokenizer(vocabulary_of(restored.state, args, named(tokenizer) if tokenizer else None))
+    if opened is None:
+        raise unknown(args)
+    core = Core(tasks, opened, args.vocab_size)
+    if restored.world.is_main:
+        core.check_texts()
+    return core
+
+
+def measured_core(core: Core, restored: Restored, model: Any) -> Result:
+    """Of all processes together; the main one shows a bar on a terminal, and notes."""
+    from tqdm import tqdm
+
+    from optim.core_metric import notes_on, reach_of
+
+    world, items = restored.world, sum(len(task.items) for task in core.tasks)
+    with tqdm(
+        total=items, unit="item", desc="CORE", disable=not (world.is_main and sys.stderr.isatty())
+    ) as bar:
+        result = core.measure(model, world, restored.args, progress=lambda done: bar.update(done - bar.n))
+    assert result is not None, "nothing asked this evaluation to stop"
+    if world.is_main:
+        for note in (*notes_on(core, model), *result.notes(reach_of(model.settings))):
+            print(f"note: {note}", file=sys.stderr)
+    return result
+
+
 def printed_lines(summary: dict[str, Any]) -> list[str]:
     """The summary for a terminal."""
     ci95, bits = summary["val_perplexity_ci95"], summary["bits_per_byte"]
@@ -281,6 +323,9 @@ def printed_lines(summary: dict[str, Any]) -> list[str]:
             f"{name:<18} loss {source['val_loss']:.7f}, perplexity {source['val_perplexity']:.4f}{in_bits},"
             f" {source['n_tokens']:,} tokens"
         )
+    if "core_metric" in summary:
+        metric = "none" if summary["core_metric"] is None else f"{summary['core_metric']:.4f}"
+        lines.append(f"CORE               {metric}, mean of {len(summary['core'])} centred accuracies")
     if summary["routing"]:
         lines.append(f"routing            {ROUTING[summary['routing']]}")
     return lines
@@ -296,6 +341,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
 
     args, path, world = restored.args, restored.path, restored.world
     place = world.on_main(lambda: output_folder(own["output_dir"], path, prints=True))
+    core = world.on_all(lambda: wanted_core(restored, own["tokenizer"]))
     data, model = restored.data(), restored.model()
     identity = validation_identity(data)
     kept = partial_sums(restored, model, {"val": identity}, place)
@@ -303,6 +349,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     windows, chosen = windows_of(reads)
     sizes = token_sizes(data.meta, args.vocab_size)
     result, seconds = timed_evaluation(restored, model, windows, chosen, kept, sizes)
+    scores = None if core is None else measured_core(core, restored, model)
     if not world.is_main:
         return
     losses, accuracies = result["window_losses"].numpy(), result["window_accuracies"].numpy()
@@ -329,12 +376,16 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     }
     if data.is_mixture:
         summary["sources"] = of_sources(result, reads)
+    if scores is not None:
+        summary |= scores.values()
     print("\n".join(printed_lines(summary)), flush=True)
     if place:
         save_windows(
             place / window_losses_of(EVALUATION.format(path.stem)),
             WindowLosses(chosen, losses, accuracies, documents),
         )
+    if place and scores is not None:
+        write_atomically(place / core_of(EVALUATION.format(path.stem)), scores.table())
     keep_result(place, EVALUATION.format(path.stem), summary, "summary            ")
     if kept:
         kept.remove()

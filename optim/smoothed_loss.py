@@ -42,4 +42,5 @@ class SmoothedLoss(Hook):
 
     def take_up(self, state: Mapping[str, Any]) -> None:
         """As Hook.take_up."""
-        self.mean, self.steps = state["mean"], state["steps"]
+        if state:  # that of the hook at this place, which may have been another
+            self.mean, self.steps = state["mean"], state["steps"]

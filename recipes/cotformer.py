@@ -194,6 +194,12 @@ def notes(args: Namespace) -> list[str]:
     if not args.sample_every:
         for name in ("sample_prompts", "sample_tokens", "sample_temperature"):
             reasons[name] = ": --sample_every is 0"
+    if args.core_data is None:
+        reasons |= dict.fromkeys(
+            ("core_metric_every", "core_metric_max_per_task"), ": there is no --core_data"
+        )
+    elif not args.core_metric_every:
+        reasons["core_data"] = ": --core_metric_every is 0"
     if not args.fp8:
         reasons["fp8_recipe"] = ": --fp8 is not given"
     reasons |= unused_by_optimiser(args)

@@ -52,6 +52,8 @@ SPELLINGS = {
     "resume-from-step": "use_pretrained",
     "eval-every": "eval_freq",
     "sample-every": "sample_every",
+    "core-metric-every": "core_metric_every",
+    "core-metric-max-per-task": "core_metric_max_per_task",
     "save-every": "save_checkpoint_freq",
     "model-tag": "exp_name",
 }
@@ -146,6 +148,10 @@ OTHER_FORMS: dict[str, dict[str, Any]] = {
         "help": "continue prompts every N steps, in the log, metrics.jsonl and Weights & Biases; 0 or -1:"
         " never",
     },
+    "core_metric_every": {
+        "type": disabled_is_zero,
+        "help": "measure CORE every N steps and at the last one, where there is --core_data; 0 or -1: never",
+    },
     "save_checkpoint_freq": {
         "type": disabled_is_none,
         "help": "write ckpt_N.pt every N steps (None or -1: only the final ckpt.pt and on a stop)",
@@ -199,10 +205,7 @@ OWN_FLAGS = (
         scope=PLACE,
     ),
     Flag("run", str, NO_WANDB, "any name but 'dummy' turns --wandb on", scope=PLACE),
-    Flag("core_metric_every", int, -1, "CORE every N steps: not there yet; -1: never", low=-1, scope=PLACE),
-    Flag("core_metric_max_per_task", int, 500, "examples for each task of CORE", low=-1, scope=PLACE),
 )
-WITHOUT_EFFECT = ("core_metric_every", "core_metric_max_per_task")
 
 
 def own_groups() -> Mapping[str, Sequence[Flag]]:
@@ -300,11 +303,10 @@ def _evaluation_problems(args: Namespace) -> list[Problem]:
 
 def notes(args: Namespace) -> list[str]:
     """As cotformer.notes."""
-    changed = [name for name in WITHOUT_EFFECT if getattr(args, name) != RECIPE.flags[name].default]
-    told = [f"--{name} has no effect yet" for name in changed]
+    told = cotformer.notes(args)
     if args.warmup_ratio + args.warmdown_ratio > 1:
         told.append("--warmup-ratio and --warmdown-ratio overlap: the rate jumps where one ends")
-    return told + cotformer.notes(args)
+    return told
 
 
 def assemble(args: Namespace, world: World, folder: Path) -> Parts:
@@ -324,7 +326,7 @@ def assemble(args: Namespace, world: World, folder: Path) -> Parts:
         line = forecast(Record(folder, problems=[]), args, None if peak is None else peak * world.size)
         return [*parts.describe(schedule), plan_in_words(args), line]
 
-    return replace(parts, describe=describe, hooks=(*parts.hooks, SmoothedLoss(args.log_freq)))
+    return replace(parts, describe=describe, hooks=(SmoothedLoss(args.log_freq), *parts.hooks))
 
 
 def plan_in_words(args: Namespace) -> str:

@@ -48,7 +48,7 @@ PUBLIC = {
     "resume-from-step": "-1",
     "eval-every": "250",
     "eval-tokens": str(40 * 524288),
-    "core-metric-every": "-1",
+    "core-metric-every": "2000",
     "core-metric-max-per-task": "500",
     "sample-every": "2000",
     "save-every": "-1",
