@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from config.parse import parse_args
+from data.bins import TokenWindows
+from data.token_source import TokenSource
 from models import make_model_from_args
 from models.macs import count_macs, training_flops_per_token
 from models.network import EMBEDDING, HEAD, MATRIX, RESIDUAL_SCALAR, ROUTER, VALUE_EMBEDDING, roles_of
 from models.settings import ModelSettings
 from models.transformer import Transformer
 from models.variants import VARIANTS
+from optim.checkpoint import load_checkpoint
 from optim.generation import Session
+from optim.hooks import Hook
+from optim.objectives import NextToken
 from optim.optimizers import make_optimizer
+from optim.selftest import differing, leaves
 from recipes import cotformer
 from recipes.horizon import horizon, scaling_parameters
 from tests.helpers import tiny_args, tokens
+from tests.test_fit import StopAt, train
 from tests.test_macs import counted_by_torch
 from tests.test_modern import LONG, assert_close, modern, outcome
+from tests.test_muon import SETTINGS
 
 ROWS = [name for name, variant in VARIANTS.items() if variant.loop]
 FIXED = [name for name in ROWS if not VARIANTS[name].adaptive]
@@ -263,6 +273,24 @@ def test_the_horizon_counts_each_parameter_once_and_all_runs_of_a_layer() -> Non
     assert scaling_parameters(plain) == scaling_parameters(repeated)
     steps = [horizon(each, 64, 128, 10.5, batch=16, flops=1e12).steps or 0 for each in (plain, repeated)]
     assert steps[0] > 2 * steps[1] > 0
+
+
+def test_a_paused_training_ends_with_the_bits_of_one_that_never_stopped(tmp_path: Path) -> None:
+    """Of a routed model, by Muon; how many tokens go on is drawn in each step."""
+    settings = {**SETTINGS, "embedding_lr": 0.05, "unembedding_lr": 0.004}
+
+    def part(name: str, *hooks: Hook) -> None:
+        torch.manual_seed(0)
+        network = make_model_from_args(tiny_args("adm", block="modern", depth_embedding="learned"))
+        source = TokenSource(TokenWindows(tokens(400).numpy().astype(np.uint16), 16), 0, tmp_path)
+        train(tmp_path / name, objective=NextToken(network), source=source, hooks=hooks, **settings)
+
+    part("whole")
+    part("parts", StopAt("pause", 5))
+    part("parts")
+    whole, parts = (leaves(load_checkpoint(tmp_path / name / "ckpt.pt")) for name in ("whole", "parts"))
+    assert any(name.endswith("/second_moment") for name in whole)
+    assert [name for name in differing(whole, parts) if not name.startswith("/args")] == []
 
 
 def test_depth_index_without_repeated_layers_is_told() -> None:
