@@ -58,6 +58,7 @@ DEFAULTS = (
     "window_pattern",
     "fp8",
     "fp8_recipe",
+    "depth_index",
     "decayed",
     "positional_encoder",
     "attention_window_length",
