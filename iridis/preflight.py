@@ -349,6 +349,8 @@ def training_problems(wanted: Namespace, args: Namespace, record: Record, is_ref
     if not is_refused and (folder.is_dir() or args.use_pretrained != "auto"):
         problems += resume_problems(args, folder, None if wanted.no_data else data)
     problems += [] if wanted.no_data else data.lacking()
+    if not wanted.no_data:
+        data.end_of_text()  # which packing needs
     if args.init_from is not None and not record.saved_step:
         initial.find(args.init_from)
     if (folder / STOP).exists():
