@@ -30,7 +30,7 @@ from errors import UserError
 from files import TRANSIENT_ERRORS, write_atomically
 
 FORMAT = 1
-BLOCK_ROWS = 1 << 14
+BLOCK_ROWS = 1 << 13
 SUFFIX = ".packed"
 HELD = 4  # blocks in memory
 DIGEST = hashlib.sha256().digest_size
