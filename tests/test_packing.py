@@ -23,7 +23,7 @@ from data.sources import Wanted
 from errors import UserError
 from optim.selftest import differing
 from tests.corpora import write_documents, write_sources
-from tests.programs import final_state, metrics, train, trained
+from tests.programs import command, final_state, metrics, start, train, trained, wait_for_step
 
 LENGTH, BUFFER = 31, 20
 ROWS = 300
@@ -264,14 +264,16 @@ def losses(results: Path) -> list[float]:
 
 
 @pytest.mark.slow
-def test_two_processes_and_another_cut_see_the_same_rows(data_dir: Path, tmp_path: Path) -> None:
-    settings = {**SETTINGS, "data_dir": data_dir}
-    one, two, cut = (tmp_path / name for name in ("one", "two", "cut"))
-    trained(one, **settings)
-    trained(two, 2, **settings)
-    trained(cut, **settings, batch_size=2, acc_steps=4)
-    assert losses(two) == pytest.approx(losses(one), rel=1e-6)
-    assert losses(cut) == pytest.approx(losses(one), rel=1e-6)
+def test_killed_alone_and_resumed_by_two_processes_in_another_cut(data_dir: Path, tmp_path: Path) -> None:
+    settings = {**SETTINGS, "data_dir": data_dir, "iterations": 40, "save_checkpoint_freq": 3}
+    calm, killed = (trained(tmp_path / "calm", **settings), tmp_path / "killed")
+    process = start(command(killed, **settings))
+    wait_for_step(killed, 5, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert 5 <= len(losses(killed)) < 40
+    trained(killed, 2, **{**settings, "batch_size": 2, "acc_steps": 4})
+    assert losses(killed) == pytest.approx(losses(calm), rel=1e-5)
 
 
 @pytest.mark.slow
