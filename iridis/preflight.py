@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import config
+from config.recipe import flags_of
 from data.sources import Wanted, lacking_sources
 from errors import UserError
 from iridis.chain import Cause
@@ -290,9 +291,11 @@ def began_as(args: Namespace, former: Namespace, experiment: Path | None) -> Nam
     """
     folder, before = config.experiment_folder(args), config.experiment_folder(former)
     if folder == before:
-        recorded = recorded_args(folder)
-        changed = changed_flags(args, former)
-        is_former = bool(changed) and all(recorded.get(name) == getattr(former, name) for name in changed)
+        recorded, flags = recorded_args(folder), flags_of(vars(args))
+        changed = changed_flags(args, former) if recorded else []
+        # a flag that came later has its default
+        begun = [recorded.get(name, flags[name].default) == getattr(former, name) for name in changed]
+        is_former = bool(begun) and all(begun)
     elif experiment in (folder.resolve(), before.resolve()):
         is_former = experiment == before.resolve()
     else:
