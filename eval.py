@@ -30,6 +30,7 @@ from optim.restore import CHECKPOINT, Restored, keep_result, output_folder, with
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from data.batch import EvalSet
     from data.bins import Splits
@@ -96,15 +97,13 @@ def intervals(
 @dataclass(frozen=True)
 class Read:
     """What an evaluation reads of one source: windows of its validation split, by number. documents: of each
-    of them, if meta.json tells where one ends. text_bytes: of the tokens that are predicted; None where the
-    tokenizer is not known.
+    of them, if meta.json tells where one ends.
     """
 
     name: str
     splits: Splits
     chosen: NDArray[np.int64]
     documents: NDArray[np.int64] | None
-    text_bytes: int | None
 
     def summary(self, losses: NDArray[np.float64], accuracies: NDArray[np.float64]) -> dict[str, Any]:
         """Of one source of several. losses, accuracies: of its windows."""
@@ -121,16 +120,14 @@ class Read:
 
 
 def reads_of(data: TextData, args: Namespace) -> list[Read]:
-    from data.sizes import text_bytes, token_sizes
     from optim.evaluate import windows_to_read
     from optim.intervals import documents_of
 
-    found, sizes = [], token_sizes(data.meta, args.vocab_size)
+    found = []
     for name, splits in data.parts.items():
         chosen = windows_to_read(args, splits.val.n_windows)
         documents = documents_of(splits.val, chosen, splits.meta)
-        size = None if sizes is None else text_bytes(splits.val, sizes, chosen)
-        found.append(Read(name, splits, chosen, documents, size))
+        found.append(Read(name, splits, chosen, documents))
     return found
 
 
@@ -173,14 +170,13 @@ def documents_in(reads: Sequence[Read]) -> NDArray[np.int64] | None:
     return np.concatenate(parts)
 
 
-def bits_of(loss: float, n_tokens: int, sizes: Sequence[int | None]) -> float | None:
-    """Bits per byte of some texts, by their mean loss. sizes: their bytes; None where one is not known."""
+def bits_of(loss: float, n_tokens: int, texts: Tensor) -> float | None:
+    """Bits per byte of some windows, by their mean loss and texts (windows, 2); None where they have none, or
+    the tokenizer is not known (windows, 0).
+    """
     from data.sizes import bits_per_byte
 
-    known = [size for size in sizes if size is not None]
-    if not sum(known) or len(known) < len(sizes):
-        return None
-    return bits_per_byte(loss, n_tokens, sum(known))
+    return bits_per_byte(loss, n_tokens, texts) if texts.any() else None
 
 
 def of_sources(result: dict[str, Any], reads: Sequence[Read]) -> dict[str, Any]:
@@ -191,7 +187,7 @@ def of_sources(result: dict[str, Any], reads: Sequence[Read]) -> dict[str, Any]:
         mine = slice(first, first + read.chosen.size)
         first += read.chosen.size
         summary = read.summary(losses[mine], accuracies[mine])
-        bits = bits_of(summary["val_loss"], summary["n_tokens"], [read.text_bytes])
+        bits = bits_of(summary["val_loss"], summary["n_tokens"], result["window_texts"][mine])
         found[read.name] = {**summary, "bits_per_byte": bits}
     return found
 
@@ -226,7 +222,12 @@ def partial_sums(restored: Restored, model: Any, data: Any, place: Path | None) 
 
 
 def timed_evaluation(
-    restored: Restored, model: Any, windows: EvalSet, chosen: NDArray[np.int64], kept: PartialSums | None
+    restored: Restored,
+    model: Any,
+    windows: EvalSet,
+    chosen: NDArray[np.int64],
+    kept: PartialSums | None,
+    sizes: NDArray[np.int64] | None,
 ) -> tuple[dict[str, Any], float]:
     """The result of `evaluate`, and the seconds that it took; the main process shows a bar on a terminal."""
     from tqdm import tqdm
@@ -249,6 +250,7 @@ def timed_evaluation(
             chosen,
             progress=lambda done: bar.update(done - bar.n),
             kept=kept,
+            sizes=sizes,
         )
     assert result is not None, "nothing asked this evaluation to stop"
     return result, time.monotonic() - begin
@@ -288,6 +290,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     """Evaluate and write the summary."""
     import torch
 
+    from data.sizes import token_sizes
     from optim.evaluate import perplexity
     from optim.window_losses import WindowLosses, save_windows
 
@@ -298,12 +301,12 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     kept = partial_sums(restored, model, {"val": identity}, place)
     reads = reads_of(data, args)
     windows, chosen = windows_of(reads)
-    result, seconds = timed_evaluation(restored, model, windows, chosen, kept)
+    sizes = token_sizes(data.meta, args.vocab_size)
+    result, seconds = timed_evaluation(restored, model, windows, chosen, kept, sizes)
     if not world.is_main:
         return
     losses, accuracies = result["window_losses"].numpy(), result["window_accuracies"].numpy()
     documents = documents_in(reads)
-    sizes = [read.text_bytes for read in reads]
     summary = {
         "val_loss": result["val_loss"],
         "val_perplexity": perplexity(result["val_loss"]),
@@ -314,7 +317,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
         **intervals(result["val_loss"], losses, accuracies, documents),
         "val_loss_batch_mean": result["val_loss_batch_mean"],
         "val_acc_batch_mean": result["val_acc_batch_mean"],
-        "bits_per_byte": bits_of(result["val_loss"], result["n_tokens"], sizes),
+        "bits_per_byte": bits_of(result["val_loss"], result["n_tokens"], result["window_texts"]),
         "routing": routing_of(args),
         "tokens_per_second": result["n_tokens"] / seconds,
         "itr": restored.state.get("itr"),

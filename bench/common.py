@@ -21,7 +21,7 @@ from torch import Tensor
 
 import config
 from files import json_text
-from models import make_model_from_args
+from models import fp8, make_model_from_args
 from models.transformer import Transformer
 from optim.optimizers import make_optimizer
 from optim.setup import set_precision
@@ -135,6 +135,8 @@ def micro_batch(
     """As `training_step`, forward and backward alone."""
     torch.manual_seed(0)
     model = make_model_from_args(args).to(device)
+    if args.fp8:
+        fp8.convert(model, args.fp8_recipe)
     if args.compile:
         model.compile_blocks()
     idx, targets = (

@@ -35,8 +35,11 @@ INHERITED = tuple(name for name in names_of(IDENTITY, SCHEDULE, EVALUATION) if n
 
 
 def cut_matters(args: Mapping[str, Any]) -> bool:
-    """Whether the model's training depends on how a batch is cut into micro-batches."""
-    return VARIANTS[args["model"]].cut_matters
+    """Whether the training depends on how a batch is cut into micro-batches: that of some models, and of FP8
+    where a micro-batch's tensors share a scale.
+    """
+    shares_scale = bool(args.get("fp8")) and args["fp8_recipe"] == "tensorwise"
+    return shares_scale or VARIANTS[args["model"]].cut_matters
 
 
 def effective_batch(args: Mapping[str, Any]) -> int | None:

@@ -130,8 +130,9 @@ def notes_on_cut(args: Namespace) -> list[str]:
             f"going on with {path.name}: the same training, {batch}; --exp_name begins another"
             for path in _others(args)[:1]
         ]
+    whom = "--fp8" if args.fp8 else args.model
     return [
-        f"{path.name} is another training, {batch}, which matters to {args.model}; give its --batch_size and"
+        f"{path.name} is another training, {batch}, which matters to {whom}; give its --batch_size and"
         " --acc_steps to go on with it"
         for path in _others(args)[:1]
     ]

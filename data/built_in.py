@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from errors import UserError
+
 INSTALLED = {"site-packages", "dist-packages", "__pycache__"}  # beside the library's own modules
 HELP_PAGES = "pydoc_data"
 DOCUMENTED = ("huggingface_hub", "matplotlib", "numpy", "pyarrow")  # packages whose docstrings are prose
@@ -155,3 +157,16 @@ BUILT_IN = {
     "lib_docs": BuiltIn(docs_documents, "bytes", 0.05),
     "lib_licenses": BuiltIn(license_documents, "bytes", 0.1),
 }
+
+
+def packed(name: str, folder: Path) -> Path:
+    """A built-in corpus in the form of a raw one, made where it is not there. Raises UserError."""
+    from data.corpus import pack
+
+    archive = folder / "raw" / f"{name}.jsonl.zst.tar"
+    try:
+        if not archive.exists():
+            pack(BUILT_IN[name].documents(), archive)
+    except OSError as error:
+        raise UserError(f"cannot prepare {folder}: {error.strerror or error}") from None
+    return archive

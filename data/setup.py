@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 
-from data.bins import dataset_folder, is_prepared
-from data.built_in import BUILT_IN
+from data.bins import dataset_folder, is_prepared, refuse_half
+from data.built_in import BUILT_IN, packed
+from errors import UserError
 
 
 def is_built_in(name: str) -> bool:
@@ -18,6 +22,24 @@ def ensure_prepared(datasets: Iterable[str], data_dir: str | None) -> None:
     for name in datasets:
         folder = dataset_folder(name, data_dir)
         if is_built_in(name) and not is_prepared(folder):
-            from data.tokenize import prepare_built_in
+            _prepare(name, folder)
 
-            prepare_built_in(name, folder)
+
+def _prepare(name: str, folder: Path) -> None:
+    """A built-in corpus as a dataset; where another process is making it, its dataset. Raises UserError."""
+    from data.tokenize import say_now, tokenize
+
+    wanted = BUILT_IN[name]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / ".making", "w") as lock:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if is_prepared(folder):
+                return
+            refuse_half(folder)
+            say_now(f"preparing {name}, which is built in: {folder}")
+            inputs = [packed(name, folder)]
+            tokenize(inputs, folder, val_share=wanted.val_share, tokenizer=wanted.tokenizer)
+    except OSError as error:
+        raise UserError(f"cannot prepare {folder}: {error.strerror or error}") from None

@@ -16,7 +16,6 @@ train.bin appears last, so a folder that has it is complete.
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import hashlib
 import json
@@ -37,10 +36,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from config.programs import Arguments, guarded
-from config.tokenizers import CHARACTERS, GPT2
+from config.programs import guarded
+from config.tokenizers import GPT2
 from data.bins import (
-    DEFAULT_DATA_DIR,
     WORK,
     dataset_folder,
     dtype_for,
@@ -48,12 +46,12 @@ from data.bins import (
     read_meta,
     refuse_half,
 )
-from data.built_in import BUILT_IN
+from data.built_in import BUILT_IN, packed
 from data.characters import tokenize_characters
-from data.corpus import pack
 from data.find import SHOWN_BAD, Bad, Found, find_shards
 from data.split import assemble
 from data.streams import Shard
+from data.tokenize_flags import VAL_SHARE, default_share, default_tokenizer, parse
 from data.tokenizer import KINDS, Tokenizer, named, open_tokenizer
 from data.vocabulary import Vocabulary, described
 from data.workers import STOP, Job, encode_group, start_worker
@@ -61,7 +59,6 @@ from errors import UserError
 from files import is_kept_open, load_json, remove_folder, write_json
 from processes import peak_kib
 
-VAL_SHARE = 0.0005
 # small shards share a group up to this size on disk and this number
 GROUP_BYTES, GROUP_SHARDS = 1 << 22, 4096
 LINE_SECONDS = 5.0
@@ -375,43 +372,14 @@ def report(
         say(f"{name:<16} {value}")
 
 
-def inputs_of(name: str, folder: Path) -> list[Path]:
-    """What is read for a dataset of this name where no --input is given: a built-in corpus, packed as a raw
-    one, else the downloaded OpenWebText2. Raises UserError.
-    """
-    if name in BUILT_IN:
-        archive = folder / "raw" / f"{name}.jsonl.zst.tar"
-        try:
-            if not archive.exists():
-                pack(BUILT_IN[name].documents(), archive)
-        except OSError as error:
-            raise UserError(f"cannot prepare {folder}: {error.strerror or error}") from None
-    else:
-        archive = folder / RAW_OWT2
-        if not archive.exists():
-            raise UserError(
-                f"{archive} is not there: bash iridis/download-dataset/job.sh --full fetches it, or give"
-                " --input"
-            )
-    return [archive]
-
-
-def prepare_built_in(name: str, folder: Path) -> None:
-    """A built-in corpus as a dataset; where another process is making it, its dataset. Raises UserError."""
-    wanted = BUILT_IN[name]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / ".making", "w") as lock:
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            if is_prepared(folder):
-                return
-            refuse_half(folder)
-            say_now(f"preparing {name}, which is built in: {folder}")
-            inputs = inputs_of(name, folder)
-            tokenize(inputs, folder, val_share=wanted.val_share, tokenizer=wanted.tokenizer)
-    except OSError as error:
-        raise UserError(f"cannot prepare {folder}: {error.strerror or error}") from None
+def raw_owt2(folder: Path) -> Path:
+    """The downloaded OpenWebText2. Raises UserError."""
+    archive = folder / RAW_OWT2
+    if not archive.exists():
+        raise UserError(
+            f"{archive} is not there: bash iridis/download-dataset/job.sh --full fetches it, or give --input"
+        )
+    return archive
 
 
 def need_same_tokenizer(folder: Path, wanted: Vocabulary) -> None:
@@ -441,98 +409,6 @@ def delete_raw(inputs: list[Path], folder: Path, say: Callable[[str], None]) -> 
         say(f"deleted {path}")
 
 
-def _named(text: str) -> str:
-    """For argparse: an empty word is an unset shell variable, and would mean the working directory."""
-    if not text:
-        raise argparse.ArgumentTypeError("must not be empty")
-    return text
-
-
-def _parser() -> Arguments:
-    parser = Arguments(prog="data.tokenize", description="Prepare a dataset for training.")
-    parser.add_argument(
-        "--name",
-        type=_named,
-        default="openwebtext2",
-        help="name of the dataset: its folder below --data_dir [openwebtext2]",
-    )
-    parser.add_argument(
-        "--input",
-        nargs="+",
-        type=lambda text: Path(_named(text)),
-        default=None,
-        metavar="PATH",
-        help="files or folders [the downloaded tar of --name]",
-    )
-    parser.add_argument(
-        "--include",
-        nargs="+",
-        default=(),
-        metavar="PATTERN",
-        help="read only files of folders and tars whose name or path matches, as '*.jsonl' or 'en/*' [all]",
-    )
-    parser.add_argument(
-        "--data_dir", "--data-dir", default=None, help=f"root of the datasets [{DEFAULT_DATA_DIR}]"
-    )
-    parser.add_argument(
-        "--text-key",
-        type=_named,
-        default="text",
-        help="key or column of a document's text, a.b is b within a [text]",
-    )
-    parser.add_argument(
-        "--tokenizer",
-        type=_named,
-        default=None,
-        metavar="NAME",
-        help=f"how text becomes tokens: {', '.join(KINDS)} [char for names that end in -char, else gpt2]",
-    )
-    parser.add_argument("--workers", type=int, default=None, help="processes [all cores]")
-    parser.add_argument("--max-bad", type=int, default=0, help="bad lines to leave out before stopping [0]")
-    parser.add_argument(
-        "--val-share", type=float, default=None, help=f"share of the documents for validation [{VAL_SHARE}]"
-    )
-    parser.add_argument(
-        "--val-fraction",
-        type=float,
-        default=None,
-        help="instead: share of the text, at its end, for validation; cuts a document [characters: 0.1]",
-    )
-    parser.add_argument(
-        "--delete-raw", action="store_true", help="delete the input files once the bins are verified"
-    )
-    parser.add_argument("--force", action="store_true", help="prepare the dataset again if it exists")
-    return parser
-
-
-def parse(argv: list[str] | None) -> Namespace:
-    """The command line. Raises UserError."""
-    parser = _parser()
-    args = parser.parsed(argv)
-    if args.workers is not None and args.workers < 1:
-        parser.error("--workers must be at least 1")
-    if args.max_bad < 0:
-        parser.error("--max-bad must be at least 0")
-    for flag, value in (("--val-share", args.val_share), ("--val-fraction", args.val_fraction)):
-        if value is not None and not 0 < value < 1:
-            parser.error(f"{flag} must be between 0 and 1")
-    if args.val_share is not None and args.val_fraction is not None:
-        parser.error("--val-share and --val-fraction both say what is for validation: give one of them")
-    return args
-
-
-def default_tokenizer(args: Namespace) -> str:
-    """Of a command line without --tokenizer."""
-    if args.name in BUILT_IN and args.input is None:
-        return BUILT_IN[args.name].tokenizer
-    return CHARACTERS if args.name.endswith("-char") else GPT2
-
-
-def default_share(args: Namespace) -> float:
-    """Of a command line without --val-share."""
-    return BUILT_IN[args.name].val_share if args.name in BUILT_IN and args.input is None else VAL_SHARE
-
-
 def say_now(line: str) -> None:
     """Print a line, whatever letters the terminal knows."""
     encoding = sys.stdout.encoding or "utf-8"
@@ -551,7 +427,7 @@ def run(args: Namespace) -> int:
         return 0
     if not args.force:
         refuse_half(folder)
-    inputs = args.input or inputs_of(args.name, folder)
+    inputs = args.input or [packed(args.name, folder) if args.name in BUILT_IN else raw_owt2(folder)]
     if KINDS[str(vocabulary.tokenizer)].is_learned:
         if args.val_share is not None:
             say_now("note: --val-share counts documents and has no effect on characters; --val-fraction has")

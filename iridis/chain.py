@@ -23,11 +23,12 @@ from typing import Any
 import config
 from errors import UserError
 from files import write_json
+from optim.evaluations import Row
 from optim.experiment import Experiment
 from optim.lock import job_name, restart_count
 from optim.names import STOP as STOP_FILE
 from optim.outcome import OUTCOME, Kind, Outcome, ended, of_error, of_exit_code, read_outcome
-from optim.reader import Record, Row, advanced, printed
+from optim.reader import Record, advanced, printed
 from processes import code_facts
 
 FINISHED, AGAIN, STOP, REPLACED = "finished", "again", "stop", "replaced"

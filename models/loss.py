@@ -11,11 +11,55 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.fp8 import MULTIPLE, HeadProducts
 from models.precision import computing_dtype, without_autocast
 
 IGNORE = -1
 SLICE_ELEMENTS = 1 << 25  # logits held at once: 128 MiB in float32
-CACHED_ELEMENTS = 1 << 18  # of these, as many as stay in a CPU's cache while they pass through softmax
+CPU_SLICES = 4  # slices that are one on a CPU, whose products are faster for more rows
+CACHED_ELEMENTS = 1 << 20  # logits that stay in a CPU's cache while they pass through softmax
+
+
+class Products:
+    """The products of slices of hidden states (n, D) and an output weight (rows, D), whose first V rows are
+    tokens, in one dtype.
+    """
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        dtype: torch.dtype,
+        softcap: float | None,
+        vocabulary: int,
+        longest: int,
+    ) -> None:
+        """longest: slice, in tokens."""
+        self.x, self.w = hidden.to(dtype), weight[:vocabulary].to(dtype)
+        self.scaled = self.x if softcap is None else (hidden / softcap).to(dtype)
+        # one for all slices
+        self.buffer = torch.empty(longest, vocabulary, dtype=dtype, device=hidden.device)
+
+    def logits(self, part: slice) -> Tensor:
+        """Of a slice, over the softcap: (n, V) float32. The caller may overwrite them."""
+        out = self.buffer[: part.stop - part.start]
+        return torch.mm(self.scaled[part], self.w.t(), out=out).float()
+
+    def backward(self, part: slice, grad: Tensor, grad_weight: Tensor) -> Tensor:
+        """The gradient of a slice's hidden states (n, D), by that of its logits (n, V) float32; the weight's
+        is added to grad_weight (rows, D), which the first slice fills.
+        """
+        grad, of_tokens = grad.to(self.w.dtype), grad_weight[: len(self.w)]
+        of_hidden, is_first = grad @ self.w, part.start == 0
+        if is_first:
+            grad_weight[len(self.w) :] = 0
+        if grad.dtype == grad_weight.dtype:
+            of_tokens.addmm_(grad.t(), self.x[part], beta=float(not is_first))
+        elif is_first:
+            of_tokens.copy_(grad.t() @ self.x[part])
+        else:
+            of_tokens += grad.t() @ self.x[part]
+        return of_hidden
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -35,37 +79,35 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
         softcap: float | None,
         vocabulary: int,
+        recipe: str | None,
         want_grad: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        n, rows = hidden.shape[0], max(1, SLICE_ELEMENTS // vocabulary)
-        x, w = hidden.to(dtype), weight[:vocabulary].to(dtype)
-        scaled = x if softcap is None else (hidden / softcap).to(dtype)
+        n = hidden.shape[0]
+        rows = _rows_of_slice(n, vocabulary, softcap is not None and hidden.device.type == "cpu")
+        products: Products | HeadProducts
+        if recipe is None:
+            products = Products(hidden, weight, dtype, softcap, vocabulary, min(rows, n))
+        else:
+            rows = max(MULTIPLE, rows - rows % MULTIPLE)
+            products = HeadProducts(hidden, weight, recipe, softcap, vocabulary)
         losses = torch.empty(n, dtype=torch.float32, device=hidden.device)
         hits = torch.zeros(n, dtype=torch.bool, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if want_grad else None
-        grad_weight = torch.zeros_like(weight) if want_grad else None
-        grad_rows = None if grad_weight is None else grad_weight[:vocabulary]
-        # one for all slices
-        buffer = torch.empty(min(rows, n), vocabulary, dtype=dtype, device=hidden.device)
+        grad_weight = torch.empty_like(weight) if want_grad else None
         for begin in range(0, n, rows):
             part = slice(begin, min(n, begin + rows))
-            logits = torch.mm(scaled[part], w.t(), out=buffer[: part.stop - begin]).float()
+            logits = products.logits(part)
             target = targets[part].unsqueeze(-1)
             counted = target != IGNORE
             target = target.clamp_min(0)
-            if grad_hidden is not None and grad_rows is not None:
+            if grad_hidden is not None and grad_weight is not None:
                 scale = counted * token_weights[part].unsqueeze(-1)
                 if softcap is None:
                     of_part, grad = _plain(logits, target, scale)
                 else:
                     of_part, grad = _capped(logits, target, scale, softcap)
                 losses[part] = (of_part * counted).squeeze(-1)
-                grad = grad.to(dtype)
-                grad_hidden[part] = grad @ w
-                if dtype == weight.dtype:
-                    grad_rows.addmm_(grad.t(), x[part])
-                else:
-                    grad_rows += grad.t() @ x[part]
+                grad_hidden[part] = products.backward(part, grad, grad_weight)
                 continue
             if softcap is not None:
                 logits.tanh_().mul_(softcap)
@@ -91,11 +133,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_weight.mul_(grad_total),
             None,
             token_weights_grad,
-            None,
-            None,
-            None,
-            None,
+            *[None] * 5,
         )
+
+
+def _rows_of_slice(n: int, vocabulary: int, in_large_slices: bool) -> int:
+    """How many of n tokens; large slices are of equal size."""
+    if not in_large_slices:
+        return max(1, SLICE_ELEMENTS // vocabulary)
+    slices = max(1, -(-n * vocabulary // (CPU_SLICES * SLICE_ELEMENTS)))
+    return max(1, -(-n // slices))
 
 
 def _plain(logits: Tensor, target: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,10 +167,10 @@ def _capped(scaled: Tensor, target: Tensor, scale: Tensor, softcap: float) -> tu
     for begin in range(0, len(scaled), rows):
         part = slice(begin, min(len(scaled), begin + rows))
         tanh, wanted = scaled[part].tanh_(), target[part]
-        capped = torch.mul(tanh, softcap, out=buffer[: part.stop - begin])
-        odds = torch.softmax(capped, -1, out=capped if capped.device.type == "cpu" else None)
-        losses[part] = -odds.gather(-1, wanted).log_()
-        odds.mul_(scale[part]).scatter_add_(-1, wanted, -scale[part])
+        odds = torch.mul(tanh, softcap, out=buffer[: part.stop - begin]).exp_()
+        total = odds.sum(-1, keepdim=True)
+        losses[part] = -odds.gather(-1, wanted).div_(total).log_()
+        odds.mul_(scale[part] / total).scatter_add_(-1, wanted, -scale[part])
         torch.ops.aten.tanh_backward.grad_input(odds, tanh, grad_input=tanh)
     return losses, scaled
 
@@ -135,6 +182,7 @@ def linear_cross_entropy(
     token_weights: Tensor | None = None,
     softcap: float | None = None,
     vocabulary: int | None = None,
+    recipe: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weighted sum of the tokens' cross-entropies; per token the loss in nats; and whether the best guess is
     right.
@@ -142,7 +190,7 @@ def linear_cross_entropy(
     hidden (N, D), weight (V, D), targets (N,) int64 with IGNORE for tokens that do not count, token_weights
     (N,) float32 or None for ones. Only the sum carries a gradient; guesses are judged only where no gradient
     is wanted. softcap c: logits z are c tanh(z / c). vocabulary: rows of the weight that are tokens (None:
-    all). Under autocast the products are taken in its dtype.
+    all). Under autocast the products are taken in its dtype; by a recipe of models.fp8, in FP8.
     """
     dtype = computing_dtype(hidden.device, hidden.dtype)
     if token_weights is None:
@@ -156,5 +204,6 @@ def linear_cross_entropy(
             dtype,
             softcap,
             vocabulary or weight.shape[0],
+            recipe,
             torch.is_grad_enabled(),
         )

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.fp8 import head_recipe
 from models.hidden import Exits, Hidden
 from models.loss import IGNORE, linear_cross_entropy
 from models.network import Network
@@ -36,10 +37,16 @@ def next_token(network: Network, hidden: Hidden, targets: Tensor) -> NextTokenLo
     """The loss of targets (B, T) int64, IGNORE where there is none."""
     norm, weight = network.head
     softcap, vocabulary = getattr(network, "softcap", None), getattr(network, "vocabulary", None)
+    recipe = head_recipe(network)
     if hidden.exits is not None:
-        return _expected(norm, weight, hidden.exits, targets, softcap)
+        return _expected(norm, weight, hidden.exits, targets, softcap, recipe)
     total, losses, hits = linear_cross_entropy(
-        norm(hidden.states).flatten(0, 1), weight, targets.flatten(), softcap=softcap, vocabulary=vocabulary
+        norm(hidden.states).flatten(0, 1),
+        weight,
+        targets.flatten(),
+        softcap=softcap,
+        vocabulary=vocabulary,
+        recipe=recipe,
     )
     cross_entropy = total / (targets != IGNORE).sum()
     penalty = 0.0 if hidden.penalty is None else hidden.penalty
@@ -52,7 +59,12 @@ def next_token(network: Network, hidden: Hidden, targets: Tensor) -> NextTokenLo
 
 
 def _expected(
-    norm: nn.Module, weight: Tensor, exits: Exits, targets: Tensor, softcap: float | None
+    norm: nn.Module,
+    weight: Tensor,
+    exits: Exits,
+    targets: Tensor,
+    softcap: float | None,
+    recipe: str | None,
 ) -> NextTokenLoss:
     """Expected loss over exits, plus the divergence of the exits' distribution from a geometric one (Banino
     et al. 2021).
@@ -70,6 +82,7 @@ def _expected(
         targets.unsqueeze(1).expand(-1, repeats, -1).flatten(),
         mass.flatten().float(),  # the autocast of CPUs leaves it in half precision
         softcap,
+        recipe=recipe,
     )
     expected = total / mass.numel()
     return NextTokenLoss(

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from optim.reader import as_float
+from optim.evaluations import as_float
 
 POINTS = 2000  # at most so many of a curve are drawn
 FEW_IN_A_STRETCH = 20  # one in so many may be a spike

@@ -19,7 +19,7 @@ from itertools import pairwise
 from typing import Any
 
 from monitor.curves import POINTS, Curve, band, curves, thin
-from optim.reader import AT_END, DURING, Best, Evaluated, by_kind, evaluations, measured
+from optim.evaluations import AT_END, DURING, Best, Evaluated, by_kind, evaluations, measured
 
 # points from which they are no longer marked one by one; they are not on a page of many experiments either
 CROWDED = 60

@@ -25,8 +25,9 @@ from types import MappingProxyType
 from files import write_atomically
 from monitor import curves, draw
 from optim import reader
+from optim.evaluations import Best, Row, as_float
 from optim.names import METRICS
-from optim.reader import Best, Row, as_float, read_rows
+from optim.reader import read_rows
 from processes import die_with
 
 POINTS_OF_A_PAGE = 32_000  # of one kind of curve: a page of 1,000 experiments stays below 3 MB

@@ -14,7 +14,7 @@ from typing import Any
 
 from models.variants import ALIASES
 from monitor.draw import STYLE, figure
-from optim.reader import UNNAMED, Best, as_float
+from optim.evaluations import UNNAMED, Best, as_float
 
 HEADERS = (
     "experiment",

@@ -22,20 +22,11 @@ from typing import Any
 from errors import UserError
 from iridis.chain import AGAIN, STOP
 from monitor.page import Newest, Progress, words
+from optim.evaluations import AT_END, Row, as_float, final_rows, foremost, measured, split_name
 from optim.lock import STALE_SECONDS
 from optim.names import METRICS, SEGMENTS, STATUS, SUMMARY
 from optim.outcome import OUTCOME
-from optim.reader import (
-    AT_END,
-    Record,
-    Row,
-    as_float,
-    final_rows,
-    foremost,
-    measured,
-    newest_rows,
-    split_name,
-)
+from optim.reader import Record, newest_rows
 from report.trajectory import KNOWN_LENGTHS, remark
 
 SILENT_SECONDS = 600.0  # a run that says "running" and has changed nothing for so long

@@ -33,7 +33,7 @@ from models.byte_format import (
     our_name,
 )
 from models.settings import ModelSettings
-from optim.reader import split_name
+from optim.evaluations import split_name
 
 if TYPE_CHECKING:
     from models.transformer import Transformer

@@ -14,8 +14,9 @@ from config.identity import changed_for_evaluation, is_full_compute
 from data.bins import data_differences, label
 from models.settings import ModelSettings
 from models.transformer import Transformer
+from optim.evaluations import by_evaluation, of_sources
 from optim.names import EVALUATION, FINAL, SUMMARY
-from optim.reader import Record, by_evaluation, of_sources
+from optim.reader import Record
 
 CARD = """---
 library_name: transformers

@@ -14,11 +14,11 @@ import torch
 
 from config.packing import NONE
 from config.recipe import flags_of
-from data.sizes import text_bytes, token_sizes
+from data.sizes import token_sizes
 from data.text import TextData
 from distributed.world import World
 from errors import UserError
-from models import make_model_from_args
+from models import fp8, make_model_from_args
 from optim.dataset import open_data, open_source
 from optim.evaluation import HeldOut
 from optim.hooks import Hook
@@ -26,7 +26,7 @@ from optim.objectives import NextToken
 from optim.progress import Parts
 from optim.reporting import log
 from optim.samples import samples_of, wanted_prompts
-from optim.setup import autocast_dtype, autocaster, seed_everything
+from optim.setup import autocast_dtype, autocaster, need_fp8, seed_everything
 
 
 def assemble(args: Namespace, world: World, folder: Path) -> Parts:
@@ -34,11 +34,15 @@ def assemble(args: Namespace, world: World, folder: Path) -> Parts:
 
     Raises UserError.
     """
+    if args.fp8:
+        world.on_all(lambda: need_fp8(args.dtype, world.device))
     # a wrong prompt is reported before data are prepared
     texts = world.on_all(lambda: wanted_prompts(args)) if args.sample_every else []
     data = open_data(args, world)
     seed_everything(args.seed, world.rank)
     network = make_model_from_args(args)
+    if args.fp8:
+        world.on_all(lambda: fp8.convert(network, args.fp8_recipe))
     hooks = _samples(args, world, texts, data, network) if texts else []
     return language_model(args, world, data, network, folder, hooks)
 
@@ -70,8 +74,7 @@ def language_model(
     sizes = world.on_main(partial(token_sizes, data.meta, args.vocab_size))
     evaluations = []
     for name, splits in data.parts.items():
-        counted = None if sizes is None else partial(text_bytes, splits.val, sizes)
-        evaluations.append(HeldOut(args, world, network, splits.val, folder, identities[name], name, counted))
+        evaluations.append(HeldOut(args, world, network, splits.val, folder, identities[name], name, sizes))
     return Parts(
         NextToken(network),
         source,
@@ -112,6 +115,8 @@ def describe(
         ),
         schedule,
     ]
+    if args.fp8:
+        lines.append(fp8.in_words(network, args.fp8_recipe))
     if is_slow:
         lines.append(
             "note: this device's flash attention cannot be used pass by pass; attention is the reference"

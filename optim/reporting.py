@@ -21,8 +21,8 @@ from tqdm import tqdm
 from config.flags import FLAGS
 from errors import UserError
 from files import write_atomically
+from optim.evaluations import split_name
 from optim.experiment import Experiment
-from optim.reader import split_name
 from processes import peak_kib
 
 log = logging.getLogger("cotformer")

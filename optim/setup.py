@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from errors import UserError
+from models import fp8
 from optim import checkpoint
 from optim.experiment import Experiment
 from optim.foreign import FOREIGN
@@ -77,6 +78,20 @@ def need_compiler(device: torch.device) -> None:
         raise UserError(
             f"--compile needs a compiler ({names[0]}), and there is none here: load its module, install it,"
             " or leave --compile out"
+        )
+
+
+def need_fp8(dtype: str, device: torch.device) -> None:
+    """Raises UserError where a device has no matrix products in FP8, or --dtype is not what is left then."""
+    missing = fp8.lacking(device)
+    if missing is not None:
+        raise UserError(
+            f"--fp8 needs an NVIDIA GPU of compute capability {'.'.join(map(str, fp8.CAPABILITY))} or more"
+            f" (Ada, Hopper, Blackwell), and {missing}; leave --fp8 out"
+        )
+    if autocast_dtype(dtype, device) != torch.bfloat16:
+        raise UserError(
+            f"--fp8 computes the rest in bfloat16: give --dtype bfloat16, or auto on a GPU, not {dtype}"
         )
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from optim.evaluations import DURING, split_name
 from optim.experiment import Experiment
 from optim.progress import Progress
-from optim.reader import DURING, split_name
 
 OF_A_SEGMENT = ("job_id", "restart", "start_step", "end_step", "reason", "world_size", "revision")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from config.mixture import names_of_sources
 from errors import UserError
-from optim.reader import split_name
+from optim.evaluations import split_name
 
 LOWER, HIGHER = "lower", "higher"  # which of two values of a quantity is the better one
 BITS_PER_BYTE = "val_bpb"  # measured only where the tokenizer is known

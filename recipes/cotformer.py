@@ -197,6 +197,8 @@ def notes(args: Namespace) -> list[str]:
     if not args.sample_every:
         for name in ("sample_prompts", "sample_tokens", "sample_temperature"):
             reasons[name] = ": --sample_every is 0"
+    if not args.fp8:
+        reasons["fp8_recipe"] = ": --fp8 is not given"
     reasons |= unused_by_optimiser(args)
     flags = flags_of(vars(args))
     changed = [name for name in reasons if getattr(args, name) != flags[name].default]

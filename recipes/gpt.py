@@ -19,7 +19,7 @@ from config.checks import batch_sizes_that_fit
 from config.flags import GROUPS
 from config.old_flags import OLD_FLAGS
 from config.recipe import Recipe
-from config.schema import PLACE, SCHEDULE, Flag, switch
+from config.schema import PLACE, SCHEDULE, Flag
 from config.values import Problem
 from errors import UserError
 from models.settings import ModelSettings
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 # its name of a setting -> ours
 SPELLINGS = {
     "device-type": "device",
+    "fp8-recipe": "fp8_recipe",
     "depth": "n_layer",
     "max-seq-len": "sequence_length",
     "window-pattern": "window_pattern",
@@ -175,6 +176,7 @@ OWN_FLAGS = (
         "tokens for each parameter of layers and head (Chinchilla: 20), where neither of these gives a"
         " length; batch, rates and decay follow it in any case; -1: no length of it",
         low=-1,
+        high=1e6,
         scope=SCHEDULE,
     ),
     Flag(
@@ -197,19 +199,10 @@ OWN_FLAGS = (
         scope=PLACE,
     ),
     Flag("run", str, NO_WANDB, "any name but 'dummy' turns --wandb on", scope=PLACE),
-    switch("fp8", "train in FP8: not there yet, refused"),
-    Flag(
-        "fp8_recipe",
-        str,
-        "tensorwise",
-        "scaling of FP8",
-        choices=("tensorwise", "rowwise"),
-        scope=PLACE,
-    ),
     Flag("core_metric_every", int, -1, "CORE every N steps: not there yet; -1: never", low=-1, scope=PLACE),
     Flag("core_metric_max_per_task", int, 500, "examples for each task of CORE", low=-1, scope=PLACE),
 )
-WITHOUT_EFFECT = ("fp8_recipe", "core_metric_every", "core_metric_max_per_task")
+WITHOUT_EFFECT = ("core_metric_every", "core_metric_max_per_task")
 
 
 def own_groups() -> Mapping[str, Sequence[Flag]]:
@@ -222,8 +215,15 @@ def own_groups() -> Mapping[str, Sequence[Flag]]:
 
 def planned(args: Namespace) -> Horizon:
     """Of flags whose width and heads are known. Raises UserError."""
-    steps = -1 if args.iterations is None else args.iterations
-    given = args.total_batch_size, steps, args.target_flops
+    batch, steps = args.total_batch_size, -1 if args.iterations is None else args.iterations
+    if args.acc_steps is not None:
+        batch = args.batch_size * args.acc_steps * args.sequence_length
+        if args.total_batch_size not in (-1, batch):
+            raise UserError(
+                f"--total-batch-size {args.total_batch_size} is not {batch}, the tokens of --acc_steps"
+                f" {args.acc_steps} micro-batches of --device-batch-size {args.batch_size}"
+            )
+    given = batch, steps, args.target_flops
     ratio = args.target_param_data_ratio
     return horizon(ModelSettings.from_args(args), args.aspect_ratio, args.head_dim, ratio, *given)
 
@@ -241,7 +241,7 @@ def resolve(args: Namespace) -> list[Problem]:
     try:
         plan = planned(args)
     except UserError as error:
-        return [Problem(str(error), "target_param_data_ratio", "total_batch_size")]
+        return [Problem(str(error), "target_param_data_ratio", "total_batch_size", "acc_steps")]
     for name in ("rate_scale", "width_scale", "decay_scale"):
         if getattr(args, name) is None:
             setattr(args, name, getattr(plan, name))
@@ -291,14 +291,6 @@ def _evaluation_problems(args: Namespace) -> list[Problem]:
     return [Problem(line, "eval_tokens", "batch_size", "sequence_length")]
 
 
-def check(args: Namespace) -> list[Problem]:
-    """As cotformer.check, and what is not there yet."""
-    problems = cotformer.check(args)
-    if args.fp8:
-        problems.append(Problem("--fp8: training in FP8 is not there yet", "fp8"))
-    return problems
-
-
 def notes(args: Namespace) -> list[str]:
     """As cotformer.notes."""
     changed = [name for name in WITHOUT_EFFECT if getattr(args, name) != RECIPE.flags[name].default]
@@ -345,6 +337,6 @@ RECIPE = Recipe(
     spellings=SPELLINGS,
     selftest=SELFTEST,
     resolve=resolve,
-    check=check,
+    check=cotformer.check,
     notes=notes,
 )

@@ -21,8 +21,9 @@ from config.identity import names_of
 from config.schema import EVALUATION, SCHEDULE
 from errors import UserError
 from files import read_json
+from optim.evaluations import of_sources
 from optim.names import EVALUATIONS, SUMMARY
-from optim.reader import Record, of_sources
+from optim.reader import Record
 
 T = TypeVar("T")
 MOST_NATS = 300.0  # of a difference of losses; the exponential of more is no float

@@ -56,6 +56,8 @@ DEFAULTS = (
     "block",
     "n_kv_head",
     "window_pattern",
+    "fp8",
+    "fp8_recipe",
     "decayed",
     "positional_encoder",
     "attention_window_length",

@@ -20,8 +20,9 @@ from typing import Any
 import config
 from config.identity import effective_batch
 from errors import UserError
+from optim.evaluations import UNNAMED, Evaluated, Row, by_kind, evaluations
 from optim.names import METRICS
-from optim.reader import UNNAMED, Evaluated, Record, Row, by_kind, evaluations, read_rows
+from optim.reader import Record, read_rows
 from report.paper import Rerun, Value, paper_value, rerun_trajectory, rerun_value, setting, trajectory_tokens
 from report.rows import ROWS, rows_of
 

@@ -19,19 +19,10 @@ from config.schema import EVALUATION, IDENTITY, PLACE, SCHEDULE
 from data.bins import data_differences
 from errors import UserError
 from files import read_json
+from optim.evaluations import UNNAMED, Evaluated, Row, by_kind, evaluations, measured, of_sources
 from optim.names import EVALUATIONS, FINAL, METRICS, numbered
 from optim.peek import step_in
-from optim.reader import (
-    UNNAMED,
-    Evaluated,
-    Record,
-    Row,
-    by_kind,
-    evaluations,
-    measured,
-    of_sources,
-    read_rows,
-)
+from optim.reader import Record, read_rows
 from report.pairs import section as in_pairs
 
 SCOPES = {

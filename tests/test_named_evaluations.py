@@ -19,9 +19,10 @@ from models import make_model_from_args
 from monitor import draw
 from optim.card import facts_of
 from optim.evaluation import HeldOut, Measured
+from optim.evaluations import Best
 from optim.fit import fit
 from optim.objectives import NextToken
-from optim.reader import Best, newest_rows
+from optim.reader import newest_rows
 from optim.reporting import charts
 from optim.tracked import HIGHER
 from report.__main__ import main as report

@@ -189,6 +189,10 @@ TABLE: list[tuple[str, str]] = [
         "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_init_from=long_run-ckpt_4000.pt_seed2",
     ),
     (
+        "--fp8 --fp8_recipe rowwise",
+        "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_fp8=True_fp8_recipe=rowwise_seed2",
+    ),
+    (
         "--init_from /somewhere/exps/owt2/base/lr0.1_wide/",
         "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_init_from=lr0.1_wide_seed2",
     ),
@@ -255,6 +259,8 @@ CHANGES = {
     "depth_predictor_loss_coef": 0.5,
     "packing": "best_fit",
     "packing_buffer": 200,
+    "fp8": True,
+    "fp8_recipe": "rowwise",
 }
 
 

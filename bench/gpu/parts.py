@@ -136,6 +136,7 @@ PARTS = (
             Figure("memory over the plain way, modern GPT", ("memory_share",), "", at_most=0.6),
         ),
     ),
+    Part("fp8", ("-m", "bench.gpu.fp8", "fp8", "--device", "{device}"), small=("--tiny",), seconds=80),
     script(
         "checkpoint",
         "--folder",

@@ -6,6 +6,7 @@ from config.schema import EVALUATION, PLACE, Flag, boolean, dtype_name, switch
 from models.variants import ALIASES, VARIANTS, positional_encoders, random_depth_methods
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+FP8_RECIPES = ("tensorwise", "rowwise")
 ATTENTION = ("fast", "reference")
 BLOCKS = ("published", "modern")
 
@@ -52,6 +53,19 @@ MODEL: tuple[Flag, ...] = (
         "dtype of autocast: auto (bfloat16 on CUDA, float32 on CPU) or one of the others; weights stay"
         " float32",
         choices=DTYPES,
+    ),
+    switch(
+        "fp8",
+        "large linear layers compute in FP8 in training, on GPUs of compute capability 8.9 or more;"
+        " evaluations stay in bfloat16; faster only with --compile",
+    ),
+    Flag(
+        "fp8_recipe",
+        str,
+        "tensorwise",
+        "what shares a scale in FP8: tensorwise (a whole tensor; fastest) or rowwise (each row; more exact,"
+        " weights' gradients in bfloat16)",
+        choices=FP8_RECIPES,
     ),
     switch("bias", "bias in Linear layers and norms"),
     Flag("attn_bias", boolean, None, "bias in attention's Linear layers (None: as --bias)"),
