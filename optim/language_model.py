@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from config.packing import NONE
 from config.recipe import flags_of
 from data.sizes import token_sizes
 from data.text import TextData
@@ -19,7 +20,7 @@ from distributed.world import World
 from errors import UserError
 from models import fp8, make_model_from_args
 from optim.core_metric import core_evaluation, wanted_tasks
-from optim.dataset import open_data
+from optim.dataset import open_data, open_source
 from optim.evaluation import HeldOut
 from optim.hooks import Hook
 from optim.objectives import NextToken
@@ -71,7 +72,7 @@ def language_model(
 
     folder: of the experiment, where an evaluation that is cut short keeps its sums.
     """
-    source = data.source(args.data_seed)
+    source = open_source(args, world, data, folder)
     identities = data.identities or {"": world.on_main(source.identity)}
     network = network.to(world.device)
     sizes = world.on_main(partial(token_sizes, data.meta, args.vocab_size))
@@ -103,15 +104,15 @@ def describe(
         where = torch.cuda.get_device_name(world.device)
     dtype = str(autocast_dtype(args.dtype, world.device)).removeprefix("torch.")
     samples = args.batch_size * args.acc_steps
-    epochs = ""
-    if not data.is_mixture:
+    epochs, in_windows = "", args.packing == NONE
+    if in_windows and not data.is_mixture:
         passes = args.iterations * samples / data.first.train.n_windows
         epochs = f"; {passes:.2f} epochs in {args.iterations} steps"
     lines = [
         f"experiment: {folder}",
         f"model: {network.describe()}",
         f"device: {world.size} x {where}, {dtype}",
-        *data.describe(samples * args.iterations),
+        *data.describe(samples * args.iterations, in_windows),
         (
             f"effective batch: {samples} sequences of {args.sequence_length} tokens ({args.batch_size} x"
             f" {args.acc_steps // world.size} on each of {world.size} processes){epochs}"

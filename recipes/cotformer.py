@@ -16,6 +16,7 @@ from config.checks import (
 from config.flags import FLAGS, GROUPS
 from config.mixture import has_paths, is_mixture
 from config.old_flags import OLD_FLAGS
+from config.packing import NONE
 from config.recipe import Recipe, flags_of
 from config.values import Problem
 from errors import UserError
@@ -190,6 +191,8 @@ def notes(args: Namespace) -> list[str]:
     if not is_mixture(args.dataset):
         for name in ("sampling", "missing_sources", "normalise_weights"):
             reasons[name] = ": --dataset is no mixture"
+    if args.packing == NONE:
+        reasons["packing_buffer"] = f": --packing is {NONE}"
     if not args.sample_every:
         for name in ("sample_prompts", "sample_tokens", "sample_temperature"):
             reasons[name] = ": --sample_every is 0"

@@ -186,6 +186,10 @@ TABLE: list[tuple[str, str]] = [
         "--dataset wiki=0.784,roam=0.196,primer=0.02 --sampling random",
         "exps/mix-primer-roam-wiki-48a08cab/base/lr0.001_bs32x4_seqlen512_sampling=random_seed2",
     ),
+    (
+        "--packing best_fit --packing_buffer 200",
+        "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_packing=best_fit_packing_buffer=200_seed2",
+    ),
     ("--exp_name my_run/a --lr 0.5 --results_base_folder elsewhere", "elsewhere/slimpajama/base/my_run/a"),
     (
         "--init_from exps/owt2/base/long_run/ckpt_4000.pt",
@@ -260,6 +264,8 @@ CHANGES = {
     "halt_threshold": 0.9,
     "training_length_factor": [0.9],
     "depth_predictor_loss_coef": 0.5,
+    "packing": "best_fit",
+    "packing_buffer": 200,
     "fp8": True,
     "fp8_recipe": "rowwise",
     "depth_index": "pass",
