@@ -180,6 +180,9 @@ class MixtureSource(PlainSource):
             inputs[mine], targets[mine] = part["inputs"], part["targets"]
         return Batch({"inputs": inputs, "targets": targets}, targets.numel())
 
+    def items(self, step: int, first: int, count: int) -> int:
+        return count * self.length
+
     def identity(self) -> dict[str, Any]:
         shares = dict(zip(self.names, self.weights, strict=True))
         if self.identities is not None:

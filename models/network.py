@@ -29,8 +29,8 @@ class Network(Protocol):
     """A network of tokens. It makes no loss: an objective does, of what `run` returns.
 
     may_leave_unused: a step may leave a parameter without a gradient, for which DDP must then search. A
-    network may also have `softcap`: c, where its logits z are c tanh(z / c); and `vocabulary`, where its
-    output weight has more rows than there are tokens.
+    network may also have `softcap`: c, where its logits z are c tanh(z / c); `vocabulary`, where its output
+    weight has more rows than there are tokens; and `embedding`, the nn.Embedding of its tokens.
     """
 
     @property
