@@ -4,6 +4,8 @@ that each trains, micro-batches of different sizes, and what is refused.
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from optim.objectives.distillation import Distillation, distillation_loss
 from optim.objectives.multi_token import MultiTokenPrediction, block_like, multi_token_loss
 from tests.command_lines import refused
 from tests.helpers import tiny_args, tiny_model, tokens
+from tests.programs import ROOT
 from tests.test_loss import Largest
 
 CAN = [name for name, variant in VARIANTS.items() if not variant.exits_each_pass]
@@ -224,6 +227,16 @@ def test_bad_values_get_a_line(words: str, said: str, capsys: pytest.CaptureFixt
     lines = [line for line in refused(capsys, *words.split()) if "need each other" not in line]
     lines = lines or [said]
     assert len(lines) == 1 and said in lines[0]
+
+
+def test_examples_of_the_page_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other, as they stand there."""
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "library-objectives.md").read_text()
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, names)
+        assert names["rows"][-1]["loss"] < 0.9 * names["rows"][0]["loss"]
 
 
 # micro-batches of different sizes
