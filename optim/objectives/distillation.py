@@ -12,7 +12,7 @@ Legend: B batch, T positions, N tokens, D model width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from data.batch import Batch
 from errors import UserError
-from models.loss import IGNORE, SLICE_ELEMENTS
+from models.loss import CACHED_ELEMENTS, IGNORE, SLICE_ELEMENTS
 from models.precision import computing_dtype, without_autocast
 from optim.objectives import Loss
 
-BUFFERS = 2  # a slice has this many times fewer tokens than one of the cross-entropy alone
+NETWORKS = 2  # whose logits share the memory of a slice
+PARTS = 4  # of a slice, for which losses and gradients are made one after the other
 TEACHER = "teacher"
 
 
@@ -102,6 +103,16 @@ class Logits:
         return products if self.softcap is None else self.softcap * (products / self.softcap).tanh()
 
 
+def _few_rows(logits: Tensor) -> Iterator[slice]:
+    """Parts of a slice of logits (n, V), whose losses and gradients need several times their own memory; on a
+    CPU these stay in its cache.
+    """
+    elements = CACHED_ELEMENTS if logits.device.type == "cpu" else logits.numel() // PARTS
+    rows = max(1, elements // logits.shape[1])
+    for begin in range(0, len(logits), rows):
+        yield slice(begin, begin + rows)
+
+
 class _LinearDistillation(torch.autograd.Function):
     """Gradients are made in the forward pass, slice by slice, by autograd within the slice."""
 
@@ -118,20 +129,24 @@ class _LinearDistillation(torch.autograd.Function):
         want_grad: bool,
     ) -> Tensor:
         n, (x, w), (of_teacher, head_of_teacher) = len(targets), student.factors(), teacher.factors()
-        rows = max(1, SLICE_ELEMENTS // (BUFFERS * student.vocabulary))
+        rows = max(1, SLICE_ELEMENTS // (NETWORKS * student.vocabulary))
         total = torch.zeros((), device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if want_grad else None
         grad_weight = torch.zeros_like(weight) if want_grad else None
         for begin in range(0, n, rows):
             part = slice(begin, min(n, begin + rows))
-            products = (x[part] @ w.t()).float().requires_grad_(want_grad)
-            wanted = teacher.capped((of_teacher[part] @ head_of_teacher.t()).float())
-            with torch.set_grad_enabled(want_grad):
-                logits = student.capped(products)
-                of_part = distillation_losses(logits, wanted, targets[part], temperature, alpha).sum()
-            total += of_part.detach()
+            products = (x[part] @ w.t()).float()
+            wanted = (of_teacher[part] @ head_of_teacher.t()).float()
+            for few in _few_rows(products):
+                given = products[few].requires_grad_(want_grad)
+                with torch.set_grad_enabled(want_grad):
+                    pair = student.capped(given), teacher.capped(wanted[few])
+                    loss = distillation_losses(*pair, targets[part][few], temperature, alpha).sum()
+                total += loss.detach()
+                if want_grad:
+                    products[few] = torch.autograd.grad(loss, given)[0]
             if grad_hidden is not None and grad_weight is not None:
-                grad = torch.autograd.grad(of_part, products)[0].to(student.dtype)
+                grad = products.to(student.dtype)
                 grad_hidden[part] = grad @ w
                 if student.dtype == weight.dtype:
                     grad_weight[: len(w)].addmm_(grad.t(), x[part])
