@@ -179,6 +179,7 @@ def train(objective: Any, steps: int = 3, **settings: Any) -> list[dict[str, Any
     return fit(objective, Sequences(), steps=steps, batch_size=2, device="cpu", **settings).rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", CAN)
 @pytest.mark.parametrize("make", [multi_token, distilled])
 def test_every_model_with_one_state_of_each_token_trains(make: Any, model: str) -> None:
@@ -186,6 +187,7 @@ def test_every_model_with_one_state_of_each_token_trains(make: Any, model: str) 
     assert all(row["grad_norm"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_a_deeper_model_teaches_a_cotformer() -> None:
     """Whose divergence from it falls on what it sees again and again."""
     student = models.make_model_from_args(tiny_args("lncot"))
@@ -229,6 +231,7 @@ def test_bad_values_get_a_line(words: str, said: str, capsys: pytest.CaptureFixt
     assert len(lines) == 1 and said in lines[0]
 
 
+@pytest.mark.slow
 def test_examples_of_the_page_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One after the other, as they stand there."""
     monkeypatch.chdir(tmp_path)
