@@ -141,8 +141,9 @@ class OptimizerStep:
         args, world = self.args, self.world
         items, batches = self._micro_batches(step)
         mine = args.acc_steps // world.size
-        losses = []
+        losses, read = [], 0
         for turn, batch in enumerate(batches):
+            read += batch.count
             micro = turn * world.size + world.rank
             torch.manual_seed(splitmix64(splitmix64(args.seed) ^ (step * args.acc_steps + micro)) >> 1)
             with world.accumulating(self.model, last=turn == mine - 1):
@@ -152,6 +153,11 @@ class OptimizerStep:
                     loss = loss / (items / (batch.count * world.size))
                 self.scaler.scale(loss).backward()
             losses.append(loss.detach())
+        if world.size == 1 and read != items:
+            kind = type(self.source).__name__
+            raise ValueError(
+                f"the batches of {kind} count {read} items in step {step + 1}, items() says {items}"
+            )
         return losses
 
     def _update(self, parameters: list[nn.Parameter], norm: Tensor, norm_on_cpu: Tensor) -> None:

@@ -261,6 +261,12 @@ class Uneven(PlainSource):
         return sum(number % 3 + 1 for number in range(first, first + count)) if self.knows else None
 
 
+def test_a_source_that_counts_otherwise_than_its_batches_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Uneven, "items", lambda self, step, first, count: 7)
+    with pytest.raises(ValueError, match=r"the batches of Uneven count 9 items in step 1, items\(\) says 7"):
+        fit(NextToken(tiny_model("base")), Uneven(), steps=1, batch_size=5, device="cpu")
+
+
 @pytest.mark.parametrize("knows", [False, True])
 def test_uneven_micro_batches_are_one_large_batch(knows: bool) -> None:
     weights, losses = [], []
