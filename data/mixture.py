@@ -189,6 +189,9 @@ class MixtureSource(PlainSource):
         """Samples of a source, at places of `_places`."""
         return self.sources[number].at(places)
 
+    def items(self, step: int, first: int, count: int) -> int:
+        return count * self.length
+
     def identity(self) -> dict[str, Any]:
         shares = dict(zip(self.names, self.weights, strict=True))
         if self.identities is not None:

@@ -360,6 +360,8 @@ def training_problems(wanted: Namespace, args: Namespace, record: Record, is_ref
         data.end_of_text()  # which packing needs
     if args.init_from is not None and not record.saved_step:
         initial.find(args.init_from)
+    if args.teacher is not None:
+        initial.find(args.teacher, "--teacher")
     if (folder / STOP).exists():
         problems.append(f"{folder / STOP} keeps this experiment stopped; remove it first")
     problems += space_problems(args, folder)

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from config.checks import (
     notes_on_checkpoints,
+    objective_problems,
     optimiser_problems,
     place_problems,
+    unused_by_objective,
     unused_by_optimiser,
 )
 from config.flags import FLAGS, GROUPS
@@ -71,6 +73,7 @@ def check(args: Namespace) -> list[Problem]:
         *block_problems(args),
         *_routing_problems(args),
         *_tracking_problems(args),
+        *objective_problems(args),
         *optimiser_problems(args),
         *place_problems(args),
     ]
@@ -201,7 +204,7 @@ def notes(args: Namespace) -> list[str]:
         reasons["core_data"] = ": --core_metric_every is 0"
     if not args.fp8:
         reasons["fp8_recipe"] = ": --fp8 is not given"
-    reasons |= unused_by_optimiser(args)
+    reasons |= unused_by_optimiser(args) | unused_by_objective(args)
     flags = flags_of(vars(args))
     changed = [name for name in reasons if getattr(args, name) != flags[name].default]
     return [f"--{name} has no effect{reasons[name]}" for name in changed] + notes_on_checkpoints(args)
