@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adafactor, AdamW, Optimizer
 
+from config.groups.optimiser import OPTIMIZERS
 from distributed.world import World
 from errors import UserError
 from models.network import (
@@ -26,6 +27,7 @@ from models.network import (
     X0_SCALAR,
     roles_of,
 )
+from optim.lion import Lion
 from optim.muon import ADAMW, MUON, Muon, second_moment_shape
 from optim.setup import autocast_dtype
 
@@ -122,9 +124,13 @@ def make_optimizer(
     extras: Mapping[str, nn.Parameter] = MappingProxyType({}),
     world: World | None = None,
 ) -> Optimizer:
-    """AdamW (one fused kernel where the device has it), SGD, Adafactor or Muon, by --opt; rates are set by
-    the schedule. world: the processes that share the work of Muon.
+    """AdamW (one fused kernel where the device has it), SGD, Adafactor, Muon or Lion, by --opt; rates are set
+    by the schedule. world: the processes that share the work of Muon.
+
+    Raises ValueError for an optimiser that does not exist.
     """
+    if args.opt not in OPTIMIZERS:
+        raise ValueError(f"unknown optimiser {args.opt!r}; there are: {', '.join(OPTIMIZERS)}")
     optimizer = _optimizer(model, args, extras, world)
     if args.decay_schedule == "linear":
         for group in optimizer.param_groups:
@@ -146,9 +152,12 @@ def _optimizer(
     groups = parameter_groups(model, extras, rules)
     if args.opt == "adamw":
         return AdamW(groups, lr=args.lr, betas=(args.beta1, args.beta2), weight_decay=decay, fused=fused)
+    if args.opt == "lion":
+        return Lion(groups, lr=args.lr, betas=(args.beta1, args.beta2), weight_decay=decay)
     if args.opt == "sgd":
         return SGD(groups, lr=args.lr, momentum=args.beta1, weight_decay=decay)
-    return Adafactor(groups, lr=args.lr, weight_decay=decay)
+    # eps as torch has it, then the least size of a parameter that its step is relative to
+    return Adafactor(groups, lr=args.lr, eps=(args.adafactor_eps, 1e-3), weight_decay=decay)
 
 
 def state_shape(key: str, parameter: torch.Tensor) -> torch.Size:
