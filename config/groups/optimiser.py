@@ -23,8 +23,8 @@ OPTIMISER: tuple[Flag, ...] = (
         str,
         "adamw",
         "optimiser; adamw is fused where the device allows it; muon: orthogonalised momentum for matrices"
-        " inside the network, adamw for all else; lion: signs of a momentum, with a rate 3 to 10 times smaller"
-        " than adamw's and --beta2 0.99",
+        " inside the network, adamw for all else; lion: signs of a momentum, with a rate 3 to 10 times"
+        " smaller than adamw's and --beta2 0.99",
         choices=OPTIMIZERS,
     ),
     Flag(
