@@ -3,10 +3,12 @@
     python eval.py --checkpoint exps/stdlib/cotformer_full_depth_lnmid_depthemb/NAME   # its newest checkpoint
     python eval.py --checkpoint exps/.../ckpt_40000.pt --eval_seq_length 128
     python eval.py --checkpoint exps/.../ckpt_40000.pt --eval_length_factor 0.8 0.5 0.3 0.1
+    python eval.py --checkpoint exps/.../ckpt_40000.pt --core_data eval_bundle.zip      # and CORE
 
 The settings are those that the checkpoint was trained with; any flag given overrides one. Also reads
 checkpoints of the authors' implementation. Writes eval_summary_<checkpoint's name>.json, and the losses of
 all windows beside it (.npz), by which two models are compared in pairs (python -m report compare A B).
+CORE's tasks are in a table beside it, too (_core.csv).
 """
 
 from __future__ import annotations
@@ -24,21 +26,25 @@ from typing import TYPE_CHECKING, Any
 
 import distributed
 from config.schema import Flag
-from optim.names import EVALUATION, window_losses_of
-from optim.restore import CHECKPOINT, Restored, keep_result, output_folder, with_checkpoint
+from files import write_atomically
+from optim.names import EVALUATION, core_of, window_losses_of
+from optim.restore import CHECKPOINT, TOKENIZER, Restored, keep_result, output_folder, with_checkpoint
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from data.batch import EvalSet
     from data.bins import Splits
     from data.text import TextData
+    from optim.core_metric import Core, Result
     from optim.partial import PartialSums
 
 OWN_FLAGS = {
     "evaluation of a checkpoint": (
         CHECKPOINT,
+        TOKENIZER,
         Flag("output_dir", str, None, "where to write the summary (None: beside the checkpoint)"),
     )
 }
@@ -96,15 +102,13 @@ def intervals(
 @dataclass(frozen=True)
 class Read:
     """What an evaluation reads of one source: windows of its validation split, by number. documents: of each
-    of them, if meta.json tells where one ends. text_bytes: of the tokens that are predicted; None where the
-    tokenizer is not known.
+    of them, if meta.json tells where one ends.
     """
 
     name: str
     splits: Splits
     chosen: NDArray[np.int64]
     documents: NDArray[np.int64] | None
-    text_bytes: int | None
 
     def summary(self, losses: NDArray[np.float64], accuracies: NDArray[np.float64]) -> dict[str, Any]:
         """Of one source of several. losses, accuracies: of its windows."""
@@ -121,16 +125,14 @@ class Read:
 
 
 def reads_of(data: TextData, args: Namespace) -> list[Read]:
-    from data.sizes import text_bytes, token_sizes
     from optim.evaluate import windows_to_read
     from optim.intervals import documents_of
 
-    found, sizes = [], token_sizes(data.meta, args.vocab_size)
+    found = []
     for name, splits in data.parts.items():
         chosen = windows_to_read(args, splits.val.n_windows)
         documents = documents_of(splits.val, chosen, splits.meta)
-        size = None if sizes is None else text_bytes(splits.val, sizes, chosen)
-        found.append(Read(name, splits, chosen, documents, size))
+        found.append(Read(name, splits, chosen, documents))
     return found
 
 
@@ -173,14 +175,13 @@ def documents_in(reads: Sequence[Read]) -> NDArray[np.int64] | None:
     return np.concatenate(parts)
 
 
-def bits_of(loss: float, n_tokens: int, sizes: Sequence[int | None]) -> float | None:
-    """Bits per byte of some texts, by their mean loss. sizes: their bytes; None where one is not known."""
+def bits_of(loss: float, n_tokens: int, texts: Tensor) -> float | None:
+    """Bits per byte of some windows, by their mean loss and texts (windows, 2); None where they have none, or
+    the tokenizer is not known (windows, 0).
+    """
     from data.sizes import bits_per_byte
 
-    known = [size for size in sizes if size is not None]
-    if not sum(known) or len(known) < len(sizes):
-        return None
-    return bits_per_byte(loss, n_tokens, sum(known))
+    return bits_per_byte(loss, n_tokens, texts) if texts.any() else None
 
 
 def of_sources(result: dict[str, Any], reads: Sequence[Read]) -> dict[str, Any]:
@@ -191,7 +192,7 @@ def of_sources(result: dict[str, Any], reads: Sequence[Read]) -> dict[str, Any]:
         mine = slice(first, first + read.chosen.size)
         first += read.chosen.size
         summary = read.summary(losses[mine], accuracies[mine])
-        bits = bits_of(summary["val_loss"], summary["n_tokens"], [read.text_bytes])
+        bits = bits_of(summary["val_loss"], summary["n_tokens"], result["window_texts"][mine])
         found[read.name] = {**summary, "bits_per_byte": bits}
     return found
 
@@ -226,7 +227,12 @@ def partial_sums(restored: Restored, model: Any, data: Any, place: Path | None) 
 
 
 def timed_evaluation(
-    restored: Restored, model: Any, windows: EvalSet, chosen: NDArray[np.int64], kept: PartialSums | None
+    restored: Restored,
+    model: Any,
+    windows: EvalSet,
+    chosen: NDArray[np.int64],
+    kept: PartialSums | None,
+    sizes: NDArray[np.int64] | None,
 ) -> tuple[dict[str, Any], float]:
     """The result of `evaluate`, and the seconds that it took; the main process shows a bar on a terminal."""
     from tqdm import tqdm
@@ -249,9 +255,47 @@ def timed_evaluation(
             chosen,
             progress=lambda done: bar.update(done - bar.n),
             kept=kept,
+            sizes=sizes,
         )
     assert result is not None, "nothing asked this evaluation to stop"
     return result, time.monotonic() - begin
+
+
+def wanted_core(restored: Restored, tokenizer: str | None) -> Core | None:
+    """The tasks of --core_data in the model's tokens. Raises UserError."""
+    from data.tokenizer import named, open_tokenizer
+    from data.vocabulary import unknown, vocabulary_of
+    from optim.core_metric import Core, wanted_tasks
+
+    args = restored.args
+    tasks = wanted_tasks(args)
+    if not tasks:
+        return None
+    opened = open_tokenizer(vocabulary_of(restored.state, args, named(tokenizer) if tokenizer else None))
+    if opened is None:
+        raise unknown(args)
+    core = Core(tasks, opened, args.vocab_size)
+    if restored.world.is_main:
+        core.check_texts()
+    return core
+
+
+def measured_core(core: Core, restored: Restored, model: Any) -> Result:
+    """Of all processes together; the main one shows a bar on a terminal, and notes."""
+    from tqdm import tqdm
+
+    from optim.core_metric import notes_on, reach_of
+
+    world, items = restored.world, sum(len(task.items) for task in core.tasks)
+    with tqdm(
+        total=items, unit="item", desc="CORE", disable=not (world.is_main and sys.stderr.isatty())
+    ) as bar:
+        result = core.measure(model, world, restored.args, progress=lambda done: bar.update(done - bar.n))
+    assert result is not None, "nothing asked this evaluation to stop"
+    if world.is_main:
+        for note in (*notes_on(core, model), *result.notes(reach_of(model.settings))):
+            print(f"note: {note}", file=sys.stderr)
+    return result
 
 
 def printed_lines(summary: dict[str, Any]) -> list[str]:
@@ -279,6 +323,9 @@ def printed_lines(summary: dict[str, Any]) -> list[str]:
             f"{name:<18} loss {source['val_loss']:.7f}, perplexity {source['val_perplexity']:.4f}{in_bits},"
             f" {source['n_tokens']:,} tokens"
         )
+    if "core_metric" in summary:
+        metric = "none" if summary["core_metric"] is None else f"{summary['core_metric']:.4f}"
+        lines.append(f"CORE               {metric}, mean of {len(summary['core'])} centred accuracies")
     if summary["routing"]:
         lines.append(f"routing            {ROUTING[summary['routing']]}")
     return lines
@@ -288,22 +335,25 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     """Evaluate and write the summary."""
     import torch
 
+    from data.sizes import token_sizes
     from optim.evaluate import perplexity
     from optim.window_losses import WindowLosses, save_windows
 
     args, path, world = restored.args, restored.path, restored.world
     place = world.on_main(lambda: output_folder(own["output_dir"], path, prints=True))
+    core = world.on_all(lambda: wanted_core(restored, own["tokenizer"]))
     data, model = restored.data(), restored.model()
     identity = validation_identity(data)
     kept = partial_sums(restored, model, {"val": identity}, place)
     reads = reads_of(data, args)
     windows, chosen = windows_of(reads)
-    result, seconds = timed_evaluation(restored, model, windows, chosen, kept)
+    sizes = token_sizes(data.meta, args.vocab_size)
+    result, seconds = timed_evaluation(restored, model, windows, chosen, kept, sizes)
+    scores = None if core is None else measured_core(core, restored, model)
     if not world.is_main:
         return
     losses, accuracies = result["window_losses"].numpy(), result["window_accuracies"].numpy()
     documents = documents_in(reads)
-    sizes = [read.text_bytes for read in reads]
     summary = {
         "val_loss": result["val_loss"],
         "val_perplexity": perplexity(result["val_loss"]),
@@ -314,7 +364,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
         **intervals(result["val_loss"], losses, accuracies, documents),
         "val_loss_batch_mean": result["val_loss_batch_mean"],
         "val_acc_batch_mean": result["val_acc_batch_mean"],
-        "bits_per_byte": bits_of(result["val_loss"], result["n_tokens"], sizes),
+        "bits_per_byte": bits_of(result["val_loss"], result["n_tokens"], result["window_texts"]),
         "routing": routing_of(args),
         "tokens_per_second": result["n_tokens"] / seconds,
         "itr": restored.state.get("itr"),
@@ -326,12 +376,16 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     }
     if data.is_mixture:
         summary["sources"] = of_sources(result, reads)
+    if scores is not None:
+        summary |= scores.values()
     print("\n".join(printed_lines(summary)), flush=True)
     if place:
         save_windows(
             place / window_losses_of(EVALUATION.format(path.stem)),
             WindowLosses(chosen, losses, accuracies, documents),
         )
+    if place and scores is not None:
+        write_atomically(place / core_of(EVALUATION.format(path.stem)), scores.table())
     keep_result(place, EVALUATION.format(path.stem), summary, "summary            ")
     if kept:
         kept.remove()

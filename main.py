@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
             outcome = ending.recorded(run)
         return 0 if outcome.code == STOPPED and distributed.under_torchrun() else outcome.code
 
-    return config.guarded("main.py", work)
+    return config.guarded("main.py", work, config.as_written(argv))
 
 
 if __name__ == "__main__":

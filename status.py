@@ -116,7 +116,10 @@ def write_page(path: Path, bases: Sequence[Path]) -> None:
     rows, queue = survey(bases)
     segments = {folder: Record(folder, []).segments for folder in rows}
     drawings = drawings_of(segments, {folder: row.best for folder, row in rows.items()})
-    chapters = (Chapter(row, drawings[folder], segments[folder]) for folder, row in rows.items())
+    chapters = (
+        Chapter(row, drawings[folder].curves, segments[folder], drawings[folder].samples)
+        for folder, row in rows.items()
+    )
     write_atomically(path, page(list(rows.values()), chapters, queue.note))
     print(
         f"wrote {path}: {len(rows)} experiment{'s' * (len(rows) != 1)}, {size(path.stat().st_size)}",

@@ -15,6 +15,7 @@ from config.checks import check_world_size
 from config.naming import experiment_folder, experiment_name, notes_on_cut
 from config.parse import (
     add_defaults,
+    as_written,
     check,
     parse,
     parse_args,
@@ -27,6 +28,7 @@ from config.values import convert, nearest
 __all__ = [
     "Arguments",
     "add_defaults",
+    "as_written",
     "check",
     "check_world_size",
     "convert",

@@ -52,15 +52,16 @@ def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
     """A line for each setting that makes `now` another training than `then`; settings that `then` lacks had
     their defaults.
     """
-    recipe, begun = now.get("recipe", DEFAULT_RECIPE), then.get("recipe", DEFAULT_RECIPE)
-    if recipe != begun:
-        return [f"the checkpoint is of recipe {begun}, this run of {recipe}"]
+    name_now, begun = now.get("recipe", DEFAULT_RECIPE), then.get("recipe", DEFAULT_RECIPE)
+    if name_now != begun:
+        return [f"the checkpoint is of recipe {begun}, this run of {name_now}"]
     same_batch = not cut_matters(now) and effective_batch(now) == effective_batch(then)
     passed = {"dataset", *(BATCH if same_batch else ())}
     if now.get("init_from") is not None and then.get("init_from") is not None:
         passed.add("init_from")  # by what the files hold: optim.initial
     flags = flags_of(now)
-    spellings = {name: spelling for spelling, name in recipe_of(now).spellings.items()}
+    recipe = recipe_of(now)
+    spellings = {name: spelling for spelling, name in recipe.spellings.items()}
     lines = []
     for name in names_of(IDENTITY, args=now):
         if name in passed:
@@ -68,15 +69,16 @@ def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
         recorded = _recorded(then, name, flags)
         if now[name] == recorded:
             continue
-        if name in spellings:
+        if name in spellings and recipe.sections:
             lines.append(differing(spellings[name], recorded, now[name]))
         else:
-            lines.append(f"--{name}: the checkpoint has {recorded}, this run {now[name]}")
+            flag = spellings.get(name, name)
+            lines.append(f"--{flag}: the checkpoint has {recorded}, this run {now[name]}")
     return lines
 
 
 def differing(field: str, loaded: object, current: object) -> str:
-    """A setting in the words of a recipe with names of its own."""
+    """A field of the config files of a recipe whose sections name their fields."""
     return f"{field}: loaded={loaded}, current={current}"
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from config.old_flags import OTHER_FORMS, REPLACED
 from config.programs import guarded, stop
 from config.recipe import DEFAULT_RECIPE, Recipe, flags_of, recipe_of, recipes
 from config.schema import PLACE, Flag, boolean, switch
-from config.values import NO_VALUE, Problem, convert, nearest
+from config.values import NO_VALUE, Problem, convert, kind_of, nearest
 
 MISSING = object()  # flag not given
 METAVARS = {boolean: "ON", int: "N", float: "X"}
@@ -80,7 +81,7 @@ def _add(group: argparse._ActionsContainer, flag: Flag, text: str) -> None:
         default=MISSING,
         nargs="*" if flag.many else "?",
         help=text,
-        metavar=METAVARS.get(flag.type, "S"),
+        metavar=METAVARS.get(kind_of(flag), "S"),
         const=without_value,
     )
 
@@ -96,6 +97,17 @@ def _in_our_words(word: str, recipe: Recipe) -> str:
 def _flags_in(argv: Sequence[str]) -> list[str]:
     """As they are written, without what precedes and follows their names."""
     return [word[2:].partition("=")[0] for word in argv if word.startswith("--")]
+
+
+def as_written(argv: Sequence[str] | None = None, prog: str = "main.py") -> Callable[[str], str]:
+    """Names flags in a text as the command line does: --n_layer becomes --depth, where that was written."""
+    name, words = _split_recipe(sys.argv[1:] if argv is None else argv, prog)
+    written = {recipes()[name].flag_named(flag): flag for flag in _flags_in(words)}
+
+    def worded(text: str) -> str:
+        return re.sub(r"--(\w+)(?![\w-])", lambda found: f"--{written.get(found[1], found[1])}", text)
+
+    return worded
 
 
 def _explicit(
@@ -275,7 +287,7 @@ def parse_args(
     if any("dataset" in problem.flags for problem in problems) and not faulty & {"dataset", "data_dir"}:
         lines += problems_of_sources(args)
     if lines:
-        stop(prog, lines)
+        stop(prog, [*map(as_written(argv, prog), lines)])
     if wants_settings:
         raise SystemExit(guarded(prog, lambda: _print_settings(asked)))
     return args

@@ -57,8 +57,8 @@ def stop(prog: str, problems: Sequence[str], code: int = 2, alone: bool = False)
     raise SystemExit(code)
 
 
-def guarded(prog: str, work: Callable[[], int]) -> int:
-    """Exit code of `work`; each problem that the user can fix gets a line, and exit code 2."""
+def guarded(prog: str, work: Callable[[], int], worded: Callable[[str], str] = str) -> int:
+    """Exit code of `work`; each problem that the user can fix gets a line, as worded, and exit code 2."""
     try:
         code = work()
         print(end="", flush=True)  # what is still to be printed may meet the same faults
@@ -67,7 +67,7 @@ def guarded(prog: str, work: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except UserError as error:
-        stop(prog, str(error).splitlines(), alone=isinstance(error, OwnError))
+        stop(prog, worded(str(error)).splitlines(), alone=isinstance(error, OwnError))
     except OSError as error:
         if not is_of_a_place(error):
             raise

@@ -14,6 +14,14 @@ NO_VALUE = object()  # flag given without its value
 KINDS = {int: "a whole number", float: "a number", boolean: "true or false"}
 
 
+def kind_of(flag: Flag) -> Any:
+    """int, float, boolean or another type; of a flag whose values a function makes of numbers, theirs."""
+    returned = getattr(flag.type, "__annotations__", {}).get("return", "")
+    if isinstance(returned, str) and returned.startswith(("int", "float")):
+        return int if returned.startswith("int") else float
+    return flag.type
+
+
 class Problem(str):
     """A line about what is wrong, and the flags whose values it is about."""
 
@@ -71,7 +79,7 @@ def _scalar(flag: Flag, value: Any) -> Any:
     try:
         result = flag.type(text)
     except (ValueError, OverflowError):
-        raise ValueError(f"must be {KINDS.get(flag.type, 'a valid value')}, not {text!r}") from None
+        raise ValueError(f"must be {KINDS.get(kind_of(flag), 'a valid value')}, not {text!r}") from None
     if flag.choices and result not in flag.choices:
         raise ValueError(
             f"must be one of {', '.join(flag.choices)}, not {text!r}{nearest(text, flag.choices)}"

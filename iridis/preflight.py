@@ -9,7 +9,7 @@ stdout has lines NAME=VALUE for the job library:
     STATE                   finished or unfinished
     LEAD                    how many seconds before its time limit the job should be asked to stop
     HOLDER                  who trains the experiment now, if anyone
-    DEVICE, MODEL           the device; the model's short name
+    DEVICE, MODEL           the device; the model's short name, or the recipe's
     SAVED_STEP, ITERATIONS  of the newest checkpoint; planned
     FORMER                  1 where the experiment was begun with the flags of --formerly, in the place of the
                             first of FLAGS, and keeps them
@@ -307,7 +307,11 @@ def began_as(args: Namespace, former: Namespace, experiment: Path | None) -> Nam
 
 
 def short_name(args: Namespace) -> str:
-    """Of the model, with its size if it repeats layers: distinguishes jobs in the queue."""
+    """Of the recipe, or in the default one of the model, with its size if it repeats layers: distinguishes
+    jobs in the queue, whose names have the experiment's, too.
+    """
+    if "recipe" in args:
+        return str(args.recipe)
     name = min((alias for alias, full in ALIASES.items() if full == args.model), key=len, default=args.model)
     return name + (f"{args.n_layer}x{args.n_repeat}" if args.n_repeat > 1 else str(args.n_layer))
 
@@ -417,6 +421,7 @@ def main(argv: Sequence[str]) -> int:
         }
         if not wanted.where and not done:
             problems += training_problems(wanted, args, record, bool(refused))
+        problems = [*map(config.as_written(flags), problems)]
     if problems:
         raise UserError("\n".join(problems))
     print(printed(answer))

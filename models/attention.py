@@ -15,12 +15,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Rope = tuple[Tensor, Tensor]  # cos and sin of positions, each (B or 1, 1, T, Dh / 2)
 KeyValue = tuple[Tensor, Tensor]  # keys and values of one pass, each (B, H, T, Dh)
 TILE = 128  # queries of one kernel call where positions decide what they see
 aten = torch.ops.aten
@@ -49,7 +51,7 @@ class Rotary(nn.Module):
         return cos.to(self.rounded_to).type_as(cos), sin.to(self.rounded_to).type_as(sin)
 
 
-def rotate(x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+def rotate(x: Tensor, rope: Rope | None) -> Tensor:
     """Turn neighbouring pairs of features of x (B, H, T, Dh) by the angles of their positions."""
     if rope is None:
         return x
@@ -90,7 +92,7 @@ class AttentionPlan:
     over one pass.
     """
 
-    rope: tuple[Tensor, Tensor] | None
+    rope: Rope | None
     tiles: tuple[Tile, ...] = ()
     query_positions: Tensor | None = None
     key_positions: tuple[Tensor, ...] = ()
@@ -138,21 +140,25 @@ def causal_tiles(
     return tuple(tiles)
 
 
-def window_tiles(length: int, window: int) -> tuple[Tile, ...]:
-    """Of one pass at positions 0 .. length - 1, without masks: the first queries see all keys before them;
-    then `window` queries at a time see the keys of their own in causal order, and of those before them the
-    ones that come after each query's place.
+def window_tiles(length: int, window: int, passes: int = 1) -> tuple[Tile, ...]:
+    """Of passes at positions 0 .. length - 1, without masks: the first queries see all keys before them; then
+    `window` queries at a time see the keys of their own in causal order, and of those before them the ones
+    that come after each query's place.
     """
     first = slice(0, min(window + 1, length))
-    tiles = [Tile(first, (KeyRange(0, first, "causal"),))]
+    cuts = [(first, [(first, "causal")])]
     for begin in range(window + 1, length, window):
         size = min(window, length - begin)
         start, seen_by_all = begin - window, begin - window + size
-        key_ranges = [KeyRange(0, slice(start, seen_by_all), "after")]
+        ranges = [(slice(start, seen_by_all), "after")]
         if seen_by_all < begin:
-            key_ranges.append(KeyRange(0, slice(seen_by_all, begin), "all"))
+            ranges.append((slice(seen_by_all, begin), "all"))
         queries = slice(begin, begin + size)
-        tiles.append(Tile(queries, (*key_ranges, KeyRange(0, queries, "causal"))))
+        cuts.append((queries, [*ranges, (queries, "causal")]))
+    tiles = []
+    for queries, ranges in cuts:
+        every = product(range(passes), ranges)
+        tiles.append(Tile(queries, tuple(KeyRange(number, *each) for number, each in every)))
     return tuple(tiles)
 
 
@@ -391,7 +397,7 @@ class SelfAttention(nn.Module):
         self.resid_dropout = nn.Dropout(dropout)
 
     def project(
-        self, x: Tensor, key_states: Tensor | None, rope: tuple[Tensor, Tensor] | None
+        self, x: Tensor, key_states: Tensor | None, rope: Rope | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, D) -> queries, keys and values, each (B, H, T, Dh). key_states: what keys and
         values are made of, if not x itself.

@@ -189,12 +189,17 @@ def linear_cross_entropy(
 
     hidden (N, D), weight (V, D), targets (N,) int64 with IGNORE for tokens that do not count, token_weights
     (N,) float32 or None for ones. Only the sum carries a gradient; guesses are judged only where no gradient
-    is wanted. softcap c: logits z are c tanh(z / c). vocabulary: rows of the weight that are tokens (None:
-    all). Under autocast the products are taken in its dtype; by a recipe of models.fp8, in FP8.
+    is wanted, and logits computed only of tokens that count. softcap c: logits z are c tanh(z / c).
+    vocabulary: rows of the weight that are tokens (None: all). Under autocast the products are taken in its
+    dtype; by a recipe of models.fp8, in FP8.
     """
     dtype = computing_dtype(hidden.device, hidden.dtype)
     if token_weights is None:
         token_weights = torch.ones(hidden.shape[0], device=hidden.device)
+    if recipe is None and not torch.is_grad_enabled() and not hidden.is_meta:
+        counted = targets != IGNORE
+        if not bool(counted.all()):
+            return _of_counted(hidden, weight, targets, token_weights, softcap, vocabulary, counted)
     with without_autocast(hidden.device):
         return _LinearCrossEntropy.apply(
             hidden,
@@ -207,3 +212,22 @@ def linear_cross_entropy(
             recipe,
             torch.is_grad_enabled(),
         )
+
+
+def _of_counted(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    token_weights: Tensor,
+    softcap: float | None,
+    vocabulary: int | None,
+    counted: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As linear_cross_entropy, without gradient, where some tokens do not count (N,)."""
+    losses = torch.zeros(targets.shape, dtype=torch.float32, device=targets.device)
+    hits = torch.zeros_like(counted)
+    if bool(counted.any()):
+        _, losses[counted], hits[counted] = linear_cross_entropy(
+            hidden[counted], weight, targets[counted], softcap=softcap, vocabulary=vocabulary
+        )
+    return (losses * token_weights).sum(), losses, hits

@@ -39,7 +39,7 @@ def next_token(network: Network, hidden: Hidden, targets: Tensor) -> NextTokenLo
     softcap, vocabulary = getattr(network, "softcap", None), getattr(network, "vocabulary", None)
     recipe = head_recipe(network)
     if hidden.exits is not None:
-        return _expected(norm, weight, hidden.exits, targets, softcap, recipe)
+        return _expected(norm, weight, hidden.exits, targets, softcap, vocabulary, recipe)
     total, losses, hits = linear_cross_entropy(
         norm(hidden.states).flatten(0, 1),
         weight,
@@ -64,6 +64,7 @@ def _expected(
     exits: Exits,
     targets: Tensor,
     softcap: float | None,
+    vocabulary: int | None,
     recipe: str | None,
 ) -> NextTokenLoss:
     """Expected loss over exits, plus the divergence of the exits' distribution from a geometric one (Banino
@@ -82,7 +83,8 @@ def _expected(
         targets.unsqueeze(1).expand(-1, repeats, -1).flatten(),
         mass.flatten().float(),  # the autocast of CPUs leaves it in half precision
         softcap,
-        recipe=recipe,
+        vocabulary,
+        recipe,
     )
     expected = total / mass.numel()
     return NextTokenLoss(

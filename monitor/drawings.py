@@ -1,5 +1,5 @@
-"""Drawings of many experiments: from a cache where their files are as they were, else made anew, in several
-processes where they are many.
+"""What the page draws of many experiments, from their metrics.jsonl: from a cache where the files are as they
+were, else made anew, in several processes where they are many.
 
     drawings = drawings_of({folder: rows of its segments.jsonl, ...})
 
@@ -21,9 +21,10 @@ from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 from files import write_atomically
-from monitor import curves, draw
+from monitor import curves, draw, samples
 from optim import reader
 from optim.evaluations import Best, Row, as_float
 from optim.names import METRICS
@@ -39,13 +40,26 @@ LARGEST_CACHE = 1 << 25  # characters of drawings that are kept
 
 # folder of an experiment, steps where its further segments began, points of a curve, what best.pt is best by
 Task = tuple[Path, Sequence[float], int, Best | None]
-Entries = dict[str, tuple[str, str]]  # stamp and drawing, by folder
+
+
+class Drawn(NamedTuple):
+    """Markup of one experiment; empty where there is nothing to show."""
+
+    curves: str = ""  # for draw.figure
+    samples: str = ""  # the last ones
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self))
+
+
+Entries = dict[str, tuple[str, Drawn]]  # stamp and what it stamps, by folder
 
 
 def drawings_of(
     segments_of: Mapping[Path, list[Row]], best_of: Mapping[Path, Best | None] = MappingProxyType({})
-) -> dict[Path, str]:
-    """The drawing of each experiment, empty where it has nothing to draw. best_of: of those that keep one."""
+) -> dict[Path, Drawn]:
+    """Of each experiment. best_of: of those that keep one."""
     limit = max(FEWEST_POINTS, min(draw.POINTS, POINTS_OF_A_PAGE // max(len(segments_of), 1)))
     tasks: list[Task] = [
         (folder, starts_of(segments), limit, best_of.get(folder)) for folder, segments in segments_of.items()
@@ -56,7 +70,7 @@ def drawings_of(
     found = {
         folder: kept[str(folder)][1]
         for folder, stamp in stamps.items()
-        if stamp and kept.get(str(folder), ("", ""))[0] == stamp
+        if stamp and kept.get(str(folder), ("",))[0] == stamp
     }
     missing = [task for task in tasks if task[0] not in found]
     found |= dict(zip((task[0] for task in missing), _draw_all(missing), strict=True))
@@ -70,12 +84,13 @@ def starts_of(segments: Sequence[Row]) -> list[float]:
     return sorted({start for row in segments[1:] if (start := as_float(row.get("start_step"))) is not None})
 
 
-def _draw(task: Task) -> str:
+def _draw(task: Task) -> Drawn:
     folder, starts, limit, best = task
-    return draw.drawing(read_rows(folder / METRICS, []), starts, limit, best)
+    rows = read_rows(folder / METRICS, [])
+    return Drawn(draw.drawing(rows, starts, limit, best), samples.last_samples(rows))
 
 
-def _draw_all(tasks: Sequence[Task]) -> list[str]:
+def _draw_all(tasks: Sequence[Task]) -> list[Drawn]:
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     workers = min(PROCESSES, cores)
     if len(tasks) > FEW and workers > 1:
@@ -122,9 +137,8 @@ def _stamp(task: Task) -> str:
 
 
 def _hash_of_code() -> str:
-    sources = [
-        Path(name).read_bytes() for name in (draw.__file__, curves.__file__, reader.__file__, __file__)
-    ]
+    files = (draw.__file__, curves.__file__, samples.__file__, reader.__file__, __file__)
+    sources = [Path(name).read_bytes() for name in files]
     return hashlib.sha256(b"".join(sources)).hexdigest()[:16]
 
 
@@ -136,9 +150,10 @@ def _load(path: Path | None) -> Entries:
     entries: Entries = {}
     with suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
         if path is not None and path.stat().st_uid == os.getuid():
-            for name, (stamp, text) in json.loads(path.read_text()).items():
-                if isinstance(stamp, str) and isinstance(text, str):
-                    entries[name] = stamp, text
+            for name, (stamp, parts) in json.loads(path.read_text()).items():
+                drawn = Drawn(*parts)
+                if isinstance(stamp, str) and {*map(type, drawn)} == {str}:
+                    entries[name] = stamp, drawn
     return entries
 
 
@@ -146,10 +161,10 @@ def _keep(path: Path | None, own: Entries, others: Entries) -> None:
     """Write these drawings and, as far as there is room, those of other pages; nothing, where that cannot
     be done.
     """
-    entries, room = dict(own), LARGEST_CACHE - sum(len(text) for _, text in own.values())
+    entries, room = dict(own), LARGEST_CACHE - sum(drawn.size for _, drawn in own.values())
     for name, entry in others.items():
         if name not in own:
-            room -= len(entry[1])
+            room -= entry[1].size
             if room >= 0:
                 entries[name] = entry
     if path is not None:

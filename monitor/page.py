@@ -64,8 +64,10 @@ font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd; } th \
 { color: #555; font-weight: 600; }
 .all :is(th, td):is(:nth-child(1), :nth-child(2), :nth-last-child(3), :nth-last-child(2)), .jobs :is(th, \
-td):is(:nth-child(2), :nth-child(4), :nth-child(9)), .measured :is(th, td):first-child {
+td):is(:nth-child(2), :nth-child(4), :nth-child(9)), .measured :is(th, td):first-child, .samples :is(th, td) {
   text-align: left; }
+.samples td { white-space: pre-wrap; overflow-wrap: anywhere; font-family: monospace; vertical-align: top; }
+.samples td:first-child { min-width: 12rem; }
 .all td:first-child, .jobs td:nth-child(9) { white-space: normal; overflow-wrap: anywhere; min-width: 12rem; }
 b { font-weight: inherit; } a { color: #005a8c; }
 .finished { color: #00694b; } .running { color: #005a8c; } .failed, .silent, .unreadable { color: #a33b00; \
@@ -121,13 +123,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Chapter:
-    """What the page shows of one experiment: the drawing of its curves, empty where it has none, and rows
-    of segments.jsonl.
+    """What the page shows of one experiment: the drawing of its curves, empty where it has none, rows of
+    segments.jsonl, and the table of its last samples, where it has any.
     """
 
     progress: Progress
     drawing: str
     segments: list[dict[str, Any]]
+    samples: str = ""
 
 
 def words(value: Any) -> str:
@@ -296,7 +299,7 @@ def notes(row: Progress) -> list[str]:
         else "; the chain is dead" + (f": {row.chain_end}" if row.chain_end not in ("", row.reason) else "")
     )
     lines = []
-    if row.state in ("failed", "stopped"):
+    if row.state in ("failed", "refused", "stopped"):
         other = f"; last segment: {row.segment_reason}" if row.segment_reason not in ("", row.reason) else ""
         lines.append(f"{row.state}: {row.reason or 'no reason given'}{other}{chain}")
     elif row.state == "silent":
@@ -427,7 +430,7 @@ def _chapter(index: int, chapter: Chapter, has_frame: bool) -> str:
         f'<section id="e{index}">\n<h2>{escape(name)} <span'
         f' class="{escape(row.state)}">{escape(row.state)}</span></h2>\n<p'
         f' class="path">{escape(row.folder)}</p>\n{remarks}{drawn}\n'
-        f"{_measured(row)}{_segments(chapter)}</section>\n"
+        f"{_measured(row)}{chapter.samples}{_segments(chapter)}</section>\n"
     )
 
 

@@ -25,7 +25,7 @@ from monitor.page import Newest, Progress, words
 from optim.evaluations import AT_END, Row, as_float, final_rows, foremost, measured, split_name
 from optim.lock import STALE_SECONDS
 from optim.names import METRICS, SEGMENTS, STATUS, SUMMARY
-from optim.outcome import OUTCOME
+from optim.outcome import OUTCOME, Kind
 from optim.reader import Record, newest_rows
 from report.trajectory import KNOWN_LENGTHS, remark
 
@@ -184,7 +184,7 @@ def updated_at(folder: Path, status: Row, *rows: Row) -> float | None:
 
 def state_of(record: Record, summary: Row, problems: list[str], age: float | None, job: Job | None) -> str:
     """The state that the run recorded, by its status or a later ending; `silent` where it says running and
-    nobody hears of it.
+    nobody hears of it, `refused` where the only runs were refused before they began.
     """
     if record.status:
         is_silent = age is not None and age > SILENT_SECONDS and (job is None or not job.is_running)
@@ -196,7 +196,10 @@ def state_of(record: Record, summary: Row, problems: list[str], age: float | Non
         return "finished"
     if problems:
         return "unreadable"
-    return record.outcome.state if record.outcome else "unknown"
+    if record.outcome is None:
+        return "unknown"
+    # nothing has run there yet, so nothing has failed
+    return "refused" if record.outcome.kind == Kind.REFUSED else record.outcome.state
 
 
 def reason_of(record: Record) -> str:

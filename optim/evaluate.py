@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from data.batch import Batch, EvalSet
+from data.sizes import text_in
 from distributed.world import World
 from optim.intervals import spread
 from optim.partial import PartialSums
@@ -60,15 +61,17 @@ def evaluate(
     should_stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int], object] = lambda done: None,
     kept: PartialSums | None = None,
+    sizes: NDArray[np.int64] | None = None,
 ) -> dict[str, Any] | None:
     """Token-weighted means over some windows: those of these numbers, or the first so many batches (0: all
     windows).
 
     Batch b is run by process b % world.size; sums are kept per batch and added in one order, so that the
     number of processes leaves no trace. Returns loss, perplexity, accuracy, depth and counts; the mean loss
-    and the accuracy of each window, (windows,) float64; and the means over batches, which weigh a last,
-    partial batch like a full one, as the authors' numbers do. None where `should_stop` (called by all
-    processes together) said so. The model is left in training mode if it was.
+    and the accuracy of each window, (windows,) float64, and with `sizes`, the bytes of each token, its text
+    (`text_in`); and the means over batches, which weigh a last, partial batch like a full one, as the
+    authors' numbers do. None where `should_stop` (called by all processes together) said so. The model is
+    left in training mode if it was.
     progress: called with the number of batches that are done. kept: where the sums go at a stop and from time
     to time, and from where they are taken up; it is the caller's to remove, once the numbers are written.
     """
@@ -79,7 +82,9 @@ def evaluate(
         windows_read = np.arange(n_windows)
     n_batches = math.ceil(windows_read.size / batch_size)
     sums = torch.zeros(n_batches, 4, dtype=torch.float64)  # loss, hits, tokens, depth x tokens
-    by_window = torch.zeros(windows_read.size, 2, dtype=torch.float64)  # mean loss, accuracy
+    columns = 2 if sizes is None else 4
+    by_window = torch.zeros(windows_read.size, columns, dtype=torch.float64)  # mean loss, accuracy; text
+    size_of = None if sizes is None else torch.from_numpy(sizes).to(world.device)
     was_training = model.training
     model.eval()
     try:
@@ -92,7 +97,7 @@ def evaluate(
                 part = slice(number * batch_size, (number + 1) * batch_size)
                 batch = windows.batch(windows_read[part]).to(world.device)
                 sums[number], by_window[part] = _batch_sums(
-                    model, batch, world.device, autocast, EVAL_SEED + number
+                    model, batch, world.device, autocast, EVAL_SEED + number, size_of
                 )
             done = min(first + world.size, n_batches)
             progress(done)
@@ -115,9 +120,10 @@ def _batch_sums(
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[Any]],
     seed: int,
+    size_of: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """A batch: its loss, hits, tokens and depth x tokens, (4,), and each window's mean loss and accuracy,
-    (windows, 2); float64.
+    """A batch: its loss, hits, tokens and depth x tokens, (4,), and each window's mean loss and accuracy, and
+    its text where size_of (V,) is given, (windows, 2 or 4); float64.
     """
     targets = batch["targets"]
     with torch.random.fork_rng([device] if device.type == "cuda" else []), autocast():
@@ -126,6 +132,8 @@ def _batch_sums(
     losses, hits, n_tokens = out["token_losses"].double(), out["hits"], targets.numel()
     sums = [losses.sum().item(), hits.sum().item(), n_tokens, float(out["average_depth"]) * n_tokens]
     by_window = torch.stack([losses.mean(1), hits.double().mean(1)], dim=1)
+    if size_of is not None:
+        by_window = torch.cat([by_window, text_in(targets, losses, size_of)], dim=1)
     return torch.tensor(sums, dtype=torch.float64), by_window.cpu()
 
 
@@ -133,7 +141,7 @@ def _means(by_batch: Tensor, by_window: Tensor) -> dict[str, Any]:
     """What `evaluate` returns, of the sums of all processes."""
     loss, hits, tokens, depth = by_batch.sum(0).tolist()
     loss_of_batches, hits_of_batches = (by_batch[:, :2] / by_batch[:, 2:3]).mean(0).tolist()
-    window_losses, window_accuracies = by_window.unbind(1)
+    window_losses, window_accuracies = by_window[:, :2].unbind(1)
     return {
         "val_loss": loss / tokens,
         "val_pp": perplexity(loss / tokens),
@@ -143,6 +151,7 @@ def _means(by_batch: Tensor, by_window: Tensor) -> dict[str, Any]:
         "n_tokens": int(tokens),
         "window_losses": window_losses,
         "window_accuracies": window_accuracies,
+        "window_texts": by_window[:, 2:],
         "val_loss_batch_mean": loss_of_batches,
         "val_acc_batch_mean": hits_of_batches,
     }

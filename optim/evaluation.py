@@ -80,16 +80,16 @@ class HeldOut:
         folder: Path,
         identity: Mapping[str, Any],
         name: str = "",
-        text_bytes: Callable[[NDArray[np.int64]], int] | None = None,
+        sizes: NDArray[np.int64] | None = None,
     ) -> None:
-        """identity: of the data, as data.bins.identity_of has it. text_bytes: of the windows of some numbers;
-        None where the tokenizer is not known.
+        """identity: of the data, as data.bins.identity_of has it. sizes: bytes of each token; None where the
+        tokenizer is not known.
         """
         self.args, self.world, self.network, self.windows = args, world, network, windows
         self.folder, self.identity, self.name = folder, identity, name
-        self.text_bytes = text_bytes
+        self.sizes = sizes
         self.quantities: Mapping[str, str] = HELD_OUT
-        if text_bytes is None:
+        if sizes is None:
             self.quantities = {each: HELD_OUT[each] for each in HELD_OUT if each != BITS_PER_BYTE}
         self.autocast = autocaster(args.dtype, world.device)
         self.plan = EvaluationPlan(args.batch_size, args.eval_batches)
@@ -109,6 +109,7 @@ class HeldOut:
             0 if whole else self.plan.batches,
             should_stop,
             kept=kept,
+            sizes=self.sizes,
         )
         if result is None:
             return None
@@ -116,9 +117,9 @@ class HeldOut:
             f"loss {result['val_loss']:.4f}  perplexity {result['val_pp']:.2f}  accuracy"
             f" {result['val_acc']:.4f}  average depth {result['average_depth']:.2f}"
         )
-        if self.text_bytes is not None:
-            size = self.text_bytes(np.arange(len(result["window_losses"])))
-            result[BITS_PER_BYTE] = bits_per_byte(result["val_loss"], result["n_tokens"], size)
+        texts = result.pop("window_texts")
+        if self.sizes is not None:
+            result[BITS_PER_BYTE] = bits_per_byte(result["val_loss"], result["n_tokens"], texts)
             words += f"  bits per byte {result[BITS_PER_BYTE]:.4f}"
         for name in ("window_losses", "window_accuracies", "val_loss_batch_mean", "val_acc_batch_mean"):
             del result[name]

@@ -46,7 +46,15 @@ DEFAULTS = {"acc_steps": 1, "scheduler": "none", "log_freq": 1, "eval_freq": 0, 
 
 # groups of flags that say what a network and its data are, which the caller of fit has made
 OF_OTHERS = frozenset(flag.name for group in ("data", "model", "recurrent depth") for flag in GROUPS[group])
-OF_TEXT = {"sample_every", "sample_prompts", "sample_tokens", "sample_temperature"}
+OF_TEXT = {
+    "sample_every",
+    "sample_prompts",
+    "sample_tokens",
+    "sample_temperature",
+    "core_data",
+    "core_metric_every",
+    "core_metric_max_per_task",
+}
 OF_MAIN = {"init_from", "config", "stop_file", "outcome_file", "selftest_resume"}
 NOT_HERE = (OF_OTHERS - {"dtype"}) | OF_TEXT | OF_MAIN
 

@@ -22,8 +22,8 @@ def forecast(record: Record, args: Any, peak: float | None = None) -> str:
     per_hour = record.steps_per_hour()
     if per_hour:
         rate = f"{per_hour * flops / 3600:.3g} FLOP/s"
-        return f"{work}: {left / per_hour:.1f} h at {rate}, the rate of earlier jobs, evaluations included"
+        return f"{work}: {left / per_hour:.2g} h at {rate}, the rate of earlier jobs, evaluations included"
     if peak:
         least = left * flops / peak / 3600
-        work += f", {least:.1f} h at the device's peak"
+        work += f", {least:.2g} h at the device's peak"
     return f"{work}; the rate is not known before a job has advanced"

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from config.recipe import flags_of
-from data.sizes import text_bytes, token_sizes
+from data.sizes import token_sizes
 from data.text import TextData
 from distributed.world import World
 from errors import UserError
 from models import fp8, make_model_from_args
+from optim.core_metric import core_evaluation, wanted_tasks
 from optim.dataset import open_data
 from optim.evaluation import HeldOut
 from optim.hooks import Hook
@@ -35,14 +36,17 @@ def assemble(args: Namespace, world: World, folder: Path) -> Parts:
     """
     if args.fp8:
         world.on_all(lambda: need_fp8(args.dtype, world.device))
-    # a wrong prompt is reported before data are prepared
+    # a wrong prompt or task is reported before data are prepared
     texts = world.on_all(lambda: wanted_prompts(args)) if args.sample_every else []
+    tasks = world.on_all(lambda: wanted_tasks(args)) if args.core_metric_every else []
     data = open_data(args, world)
     seed_everything(args.seed, world.rank)
     network = make_model_from_args(args)
     if args.fp8:
         world.on_all(lambda: fp8.convert(network, args.fp8_recipe))
     hooks = _samples(args, world, texts, data, network) if texts else []
+    if tasks:
+        hooks.append(world.on_all(lambda: core_evaluation(args, world, tasks, data, network)))
     return language_model(args, world, data, network, folder, hooks)
 
 
@@ -73,8 +77,7 @@ def language_model(
     sizes = world.on_main(partial(token_sizes, data.meta, args.vocab_size))
     evaluations = []
     for name, splits in data.parts.items():
-        counted = None if sizes is None else partial(text_bytes, splits.val, sizes)
-        evaluations.append(HeldOut(args, world, network, splits.val, folder, identities[name], name, counted))
+        evaluations.append(HeldOut(args, world, network, splits.val, folder, identities[name], name, sizes))
     return Parts(
         NextToken(network),
         source,

@@ -19,6 +19,8 @@ EVALUATION, SWEEP = "eval_summary_{}.json", "ppl_per_mac.json"
 PARTIAL = "eval_partial_{}.npz"  # of an evaluation that was cut short: of what, and a hash of its settings
 OF_TRAINING = "training"
 EVALUATIONS = (EVALUATION.format("*"), "ppl_per_mac*.json")
+CORE = "CORE"  # name of this evaluation
+CORE_ROW = f"eval@{CORE}"  # kind of its rows
 ABANDONED, DAMAGED = "abandoned", "damaged"  # suffixes of what has been set aside
 NUMBERED = re.compile(r"ckpt_(\d+)\.pt")
 
@@ -26,6 +28,11 @@ NUMBERED = re.compile(r"ckpt_(\d+)\.pt")
 def window_losses_of(evaluation: str) -> str:
     """Name of the losses of single windows beside an evaluation's summary."""
     return evaluation.removesuffix(".json") + ".npz"
+
+
+def core_of(evaluation: str) -> str:
+    """Name of the table of CORE's tasks beside an evaluation's summary."""
+    return evaluation.removesuffix(".json") + "_core.csv"
 
 
 def step_of(path: Path) -> int | None:

@@ -23,6 +23,7 @@ from errors import UserError
 from files import write_atomically
 from optim.evaluations import split_name
 from optim.experiment import Experiment
+from optim.names import CORE_ROW
 from processes import peak_kib
 
 log = logging.getLogger("cotformer")
@@ -167,6 +168,8 @@ def charts(row: dict[str, Any]) -> dict[str, float]:
     kind, name = split_name(row["kind"])
     of = f"/{name}" if name else ""
     numbers = {**row, **row.get("time", {})}
+    if row["kind"] == CORE_ROW:
+        numbers |= {task: score["centred"] for task, score in row["core"].items()}
     flat = {
         f"{kind}{of}/{key}": value
         for key, value in numbers.items()

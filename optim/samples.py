@@ -111,16 +111,16 @@ def shown(text: str, longest: int) -> str:
     return repr(text) if len(text) <= longest else f"{text[:longest]!r}..."
 
 
-def tokenizer_of(meta: Mapping[str, Any], dataset: str) -> Tokenizer:
-    """That of a dataset. Raises UserError where it is not known, or cannot be had."""
+def tokenizer_of(meta: Mapping[str, Any], dataset: str, flag: str = "--sample_every") -> Tokenizer:
+    """That of a dataset. Raises UserError where it is not known, or cannot be had. flag: what needs it."""
     known = described(meta)
     if known.tokenizer is None and label(dataset) in OF_GPT2:
         known = OF_BPE
     tokenizer = open_tokenizer(known)
     if tokenizer is None:
         raise UserError(
-            f"--sample_every: --dataset {dataset} does not say by which tokenizer its tokens become text;"
-            " prepare it again (python -m data.tokenize), or leave --sample_every out"
+            f"{flag}: --dataset {dataset} does not say by which tokenizer its tokens become text;"
+            f" prepare it again (python -m data.tokenize), or leave {flag} out"
         )
     return tokenizer
 

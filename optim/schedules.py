@@ -153,6 +153,8 @@ class Shape:
             return _between(leg.start_rate, leg.top_rate, share, is_cosine=False)
         last = leg.end - leg.start
         fall = round(self.warmdown_ratio * leg.end)
+        if leg.start:  # of an extension, which may be shorter than its warm-down, and begins without a jump
+            fall = min(fall, last - 1 - round(leg.rise))
         if local <= last - fall:
             return leg.top_rate
         return _between(self.end_rate, leg.top_rate, (last - local) / fall, is_cosine=False)

@@ -51,7 +51,11 @@ def windows(context: Sequence[int], continuation: Sequence[int], longest: int) -
 
 
 class Scorer:
-    """A model in evaluation mode on a device; `autocast` makes the context it runs in."""
+    """A model in evaluation mode on a device; `autocast` makes the context it runs in.
+
+    longest: tokens that it is given at once (None: its sequence_length). most_tokens: of a batch, padding
+    included, if it has more than one sequence (None: batch_size sequences of any length).
+    """
 
     def __init__(
         self,
@@ -59,10 +63,13 @@ class Scorer:
         device: torch.device,
         batch_size: int,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        longest: int | None = None,
+        most_tokens: int | None = None,
     ) -> None:
         self.model = model.to(device).eval()
         self.device, self.batch_size, self.autocast = device, batch_size, autocast
-        self.longest = model.settings.sequence_length
+        self.longest = model.settings.sequence_length if longest is None else longest
+        self.most_tokens = most_tokens
         self.one_length = model.settings.looks_ahead()
 
     def batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -74,8 +81,12 @@ class Scorer:
         if self.one_length:
             groups = [list(group) for _, group in groupby(order, key=lambda i: lengths[i])]
         for group in groups:
-            for begin in range(0, len(group), self.batch_size):
-                yield group[begin : begin + self.batch_size]
+            while group:
+                size = self.batch_size
+                if self.most_tokens is not None:
+                    size = max(1, self.most_tokens // max(1, lengths[group[0]]))
+                yield group[:size]
+                group = group[size:]
 
     def _padded(self, sequences: Sequence[Sequence[int]], filler: int) -> Tensor:
         width = max(map(len, sequences))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,9 +20,12 @@ class SmoothedLoss(Hook):
 
     @property
     def value(self) -> float:
-        return self.mean / (1 - DECAY**self.steps)
+        """NaN before the first loss."""
+        return self.mean / (1 - DECAY**self.steps) if self.steps else math.nan
 
     def add(self, loss: float) -> None:
+        if not math.isfinite(loss):  # of a step that was skipped
+            return
         self.mean = DECAY * self.mean + (1 - DECAY) * loss
         self.steps += 1
 
@@ -38,4 +42,5 @@ class SmoothedLoss(Hook):
 
     def take_up(self, state: Mapping[str, Any]) -> None:
         """As Hook.take_up."""
-        self.mean, self.steps = state["mean"], state["steps"]
+        if state:  # that of the hook at this place, which may have been another
+            self.mean, self.steps = state["mean"], state["steps"]

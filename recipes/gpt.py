@@ -52,6 +52,8 @@ SPELLINGS = {
     "resume-from-step": "use_pretrained",
     "eval-every": "eval_freq",
     "sample-every": "sample_every",
+    "core-metric-every": "core_metric_every",
+    "core-metric-max-per-task": "core_metric_max_per_task",
     "save-every": "save_checkpoint_freq",
     "model-tag": "exp_name",
 }
@@ -146,6 +148,10 @@ OTHER_FORMS: dict[str, dict[str, Any]] = {
         "help": "continue prompts every N steps, in the log, metrics.jsonl and Weights & Biases; 0 or -1:"
         " never",
     },
+    "core_metric_every": {
+        "type": disabled_is_zero,
+        "help": "measure CORE every N steps and at the last one, where there is --core_data; 0 or -1: never",
+    },
     "save_checkpoint_freq": {
         "type": disabled_is_none,
         "help": "write ckpt_N.pt every N steps (None or -1: only the final ckpt.pt and on a stop)",
@@ -176,6 +182,7 @@ OWN_FLAGS = (
         "tokens for each parameter of layers and head (Chinchilla: 20), where neither of these gives a"
         " length; batch, rates and decay follow it in any case; -1: no length of it",
         low=-1,
+        high=1e6,
         scope=SCHEDULE,
     ),
     Flag(
@@ -198,10 +205,7 @@ OWN_FLAGS = (
         scope=PLACE,
     ),
     Flag("run", str, NO_WANDB, "any name but 'dummy' turns --wandb on", scope=PLACE),
-    Flag("core_metric_every", int, -1, "CORE every N steps: not there yet; -1: never", low=-1, scope=PLACE),
-    Flag("core_metric_max_per_task", int, 500, "examples for each task of CORE", low=-1, scope=PLACE),
 )
-WITHOUT_EFFECT = ("core_metric_every", "core_metric_max_per_task")
 
 
 def own_groups() -> Mapping[str, Sequence[Flag]]:
@@ -214,8 +218,15 @@ def own_groups() -> Mapping[str, Sequence[Flag]]:
 
 def planned(args: Namespace) -> Horizon:
     """Of flags whose width and heads are known. Raises UserError."""
-    steps = -1 if args.iterations is None else args.iterations
-    given = args.total_batch_size, steps, args.target_flops
+    batch, steps = args.total_batch_size, -1 if args.iterations is None else args.iterations
+    if args.acc_steps is not None:
+        batch = args.batch_size * args.acc_steps * args.sequence_length
+        if args.total_batch_size not in (-1, batch):
+            raise UserError(
+                f"--total-batch-size {args.total_batch_size} is not {batch}, the tokens of --acc_steps"
+                f" {args.acc_steps} micro-batches of --device-batch-size {args.batch_size}"
+            )
+    given = batch, steps, args.target_flops
     ratio = args.target_param_data_ratio
     return horizon(ModelSettings.from_args(args), args.aspect_ratio, args.head_dim, ratio, *given)
 
@@ -227,13 +238,20 @@ def resolve(args: Namespace) -> list[Problem]:
     args.n_head = args.n_head or max(1, args.n_embd // args.head_dim)
     args.exp_name = args.exp_name or f"d{args.n_layer}"
     args.wandb = args.wandb or args.run != NO_WANDB
+    width, left = divmod(args.n_embd, args.n_head)
+    if left or width % 2:
+        line = (
+            f"heads must have a whole, even width, not {args.n_embd} / {args.n_head} ="
+            f" {args.n_embd / args.n_head:g}: give another --head-dim"
+        )
+        return [Problem(line, "head_dim", "n_embd", "n_head")]
     problems = cotformer.block_problems(args)
     if problems:
         return problems
     try:
         plan = planned(args)
     except UserError as error:
-        return [Problem(str(error), "target_param_data_ratio", "total_batch_size")]
+        return [Problem(str(error), "target_param_data_ratio", "total_batch_size", "acc_steps")]
     for name in ("rate_scale", "width_scale", "decay_scale"):
         if getattr(args, name) is None:
             setattr(args, name, getattr(plan, name))
@@ -285,8 +303,10 @@ def _evaluation_problems(args: Namespace) -> list[Problem]:
 
 def notes(args: Namespace) -> list[str]:
     """As cotformer.notes."""
-    changed = [name for name in WITHOUT_EFFECT if getattr(args, name) != RECIPE.flags[name].default]
-    return [f"--{name} has no effect yet" for name in changed] + cotformer.notes(args)
+    told = cotformer.notes(args)
+    if args.warmup_ratio + args.warmdown_ratio > 1:
+        told.append("--warmup-ratio and --warmdown-ratio overlap: the rate jumps where one ends")
+    return told
 
 
 def assemble(args: Namespace, world: World, folder: Path) -> Parts:
@@ -306,7 +326,7 @@ def assemble(args: Namespace, world: World, folder: Path) -> Parts:
         line = forecast(Record(folder, problems=[]), args, None if peak is None else peak * world.size)
         return [*parts.describe(schedule), plan_in_words(args), line]
 
-    return replace(parts, describe=describe, hooks=(*parts.hooks, SmoothedLoss(args.log_freq)))
+    return replace(parts, describe=describe, hooks=(SmoothedLoss(args.log_freq), *parts.hooks))
 
 
 def plan_in_words(args: Namespace) -> str:

@@ -60,6 +60,7 @@ DEFAULTS = (
     "fp8_recipe",
     "adafactor_eps",
     "mup_base_width",
+    "depth_index",
     "decayed",
     "positional_encoder",
     "attention_window_length",

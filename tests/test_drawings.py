@@ -183,7 +183,7 @@ def test_rows_of_earlier_code_that_are_no_json_are_drawn(tmp_path):
     )
     assert "Infinity" in text and "NaN" in text
     (tmp_path / "metrics.jsonl").write_text(text)
-    drawn = drawings.drawings_of({tmp_path: []})[tmp_path]
+    drawn = drawings.drawings_of({tmp_path: []})[tmp_path].curves
     assert len(strokes(drawn, "n")) > 2 and "nan" not in drawn
 
 
@@ -236,13 +236,13 @@ def write(folder: Path, rows: list[dict[str, Any]]) -> None:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def fresh(folder: Path, ledger: list[dict[str, Any]]) -> str:
+def fresh(folder: Path, ledger: list[dict[str, Any]]) -> drawings.Drawn:
     return drawings._draw((folder, drawings.starts_of(ledger), draw.POINTS, None))
 
 
 def test_what_did_not_change_is_not_drawn_again(place, cache):
     cache.write_text(cache.read_text().replace("<path", "<path id='kept'"))
-    assert "kept" in drawings.drawings_of({place: []})[place]
+    assert "kept" in drawings.drawings_of({place: []})[place].curves
 
 
 def test_a_further_row_is_seen(place):
@@ -284,7 +284,7 @@ def test_a_cache_that_cannot_be_written_is_left_out(place, cache):
 def test_a_cache_of_another_user_is_not_believed(place, cache):
     cache.write_text(cache.read_text().replace("<path", "<path id='planted'"))
     os.chown(cache, 65534, 65534)
-    assert "planted" not in drawings.drawings_of({place: []})[place]
+    assert "planted" not in drawings.drawings_of({place: []})[place].curves
 
 
 def test_a_relative_cache_folder_does_not_count(tmp_path, monkeypatch):

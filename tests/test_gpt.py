@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from models import make_model_from_args
 from optim.optimizers import make_optimizer
 from optim.schedules import make_scheduler
 from optim.selftest import differing
+from optim.smoothed_loss import SmoothedLoss
 from tests.command_lines import refused
 from tests.programs import ROOT, SMALL_DATA, final_state, metrics, python, run, start, wait_for_step
 
@@ -46,7 +48,7 @@ PUBLIC = {
     "resume-from-step": "-1",
     "eval-every": "250",
     "eval-tokens": str(40 * 524288),
-    "core-metric-every": "-1",
+    "core-metric-every": "2000",
     "core-metric-max-per-task": "500",
     "sample-every": "2000",
     "save-every": "-1",
@@ -132,6 +134,12 @@ def test_groups_of_the_network_have_the_scaled_rates() -> None:
     assert matrices["weight_decay"] == pytest.approx(0.2 * args.decay_scale)
 
 
+def test_a_batch_that_is_given_in_micro_batches_sets_steps_and_rates() -> None:
+    ours = parsed("--depth", 4, "--device-batch-size", 8, "--acc_steps", 2)
+    public = parsed("--depth", 4, "--device-batch-size", 8, "--total-batch-size", 2 * 8 * 2048)
+    assert vars(ours) == {**vars(public), "total_batch_size": -1}
+
+
 def test_a_scale_of_ones_own_is_kept() -> None:
     assert parsed("--depth", 4, "--rate_scale", 1).rate_scale == 1
 
@@ -153,13 +161,20 @@ def test_a_scale_of_ones_own_is_kept() -> None:
             ["--device-batch-size", "24", "--total-batch-size", "262144"],
             "cannot be cut into micro-batches of --device-batch-size 24; these fit: 128, 64, 32,",
         ),
+        (
+            ["--total-batch-size", "262144", "--acc_steps", "5"],
+            "--total-batch-size 262144 is not 327680, the tokens of --acc_steps 5 micro-batches",
+        ),
+        (["--target-param-data-ratio", "1e300"], "must be at most 1e+06"),
         (["--eval-tokens", "512"], "--eval-tokens 512 is less than one batch, 65536 tokens"),
-        (["--device-type", "mps"], "--device mps: trainings run on CUDA devices and on CPUs; give cpu"),
+        (["--device-type", "mps"], "--device-type mps: trainings run on CUDA devices and on CPUs; give cpu"),
+        (["--num-iterations", "x"], "--num-iterations (iterations) must be a whole number"),
+        (["--head-dim", "7"], "heads must have a whole, even width, not 1281 / 183 = 7"),
         (["--fp8-recipe", "rows"], "--fp8-recipe must be one of tensorwise, rowwise, not 'rows'"),
         (["--depth", "0"], "--depth (n_layer) must be at least 1"),
         (["--depth", "100000000"], "--depth (n_layer) must be at most 1024"),
-        (["--window-pattern", "SX", "--target-flops", "1e18"], "--window_pattern 'SX' must be letters"),
-        (["--window-pattern", "", "--target-flops", "1e18"], "--window_pattern '' must be letters S and L"),
+        (["--window-pattern", "SX", "--target-flops", "1e18"], "--window-pattern 'SX' must be letters"),
+        (["--window-pattern", "", "--target-flops", "1e18"], "--window-pattern '' must be letters S and L"),
         (["--head-dim", "0"], "--head-dim must be at least 1"),
         (["--matrix-lr", "x"], "--matrix-lr (lr) must be a number"),
         (["--num-iteration", "5"], "did you mean --num-iterations?"),
@@ -180,6 +195,13 @@ def test_processes_that_cannot_share_a_batch_are_told_what_can() -> None:
 def test_the_preset_is_the_public_example() -> None:
     args = parsed("--config", PRESET)
     assert (args.n_embd, args.iterations, args.acc_steps, args.eval_batches) == (256, 20, 1, 1)
+
+
+def test_a_step_that_was_skipped_is_not_in_the_smoothed_loss() -> None:
+    smoothed = SmoothedLoss(0)
+    for loss in (math.nan, 2.0, math.inf, 2.0):
+        smoothed.add(loss)
+    assert smoothed.value == pytest.approx(2.0)
 
 
 # a training

@@ -104,6 +104,14 @@ def test_there_is_no_forecast_before_a_job_has_advanced(tmp_path: Path) -> None:
     )
 
 
+def test_jobs_of_another_recipe_have_its_name() -> None:
+    assert preflight.short_name(config.parse_args(["gpt", "--depth", "4"])) == "gpt"
+    assert (
+        preflight.short_name(config.parse_args(["--model", "cot", "--n_layer", "12", "--n_repeat", "5"]))
+        == "cot12x5"
+    )
+
+
 def test_forecast_without_limit_names_no_jobs(tmp_path: Path) -> None:
     ledger(tmp_path, {"start_step": 0, "end_step": 100, "seconds": 3600.0})
     record = Record(tmp_path)

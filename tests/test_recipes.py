@@ -17,7 +17,12 @@ from errors import UserError
 from tests.command_lines import config_file, refused
 
 OWN = (Flag("angle_base", float, 10000.0, "base of the rotary angles"), Flag("note", str, None, "a text"))
-SPELLINGS = {"device-batch-size": "batch_size", "weight-decay": "weight_decay", "V": "vocab_size"}
+SPELLINGS = {
+    "device-batch-size": "batch_size",
+    "weight-decay": "weight_decay",
+    "V": "vocab_size",
+    "L": "n_layer",
+}
 
 
 def no_thirteen(args: Namespace) -> list[Problem]:
@@ -118,6 +123,26 @@ def test_spelling_means_its_flag(other, words, name, value):
     assert getattr(config.parse_args(["other", *words]), name) == value
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--L", "13"], "--L must not be 13"),
+        (["--L=13"], "--L must not be 13"),
+        (["--n_layer", "13"], "--n_layer must not be 13"),
+        (["--V", "100", "--n_layer", "13"], "--n_layer must not be 13"),
+    ],
+)
+def test_a_rule_names_a_flag_as_the_command_line_does(other, words, line, capsys):
+    assert refused(capsys, "other", *words) == [f"main.py: error: {line}"]
+
+
+def test_a_later_line_names_flags_as_the_command_line_does(other):
+    worded = config.as_written(["other", "--L", "2", "--angle-base", "3", "--weight-decay=1"])
+    assert worded("--n_layer 2, --n_layer_begin 1, --angle_base: not --weight_decay") == (
+        "--L 2, --n_layer_begin 1, --angle-base: not --weight-decay"
+    )
+
+
 def test_config_file_takes_spellings(other, tmp_path):
     path = config_file(tmp_path, {"model": {"V": 300}, "train": {"device_batch_size": 4}})
     args = config.parse_args(["other", "--config", str(path)])
@@ -158,6 +183,11 @@ def test_default_of_an_unknown_flag_cannot_be_declared():
 def test_another_recipe_is_another_training(other):
     mine, theirs = vars(config.parse_args(["other"])), vars(config.parse_args([]))
     assert differences(mine, theirs) == ["the checkpoint is of recipe cotformer, this run of other"]
+
+
+def test_another_value_is_told_in_the_spelling_of_the_recipe(other):
+    mine, theirs = vars(config.parse_args(["other", "--n_layer", "3"])), vars(config.parse_args(["other"]))
+    assert differences(mine, theirs) == ["--L: the checkpoint has 7, this run 3"]
 
 
 def test_another_recipe_has_another_fingerprint(other):

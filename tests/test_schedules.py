@@ -1,5 +1,7 @@
 """Learning rates against torch's OneCycleLR, and what they do when a run is saved, taken up and extended."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -430,6 +432,16 @@ def test_an_extension_that_continues_goes_on_from_rate_and_decay(taken):
     assert max(map(abs, steps)) <= 1.001 * LR / 20  # as steep as the warm-up
     decays = [decay for _, decay, _ in found]
     assert decays == sorted(decays, reverse=True) and decays[-1] > 0
+
+
+@pytest.mark.parametrize("how", ["continue", "restart"])
+@pytest.mark.parametrize("taken", [75, 90, 100])
+def test_an_extension_shorter_than_the_warm_down_does_not_jump(taken, how):
+    before, after = lengthened(taken, 110, how)
+    found = [rate for rate, _, _ in before[-1:] + after]
+    falling = found[found.index(max(found)) :]
+    drops = [earlier - later for earlier, later in pairwise(falling)]
+    assert min(drops) >= 0 and max(drops) <= 1.001 * drops[-1]
 
 
 def test_an_extension_in_the_warm_up_is_the_warm_up_of_the_first_plan():

@@ -84,6 +84,28 @@ def test_the_page_lists_the_segments(tmp_path, capsys):
     assert re.search("wall time.*stop file", page_of(tmp_path, capsys), re.DOTALL)
 
 
+def samples(step: int, *texts: Any) -> dict[str, Any]:
+    return {"kind": "sample", "step": step, "samples": [{"prompt": "The ", "text": text} for text in texts]}
+
+
+def test_the_page_shows_the_last_samples_escaped(tmp_path, capsys):
+    experiment(tmp_path, metrics=[metric(10), samples(10, "old"), metric(20), samples(20, "<b>new\n")])
+    html = page_of(tmp_path, capsys)
+    assert "sample at step 20" in html and r"&lt;b&gt;new\n" in html and "old" not in html
+
+
+def test_of_many_and_long_samples_the_page_shows_a_few_short_ones(tmp_path, capsys):
+    experiment(tmp_path, metrics=[metric(10), samples(10, *["x" * 10_000] * 100)])
+    html = page_of(tmp_path, capsys)
+    assert "96 more in metrics.jsonl" in html and html.count("xxx") < 4 * 60
+
+
+def test_samples_of_any_values_are_passed_over(tmp_path, capsys):
+    rows = [samples(10, 5, None), samples(20, "kept"), {"kind": "sample", "samples": 3}, {"kind": "sample"}]
+    experiment(tmp_path, metrics=[metric(10), *rows, {"kind": "sample", "step": 30, "samples": ["a", 1, {}]}])
+    assert "kept" in page_of(tmp_path, capsys)
+
+
 def test_an_experiment_without_metrics_has_a_chapter(tmp_path, capsys):
     (experiment(tmp_path) / "metrics.jsonl").unlink()
     assert "no metrics.jsonl" in page_of(tmp_path, capsys)

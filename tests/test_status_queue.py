@@ -207,6 +207,14 @@ def test_a_start_that_was_refused_after_a_stop_is_told(tmp_path, capsys):
     assert said([str(tmp_path)], capsys).splitlines()[-1] == "run: failed: no such data"
 
 
+def test_a_folder_in_which_every_start_was_refused_has_no_failed_training(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    outcome = ended(Kind.REFUSED, "dataset 'x' is not prepared")
+    write_json(tmp_path / "run" / "outcome.json", outcome.as_json())
+    assert seen(tmp_path, capsys)["state"] == "refused"
+    assert said([str(tmp_path)], capsys).splitlines()[-1] == "run: refused: dataset 'x' is not prepared"
+
+
 def test_a_start_that_was_refused_after_the_end_leaves_it_finished(tmp_path, capsys):
     end(experiment(tmp_path, state="finished"), Kind.REFUSED, "no such data")
     assert seen(tmp_path, capsys)["state"] == "finished"

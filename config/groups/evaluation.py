@@ -64,6 +64,30 @@ EVALUATIONS: tuple[Flag, ...] = (
         low=0,
         scope=PLACE,
     ),
+    Flag(
+        "core_data",
+        str,
+        None,
+        "folder or zip of CORE's tasks: core.yaml, eval_meta_data.csv, eval_data/, or eval_bundle/ with them."
+        " eval.py measures CORE where it is given, a training each --core_metric_every steps (None: no CORE)",
+        scope=PLACE,
+    ),
+    Flag(
+        "core_metric_every",
+        int,
+        2000,
+        "measure CORE every N steps and at the last one, where there is --core_data; 0 = never",
+        low=0,
+        scope=PLACE,
+    ),
+    Flag(
+        "core_metric_max_per_task",
+        int,
+        500,
+        "items of each task of CORE; -1 = all of them",
+        low=-1,
+        scope=PLACE,
+    ),
     switch("wandb", "log to Weights & Biases (WANDB_MODE=offline on nodes without internet)", scope=PLACE),
     Flag(
         "wandb_project",
