@@ -11,12 +11,14 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adafactor, AdamW, Optimizer
 
+from config.checks import OF_MUP
 from config.groups.optimiser import OPTIMIZERS
 from distributed.world import World
 from errors import UserError
 from models.network import (
     EMBEDDING,
     FROZEN,
+    GATE,
     HEAD,
     MATRIX,
     NORM,
@@ -85,6 +87,20 @@ def muon_rules(args: Any, fused: bool) -> tuple[ParameterRule, ...]:
     )
 
 
+def mup_rules(multiple: float, decay: float, decayed: str) -> tuple[ParameterRule, ...]:
+    """Of muP (Yang et al. 2022, Tensor Programs V, table 8, for Adam), for a width that is a multiple of the one
+    that --lr was chosen for: the rate of what sums over the width falls with it.
+
+    Their decay rises as much, so that a step takes the same share of a weight at every width. The first group
+    is at --lr itself, which rows of metrics report.
+    """
+    hidden = ParameterRule(frozenset((MATRIX, ROUTER)), decay * multiple, 1 / multiple)
+    others, multipliers = EMBEDDINGS | SCALARS, frozenset((HEAD, GATE))
+    if decayed == "all":
+        return ParameterRule(multipliers | others), hidden
+    return ParameterRule(multipliers), ParameterRule(others, decay=0.0), hidden
+
+
 def parameter_groups(
     model: nn.Module,
     extras: Mapping[str, nn.Parameter] = MappingProxyType({}),
@@ -143,12 +159,15 @@ def _optimizer(
 ) -> Optimizer:
     device = next(model.parameters()).device
     decay = args.weight_decay * getattr(args, "decay_scale", 1.0)  # which some recipes have
-    fused = device.type in ("cpu", "cuda")
+    fused, multiple = device.type in ("cpu", "cuda"), getattr(model, "width_multiple", None)
+    if multiple is not None and args.opt not in OF_MUP:
+        raise UserError(f"a network of muP trains with --opt {' or '.join(OF_MUP)}, not with {args.opt}")
     if args.opt == "muon":
         groups = parameter_groups(model, extras, muon_rules(args, fused))
         dtype = autocast_dtype(args.muon_dtype, device)
         return Muon(groups, lr=args.lr, weight_decay=decay, dtype=dtype, world=world)
-    rules = RULES[getattr(args, "decayed", "matrices")]  # older checkpoints do not have the flag
+    decayed = getattr(args, "decayed", "matrices")  # older checkpoints do not have the flag
+    rules = RULES[decayed] if multiple is None else mup_rules(multiple, decay, decayed)
     groups = parameter_groups(model, extras, rules)
     if args.opt == "adamw":
         return AdamW(groups, lr=args.lr, betas=(args.beta1, args.beta2), weight_decay=decay, fused=fused)

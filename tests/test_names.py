@@ -201,7 +201,7 @@ TABLE: list[tuple[str, str]] = [
     ),
     (
         "--opt lion --scheduler cosine --mup_base_width 256",
-        "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_opt=lion_mup_base_width=256_scheduler=cosine_seed2",
+        "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_opt=lion_scheduler=cosine_mup_base_width=256_seed2",
     ),
     (
         "--init_from /somewhere/exps/owt2/base/lr0.1_wide/",
