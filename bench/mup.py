@@ -1,5 +1,5 @@
-"""Coordinate check of muP: how far a few steps move activations in networks of several widths, with and without
---mup_base_width (the smallest width); and which rate trains each of them best.
+"""Coordinate check of muP: how far a few steps move activations in networks of several widths, with and
+without --mup_base_width (the smallest width); and which rate trains each of them best.
 
     python bench/mup.py [--model lncot] [--block published] [--opt adamw] [--picture mup.png]
 

@@ -1,21 +1,30 @@
-"""Lion, and the schedules of the training library: resumed to the same bits, extended, refused in one line."""
+"""Lion, muP, and the schedules of the training library: resumed to the same bits, extended, refused."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import config
+from data.bins import TokenWindows
+from data.token_source import TokenSource
 from errors import UserError
+from models import make_model_from_args
+from models.network import GATE, HEAD, MATRIX, ROUTER, roles_of
+from models.variants import VARIANTS
 from optim.checkpoint import load_checkpoint
 from optim.fit import fit
 from optim.lion import Lion
+from optim.objectives import NextToken
+from optim.optimizers import make_optimizer
 from optim.schedules import LIBRARY, Schedule, make_scheduler
 from optim.selftest import differing, leaves
 from tests.command_lines import refused
+from tests.helpers import same, tiny_args, tiny_model, tokens
 from tests.programs import ROOT, python, run
 from tests.test_fit import Numbers, Squared, StopAt, train, without_time
 
@@ -151,6 +160,78 @@ def test_rows_tell_the_rate_of_each_update() -> None:
     rows = fit(Squared(), Numbers(), steps=12, batch_size=4, device="cpu", **settings).rows
     expected = rates(scheduled("cosine", 12, 4, SETTINGS["lr"]), 12)
     assert [row["lr"] for row in rows if row["kind"] == "train"] == pytest.approx(expected)
+
+
+# muP
+
+MODELS = [(model, "published") for model in VARIANTS]
+MODELS += [(model, "modern") for model in ("base", "lncot", "adm")]
+
+
+def flags_of_mup(model: str, block: str) -> list[str]:
+    loops = ["--n_layer_begin", "0", "--n_layer_end", "0"] if model == "base" else []
+    return [*loops, "--block", block, "--depth_embedding", "learned", "--mup_base_width", "16"]
+
+
+@pytest.mark.parametrize(("model", "block"), MODELS)
+def test_rates_of_mup_fall_where_weights_sum_over_the_width(model: str, block: str) -> None:
+    args = tiny_args(model, *flags_of_mup(model, block), "--weight_decay", "0.1")
+    network = make_model_from_args(args)
+    roles, seen = roles_of(network), set()
+    for group in make_optimizer(network, args).param_groups:
+        for name in group["param_names"]:
+            falls = roles[name] in (MATRIX, ROUTER)
+            assert group.get("rate", 1.0) == (0.5 if falls else 1.0)
+            assert group["weight_decay"] == (0.2 if falls else 0.1 * (roles[name] in (HEAD, GATE)))
+            seen.add(name)
+    assert seen == {name for name, _ in network.named_parameters()}
+
+
+@pytest.mark.parametrize(("model", "block"), MODELS)
+def test_at_its_base_width_mup_changes_no_initial_weight(model: str, block: str) -> None:
+    found = []
+    for base in (["--mup_base_width", "32"], []):
+        torch.manual_seed(0)
+        flags = flags_of_mup(model, block)[:-2]
+        found.append(make_model_from_args(tiny_args(model, *flags, *base)))
+    assert same(*(dict(network.state_dict()) for network in found))
+
+
+@pytest.mark.parametrize("block", ["published", "modern"])
+def test_both_ways_of_attention_have_the_scale_of_mup(block: str) -> None:
+    logits = []
+    for attention in ("fast", "reference"):
+        network = tiny_model("lncot", *flags_of_mup("lncot", block), attention=attention)
+        logits.append(network(tokens(2, 16), get_logits=True)["logits"])
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=1e-5)
+
+
+def test_the_loss_is_that_of_the_logits_of_mup() -> None:
+    network = tiny_model("lncot", *flags_of_mup("lncot", "published"))
+    out = network(tokens(2, 16), targets=tokens(2, 16, seed=1), get_logits=True)
+    expected = torch.nn.functional.cross_entropy(out["logits"].flatten(0, 1), tokens(2, 16, seed=1).flatten())
+    torch.testing.assert_close(out["loss"], expected)
+
+
+def test_a_training_by_mup_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    states = []
+    for name, stops in (("whole", [12]), ("parts", [5, 12])):
+        for last in stops:
+            torch.manual_seed(0)
+            network = make_model_from_args(tiny_args("lncot", *flags_of_mup("lncot", "published")))
+            windows = TokenWindows(np.arange(5000, dtype=np.uint16) % 50, 16, 64)
+            hooks = [StopAt("pause", last)] if last < 12 else []
+            settings = {**SETTINGS, "objective": NextToken(network), "source": TokenSource(windows, 0)}
+            train(tmp_path / name, hooks=hooks, **settings)
+        states.append(load_checkpoint(tmp_path / name / "ckpt.pt"))
+        del states[-1]["args"]
+    assert differing(*map(leaves, states)) == []
+
+
+def test_a_network_of_mup_is_refused_by_other_optimisers() -> None:
+    network = make_model_from_args(tiny_args("base", *flags_of_mup("base", "published")))
+    with pytest.raises(UserError, match="trains with --opt adamw or lion, not with sgd"):
+        make_optimizer(network, tiny_args("base", "--opt", "sgd"))
 
 
 # refused

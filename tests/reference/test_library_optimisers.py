@@ -5,6 +5,9 @@ import torch
 from torch import nn
 
 import config
+from models import make_model_from_args
+from models.attention import AttentionPlan
+from models.network import EMBEDDING, HEAD, MATRIX, NORM, SCALAR, roles_of
 from optim.optimizers import make_optimizer
 from optim.schedules import make_scheduler
 from tests.reference.cases import each
@@ -87,3 +90,68 @@ def test_optimizer(case):
         optimizer.step()
         for name, parameter in parameters.items():
             torch.testing.assert_close(parameter.data, torch.tensor(right[name]), rtol=2e-4, atol=5e-6)
+
+
+# muP
+
+UNCHANGED = "lr_norms_biases_and_untied_head"
+RATES_OF = {MATRIX: "lr_hidden_matrices", EMBEDDING: "lr_embedding"}
+RATES_OF |= dict.fromkeys((NORM, SCALAR, HEAD), UNCHANGED)
+
+
+def network_of(case, block="published", **changes):
+    """A network of a case, with biases where its blocks can have them."""
+    names = {"d_model": "n_embd", "mup_base_width": "mup_base_width", "n_heads": "n_head"}
+    given = {ours: case["input"][name] for name, ours in names.items()}
+    given |= {"model": "base", "block": block, "n_layer": 2, "vocab_size": 512, "bias": block == "published"}
+    torch.manual_seed(0)
+    return make_model_from_args(config.add_defaults({**given, **changes}))
+
+
+@pytest.mark.parametrize("block", ["published", "modern"])
+@each(FILE, "cases", where=of("mup"))
+def test_rates_of_mup(case, block):
+    network = network_of(case, block)
+    roles = roles_of(network)
+    optimizer, schedule = made(network, case["input"])
+    for step in range(max(case["input"]["steps"]) + 1):
+        if step in case["input"]["steps"]:
+            index = case["input"]["steps"].index(step)
+            for group in optimizer.param_groups:
+                for key in {RATES_OF.get(roles[name], UNCHANGED) for name in group["param_names"]}:
+                    assert group["lr"] == pytest.approx(case["right"][key][index], rel=1e-6)
+        schedule.step()
+
+
+@pytest.mark.parametrize("key", ["attention_scale", "attention_scale_without_mup"])
+@pytest.mark.parametrize("block", ["published", "modern"])
+@each(FILE, "cases", where=of("mup"))
+def test_attention_scale_of_mup(case, block, key):
+    changes = {"mup_base_width": None} if key.endswith("without_mup") else {}
+    attention = network_of(case, block, **changes).transformer["h"][0].attn
+    width = case["input"]["d_model"] // case["input"]["n_heads"]
+    q, k, v = torch.randn(3, 1, case["input"]["n_heads"], 4, width).unbind()
+    found = attention.attend(q, [(k, v)], AttentionPlan(None))
+    expected = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=case["right"][key])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@each(FILE, "cases", where=of("mup"))
+def test_logit_factor_of_mup(case):
+    network, plain = network_of(case), network_of(case, mup_base_width=None)
+    plain.load_state_dict(network.state_dict())
+    states = torch.randn(5, case["input"]["d_model"])
+    expected = case["right"]["logit_factor"] * plain.logits(states)
+    torch.testing.assert_close(network.logits(states), expected, rtol=1e-5, atol=1e-7)
+
+
+@each(FILE, "cases", where=of("mup"))
+def test_initial_weights_of_mup(case):
+    wide = network_of(case)
+    base = network_of(case, n_embd=case["input"]["mup_base_width"])
+    kinds = {"hidden_matrices": MATRIX, "embedding": EMBEDDING}
+    for kind, right in case["right"]["init_std_ratio_to_base_width"].items():
+        names = [name for name, role in roles_of(wide).items() if role == kinds[kind]]
+        for name in names:
+            ratio = wide.state_dict()[name].std() / base.state_dict()[name].std()
+            assert ratio.item() == pytest.approx(right, rel=0.05)
