@@ -88,8 +88,8 @@ def muon_rules(args: Any, fused: bool) -> tuple[ParameterRule, ...]:
 
 
 def mup_rules(multiple: float, decay: float, decayed: str) -> tuple[ParameterRule, ...]:
-    """Of muP (Yang et al. 2022, Tensor Programs V, table 8, for Adam), at a width that is a multiple of the one
-    that --lr was chosen for: the rate of weights that sum over the width falls with it.
+    """Of muP (Yang et al. 2022, Tensor Programs V, table 8, for Adam), at a width that is a multiple of that
+    which --lr was chosen for: the rate of weights that sum over the width falls with it.
 
     Their decay rises as much, so that a step takes the same share of a weight at every width. The first group
     is at --lr itself, which rows of metrics report.

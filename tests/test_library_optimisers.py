@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,18 @@ def test_a_network_of_mup_is_refused_by_other_optimisers() -> None:
     network = make_model_from_args(tiny_args("base", *flags_of_mup("base", "published")))
     with pytest.raises(UserError, match="trains with --opt adamw or lion, not with sgd"):
         make_optimizer(network, tiny_args("base", "--opt", "sgd"))
+
+
+# the page
+
+
+def test_the_example_of_the_page_trains() -> None:
+    (block,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "library-optimisers.md").read_text(), re.DOTALL
+    )
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert names["rows"][-1]["loss"] < 0.9 * names["rows"][0]["loss"]
 
 
 # refused
