@@ -2,6 +2,7 @@
 without --mup_base_width (the smallest width); and which rate trains each of them best.
 
     python bench/mup.py [--model lncot] [--block published] [--opt adamw] [--picture mup.png]
+    python bench/mup.py --train_steps 60         # the rates too: minutes
 
 growth: exponent of the width by which the change of a layer's output since its initial weights grows, in root
 mean square after the last step; 0: it is the same at every width. Tokens are of a random chain.
@@ -47,7 +48,7 @@ def options() -> Namespace:
     parser.add_argument("--steps", type=int, default=5, help="of the coordinate check")
     parser.add_argument("--lr", type=float, default=2.0**-7, help="of the coordinate check")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--train_steps", type=int, default=60, help="with each rate; 0: rates are left out")
+    parser.add_argument("--train_steps", type=int, default=0, help="with each rate; 0: rates are left out")
     parser.add_argument("--picture", help="PNG or PDF to draw")
     return parser.parse_args()
 
@@ -175,7 +176,9 @@ def draw(args: Namespace, found: Mapping[str, Mapping[str, Any]], path: str) -> 
         axis, changes = axes[0][column], found[way]["change"]
         for number, (name, values) in enumerate(changes.items()):
             axis.plot(args.widths, values, "o-", color=colours(0.9 * number / (len(changes) - 1)), label=name)
-        axis.set(xscale="log", yscale="log", title=f"{args.model}, {args.opt}, {TITLES[way]}", xlabel="width")
+        axis.set(
+            xscale="log", yscale="log", title=f"{args.model}, {args.opt}, {TITLES[way]}", xlabel="--n_embd"
+        )
         axis.set_xticks(args.widths, [str(width) for width in args.widths])
         axis.minorticks_off()
         if args.train_steps:
@@ -185,10 +188,10 @@ def draw(args: Namespace, found: Mapping[str, Mapping[str, Any]], path: str) -> 
             axes[1][column].set_xscale("log", base=2)
             axes[1][column].set(xlabel="--lr")
     axes[0][0].set_ylabel(f"change in {args.steps} steps (RMS)")
-    axes[0][1].legend(fontsize=7)
+    axes[0][1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     if args.train_steps:
         axes[1][0].set_ylabel(f"loss after {args.train_steps} steps (nats per token)")
-        axes[1][1].legend(fontsize=7)
+        axes[1][1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=110)
 
 
