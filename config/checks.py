@@ -21,12 +21,13 @@ OF_SCHEDULES = {
     "warmup_percent": ("cos", "linear", "wsd"),
     "final_div_factor": ("cos", "linear", "wsd"),
     "decay_percent": ("wsd",),
-    "warmup_steps": ("warmup_cos",),
+    "warmup_steps": ("warmup_cos", "cosine", "linear_decay", "constant"),
     "min_lr": ("warmup_cos",),
     "warmup_ratio": ("trapezoid",),
     "warmdown_ratio": ("trapezoid",),
     "final_lr_frac": ("trapezoid",),
 }
+OF_MUP = ("adamw", "lion")
 OWN_RATES = ("embedding_lr", "unembedding_lr", "scalar_lr")  # of muon
 
 
@@ -37,6 +38,8 @@ def unused_by_optimiser(args: Namespace) -> dict[str, str]:
         unused = dict.fromkeys((*OWN_RATES, "muon_dtype"), f" with --opt {args.opt}")
     if args.opt == "muon":
         unused["decayed"] = " with --opt muon: matrices decay"
+    if args.opt != "adafactor":
+        unused["adafactor_eps"] = f" with --opt {args.opt}"
     for name, schedulers in OF_SCHEDULES.items():
         if args.scheduler not in schedulers:
             unused[name] = f" with --scheduler {args.scheduler}"
@@ -45,7 +48,7 @@ def unused_by_optimiser(args: Namespace) -> dict[str, str]:
 
 def optimiser_problems(args: Namespace) -> list[Problem]:
     problems = []
-    if args.opt in ("adamw", "muon") and (args.beta1 >= 1 or args.beta2 >= 1):
+    if args.opt in ("adamw", "muon", "lion") and (args.beta1 >= 1 or args.beta2 >= 1):
         problems.append(Problem("--beta1 and --beta2 must be below 1", "beta1", "beta2"))
     if args.scheduler == "wsd" and args.warmup_percent + args.decay_percent > 1:
         problems.append(
@@ -56,6 +59,12 @@ def optimiser_problems(args: Namespace) -> list[Problem]:
                 "decay_percent",
             )
         )
+    if args.mup_base_width is not None and args.opt not in OF_MUP:
+        line = (
+            f"--mup_base_width is for --opt {' and '.join(OF_MUP)}, whose steps do not depend on the size of"
+            f" gradients or weights, not for {args.opt}"
+        )
+        problems.append(Problem(line, "mup_base_width", "opt"))
     own_rates = [name for name in OWN_RATES if getattr(args, name) is not None]
     if args.opt == "muon" and args.lr == 0 and own_rates:
         line = f"--{own_rates[0]} is kept as a multiple of --lr, which must not be 0 then"

@@ -51,7 +51,13 @@ from optim.resumable import check_resumable
 SLURM_SECONDS = 20  # patience with SLURM's commands
 LEAD_SECONDS = 300  # before the time limit, where steps and saves have not been timed yet
 LEAD_MARGIN = 60
-OPTIMIZER_STATES = {"adamw": 2, "sgd": 1, "adafactor": 0.1, "muon": 2}  # numbers kept for each weight
+OPTIMIZER_STATES = {
+    "adamw": 2,
+    "sgd": 1,
+    "adafactor": 0.1,
+    "muon": 2,
+    "lion": 1,
+}  # numbers kept for each weight
 
 
 def say(line: str) -> None:

@@ -325,8 +325,15 @@ def _merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return total.to(parts[0][0].dtype), lse
 
 
-def attend(q: Tensor, passes: list[KeyValue], plan: AttentionPlan, dropout: float) -> Tensor:
-    """Queries (B, H, T, Dh) over the keys and values of one or several passes -> (B, H, T, Dh)."""
+def attend(
+    q: Tensor, passes: list[KeyValue], plan: AttentionPlan, dropout: float, query_scale: float = 1.0
+) -> Tensor:
+    """Queries (B, H, T, Dh) over the keys and values of one or several passes -> (B, H, T, Dh).
+
+    query_scale: what they are multiplied by first.
+    """
+    if query_scale != 1.0:
+        q = q * query_scale
     if plan.tiles:
         return cast(Tensor, _PassAttention.apply(q, plan, *_flattened(passes)))
     keys, values = passes[0]
@@ -384,9 +391,17 @@ def flash_works(device: torch.device, dtype: torch.dtype, head_width: int, in_wi
 class SelfAttention(nn.Module):
     """Multi-head attention. State names are the authors': `c_attn` holds q, k, v, or k, v beside `q_attn`."""
 
-    def __init__(self, width: int, heads: int, bias: bool, dropout: float, split_qkv: bool) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        bias: bool,
+        dropout: float,
+        split_qkv: bool,
+        query_scale: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout, self.query_scale = heads, dropout, query_scale
         if split_qkv:
             self.q_attn: nn.Linear | None = nn.Linear(width, width, bias=bias)
             self.c_attn = nn.Linear(width, 2 * width, bias=bias)
@@ -412,7 +427,7 @@ class SelfAttention(nn.Module):
 
     def attend(self, q: Tensor, passes: list[KeyValue], plan: AttentionPlan) -> Tensor:
         """Queries (B, H, T, Dh) over the keys and values of one or several passes -> (B, H, T, Dh)."""
-        return attend(q, passes, plan, self.dropout if self.training else 0.0)
+        return attend(q, passes, plan, self.dropout if self.training else 0.0, self.query_scale)
 
     def output(self, y: Tensor) -> Tensor:
         """Heads (B, H, T, Dh) -> (B, T, D)."""

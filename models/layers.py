@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -109,7 +109,12 @@ class PublishedBlock(Block):
         width, norm_bias = settings.n_embd, settings.has_bias("norm")
         self.ln_1 = nn.LayerNorm(width, bias=norm_bias)
         self.attn = SelfAttention(
-            width, settings.n_head, settings.has_bias("attn"), settings.dropout, settings.variant.split_qkv
+            width,
+            settings.n_head,
+            settings.has_bias("attn"),
+            settings.dropout,
+            settings.variant.split_qkv,
+            settings.query_scale,
         )
         self.ln_2 = nn.LayerNorm(width, bias=norm_bias)
         self.mlp = MLP(settings)
@@ -125,6 +130,17 @@ class PublishedBlock(Block):
         """As Block.finish."""
         x = x + self.attn.output(y)
         return x + self.mlp(self.ln_2(x))
+
+
+class Scaled(nn.Module):
+    """The output of a module, times a factor."""
+
+    def __init__(self, module: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.module, self.factor = module, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.module(x)) * self.factor
 
 
 class DepthEmbedding(nn.Module):

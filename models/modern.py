@@ -84,7 +84,7 @@ class ModernAttention(nn.Module):
     def __init__(self, settings: ModelSettings, has_values: bool) -> None:
         super().__init__()
         width, kv_width = settings.n_embd, settings.kv_heads * settings.head_width
-        self.heads, self.kv_heads = settings.n_head, settings.kv_heads
+        self.heads, self.kv_heads, self.query_scale = settings.n_head, settings.kv_heads, settings.query_scale
         self.c_q = nn.Linear(width, width, bias=False)
         self.c_k = nn.Linear(width, kv_width, bias=False)
         self.c_v = nn.Linear(width, kv_width, bias=False)
@@ -113,7 +113,7 @@ class ModernAttention(nn.Module):
             passes = [
                 (k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1)) for k, v in passes
             ]
-        return attend(q, passes, plan, dropout=0.0)
+        return attend(q, passes, plan, 0.0, self.query_scale)
 
     def output(self, y: Tensor) -> Tensor:
         """Heads (B, H, T, Dh) -> (B, T, D)."""

@@ -15,6 +15,7 @@ from models.hidden import Hidden
 
 MATRIX = "matrix"  # weights of linear layers
 EMBEDDING = "embedding"  # tables of vectors, also where the head is tied to one
+GATE = "gate"  # matrices with as many inputs at every width; with muP alone, else they are matrices too
 VALUE_EMBEDDING = "value_embedding"  # tables whose vectors are added to attention's values
 HEAD = "head"  # an output matrix that is not tied to an embedding
 NORM = "norm"
@@ -31,7 +32,8 @@ class Network(Protocol):
     may_leave_unused: a step may leave a parameter without a gradient, for which DDP must then search. A
     network may also have `softcap`: c, where its logits z are c tanh(z / c); `vocabulary`, where its output
     weight has more rows than there are tokens; `head_recipe`: by which recipe of models/fp8.py the loss
-    multiplies with that weight in training; and `embedding`, the nn.Embedding of its tokens.
+    multiplies with that weight in training; `width_multiple`, where it is made after the rules of muP, which
+    the optimiser then follows; and `embedding`, the nn.Embedding of its tokens.
     """
 
     @property

@@ -57,6 +57,7 @@ class ModelSettings:
     rope_dtype: str = "float32"
     depth_index: str = "layer"
     trained_length: int | None = None  # where it is not sequence_length: windows are shares of it
+    mup_base_width: int | None = None
 
     @classmethod
     def from_args(cls, args: Any) -> ModelSettings:
@@ -93,6 +94,18 @@ class ModelSettings:
     @property
     def head_width(self) -> int:
         return self.n_embd // self.n_head
+
+    @property
+    def width_multiple(self) -> float | None:
+        """Of muP: the width over that for which rates and initial weights were chosen; None without muP."""
+        return None if self.mup_base_width is None else self.n_embd / self.mup_base_width
+
+    @property
+    def query_scale(self) -> float:
+        """What queries are multiplied by, beside the root of the head width that scores are over: that root
+        once more with muP.
+        """
+        return 1.0 if self.mup_base_width is None else self.head_width**-0.5
 
     @property
     def is_modern(self) -> bool:

@@ -13,6 +13,8 @@ With --block modern (nanochat's scheme)
   c_proj, ve_gate      0
   scalars              1 for a layer's input, 0.1 for the embeddings
   depth embedding, routers, gates that halt: as above
+With --mup_base_width, these are of a network of that width; matrices of blocks fall with the root of the
+width from there, routers and gates that halt with the width, all others stay
 """
 
 from __future__ import annotations
@@ -28,12 +30,22 @@ from torch import Tensor, nn
 
 from models.attention import Rotary
 from models.hidden import Hidden
-from models.layers import Block, DepthEmbedding, HaltingGate, LayerInputs, PublishedBlock, Router
+from models.layers import Block, DepthEmbedding, HaltingGate, LayerInputs, PublishedBlock, Router, Scaled
 from models.losses import next_token
 from models.macs import training_flops_per_token
 from models.memory import Memory, SequenceMemory, Stack
 from models.modern import SOFTCAP, ModernBlock, RMSNorm, rms_norm
-from models.network import HEAD, MATRIX, RESIDUAL_SCALAR, ROUTER, VALUE_EMBEDDING, X0_SCALAR, by_layer_type
+from models.network import (
+    EMBEDDING,
+    GATE,
+    HEAD,
+    MATRIX,
+    RESIDUAL_SCALAR,
+    ROUTER,
+    VALUE_EMBEDDING,
+    X0_SCALAR,
+    by_layer_type,
+)
 from models.passes import Passes
 from models.planner import Planner
 from models.policies import POLICIES
@@ -115,19 +127,33 @@ class Transformer(nn.Module):
         residual_std = 0.02
         if self.settings.scaled_init:
             residual_std = 0.02 / math.sqrt(2 * self.settings.n_layer)
+        roles = self.roles()
         for name, module in self.named_modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 if self.settings.is_modern and not name.startswith(OF_THE_PAPER):
                     self._initialise_modern(name, module.weight)
                 else:
-                    nn.init.normal_(module.weight, std=residual_std if name.endswith("c_proj") else 0.02)
+                    std = residual_std if name.endswith("c_proj") else 0.02
+                    role = roles.get(f"{name}.weight", EMBEDDING)  # of a tied head
+                    nn.init.normal_(module.weight, std=std * self._mup_factor(role, module.weight))
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         if hasattr(self, "depth_predictor"):
             nn.init.zeros_(cast(nn.Linear, self.depth_predictor._gate[-1]).weight)
 
+    def _mup_factor(self, role: str, weight: Tensor) -> float:
+        """What muP multiplies the initial standard deviation of a weight of the paper's parts by."""
+        multiple = self.settings.width_multiple
+        if multiple is None or role not in (MATRIX, ROUTER):
+            return 1.0
+        is_hidden = role == MATRIX or weight.shape[0] == self.settings.n_embd
+        return float(multiple ** (-0.5 if is_hidden else -1.0))
+
     def _initialise_modern(self, name: str, weight: Tensor) -> None:
-        bound = math.sqrt(3 / self.settings.n_embd)
+        width = self.settings.n_embd
+        if name.startswith("value_embeds."):
+            width = self.settings.mup_base_width or width
+        bound = math.sqrt(3 / width)
         if name == "transformer.wte":
             nn.init.normal_(weight)
         elif weight is self.head[1]:
@@ -159,10 +185,20 @@ class Transformer(nn.Module):
 
     @property
     def head(self) -> tuple[nn.Module, Tensor]:
-        """Last norm and output weight (V, D), with padded rows below those of tokens."""
+        """Last norm, over muP's multiple of the width, and output weight (V, D), with padded rows below those
+        of tokens.
+        """
         if self.settings.variant.exits_each_pass:
-            return self.to_logits[0], cast(nn.Linear, self.to_logits[1]).weight
-        return self.transformer["ln_f"], self.lm_head.weight
+            norm, weight = self.to_logits[0], cast(nn.Linear, self.to_logits[1]).weight
+        else:
+            norm, weight = self.transformer["ln_f"], self.lm_head.weight
+        multiple = self.width_multiple
+        return norm if multiple is None else Scaled(norm, 1 / multiple), weight
+
+    @property
+    def width_multiple(self) -> float | None:
+        """As models.network.Network."""
+        return self.settings.width_multiple
 
     @property
     def embedding(self) -> nn.Embedding:
@@ -279,6 +315,8 @@ class Transformer(nn.Module):
         if self.settings.is_modern:
             roles |= {name: VALUE_EMBEDDING for name in roles if name.startswith("value_embeds.")}
             roles |= {"resid_lambdas": RESIDUAL_SCALAR, "x0_lambdas": X0_SCALAR}
+        if self.settings.mup_base_width is not None:
+            roles |= {name: GATE for name in roles if name.endswith("ve_gate.weight")}
         gates = {id(parameter) for gate in self._gates() for parameter in gate.parameters()}
         for name, parameter in self.named_parameters():
             if id(parameter) in gates and (self.settings.is_modern or roles[name] == MATRIX):

@@ -11,11 +11,14 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adafactor, AdamW, Optimizer
 
+from config.checks import OF_MUP
+from config.groups.optimiser import OPTIMIZERS
 from distributed.world import World
 from errors import UserError
 from models.network import (
     EMBEDDING,
     FROZEN,
+    GATE,
     HEAD,
     MATRIX,
     NORM,
@@ -26,6 +29,7 @@ from models.network import (
     X0_SCALAR,
     roles_of,
 )
+from optim.lion import Lion
 from optim.muon import ADAMW, MUON, Muon, second_moment_shape
 from optim.setup import autocast_dtype
 
@@ -83,6 +87,20 @@ def muon_rules(args: Any, fused: bool) -> tuple[ParameterRule, ...]:
     )
 
 
+def mup_rules(multiple: float, decay: float, decayed: str) -> tuple[ParameterRule, ...]:
+    """Of muP (Yang et al. 2022, Tensor Programs V, table 8, for Adam), at a width that is a multiple of that
+    which --lr was chosen for: the rate of weights that sum over the width falls with it.
+
+    Their decay rises as much, so that a step takes the same share of a weight at every width. The first group
+    is at --lr itself, which rows of metrics report.
+    """
+    hidden = ParameterRule(frozenset((MATRIX, ROUTER)), decay * multiple, 1 / multiple)
+    others, multipliers = EMBEDDINGS | SCALARS, frozenset((HEAD, GATE))
+    if decayed == "all":
+        return ParameterRule(multipliers | others), hidden
+    return ParameterRule(multipliers), ParameterRule(others, decay=0.0), hidden
+
+
 def parameter_groups(
     model: nn.Module,
     extras: Mapping[str, nn.Parameter] = MappingProxyType({}),
@@ -122,9 +140,13 @@ def make_optimizer(
     extras: Mapping[str, nn.Parameter] = MappingProxyType({}),
     world: World | None = None,
 ) -> Optimizer:
-    """AdamW (one fused kernel where the device has it), SGD, Adafactor or Muon, by --opt; rates are set by
-    the schedule. world: the processes that share the work of Muon.
+    """AdamW (one fused kernel where the device has it), SGD, Adafactor, Muon or Lion, by --opt; rates are set
+    by the schedule. world: the processes that share the work of Muon.
+
+    Raises ValueError for an optimiser that does not exist.
     """
+    if args.opt not in OPTIMIZERS:
+        raise ValueError(f"unknown optimiser {args.opt!r}; there are: {', '.join(OPTIMIZERS)}")
     optimizer = _optimizer(model, args, extras, world)
     if args.decay_schedule == "linear":
         for group in optimizer.param_groups:
@@ -137,18 +159,24 @@ def _optimizer(
 ) -> Optimizer:
     device = next(model.parameters()).device
     decay = args.weight_decay * getattr(args, "decay_scale", 1.0)  # which some recipes have
-    fused = device.type in ("cpu", "cuda")
+    fused, multiple = device.type in ("cpu", "cuda"), getattr(model, "width_multiple", None)
+    if multiple is not None and args.opt not in OF_MUP:
+        raise UserError(f"a network of muP trains with --opt {' or '.join(OF_MUP)}, not with {args.opt}")
     if args.opt == "muon":
         groups = parameter_groups(model, extras, muon_rules(args, fused))
         dtype = autocast_dtype(args.muon_dtype, device)
         return Muon(groups, lr=args.lr, weight_decay=decay, dtype=dtype, world=world)
-    rules = RULES[getattr(args, "decayed", "matrices")]  # older checkpoints do not have the flag
+    decayed = getattr(args, "decayed", "matrices")  # older checkpoints do not have the flag
+    rules = RULES[decayed] if multiple is None else mup_rules(multiple, decay, decayed)
     groups = parameter_groups(model, extras, rules)
     if args.opt == "adamw":
         return AdamW(groups, lr=args.lr, betas=(args.beta1, args.beta2), weight_decay=decay, fused=fused)
+    if args.opt == "lion":
+        return Lion(groups, lr=args.lr, betas=(args.beta1, args.beta2), weight_decay=decay)
     if args.opt == "sgd":
         return SGD(groups, lr=args.lr, momentum=args.beta1, weight_decay=decay)
-    return Adafactor(groups, lr=args.lr, weight_decay=decay)
+    # eps as torch has it, then the least size of a parameter that its step is relative to
+    return Adafactor(groups, lr=args.lr, eps=(args.adafactor_eps, 1e-3), weight_decay=decay)
 
 
 def state_shape(key: str, parameter: torch.Tensor) -> torch.Size:

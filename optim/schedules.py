@@ -6,7 +6,9 @@ A leg rises from a start rate to a top rate and then falls to the end rate at it
 at the top until its final decay; `none` stays at lr. `warmup_cos` rises from 0 in --warmup_steps, falls along
 a cosine to --min_lr, which it reaches after its last step, and stays there. `trapezoid` rises to lr in the
 first --warmup_ratio of the steps and falls to --final_lr_frac of it in the last --warmdown_ratio, with lr in
-its first and the end rate after its last step.
+its first and the end rate after its last step. `cosine`, `linear_decay` and `constant` (LIBRARY) rise from
+1e-7 in --warmup_steps; then they fall to 0 after the last step, or stay. A group with a multiple of the rate
+rises from 1e-7 too.
 
 Groups with `full_decay` decay by the share of it that `Schedule.decay_share` gives, linear down to 0 after
 the last step; those with `momentum_course` have a momentum that rises in a number of steps.
@@ -20,6 +22,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from config.groups.optimiser import SCHEDULERS
 from errors import UserError
 from optim.experiment import Lineage
 
@@ -28,6 +31,13 @@ if TYPE_CHECKING:
 
 START_DIVISOR = 100.0
 WARMUP_COS, TRAPEZOID = "warmup_cos", "trapezoid"
+COSINE, LINEAR_DECAY, CONSTANT = "cosine", "linear_decay", "constant"
+LIBRARY = (COSINE, LINEAR_DECAY, CONSTANT)
+LIBRARY_START = 1e-7
+IN_STEPS = (
+    WARMUP_COS,
+    *LIBRARY,
+)  # their warm-up is given in steps, and their end rate comes after the last one
 WAYS_TO_EXTEND = (
     "say what the learning rate should do: --extend continue (from where it is to its end value), --extend"
     " restart (warm up again first) or --extend rejoin (go over to the rates of a run that was planned this"
@@ -68,8 +78,8 @@ class Leg:
 
 @dataclass(frozen=True)
 class Shape:
-    """The flags that a schedule is made of. Of `warmup_cos` alone: warmup_steps, min_lr; of `trapezoid`
-    alone: warmup_ratio, warmdown_ratio, final_lr_frac. decay_schedule: None where the decay is constant.
+    """The flags that a schedule is made of. Of IN_STEPS alone: warmup_steps, min_lr; of `trapezoid` alone:
+    warmup_ratio, warmdown_ratio, final_lr_frac. decay_schedule: None where the decay is constant.
     """
 
     scheduler: str
@@ -86,6 +96,8 @@ class Shape:
 
     @property
     def start_rate(self) -> float:
+        if self.scheduler in LIBRARY:
+            return LIBRARY_START
         return 0.0 if self.scheduler in (WARMUP_COS, TRAPEZOID) else self.lr / START_DIVISOR
 
     @property
@@ -110,18 +122,28 @@ class Shape:
             return self.lr
         if self.scheduler == TRAPEZOID:
             return self._trapezoid(leg, min(step, leg.end) - leg.start)
-        end = leg.end if self.scheduler == WARMUP_COS else leg.end - 1  # the step of the end rate
+        end = leg.end if self.scheduler in IN_STEPS else leg.end - 1  # the step of the end rate
         local, last = min(step, end) - leg.start, end - leg.start
         if local <= leg.rise:
             share = local / leg.rise if leg.rise > 0 else 1.0
             return _between(leg.start_rate, leg.top_rate, share, is_cosine=self.scheduler == "cos")
+        if self.scheduler == CONSTANT:
+            return leg.top_rate
         fall_from = leg.rise
         if self.scheduler == "wsd":
             fall_from = max(leg.rise, last - self.decay_percent * leg.end)
         if local <= fall_from:
             return leg.top_rate
         share = (local - fall_from) / (last - fall_from) if last > fall_from else 1.0
-        return _between(leg.top_rate, self.end_rate, share, is_cosine=self.scheduler in ("cos", WARMUP_COS))
+        is_cosine = self.scheduler in ("cos", WARMUP_COS, COSINE)
+        return _between(leg.top_rate, self.end_rate, share, is_cosine)
+
+    def group_rate(self, leg: Leg, step: int, multiple: float) -> float:
+        """Rate at a step of a leg, of a group with a multiple of the rate."""
+        if self.scheduler not in LIBRARY:
+            return self.rate(leg, step) * multiple
+        start = leg.start_rate if leg.start_rate == LIBRARY_START else leg.start_rate * multiple
+        return self.rate(replace(leg, start_rate=start, top_rate=leg.top_rate * multiple), step)
 
     def _trapezoid(self, leg: Leg, local: int) -> float:
         """Rate at a step of a leg, counted from its start. Where warm-up and warm-down overlap, it jumps."""
@@ -188,9 +210,9 @@ class Schedule:
         return next((leg for leg in reversed(self.legs) if leg.begin <= step), self.legs[0])
 
     def _apply(self) -> None:
-        rate, share = self.rate_at(self.taken), self.decay_share_at(self.taken)
+        leg, share = self._leg(self.taken), self.decay_share_at(self.taken)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate * group.get("rate", 1.0)
+            group["lr"] = self.shape.group_rate(leg, self.taken, group.get("rate", 1.0))
             if "full_decay" in group:
                 group["weight_decay"] = group["full_decay"] * share
             if "momentum_course" in group:
@@ -298,11 +320,15 @@ def resumed_legs(state: Mapping[str, Any], shape: Shape, iterations: int, extend
 
 
 def shape_of(args: Any) -> Shape:
-    """What the flags say of the schedule."""
+    """What the flags say of the schedule. Raises ValueError for a scheduler that does not exist."""
+    if args.scheduler not in SCHEDULERS:
+        raise ValueError(f"unknown scheduler {args.scheduler!r}; there are: {', '.join(SCHEDULERS)}")
     lr = args.lr * getattr(args, "rate_scale", 1.0)  # which some recipes have
     shape = Shape(args.scheduler, lr, args.warmup_percent, args.final_div_factor, args.decay_percent)
     if args.scheduler == WARMUP_COS:
         shape = replace(shape, warmup_steps=args.warmup_steps, min_lr=args.min_lr)
+    if args.scheduler in LIBRARY:
+        shape = replace(shape, warmup_steps=args.warmup_steps, min_lr=0.0)
     if args.scheduler == TRAPEZOID:
         ratios = {name: getattr(args, name) for name in ("warmup_ratio", "warmdown_ratio", "final_lr_frac")}
         shape = replace(shape, **ratios)

@@ -58,6 +58,8 @@ DEFAULTS = (
     "window_pattern",
     "fp8",
     "fp8_recipe",
+    "adafactor_eps",
+    "mup_base_width",
     "depth_index",
     "decayed",
     "positional_encoder",

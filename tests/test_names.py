@@ -214,6 +214,14 @@ TABLE: list[tuple[str, str]] = [
         "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_fp8=True_fp8_recipe=rowwise_seed2",
     ),
     (
+        "--opt adafactor --adafactor_eps 1e-30",
+        "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_opt=adafactor_adafactor_eps=1e-30_seed2",
+    ),
+    (
+        "--opt lion --scheduler cosine --mup_base_width 256",
+        "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_opt=lion_scheduler=cosine_mup_base_width=256_seed2",
+    ),
+    (
         "--init_from /somewhere/exps/owt2/base/lr0.1_wide/",
         "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_init_from=lr0.1_wide_seed2",
     ),
@@ -282,6 +290,8 @@ CHANGES = {
     "packing_buffer": 200,
     "fp8": True,
     "fp8_recipe": "rowwise",
+    "adafactor_eps": 1e-30,
+    "mup_base_width": 256,
     "depth_index": "pass",
     "objective": "multi_token",
     "mtp_heads": 3,

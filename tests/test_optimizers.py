@@ -33,7 +33,7 @@ def test_every_parameter_lands_in_exactly_one_group(model):
     )
 
 
-@pytest.mark.parametrize("opt", ["adamw", "sgd", "adafactor"])
+@pytest.mark.parametrize("opt", ["adamw", "sgd", "adafactor", "lion"])
 @pytest.mark.parametrize("model", VARIANTS)
 def test_only_linear_weights_decay_and_the_tied_head_does_not(model, opt):
     instance, groups = grouped(model, opt)
@@ -42,7 +42,7 @@ def test_only_linear_weights_decay_and_the_tied_head_does_not(model, opt):
     assert decaying == linear - {"lm_head.weight", "to_logits.1.weight"}
 
 
-@pytest.mark.parametrize("opt", ["adamw", "sgd", "adafactor", "muon"])
+@pytest.mark.parametrize("opt", ["adamw", "sgd", "adafactor", "muon", "lion"])
 def test_every_optimiser_lowers_the_loss(opt):
     args = tiny_args("lncot", "--opt", opt, "--lr", "0.01", "--scheduler", "none", "--beta1", "0.5")
     instance = fill(models.make_model_from_args(args), 5).train()
@@ -59,7 +59,7 @@ def test_every_optimiser_lowers_the_loss(opt):
 
 # states
 
-OPTIMIZERS = ["adamw", "sgd", "adafactor", "muon"]
+OPTIMIZERS = ["adamw", "sgd", "adafactor", "muon", "lion"]
 
 
 def trained(opt, steps=3, model=None, optimizer=None):

@@ -118,6 +118,15 @@ MODEL: tuple[Flag, ...] = (
         "a query sees keys at most this many positions back (None: all)",
         low=0,
     ),
+    Flag(
+        "mup_base_width",
+        int,
+        None,
+        "muP, with adamw or lion: --lr and initial weights are those of a network with this --n_embd, and"
+        " rates of matrices, their initial size, attention scores and logits follow from the true one, so"
+        " that the best --lr of a small network is that of a large one (None: no muP)",
+        low=1,
+    ),
 )
 
 RECURRENT_DEPTH: tuple[Flag, ...] = (

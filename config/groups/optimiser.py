@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from config.schema import Flag
 
-SCHEDULERS = ("cos", "linear", "wsd", "warmup_cos", "trapezoid", "none")
-OPTIMIZERS = ("adamw", "sgd", "adafactor", "muon")
+SCHEDULERS = (
+    "cos",
+    "linear",
+    "wsd",
+    "warmup_cos",
+    "trapezoid",
+    "none",
+    "cosine",
+    "linear_decay",
+    "constant",
+)
+OPTIMIZERS = ("adamw", "sgd", "adafactor", "muon", "lion")
 
 OPTIMISER: tuple[Flag, ...] = (
     Flag(
@@ -13,7 +23,8 @@ OPTIMISER: tuple[Flag, ...] = (
         str,
         "adamw",
         "optimiser; adamw is fused where the device allows it; muon: orthogonalised momentum for matrices"
-        " inside the network, adamw for all else",
+        " inside the network, adamw for all else; lion: signs of a momentum, with a rate 3 to 10 times"
+        " smaller than adamw's and --beta2 0.99",
         choices=OPTIMIZERS,
     ),
     Flag(
@@ -48,8 +59,23 @@ OPTIMISER: tuple[Flag, ...] = (
         "muon: dtype of the products that orthogonalise; auto: bfloat16 on CUDA, float32 on CPU",
         choices=("auto", "float32", "bfloat16"),
     ),
-    Flag("beta1", float, 0.9, "decay of AdamW's first moment (momentum of sgd)", low=0, high=1),
-    Flag("beta2", float, 0.95, "decay of AdamW's second moment", low=0, high=1),
+    Flag(
+        "beta1",
+        float,
+        0.9,
+        "decay of AdamW's first moment (momentum of sgd; lion: share of the momentum in a step)",
+        low=0,
+        high=1,
+    ),
+    Flag("beta2", float, 0.95, "decay of AdamW's second moment (of lion's momentum)", low=0, high=1),
+    Flag(
+        "adafactor_eps",
+        float,
+        None,
+        "adafactor: added to squared gradients, 1e-30 in its paper (None: 1.2e-7, torch's for float32)",
+        low=1e-37,
+        high=1,
+    ),
     Flag(
         "weight_decay",
         float,
@@ -86,7 +112,9 @@ OPTIMISER: tuple[Flag, ...] = (
         "cos and linear: warm-up, then down over the whole run; wsd: warm-up, stable, decay at the end "
         "(the one that can be extended); warmup_cos: up from 0 in --warmup_steps, then a cosine down to "
         "--min_lr; trapezoid: up from 0 in --warmup_ratio of the steps, stable, in the last"
-        " --warmdown_ratio down to --final_lr_frac of lr; none: constant",
+        " --warmdown_ratio down to --final_lr_frac of lr; none: constant from the first step; the training"
+        " library's: cosine, linear_decay (its `linear`) and constant: up from 1e-7 in --warmup_steps, then"
+        " down to 0 after the last step, or constant",
         choices=SCHEDULERS,
     ),
     Flag(
@@ -97,7 +125,9 @@ OPTIMISER: tuple[Flag, ...] = (
         low=0,
         high=1,
     ),
-    Flag("warmup_steps", int, 200, "steps of the warm-up of warmup_cos", low=0),
+    Flag(
+        "warmup_steps", int, 200, "steps of the warm-up of warmup_cos, cosine, linear_decay, constant", low=0
+    ),
     Flag("min_lr", float, 3e-5, "rate that warmup_cos falls to", low=0),
     Flag("warmup_ratio", float, 0.0, "share of --iterations in trapezoid's warm-up", low=0, high=1),
     Flag("warmdown_ratio", float, 0.5, "share of --iterations in trapezoid's warm-down", low=0, high=1),
