@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config.checks import (
+    hook_problems,
     notes_on_checkpoints,
     optimiser_problems,
     place_problems,
@@ -72,6 +73,7 @@ def check(args: Namespace) -> list[Problem]:
         *_tracking_problems(args),
         *optimiser_problems(args),
         *place_problems(args),
+        *hook_problems(args),
     ]
 
 
