@@ -18,9 +18,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torch import nn
+
+    from data.batch import BatchSource
     from distributed.world import World
+    from optim.evaluation import Evaluation
     from optim.experiment import Experiment
-    from optim.progress import Parts
     from optim.reporting import Reporter
     from optim.step import OptimizerStep
     from optim.stopping import Stopper
@@ -46,6 +49,25 @@ class Stop:
             raise ValueError(f"a hook may ask for {COMPLETE!r} or {PAUSE!r}, not {self.kind!r}")
 
 
+class RunParts(Protocol):
+    """As optim.progress.Parts."""
+
+    @property
+    def objective(self) -> nn.Module: ...
+
+    @property
+    def source(self) -> BatchSource: ...
+
+    @property
+    def evaluations(self) -> Sequence[Evaluation]: ...
+
+    @property
+    def hooks(self) -> Sequence[Hook]: ...
+
+    @property
+    def flops_per_item(self) -> float: ...
+
+
 class Run(Protocol):
     """What a hook may use of the run that calls it, from `started` on. reporter: takes rows of metrics.jsonl.
     experiment: on the main process. Long work goes in parts, after each of which `watchdog.beat` says that
@@ -56,7 +78,7 @@ class Run(Protocol):
 
     args: Any
     world: World
-    parts: Parts
+    parts: RunParts
     folder: Path
     steps: OptimizerStep
     experiment: Experiment | None

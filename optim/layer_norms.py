@@ -47,8 +47,11 @@ def layer_of(parameter: str) -> str:
 
 def in_order(layer: str) -> list[tuple[int, str]]:
     """Sorts names of layers, numbers in them as numbers."""
-    parts = layer.replace("@", ".").split(".")
-    return [(int(part) if part.isdigit() else -1, part) for part in parts]
+    return [_sortable(part) for part in layer.replace("@", ".").split(".")]
+
+
+def _sortable(part: str) -> tuple[int, str]:
+    return (int(part), "") if part.isdigit() else (-1, part)
 
 
 def effective_rank(matrix: Tensor) -> float:

@@ -1,5 +1,5 @@
-"""What watches a training: early stopping, the budget, layer norms, exports, health, hooks of the user's; they
-survive kills and resumes, and leave the training as it is.
+"""What watches a training: early stopping, the budget, layer norms, exports, health, hooks of the user's;
+they survive kills and resumes, and leave the training as it is.
 """
 
 from __future__ import annotations
