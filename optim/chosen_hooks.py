@@ -7,7 +7,7 @@ import os
 import sys
 from argparse import Namespace
 
-from config.checks import patience_and_delta
+from config.hook_checks import patience_and_delta
 from config.values import nearest
 from errors import UserError
 from optim.early_stopping import EarlyStopping

@@ -130,12 +130,22 @@ class FLOPCounter(Monitor):
 
     def started(self, step: int) -> Stop | None:
         """As Hook.started."""
-        if self.flops_per_step is None:
-            assert self.run is not None, "joined() has been called"
-            self.flops_per_step = self.run.reporter.items_per_step * self.run.parts.flops_per_item
-        self.total = self.total or step * self.flops_per_step
+        if not self.total:
+            self.total = sum(map(self._of_step, range(1, step + 1)), 0.0)
         self.began, self.before = self.clock(), self.total
         return self._stop()
+
+    def _of_step(self, step: int) -> float:
+        """Of a step, from 1."""
+        if self.flops_per_step is not None:
+            return self.flops_per_step
+        run = self.run
+        assert run is not None, "joined() has been called"
+        samples = run.args.batch_size * run.args.acc_steps
+        items = None
+        if hasattr(run.parts.source, "items"):  # of a curriculum, steps differ
+            items = run.parts.source.items(step - 1, (step - 1) * samples, samples)
+        return (items or run.reporter.items_per_step) * run.parts.flops_per_item
 
     def _stop(self) -> Stop | None:
         if self.budget is None or self.total < self.budget:
@@ -145,8 +155,7 @@ class FLOPCounter(Monitor):
 
     def stepped(self, step: int, loss: float) -> Stop | None:
         """As Hook.stepped."""
-        assert self.flops_per_step is not None, "started() has been called"
-        self.total += self.flops_per_step
+        self.total += self._of_step(step)
         self.metrics = {"total_flops": self.total}
         seconds = self.clock() - self.began
         if step % self.log_interval == 0 and seconds > 0:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config.checks import (
-    hook_problems,
     notes_on_checkpoints,
     optimiser_problems,
     place_problems,
     unused_by_optimiser,
 )
 from config.flags import FLAGS, GROUPS
+from config.hook_checks import hook_problems
 from config.mixture import has_paths, is_mixture
 from config.old_flags import OLD_FLAGS
 from config.recipe import Recipe, flags_of

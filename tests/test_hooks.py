@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,18 @@ from optim.hooks import Hook, by_name
 from optim.layer_norms import attention_entropy, effective_rank, in_order, layer_of
 from optim.monitors import FLOPCounter, MetricsLogger, ThroughputMonitor
 from optim.selftest import differing
-from tests.programs import command, final_state, folder, metrics, run, start, train, trained, wait_for_step
+from tests.programs import (
+    ROOT,
+    command,
+    final_state,
+    folder,
+    metrics,
+    run,
+    start,
+    train,
+    trained,
+    wait_for_step,
+)
 from tests.test_fit import Scripted, StopAt
 from tests.test_fit import train as fitted
 
@@ -414,3 +426,14 @@ def test_names_of_experiments_do_not_change() -> None:
     flags = ["--early_stop", "5:0.1", "--flop_budget", "1e9", "--layer_norms", "5", "--csv", "--hook", "a:B"]
     folders = [config.experiment_folder(config.parse_args(words)) for words in ([], flags)]
     assert folders[0] == folders[1]
+
+
+@pytest.mark.parametrize("number", range(1, 7))
+def test_examples_of_the_page_run(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each after the first."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library-hooks.md").read_text(), re.DOTALL)
+    assert len(blocks) == 7
+    names: dict[str, Any] = {}
+    for block in (blocks[0], blocks[number]):
+        exec(block, names)
