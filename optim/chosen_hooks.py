@@ -58,7 +58,7 @@ def hooks_of(args: Namespace) -> list[Hook]:
     if args.early_stop is not None:
         hooks.append(EarlyStopping(*patience_and_delta(args.early_stop), args.track or "val_loss"))
     if args.flop_budget is not None:
-        hooks.append(FLOPCounter(log_interval=args.log_freq or 1, flop_budget=args.flop_budget))
+        hooks.append(FLOPCounter(log_interval=args.log_freq or args.iterations, flop_budget=args.flop_budget))
     if args.layer_norms:
         hooks.append(LayerNorms(args.layer_norms))
     if args.health:

@@ -18,6 +18,7 @@ from errors import UserError
 from files import remove_folder, write_atomically
 from optim.hooks import Hook, Run
 from optim.names import METRICS
+from optim.reporting import log
 
 CSV, TENSORBOARD = "metrics.csv", "tensorboard"
 SECONDS = 60.0  # least time between two exports, but for evaluations and the end
@@ -76,8 +77,13 @@ class Export(Hook):
 
     def _export(self) -> None:
         self.written_at = time.monotonic()
-        if self.run.experiment is not None:
+        experiment = self.run.experiment
+        if experiment is None or experiment.lock.lost:
+            return
+        try:
             self.write(self.run.folder)
+        except OSError as error:  # a copy is no reason to end a training
+            log.warning(f"warning: no export by {type(self).__name__}: {error.strerror}; it is tried again")
 
     def write(self, folder: Path) -> None:
         """Bring the export up to date, on the main process."""

@@ -78,13 +78,15 @@ class Run(Protocol):
 
     args: Any
     world: World
-    parts: RunParts
     folder: Path
     steps: OptimizerStep
     experiment: Experiment | None
     reporter: Reporter
     stopper: Stopper
     watchdog: Watchdog
+
+    @property
+    def parts(self) -> RunParts: ...
 
 
 class Hook:

@@ -106,11 +106,13 @@ def test_evaluations_are_counted_not_steps(undisturbed: Path) -> None:
     assert (outcome["step"], outcome["kind"], outcome["code"]) == (10, "complete", 0)
 
 
+@pytest.mark.slow
 def test_a_killed_run_stops_at_the_same_step_with_the_same_bits(undisturbed: Path, disturbed: Path) -> None:
     assert metrics(disturbed) == metrics(undisturbed)
     assert differing(final_state(disturbed), final_state(undisturbed)) == []
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_survives_a_kill(undisturbed: Path, disturbed: Path) -> None:
     best = [final_state(results, "best.pt") for results in (undisturbed, disturbed)]
     assert differing(*best) == []
@@ -207,6 +209,7 @@ def test_two_processes_share_a_budget_and_call_hooks_of_the_users(tmp_path: Path
 # layers
 
 
+@pytest.mark.slow
 def test_norms_of_layers_leave_the_training_as_it_is(tmp_path: Path, undisturbed: Path) -> None:
     without = trained(tmp_path, **SETTINGS, early_stop="4:1000")
     changed = differing(final_state(without), final_state(undisturbed))
@@ -268,6 +271,7 @@ def test_the_effective_rank_of_zeros_is_0() -> None:
 # exports and health
 
 
+@pytest.mark.slow
 def test_a_resume_leaves_no_row_twice(disturbed: Path) -> None:
     of_json = [(row["kind"], str(row["step"])) for row in metrics(disturbed)]
     of_csv = [(row["kind"], row["step"]) for row in rows_of_csv(disturbed)]
@@ -277,6 +281,15 @@ def test_a_resume_leaves_no_row_twice(disturbed: Path) -> None:
 def test_a_table_has_the_columns_of_all_rows() -> None:
     rows = [{"kind": "a", "step": 1, "x": {"y": 2.5}}, {"kind": "b", "step": 1, "z": [1, None], "w": None}]
     assert as_csv(rows) == 'kind,step,x.y,z,w\na,1,2.5,,\nb,1,,"[1, null]",\n'
+
+
+def test_an_export_that_cannot_be_written_ends_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "metrics.csv").mkdir()
+    fitted(tmp_path, csv=True)
+    assert load_json(tmp_path / "summary.json")["itr"] == 12
+    assert "warning: no export by MetricsCsv: Is a directory" in capsys.readouterr().out
 
 
 def test_event_files_have_every_number_once(tmp_path: Path) -> None:
