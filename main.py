@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from argparse import Namespace
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ def build_and_run(args: Namespace, world: World, ending: Ending, closing: ExitSt
     Raises UserError.
     """
     from optim import initial
+    from optim.chosen_hooks import hooks_of
     from optim.done import is_finished
     from optim.experiment import Experiment
     from optim.reporting import log, start_logging
@@ -47,6 +49,7 @@ def build_and_run(args: Namespace, world: World, ending: Ending, closing: ExitSt
     for line in config.unused_settings(args) + config.notes_on_cut(args):
         log.info(f"note: {line}")
     folder = ending.folder
+    hooks = world.on_all(lambda: hooks_of(args))  # before anything is written
     held: list[Experiment] = []  # on the main process
 
     stop_files = [folder / STOP, *([Path(args.stop_file)] if args.stop_file else [])]
@@ -69,6 +72,7 @@ def build_and_run(args: Namespace, world: World, ending: Ending, closing: ExitSt
             else None
         )
         parts = recipe_of(vars(args)).assemble(args, world, folder)
+        parts = replace(parts, hooks=(*parts.hooks, *hooks))
         trainer = Trainer(args, world, parts, folder, ending)
         for hook in parts.hooks:
             hook.joined(trainer)

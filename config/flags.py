@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from config.groups.data import DATA
 from config.groups.evaluation import EVALUATIONS
+from config.groups.hooks import HOOKS
 from config.groups.jobs import CHECKPOINTS, DISTRIBUTED, FAULTS
 from config.groups.model import MODEL, RECURRENT_DEPTH
 from config.groups.objective import OBJECTIVE
@@ -22,6 +23,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
     "recurrent depth": RECURRENT_DEPTH,
     "objective": OBJECTIVE,
     "evaluation": EVALUATIONS,
+    "hooks": HOOKS,
     "checkpoints": CHECKPOINTS,
     "when things go wrong": FAULTS,
     "distributed": DISTRIBUTED,

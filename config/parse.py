@@ -78,12 +78,23 @@ def _add(group: argparse._ActionsContainer, flag: Flag, text: str) -> None:
         without_value = None
     group.add_argument(
         f"--{flag.name}",
+        action=_Extend if flag.repeats else "store",
         default=MISSING,
         nargs="*" if flag.many else "?",
         help=text,
         metavar=METAVARS.get(kind_of(flag), "S"),
         const=without_value,
     )
+
+
+class _Extend(argparse.Action):
+    """Adds to the values of the same flag before it."""
+
+    def __call__(
+        self, parser: Any, namespace: Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, values if before is MISSING else [*before, *values])
 
 
 def _in_our_words(word: str, recipe: Recipe) -> str:

@@ -39,6 +39,7 @@ class Flag:
         default_factory=dict, hash=False
     )  # short value -> the value that it stands for
     optional: bool = False
+    repeats: bool = False  # of `many`: given twice, the values of both count
 
     @property
     def takes_none(self) -> bool:

@@ -12,6 +12,8 @@
     experiment.py, lock.py, summary.py            the experiment's folder, who has it, its summary.json
     stopping.py, watchdog.py, outcome.py          why a run stops, hangs, how it ended
     reporting.py                                  what is printed and logged
+    early_stopping.py, monitors.py, layer_norms.py  hooks that stop and measure
+    exports.py, health.py, chosen_hooks.py        rows in other forms; the machine; hooks that flags ask for
     generation.py, routers.py, cascade.py         text; scores of routers
     scoring.py, harness.py, card.py               downstream tasks; the card of an exported model
     selftest.py                                   --selftest_resume

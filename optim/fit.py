@@ -26,6 +26,7 @@ from distributed.world import World
 from errors import UserError
 from models.weights import load_weights
 from optim.checkpoint import load_checkpoint
+from optim.chosen_hooks import hooks_of
 from optim.done import is_finished
 from optim.evaluation import Evaluation
 from optim.experiment import Experiment
@@ -134,6 +135,7 @@ def fit(
             distributed.start(args.distributed_backend, args.device, args.watchdog_minutes)
         )
         start_logging(world.is_main)
+        hooks = (*hooks, *world.on_all(lambda: hooks_of(args)))
         ending = Ending(place, None)
         held: list[Experiment] = []  # on the main process
 

@@ -11,13 +11,21 @@ counts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from data.batch import BatchSource
+    from distributed.world import World
+    from optim.evaluation import Evaluation
     from optim.experiment import Experiment
     from optim.reporting import Reporter
+    from optim.step import OptimizerStep
     from optim.stopping import Stopper
     from optim.watchdog import Watchdog
 
@@ -41,16 +49,44 @@ class Stop:
             raise ValueError(f"a hook may ask for {COMPLETE!r} or {PAUSE!r}, not {self.kind!r}")
 
 
+class RunParts(Protocol):
+    """As optim.progress.Parts."""
+
+    @property
+    def objective(self) -> nn.Module: ...
+
+    @property
+    def source(self) -> BatchSource: ...
+
+    @property
+    def evaluations(self) -> Sequence[Evaluation]: ...
+
+    @property
+    def hooks(self) -> Sequence[Hook]: ...
+
+    @property
+    def flops_per_item(self) -> float: ...
+
+
 class Run(Protocol):
     """What a hook may use of the run that calls it, from `started` on. reporter: takes rows of metrics.jsonl.
     experiment: on the main process. Long work goes in parts, after each of which `watchdog.beat` says that
-    the process is alive, and `stopper.poll` (on all processes together) whether to stop.
+    the process is alive, and `stopper.poll` (on all processes together) whether to stop. args: the flags.
+    parts: objective, source, evaluations and all hooks. steps: gradient norms, and `watchers`, which are
+    called when a step's gradients are complete. These are there from `joined` on.
     """
 
+    args: Any
+    world: World
+    folder: Path
+    steps: OptimizerStep
     experiment: Experiment | None
     reporter: Reporter
     stopper: Stopper
     watchdog: Watchdog
+
+    @property
+    def parts(self) -> RunParts: ...
 
 
 class Hook:
@@ -82,3 +118,18 @@ class Hook:
 
     def ended(self, step: int, reason: str) -> None:
         """After the last step of this run, whatever ended it."""
+
+
+def by_name(hooks: Sequence[Hook]) -> dict[str, Hook]:
+    """Hooks by the names under which a checkpoint keeps their states: those of their classes, with .2, .3 and
+    so on for further ones of a class. So a run may go on with other hooks than it had.
+    """
+    found: dict[str, Hook] = {}
+    for hook in hooks:
+        first = name = type(hook).__name__
+        number = 1
+        while name in found:
+            number += 1
+            name = f"{first}.{number}"
+        found[name] = hook
+    return found

@@ -18,7 +18,7 @@ from models.weights import load_weights
 from optim import checkpoint, history, initial
 from optim.evaluation import Evaluation, HeldOut
 from optim.foreign import foreign_of
-from optim.hooks import COMPLETE, Hook, Stop
+from optim.hooks import COMPLETE, Hook, Stop, by_name
 from optim.names import ABANDONED, BEST
 from optim.objectives import extras, load_own_state, own_state, same_frozen
 from optim.optimizers import load_optimizer_state, make_optimizer
@@ -147,9 +147,9 @@ class Progress:
     def _hooks(self) -> dict[str, Any]:
         """What hooks keep, and that one has found the training complete: a pause is over with its run."""
         found: dict[str, Any] = {}
-        kept = [hook.state() for hook in self.parts.hooks]
-        if any(kept):
-            found["hooks"] = kept
+        kept = {name: hook.state() for name, hook in by_name(self.parts.hooks).items()}
+        if any(kept.values()):
+            found["hooks"] = {name: state for name, state in kept.items() if state}
         if self.asked is not None and self.asked.kind == COMPLETE:
             found["complete"] = self.asked.reason
         return found
@@ -240,14 +240,21 @@ class Progress:
             evaluation.take_up(kept, state["args"])
         if self.tracked is not None:
             self.tracked.take_up(state.get("best"))
-        for hook, kept in zip(self.parts.hooks, state.get("hooks", []), strict=False):
-            hook.take_up(kept)
+        self._take_up_hooks(state.get("hooks", {}))
         if "complete" in state:
             self.asked = Stop(COMPLETE, state["complete"])
         if self.world.rank < len(state["rng"]):
             checkpoint.restore_random_states(state["rng"][self.world.rank], self.world.device)
         self._note_what_changed(state)
         return extended
+
+    def _take_up_hooks(self, states: dict[str, Any] | list[dict[str, Any]]) -> None:
+        """states: by the names of hooks, or, as earlier code kept them, in their order."""
+        hooks = by_name(self.parts.hooks)
+        kept = dict(zip(hooks, states, strict=False)) if isinstance(states, list) else states
+        for name, hook in hooks.items():
+            if kept.get(name):
+                hook.take_up(kept[name])
 
     def _own(self, step: int) -> dict[str, Any]:
         """What this run would go on with after a step whose checkpoint held nothing beside the model."""

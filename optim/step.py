@@ -5,7 +5,7 @@ update.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,8 @@ class OptimizerStep:
     """Takes the steps of a training, all processes together.
 
     meter: gradient norms. skipped, overflows: how many steps up to the last one were passed over, or
-    overflowed, in a row.
+    overflowed, in a row. watchers: called with a step's number, from 1, once its gradients are complete
+    and not clipped yet, on all processes; what they see they must leave as it is.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class OptimizerStep:
         )
         self.meter = GradientMeter.empty()
         self.skipped = self.overflows = 0
+        self.watchers: list[Callable[[int], object]] = []
 
     def state_dict(self) -> dict[str, Any]:
         """Parts of a checkpoint."""
@@ -114,6 +116,8 @@ class OptimizerStep:
         values = torch.stack([*losses, norm]).cpu()
         wrong = self._what_is_wrong(step, values[:-1], values[-1])
         if wrong is None:
+            for watch in self.watchers:
+                watch(step + 1)
             self._update(parameters, norm, values[-1])
         elif self.args.on_bad_step == "stop" or self.skipped + 1 == BAD_IN_A_ROW:
             raise BadNumbers(wrong)

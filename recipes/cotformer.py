@@ -16,6 +16,7 @@ from config.checks import (
     unused_by_optimiser,
 )
 from config.flags import FLAGS, GROUPS
+from config.hook_checks import hook_problems
 from config.mixture import has_paths, is_mixture
 from config.old_flags import OLD_FLAGS
 from config.packing import NONE
@@ -76,6 +77,7 @@ def check(args: Namespace) -> list[Problem]:
         *objective_problems(args),
         *optimiser_problems(args),
         *place_problems(args),
+        *hook_problems(args),
     ]
 
 
