@@ -13,6 +13,7 @@ from config.checks import (
     place_problems,
     unused_by_optimiser,
 )
+from config.curriculum import unused_by_curriculum
 from config.flags import FLAGS, GROUPS
 from config.mixture import has_paths, is_mixture
 from config.old_flags import OLD_FLAGS
@@ -194,6 +195,7 @@ def notes(args: Namespace) -> list[str]:
             reasons[name] = ": --dataset is no mixture"
     if args.packing == NONE:
         reasons["packing_buffer"] = f": --packing is {NONE}"
+    reasons |= unused_by_curriculum(args)
     if not args.sample_every:
         for name in ("sample_prompts", "sample_tokens", "sample_temperature"):
             reasons[name] = ": --sample_every is 0"

@@ -68,6 +68,7 @@ DEFAULTS = (
     "ponder_lambda_p",
     "ponder_kl_div_loss_weight",
     "packing",
+    "curriculum",
 )
 NO_SUMMARY = (
     "its training's summary.json was not found, so training settings are those that the evaluation recorded"
