@@ -189,7 +189,8 @@ TABLE: list[tuple[str, str]] = [
         "_curriculum_min_length=64_seed2",
     ),
     (
-        "--dataset a=0.5,b=0.25,c=0.25 --curriculum difficulty --curriculum_hard b c --curriculum_warmup 0.25",
+        "--dataset a=0.5,b=0.25,c=0.25 --curriculum difficulty --curriculum_hard b c"
+        " --curriculum_warmup 0.25",
         "exps/mix-a-b-c-f66f2d86/base/lr0.001_bs32x4_seqlen512_curriculum=difficulty_curriculum_hard=b,c"
         "_curriculum_warmup=0.25_seed2",
     ),
