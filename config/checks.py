@@ -8,6 +8,7 @@ import re
 from argparse import Namespace
 from pathlib import Path
 
+from config.curriculum import curriculum_problems
 from config.groups.objective import DISTILLATION, MULTI_TOKEN, NEXT_TOKEN, OF_OBJECTIVES
 from config.mixture import given_weights, has_paths, is_mixture
 from config.naming import MAX_COMPONENT, bad_name
@@ -118,7 +119,7 @@ def place_problems(args: Namespace) -> list[Problem]:
     parts = (args.exp_name or "").split("/")
     if any(len(part.encode()) > MAX_COMPONENT for part in parts):
         problems.append(Problem(f"--exp_name must stay under {MAX_COMPONENT + 1} bytes", "exp_name"))
-    return [*problems, *_dataset_problems(args), *packing_problems(args)]
+    return [*problems, *_dataset_problems(args), *packing_problems(args), *curriculum_problems(args)]
 
 
 def _dataset_problems(args: Namespace) -> list[Problem]:

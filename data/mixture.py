@@ -17,7 +17,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -61,6 +61,18 @@ def quotas(weights: Sequence[float]) -> list[int]:
     return whole
 
 
+class TakesTurns(Protocol):
+    """Whose turn a sample is, of sources in the order of their names."""
+
+    def locate(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
+
+    def counts(self, samples: int) -> NDArray[np.int64]: ...
+
+    def identity(self) -> dict[str, Any]:
+        """What distinguishes these turns from others of the same weights."""
+        ...
+
+
 class Turns:
     """Whose turn a sample is, so that every prefix has each source's share to less than one sample.
 
@@ -97,6 +109,10 @@ class Turns:
         periods, turns = divmod(samples, self.period)
         return periods * self.quotas + np.bincount(self.source_of[:turns], minlength=self.quotas.size)
 
+    def identity(self) -> dict[str, Any]:
+        """Nothing: they are those of the weights."""
+        return {}
+
 
 def _key(name: str) -> int:
     """By its name, so that the order of one source does not depend on which others there are."""
@@ -122,9 +138,11 @@ class MixtureSource(PlainSource):
         sampling: str = EPOCHS,
         identities: Mapping[str, Any] | None = None,
         meta: Mapping[str, Any] | None = None,
+        turns: TakesTurns | None = None,
     ) -> None:
         """weights: of exactly these sources; they sum to 1. identities: of each, as data.bins.identity_of has
-        it; None for tokens that are no file's. meta: meta.json of the sources, whose tokens are alike.
+        it; None for tokens that are no file's. meta: meta.json of the sources, whose tokens are alike. turns:
+        of sampling by epochs; None: those of the weights.
         """
         assert sources.keys() == weights.keys(), "each source has a weight"
         self.names = sorted(sources)
@@ -135,7 +153,7 @@ class MixtureSource(PlainSource):
         self.meta = meta or {}
         self.seeds = [splitmix64(data_seed) ^ _key(name) for name in self.names]
         if sampling == EPOCHS:
-            self.turns = Turns(self.weights)
+            self.turns: TakesTurns = turns or Turns(self.weights)
             self.orders = []
             for windows, seed in zip(self.sources, self.seeds, strict=True):
                 self.orders.append(SampleOrder(windows.n_windows, seed))
@@ -155,9 +173,12 @@ class MixtureSource(PlainSource):
         start = np.empty(count, dtype=np.int64)
         for number in np.unique(source):
             mine = source == number  # whose ranks follow one another
-            windows = self.orders[number].windows(int(rank[mine][0]), int(mine.sum()))
-            start[mine] = windows * self.length
+            start[mine] = self._starts(int(number), int(rank[mine][0]), int(mine.sum()))
         return source, start
+
+    def _starts(self, number: int, first: int, count: int) -> NDArray[np.int64]:
+        """First tokens of some samples of a source, which follow one another."""
+        return self.orders[number].windows(first, count) * self.length
 
     def _drawn(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """With replacement: one hash of a sample's number draws the source, another one the start."""
@@ -194,12 +215,13 @@ class MixtureSource(PlainSource):
 
     def identity(self) -> dict[str, Any]:
         shares = dict(zip(self.names, self.weights, strict=True))
+        turns = self.turns.identity() if self.sampling == EPOCHS else {}
         if self.identities is not None:
-            return mixture_identity(self.sampling, shares, self.identities)
+            return mixture_identity(self.sampling, shares, self.identities) | turns
         found = {}
         for name, windows in zip(self.names, self.sources, strict=True):
             found[name] = {"train": identity_of_tokens(windows.tokens)}
-        return mixture_identity(self.sampling, shares, found) | {"order_seed": self.data_seed}
+        return mixture_identity(self.sampling, shares, found) | turns | {"order_seed": self.data_seed}
 
     def parts(self) -> dict[str, Any]:
         return {"vocabulary": asdict(described(self.meta))}

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from config.mixture import EPOCHS
 from data.batch import Batch
 from data.bins import Splits, TokenWindows, ends_of
-from data.mixture import MixtureSource
+from data.mixture import MixtureSource, TakesTurns
 from data.order import SampleOrder
 from data.packing import Arrivals, Packed, Packer
 from data.token_source import TokenSource
@@ -321,11 +321,12 @@ class PackedMixture(MixtureSource):
         data_seed: int,
         identities: Mapping[str, Any],
         packing: Packing,
+        turns: TakesTurns | None = None,
     ) -> None:
         """As MixtureSource."""
         windows = {name: splits.train for name, splits in parts.items()}
         meta = next(iter(parts.values())).meta
-        super().__init__(windows, weights, data_seed, EPOCHS, identities, meta)
+        super().__init__(windows, weights, data_seed, EPOCHS, identities, meta, turns)
         self.rows = []
         for name, seed in zip(self.names, self.seeds, strict=True):
             train, splits = identities[name]["train"], parts[name]

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from config.mixture import EPOCHS
 from data.batch import Batch, BatchSource
 from data.bins import Splits, TokenWindows, open_splits
-from data.mixture import MixtureSource
+from data.curriculum import DifficultyCurriculum, DifficultyTurns, LengthCurriculum
+from data.mixture import MixtureSource, TakesTurns
 from data.packed import PackedMixture, PackedSource, Packing
 from data.sources import Shares, Wanted
 from data.token_source import TokenSource
@@ -50,18 +51,35 @@ class TextData:
         """What is said of the tokens, which are alike in all sources."""
         return self.first.meta
 
-    def packed(self, data_seed: int, packing: Packing) -> PackedSource | PackedMixture:
-        """A source of packed rows, of which the index has to be prepared. Raises UserError."""
+    @property
+    def windows(self) -> dict[str, TokenWindows]:
+        """Of training, of each source."""
+        return {name: splits.train for name, splits in self.parts.items()}
+
+    def packed(
+        self, data_seed: int, packing: Packing, turns: TakesTurns | None = None
+    ) -> PackedSource | PackedMixture:
+        """A source of packed rows, of which the index has to be prepared. turns: of a mixture. Raises
+        UserError.
+        """
         if self.is_mixture:
-            return PackedMixture(self.parts, self.weights, data_seed, self.identities, packing)
+            return PackedMixture(self.parts, self.weights, data_seed, self.identities, packing, turns)
         return PackedSource(self.first, packing, data_seed)
+
+    def growing(self, data_seed: int, lengths: Sequence[int], batch: int, steps: int) -> LengthCurriculum:
+        """As LengthCurriculum. Raises UserError."""
+        whole = self.source(data_seed)
+        return LengthCurriculum(self.windows, self.weights, data_seed, lengths, batch, steps, whole)
+
+    def hardening(self, data_seed: int, turns: DifficultyTurns) -> DifficultyCurriculum:
+        """Of a mixture: turns are of its sources."""
+        return DifficultyCurriculum(self.windows, self.weights, data_seed, turns, self.identities, self.meta)
 
     def source(self, data_seed: int) -> BatchSource:
         if not self.is_mixture:
             splits = self.first
             return TokenSource(splits.train, data_seed, splits.folder, splits.meta)
-        windows = {name: splits.train for name, splits in self.parts.items()}
-        return MixtureSource(windows, self.weights, data_seed, self.sampling, self.identities, self.meta)
+        return MixtureSource(self.windows, self.weights, data_seed, self.sampling, self.identities, self.meta)
 
     def describe(self, samples: int, in_windows: bool = True) -> list[str]:
         """Lines of what a run of so many samples reads. in_windows: they are windows of the running text."""

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import config
+from config.curriculum import LENGTH
 from config.recipe import flags_of
 from data.sources import Wanted, lacking_sources
 from errors import UserError
@@ -372,7 +373,8 @@ def training_problems(wanted: Namespace, args: Namespace, record: Record, is_ref
         problems.append(f"{folder / STOP} keeps this experiment stopped; remove it first")
     problems += space_problems(args, folder)
     read_segments(folder)  # a damaged segments.jsonl would end the job in its first minute
-    say(forecast(record, args.iterations, wanted.time) or of_work(record, args))
+    is_even = args.curriculum != LENGTH  # else the first steps say nothing about the last
+    say((is_even and forecast(record, args.iterations, wanted.time)) or of_work(record, args))
     return problems
 
 

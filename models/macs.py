@@ -95,13 +95,14 @@ def count_macs(args: Any, sequence_length: int, length_factors: Sequence[float] 
     return int(total)
 
 
-def training_flops_per_token(settings: ModelSettings) -> float:
+def training_flops_per_token(settings: ModelSettings, length: int | None = None) -> float:
     """Useful floating-point operations of forward and backward per token: causal attention only, head on
     every token. Of modern blocks the public code's count: all keys in a window, not the causal half.
 
-    Routed models are counted at their factors' expectation, n uniform draws in order, where none are given.
+    length: of the sequences; None: the longest. Routed models are counted at their factors' expectation, n
+    uniform draws in order, where none are given.
     """
-    length, n = settings.sequence_length, settings.n_repeat - 1
+    length, n = length or settings.sequence_length, settings.n_repeat - 1
     tokens: list[float] = []
     if settings.variant.loop:
         shares = settings.training_length_factor

@@ -56,8 +56,10 @@ class Network(Protocol):
         """Each parameter's role, by its name."""
         ...
 
-    def flops_per_token(self) -> float:
-        """Useful floating-point operations of a forward and a backward pass."""
+    def flops_per_token(self, length: int | None = None) -> float:
+        """Useful floating-point operations of a forward and a backward pass. length: of the sequences (None:
+        of all that the network takes).
+        """
         ...
 
     def compile_blocks(self) -> None:

@@ -325,9 +325,9 @@ class Transformer(nn.Module):
                 roles[name] = HEAD
         return roles
 
-    def flops_per_token(self) -> float:
+    def flops_per_token(self, length: int | None = None) -> float:
         """As models.macs.training_flops_per_token."""
-        return training_flops_per_token(self.settings)
+        return training_flops_per_token(self.settings, length)
 
     def describe(self) -> str:
         """Model, stacks and number of parameters, for the first lines of a run."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from config.curriculum import DIFFICULTY, LENGTH, stage_lengths
 from config.packing import NONE
 from data.batch import BatchSource
+from data.curriculum import DifficultyTurns, LengthCurriculum, hard_counts
 from data.packed import Packing
 from data.setup import ensure_prepared
 from data.sources import Wanted
@@ -32,12 +35,38 @@ def open_source(args: Any, world: World, data: TextData, folder: Path) -> BatchS
 
     Raises UserError.
     """
+    turns = None
+    if args.curriculum == LENGTH:
+        lengths = stage_lengths(args.curriculum_stages, args.curriculum_min_length, args.sequence_length)
+        batch = args.batch_size * args.acc_steps
+        return world.on_all(lambda: data.growing(args.data_seed, lengths, batch, args.iterations))
+    if args.curriculum == DIFFICULTY:
+        turns = world.on_all(lambda: _turns(args, data))
     if args.packing == NONE:
-        return data.source(args.data_seed)
+        return data.source(args.data_seed) if turns is None else data.hardening(args.data_seed, turns)
     end_of_text = world.on_main(Wanted.of(vars(args)).end_of_text)
     packing = Packing(args.packing_buffer, end_of_text, folder / PACKING)
-    source = world.on_all(lambda: data.packed(args.data_seed, packing))
+    source = world.on_all(lambda: data.packed(args.data_seed, packing, turns))
     samples = args.iterations * args.batch_size * args.acc_steps
     for line in world.on_main(lambda: source.prepare(samples)):
         log.info(line)
     return source
+
+
+def _turns(args: Any, data: TextData) -> DifficultyTurns:
+    """Raises UserError where one side's sources are all missing."""
+    batch = args.batch_size * args.acc_steps
+    counts = hard_counts(batch, args.iterations, args.curriculum_warmup)
+    return DifficultyTurns(data.weights, args.curriculum_hard, batch, counts)
+
+
+def describe_source(args: Any, data: TextData, source: BatchSource) -> list[str]:
+    """Lines of what a run reads."""
+    samples, in_windows = args.iterations * args.batch_size * args.acc_steps, args.packing == NONE
+    if isinstance(source, LengthCurriculum):
+        return [*data.describe(samples, in_windows=False), *source.in_words()]
+    turns = getattr(source, "turns", None)
+    if isinstance(turns, DifficultyTurns):
+        shares = dict(zip(turns.names, (turns.counts(samples) / samples).tolist(), strict=True))
+        return [*replace(data, weights=shares).describe(samples, in_windows), turns.describe()]
+    return data.describe(samples, in_windows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from config.curriculum import LENGTH
 from models.macs import training_flops_per_token
 from models.settings import ModelSettings
 from optim.reader import Record
@@ -18,6 +19,11 @@ def flops_of_step(args: Any) -> float:
 def forecast(record: Record, args: Any, peak: float | None = None) -> str:
     """A line. record: of the experiment; peak: operations a second of all devices, where it is known."""
     left, flops = max(args.iterations - record.saved_step, 0), flops_of_step(args)
+    if args.curriculum == LENGTH:
+        return (
+            f"forecast: {left:,} of {args.iterations:,} steps left, at most {left * flops:.3g} FLOPs; steps"
+            " get longer with their sequences, so no hours are told"
+        )
     work = f"forecast: {left:,} of {args.iterations:,} steps left, {left * flops:.3g} FLOPs"
     per_hour = record.steps_per_hour()
     if per_hour:

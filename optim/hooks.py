@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from distributed.world import World
     from optim.evaluation import Evaluation
     from optim.experiment import Experiment
-    from optim.reporting import Reporter
+    from optim.reporting import OfSample, Reporter
     from optim.step import OptimizerStep
     from optim.stopping import Stopper
     from optim.watchdog import Watchdog
@@ -66,6 +66,8 @@ class RunParts(Protocol):
 
     @property
     def flops_per_item(self) -> float: ...
+
+    def work(self, step: int) -> OfSample: ...
 
 
 class Run(Protocol):

@@ -5,30 +5,33 @@ run.
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from config.curriculum import LENGTH
 from config.groups.objective import DISTILLATION, MULTI_TOKEN
 from config.packing import NONE
 from config.recipe import flags_of
+from data.batch import BatchSource
+from data.curriculum import LengthCurriculum
 from data.sizes import token_sizes
 from data.text import TextData
 from distributed.world import World
 from errors import UserError
 from models import fp8, make_model_from_args
 from optim.core_metric import core_evaluation, wanted_tasks
-from optim.dataset import open_data, open_source
+from optim.dataset import describe_source, open_data, open_source
 from optim.evaluation import HeldOut
 from optim.hooks import Hook
 from optim.objectives import NextToken
 from optim.objectives.distillation import Distillation
 from optim.objectives.multi_token import MultiTokenPrediction
 from optim.objectives.teacher import check_teacher, find_teacher, load_teacher
-from optim.progress import Parts
+from optim.progress import Parts, Work
 from optim.reporting import log
 from optim.samples import samples_of, wanted_prompts
 from optim.setup import autocast_dtype, autocaster, need_fp8, seed_everything
@@ -92,8 +95,9 @@ def language_model(
         items="tokens",
         items_per_sample=args.sequence_length,
         flops_per_item=objective.flops_per_token(),
+        work_at=_work(source, objective),
         describe=lambda schedule: [
-            *describe(args, world, data, network, folder, schedule),
+            *describe(args, world, data, source, network, folder, schedule),
             *objective.describe(),
         ],
     )
@@ -116,8 +120,24 @@ def _objective(args: Namespace, world: World, data: TextData, network: Any, fold
     return NextToken(network)
 
 
+def _work(source: BatchSource, objective: Any) -> Callable[[int], Work] | None:
+    """As Parts.work_at has it, of sequences that grow."""
+    if not isinstance(source, LengthCurriculum):
+        return None
+    of_length = {}
+    for stage in source.stages:
+        of_length[stage.length] = Work(stage.length, objective.flops_per_token(stage.length))
+    return lambda step: of_length[source.length_of(step)]
+
+
 def describe(
-    args: Namespace, world: World, data: TextData, network: Any, folder: Path, schedule: str
+    args: Namespace,
+    world: World,
+    data: TextData,
+    source: BatchSource,
+    network: Any,
+    folder: Path,
+    schedule: str,
 ) -> list[str]:
     """First lines of a run. schedule: in words."""
     settings = network.settings
@@ -129,17 +149,19 @@ def describe(
         where = torch.cuda.get_device_name(world.device)
     dtype = str(autocast_dtype(args.dtype, world.device)).removeprefix("torch.")
     samples = args.batch_size * args.acc_steps
-    epochs, in_windows = "", args.packing == NONE
-    if in_windows and not data.is_mixture:
+    epochs, tokens = "", str(args.sequence_length)
+    if args.curriculum == LENGTH:
+        tokens = f"{args.curriculum_min_length} to {tokens}"
+    elif args.packing == NONE and not data.is_mixture:
         passes = args.iterations * samples / data.first.train.n_windows
         epochs = f"; {passes:.2f} epochs in {args.iterations} steps"
     lines = [
         f"experiment: {folder}",
         f"model: {network.describe()}",
         f"device: {world.size} x {where}, {dtype}",
-        *data.describe(samples * args.iterations, in_windows),
+        *describe_source(args, data, source),
         (
-            f"effective batch: {samples} sequences of {args.sequence_length} tokens ({args.batch_size} x"
+            f"effective batch: {samples} sequences of {tokens} tokens ({args.batch_size} x"
             f" {args.acc_steps // world.size} on each of {world.size} processes){epochs}"
         ),
         schedule,

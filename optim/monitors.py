@@ -27,6 +27,12 @@ from optim.reporting import log, peak_flops
 Clock = Callable[[], float]  # seconds
 
 
+def _items(run: Run | None, step: int) -> int:
+    """What a run counts (tokens, samples), of a step, from 1."""
+    assert run is not None, "joined() has been called"
+    return run.args.batch_size * run.args.acc_steps * run.parts.work(step - 1).items
+
+
 class Monitor(Hook):
     """metrics: what it has measured at the present step, by name. kind: of its rows."""
 
@@ -65,9 +71,8 @@ class ThroughputMonitor(Monitor):
 
     def started(self, step: int) -> None:
         """As Hook.started."""
-        if self.tokens_per_step is None and self.run is not None:
-            self.tokens_per_step = self.run.reporter.items_per_step
-        self.tokens = self.tokens or step * (self.tokens_per_step or 0)
+        if not self.tokens:
+            self.tokens = sum(self._tokens(past) or 0 for past in range(1, step + 1))
         self.at = self.clock()
 
     def stepped(self, step: int, loss: float) -> None:
@@ -75,17 +80,23 @@ class ThroughputMonitor(Monitor):
         now = self.clock()
         seconds, self.at = now - self.at, now
         self.seconds.append(seconds)
-        self.metrics, timed = {}, {}
-        if self.tokens_per_step is not None:
-            self.tokens += self.tokens_per_step
+        self.metrics, timed, tokens = {}, {}, self._tokens(step)
+        if tokens is not None:
+            self.tokens += tokens
             self.metrics["tokens_processed"] = self.tokens
         if step % self.log_interval or seconds <= 0:
             return
         timed["steps_per_sec"] = len(self.seconds) / sum(self.seconds)
-        if self.tokens_per_step is not None:
-            timed["tokens_per_sec"] = timed["steps_per_sec"] * self.tokens_per_step
+        if tokens is not None:
+            timed["tokens_per_sec"] = timed["steps_per_sec"] * tokens
         self.metrics |= timed
         self.write(step, timed)
+
+    def _tokens(self, step: int) -> int | None:
+        """Of a step, from 1; None where they are not known."""
+        if self.tokens_per_step is not None or self.run is None:
+            return self.tokens_per_step
+        return _items(self.run, step)
 
     def state(self) -> dict[str, Any]:
         """As Hook.state."""
@@ -141,11 +152,7 @@ class FLOPCounter(Monitor):
             return self.flops_per_step
         run = self.run
         assert run is not None, "joined() has been called"
-        samples = run.args.batch_size * run.args.acc_steps
-        items = None
-        if hasattr(run.parts.source, "items"):  # of a curriculum, steps differ
-            items = run.parts.source.items(step - 1, (step - 1) * samples, samples)
-        return (items or run.reporter.items_per_step) * run.parts.flops_per_item
+        return _items(run, step) * run.parts.work(step - 1).flops_per_item
 
     def _stop(self) -> Stop | None:
         if self.budget is None or self.total < self.budget:

@@ -32,13 +32,22 @@ from optim.tracked import Tracked
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a sample is of: items, and floating-point operations of each, forward and backward."""
+
+    items: int
+    flops_per_item: float
+
+
+@dataclass(frozen=True)
 class Parts:
     """What a training is put together of.
 
     objective: a module of the form that optim/objectives describes; what its `network` computes is saved.
     items: what throughput counts, in the plural, and items_per_sample how many of them a sample has.
-    flops_per_item: of a forward and backward pass; 0 where unknown. describe: the first lines of a run, given
-    the schedule in words.
+    flops_per_item: of a forward and backward pass; 0 where unknown. work_at: of the samples of the step after
+    so many, where they are not alike; `work` has it of any training. describe: the first lines of a run,
+    given the schedule in words.
     """
 
     objective: nn.Module
@@ -48,7 +57,14 @@ class Parts:
     items: str = "samples"
     items_per_sample: int = 1
     flops_per_item: float = 0.0
+    work_at: Callable[[int], Work] | None = None
     describe: Callable[[str], list[str]] = lambda schedule: [schedule]
+
+    def work(self, step: int) -> Work:
+        """Of each sample of the step after so many."""
+        if self.work_at is None:
+            return Work(self.items_per_sample, self.flops_per_item)
+        return self.work_at(step)
 
 
 def check_parts(parts: Parts) -> None:

@@ -193,17 +193,25 @@ def tables(row: dict[str, Any]) -> dict[str, Any]:
     return {"samples": wandb.Table(columns=["step", "prompt", "text"], data=lines)}
 
 
+class OfSample(Protocol):
+    """Items in a sample, and floating-point operations for each."""
+
+    @property
+    def items(self) -> int: ...
+
+    @property
+    def flops_per_item(self) -> float: ...
+
+
 class Throughput(Protocol):
-    """What a speed counts: items of this name in each sample, and floating-point operations for each."""
+    """What a speed counts: items of this name."""
 
     @property
     def items(self) -> str: ...
 
-    @property
-    def items_per_sample(self) -> int: ...
-
-    @property
-    def flops_per_item(self) -> float: ...
+    def work(self, step: int) -> OfSample:
+        """Of each sample of the step after so many."""
+        ...
 
 
 class Reporter:
@@ -220,8 +228,7 @@ class Reporter:
         self.args, self.experiment, self.device = args, experiment, device
         peak = peak_flops(device)
         self.peak = None if peak is None else peak * world_size
-        self.items_per_step = args.batch_size * args.acc_steps * parts.items_per_sample
-        self.items, self.flops_per_item = parts.items, parts.flops_per_item
+        self.parts, self.items = parts, parts.items
         self.wandb: Any = None
         self.bar: tqdm[Any] | None = None
         self.steps, self.seconds = 0, 0.0
@@ -259,16 +266,25 @@ class Reporter:
         for line in lines:
             log.info(line)
 
+    def _rates(self, step: int) -> tuple[float, float]:
+        """Items and floating-point operations a second, of the steps up to this one since the last line."""
+        samples, items, flops = self.args.batch_size * self.args.acc_steps, 0.0, 0.0
+        for taken in range(step - self.steps, step):
+            work = self.parts.work(taken)
+            items += samples * work.items
+            flops += samples * work.items * work.flops_per_item
+        return (items / self.seconds, flops / self.seconds) if self.seconds else (0.0, 0.0)
+
     def train_row(self, step: int, values: dict[str, float | None]) -> None:
         """The row and line of a step; rates are over the steps since the last such line. No gradient norm:
         it overflowed.
         """
         per_step = self.seconds / max(self.steps, 1)
-        rate = self.items_per_step / per_step if per_step else 0.0
+        rate, flops_rate = self._rates(step)
         left = timedelta(seconds=round((self.args.iterations - step) * per_step))
         share = None
-        if self.peak is not None and self.flops_per_item:
-            share = rate * self.flops_per_item / self.peak
+        if self.peak is not None and flops_rate:
+            share = flops_rate / self.peak
         memory = peak_memory_mib(self.device)
         self.steps, self.seconds = 0, 0.0
         norm = values["grad_norm"]

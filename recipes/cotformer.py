@@ -15,6 +15,7 @@ from config.checks import (
     unused_by_objective,
     unused_by_optimiser,
 )
+from config.curriculum import unused_by_curriculum
 from config.flags import FLAGS, GROUPS
 from config.hook_checks import hook_problems
 from config.mixture import has_paths, is_mixture
@@ -195,6 +196,7 @@ def notes(args: Namespace) -> list[str]:
             reasons[name] = ": --dataset is no mixture"
     if args.packing == NONE:
         reasons["packing_buffer"] = f": --packing is {NONE}"
+    reasons |= unused_by_curriculum(args)
     if not args.sample_every:
         for name in ("sample_prompts", "sample_tokens", "sample_temperature"):
             reasons[name] = ": --sample_every is 0"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config.checks import batch_sizes_that_fit
+from config.curriculum import LENGTH
 from config.flags import GROUPS
 from config.old_flags import OLD_FLAGS
 from config.recipe import Recipe
@@ -259,7 +260,14 @@ def resolve(args: Namespace) -> list[Problem]:
 
 
 def _length_problems(args: Namespace, plan: Horizon) -> list[Problem]:
+    is_given = args.iterations is not None and args.iterations > 0
     args.iterations = plan.steps
+    if args.curriculum == LENGTH and not is_given:
+        line = (
+            "--curriculum length: its steps have fewer tokens at first, so tokens or FLOPs cannot set the"
+            " horizon; give --num-iterations"
+        )
+        return [Problem(line, "curriculum", "iterations", "target_flops", "target_param_data_ratio")]
     if plan.steps is None:
         line = "no horizon: give --num-iterations, --target-flops or --target-param-data-ratio"
         return [Problem(line, "iterations", "target_flops", "target_param_data_ratio")]
@@ -332,10 +340,11 @@ def assemble(args: Namespace, world: World, folder: Path) -> Parts:
 def plan_in_words(args: Namespace) -> str:
     """Tokens, batch, and the factors of rates and decay."""
     batch = args.batch_size * args.acc_steps * args.sequence_length
+    most = "at most " if args.curriculum == LENGTH else ""
     return (
-        f"horizon: {args.iterations} steps of {batch} tokens, {args.iterations * batch:.4g} in all; rates x"
-        f" {args.rate_scale:.4g}, of embeddings and head x {args.width_scale:.4g} more, weight decay x"
-        f" {args.decay_scale:.4g}"
+        f"horizon: {args.iterations} steps of {most}{batch} tokens, {most}{args.iterations * batch:.4g} in"
+        f" all; rates x {args.rate_scale:.4g}, of embeddings and head x {args.width_scale:.4g} more, weight"
+        f" decay x {args.decay_scale:.4g}"
     )
 
 

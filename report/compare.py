@@ -72,6 +72,7 @@ DEFAULTS = (
     "ponder_kl_div_loss_weight",
     "packing",
     "objective",
+    "curriculum",
 )
 NO_SUMMARY = (
     "its training's summary.json was not found, so training settings are those that the evaluation recorded"

@@ -204,6 +204,17 @@ TABLE: list[tuple[str, str]] = [
         "--packing best_fit --packing_buffer 200",
         "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_packing=best_fit_packing_buffer=200_seed2",
     ),
+    (
+        "--curriculum length --curriculum_stages 3 --curriculum_min_length 64",
+        "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_curriculum=length_curriculum_stages=3"
+        "_curriculum_min_length=64_seed2",
+    ),
+    (
+        "--dataset a=0.5,b=0.25,c=0.25 --curriculum difficulty --curriculum_hard b c"
+        " --curriculum_warmup 0.25",
+        "exps/mix-a-b-c-f66f2d86/base/lr0.001_bs32x4_seqlen512_curriculum=difficulty_curriculum_hard=b,c"
+        "_curriculum_warmup=0.25_seed2",
+    ),
     ("--exp_name my_run/a --lr 0.5 --results_base_folder elsewhere", "elsewhere/slimpajama/base/my_run/a"),
     (
         "--init_from exps/owt2/base/long_run/ckpt_4000.pt",
@@ -288,6 +299,11 @@ CHANGES = {
     "depth_predictor_loss_coef": 0.5,
     "packing": "best_fit",
     "packing_buffer": 200,
+    "curriculum": "length",
+    "curriculum_stages": 3,
+    "curriculum_min_length": 64,
+    "curriculum_hard": ["b"],
+    "curriculum_warmup": 0.25,
     "fp8": True,
     "fp8_recipe": "rowwise",
     "adafactor_eps": 1e-30,

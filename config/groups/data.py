@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from config.curriculum import CURRICULA
 from config.mixture import DROP, EPOCHS, ERROR, SAMPLINGS
 from config.packing import NONE, PACKINGS
 from config.schema import PLACE, Flag, dataset_or_mixture, switch
@@ -38,6 +39,24 @@ DATA: tuple[Flag, ...] = (
         "documents among which --packing best_fit chooses",
         low=1,
         high=100_000,
+    ),
+    Flag(
+        "curriculum",
+        str,
+        NONE,
+        "none, length (training sequences grow to --sequence_length) or difficulty (the share of hard sources"
+        " of a mixture grows)",
+        choices=CURRICULA,
+    ),
+    Flag("curriculum_stages", int, 4, "lengths of --curriculum length, evenly spaced", low=1, high=1000),
+    Flag("curriculum_min_length", int, 32, "tokens of a sequence in its first stage", low=1),
+    Flag("curriculum_hard", str, None, "of --curriculum difficulty: the hard sources", many=True),
+    Flag(
+        "curriculum_warmup",
+        float,
+        0.5,
+        "share of the steps after which all samples are of hard sources (0: all of them are)",
+        low=0,
     ),
     Flag(
         "missing_sources",

@@ -45,8 +45,9 @@ class NextToken(nn.Module):
         hidden = self.network.run(batch["inputs"])
         return Loss(next_token(self.network, hidden, batch["targets"]).loss, batch.count)
 
-    def flops_per_token(self) -> float:
-        return self.network.flops_per_token()
+    def flops_per_token(self, length: int | None = None) -> float:
+        """As models.network.Network."""
+        return self.network.flops_per_token(length)
 
     def describe(self) -> list[str]:
         """Lines of what it adds to its network, for the first lines of a run."""

@@ -241,7 +241,7 @@ class Distillation(nn.Module):
             f"teacher: {self.frozen[TEACHER]['file']}, {teacher.describe()}, in {dtype}",
         ]
 
-    def flops_per_token(self) -> float:
+    def flops_per_token(self, length: int | None = None) -> float:
         """As models.network.Network: those of the network, and a forward pass of the teacher."""
         teacher: Any = self.teacher
-        return float(self.network.flops_per_token() + teacher.flops_per_token() / 3)
+        return float(self.network.flops_per_token(length) + teacher.flops_per_token(length) / 3)

@@ -178,10 +178,10 @@ class MultiTokenPrediction(nn.Module):
             f" {self.mtp_weight:g}"
         ]
 
-    def flops_per_token(self) -> float:
+    def flops_per_token(self, length: int | None = None) -> float:
         """Useful floating-point operations of a forward and a backward pass, as models.network.Network has
         them; those of the heads without their attention's scores.
         """
         shared = self.network.head[1].numel()
         of_heads = sum(p.numel() for p in self.mtp_heads.parameters()) + len(self.mtp_heads) * shared
-        return float(self.network.flops_per_token() + 6 * of_heads)
+        return float(self.network.flops_per_token(length) + 6 * of_heads)
