@@ -8,7 +8,7 @@ import re
 from argparse import Namespace
 from pathlib import Path
 
-from config.curriculum import curriculum_problems
+from config.curriculum import LENGTH, curriculum_problems
 from config.groups.objective import DISTILLATION, MULTI_TOKEN, NEXT_TOKEN, OF_OBJECTIVES
 from config.mixture import given_weights, has_paths, is_mixture
 from config.naming import MAX_COMPONENT, bad_name
@@ -85,12 +85,11 @@ def objective_problems(args: Namespace) -> list[Problem]:
             " on the exits of all passes"
         )
         problems.append(Problem(line, "objective", "model"))
-    if args.objective == MULTI_TOKEN and args.mtp_heads >= args.sequence_length:
-        line = (
-            f"--mtp_heads {args.mtp_heads} would look beyond the end of sequences of --sequence_length"
-            f" {args.sequence_length} tokens"
-        )
-        problems.append(Problem(line, "mtp_heads", "sequence_length"))
+    shortest = "curriculum_min_length" if args.curriculum == LENGTH else "sequence_length"
+    tokens = getattr(args, shortest)
+    if args.objective == MULTI_TOKEN and args.mtp_heads >= tokens:
+        line = f"--mtp_heads {args.mtp_heads} would look beyond the end of sequences of --{shortest} {tokens} tokens"
+        problems.append(Problem(line, "mtp_heads", shortest))
     if (args.objective == DISTILLATION) != (args.teacher is not None):
         line = "--objective distillation and --teacher need each other"
         problems.append(Problem(line, "objective", "teacher"))
