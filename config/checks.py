@@ -8,10 +8,13 @@ import re
 from argparse import Namespace
 from pathlib import Path
 
+from config.groups.objective import DISTILLATION, MULTI_TOKEN, NEXT_TOKEN, OF_OBJECTIVES
 from config.mixture import given_weights, has_paths, is_mixture
 from config.naming import MAX_COMPONENT, bad_name
+from config.packing import packing_problems
 from config.values import Problem
 from errors import UserError
+from models.variants import VARIANTS
 
 # flags of some schedules only -> these
 OF_SCHEDULES = {
@@ -72,6 +75,33 @@ def optimiser_problems(args: Namespace) -> list[Problem]:
     return problems
 
 
+def objective_problems(args: Namespace) -> list[Problem]:
+    """Of the objective, and of the models that it cannot train."""
+    problems = []
+    if args.objective != NEXT_TOKEN and VARIANTS[args.model].exits_each_pass:
+        line = (
+            f"--objective {args.objective} reads one state of each token, and --model {args.model} is trained"
+            " on the exits of all passes"
+        )
+        problems.append(Problem(line, "objective", "model"))
+    if args.objective == MULTI_TOKEN and args.mtp_heads >= args.sequence_length:
+        line = (
+            f"--mtp_heads {args.mtp_heads} would look beyond the end of sequences of --sequence_length"
+            f" {args.sequence_length} tokens"
+        )
+        problems.append(Problem(line, "mtp_heads", "sequence_length"))
+    if (args.objective == DISTILLATION) != (args.teacher is not None):
+        line = "--objective distillation and --teacher need each other"
+        problems.append(Problem(line, "objective", "teacher"))
+    return problems
+
+
+def unused_by_objective(args: Namespace) -> dict[str, str]:
+    """Flags that the objective has no use for, each with words that follow "no effect"."""
+    reason = f" with --objective {args.objective}"
+    return {name: reason for name, objective in OF_OBJECTIVES.items() if objective != args.objective}
+
+
 def place_problems(args: Namespace) -> list[Problem]:
     """Of the device, the names and the dataset."""
     problems = []
@@ -88,7 +118,7 @@ def place_problems(args: Namespace) -> list[Problem]:
     parts = (args.exp_name or "").split("/")
     if any(len(part.encode()) > MAX_COMPONENT for part in parts):
         problems.append(Problem(f"--exp_name must stay under {MAX_COMPONENT + 1} bytes", "exp_name"))
-    return problems + _dataset_problems(args)
+    return [*problems, *_dataset_problems(args), *packing_problems(args)]
 
 
 def _dataset_problems(args: Namespace) -> list[Problem]:

@@ -8,6 +8,7 @@ from config.groups.data import DATA
 from config.groups.evaluation import EVALUATIONS
 from config.groups.jobs import CHECKPOINTS, DISTRIBUTED, FAULTS
 from config.groups.model import MODEL, RECURRENT_DEPTH
+from config.groups.objective import OBJECTIVE
 from config.groups.optimiser import OPTIMISER
 from config.groups.run import RUN
 from config.old_flags import OLD_FLAGS
@@ -19,6 +20,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
     "data": DATA,
     "model": MODEL,
     "recurrent depth": RECURRENT_DEPTH,
+    "objective": OBJECTIVE,
     "evaluation": EVALUATIONS,
     "checkpoints": CHECKPOINTS,
     "when things go wrong": FAULTS,

@@ -20,6 +20,8 @@ from config.schema import EVALUATION, IDENTITY, SCHEDULE, Flag
 from models.variants import VARIANTS
 
 BATCH = ("batch_size", "acc_steps")  # most trainings depend on their product alone
+# compared by what the files hold (optim.initial), where both have one
+CHECKPOINTS = ("init_from", "teacher")
 # how much text is read: no setting of the model, so none inherits it
 OF_ONE_EVALUATION = ("eval_seq_length", "eval_sample_size")
 
@@ -57,8 +59,7 @@ def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
         return [f"the checkpoint is of recipe {begun}, this run of {name_now}"]
     same_batch = not cut_matters(now) and effective_batch(now) == effective_batch(then)
     passed = {"dataset", *(BATCH if same_batch else ())}
-    if now.get("init_from") is not None and then.get("init_from") is not None:
-        passed.add("init_from")  # by what the files hold: optim.initial
+    passed |= {name for name in CHECKPOINTS if now.get(name) is not None and then.get(name) is not None}
     flags = flags_of(now)
     recipe = recipe_of(now)
     spellings = {name: spelling for spelling, name in recipe.spellings.items()}
@@ -96,7 +97,7 @@ def fingerprint(args: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     flags, values = flags_of(args), {}
     for name in names_of(IDENTITY, args=args):
         # those that are default are left out, so that a flag that is added changes nothing
-        if name not in ("dataset", "init_from", *BATCH) and args[name] != flags[name].default:
+        if name not in ("dataset", *CHECKPOINTS, *BATCH) and args[name] != flags[name].default:
             values[name] = args[name]
     if "recipe" in args:
         values["recipe"] = args["recipe"]

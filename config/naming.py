@@ -9,7 +9,7 @@ import re
 from argparse import Namespace
 from pathlib import Path
 
-from config.identity import cut_matters
+from config.identity import CHECKPOINTS, cut_matters
 from config.mixture import folder_name, is_mixture
 from config.recipe import flags_of
 from config.schema import IDENTITY
@@ -49,7 +49,7 @@ def _text(value: object) -> str:
 
 
 def weights_label(given: str) -> str:
-    """What --init_from adds to a built name: the experiment, and the checkpoint where it names one.
+    """What a flag of CHECKPOINTS adds to a built name: the experiment, and the checkpoint where it names one.
 
     Their content is compared later.
     """
@@ -67,7 +67,7 @@ def experiment_name(args: Namespace) -> str:
         default = args.seed if name == "data_seed" else flag.default
         value = getattr(args, name)
         if flag.scope == IDENTITY and name not in (*_IN_PATH, *_IN_STEM) and value != default:
-            text = weights_label(value) if name == "init_from" else _text(value)
+            text = weights_label(value) if name in CHECKPOINTS else _text(value)
             parts.append(f"{name}={text}".replace("/", "-"))
     parts.append(f"seed{args.seed}")
     if args.run_prefix:

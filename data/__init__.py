@@ -10,6 +10,7 @@ characters.py                                 the same, one token a character
 inspect.py                                    shows and verifies bins
 bins.py, order.py                             bins to windows; which window when
 batch.py, token_source.py, mixture.py         what a training takes its samples from
+packing.py, packed.py                         whole documents in rows; their index on disk, rows as samples
 sources.py, text.py                           one dataset, or those of a mixture, by flags
 setup.py, built_in.py                         built-in corpora, made on first use
 sizes.py, tokenizer_files.py                  bytes of its tokens; its files beside an exported model

@@ -14,7 +14,7 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Batch:
     """Named tensors, and `count`: how many items (tokens, pairs, windows) their mean loss is a mean of, known
-    before the forward pass.
+    before the forward pass; at least 1.
     """
 
     tensors: dict[str, Tensor]
@@ -54,6 +54,10 @@ class BatchSource(Protocol):
         """Samples first .. first + count - 1 of the run, which are of this step. Raises UserError."""
         ...
 
+    def items(self, step: int, first: int, count: int) -> int | None:
+        """How many items (Batch.count) these samples have, all of a step; None where only the batches say."""
+        ...
+
     def identity(self) -> dict[str, Any]:
         """What distinguishes these data from others, by their content; empty where nothing is recorded."""
         ...
@@ -80,6 +84,9 @@ class PlainSource:
 
     def samples(self, step: int, first: int, count: int) -> Batch:
         raise NotImplementedError("a source must say what its samples are")
+
+    def items(self, step: int, first: int, count: int) -> int | None:
+        return None
 
     def identity(self) -> dict[str, Any]:
         return {}

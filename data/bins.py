@@ -268,6 +268,14 @@ def largest_token(tokens: Tokens) -> int:
     return max(int(tokens[i : i + SCAN_TOKENS].max()) for i in range(0, tokens.size, SCAN_TOKENS))
 
 
+def ends_of(tokens: Tokens, end_of_text: int) -> NDArray[np.int64]:
+    """Places of the tokens that end documents, found in slices."""
+    found = []
+    for begin in range(0, tokens.size, SCAN_TOKENS):
+        found.append(np.flatnonzero(tokens[begin : begin + SCAN_TOKENS] == end_of_text) + begin)
+    return np.concatenate(found)
+
+
 class TokenWindows:
     """Consecutive windows of sequence_length tokens; a short last one is left out.
 
@@ -291,12 +299,14 @@ class TokenWindows:
 
         A loss over them is a mean over tokens. Raises UserError for a token that the vocabulary lacks.
         """
+        return self.as_batch(self.tokens[starts[:, None] + np.arange(self.length + 1)])
+
+    def as_batch(self, chosen: Tokens) -> Batch:
+        """As `at`, of tokens (N, sequence_length + 1) that were taken from the bin."""
         import torch  # late: preparing data starts processes that have no use for it
 
         from data.batch import Batch
 
-        places = starts[:, None] + np.arange(self.length + 1)
-        chosen = self.tokens[places]
         if self.vocab_size is not None and chosen.max(initial=0) >= self.vocab_size:
             raise OwnError(
                 f"the data holds token {chosen.max()}, beyond --vocab_size {self.vocab_size}: it is damaged "

@@ -14,7 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.programs import Arguments, guarded
-from data.bins import META, SCAN_TOKENS, Tokens, check_format, dtype_of, is_prepared, map_tokens, read_meta
+from data.bins import (
+    META,
+    SCAN_TOKENS,
+    Tokens,
+    check_format,
+    dtype_of,
+    ends_of,
+    is_prepared,
+    map_tokens,
+    read_meta,
+)
 from data.tokenizer import Tokenizer, open_tokenizer, text_of
 from data.vocabulary import described
 from drawing import load_matplotlib
@@ -34,16 +44,6 @@ def sha256(tokens: Tokens) -> str:
     for part in slices(tokens):
         digest.update(part.data)
     return digest.hexdigest()
-
-
-def ends_of(tokens: Tokens, end_of_text: int) -> NDArray[np.int64]:
-    """Places of the tokens that end documents."""
-    return np.concatenate(
-        [
-            np.flatnonzero(part == end_of_text) + begin * SCAN_TOKENS
-            for begin, part in enumerate(slices(tokens))
-        ]
-    )
 
 
 def problems_of(folder: Path, check_documents: int = SHOWN_DOCUMENTS) -> list[str]:

@@ -92,6 +92,11 @@ class Turns:
         source = self.source_of[turns].astype(np.int64)
         return source, periods * self.quotas[source] + self.rank_of[turns]
 
+    def counts(self, samples: int) -> NDArray[np.int64]:
+        """How many of the first samples are of each source, (sources,)."""
+        periods, turns = divmod(samples, self.period)
+        return periods * self.quotas + np.bincount(self.source_of[:turns], minlength=self.quotas.size)
+
 
 def _key(name: str) -> int:
     """By its name, so that the order of one source does not depend on which others there are."""
@@ -128,21 +133,21 @@ class MixtureSource(PlainSource):
         self.length = self.sources[0].length
         self.data_seed, self.sampling, self.identities = data_seed, sampling, identities
         self.meta = meta or {}
-        seeds = [splitmix64(data_seed) ^ _key(name) for name in self.names]
+        self.seeds = [splitmix64(data_seed) ^ _key(name) for name in self.names]
         if sampling == EPOCHS:
             self.turns = Turns(self.weights)
             self.orders = []
-            for windows, seed in zip(self.sources, seeds, strict=True):
+            for windows, seed in zip(self.sources, self.seeds, strict=True):
                 self.orders.append(SampleOrder(windows.n_windows, seed))
         self.seed = np.uint64(splitmix64(data_seed))
         self.limits = np.cumsum(self.weights)
 
     def places(self, first: int, count: int) -> list[Place]:
         """Where samples first .. first + count - 1 come from."""
-        source, start = self._starts(first, count)
+        source, start = self._places(first, count)
         return [Place(self.names[s], int(at)) for s, at in zip(source, start, strict=True)]
 
-    def _starts(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _places(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The source's number and the first token of each sample, each (count,)."""
         if self.sampling == RANDOM:
             return self._drawn(first, count)
@@ -171,14 +176,21 @@ class MixtureSource(PlainSource):
 
     def samples(self, step: int, first: int, count: int) -> Batch:
         """As BatchSource.samples. Raises UserError for a token that the vocabulary lacks."""
-        source, start = self._starts(first, count)
+        source, place = self._places(first, count)
         inputs = torch.empty(count, self.length, dtype=torch.int64)
         targets = torch.empty_like(inputs)
         for number in np.unique(source):
             mine = torch.from_numpy(source == number)
-            part = self.sources[number].at(start[source == number])
+            part = self._read(number, place[source == number])
             inputs[mine], targets[mine] = part["inputs"], part["targets"]
         return Batch({"inputs": inputs, "targets": targets}, targets.numel())
+
+    def _read(self, number: int, places: NDArray[np.int64]) -> Batch:
+        """Samples of a source, at places of `_places`."""
+        return self.sources[number].at(places)
+
+    def items(self, step: int, first: int, count: int) -> int:
+        return count * self.length
 
     def identity(self) -> dict[str, Any]:
         shares = dict(zip(self.names, self.weights, strict=True))

@@ -57,9 +57,12 @@ class SampleOrder:
 
     def windows(self, first: int, count: int) -> NDArray[np.int64]:
         """Window numbers of samples first .. first + count - 1."""
-        samples = np.arange(first, first + count, dtype=np.uint64)
+        return self.at(np.arange(first, first + count, dtype=np.uint64))
+
+    def at(self, samples: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Window numbers of samples (N,), in any order."""
         epochs, places = samples // np.uint64(self.n_windows), samples % np.uint64(self.n_windows)
-        out = np.empty(count, dtype=np.int64)
+        out = np.empty(samples.size, dtype=np.int64)
         for epoch in np.unique(epochs):
             here = epochs == epoch
             out[here] = permute(

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from config.mixture import DROP, EPOCHS, ERROR, effective_weights, given_weights, is_mixture, names_of_sources
-from data.bins import dataset_folder, identity_of, is_prepared, not_prepared
+from config.packing import NONE
+from data.bins import META, dataset_folder, identity_of, is_prepared, label, not_prepared, read_meta
+from data.bpe import END_OF_TEXT
 from data.setup import is_built_in
+from data.vocabulary import OF_GPT2, described
 from errors import UserError
 
 
@@ -41,6 +44,7 @@ class Wanted:
     normalise_weights: bool = False
     vocab_size: int | None = None
     track: str | None = None
+    packing: str = NONE
 
     @classmethod
     def of(cls, flags: Mapping[str, Any]) -> Wanted:
@@ -86,6 +90,30 @@ class Wanted:
             absent = [name for name in absent if name in self.required]
         return [not_prepared(name, self.folder(name), self.vocab_size) for name in absent]
 
+    def end_of_text(self) -> int | None:
+        """The token that ends a document of the prepared datasets; None where documents need not be told from
+        each other.
+
+        Raises UserError with a line for each dataset where they must be, and no token does it.
+        """
+        if self.packing == NONE:
+            return None
+        found, wrong = {}, []
+        for name, folder in self.prepared.items():
+            found[name] = _end_of_text(name, read_meta(folder))
+            if found[name] is None:
+                wrong.append(
+                    f"--packing {self.packing} needs documents that end with a token of their own, and"
+                    f" {folder / META} names none (end_of_text): give --packing {NONE}, or a dataset of"
+                    " another tokenizer"
+                )
+        if len(set(found.values())) > 1 and not wrong:
+            named = ", ".join(f"{name}: {token}" for name, token in found.items())
+            wrong.append(f"--packing {self.packing}: documents of the sources end differently ({named})")
+        if wrong:
+            raise UserError("\n".join(wrong))
+        return next(iter(found.values()), None)
+
     @property
     def required(self) -> list[str]:
         """Sources that must not be missing: the one whose loss is tracked."""
@@ -124,6 +152,13 @@ class Wanted:
             return None
         shares = self.shares(need=0)
         return mixture_identity(self.sampling, shares.weights, shares.identities)
+
+
+def _end_of_text(dataset: str, meta: Mapping[str, Any]) -> int | None:
+    """As meta.json says; else that of a dataset whose name stands for GPT-2's tokens."""
+    if "end_of_text" in meta or described(meta).tokenizer is not None or label(dataset) not in OF_GPT2:
+        return meta.get("end_of_text")
+    return END_OF_TEXT
 
 
 def lacking_sources(args: Namespace) -> list[str]:

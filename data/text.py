@@ -14,6 +14,7 @@ from config.mixture import EPOCHS
 from data.batch import Batch, BatchSource
 from data.bins import Splits, TokenWindows, open_splits
 from data.mixture import MixtureSource
+from data.packed import PackedMixture, PackedSource, Packing
 from data.sources import Shares, Wanted
 from data.token_source import TokenSource
 from data.vocabulary import described
@@ -49,6 +50,12 @@ class TextData:
         """What is said of the tokens, which are alike in all sources."""
         return self.first.meta
 
+    def packed(self, data_seed: int, packing: Packing) -> PackedSource | PackedMixture:
+        """A source of packed rows, of which the index has to be prepared. Raises UserError."""
+        if self.is_mixture:
+            return PackedMixture(self.parts, self.weights, data_seed, self.identities, packing)
+        return PackedSource(self.first, packing, data_seed)
+
     def source(self, data_seed: int) -> BatchSource:
         if not self.is_mixture:
             splits = self.first
@@ -56,8 +63,8 @@ class TextData:
         windows = {name: splits.train for name, splits in self.parts.items()}
         return MixtureSource(windows, self.weights, data_seed, self.sampling, self.identities, self.meta)
 
-    def describe(self, samples: int) -> list[str]:
-        """Lines of what a run of so many samples reads."""
+    def describe(self, samples: int, in_windows: bool = True) -> list[str]:
+        """Lines of what a run of so many samples reads. in_windows: they are windows of the running text."""
         if not self.is_mixture:
             splits = self.first
             counts = f"{splits.train.tokens.size:,} training and {splits.val.tokens.size:,} validation tokens"
@@ -69,10 +76,12 @@ class TextData:
                 " the others are divided by their sum"
             )
         for name, splits in self.parts.items():
-            share = self.weights[name]
+            share, epochs = self.weights[name], ""
+            if in_windows:
+                epochs = f", {samples * share / splits.train.n_windows:.2f} epochs to come"
             lines.append(
                 f"  {name}: {splits.train.tokens.size:,} training and {splits.val.tokens.size:,} validation"
-                f" tokens, share {share:.4g}, {samples * share / splits.train.n_windows:.2f} epochs to come"
+                f" tokens, share {share:.4g}{epochs}"
             )
         return lines
 

@@ -28,6 +28,9 @@ class TokenSource:
         """As BatchSource.samples. Raises UserError for a token that the vocabulary lacks."""
         return self.windows.batch(self.order.windows(first, count))
 
+    def items(self, step: int, first: int, count: int) -> int:
+        return count * self.windows.length
+
     def identity(self) -> dict[str, Any]:
         if self.folder is not None:
             return identity_of(self.folder) or {}

@@ -53,7 +53,7 @@ while IFS= read -r folder; do
 done <<<"$folders"
 
 # a part of a file waits under .rsync-partial, so that it never bears the file's name; of iridis/ only run folders
-options=(-rltzsvR --partial --partial-dir=.rsync-partial "--exclude=.*.tmp")
+options=(-rltzsvR --partial --partial-dir=.rsync-partial "--exclude=.*.tmp" "--exclude=*.packed") # an index that main.py makes again
 [[ -n "$checkpoints" ]] || options+=("--exclude=*.pt" "--exclude=*.pt.abandoned*" "--exclude=*.pt.damaged*")
 [[ -z "$dry_run" ]] || options+=(--dry-run)
 options+=(--include=/iridis/ "--include=/iridis/*/" "--include=/iridis/*/run_*/" "--include=/iridis/*/run_*/**" "--exclude=/iridis/**")

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import config
+from config.recipe import flags_of
 from data.sources import Wanted, lacking_sources
 from errors import UserError
 from iridis.chain import Cause
@@ -296,9 +297,11 @@ def began_as(args: Namespace, former: Namespace, experiment: Path | None) -> Nam
     """
     folder, before = config.experiment_folder(args), config.experiment_folder(former)
     if folder == before:
-        recorded = recorded_args(folder)
-        changed = changed_flags(args, former)
-        is_former = bool(changed) and all(recorded.get(name) == getattr(former, name) for name in changed)
+        recorded, flags = recorded_args(folder), flags_of(vars(args))
+        changed = changed_flags(args, former) if recorded else []
+        # a flag that came later has its default
+        begun = [recorded.get(name, flags[name].default) == getattr(former, name) for name in changed]
+        is_former = bool(begun) and all(begun)
     elif experiment in (folder.resolve(), before.resolve()):
         is_former = experiment == before.resolve()
     else:
@@ -359,8 +362,12 @@ def training_problems(wanted: Namespace, args: Namespace, record: Record, is_ref
     if not is_refused and (folder.is_dir() or args.use_pretrained != "auto"):
         problems += resume_problems(args, folder, None if wanted.no_data else data)
     problems += [] if wanted.no_data else data.lacking()
+    if not wanted.no_data:
+        data.end_of_text()  # which packing needs
     if args.init_from is not None and not record.saved_step:
         initial.find(args.init_from)
+    if args.teacher is not None:
+        initial.find(args.teacher, "--teacher")
     if (folder / STOP).exists():
         problems.append(f"{folder / STOP} keeps this experiment stopped; remove it first")
     problems += space_problems(args, folder)

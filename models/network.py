@@ -30,10 +30,10 @@ class Network(Protocol):
     """A network of tokens. It makes no loss: an objective does, of what `run` returns.
 
     may_leave_unused: a step may leave a parameter without a gradient, for which DDP must then search. A
-    network may also have `softcap`: c, where its logits z are c tanh(z / c); and `vocabulary`, where its
-    output weight has more rows than there are tokens; and `width_multiple`, where it is made after the rules
-    of muP, which the optimiser then follows; and `head_recipe`: by which recipe of models/fp8.py the loss
-    multiplies with that weight in training.
+    network may also have `softcap`: c, where its logits z are c tanh(z / c); `vocabulary`, where its output
+    weight has more rows than there are tokens; `width_multiple`, where it is made after the rules of muP,
+    which the optimiser then follows; `head_recipe`: by which recipe of models/fp8.py the loss multiplies with
+    that weight in training; and `embedding`, the nn.Embedding of its tokens.
     """
 
     @property

@@ -201,6 +201,11 @@ class Transformer(nn.Module):
         return self.settings.width_multiple
 
     @property
+    def embedding(self) -> nn.Embedding:
+        """As models.network.Network."""
+        return cast(nn.Embedding, self.transformer["wte"])
+
+    @property
     def vocabulary(self) -> int:
         """As models.network.Network."""
         return self.settings.vocab_size

@@ -39,7 +39,7 @@ def is_finished(folder: Path, args: Namespace, data: Mapping[str, Any] | None = 
         data = Wanted.of(vars(args)).identity()
     if data is not None and isinstance(record.summary.get("data"), dict):
         wrong += data_differences(data, record.summary["data"])
-    wrong += initial.differences(args.init_from, record.summary.get("initial"))
+    wrong += initial.file_differences(args, record.summary)
     if wrong:
         raise UserError(
             "\n".join(

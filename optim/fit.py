@@ -45,7 +45,9 @@ DEFAULTS = {"acc_steps": 1, "scheduler": "none", "log_freq": 1, "eval_freq": 0, 
 
 
 # groups of flags that say what a network and its data are, which the caller of fit has made
-OF_OTHERS = frozenset(flag.name for group in ("data", "model", "recurrent depth") for flag in GROUPS[group])
+OF_OTHERS = frozenset(
+    flag.name for group in ("data", "model", "recurrent depth", "objective") for flag in GROUPS[group]
+)
 OF_TEXT = {
     "sample_every",
     "sample_prompts",

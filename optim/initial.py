@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,15 +53,23 @@ def describe(path: Path, given: str) -> dict[str, str]:
         return {"given": given, "file": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def find(given: str) -> Path:
-    """The checkpoint that the flag means. Raises UserError."""
+def find(given: str, flag: str = FLAG) -> Path:
+    """The checkpoint that a flag means. Raises UserError."""
     from optim.restore import find_checkpoint
 
-    return find_checkpoint(given, FLAG)
+    return find_checkpoint(given, flag)
 
 
-def differences(given: str | None, kept: Any) -> list[str]:
-    """A line where the flag means other weights than an experiment's initial ones (`kept`, from `describe`).
+def file_differences(args: Namespace, then: Mapping[str, Any]) -> list[str]:
+    """A line for each flag whose file holds other weights than that of a training. then: its checkpoint, or
+    its summary.
+    """
+    teacher = (then.get("frozen") or {}).get("teacher")
+    return differences(args.init_from, then.get("initial")) + differences(args.teacher, teacher, "--teacher")
+
+
+def differences(given: str | None, kept: Any, flag: str = FLAG) -> list[str]:
+    """A line where a flag means other weights than an experiment's (`kept`, from `describe`).
 
     A file is compared by its content. If it is gone, or is a folder, whose newest checkpoint may have
     changed, its name is compared first. Whether only one of the two has the flag is checked with the other
@@ -73,13 +82,13 @@ def differences(given: str | None, kept: Any) -> list[str]:
     else:
         is_same = (
             weights_label(given) == weights_label(kept["given"])
-            or describe(find(given), given)["sha256"] == kept["sha256"]
+            or describe(find(given, flag), given)["sha256"] == kept["sha256"]
         )
     return (
         []
         if is_same
         else [
-            f"{FLAG} {given}: the training began with other weights, of {kept['file']}"
+            f"{flag} {given}: the training began with other weights, of {kept['file']}"
             f" ({kept['sha256'][:12]})"
         ]
     )

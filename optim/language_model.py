@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from config.groups.objective import DISTILLATION, MULTI_TOKEN
+from config.packing import NONE
 from config.recipe import flags_of
 from data.sizes import token_sizes
 from data.text import TextData
@@ -19,10 +21,13 @@ from distributed.world import World
 from errors import UserError
 from models import fp8, make_model_from_args
 from optim.core_metric import core_evaluation, wanted_tasks
-from optim.dataset import open_data
+from optim.dataset import open_data, open_source
 from optim.evaluation import HeldOut
 from optim.hooks import Hook
 from optim.objectives import NextToken
+from optim.objectives.distillation import Distillation
+from optim.objectives.multi_token import MultiTokenPrediction
+from optim.objectives.teacher import check_teacher, find_teacher, load_teacher
 from optim.progress import Parts
 from optim.reporting import log
 from optim.samples import samples_of, wanted_prompts
@@ -67,27 +72,48 @@ def _samples(args: Namespace, world: World, texts: Sequence[str], data: TextData
 def language_model(
     args: Namespace, world: World, data: TextData, network: Any, folder: Path, hooks: Sequence[Hook] = ()
 ) -> Parts:
-    """Next-token training of a network on the training splits, evaluated on each validation split.
+    """Training of a network on the training splits by --objective, evaluated on each validation split.
 
     folder: of the experiment, where an evaluation that is cut short keeps its sums.
     """
-    source = data.source(args.data_seed)
+    source = open_source(args, world, data, folder)
     identities = data.identities or {"": world.on_main(source.identity)}
     network = network.to(world.device)
     sizes = world.on_main(partial(token_sizes, data.meta, args.vocab_size))
     evaluations = []
     for name, splits in data.parts.items():
         evaluations.append(HeldOut(args, world, network, splits.val, folder, identities[name], name, sizes))
+    objective = _objective(args, world, data, network, folder)
     return Parts(
-        NextToken(network),
+        objective,
         source,
         evaluations=evaluations,
         hooks=hooks,
         items="tokens",
         items_per_sample=args.sequence_length,
-        flops_per_item=network.flops_per_token(),
-        describe=lambda schedule: describe(args, world, data, network, folder, schedule),
+        flops_per_item=objective.flops_per_token(),
+        describe=lambda schedule: [
+            *describe(args, world, data, network, folder, schedule),
+            *objective.describe(),
+        ],
     )
+
+
+def _objective(args: Namespace, world: World, data: TextData, network: Any, folder: Path) -> Any:
+    """What --objective asks for. Raises UserError for a teacher that cannot be used."""
+    if args.objective == MULTI_TOKEN:
+        return MultiTokenPrediction(network, args.mtp_heads, args.mtp_weight)
+    if args.objective == DISTILLATION:
+        path = world.on_main(lambda: find_teacher(args.teacher, folder))
+        teacher = world.on_all(lambda: load_teacher(args.teacher, path))
+        world.on_all(lambda: check_teacher(teacher, args, data))
+        dtype = teacher.dtype(args.teacher_dtype, autocast_dtype(args.dtype, world.device))
+        if args.compile:
+            teacher.network.compile_blocks()
+        return Distillation(
+            network, teacher.network, args.distill_temperature, args.distill_alpha, dtype, teacher.file
+        )
+    return NextToken(network)
 
 
 def describe(
@@ -103,15 +129,15 @@ def describe(
         where = torch.cuda.get_device_name(world.device)
     dtype = str(autocast_dtype(args.dtype, world.device)).removeprefix("torch.")
     samples = args.batch_size * args.acc_steps
-    epochs = ""
-    if not data.is_mixture:
+    epochs, in_windows = "", args.packing == NONE
+    if in_windows and not data.is_mixture:
         passes = args.iterations * samples / data.first.train.n_windows
         epochs = f"; {passes:.2f} epochs in {args.iterations} steps"
     lines = [
         f"experiment: {folder}",
         f"model: {network.describe()}",
         f"device: {world.size} x {where}, {dtype}",
-        *data.describe(samples * args.iterations),
+        *data.describe(samples * args.iterations, in_windows),
         (
             f"effective batch: {samples} sequences of {args.sequence_length} tokens ({args.batch_size} x"
             f" {args.acc_steps // world.size} on each of {world.size} processes){epochs}"

@@ -17,6 +17,7 @@ STOP = "stop"
 # of a checkpoint's name; of all compute budgets
 EVALUATION, SWEEP = "eval_summary_{}.json", "ppl_per_mac.json"
 PARTIAL = "eval_partial_{}.npz"  # of an evaluation that was cut short: of what, and a hash of its settings
+PACKING = "packing"  # folder of the index of packed rows
 OF_TRAINING = "training"
 EVALUATIONS = (EVALUATION.format("*"), "ppl_per_mac*.json")
 CORE = "CORE"  # name of this evaluation

@@ -20,7 +20,7 @@ from optim.evaluation import Evaluation, HeldOut
 from optim.foreign import foreign_of
 from optim.hooks import COMPLETE, Hook, Stop
 from optim.names import ABANDONED, BEST
-from optim.objectives import extras, load_own_state, own_state
+from optim.objectives import extras, load_own_state, own_state, same_frozen
 from optim.optimizers import load_optimizer_state, make_optimizer
 from optim.reporting import log
 from optim.resumable import FORMAT, check_resumable
@@ -64,8 +64,9 @@ def check_parts(parts: Parts) -> None:
 class Progress:
     """The state of a training. step: how many steps are taken. data: what the data are known by.
 
-    asked: for which end a hook has asked. initial: the weights that --init_from gave. rollbacks: steps to
-    which a person has taken this training back; is_rollback: whether this run does so.
+    asked: for which end a hook has asked. initial: the weights that --init_from gave. frozen: files of parts
+    that are not trained, by name. rollbacks: steps to which a person has taken this training back;
+    is_rollback: whether this run does so.
     """
 
     def __init__(self, args: Any, world: World, parts: Parts, folder: Path, saver: Saver) -> None:
@@ -86,6 +87,7 @@ class Progress:
         self.asked: Stop | None = None
         self.step = 0
         self.initial: dict[str, str] | None = None
+        self.frozen: dict[str, Any] = getattr(objective, "frozen", {})
         self.rollbacks: list[int] = []
         self.is_rollback = False
 
@@ -153,10 +155,11 @@ class Progress:
         return found
 
     def initial_part(self) -> dict[str, Any]:
-        """Of a state, a summary and a fingerprint: the weights that the run began with, where --init_from
-        gave them.
+        """Of a state, a summary and a fingerprint: the files of the weights that the run began with, where
+        --init_from gave them, and of what the objective holds and does not train.
         """
-        return {"initial": self.initial} if self.initial else {}
+        files = {"initial": self.initial, "frozen": self.frozen}
+        return {name: value for name, value in files.items() if value}
 
     def begin_with(self, path: Path) -> None:
         """Take the weights of another training, and nothing else of it.
@@ -222,6 +225,7 @@ class Progress:
         try:
             load_weights(self.network, state["model"])
             load_own_state(self.parts.objective, state.get("objective", {}))
+            self.frozen = same_frozen(self.frozen, state.get("frozen", {}))
             load_optimizer_state(self.optimizer, state["optimizer"])
         except UserError as error:
             raise UserError(f"cannot resume {path}: {error}") from None

@@ -282,6 +282,11 @@ class Record:
         return self._recorded("args")
 
     @cached_property
+    def frozen(self) -> dict[str, dict[str, str]]:
+        """Files of what the training holds and does not train, by name: optim.initial.describe of each."""
+        return self._recorded("frozen") or {}
+
+    @cached_property
     def mixture(self) -> dict[str, float]:
         """Shares of the sources that the training reads, by name; empty where it reads one, or it is not
         known. Opens a checkpoint.

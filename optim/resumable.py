@@ -51,7 +51,7 @@ def check_resumable(
             f"cannot resume {path}: it lacks {', '.join(lacking)}; move it away to go on from an older one"
         )
     wrong = differences(vars(args), state["args"])
-    wrong += data_differences(data, state["data"]) + initial.differences(args.init_from, state.get("initial"))
+    wrong += data_differences(data, state["data"]) + initial.file_differences(args, state)
     if wrong:
         raise UserError(
             "\n".join(f"cannot resume {path}: {line}; give that, or another --exp_name" for line in wrong)

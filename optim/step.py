@@ -5,6 +5,7 @@ update.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from data.batch import BatchSource
+from data.batch import Batch, BatchSource
 from data.order import splitmix64
 from distributed.world import World
 from errors import BadNumbers
@@ -121,23 +122,42 @@ class OptimizerStep:
         self.optimizer.zero_grad(set_to_none=True)
         return values[:-1].sum(), wrong
 
+    def _micro_batches(self, step: int) -> tuple[int, Iterable[Batch]]:
+        """How many items all micro-batches of a step have, and this process's share of these."""
+        args, world, source = self.args, self.world, self.source
+        begin = step * args.acc_steps
+        mine = range(begin + world.rank, begin + args.acc_steps, world.size)
+        batches = (source.samples(step, micro * args.batch_size, args.batch_size) for micro in mine)
+        items = source.items(step, begin * args.batch_size, args.acc_steps * args.batch_size)
+        if items is not None:
+            return items, batches  # each is read while the device computes the one before
+        read = list(batches)
+        return int(world.sum(torch.tensor(sum(batch.count for batch in read)))), read
+
     def _accumulate(self, step: int) -> list[Tensor]:
-        """Gradients of this process's share of the micro-batches; returns their losses, each divided by
-        the number of this share.
+        """Gradients of this process's share of the micro-batches, whose sum over the processes is divided by
+        their number; returns the losses, each times the number of processes and its share of the items.
         """
         args, world = self.args, self.world
+        items, batches = self._micro_batches(step)
         mine = args.acc_steps // world.size
-        losses = []
-        for turn in range(mine):
+        losses, read = [], 0
+        for turn, batch in enumerate(batches):
+            read += batch.count
             micro = turn * world.size + world.rank
-            first = (step * args.acc_steps + micro) * args.batch_size
-            batch = self.source.samples(step, first, args.batch_size).to(world.device)
             torch.manual_seed(splitmix64(splitmix64(args.seed) ^ (step * args.acc_steps + micro)) >> 1)
             with world.accumulating(self.model, last=turn == mine - 1):
                 with self.autocast():
-                    loss = self.model(batch).mean / mine
+                    loss = self.model(batch.to(world.device)).mean
+                    # where all have as many items, exactly the number of micro-batches of a process
+                    loss = loss / (items / (batch.count * world.size))
                 self.scaler.scale(loss).backward()
             losses.append(loss.detach())
+        if world.size == 1 and read != items:
+            kind = type(self.source).__name__
+            raise ValueError(
+                f"the batches of {kind} count {read} items in step {step + 1}, items() says {items}"
+            )
         return losses
 
     def _update(self, parameters: list[nn.Parameter], norm: Tensor, norm_on_cpu: Tensor) -> None:
@@ -166,9 +186,7 @@ class OptimizerStep:
         return self.world.broadcast(self._describe(step, everyone, size) if self.world.is_main else None)
 
     def _describe(self, step: int, losses: list[list[float]], norm: float) -> str:
-        """A step that must not be taken. losses: of each process's micro-batches, each divided by their
-        number.
-        """
+        """A step that must not be taken. losses: as `_accumulate` returns them, of each process."""
         args = self.args
         loss_of = {}  # of each micro-batch
         for rank, of_rank in enumerate(losses):

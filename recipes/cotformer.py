@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from config.checks import (
     notes_on_checkpoints,
+    objective_problems,
     optimiser_problems,
     place_problems,
+    unused_by_objective,
     unused_by_optimiser,
 )
 from config.flags import FLAGS, GROUPS
 from config.mixture import has_paths, is_mixture
 from config.old_flags import OLD_FLAGS
+from config.packing import NONE
 from config.recipe import Recipe, flags_of
 from config.values import Problem
 from errors import UserError
@@ -70,6 +73,7 @@ def check(args: Namespace) -> list[Problem]:
         *block_problems(args),
         *_routing_problems(args),
         *_tracking_problems(args),
+        *objective_problems(args),
         *optimiser_problems(args),
         *place_problems(args),
     ]
@@ -132,9 +136,6 @@ def block_problems(args: Namespace) -> list[Problem]:
     for name in NOT_OF_MODERN_BLOCKS:
         if getattr(args, name) != FLAGS[name].default:
             problems.append(Problem(f"--block modern has no --{name}", "block", name))
-    if args.eval_seq_length not in (None, args.sequence_length):
-        line = "--eval_seq_length would change the windows of --block modern, which are shares of the length"
-        problems.append(Problem(line, "block", "eval_seq_length"))
     return problems
 
 
@@ -190,6 +191,8 @@ def notes(args: Namespace) -> list[str]:
     if not is_mixture(args.dataset):
         for name in ("sampling", "missing_sources", "normalise_weights"):
             reasons[name] = ": --dataset is no mixture"
+    if args.packing == NONE:
+        reasons["packing_buffer"] = f": --packing is {NONE}"
     if not args.sample_every:
         for name in ("sample_prompts", "sample_tokens", "sample_temperature"):
             reasons[name] = ": --sample_every is 0"
@@ -201,7 +204,7 @@ def notes(args: Namespace) -> list[str]:
         reasons["core_data"] = ": --core_metric_every is 0"
     if not args.fp8:
         reasons["fp8_recipe"] = ": --fp8 is not given"
-    reasons |= unused_by_optimiser(args)
+    reasons |= unused_by_optimiser(args) | unused_by_objective(args)
     flags = flags_of(vars(args))
     changed = [name for name in reasons if getattr(args, name) != flags[name].default]
     return [f"--{name} has no effect{reasons[name]}" for name in changed] + notes_on_checkpoints(args)

@@ -70,6 +70,8 @@ DEFAULTS = (
     "depth_predictor_loss_coef",
     "ponder_lambda_p",
     "ponder_kl_div_loss_weight",
+    "packing",
+    "objective",
 )
 NO_SUMMARY = (
     "its training's summary.json was not found, so training settings are those that the evaluation recorded"

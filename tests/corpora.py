@@ -164,3 +164,19 @@ def write_sources(data_dir, sizes, tokenizer=None):
             tokens.astype("<u2").tofile(folder / f"{split}.bin")
         if tokenizer:
             (folder / "meta.json").write_text(json.dumps({"tokenizer": tokenizer, "dtype": "uint16"}))
+
+
+def write_documents(data_dir, counts, end_of_text=0, seed=0):
+    """Prepared datasets of documents of drawn lengths, each followed by end_of_text, which meta.json names.
+    counts: name -> documents for training; a tenth as many are for validation.
+    """
+    draw = np.random.default_rng(seed)
+    for name, count in counts.items():
+        folder = data_dir / name
+        folder.mkdir(parents=True)
+        for split, documents in (("train", count), ("val", -(-count // 10))):
+            parts = []
+            for length in np.maximum(draw.lognormal(3.3, 0.8, documents), 1).astype(int):
+                parts += [draw.integers(-3, 4, length).cumsum() % 255 + 1, [end_of_text]]
+            np.concatenate(parts).astype("<u2").tofile(folder / f"{split}.bin")
+        (folder / "meta.json").write_text(json.dumps({"end_of_text": end_of_text}))

@@ -54,6 +54,9 @@ class Tokens(TokenSource):
         x, y = (batch[name][:, :1].float() / 64 for name in ("inputs", "targets"))
         return Batch({"x": x, "y": y}, count)
 
+    def items(self, step: int, first: int, count: int) -> int:
+        return count
+
 
 class Scripted:
     """An evaluation whose values are given beforehand, one for each time that it is asked."""

@@ -23,10 +23,18 @@ def places(tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_the_word_is_the_depth(clone: Path, tmp_path: Path) -> None:
-    settings = {**places(tmp_path), "DATASET": "lib_docs", "DEVICE_BATCH_SIZE": "16"}
+    settings = {**places(tmp_path), "DATASET": "lib_docs", "DEVICE_BATCH_SIZE": "16", "PACKING": "none"}
     words = ["--dry-run", "--", "--vocab_size", "256", "--device", "cpu"]
     done = call("bash", job(clone, "gpt-train"), "d20", *words, **settings)
-    assert "main.py gpt --depth 20 --dataset lib_docs " in done.stdout and " --batch_size 16 " in done.stdout
+    assert "main.py gpt --packing none --depth 20 --dataset lib_docs --batch_size 16 " in done.stdout
+
+
+@pytest.mark.slow
+def test_bytes_cannot_be_packed_and_are_not_queued(clone: Path, tmp_path: Path) -> None:
+    settings = {**places(tmp_path), "DATASET": "lib_docs"}
+    words = ["--dry-run", "--", "--vocab_size", "256", "--device", "cpu"]
+    done = call("bash", job(clone, "gpt-train"), "d20", *words, **settings)
+    assert done.returncode == 2 and "--packing best_fit needs documents that end with a token" in done.stderr
 
 
 @pytest.mark.slow

@@ -183,8 +183,26 @@ TABLE: list[tuple[str, str]] = [
         ),
     ),
     (
+        "--objective multi_token --mtp_heads 3 --mtp_weight 0.1",
+        "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_objective=multi_token_mtp_heads=3_mtp_weight=0.1_seed2",
+    ),
+    (
+        (
+            "--objective distillation --teacher exps/owt2/base/deep/ckpt_40.pt --teacher_dtype float32"
+            " --distill_temperature 2 --distill_alpha 0.5"
+        ),
+        (
+            "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_objective=distillation_teacher=deep-ckpt_40.pt_teache"
+            "r_dtype=float32_distill_temperature=2.0_distill_alpha=0.5_seed2"
+        ),
+    ),
+    (
         "--dataset wiki=0.784,roam=0.196,primer=0.02 --sampling random",
         "exps/mix-primer-roam-wiki-48a08cab/base/lr0.001_bs32x4_seqlen512_sampling=random_seed2",
+    ),
+    (
+        "--packing best_fit --packing_buffer 200",
+        "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_packing=best_fit_packing_buffer=200_seed2",
     ),
     ("--exp_name my_run/a --lr 0.5 --results_base_folder elsewhere", "elsewhere/slimpajama/base/my_run/a"),
     (
@@ -268,11 +286,20 @@ CHANGES = {
     "halt_threshold": 0.9,
     "training_length_factor": [0.9],
     "depth_predictor_loss_coef": 0.5,
+    "packing": "best_fit",
+    "packing_buffer": 200,
     "fp8": True,
     "fp8_recipe": "rowwise",
     "adafactor_eps": 1e-30,
     "mup_base_width": 256,
     "depth_index": "pass",
+    "objective": "multi_token",
+    "mtp_heads": 3,
+    "mtp_weight": 0.1,
+    "teacher": "deep",
+    "teacher_dtype": "float32",
+    "distill_temperature": 2.0,
+    "distill_alpha": 0.5,
 }
 
 

@@ -224,10 +224,13 @@ def test_a_limit_above_the_partition_s_is_told(
     assert capsys.readouterr().out == allowed
 
 
-def test_weights_to_begin_with_are_looked_for_before_a_job_is_queued(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--init_from nowhere: no such file"):
+@pytest.mark.parametrize("words", [["--init_from"], ["--objective", "distillation", "--teacher"]])
+def test_weights_to_begin_with_or_to_learn_from_are_looked_for_before_a_job_is_queued(
+    words: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=f"{words[-1]} nowhere: no such file"):
         preflight.main(
-            ["--", "--dataset", "stdlib", "--init_from", "nowhere", "--results_base_folder", str(tmp_path)]
+            ["--", "--dataset", "stdlib", *words, "nowhere", "--results_base_folder", str(tmp_path)]
         )
 
 

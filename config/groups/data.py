@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from config.mixture import DROP, EPOCHS, ERROR, SAMPLINGS
+from config.packing import NONE, PACKINGS
 from config.schema import PLACE, Flag, dataset_or_mixture, switch
 
 DATA: tuple[Flag, ...] = (
@@ -21,6 +22,22 @@ DATA: tuple[Flag, ...] = (
         "of a mixture: epochs (sources take turns, each without replacement) or random (source and window"
         " drawn with replacement)",
         choices=SAMPLINGS,
+    ),
+    Flag(
+        "packing",
+        str,
+        NONE,
+        "of training rows: none (windows of the running text) or best_fit (each row begins with a document;"
+        " others fill it, the last one cropped to fit)",
+        choices=PACKINGS,
+    ),
+    Flag(
+        "packing_buffer",
+        int,
+        1000,
+        "documents among which --packing best_fit chooses",
+        low=1,
+        high=100_000,
     ),
     Flag(
         "missing_sources",

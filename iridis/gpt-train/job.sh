@@ -13,14 +13,18 @@ TAKES_WORDS=1
 : "${N_NODES:=1}" "${TIME_LIMIT:=24:00:00}" # N_GPUS is of a node; --gres and processes follow
 : "${DEVICE_BATCH_SIZE:=}"                  # sequences of a micro-batch on one GPU; the batch of a step stays the same
 : "${DATASET:=}"                            # any prepared dataset; its vocabulary: -- --vocab_size N
+: "${PACKING:=best_fit}"                    # of d12, d20, d26; none for tokens without one that ends documents
 
 PRESET="${WORDS[*]:-d12}"
 case $PRESET in
-    d12 | d20 | d26) SIZE=(--depth "${PRESET#d}" --dataset "${DATASET:-owt2}") ;;
+    d12 | d20 | d26) SIZE=(--packing "$PACKING" --depth "${PRESET#d}" --dataset "${DATASET:-owt2}") ;;
     cpu) SIZE=(--config recipes/presets/gpt_cpu.json ${DATASET:+--dataset "$DATASET"}) N_GPUS=1 ;;
     *) die "say which size: d12, d20, d26 or cpu, not $(printf '%q' "$PRESET")" ;;
 esac
 
-setting() { recipe_flags gpt "${SIZE[@]}" ${DEVICE_BATCH_SIZE:+--batch_size "$DEVICE_BATCH_SIZE"}; }
+setting() {
+    recipe_flags gpt "${SIZE[@]}" ${DEVICE_BATCH_SIZE:+--batch_size "$DEVICE_BATCH_SIZE"}
+    [[ $PRESET == cpu || $PACKING == none ]] || FORMERLY=(gpt --packing none) # before there was packing
+}
 MODEL_FLAGS=() # the recipe's own
 run_training "$@"

@@ -6,7 +6,8 @@ of a batch.
 
 An objective is any module of this form: `network`, the part that a checkpoint keeps under the key "model";
 `may_leave_unused`, whether a backward pass may skip parameters; and `forward(batch) -> Loss`. What else of it
-is trained (further heads) is kept under the key "objective".
+is trained (further heads) is kept under the key "objective". It may have `frozen`, which is kept too: of each
+part that is not trained, and comes from a file, its name and what optim.initial.describe says of the file.
 """
 
 from __future__ import annotations
@@ -43,6 +44,13 @@ class NextToken(nn.Module):
     def forward(self, batch: Batch) -> Loss:
         hidden = self.network.run(batch["inputs"])
         return Loss(next_token(self.network, hidden, batch["targets"]).loss, batch.count)
+
+    def flops_per_token(self) -> float:
+        return self.network.flops_per_token()
+
+    def describe(self) -> list[str]:
+        """Lines of what it adds to its network, for the first lines of a run."""
+        return []
 
 
 def extras(objective: nn.Module) -> dict[str, nn.Parameter]:
@@ -86,3 +94,17 @@ def load_own_state(objective: nn.Module, state: Mapping[str, Tensor]) -> None:
             there, here = tuple(state[name].shape), tuple(value.shape)
             raise UserError(f"the objective's {name} is {there} in the file, {here} in this run")
         value.copy_(state[name])
+
+
+def same_frozen(mine: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
+    """What a training keeps under "frozen" that goes on, with the files `mine`, from a checkpoint that has
+    `kept`. Raises UserError where one holds something else.
+    """
+    for name, file in mine.items():
+        begun = kept.get(name)
+        if begun is not None and begun["sha256"] != file["sha256"]:
+            raise UserError(
+                f"the {name} {file['file']} is not what the training began with, {begun['file']}"
+                f" ({begun['sha256'][:12]})"
+            )
+    return {**mine, **kept}

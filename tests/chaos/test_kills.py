@@ -27,7 +27,7 @@ from tests.chaos.processes import (
     wait_until_gone,
     workers,
 )
-from tests.corpora import write_sources
+from tests.corpora import write_documents, write_sources
 from tests.forked import Running
 from tests.programs import command, final_state, flags, folder, metrics, start, train
 
@@ -128,7 +128,7 @@ def hunt(base: Path, processes: int, count: int, settings: dict[str, Any]) -> Hu
     raise AssertionError("not reached")
 
 
-@pytest.fixture(scope="module", params=["one process", "two processes", "mixture"])
+@pytest.fixture(scope="module", params=["one process", "two processes", "mixture", "packing"])
 def trainings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Hunt]:
     """An undisturbed training, and those that were killed."""
     calm, settings = tmp_path_factory.mktemp("calm"), dict(SETTINGS)
@@ -138,6 +138,11 @@ def trainings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         data_dir = tmp_path_factory.mktemp("datasets")
         write_sources(data_dir, {"a": 9000, "b": 4000, "c": 3000})
         settings |= {**ON_A_MIXTURE, "data_dir": data_dir}
+    if request.param == "packing":
+        kills = scale(2, 20)
+        data_dir = tmp_path_factory.mktemp("documents")
+        write_documents(data_dir, {"texts": 300})
+        settings |= {"dataset": "texts", "packing": "best_fit", "data_dir": data_dir}
     outcome = train(calm, processes, **settings)
     assert outcome.returncode == 0, outcome.stderr
     return calm, hunt(tmp_path_factory.mktemp("hunted"), processes, kills, settings)
@@ -177,6 +182,6 @@ def test_no_kill_leaves_files_behind_for_good(trainings: tuple[Path, Hunt]) -> N
         for leftover in folder(results).glob(".*.tmp"):
             os.utime(leftover, (0, 0))
         again = json.loads((folder(results) / "summary.json").read_text())["args"]
-        changes = {name: again[name] for name in (*SETTINGS, *ON_A_MIXTURE, "data_dir")}
+        changes = {name: again[name] for name in (*SETTINGS, *ON_A_MIXTURE, "packing", "data_dir")}
         assert train(results, **changes).returncode == 0
         assert list(folder(results).glob(".*.tmp")) == []

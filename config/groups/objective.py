@@ -1,0 +1,55 @@
+"""Flags of what training minimises."""
+
+from __future__ import annotations
+
+from config.groups.model import DTYPES
+from config.schema import Flag, dtype_name
+
+NEXT_TOKEN, MULTI_TOKEN, DISTILLATION = "next_token", "multi_token", "distillation"
+OBJECTIVES = (NEXT_TOKEN, MULTI_TOKEN, DISTILLATION)
+# flags of one objective only -> it
+OF_OBJECTIVES = {
+    "mtp_heads": MULTI_TOKEN,
+    "mtp_weight": MULTI_TOKEN,
+    "teacher_dtype": DISTILLATION,
+    "distill_temperature": DISTILLATION,
+    "distill_alpha": DISTILLATION,
+}
+
+OBJECTIVE: tuple[Flag, ...] = (
+    Flag(
+        "objective",
+        str,
+        NEXT_TOKEN,
+        "what training minimises: next_token; multi_token: also the loss of heads that predict the tokens"
+        " after the next one; distillation: also the divergence from a teacher's distribution. Evaluations"
+        " measure the next-token loss of the network alone",
+        choices=OBJECTIVES,
+    ),
+    Flag("mtp_heads", int, 2, "multi_token: heads, the k-th of which predicts k tokens further ahead", low=1),
+    Flag("mtp_weight", float, 0.3, "multi_token: weight of the mean of the heads' losses", low=0),
+    Flag(
+        "teacher",
+        str,
+        None,
+        "distillation: checkpoint of the teacher, a file, or the newest one of an experiment (folder or"
+        " name), of any model with the same tokens. Needed as it is until the training is finished",
+    ),
+    Flag(
+        "teacher_dtype",
+        dtype_name,
+        None,
+        "distillation: dtype that the teacher computes in (None: that of its own training)",
+        choices=DTYPES[1:],
+    ),
+    Flag("distill_temperature", float, 4.0, "distillation: divides the logits of both", low=0.01),
+    Flag(
+        "distill_alpha",
+        float,
+        0.7,
+        "distillation: share of the divergence, the rest is that of the next-token loss; 1: the divergence"
+        " alone",
+        low=0,
+        high=1,
+    ),
+)

@@ -1,0 +1,97 @@
+"""The teacher of a distillation, from its checkpoint.
+
+teacher = load_teacher("exps/stdlib/base/deep")
+objective = Distillation(network, teacher.network, file=teacher.file)
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import config
+from config.identity import INHERITED
+from data.text import TextData
+from data.vocabulary import other_tokens
+from errors import UserError
+from models import make_model_from_args
+from models.weights import load_weights
+from optim import initial
+from optim.checkpoint import load_checkpoint
+from optim.objectives.distillation import TEACHER
+from optim.reader import Record
+from optim.restore import find_checkpoint, trained_settings
+
+FLAG = f"--{TEACHER}"
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """network: with its weights, in evaluation mode. args: flags of its training. facts: what its checkpoint
+    holds, but for weights and optimiser. file: as optim.initial.describe has it.
+    """
+
+    network: Any
+    args: Namespace
+    facts: Mapping[str, Any]
+    file: dict[str, str]
+
+    def dtype(self, wanted: str | None, otherwise: torch.dtype) -> torch.dtype:
+        """That it computes in. wanted: a name; None: that of its training, `otherwise` where its checkpoint
+        does not say.
+        """
+        name = wanted or self.facts.get("precision")
+        return otherwise if name is None else getattr(torch, name)
+
+
+def find_teacher(given: str, folder: Path) -> Path:
+    """The checkpoint that --teacher means; of a teacher's folder the one that the experiment (`folder`) began
+    with, where it is still there. Raises UserError.
+    """
+    begun = Record(folder, problems=[]).frozen.get(TEACHER)
+    if begun is not None and not Path(given).is_file() and Path(begun["file"]).is_file():
+        return Path(begun["file"])
+    return find_checkpoint(given, FLAG)
+
+
+def load_teacher(given: str | Path, path: Path | None = None) -> Teacher:
+    """given: a checkpoint file, or an experiment's folder or name; path: the file that it means, where that
+    is known. Raises UserError for what is no checkpoint.
+    """
+    path = path or find_checkpoint(str(given), FLAG)
+    file = initial.describe(path, str(given))
+    try:
+        state = load_checkpoint(path)
+        trained = trained_settings(path, state)
+        kept = {name: value for name, value in trained.items() if name in INHERITED or name == "recipe"}
+        args = config.add_defaults(kept)
+        network = make_model_from_args(args)
+        load_weights(network, state["model"])
+    except UserError as error:
+        raise UserError(f"{FLAG} {given}: {error}") from None
+    facts = {name: value for name, value in state.items() if name not in ("model", "optimizer")}
+    return Teacher(network.eval(), args, facts, file)
+
+
+def check_teacher(teacher: Teacher, args: Namespace, data: TextData) -> None:
+    """Raises UserError where a teacher cannot teach on these data."""
+    given, settings = teacher.file["given"], teacher.network.settings
+    if settings.vocab_size != args.vocab_size:
+        raise UserError(
+            f"{FLAG} {given} has a vocabulary of {settings.vocab_size}, --vocab_size is {args.vocab_size}:"
+            " distributions can be compared over the same tokens only"
+        )
+    for splits in data.parts.values():
+        differ = other_tokens(teacher.facts, splits.meta, splits.folder)
+        if differ:
+            raise UserError(f"{FLAG} {given}: {differ}")
+    if args.sequence_length > settings.sequence_length:
+        raise UserError(
+            f"{FLAG} {given} was trained on {settings.sequence_length} tokens, --sequence_length is"
+            f" {args.sequence_length}"
+        )
