@@ -325,15 +325,8 @@ def _merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return total.to(parts[0][0].dtype), lse
 
 
-def attend(
-    q: Tensor, passes: list[KeyValue], plan: AttentionPlan, dropout: float, query_scale: float = 1.0
-) -> Tensor:
-    """Queries (B, H, T, Dh) over the keys and values of one or several passes -> (B, H, T, Dh).
-
-    query_scale: what they are multiplied by first.
-    """
-    if query_scale != 1.0:
-        q = q * query_scale
+def attend(q: Tensor, passes: list[KeyValue], plan: AttentionPlan, dropout: float) -> Tensor:
+    """Queries (B, H, T, Dh) over the keys and values of one or several passes -> (B, H, T, Dh)."""
     if plan.tiles:
         return cast(Tensor, _PassAttention.apply(q, plan, *_flattened(passes)))
     keys, values = passes[0]
@@ -422,12 +415,14 @@ class SelfAttention(nn.Module):
         else:
             q = self.q_attn(x)
             k, v = self.c_attn(x if key_states is None else key_states).chunk(2, dim=-1)
+        if self.query_scale != 1.0:
+            q = q * self.query_scale
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
         return rotate(q, rope), rotate(k, rope), v
 
     def attend(self, q: Tensor, passes: list[KeyValue], plan: AttentionPlan) -> Tensor:
         """Queries (B, H, T, Dh) over the keys and values of one or several passes -> (B, H, T, Dh)."""
-        return attend(q, passes, plan, self.dropout if self.training else 0.0, self.query_scale)
+        return attend(q, passes, plan, self.dropout if self.training else 0.0)
 
     def output(self, y: Tensor) -> Tensor:
         """Heads (B, H, T, Dh) -> (B, T, D)."""

@@ -104,6 +104,8 @@ class ModernAttention(nn.Module):
             gate = 2 * self.ve_gate(key_states[..., :GATE_CHANNELS]).sigmoid()  # (B, T, G)
             v = v + gate.unsqueeze(-1) * F.embedding(inputs.tokens, inputs.values).view_as(v)
         q, k = [rms_norm(rotate_halves(side, rope)).type_as(side) for side in (q, k)]
+        if self.query_scale != 1.0:
+            q = q * self.query_scale
         return q, k, v.transpose(1, 2).type_as(k)
 
     def attend(self, q: Tensor, passes: list[KeyValue], plan: AttentionPlan) -> Tensor:
@@ -113,7 +115,7 @@ class ModernAttention(nn.Module):
             passes = [
                 (k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1)) for k, v in passes
             ]
-        return attend(q, passes, plan, 0.0, self.query_scale)
+        return attend(q, passes, plan, dropout=0.0)
 
     def output(self, y: Tensor) -> Tensor:
         """Heads (B, H, T, Dh) -> (B, T, D)."""

@@ -15,6 +15,7 @@ from data.bins import TokenWindows
 from data.token_source import TokenSource
 from errors import UserError
 from models import make_model_from_args
+from models.cache import GenerationCache
 from models.network import GATE, HEAD, MATRIX, ROUTER, roles_of
 from models.variants import VARIANTS
 from optim.checkpoint import load_checkpoint
@@ -205,6 +206,19 @@ def test_both_ways_of_attention_have_the_scale_of_mup(block: str) -> None:
         network = tiny_model("lncot", *flags_of_mup("lncot", block), attention=attention)
         logits.append(network(tokens(2, 16), get_logits=True)["logits"])
     torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", ["published", "modern"])
+def test_generation_from_a_cache_has_the_scale_of_mup(block: str) -> None:
+    network = tiny_model("lncot", *flags_of_mup("lncot", block))
+    words = tokens(2, 16)
+    cache, found = GenerationCache(network.settings, 2), []
+    with torch.no_grad():
+        for position in range(16):
+            cache.begin(torch.full((2, 1), position), position + 1, ragged=False)
+            found.append(network(words[:, position : position + 1], get_logits=True, cache=cache)["logits"])
+        whole = network(words, get_logits=True)["logits"]
+    torch.testing.assert_close(torch.cat(found, dim=1), whole, rtol=1e-4, atol=1e-5)
 
 
 def test_the_loss_is_that_of_the_logits_of_mup() -> None:

@@ -7,6 +7,7 @@ from torch import nn
 import config
 from models import make_model_from_args
 from models.attention import AttentionPlan
+from models.layers import LayerInputs
 from models.network import EMBEDDING, HEAD, MATRIX, NORM, SCALAR, roles_of
 from optim.optimizers import make_optimizer
 from optim.schedules import make_scheduler
@@ -128,10 +129,14 @@ def test_rates_of_mup(case, block):
 @each(FILE, "cases", where=of("mup"))
 def test_attention_scale_of_mup(case, block, key):
     changes = {"mup_base_width": None} if key.endswith("without_mup") else {}
-    attention = network_of(case, block, **changes).transformer["h"][0].attn
-    width = case["input"]["d_model"] // case["input"]["n_heads"]
-    q, k, v = torch.randn(3, 1, case["input"]["n_heads"], 4, width).unbind()
-    found = attention.attend(q, [(k, v)], AttentionPlan(None))
+    network, plain = network_of(case, block, **changes), network_of(case, block, mup_base_width=None)
+    plain.load_state_dict(network.state_dict())
+    x = torch.randn(1, 4, case["input"]["d_model"])
+    rope = network.transformer["wpe"](torch.arange(4).unsqueeze(0))
+    inputs = LayerInputs(torch.zeros(1, 4).long(), x, torch.ones(()), torch.ones(()), None)
+    q, k, v = plain.transformer["h"][0].project(x, None, rope, inputs)
+    scaled, *_ = network.transformer["h"][0].project(x, None, rope, inputs)
+    found = network.transformer["h"][0].attn.attend(scaled, [(k, v)], AttentionPlan(None))
     expected = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=case["right"][key])
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
