@@ -20,7 +20,7 @@ from typing import Any
 
 from errors import UserError
 from optim.evaluation import Evaluation
-from optim.evaluations import AT_END
+from optim.evaluations import AT_END, DURING
 from optim.hooks import COMPLETE, Hook, Run, Stop
 from optim.reporting import log, peak_flops
 
@@ -208,7 +208,10 @@ class ValTracker(Monitor):
     def started(self, step: int) -> None:
         """As Hook.started."""
         run = self.run
-        if step or run is None:
+        if run is None:
+            return
+        if step:  # a pause at this step comes before a hook hears of its evaluation
+            self.best = min(self.best, run.world.broadcast(self._written(DURING, step)))
             return
 
         def should_stop() -> bool:
@@ -223,6 +226,14 @@ class ValTracker(Monitor):
         self.init = float(run.world.broadcast(measured.values)[self.quantity])
         self.metrics = self._initial()
         self.write(step, {})
+
+    def _written(self, kind: str, step: int) -> float:
+        """What metrics.jsonl has of an evaluation, on the main process; infinite where it has nothing."""
+        experiment = self.run.experiment if self.run is not None else None
+        name = f"{kind}@{self.evaluation.name}" if self.evaluation.name else kind
+        row = None if experiment is None else experiment.metrics.row(name, step)
+        value = None if row is None else row.get(self.quantity)
+        return math.inf if value is None else value
 
     def _initial(self) -> dict[str, Any]:
         return {} if self.init is None else {"init_val_loss": self.init}
@@ -250,14 +261,7 @@ class ValTracker(Monitor):
 
     def ended(self, step: int, reason: str) -> None:
         """As Hook.ended: the evaluation at the end counts for the best, on the main process."""
-        run = self.run
-        if run is None or run.experiment is None:
-            return
-        name = self.evaluation.name
-        row = run.experiment.metrics.row(f"{AT_END}@{name}" if name else AT_END, step)
-        if row is None or row.get(self.quantity) is None:
-            return
-        self.best = min(self.best, row[self.quantity])
+        self.best = min(self.best, self._written(AT_END, step))
         log.info(f"best {self.quantity} of all evaluations: {self.best:.6g}")
 
     def state(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from optim.exports import as_csv
 from optim.health import host, of_gpu
 from optim.hooks import Hook, by_name
 from optim.layer_norms import attention_entropy, effective_rank, in_order, layer_of
-from optim.monitors import FLOPCounter, MetricsLogger, ThroughputMonitor
+from optim.monitors import FLOPCounter, MetricsLogger, ThroughputMonitor, ValTracker
 from optim.selftest import differing
 from tests.programs import (
     ROOT,
@@ -341,6 +341,14 @@ def test_monitors_write_rows_and_a_logger_says_them(capsys: pytest.CaptureFixtur
     assert [row["tokens_processed"] for row in rows if row["kind"] == "throughput"] == [32, 64, 96]
     assert [row["total_flops"] for row in rows if row["kind"] == "flops"] == [8e12, 16e12, 24e12]
     assert "step 12  loss " in capsys.readouterr().out
+
+
+def test_a_pause_at_an_evaluation_is_not_lost_on_the_best(tmp_path: Path) -> None:
+    trackers = [ValTracker("score"), ValTracker("score")]
+    script = Scripted([5.0, 3.0, 1.0, 2.0, 2.0, 2.0], 3)  # before the first step, at 3, 6, ...
+    fitted(tmp_path, evaluations=[script], hooks=[trackers[0], StopAt("pause", 6)], eval_freq=3)
+    fitted(tmp_path, evaluations=[script], hooks=[trackers[1]], eval_freq=3)
+    assert (trackers[1].init, trackers[1].best) == (5.0, 1.0)
 
 
 class Counts(Hook):
