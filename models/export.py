@@ -259,14 +259,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     given = parser.parsed(argv)
     if (given.format == BYTE_GPT) != (given.output is not None):
         parser.error("--format bytes and --output FILE go together")
+    if given.format == LIBRARY and given.folder is None:
+        parser.error(
+            "--format library writes a folder: python -m models.export --format library CHECKPOINT FOLDER"
+        )
     if (given.folder, given.authors, given.output).count(None) != 2:
         parser.error(
             "the following arguments are required: folder, or instead of it --authors FILE, or --format bytes"
             " --output FILE"
-        )
-    if given.format == LIBRARY and given.folder is None:
-        parser.error(
-            "--format library writes a folder: python -m models.export --format library CHECKPOINT FOLDER"
         )
     if given.format == LIBRARY and (given.dtype != "float32" or given.tokenizer):
         parser.error("--dtype and --tokenizer are of folders for transformers: a checkpoint stays as it is")

@@ -58,7 +58,7 @@ OF_TEXT = {
     "core_metric_max_per_task",
 }
 OF_MAIN = {"init_from", "config", "stop_file", "outcome_file", "selftest_resume"}
-NOT_HERE = (OF_OTHERS - {"dtype"}) | OF_TEXT | OF_MAIN
+NOT_HERE = (OF_OTHERS - {"dtype", "compile"}) | OF_TEXT | OF_MAIN
 
 
 @dataclass(frozen=True)
