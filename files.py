@@ -97,6 +97,28 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     replace_atomically(path, lambda temporary: temporary.write_bytes(raw))
 
 
+def fill_folder(folder: Path, fill: Callable[[Path], object]) -> None:
+    """Let `fill` fill a temporary folder beside `folder`, which is new or empty, then rename it; on failure,
+    remove it.
+
+    An OSError names `folder`.
+    """
+    folder = folder.absolute()
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        fill(temporary)
+        sync_folder(temporary)
+        os.replace(temporary, folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = str(folder)  # nobody asked for the temporary one
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def json_text(value: Any, indent: int | None = None) -> str:
     """Strict JSON, which every reader accepts: infinities and NaN become null. Raises TypeError."""
     try:

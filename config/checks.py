@@ -88,7 +88,10 @@ def objective_problems(args: Namespace) -> list[Problem]:
     shortest = "curriculum_min_length" if args.curriculum == LENGTH else "sequence_length"
     tokens = getattr(args, shortest)
     if args.objective == MULTI_TOKEN and args.mtp_heads >= tokens:
-        line = f"--mtp_heads {args.mtp_heads} would look beyond the end of sequences of --{shortest} {tokens} tokens"
+        line = (
+            f"--mtp_heads {args.mtp_heads} would look beyond the end of sequences of --{shortest} {tokens}"
+            " tokens"
+        )
         problems.append(Problem(line, "mtp_heads", shortest))
     if (args.objective == DISTILLATION) != (args.teacher is not None):
         line = "--objective distillation and --teacher need each other"

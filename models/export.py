@@ -4,6 +4,7 @@
     python -m models.export exps/.../ckpt_40000.pt exported/ --dtype bfloat16
     python -m models.export exps/.../NAME --authors theirs/ckpt.pt       # a checkpoint for the authors' code
     python -m models.export exps/.../NAME --format bytes --output step.pt    # for the public byte GPT's loop
+    python -m models.export exps/.../NAME exported/ --format library    # the whole checkpoint, as safetensors
 
     AutoModelForCausalLM.from_pretrained("exported/", trust_remote_code=True)
 
@@ -30,7 +31,9 @@ from models.byte_format import BYTE_GPT
 
 ROOT = Path(__file__).resolve().parent.parent
 INTERFACE = Path("models/hugging_face.py")
+WEIGHTS = "model.safetensors"
 PROG = "models.export"
+LIBRARY = "library"  # the training library's folder
 PREFIX = "model."  # the name of the Transformer in the interface
 DTYPES = ("float32", "bfloat16")
 
@@ -185,47 +188,26 @@ def export(
     """
     from dataclasses import asdict
 
-    from files import sync_folder, write_atomically, write_json
+    from files import fill_folder, write_atomically, write_json
+    from optim.library_folder import save_tensors
 
     check_target(folder)
     stored = stored_weights(settings, weights, dtype)
-    folder = folder.absolute()
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
+
+    def fill(place: Path) -> None:
         for name, text in model_code().items():
-            write_atomically(temporary / name, text)
-        write_json(temporary / "config.json", config_of(asdict(settings)))
-        _save(stored, temporary / "model.safetensors", folder)
+            write_atomically(place / name, text)
+        write_json(place / "config.json", config_of(asdict(settings)))
+        save_tensors(stored, place / WEIGHTS, folder / WEIGHTS)
         with suppress(OSError):  # a mount without modes
             # safetensors lets only the owner read
-            shutil.copymode(temporary / "config.json", temporary / "model.safetensors")
-        write_json(temporary / "generation_config.json", generation_config(end_of_text))
+            shutil.copymode(place / "config.json", place / WEIGHTS)
+        write_json(place / "generation_config.json", generation_config(end_of_text))
         for name, content in tokenizer.items():
-            write_json(temporary / name, content)
-        write_atomically(temporary / "README.md", card)
-        os.replace(temporary, folder)
-        sync_folder(folder.parent)
-    except OSError as error:
-        if error.errno is not None:
-            error.filename = str(folder)  # nobody asked for the temporary one
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            write_json(place / name, content)
+        write_atomically(place / "README.md", card)
 
-
-def _save(stored: dict[str, Any], path: Path, folder: Path) -> None:
-    """folder: where it is to be in the end."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    from files import sync_path
-
-    try:
-        save_file(stored, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # its writer reports a full disk this way
-        raise UserError(f"writing {folder / path.name} failed: {error}") from None
-    sync_path(path)
+    fill_folder(folder, fill)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -237,7 +219,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description=(
             "python -m models.export CHECKPOINT FOLDER: write a folder that transformers loads. "
             "With --authors FILE instead of FOLDER: a checkpoint that the authors' code loads. With --format"
-            " bytes --output FILE: one that the public byte GPT's training loop loads and resumes."
+            " bytes --output FILE: one that the public byte GPT's training loop loads and resumes. With"
+            " --format library: the whole checkpoint as a folder of safetensors and JSON, which every program"
+            " here reads."
         ),
     )
     parser.add_argument(
@@ -261,7 +245,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="write the weights as the authors' code stores them, under their names",
     )
-    parser.add_argument("--format", choices=(BYTE_GPT,), help="write a file of this form; needs --output")
+    parser.add_argument(
+        "--format",
+        choices=(BYTE_GPT, LIBRARY),
+        help="write another form: bytes needs --output, library a folder",
+    )
     parser.add_argument(
         "--output",
         type=Path,
@@ -269,13 +257,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="with --format bytes: the file to write, or a folder, where it is named by its step",
     )
     given = parser.parsed(argv)
-    if (given.format is None) != (given.output is None):
+    if (given.format == BYTE_GPT) != (given.output is not None):
         parser.error("--format bytes and --output FILE go together")
+    if given.format == LIBRARY and given.folder is None:
+        parser.error(
+            "--format library writes a folder: python -m models.export --format library CHECKPOINT FOLDER"
+        )
     if (given.folder, given.authors, given.output).count(None) != 2:
         parser.error(
             "the following arguments are required: folder, or instead of it --authors FILE, or --format bytes"
             " --output FILE"
         )
+    if given.format == LIBRARY and (given.dtype != "float32" or given.tokenizer):
+        parser.error("--dtype and --tokenizer are of folders for transformers: a checkpoint stays as it is")
     if given.folder is None and (given.dtype != "float32" or given.tokenizer):
         parser.error("--dtype and --tokenizer are of folders: a file holds float32 weights alone")
     return given
@@ -289,7 +283,7 @@ def run(given: argparse.Namespace) -> int:
     """Export what the command line asks for. Raises UserError."""
     import config
     from models.settings import ModelSettings
-    from optim.checkpoint import load_checkpoint
+    from optim.opening import open_checkpoint
     from optim.restore import find_checkpoint, trained_settings
 
     file = given.authors or given.output
@@ -298,7 +292,13 @@ def run(given: argparse.Namespace) -> int:
     elif os.path.lexists(file) and not (given.output and file.is_dir()):
         raise UserError(f"{file} is there already; give a new file")
     path = find_checkpoint(given.checkpoint, "checkpoint")
-    state = load_checkpoint(path)
+    state = open_checkpoint(path)
+    if given.format == LIBRARY:
+        export_library(path, state, given.folder)
+        print(
+            f"step {state.get('itr') or 0} of {path} is in {given.folder}, as the training library keeps it"
+        )
+        return 0
     args = config.add_defaults(trained_settings(path, state))
     problems = config.check(args)
     if problems:
@@ -323,6 +323,22 @@ def run(given: argparse.Namespace) -> int:
     )
     print(tokenizer_line)
     return 0
+
+
+def export_library(path: Path, state: dict[str, Any], folder: Path) -> None:
+    """Write the training library's folder: a whole checkpoint of ours, or weights and settings of another.
+
+    Raises UserError.
+    """
+    from files import fill_folder
+    from optim import library_folder
+    from optim.restore import trained_settings
+    from optim.resumable import FORMAT
+
+    if state.get("format") != FORMAT:
+        kept = {"model": state["model"], "itr": state.get("itr") or 0, "args": trained_settings(path, state)}
+        state = {**kept, **{name: state[name] for name in ("vocabulary",) if name in state}}
+    fill_folder(folder, lambda place: library_folder.write(state, place, folder))
 
 
 def export_for_authors(

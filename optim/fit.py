@@ -1,7 +1,8 @@
 """Training from Python: any network, source of batches and objective on the loop that main.py uses.
 
     rows = fit(NextToken(network), source, steps=200, lr=3e-3).rows
-    rows, outcome = fit(objective, source, steps=20_000, folder="runs/mine", save_checkpoint_freq=1000)
+    fitted = fit(objective, source, steps=20_000, folder="runs/mine", save_checkpoint_freq=1000)
+    fitted.outcome.is_done, fitted.metrics[-1]["learning_rate"]
 
 docs/library.md shows a token array, a loss, a network and a callback of one's own.
 """
@@ -11,10 +12,11 @@ from __future__ import annotations
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from torch import nn
 
@@ -59,16 +61,43 @@ OF_TEXT = {
     "core_metric_max_per_task",
 }
 OF_MAIN = {"init_from", "config", "stop_file", "outcome_file", "selftest_resume"}
-NOT_HERE = (OF_OTHERS - {"dtype"}) | OF_TEXT | OF_MAIN
+NOT_HERE = (OF_OTHERS - {"dtype", "compile"}) | OF_TEXT | OF_MAIN
 
 
-class Fitted(NamedTuple):
+@dataclass(frozen=True)
+class Fitted:
     """rows: of metrics.jsonl, on the main process. outcome: how the training ended: `outcome.is_done`, or a
     stop (a signal, Ctrl-C, the end of its time, a pause) after which the same call goes on, given a folder.
+    metrics: of each update that this call made, whatever log_freq is: step (from 1), loss, grad_norm (before
+    clipping; None where it overflowed in float16), learning_rate (which the update used). The steps of a
+    finished training, or of an earlier call, are in rows alone.
+
+    Unpacks into rows and outcome.
     """
 
     rows: list[dict[str, Any]]
     outcome: Outcome
+    metrics: list[dict[str, Any]]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.rows, self.outcome))
+
+
+class _Metrics(Hook):
+    """Keeps those of each step."""
+
+    def __init__(self) -> None:
+        self.kept: list[dict[str, Any]] = []
+
+    def joined(self, run: Any) -> None:
+        self.steps, self.schedule = run.steps, run.progress.schedule
+
+    def stepped(self, step: int, loss: float) -> None:
+        if self.steps.skipped:
+            return
+        norm = None if self.steps.overflows else float(self.steps.meter.last)
+        rate = self.schedule.rate_at(step - 1)  # rates are numbered from 0, and update 1 is of the first
+        self.kept.append({"step": step, "loss": loss, "grad_norm": norm, "learning_rate": rate})
 
 
 def settings_of(given: dict[str, Any]) -> Any:
@@ -90,6 +119,13 @@ def settings_of(given: dict[str, Any]) -> Any:
         raise UserError("\n".join(map(str, problems)))
     config.check_world_size(args, distributed.launched_world_size())
     return args
+
+
+def _check_compile(args: Any, objective: nn.Module) -> None:
+    """Leave out `compile`, with a note, for a network that cannot be compiled block by block."""
+    if args.compile and not hasattr(objective.network, "compile_blocks"):
+        log.info("note: compile has no effect on this network, which has no compile_blocks()")
+        args.compile = False
 
 
 def _final_weights(folder: Path, objective: nn.Module) -> None:
@@ -123,6 +159,7 @@ def fit(
     """
     began = time.time()
     args = settings_of({"iterations": steps, "lr": lr, "batch_size": batch_size, **settings})
+    metrics = _Metrics()
     if distributed.under_torchrun():
         if _called:
             raise UserError("fit: torchrun's processes can meet once only; train one model in each launch")
@@ -135,6 +172,7 @@ def fit(
             distributed.start(args.distributed_backend, args.device, args.watchdog_minutes)
         )
         start_logging(world.is_main)
+        _check_compile(args, objective)
         hooks = (*hooks, *world.on_all(lambda: hooks_of(args)))
         ending = Ending(place, None)
         held: list[Experiment] = []  # on the main process
@@ -149,8 +187,9 @@ def fit(
             path = world.on_main(lambda: starting_point(place, args.use_pretrained))
             seed_everything(args.seed, world.rank)
             measured = evaluations(world) if callable(evaluations) else evaluations
-            trainer = Trainer(args, world, Parts(objective, source, measured, hooks), place, ending)
-            for hook in hooks:
+            called = [*hooks, metrics]
+            trainer = Trainer(args, world, Parts(objective, source, measured, called), place, ending)
+            for hook in called:
                 hook.joined(trainer)
             if path is not None:
                 trainer.progress.load(path)
@@ -159,4 +198,4 @@ def fit(
         with Stopper(world, [place / STOP], args.max_runtime_minutes, began, args.stop_signals) as stopper:
             set_precision(args.deterministic)
             outcome = ending.recorded(run)
-        return Fitted(held[0].metrics.rows() if held else [], outcome)
+        return Fitted(held[0].metrics.rows() if held else [], outcome, metrics.kept)

@@ -102,10 +102,10 @@ def load(model: Transformer, path: Path) -> dict[str, Any]:
     make it fit.
     """
     from models.weights import load_weights
-    from optim.checkpoint import load_checkpoint
+    from optim.opening import open_checkpoint
     from optim.reader import Record
 
-    state = load_checkpoint(path)
+    state = open_checkpoint(path)
     wrong = _misfits(model, state["model"])
     if wrong:
         settings = state.get("args") or (Record(path.parent, problems=[]).summary or {}).get("args")

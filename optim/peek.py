@@ -15,6 +15,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+from optim import library_folder
 from optim.names import FINAL, numbered, step_of
 
 LARGEST_RECORD_BYTES = 1 << 26  # of names, numbers and references to tensors
@@ -48,6 +49,8 @@ def peek(path: Path) -> dict[str, Any] | None:
 
     Checksums of other records are not compared: optim.checkpoint.damage says whether a file is intact.
     """
+    if library_folder.is_file(path):
+        return library_folder.peek(path.parent)
     try:
         with zipfile.ZipFile(path) as archive:
             records = [info for info in archive.infolist() if info.filename.endswith("/data.pkl")]

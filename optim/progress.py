@@ -21,6 +21,7 @@ from optim.foreign import foreign_of
 from optim.hooks import COMPLETE, Hook, Stop, by_name
 from optim.names import ABANDONED, BEST
 from optim.objectives import extras, load_own_state, own_state, same_frozen
+from optim.opening import open_checkpoint
 from optim.optimizers import load_optimizer_state, make_optimizer
 from optim.reporting import log
 from optim.resumable import FORMAT, check_resumable
@@ -231,7 +232,7 @@ class Progress:
 
     def _take_up(self, path: Path) -> str | None:
         """What `load` does on each process; returns what the schedule says of an extension."""
-        state = checkpoint.load_checkpoint(path)
+        state = open_checkpoint(path)
         check_resumable(path, state, self.args, self.data)
         kind = foreign_of(state)
         if kind is not None:

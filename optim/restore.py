@@ -27,6 +27,7 @@ from config.tokenizers import BYTES, GPT2
 from errors import UserError
 from files import try_to_write, write_json
 from optim.foreign import foreign_of
+from optim.library_folder import file_of
 from optim.peek import newest_first, peek
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def find_checkpoint(name: str | None, flag: str = "--checkpoint") -> Path:
 
     if name is None:
         raise UserError(f"{flag} is needed: an experiment's folder or name, or a checkpoint file")
-    path = by_name(flag, name)
+    path = file_of(by_name(flag, name))
     if path.is_dir():
         newest, notes = newest_valid(path)
         for note in notes:
@@ -251,7 +252,7 @@ def _recipe_in(name: str | None) -> str:
     if name is None:
         return DEFAULT_RECIPE
     try:
-        path = by_name("--checkpoint", name)
+        path = file_of(by_name("--checkpoint", name))
     except UserError:
         return DEFAULT_RECIPE
     if path.is_dir():
@@ -287,11 +288,11 @@ def with_checkpoint(
     own_values = {flag.name: given.get(flag.name, flag.default) for flags in own.values() for flag in flags}
 
     def work() -> int:
-        from optim.checkpoint import load_checkpoint
+        from optim.opening import open_checkpoint
         from optim.setup import set_precision
 
         path = find_checkpoint(given.get("checkpoint"))
-        state = load_checkpoint(path)
+        state = open_checkpoint(path)
         args = resolve(prog, path, state, {**preset, **given})
         with distributed.start(args.distributed_backend, args.device) as world:
             set_precision(args.deterministic)

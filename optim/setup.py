@@ -21,6 +21,7 @@ from optim import checkpoint
 from optim.experiment import Experiment
 from optim.foreign import FOREIGN
 from optim.history import rolled_back_to
+from optim.library_folder import file_of
 from optim.names import BEST, FINAL, step_of
 from optim.outcome import Ending
 from optim.peek import step_in
@@ -121,7 +122,8 @@ def named_file(folder: Path, use_pretrained: str | None) -> Path | None:
     """The checkpoint file that --use_pretrained names, None where it names none."""
     if use_pretrained in (None, "auto"):
         return None
-    return Path(use_pretrained) if "/" in use_pretrained else folder / use_pretrained
+    path = Path(use_pretrained) if "/" in use_pretrained else folder / use_pretrained
+    return file_of(path)
 
 
 def is_own(folder: Path, path: Path) -> bool:

@@ -100,12 +100,12 @@ def without_time(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key != "time"} for row in rows]
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(5))
 def test_examples_of_the_page_train(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each after those before it, as they stand there."""
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 5
     names: dict[str, Any] = {}
     for block in blocks[: number + 1] if number != 1 else blocks[1:2]:
         exec(block, names)
@@ -237,7 +237,7 @@ class Scaled(Squared):
 @pytest.mark.parametrize(
     ("setting", "value", "line"),
     [
-        ("opt", "lion", "opt: .*adamw"),
+        ("opt", "lamb", "opt: .*adamw"),
         ("eval_freq", -3, "eval_freq: "),
         ("dtype", "bf16", "dtype: "),
         ("acc_steps", 0, "acc_steps: "),
