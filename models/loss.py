@@ -167,10 +167,10 @@ def _capped(scaled: Tensor, target: Tensor, scale: Tensor, softcap: float) -> tu
     for begin in range(0, len(scaled), rows):
         part = slice(begin, min(len(scaled), begin + rows))
         tanh, wanted = scaled[part].tanh_(), target[part]
-        odds = torch.mul(tanh, softcap, out=buffer[: part.stop - begin]).exp_()
-        total = odds.sum(-1, keepdim=True)
-        losses[part] = -odds.gather(-1, wanted).div_(total).log_()
-        odds.mul_(scale[part] / total).scatter_add_(-1, wanted, -scale[part])
+        capped = torch.mul(tanh, softcap, out=buffer[: part.stop - begin])
+        odds = torch.softmax(capped, -1, out=capped if capped.device.type == "cpu" else None)
+        losses[part] = -odds.gather(-1, wanted).log_()
+        odds.mul_(scale[part]).scatter_add_(-1, wanted, -scale[part])
         torch.ops.aten.tanh_backward.grad_input(odds, tanh, grad_input=tanh)
     return losses, scaled
 

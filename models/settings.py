@@ -56,6 +56,7 @@ class ModelSettings:
     n_kv_head: int | None = None
     rope_dtype: str = "float32"
     depth_index: str = "layer"
+    trained_length: int | None = None  # where it is not sequence_length: windows are shares of it
 
     @classmethod
     def from_args(cls, args: Any) -> ModelSettings:
@@ -142,7 +143,8 @@ class ModelSettings:
         """
         letters = [self.window_pattern[i % len(self.window_pattern)] for i in range(len(self.layer_of))]
         letters[-1] = "L"
-        lengths = {"S": self.sequence_length // 2, "L": self.sequence_length}
+        context = self.trained_length or self.sequence_length
+        lengths = {"S": context // 2, "L": context}
         return [lengths[letter.upper()] for letter in letters]
 
     @property

@@ -239,7 +239,7 @@ def resolve(prog: str, path: Path, state: dict[str, Any], given: dict[str, Any])
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
     if args.eval_seq_length is not None:
-        args.sequence_length = args.eval_seq_length
+        args.trained_length, args.sequence_length = args.sequence_length, args.eval_seq_length
     return args
 
 

@@ -133,9 +133,6 @@ def block_problems(args: Namespace) -> list[Problem]:
     for name in NOT_OF_MODERN_BLOCKS:
         if getattr(args, name) != FLAGS[name].default:
             problems.append(Problem(f"--block modern has no --{name}", "block", name))
-    if args.eval_seq_length not in (None, args.sequence_length):
-        line = "--eval_seq_length would change the windows of --block modern, which are shares of the length"
-        problems.append(Problem(line, "block", "eval_seq_length"))
     return problems
 
 

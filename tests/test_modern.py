@@ -82,6 +82,15 @@ def test_sequences_beyond_the_trained_length_are_seen_through_windows() -> None:
     assert_close(*ways, 2e-5)
 
 
+def test_windows_stay_as_trained_where_another_length_is_evaluated() -> None:
+    inputs = tokens(1, LONG, vocab=60)
+    trained = modern(sequence_length=40).eval()
+    evaluated = modern(sequence_length=LONG, trained_length=40).eval()
+    with torch.no_grad():
+        ways = [network(inputs, get_logits=True)["logits"] for network in (trained, evaluated)]
+    assert torch.equal(*ways)
+
+
 @pytest.mark.parametrize(("position", "seen"), [(1, False), (2, True)])
 def test_a_token_is_seen_as_far_as_windows_reach(position: int, seen: bool) -> None:
     """Two layers, whose queries see 4 and 8 positions back: 12 before the last one, which is 14."""
@@ -222,7 +231,6 @@ def test_embeddings_instead_of_tokens_are_refused() -> None:
         ("--dropout 0.1", "has no --dropout"),
         ("--positional_encoder none", "has no --positional_encoder"),
         ("--attention_window_length 9", "has no --attention_window_length"),
-        ("--eval_seq_length 100", "would change the windows"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line(words: str, said: str, capsys: Any) -> None:
