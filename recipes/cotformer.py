@@ -206,6 +206,8 @@ def notes(args: Namespace) -> list[str]:
         )
     elif not args.core_metric_every:
         reasons["core_data"] = ": --core_metric_every is 0"
+    if not args.core_metric_every:  # off, as it was asked for
+        reasons.pop("core_metric_every", None)
     if not args.fp8:
         reasons["fp8_recipe"] = ": --fp8 is not given"
     reasons |= unused_by_optimiser(args) | unused_by_objective(args)

@@ -476,7 +476,9 @@ def test_flags_without_effect_are_noted(words: list[str], note: str) -> None:
 
 
 def test_minus_1_is_never_in_the_recipe_gpt() -> None:
-    assert config.parse_args(["gpt", "--core-metric-every", "-1"]).core_metric_every == 0
+    args = config.parse_args(["gpt", "--core-metric-every", "-1"])
+    assert args.core_metric_every == 0
+    assert not any("core_metric" in note for note in config.unused_settings(args))
 
 
 def test_a_python_training_has_no_core() -> None:

@@ -18,6 +18,7 @@ from tests.helpers import DATA
 
 Case = Any  # an entry of a list of the file: most are dicts
 Test = Callable[..., Any]
+tested = set[tuple[str, ...]]()  # lists of cases that some test runs: a file and keys
 
 
 def folder() -> Path:
@@ -54,6 +55,7 @@ def each(file: str, *keys: str, where: Callable[[Case], Any] = lambda _: True) -
 
     A missing file, or a file without such a list, skips the test with the reason.
     """
+    tested.add((file, *keys))
     found = cases(file, *keys)
     if found is None:
         missing = " in ".join([*reversed(keys), str(folder() / file)])

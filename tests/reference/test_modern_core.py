@@ -11,7 +11,7 @@ from data.vocabulary import Vocabulary
 from distributed.world import World
 from models.loss import IGNORE
 from optim.core_metric import Core
-from optim.core_tasks import Item, Task, examples_of, prompts_of, selected
+from optim.core_tasks import DELIMITER, Item, Task, examples_of, prompts_of, selected
 from optim.scoring import Scorer
 from tests.reference.cases import each
 from tests.reference.test_modern_gpt import FILE, drawn
@@ -63,14 +63,14 @@ def item_of(kind, row):
 def task_of(suite, task):
     items = [item_of(task["task_type"], row) for row in task["items"]]
     order = selected(len(items), suite["max_per_task"])
-    delimiter = " " if task["continuation_delimiter"] is None else task["continuation_delimiter"]
+    delimiter = task.get("continuation_delimiter")
     return Task(
         task["label"],
         task["task_type"],
         [items[number] for number in order],
         task["num_fewshot"],
         task["random_baseline"],
-        delimiter,
+        DELIMITER if delimiter is None else delimiter,
     )
 
 
@@ -85,6 +85,13 @@ def examples(suite):
         assert len(task.items) == len(expected["results"]["examples"])
         for index, example in enumerate(expected["results"]["examples"]):
             yield core, task, index, example
+
+
+def has_spans(example):
+    """Whether each of its prompts has something to score; an item without is left out here, and has a pick by
+    accident in the public code.
+    """
+    return all(0 < start < end for start, end in zip(example["start"], example["end"], strict=True))
 
 
 @each_suite
@@ -120,7 +127,7 @@ def test_spans(case):
         assert [len(prompt.tokens) for prompt in cut] == example["end"]
         dropped = [len(a.tokens) - len(b.tokens) for a, b in zip(whole, cut, strict=True)]
         assert dropped == example["cropped"]
-        assert all(prompt.can_be_scored for prompt in cut)
+        assert all(prompt.can_be_scored for prompt in cut) == has_spans(example)
 
 
 @each_suite
@@ -128,6 +135,8 @@ def test_mean_losses_and_guesses(case):
     model = Toy(case["model"])
     scorer = Scorer(model, CPU, 3)
     for core, task, index, example in examples(case):
+        if not has_spans(example):
+            continue
         prompts = [prompt.cut_to(scorer.longest) for prompt in core.prompts(task, index)]
         scores = scorer.loglikelihoods(
             [(prompt.tokens[: prompt.start], prompt.tokens[prompt.start :]) for prompt in prompts]
@@ -148,10 +157,15 @@ def test_scores(case, most_tokens):
     args = SimpleNamespace(batch_size=1, sequence_length=most_tokens, dtype="float32", compile=False)
     model.settings.is_modern = False
     result = core.measure(model, World(CPU), args)
-    assert result.core_metric == pytest.approx(case["core_metric"], abs=1e-6)
     for task in case["tasks"]:
-        found, expected = result.tasks[task["label"]], task["results"]
-        assert (found.accuracy, found.centred) == pytest.approx(
-            (expected["accuracy"], expected["centred"]), abs=1e-6
-        )
-        assert (found.left_out, found.cut) == (0, sum(max(e["cropped"]) > 0 for e in expected["examples"]))
+        found, items = result.tasks[task["label"]], task["results"]["examples"]
+        scored = [example for example in items if has_spans(example)]
+        accuracy = sum(e["correct"] for e in scored) / len(scored) if scored else None
+        assert found.accuracy == pytest.approx(accuracy, abs=1e-6)
+        assert found.left_out == len(items) - len(scored)
+        assert found.cut == sum(max(e["cropped"]) > 0 for e in scored)
+        if found.left_out == 0:
+            expected = task["results"]["accuracy"], task["results"]["centred"]
+            assert (found.accuracy, found.centred) == pytest.approx(expected, abs=1e-6)
+    if sum(score.left_out for score in result.tasks.values()) == 0:
+        assert result.core_metric == pytest.approx(case["core_metric"], abs=1e-6)

@@ -1,0 +1,34 @@
+"""Every list of cases of the reference files has a test, or a reason for having none."""
+
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.reference.cases import folder, read, tested
+
+FILES = sorted(path.name for path in folder().iterdir()) if folder().is_dir() else []
+# the order of documents on several processes, which is not ours: no row depends on their number
+DOCUMENTATION = {("modern_gpt.json.gz", "sharding", "cases")}
+
+
+def lists_of_cases(content: Any, *keys: str) -> Iterator[tuple[str, ...]]:
+    """Keys of the outermost lists of dicts."""
+    if isinstance(content, list) and content and isinstance(content[0], dict):
+        yield keys
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            yield from lists_of_cases(value, *keys, key)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("file", [name for name in FILES if name.endswith((".json", ".json.gz"))])
+def test_each_list_of_cases_is_tested(file: str) -> None:
+    for path in Path(__file__).parent.glob("test_*.py"):
+        importlib.import_module(f"tests.reference.{path.stem}")
+    found = {(file, *keys) for keys in lists_of_cases(read(file))}
+    if not any(name == file for name, *_ in tested):
+        pytest.skip("a file that no test is about")
+    assert found <= tested | DOCUMENTATION
