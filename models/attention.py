@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from typing import Any, cast
 
 import torch
@@ -138,21 +139,25 @@ def causal_tiles(
     return tuple(tiles)
 
 
-def window_tiles(length: int, window: int) -> tuple[Tile, ...]:
-    """Of one pass at positions 0 .. length - 1, without masks: the first queries see all keys before them;
-    then `window` queries at a time see the keys of their own in causal order, and of those before them the
-    ones that come after each query's place.
+def window_tiles(length: int, passes: int, window: int) -> tuple[Tile, ...]:
+    """Of passes at positions 0 .. length - 1, without masks: the first queries see all keys before them; then
+    `window` queries at a time see the keys of their own in causal order, and of those before them the ones
+    that come after each query's place.
     """
     first = slice(0, min(window + 1, length))
-    tiles = [Tile(first, (KeyRange(0, first, "causal"),))]
+    cuts = [(first, [(first, "causal")])]
     for begin in range(window + 1, length, window):
         size = min(window, length - begin)
         start, seen_by_all = begin - window, begin - window + size
-        key_ranges = [KeyRange(0, slice(start, seen_by_all), "after")]
+        ranges = [(slice(start, seen_by_all), "after")]
         if seen_by_all < begin:
-            key_ranges.append(KeyRange(0, slice(seen_by_all, begin), "all"))
+            ranges.append((slice(seen_by_all, begin), "all"))
         queries = slice(begin, begin + size)
-        tiles.append(Tile(queries, (*key_ranges, KeyRange(0, queries, "causal"))))
+        cuts.append((queries, [*ranges, (queries, "causal")]))
+    tiles = []
+    for queries, ranges in cuts:
+        every = product(range(passes), ranges)
+        tiles.append(Tile(queries, tuple(KeyRange(number, *each) for number, each in every)))
     return tuple(tiles)
 
 
@@ -358,7 +363,7 @@ def flash_works(device: torch.device, dtype: torch.dtype, head_width: int, in_wi
         window = 3 * TILE // 4 if in_window else None  # the last tile has keys of all kinds
         tiles = causal_tiles(positions, [positions] * len(passes), None)
         if window is not None:
-            tiles = window_tiles(length, window)
+            tiles = window_tiles(length, 1, window)
         fast = AttentionPlan(None, tiles)
         dense = AttentionPlan(None, mask=visible(positions, positions, window).repeat(1, 1, 1, len(passes)))
         try:

@@ -37,7 +37,7 @@ def next_token(network: Network, hidden: Hidden, targets: Tensor) -> NextTokenLo
     norm, weight = network.head
     softcap, vocabulary = getattr(network, "softcap", None), getattr(network, "vocabulary", None)
     if hidden.exits is not None:
-        return _expected(norm, weight, hidden.exits, targets, softcap)
+        return _expected(norm, weight, hidden.exits, targets, softcap, vocabulary)
     total, losses, hits = linear_cross_entropy(
         norm(hidden.states).flatten(0, 1), weight, targets.flatten(), softcap=softcap, vocabulary=vocabulary
     )
@@ -52,7 +52,12 @@ def next_token(network: Network, hidden: Hidden, targets: Tensor) -> NextTokenLo
 
 
 def _expected(
-    norm: nn.Module, weight: Tensor, exits: Exits, targets: Tensor, softcap: float | None
+    norm: nn.Module,
+    weight: Tensor,
+    exits: Exits,
+    targets: Tensor,
+    softcap: float | None,
+    vocabulary: int | None,
 ) -> NextTokenLoss:
     """Expected loss over exits, plus the divergence of the exits' distribution from a geometric one (Banino
     et al. 2021).
@@ -70,6 +75,7 @@ def _expected(
         targets.unsqueeze(1).expand(-1, repeats, -1).flatten(),
         mass.flatten().float(),  # the autocast of CPUs leaves it in half precision
         softcap,
+        vocabulary,
     )
     expected = total / mass.numel()
     return NextTokenLoss(

@@ -35,17 +35,34 @@ def _weights(settings: ModelSettings) -> int:
     return 2 * settings.n_embd * (settings.n_embd + kv_width + settings.inner_width)
 
 
-def _middle(settings: ModelSettings, tokens: Sequence[float], length: int, seen: float) -> float:
-    """MACs of the middle layers (and the end layers of models with an exit at each pass) over all passes.
+def _stack(
+    settings: ModelSettings, name: str, pass_number: int, active: float, keys: float, seen: float, length: int
+) -> float:
+    """MACs of a stack in a pass over active tokens, with keys so far; length, seen: as `_layers`."""
+    total = 0.0
+    for depth in settings.depths(name, pass_number):
+        part, whole, gate = seen, 1, 0
+        if settings.is_modern:
+            part, whole = min(settings.windows[depth], length), length
+            gate = GATE_CHANNELS * settings.kv_heads * (depth in settings.value_depths)
+        total += (_weights(settings) + gate) * active + 2 * settings.n_embd * active * keys * part / whole
+    return total
 
-    seen: share of the rectangle of queries x keys that is counted.
+
+def _layers(settings: ModelSettings, tokens: Sequence[float], length: int, seen: float) -> float:
+    """MACs of all runs of layers, over so many tokens in each pass.
+
+    seen: share of the rectangle of queries x keys that is counted. Of modern blocks it is that of windows, of
+    as many keys as positions back, which is one less than are seen.
     """
-    width, (_, middle, end) = settings.n_embd, settings.stack_sizes
-    layers = middle + (end if settings.variant.exits_each_pass else 0)
-    total, keys = 0.0, 0.0
-    for active in tokens:
+    if not settings.variant.loop:
+        return _stack(settings, "h", 1, length, length, seen, length)
+    total, keys = _stack(settings, "h_begin", 1, length, length, seen, length), 0.0
+    for pass_number, active in enumerate(tokens, 1):
         keys = keys + active if settings.variant.attends == "all" else length
-        total += layers * (_weights(settings) * active + 2 * width * active * keys * seen)
+        total += _stack(settings, "h_mid", pass_number, active, keys, seen, length)
+        if settings.variant.exits_each_pass or pass_number == settings.n_repeat:
+            total += _stack(settings, "h_end", pass_number, length, length, seen, length)
     return total
 
 
@@ -64,24 +81,6 @@ def _extras(settings: ModelSettings, tokens: Sequence[float], length: int) -> fl
     return per_token * length * settings.n_repeat
 
 
-def _modern(settings: ModelSettings, length: int) -> int:
-    """MACs of the layers of a model of modern blocks without a loop; of windows as many keys as positions
-    back, which is one less than are seen.
-    """
-    gates = len(settings.value_layers) * GATE_CHANNELS * settings.kv_heads
-    keys = sum(min(window, length) for window in settings.windows)
-    return length * (settings.n_layer * _weights(settings) + gates + 2 * settings.n_embd * keys)
-
-
-def _outside(settings: ModelSettings, length: int, seen: float) -> float:
-    """Layers that run once."""
-    if settings.is_modern:
-        return _modern(settings, length)
-    begin, _, end = settings.stack_sizes
-    layers = begin + (0 if settings.variant.exits_each_pass else end)
-    return layers * (_weights(settings) * length + 2 * settings.n_embd * length * length * seen)
-
-
 def count_macs(args: Any, sequence_length: int, length_factors: Sequence[float] | None = None) -> int:
     """MACs to process one sequence, from flags (or ModelSettings) and, for routed models, the shares that
     go on.
@@ -89,8 +88,7 @@ def count_macs(args: Any, sequence_length: int, length_factors: Sequence[float] 
     settings = args if isinstance(args, ModelSettings) else ModelSettings.from_args(args)
     tokens = active_tokens(settings, sequence_length, length_factors) if settings.variant.loop else []
     total = (
-        _outside(settings, sequence_length, 1.0)
-        + _middle(settings, tokens, sequence_length, 1.0)
+        _layers(settings, tokens, sequence_length, 1.0)
         + _extras(settings, tokens, sequence_length)
         + settings.n_embd * settings.table_rows
     )
@@ -113,8 +111,7 @@ def training_flops_per_token(settings: ModelSettings) -> float:
         tokens = [float(length), *(share * length for share in shares)]
     causal = (length + 1) / (2 * length)
     macs = (
-        _outside(settings, length, causal)
-        + _middle(settings, tokens, length, causal)
+        _layers(settings, tokens, length, causal)
         + _extras(settings, tokens, length)
         + settings.n_embd * settings.table_rows * length
     )

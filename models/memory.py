@@ -39,6 +39,7 @@ class Memory(Protocol):
 
     positions: Tensor  # of all tokens of this run, (B or 1, T)
     length: int  # tokens so far, those of this run included
+    nowhere: int  # position of padding, beyond all others
 
     def run_stack(
         self, planner: Planner, stack: Stack, pass_number: int, x: Tensor, positions: Tensor
@@ -74,9 +75,9 @@ class SequenceMemory:
     other layers their own pass.
     """
 
-    def __init__(self, positions: Tensor) -> None:
+    def __init__(self, positions: Tensor, nowhere: int) -> None:
         """positions (1, T): of all tokens."""
-        self.positions, self.length = positions, positions.shape[1]
+        self.positions, self.length, self.nowhere = positions, positions.shape[1], nowhere
         self._own_pass: dict[int | None, AttentionPlan] = {}  # by window
         self._earlier: list[list[KeyValue]] | None = None  # per middle layer, of each pass
         self._key_positions: list[Tensor] = []
@@ -84,8 +85,14 @@ class SequenceMemory:
     def _own_plan(self, planner: Planner, window: int | None) -> AttentionPlan:
         """Of layers that see their own pass."""
         if window not in self._own_pass:
-            self._own_pass[window] = planner.plan_whole(self.positions, window)
+            self._own_pass[window] = planner.plan_whole(self.positions, 1, window)
         return self._own_pass[window]
+
+    def _plan(self, planner: Planner, window: int | None) -> AttentionPlan:
+        """Of layers that see all passes so far, in the last of these."""
+        if all(positions is self.positions for positions in self._key_positions):
+            return planner.plan_whole(self.positions, len(self._key_positions), window)
+        return planner.plan(self._key_positions[-1], self._key_positions, window)
 
     def run_stack(
         self, planner: Planner, stack: Stack, pass_number: int, x: Tensor, positions: Tensor
@@ -96,7 +103,7 @@ class SequenceMemory:
         plans: dict[int | None, AttentionPlan]
         if sees_earlier:
             self._key_positions.append(positions)
-            plans = {w: planner.plan(positions, self._key_positions, w) for w in set(stack.windows)}
+            plans = {w: self._plan(planner, w) for w in set(stack.windows)}
         else:
             plans = {w: self._own_plan(planner, w) for w in stack.windows}
         earlier: list[list[KeyValue]] = [[] for _ in stack.blocks]

@@ -145,7 +145,7 @@ class ModernBlock(Block):
         """As Block.project."""
         assert inputs is not None, "modern blocks take in value embeddings"
         normed = rms_norm(x)
-        normed_keys = normed if key_states is None else rms_norm(key_states)
+        normed_keys = normed if key_states is None else rms_norm(self.enter(key_states, inputs))
         return self.attn.project(normed, normed_keys, rope, inputs)
 
     def finish(self, x: Tensor, y: Tensor) -> Tensor:

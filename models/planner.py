@@ -44,8 +44,8 @@ class Planner:
             return False
         return flash_works(device, self.computes_in(device), self.settings.head_width, in_window)
 
-    def plan_whole(self, positions: Tensor, window: int | None) -> AttentionPlan:
-        """For whole sequences, at positions (1, T) from 0 on, that see themselves."""
+    def plan_whole(self, positions: Tensor, passes: int, window: int | None) -> AttentionPlan:
+        """For whole sequences, at positions (1, T) from 0 on, that see themselves in so many passes."""
         # a window of published blocks keeps its tiles: trainings resume to the same bits
         if (
             window is not None
@@ -53,8 +53,8 @@ class Planner:
             and self.settings.is_modern
             and self.is_fast(positions.device, alike=True, in_window=True)
         ):
-            return AttentionPlan(self.rope(positions), window_tiles(positions.shape[1], window))
-        return self.plan(positions, [positions], window)
+            return AttentionPlan(self.rope(positions), window_tiles(positions.shape[1], passes, window))
+        return self.plan(positions, [positions] * passes, window)
 
     def plan(self, query_positions: Tensor, key_positions: list[Tensor], window: int | None) -> AttentionPlan:
         """For queries at (B or 1, T) positions and keys at the passes' (B or 1, K_r) positions."""

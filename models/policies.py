@@ -37,13 +37,13 @@ def compact(passes: Passes, x: Tensor) -> Hidden:
     tokens at the position `nowhere`, which no query sees.
     """
     batch, length, width = x.shape
-    settings, nowhere = passes.settings, passes.settings.sequence_length
+    settings, nowhere = passes.settings, passes.memory.nowhere
     shares = capacities(length_factors(settings, passes.training))
     limits = thresholds(settings, passes.training)
     # position of each column of the sequence; column T is the padding
     column_positions = F.pad(passes.positions.expand(batch, -1), (0, 1), value=nowhere)
     columns = torch.arange(length, device=x.device).expand(batch, -1)  # of the active tokens
-    positions, scores = passes.positions, None
+    positions, gathered, scores = passes.positions, None, None
     routing: list[tuple[Tensor, Tensor]] = []
     counts: list[float] = []
     final = F.pad(x, (0, 0, 0, 1))
@@ -51,7 +51,7 @@ def compact(passes: Passes, x: Tensor) -> Hidden:
         active = positions < nowhere
         count = columns.shape[1]
         counts.append(count if limits is None else float(active.sum()) / active.shape[0])
-        x = _interpolated(x, passes.middle(pass_number, x, positions), scores)
+        x = _interpolated(x, passes.middle(pass_number, x, positions, gathered), scores)
         final = final.scatter(1, columns.unsqueeze(-1).expand(-1, -1, width), x.type_as(final))
         if passes.is_last(pass_number):
             break
@@ -73,7 +73,7 @@ def compact(passes: Passes, x: Tensor) -> Hidden:
         else:
             chosen = (~keep_mask).byte().sort(dim=1, stable=True).indices[:, :kept]
             columns = columns.gather(1, chosen).masked_fill(~keep_mask.gather(1, chosen), length)
-        positions = column_positions.gather(1, columns)
+        positions, gathered = column_positions.gather(1, columns), columns
         scores = logits.gather(1, chosen).sigmoid()
         x = x.gather(1, chosen.unsqueeze(-1).expand(-1, -1, width))
     return Hidden(
@@ -93,7 +93,7 @@ def masked(passes: Passes, x: Tensor) -> Hidden:
     limits = thresholds(settings, passes.training)
     batch, length = x.shape[:2]
     # the padding of a batch has a position beyond the sequence
-    active = (passes.positions < settings.sequence_length).expand(batch, length)
+    active = (passes.positions < passes.memory.nowhere).expand(batch, length)
     scores, kept = None, length
     routing: list[tuple[Tensor, Tensor]] = []
     counts: list[float] = []

@@ -55,6 +55,7 @@ class ModelSettings:
     window_pattern: str = "L"
     n_kv_head: int | None = None
     rope_dtype: str = "float32"
+    depth_index: str = "layer"
 
     @classmethod
     def from_args(cls, args: Any) -> ModelSettings:
@@ -109,19 +110,53 @@ class ModelSettings:
         return -(-self.vocab_size // VOCABULARY_UNIT) * VOCABULARY_UNIT
 
     @property
-    def windows(self) -> list[int]:
-        """Of each layer of modern blocks: how many positions back the furthest key is. S is half the
-        context, L all of it; the last layer is always L.
+    def layer_of(self) -> list[int]:
+        """The layer of each depth, by which scalars, windows and value embeddings of modern blocks are
+        indexed. With --depth_index layer these are the layers themselves, the same in all passes; with pass,
+        every run of a layer is one depth further, in the order of computation.
         """
-        letters = [self.window_pattern[layer % len(self.window_pattern)] for layer in range(self.n_layer)]
+        layers, (begin, middle, _) = list(range(self.n_layer)), self.stack_sizes
+        if self.depth_index == "layer" or not self.variant.loop:
+            return layers
+        repeated, last = layers[begin : begin + middle], layers[begin + middle :]
+        if self.variant.exits_each_pass:
+            return layers[:begin] + (repeated + last) * self.n_repeat
+        return layers[:begin] + repeated * self.n_repeat + last
+
+    def depths(self, stack: str, pass_number: int) -> range:
+        """Of the layers of a stack (h, h_begin, h_mid or h_end), in a pass from 1 on."""
+        begin, middle, end = self.stack_sizes
+        if stack not in ("h_mid", "h_end"):
+            return range(begin)
+        first, size = (begin, middle) if stack == "h_mid" else (begin + middle, end)
+        if self.depth_index == "pass":
+            exits = self.variant.exits_each_pass
+            before = pass_number - 1 if exits or stack == "h_mid" else self.n_repeat - 1
+            first += before * (middle + end * exits)
+        return range(first, first + size)
+
+    @property
+    def windows(self) -> list[int]:
+        """Of each depth of modern blocks: how many positions back the furthest key is. S is half the context,
+        L all of it; the last depth is always L.
+        """
+        letters = [self.window_pattern[i % len(self.window_pattern)] for i in range(len(self.layer_of))]
         letters[-1] = "L"
         lengths = {"S": self.sequence_length // 2, "L": self.sequence_length}
         return [lengths[letter.upper()] for letter in letters]
 
     @property
+    def value_depths(self) -> range:
+        """Depths of modern blocks whose values have value embeddings: every other one, the last included."""
+        depths = len(self.layer_of)
+        return range((depths - 1) % 2, depths, 2)
+
+    @property
     def value_layers(self) -> list[int]:
-        """Layers of modern blocks that own value embeddings: every other one, the last included."""
-        return list(range((self.n_layer - 1) % 2, self.n_layer, 2))
+        """Layers that own a table of value embeddings: those of value_depths. A layer has one for all
+        passes.
+        """
+        return sorted({self.layer_of[depth] for depth in self.value_depths})
 
     @property
     def stack_sizes(self) -> tuple[int, int, int]:
@@ -135,9 +170,10 @@ class ModelSettings:
     @property
     def stack_in_words(self) -> str:
         begin, middle, end = self.stack_sizes
+        of_blocks = " of modern blocks" if self.is_modern else ""
         if not self.variant.loop:
-            return f"{begin} layers" + (" of modern blocks" if self.is_modern else "")
-        return f"{begin} -> {middle} x {self.n_repeat} -> {end} layers"
+            return f"{begin} layers{of_blocks}"
+        return f"{begin} -> {middle} x {self.n_repeat} -> {end} layers{of_blocks}"
 
     @property
     def act_penalty(self) -> float:

@@ -12,12 +12,14 @@ With --block modern (nanochat's scheme)
   matrices of blocks   uniform, of standard deviation 1 / sqrt(n_embd); value embeddings too
   c_proj, ve_gate      0
   scalars              1 for a layer's input, 0.1 for the embeddings
+  depth embedding, routers, gates that halt: as above
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -44,6 +46,9 @@ from models.passes import Passes
 from models.planner import Planner
 from models.policies import POLICIES
 from models.settings import ModelSettings
+
+# parts that start alike with all blocks
+OF_THE_PAPER = ("depth_emb.", "transformer.mod.", "to_halt_logits.", "depth_predictor.")
 
 
 def _blocks(settings: ModelSettings) -> list[nn.ModuleList]:
@@ -106,18 +111,15 @@ class Transformer(nn.Module):
             kv_width = settings.kv_heads * settings.head_width
             tables = {str(layer): nn.Embedding(rows, kv_width) for layer in settings.value_layers}
             self.value_embeds = nn.ModuleDict(tables)
-            self.resid_lambdas = nn.Parameter(torch.ones(settings.n_layer))
-            self.x0_lambdas = nn.Parameter(torch.full((settings.n_layer,), 0.1))
+            self.resid_lambdas = nn.Parameter(torch.ones(len(settings.layer_of)))
+            self.x0_lambdas = nn.Parameter(torch.full_like(self.resid_lambdas.detach(), 0.1))
         if variant.depth_emb and settings.depth_embedding is not None:
             self.depth_emb = DepthEmbedding(settings)
         # pondernet has no use for the gate: the authors' state dict has it when their only predictor is asked
         # for
         if variant.breaks_sticks or (variant.exits_each_pass and settings.depth_random_method == "sb_act"):
             self.depth_predictor = HaltingGate(width)
-        if settings.is_modern:
-            self._initialise_modern()
-        else:
-            self._initialise()
+        self._initialise()
 
     def _initialise(self) -> None:
         residual_std = 0.02
@@ -125,23 +127,25 @@ class Transformer(nn.Module):
             residual_std = 0.02 / math.sqrt(2 * self.settings.n_layer)
         for name, module in self.named_modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=residual_std if name.endswith("c_proj") else 0.02)
+                if self.settings.is_modern and not name.startswith(OF_THE_PAPER):
+                    self._initialise_modern(name, module.weight)
+                else:
+                    nn.init.normal_(module.weight, std=residual_std if name.endswith("c_proj") else 0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         if hasattr(self, "depth_predictor"):
             nn.init.zeros_(cast(nn.Linear, self.depth_predictor._gate[-1]).weight)
 
-    def _initialise_modern(self) -> None:
+    def _initialise_modern(self, name: str, weight: Tensor) -> None:
         bound = math.sqrt(3 / self.settings.n_embd)
-        for name, module in self.named_modules():
-            if name == "transformer.wte":
-                nn.init.normal_(module.weight)
-            elif name == "lm_head":
-                nn.init.normal_(module.weight, std=0.001)
-            elif name.endswith(("c_proj", "ve_gate")):
-                nn.init.zeros_(module.weight)
-            elif isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.uniform_(module.weight, -bound, bound)
+        if name == "transformer.wte":
+            nn.init.normal_(weight)
+        elif weight is self.head[1]:
+            nn.init.normal_(weight, std=0.001)
+        elif name.endswith(("c_proj", "ve_gate")):
+            nn.init.zeros_(weight)
+        else:
+            nn.init.uniform_(weight, -bound, bound)
 
     def planner(self) -> Planner:
         """What plans the attention of one run, in the present mode and dtype."""
@@ -204,51 +208,55 @@ class Transformer(nn.Module):
         x = self.transformer["drop"](x)
         planner, memory = self.planner(), cache
         if memory is None:
-            memory = SequenceMemory(torch.arange(x.shape[1], device=x.device).unsqueeze(0))
+            positions = torch.arange(x.shape[1], device=x.device).unsqueeze(0)
+            memory = SequenceMemory(positions, max(settings.sequence_length, x.shape[1]))
         if settings.is_modern:
             x = rms_norm(x)
-        stacks = self._stacks(inputs, x, memory.length)
-        first = stacks["h_begin" if settings.variant.loop else "h"]
+        stack = partial(self._stack, inputs, x, memory.length)
+        first = stack("h_begin" if settings.variant.loop else "h")
         x = memory.run_stack(planner, first, 1, x, memory.positions)
         if not settings.variant.loop:
             return Hidden(states=x, passes=torch.ones((), device=x.device))
-        return POLICIES[settings.variant.policy](self._passes(planner, memory, stacks), x)
+        return POLICIES[settings.variant.policy](self._passes(planner, memory, stack), x)
 
-    def _stacks(self, inputs: Tensor, embeddings: Tensor, length: int) -> dict[str, Stack]:
-        """Of one run, by name. inputs: as `run` takes them; embeddings (B, T, D): what the first layer takes;
-        length: of the sequences so far.
+    def _stack(
+        self,
+        inputs: Tensor,
+        embeddings: Tensor,
+        length: int,
+        name: str,
+        pass_number: int = 1,
+        columns: Tensor | None = None,
+    ) -> Stack:
+        """A stack in a pass of one run. inputs: as `run` takes them; embeddings (B, T, D): what the first
+        layer takes; length: of the sequences so far. columns (B, T_r): of the tokens that take part, T and
+        more for padding; None: all do.
         """
-        windows: list[int | None] = [self.settings.attention_window_length] * self.settings.n_layer
-        layer_inputs: list[LayerInputs | None] = [None] * self.settings.n_layer
-        if self.settings.is_modern:
-            for layer, window in enumerate(self.settings.windows):
-                windows[layer] = window if window < length - 1 else None
-            layer_inputs = self._layer_inputs(inputs, embeddings)
-        names = ("h_begin", "h_mid", "h_end") if self.settings.variant.loop else ("h",)
-        stacks, begin = {}, 0
-        for name in names:
-            blocks = cast(Sequence[Block], self.transformer[name])
-            layers = slice(begin, begin + len(blocks))
-            stacks[name] = Stack(name, blocks, windows[layers], layer_inputs[layers])
-            begin = layers.stop
-        return stacks
-
-    def _layer_inputs(self, tokens: Tensor, embeddings: Tensor) -> list[LayerInputs | None]:
-        if tokens.is_floating_point():
+        settings, blocks = self.settings, cast(Sequence[Block], self.transformer[name])
+        if not settings.is_modern:
+            count = len(blocks)
+            return Stack(name, blocks, [settings.attention_window_length] * count, [None] * count)
+        if inputs.is_floating_point():
             raise ValueError("modern blocks look up value embeddings: give tokens, not their embeddings")
-        tables = {int(layer): cast(Tensor, table.weight) for layer, table in self.value_embeds.items()}
-        scalars = zip(self.resid_lambdas.unbind(), self.x0_lambdas.unbind(), strict=True)
-        return [
-            LayerInputs(tokens, embeddings, residual, x0, tables.get(layer))
-            for layer, (residual, x0) in enumerate(scalars)
-        ]
+        if columns is not None:
+            columns = columns.clamp(max=inputs.shape[1] - 1)
+            inputs = inputs.gather(1, columns)
+            embeddings = embeddings.gather(1, columns.unsqueeze(-1).expand(-1, -1, embeddings.shape[2]))
+        residual, x0 = self.resid_lambdas.unbind(), self.x0_lambdas.unbind()
+        layers, lengths, windows, layer_inputs = settings.layer_of, settings.windows, [], []
+        for depth in settings.depths(name, pass_number):
+            windows.append(lengths[depth] if lengths[depth] < length - 1 else None)
+            values = None
+            if depth in settings.value_depths:
+                values = cast(Tensor, self.value_embeds[str(layers[depth])].weight)
+            layer_inputs.append(LayerInputs(inputs, embeddings, residual[depth], x0[depth], values))
+        return Stack(name, blocks, windows, layer_inputs)
 
-    def _passes(self, planner: Planner, memory: Memory, stacks: Mapping[str, Stack]) -> Passes:
+    def _passes(self, planner: Planner, memory: Memory, stack: Callable[..., Stack]) -> Passes:
         return Passes(
             settings=self.settings,
             training=self.training,
-            middle_stack=stacks["h_mid"],
-            end_stack=stacks["h_end"],
+            stack=stack,
             depth_embedding=getattr(self, "depth_emb", None),
             norm=self.transformer["ln_mid"] if self.settings.variant.ln_mid else None,
             gates=self._gates(),
@@ -275,11 +283,14 @@ class Transformer(nn.Module):
         roles = by_layer_type(self)
         if self.settings.is_modern:
             roles |= {name: VALUE_EMBEDDING for name in roles if name.startswith("value_embeds.")}
-            roles |= {"lm_head.weight": HEAD, "resid_lambdas": RESIDUAL_SCALAR, "x0_lambdas": X0_SCALAR}
+            roles |= {"resid_lambdas": RESIDUAL_SCALAR, "x0_lambdas": X0_SCALAR}
         gates = {id(parameter) for gate in self._gates() for parameter in gate.parameters()}
+        head = self.head[1]
         for name, parameter in self.named_parameters():
             if id(parameter) in gates and roles[name] == MATRIX:
                 roles[name] = ROUTER
+            elif parameter is head and self.settings.is_modern:
+                roles[name] = HEAD
         return roles
 
     def flops_per_token(self) -> float:

@@ -42,6 +42,7 @@ SHAPING = (
     "depth_embedding",
     "disable_ln_mid",
     "depth_random_method",
+    "depth_index",
 )
 
 

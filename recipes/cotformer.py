@@ -59,7 +59,7 @@ NOT_OF_MODERN_BLOCKS = (
     "positional_encoder",
     "attention_window_length",
 )
-OF_MODERN_BLOCKS = ("n_kv_head", "window_pattern")
+OF_MODERN_BLOCKS = ("n_kv_head", "window_pattern", "depth_index")
 
 
 def check(args: Namespace) -> list[Problem]:
@@ -120,9 +120,6 @@ def block_problems(args: Namespace) -> list[Problem]:
     if args.block != "modern":
         return []
     problems = []
-    if VARIANTS[args.model].loop:
-        line = f"--block modern: there is --model base of modern blocks, not yet {args.model}"
-        problems.append(Problem(line, "block", "model"))
     if not args.window_pattern or set(args.window_pattern.upper()) - {"S", "L"}:
         line = f"--window_pattern {args.window_pattern!r} must be letters S and L, such as SSSL"
         problems.append(Problem(line, "window_pattern"))
@@ -186,6 +183,8 @@ def notes(args: Namespace) -> list[str]:
             reasons[name] = f" on {args.model}: it routes no tokens"
     if not variant.depth_emb:
         reasons["depth_embedding"] = f" on {args.model}"
+    if not variant.loop:
+        reasons["depth_index"] = f" on {args.model}: it repeats no layers"
     if args.block != "modern":
         reasons |= dict.fromkeys(OF_MODERN_BLOCKS, f" on --block {args.block}")
     if not is_mixture(args.dataset):

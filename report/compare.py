@@ -56,6 +56,7 @@ DEFAULTS = (
     "block",
     "n_kv_head",
     "window_pattern",
+    "depth_index",
     "decayed",
     "positional_encoder",
     "attention_window_length",

@@ -230,7 +230,7 @@ def test_windows_of_modern_blocks_are_attended_to_without_masks(device: Emulated
         truth = model(idx, get_logits=True)["logits"]
         with torch.autocast("cuda", dtype=torch.bfloat16):
             found = model.to("cuda")(idx.to("cuda"), get_logits=True)["logits"]
-            plan = model.planner().plan_whole(torch.arange(256, device="cuda").unsqueeze(0), 128)
+            plan = model.planner().plan_whole(torch.arange(256, device="cuda").unsqueeze(0), 1, 128)
     assert off(found, truth.double()) < 10 * ROUNDING["bfloat16"] and plan.tiles and plan.mask is None
 
 

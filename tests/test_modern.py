@@ -212,7 +212,6 @@ def test_embeddings_instead_of_tokens_are_refused() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--model lncot --n_repeat 3", "not yet cotformer_full_depth_lnmid_depthemb"),
         ("--window_pattern SXL", "--window_pattern 'SXL' must be letters S and L"),
         ("--window_pattern ''", "must be letters S and L"),
         ("--n_kv_head 5", "--n_head 12 is not divisible by --n_kv_head 5"),

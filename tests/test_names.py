@@ -176,6 +176,13 @@ TABLE: list[tuple[str, str]] = [
         ),
     ),
     (
+        "--model cot --block modern --depth_index pass --n_repeat 3",
+        (
+            "exps/slimpajama/cotformer_full_depth/lr0.001_bs32x4_seqlen512_block=modern_n_repeat=3_depth_index="
+            "pass_seed2"
+        ),
+    ),
+    (
         "--dataset wiki=0.784,roam=0.196,primer=0.02 --sampling random",
         "exps/mix-primer-roam-wiki-48a08cab/base/lr0.001_bs32x4_seqlen512_sampling=random_seed2",
     ),
@@ -249,6 +256,7 @@ CHANGES = {
     "halt_threshold": 0.9,
     "training_length_factor": [0.9],
     "depth_predictor_loss_coef": 0.5,
+    "depth_index": "pass",
 }
 
 

@@ -134,6 +134,15 @@ RECURRENT_DEPTH: tuple[Flag, ...] = (
     ),
     switch("disable_ln_mid", "no norm between passes"),
     Flag(
+        "depth_index",
+        str,
+        "layer",
+        "modern blocks that repeat: what scalars, --window_pattern and the alternation of value embeddings"
+        " count: layer (each of n_layer once, the same in all passes) or pass (each run of a layer, in the"
+        " order of computation; a layer has one table of value embeddings for all its runs)",
+        choices=("layer", "pass"),
+    ),
+    Flag(
         "eval_length_factor",
         float,
         None,
