@@ -93,7 +93,7 @@ class Size:
 
 LN_COTFORMER = {
     "model": "lncot",
-    "n_layer": 4,
+    "n_layer": 3,
     "n_layer_begin": 1,
     "n_layer_end": 1,
     "n_repeat": 3,
@@ -109,7 +109,7 @@ LN_COTFORMER = {
 }
 SIZES = {
     "cpu": Size(
-        LN_COTFORMER | {"eval_freq": 75, "eval_batches": 24, "log_freq": 25}, 600, 5, 1, (11, 12, 13)
+        LN_COTFORMER | {"eval_freq": 75, "eval_batches": 16, "log_freq": 25}, 600, 5, 1, (11, 12, 13)
     ),
     "tiny": Size(
         LN_COTFORMER | {"n_embd": 32, "sequence_length": 16, "eval_freq": 2, "eval_batches": 1},
