@@ -21,17 +21,20 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 # ruff: noqa: E402
 import multiprocessing
+import os
+import signal
 import statistics
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
 import config
 from config import Arguments, guarded
-from errors import STOPPED, UserError
+from errors import UserError
 from files import replace_atomically, write_atomically, write_json
+from processes import die_with
 
 REFERENCE, CHALLENGER = "published-adamw", "modern-muon"  # the two that are compared at equal MACs
 STEM = "modern-blocks"
@@ -252,11 +255,11 @@ def macs_of_muon(shape: Sequence[int]) -> int:
 # training
 
 
-def train(words: list[str]) -> int:
+def train(words: Sequence[str]) -> int:
     """main.py's exit code."""
     import main
 
-    return main.main(words)
+    return main.main(list(words))
 
 
 def words_of(flags: Mapping[str, Any]) -> list[str]:
@@ -264,25 +267,31 @@ def words_of(flags: Mapping[str, Any]) -> list[str]:
 
 
 def train_all(plan: Plan, trainings: Iterable[Training], jobs: int) -> None:
-    """Those that are not finished, `jobs` at a time. Raises SystemExit with main.py's code for one that did
-    not end well.
+    """Those that are not finished, `jobs` at a time. Raises SystemExit with main.py's code where one of them
+    does not finish, once those that run beside it have ended.
     """
     from optim.reader import Record
 
     missing = [t for t in trainings if not Record(plan.folder(t)).finished(t.steps)]
     commands = [words_of(plan.flags(training)) for training in missing]
-    if jobs == 1 or len(commands) < 2:
-        codes: Iterable[int] = map(train, commands)
-        check(codes)
+    if jobs == 1:
+        for command in commands:
+            check(train(command))
         return
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        check(pool.map(train, commands))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=die_with, initargs=(os.getpid(),)) as pool:
+        running: set[Future[int]] = set()
+        for command in commands:  # no more than run are handed over: those could not be taken back
+            if len(running) == jobs:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                check(*(future.result() for future in done))
+            running.add(pool.submit(train, command))
+        check(*(future.result() for future in running))
 
 
-def check(codes: Iterable[int]) -> None:
-    for code in codes:
-        if code:
-            raise SystemExit(code if code != STOPPED else f"stopped: the same command goes on ({code})")
+def check(*codes: int) -> None:
+    for code in filter(None, codes):
+        raise SystemExit(code)
 
 
 # report
@@ -320,11 +329,11 @@ def sweep_table(results: Sequence[Mapping[str, Any]]) -> str:
     """Bits per byte at each rate, the best in bold."""
     lines = [["cell", "rates (`--lr`)", "bits per byte at each"]]
     for name in dict.fromkeys(result["cell"] for result in results):
-        own = sorted((r for r in results if r["cell"] == name), key=lambda result: result["rate"])
-        best = min(values(own))
-        shown = [f"{r['bits_per_byte']:.4f}" for r in own]
-        shown[[r["bits_per_byte"] for r in own].index(best)] = f"**{best:.4f}**"
-        lines.append([CELLS[name].label, ", ".join(f"{r['rate']:g}" for r in own), ", ".join(shown)])
+        bits = {r["rate"]: r["bits_per_byte"] for r in results if r["cell"] == name}
+        shown = {rate: f"{value:.4f}" for rate, value in bits.items()}
+        best = min(bits, key=bits.__getitem__)
+        shown[best] = f"**{shown[best]}**"
+        lines.append([CELLS[name].label, ", ".join(map(str, shown)), ", ".join(shown.values())])
     return table(lines)
 
 
@@ -379,6 +388,10 @@ def pairs_table(results: Sequence[Mapping[str, Any]]) -> str:
     return table(lines)
 
 
+def mean_of(*values: float) -> float:
+    return statistics.fmean(values)
+
+
 def draw(plan: Plan, results: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Bits per byte over tokens and over MACs: means over seeds, in a band from the lowest to the highest."""
     from report.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, TWO_COLUMNS, legend, panels
@@ -390,14 +403,14 @@ def draw(plan: Plan, results: Sequence[Mapping[str, Any]], path: Path) -> None:
         is_longer = steps != plan.size.iterations
         label = CELLS[name].label + (f", {steps:,} steps" if is_longer else "")
         order.append(label)
-        curves = list(zip(*(result["curve"] for result in group), strict=True))
-        tokens = [points[0][0] for points in curves]
-        at = [[bits for _, bits in points] for points in curves]
-        per_token = group[0]["macs"] / group[0]["tokens"]
-        style = {"color": colours[name], "linestyle": "--" if is_longer else "-"}
-        for axis, across in zip(axes.flat, (tokens, [each * per_token for each in tokens]), strict=True):
-            axis.fill_between(across, list(map(min, at)), list(map(max, at)), color=colours[name], alpha=0.2)
-            axis.plot(across, list(map(statistics.fmean, at)), label=label, **style)
+        tokens = [count for count, _ in group[0]["curve"]]
+        seeds = [[bits for _, bits in result["curve"]] for result in group]
+        low, mean, high = (list(map(of, *seeds)) for of in (min, mean_of, max))
+        macs_per_token = group[0]["macs"] / group[0]["tokens"]
+        costs = (tokens, [count * macs_per_token for count in tokens])
+        for axis, cost in zip(axes.flat, costs, strict=True):
+            axis.fill_between(cost, low, high, color=colours[name], alpha=0.2, linewidth=0)
+            axis.plot(cost, mean, label=label, color=colours[name], linestyle="--" if is_longer else "-")
     axes[0, 0].set(xlabel="training tokens", ylabel="validation loss (bits per byte)", yscale="log")
     axes[0, 1].set(xlabel="MACs of training")
     shape = plan.size.flags
@@ -458,4 +471,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # waits for the trainings, which save
     raise SystemExit(main())

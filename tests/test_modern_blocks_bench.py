@@ -36,8 +36,8 @@ def test_from_nothing_to_a_report(words: list[str], tmp_path: Path) -> None:
         ("modern-muon", 0.005),
         ("modern-muon", 0.01),
     ]
-    at_equal_tokens = [run for run in found["seeds"] if run["steps"] == 4]
-    assert [(run["seed"], run["cell"]) for run in at_equal_tokens] == [(s, c) for s in (11, 12) for c in CELLS]
+    at_equal_tokens = [(run["seed"], run["cell"]) for run in found["seeds"] if run["steps"] == 4]
+    assert at_equal_tokens == [(seed, cell) for seed in (11, 12) for cell in CELLS]
     assert "| equal tokens |" in (out / "modern-blocks.md").read_text()
     assert (out / "modern-blocks.svg").read_text().startswith("<?xml")
 
