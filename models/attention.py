@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Rope = tuple[Tensor, Tensor]  # cos and sin of positions, each (B or 1, 1, T, Dh / 2)
 KeyValue = tuple[Tensor, Tensor]  # keys and values of one pass, each (B, H, T, Dh)
 TILE = 128  # queries of one kernel call where positions decide what they see
 aten = torch.ops.aten
@@ -50,7 +51,7 @@ class Rotary(nn.Module):
         return cos.to(self.rounded_to).type_as(cos), sin.to(self.rounded_to).type_as(sin)
 
 
-def rotate(x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+def rotate(x: Tensor, rope: Rope | None) -> Tensor:
     """Turn neighbouring pairs of features of x (B, H, T, Dh) by the angles of their positions."""
     if rope is None:
         return x
@@ -91,7 +92,7 @@ class AttentionPlan:
     over one pass.
     """
 
-    rope: tuple[Tensor, Tensor] | None
+    rope: Rope | None
     tiles: tuple[Tile, ...] = ()
     query_positions: Tensor | None = None
     key_positions: tuple[Tensor, ...] = ()
@@ -139,7 +140,7 @@ def causal_tiles(
     return tuple(tiles)
 
 
-def window_tiles(length: int, passes: int, window: int) -> tuple[Tile, ...]:
+def window_tiles(length: int, window: int, passes: int = 1) -> tuple[Tile, ...]:
     """Of passes at positions 0 .. length - 1, without masks: the first queries see all keys before them; then
     `window` queries at a time see the keys of their own in causal order, and of those before them the ones
     that come after each query's place.
@@ -363,7 +364,7 @@ def flash_works(device: torch.device, dtype: torch.dtype, head_width: int, in_wi
         window = 3 * TILE // 4 if in_window else None  # the last tile has keys of all kinds
         tiles = causal_tiles(positions, [positions] * len(passes), None)
         if window is not None:
-            tiles = window_tiles(length, 1, window)
+            tiles = window_tiles(length, window)
         fast = AttentionPlan(None, tiles)
         dense = AttentionPlan(None, mask=visible(positions, positions, window).repeat(1, 1, 1, len(passes)))
         try:
@@ -396,7 +397,7 @@ class SelfAttention(nn.Module):
         self.resid_dropout = nn.Dropout(dropout)
 
     def project(
-        self, x: Tensor, key_states: Tensor | None, rope: tuple[Tensor, Tensor] | None
+        self, x: Tensor, key_states: Tensor | None, rope: Rope | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, D) -> queries, keys and values, each (B, H, T, Dh). key_states: what keys and
         values are made of, if not x itself.

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.attention import AttentionPlan, KeyValue, SelfAttention
+from models.attention import AttentionPlan, KeyValue, Rope, SelfAttention
 from models.settings import ModelSettings
 
 
@@ -74,11 +74,7 @@ class Block(nn.Module):
         return x
 
     def project(
-        self,
-        x: Tensor,
-        key_states: Tensor | None,
-        rope: tuple[Tensor, Tensor] | None,
-        inputs: LayerInputs | None,
+        self, x: Tensor, key_states: Tensor | None, rope: Rope | None, inputs: LayerInputs | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What comes before attention: queries, keys and values, each (B, H, T, Dh)."""
         raise NotImplementedError
@@ -119,11 +115,7 @@ class PublishedBlock(Block):
         self.mlp = MLP(settings)
 
     def project(
-        self,
-        x: Tensor,
-        key_states: Tensor | None,
-        rope: tuple[Tensor, Tensor] | None,
-        inputs: LayerInputs | None,
+        self, x: Tensor, key_states: Tensor | None, rope: Rope | None, inputs: LayerInputs | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As Block.project."""
         normed = self.ln_1(x)

@@ -85,14 +85,8 @@ class SequenceMemory:
     def _own_plan(self, planner: Planner, window: int | None) -> AttentionPlan:
         """Of layers that see their own pass."""
         if window not in self._own_pass:
-            self._own_pass[window] = planner.plan_whole(self.positions, 1, window)
+            self._own_pass[window] = planner.plan(self.positions, [self.positions], window, whole=True)
         return self._own_pass[window]
-
-    def _plan(self, planner: Planner, window: int | None) -> AttentionPlan:
-        """Of layers that see all passes so far, in the last of these."""
-        if all(positions is self.positions for positions in self._key_positions):
-            return planner.plan_whole(self.positions, len(self._key_positions), window)
-        return planner.plan(self._key_positions[-1], self._key_positions, window)
 
     def run_stack(
         self, planner: Planner, stack: Stack, pass_number: int, x: Tensor, positions: Tensor
@@ -103,7 +97,8 @@ class SequenceMemory:
         plans: dict[int | None, AttentionPlan]
         if sees_earlier:
             self._key_positions.append(positions)
-            plans = {w: self._plan(planner, w) for w in set(stack.windows)}
+            keys = self._key_positions
+            plans = {w: planner.plan(positions, keys, w, whole=True) for w in set(stack.windows)}
         else:
             plans = {w: self._own_plan(planner, w) for w in stack.windows}
         earlier: list[list[KeyValue]] = [[] for _ in stack.blocks]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attention import AttentionPlan, KeyValue, attend
+from models.attention import AttentionPlan, KeyValue, Rope, attend
 from models.layers import MLP, Block, LayerInputs
 from models.settings import GATE_CHANNELS, ModelSettings
 
@@ -51,7 +51,7 @@ class RMSNorm(nn.Module):
         return rms_norm(x)
 
 
-def rotate_halves(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+def rotate_halves(x: Tensor, rope: Rope) -> Tensor:
     """Turn pairs of features of x (B, H, T, Dh), one of each half, back by the angles of their positions; in
     float32 at least.
     """
@@ -93,7 +93,7 @@ class ModernAttention(nn.Module):
             self.ve_gate = nn.Linear(GATE_CHANNELS, self.kv_heads, bias=False)
 
     def project(
-        self, x: Tensor, key_states: Tensor, rope: tuple[Tensor, Tensor] | None, inputs: LayerInputs
+        self, x: Tensor, key_states: Tensor, rope: Rope | None, inputs: LayerInputs
     ) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, D) -> queries (B, H, T, Dh), keys and values (B, G, T, Dh)."""
         assert rope is not None, "modern blocks have rotary positions"
@@ -136,11 +136,7 @@ class ModernBlock(Block):
         return inputs.residual * x + inputs.x0 * inputs.embeddings
 
     def project(
-        self,
-        x: Tensor,
-        key_states: Tensor | None,
-        rope: tuple[Tensor, Tensor] | None,
-        inputs: LayerInputs | None,
+        self, x: Tensor, key_states: Tensor | None, rope: Rope | None, inputs: LayerInputs | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As Block.project."""
         assert inputs is not None, "modern blocks take in value embeddings"

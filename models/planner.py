@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.attention import TILE, AttentionPlan, causal_tiles, flash_works, visible, window_tiles
+from models.attention import TILE, AttentionPlan, Rope, causal_tiles, flash_works, visible, window_tiles
 from models.precision import computing_dtype
 from models.settings import ModelSettings
 
@@ -26,7 +26,7 @@ class Planner:
     dtype: torch.dtype
     training: bool
 
-    def rope(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
+    def rope(self, positions: Tensor) -> Rope | None:
         """Angles of positions (B or 1, T); None where positions are not encoded."""
         return None if self.rotary is None else self.rotary(positions)
 
@@ -44,32 +44,24 @@ class Planner:
             return False
         return flash_works(device, self.computes_in(device), self.settings.head_width, in_window)
 
-    def plan_whole(self, positions: Tensor, passes: int, window: int | None) -> AttentionPlan:
-        """For whole sequences, at positions (1, T) from 0 on, that see themselves in so many passes."""
-        # a window of published blocks keeps its tiles: trainings resume to the same bits
-        if (
-            window is not None
-            and window >= TILE
-            and self.settings.is_modern
-            and self.is_fast(positions.device, alike=True, in_window=True)
-        ):
-            return AttentionPlan(self.rope(positions), window_tiles(positions.shape[1], passes, window))
-        return self.plan(positions, [positions] * passes, window)
-
-    def plan(self, query_positions: Tensor, key_positions: list[Tensor], window: int | None) -> AttentionPlan:
-        """For queries at (B or 1, T) positions and keys at the passes' (B or 1, K_r) positions."""
-        rope = self.rope(query_positions)
-        alike = window is None and all(positions is query_positions for positions in key_positions)
+    def plan(
+        self, positions: Tensor, key_positions: list[Tensor], window: int | None, whole: bool = False
+    ) -> AttentionPlan:
+        """For queries at positions (B or 1, T) and keys at the passes' (B or 1, K_r) positions. whole: where
+        all of these are the same, they are (1, T) and count from 0.
+        """
+        rope, device = self.rope(positions), positions.device
+        same = all(own is positions for own in key_positions)
+        alike = same and window is None
         if alike and len(key_positions) == 1:
             return AttentionPlan(rope)
-        if self.is_fast(query_positions.device, alike):
-            return AttentionPlan(
-                rope,
-                causal_tiles(query_positions, key_positions, window),
-                query_positions,
-                tuple(key_positions),
-                window,
-            )
-        batch = max(positions.shape[0] for positions in key_positions)
-        all_keys = torch.cat([positions.expand(batch, -1) for positions in key_positions], dim=-1)
-        return AttentionPlan(rope, mask=visible(query_positions, all_keys, window))
+        # a window of published blocks keeps its tiles: trainings resume to the same bits
+        in_window = whole and same and window is not None and window >= TILE and self.settings.is_modern
+        if in_window and window is not None and self.is_fast(device, alike=True, in_window=True):
+            return AttentionPlan(rope, window_tiles(positions.shape[1], window, len(key_positions)))
+        if self.is_fast(device, alike):
+            tiles = causal_tiles(positions, key_positions, window)
+            return AttentionPlan(rope, tiles, positions, tuple(key_positions), window)
+        batch = max(own.shape[0] for own in key_positions)
+        all_keys = torch.cat([own.expand(batch, -1) for own in key_positions], dim=-1)
+        return AttentionPlan(rope, mask=visible(positions, all_keys, window))

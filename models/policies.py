@@ -23,10 +23,7 @@ def fixed(passes: Passes, x: Tensor) -> Hidden:
     """All tokens take all passes (section 3)."""
     for pass_number in passes.pass_numbers:
         x = passes.middle(pass_number, x)
-    return Hidden(
-        states=passes.end(x),
-        passes=_average(float(passes.settings.n_repeat), x),
-    )
+    return Hidden(states=passes.end(x), passes=_average(float(passes.settings.n_repeat), x))
 
 
 def compact(passes: Passes, x: Tensor) -> Hidden:
@@ -112,10 +109,7 @@ def masked(passes: Passes, x: Tensor) -> Hidden:
             active = _above(logits, limits[pass_number - 1], active)
         scores = logits.sigmoid() * active
     return Hidden(
-        states=passes.end(x),
-        passes=_average(sum(counts) / length, x),
-        active=counts,
-        routing=routing,
+        states=passes.end(x), passes=_average(sum(counts) / length, x), active=counts, routing=routing
     )
 
 

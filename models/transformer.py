@@ -33,15 +33,7 @@ from models.losses import next_token
 from models.macs import training_flops_per_token
 from models.memory import Memory, SequenceMemory, Stack
 from models.modern import SOFTCAP, ModernBlock, RMSNorm, rms_norm
-from models.network import (
-    HEAD,
-    MATRIX,
-    RESIDUAL_SCALAR,
-    ROUTER,
-    VALUE_EMBEDDING,
-    X0_SCALAR,
-    by_layer_type,
-)
+from models.network import HEAD, MATRIX, RESIDUAL_SCALAR, ROUTER, VALUE_EMBEDDING, X0_SCALAR, by_layer_type
 from models.passes import Passes
 from models.planner import Planner
 from models.policies import POLICIES
@@ -53,17 +45,15 @@ OF_THE_PAPER = ("depth_emb.", "transformer.mod.", "to_halt_logits.", "depth_pred
 
 def _blocks(settings: ModelSettings) -> list[nn.ModuleList]:
     """Of the stacks before, inside and after the repeated part."""
-    stacks, layer = [], 0
-    for size in settings.stack_sizes:
-        blocks: list[Block] = []
-        for _ in range(size):
-            if settings.is_modern:
-                blocks.append(ModernBlock(settings, has_values=layer in settings.value_layers))
-            else:
-                blocks.append(PublishedBlock(settings))
-            layer += 1
-        stacks.append(nn.ModuleList(blocks))
-    return stacks
+    blocks: list[Block] = []
+    for layer in range(settings.n_layer):
+        if settings.is_modern:
+            blocks.append(ModernBlock(settings, has_values=layer in settings.value_layers))
+        else:
+            blocks.append(PublishedBlock(settings))
+    begin, middle, _ = settings.stack_sizes
+    cuts = slice(begin), slice(begin, begin + middle), slice(begin + middle, None)
+    return [nn.ModuleList(blocks[cut]) for cut in cuts]
 
 
 def _norm(settings: ModelSettings) -> nn.Module:
@@ -285,11 +275,10 @@ class Transformer(nn.Module):
             roles |= {name: VALUE_EMBEDDING for name in roles if name.startswith("value_embeds.")}
             roles |= {"resid_lambdas": RESIDUAL_SCALAR, "x0_lambdas": X0_SCALAR}
         gates = {id(parameter) for gate in self._gates() for parameter in gate.parameters()}
-        head = self.head[1]
         for name, parameter in self.named_parameters():
-            if id(parameter) in gates and roles[name] == MATRIX:
+            if id(parameter) in gates and (self.settings.is_modern or roles[name] == MATRIX):
                 roles[name] = ROUTER
-            elif parameter is head and self.settings.is_modern:
+            elif self.settings.is_modern and parameter is self.head[1]:
                 roles[name] = HEAD
         return roles
 

@@ -223,14 +223,16 @@ def test_a_window_is_kept_to(device: EmulatedCuda, dtype: str, name: str, window
     assert off(found, truth.double()) < 10 * ROUNDING[dtype]
 
 
-def test_windows_of_modern_blocks_are_attended_to_without_masks(device: EmulatedCuda) -> None:
-    settings = {"block": "modern", "window_pattern": "SL", "n_layer": 2, "sequence_length": 256}
-    model, idx = tiny_model("base", **settings), tokens(2, 256)
+@pytest.mark.parametrize("name", ["base", "cot"])
+def test_windows_of_modern_blocks_are_attended_to_without_masks(device: EmulatedCuda, name: str) -> None:
+    settings = {"block": "modern", "window_pattern": "SL", "n_layer": 4, "sequence_length": 256}
+    model, idx = tiny_model(name, **settings), tokens(2, 256)
     with torch.no_grad():
         truth = model(idx, get_logits=True)["logits"]
         with torch.autocast("cuda", dtype=torch.bfloat16):
             found = model.to("cuda")(idx.to("cuda"), get_logits=True)["logits"]
-            plan = model.planner().plan_whole(torch.arange(256, device="cuda").unsqueeze(0), 1, 128)
+            positions = torch.arange(256, device="cuda").unsqueeze(0)
+            plan = model.planner().plan(positions, [positions] * 3, 128, whole=True)
     assert off(found, truth.double()) < 10 * ROUNDING["bfloat16"] and plan.tiles and plan.mask is None
 
 
