@@ -31,10 +31,10 @@ def test_from_nothing_to_a_report(words: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     found = json.loads((out / "modern-blocks.json").read_text())
     assert [(run["cell"], run["rate"]) for run in found["sweep"]] == [
+        ("published-adamw", 0.002),
         ("published-adamw", 0.004),
-        ("published-adamw", 0.008),
+        ("modern-muon", 0.0025),
         ("modern-muon", 0.005),
-        ("modern-muon", 0.01),
     ]
     at_equal_tokens = [(run["seed"], run["cell"]) for run in found["seeds"] if run["steps"] == 4]
     assert at_equal_tokens == [(seed, cell) for seed in (11, 12) for cell in CELLS]
@@ -65,4 +65,4 @@ def test_macs_of_muon_are_those_of_its_products() -> None:
 
 
 def test_names_hold_what_tells_trainings_apart() -> None:
-    assert Training("modern-muon", 0.005, 600, 11).name == "modern-muon_rate0.005_steps600_seed11"
+    assert Training("modern-muon", 0.0025, 600, 11).name == "modern-muon_rate0.005_steps600_seed11"
