@@ -65,4 +65,4 @@ def test_macs_of_muon_are_those_of_its_products() -> None:
 
 
 def test_names_hold_what_tells_trainings_apart() -> None:
-    assert Training("modern-muon", 0.0025, 600, 11).name == "modern-muon_rate0.005_steps600_seed11"
+    assert Training("modern-muon", 0.005, 600, 11).name == "modern-muon_rate0.005_steps600_seed11"
