@@ -45,7 +45,7 @@ MUON = {"opt": "muon"}
 PUBLISHED = {"block": "published"}
 MODERN = {"block": "modern", "window_pattern": "SSSL", "depth_index": "layer"}
 ADAMW_RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
-MUON_RATES = (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2)
+MUON_RATES = (5e-3, 1e-2, 2e-2, 4e-2, 8e-2)
 # rates of the recipe gpt at a width of 64 over its rate of matrices: 0.3, 0.004 and 0.5 over 0.02, the first
 # two times (64 / 768)^-0.5
 OF_GPT = {"embedding_lr": 52.0, "unembedding_lr": 0.69, "scalar_lr": 25.0}

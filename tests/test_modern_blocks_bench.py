@@ -33,8 +33,8 @@ def test_from_nothing_to_a_report(words: list[str], tmp_path: Path) -> None:
     assert [(run["cell"], run["rate"]) for run in found["sweep"]] == [
         ("published-adamw", 0.002),
         ("published-adamw", 0.004),
-        ("modern-muon", 0.005),
         ("modern-muon", 0.01),
+        ("modern-muon", 0.02),
     ]
     at_equal_tokens = [(run["seed"], run["cell"]) for run in found["seeds"] if run["steps"] == 4]
     assert at_equal_tokens == [(seed, cell) for seed in (11, 12) for cell in CELLS]
