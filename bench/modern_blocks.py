@@ -7,8 +7,8 @@ equal tokens and at equal multiply-accumulates (MACs).
 A sweep of as many rates for each cell of CELLS, on a seed of its own; then a few seeds at the best rate; then
 the cheaper of the first two cells again, for as many more steps as its cheaper steps pay for. Each training
 is an ordinary experiment of main.py below DIR/trainings. Start the script again after any stop: finished
-ones are skipped, the others resume. The report is DIR/modern-blocks.json (all trainings), .md (tables)
-and .svg.
+ones are skipped, the others resume. The report is DIR/modern-blocks.json (all trainings), .md (tables),
+.png and .pdf.
 """
 
 from __future__ import annotations
@@ -28,13 +28,16 @@ from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import config
 from config import Arguments, guarded
 from errors import UserError
-from files import replace_atomically, write_atomically, write_json
+from files import write_atomically
 from processes import die_with
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 REFERENCE, CHALLENGER = "published-adamw", "modern-muon"  # the two that are compared at equal MACs
 STEM = "modern-blocks"
@@ -392,7 +395,7 @@ def mean_of(*values: float) -> float:
     return statistics.fmean(values)
 
 
-def draw(plan: Plan, results: Sequence[Mapping[str, Any]], path: Path) -> None:
+def draw(plan: Plan, results: Sequence[Mapping[str, Any]]) -> Figure:
     """Bits per byte over tokens and over MACs: means over seeds, in a band from the lowest to the highest."""
     from report.figures import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, TWO_COLUMNS, legend, panels
 
@@ -417,20 +420,19 @@ def draw(plan: Plan, results: Sequence[Mapping[str, Any]], path: Path) -> None:
     title = f"LN-CoTFormer, width {shape['n_embd']}, {len(plan.size.seeds)} seeds, {plan.dataset}"
     figure.suptitle(title, color=BLACK)
     legend(figure, axes, order, 2)
-    replace_atomically(
-        path, lambda temporary: figure.savefig(temporary, format="svg", metadata={"Date": None})
-    )
+    return figure
 
 
 def report(plan: Plan) -> None:
+    from report.figures import save
+
     sweep = [plan.result(training) for training in plan.sweep()]
     seeds = [plan.result(training) for training in (*plan.seeds(), *plan.equal_macs())]
     macs = {name: plan.macs_of_step(name) for name in plan.cells}
     content = {"flags": dict(plan.size.flags), "macs_of_step": macs, "sweep": sweep, "seeds": seeds}
-    write_json(plan.out / f"{STEM}.json", content)
     text = "\n".join([sweep_table(sweep), seeds_table(seeds), pairs_table(seeds)])
     write_atomically(plan.out / f"{STEM}.md", text)
-    draw(plan, seeds, plan.out / f"{STEM}.svg")
+    save(draw(plan, seeds), plan.out, STEM, content)
     print(text)
 
 

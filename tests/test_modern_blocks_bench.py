@@ -39,7 +39,7 @@ def test_from_nothing_to_a_report(words: list[str], tmp_path: Path) -> None:
     at_equal_tokens = [(run["seed"], run["cell"]) for run in found["seeds"] if run["steps"] == 4]
     assert at_equal_tokens == [(seed, cell) for seed in (11, 12) for cell in CELLS]
     assert "| equal tokens |" in (out / "modern-blocks.md").read_text()
-    assert (out / "modern-blocks.svg").read_text().startswith("<?xml")
+    assert (out / "modern-blocks.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_report_before_the_trainings_is_refused(
