@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REFERENCE, CHALLENGER = "published-adamw", "modern-muon"  # the two that are compared at equal MACs
+BY_PASS = "modern-muon-pass"
 STEM = "modern-blocks"
 # Student's t of 95% intervals, by degrees of freedom
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
@@ -71,7 +72,7 @@ class Cell:
 CELLS = {
     REFERENCE: Cell("published blocks, AdamW", PUBLISHED | ADAMW, ADAMW_RATES),
     CHALLENGER: Cell("modern blocks, Muon", MODERN | MUON, MUON_RATES, OF_GPT),
-    "modern-muon-pass": Cell(
+    BY_PASS: Cell(
         "modern blocks by pass, Muon",
         MODERN | MUON | {"depth_index": "pass"},
         MUON_RATES,
@@ -380,9 +381,11 @@ def pairs_table(results: Sequence[Mapping[str, Any]]) -> str:
     for key in longer:
         pair = (key, (CHALLENGER, base)) if key[0] == REFERENCE else ((REFERENCE, base), key)
         pairs.append(("equal MACs", *pair))
-    by_pass = ("modern-muon-pass", base)
+    by_pass = (BY_PASS, base)
     if by_pass in groups:
-        pairs.append(("`--depth_index`: layer, then pass", (CHALLENGER, base), by_pass))
+        pairs.append(("`--depth_index` layer and pass, equal tokens", (CHALLENGER, base), by_pass))
+        by_layer = [key for key in longer if key[0] == CHALLENGER]
+        pairs += [("the same, the first for more steps", key, by_pass) for key in by_layer]
     lines = [["comparison", "first", "second", "first minus second"]]
     for title, first, second in pairs:
         both = (values(groups[first]), values(groups[second]))
@@ -410,12 +413,12 @@ def draw(plan: Plan, results: Sequence[Mapping[str, Any]]) -> Figure:
         seeds = [[bits for _, bits in result["curve"]] for result in group]
         low, mean, high = (list(map(of, *seeds)) for of in (min, mean_of, max))
         macs_per_token = group[0]["macs"] / group[0]["tokens"]
-        costs = (tokens, [count * macs_per_token for count in tokens])
+        costs = ([count / 1e3 for count in tokens], [count * macs_per_token / 1e12 for count in tokens])
         for axis, cost in zip(axes.flat, costs, strict=True):
             axis.fill_between(cost, low, high, color=colours[name], alpha=0.2, linewidth=0)
             axis.plot(cost, mean, label=label, color=colours[name], linestyle="--" if is_longer else "-")
-    axes[0, 0].set(xlabel="training tokens", ylabel="validation loss (bits per byte)", yscale="log")
-    axes[0, 1].set(xlabel="MACs of training")
+    axes[0, 0].set(xlabel="tokens of training (thousands)", ylabel="validation loss (bits per byte)")
+    axes[0, 1].set(xlabel="MACs of training ($10^{12}$)")
     shape = plan.size.flags
     title = f"LN-CoTFormer, width {shape['n_embd']}, {len(plan.size.seeds)} seeds, {plan.dataset}"
     figure.suptitle(title, color=BLACK)
