@@ -27,7 +27,7 @@ import statistics
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import config
@@ -43,7 +43,7 @@ REFERENCE, CHALLENGER = "published-adamw", "modern-muon"  # the two that are com
 BY_PASS = "modern-muon-pass"
 STEM = "modern-blocks"
 # Student's t of 95% intervals, by degrees of freedom
-T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}
+T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571}
 ADAMW = {"opt": "adamw"}
 MUON = {"opt": "muon"}
 PUBLISHED = {"block": "published"}
@@ -89,13 +89,16 @@ CELLS = {
 
 @dataclass(frozen=True)
 class Size:
-    """flags: of main.py, alike in all cells. rates: how many of a cell's, the middle ones."""
+    """flags: of main.py, alike in all cells. rates: how many of a cell's, the middle ones. more_seeds: for
+    the rules of --depth_index, which are closer to each other.
+    """
 
     flags: Mapping[str, Any]
     iterations: int
     rates: int
     sweep_seed: int
     seeds: tuple[int, ...]
+    more_seeds: tuple[int, ...]
 
 
 LN_COTFORMER = {
@@ -116,7 +119,12 @@ LN_COTFORMER = {
 }
 SIZES = {
     "cpu": Size(
-        LN_COTFORMER | {"eval_freq": 75, "eval_batches": 16, "log_freq": 25}, 600, 5, 1, (11, 12, 13)
+        LN_COTFORMER | {"eval_freq": 75, "eval_batches": 16, "log_freq": 25},
+        600,
+        5,
+        1,
+        (11, 12, 13),
+        (14, 15, 16),
     ),
     "tiny": Size(
         LN_COTFORMER | {"n_embd": 32, "sequence_length": 16, "eval_freq": 2, "eval_batches": 1},
@@ -124,6 +132,7 @@ SIZES = {
         2,
         1,
         (11, 12),
+        (13,),
     ),
 }
 
@@ -204,6 +213,15 @@ class Plan:
             return []
         rate = self.best_rates()[cheap]
         return [Training(cheap, rate, steps, seed) for seed in self.size.seeds]
+
+    def depth_index(self) -> list[Training]:
+        """More seeds of the two rules, and of the cheaper one where it was trained for more steps."""
+        if BY_PASS not in self.cells:
+            return []
+        first = self.size.seeds[0]
+        alike = [t for t in (*self.seeds(), *self.equal_macs()) if t.cell in (CHALLENGER, BY_PASS)]
+        once = [training for training in alike if training.seed == first]
+        return [replace(training, seed=seed) for seed in self.size.more_seeds for training in once]
 
     def macs_of_step(self, name: str) -> int:
         """Of forward, backward (twice as many) and Muon's products."""
@@ -372,25 +390,28 @@ def seeds_table(results: Sequence[Mapping[str, Any]]) -> str:
     return table(lines)
 
 
-def pairs_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """The questions that are asked, as differences of trainings of the same seed."""
-    groups = groups_of(results)
+def pairs_table(results: Sequence[Mapping[str, Any]], more: Sequence[Mapping[str, Any]]) -> str:
+    """The questions that are asked, as differences of trainings of the same seed. more: for those about
+    --depth_index.
+    """
+    groups, of_depth = groups_of(results), groups_of([*results, *more])
     base = min(steps for _, steps in groups)
+    published, modern, by_pass = ((name, base) for name in (REFERENCE, CHALLENGER, BY_PASS))
     longer = [key for key in groups if key[1] != base]
-    pairs = [("equal tokens", (REFERENCE, base), (CHALLENGER, base))]
+    pairs = [("equal tokens", groups[published], groups[modern])]
     for key in longer:
-        pair = (key, (CHALLENGER, base)) if key[0] == REFERENCE else ((REFERENCE, base), key)
-        pairs.append(("equal MACs", *pair))
-    by_pass = (BY_PASS, base)
+        first, second = (key, modern) if key[0] == REFERENCE else (published, key)
+        pairs.append(("equal MACs", groups[first], groups[second]))
     if by_pass in groups:
-        pairs.append(("`--depth_index` layer and pass, equal tokens", (CHALLENGER, base), by_pass))
-        by_layer = [key for key in longer if key[0] == CHALLENGER]
-        pairs += [("the same, the first for more steps", key, by_pass) for key in by_layer]
-    lines = [["comparison", "first", "second", "first minus second"]]
-    for title, first, second in pairs:
-        both = (values(groups[first]), values(groups[second]))
-        difference = Interval.of([a - b for a, b in zip(*both, strict=True)])
-        lines.append([title, *(str(Interval.of(side)) for side in both), str(difference)])
+        by_layer = [modern, *(key for key in longer if key[0] == CHALLENGER)]
+        name = "`--depth_index` layer, {} steps, and pass, {}"
+        pairs += [(name.format(key[1], base), of_depth[key], of_depth[by_pass]) for key in by_layer]
+    lines = [["comparison", "seeds", "first", "second", "first minus second"]]
+    for title, *sides in pairs:
+        first, second = map(values, sides)
+        difference = Interval.of([a - b for a, b in zip(first, second, strict=True)])
+        shown = map(str, (len(first), Interval.of(first), Interval.of(second), difference))
+        lines.append([title, *shown])
     return table(lines)
 
 
@@ -431,9 +452,11 @@ def report(plan: Plan) -> None:
 
     sweep = [plan.result(training) for training in plan.sweep()]
     seeds = [plan.result(training) for training in (*plan.seeds(), *plan.equal_macs())]
+    more = [plan.result(training) for training in plan.depth_index()]
     macs = {name: plan.macs_of_step(name) for name in plan.cells}
     content = {"flags": dict(plan.size.flags), "macs_of_step": macs, "sweep": sweep, "seeds": seeds}
-    text = "\n".join([sweep_table(sweep), seeds_table(seeds), pairs_table(seeds)])
+    content["more_seeds"] = more
+    text = "\n".join([sweep_table(sweep), seeds_table(seeds), pairs_table(seeds, more)])
     write_atomically(plan.out / f"{STEM}.md", text)
     save(draw(plan, seeds), plan.out, STEM, content)
     print(text)
@@ -467,7 +490,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "sweep" in args.only:
             train_all(plan, plan.sweep(), args.jobs)
         if "seeds" in args.only:
-            train_all(plan, [*plan.seeds(), *plan.equal_macs()], args.jobs)
+            train_all(plan, [*plan.seeds(), *plan.equal_macs(), *plan.depth_index()], args.jobs)
         if "report" in args.only:
             report(plan)
         return 0
