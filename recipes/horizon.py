@@ -2,7 +2,8 @@
 
 Arithmetic of the public code (karpathy/nanochat, February 2026): a batch that grows with the tokens of the
 training, rates with the root of the batch, and a decay that falls with the tokens. All of it follows the
-ratio of tokens to parameters, also where steps or floating-point operations set the length.
+ratio of tokens to parameters, also where steps or floating-point operations set the length. Of a model that
+repeats layers each parameter counts once; its floating-point operations are those of all runs.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 from dataclasses import dataclass, replace
 
 from errors import UserError
+from models.macs import training_flops_per_token
 from models.settings import GATE_CHANNELS, ModelSettings
 
 # where rates and decay hold as they are given: tokens of a step, depth, width
@@ -25,7 +27,9 @@ def width_and_heads(depth: int, aspect_ratio: int, head_dim: int) -> tuple[int, 
 
 
 def parameter_counts(settings: ModelSettings) -> dict[str, int]:
-    """Parameters of a network of modern blocks by kind; tables and head have padded rows."""
+    """Parameters of a network of modern blocks by kind; tables and head have padded rows. Routers, gates that
+    halt and the depth embedding are not counted.
+    """
     width, layers, heads = settings.n_embd, settings.n_layer, settings.kv_heads
     kv_width, owners = heads * settings.head_width, len(settings.value_layers)
     table = settings.table_rows * width
@@ -35,7 +39,7 @@ def parameter_counts(settings: ModelSettings) -> dict[str, int]:
         "lm_head": table,
         "transformer_matrices": layers * 2 * width * (width + kv_width + settings.inner_width)
         + owners * heads * GATE_CHANNELS,
-        "scalars": 2 * layers,
+        "scalars": 2 * len(settings.layer_of),
     }
     return {**counts, "total": sum(counts.values())}
 
@@ -47,9 +51,8 @@ def scaling_parameters(settings: ModelSettings) -> int:
 
 
 def flops_per_token(settings: ModelSettings) -> int:
-    """Of a forward and backward pass; a window counts as many keys as positions back."""
-    keys = sum(min(window, settings.sequence_length) for window in settings.windows)
-    return 6 * scaling_parameters(settings) + 12 * settings.n_embd * keys
+    """Of a forward and backward pass, as models.macs counts them."""
+    return round(training_flops_per_token(settings))
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def horizon(
     if batch == 0:
         raise UserError("--total-batch-size 0: give the tokens of one step, or -1 to have them chosen")
     width, heads = width_and_heads(BASE_DEPTH, aspect_ratio, head_dim)
-    base = replace(settings, n_layer=BASE_DEPTH, n_embd=width, n_head=heads, n_kv_head=None)
+    base = replace(settings, model="base", n_layer=BASE_DEPTH, n_embd=width, n_head=heads, n_kv_head=None)
     target, base_target = int(ratio * scaling_parameters(settings)), ratio * scaling_parameters(base)
     if target == 0:
         raise UserError(f"--target-param-data-ratio {ratio} is less than one token for the whole network")

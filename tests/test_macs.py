@@ -39,11 +39,11 @@ def test_counted_tokens_are_those_that_the_model_runs(model, factors):
     assert (float(depth) - 2) * 256 == pytest.approx(sum(counted), abs=1e-3)
 
 
-def counted_by_torch(name, factors, length):
+def counted_by_torch(name, factors, length, **settings):
     """Multiply-accumulates of a forward pass of one sequence, all logits included, as torch's own counter
     sees them.
     """
-    model = tiny_model(name, eval_length_factor=factors, attention="reference")
+    model = tiny_model(name, eval_length_factor=factors, attention="reference", **settings)
     # the counter knows matrix products, not the CPU's fused attention
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         model(tokens(1, length), get_logits=True)

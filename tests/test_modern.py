@@ -25,15 +25,15 @@ from tests.programs import needs_compiler
 LONG = 300  # more than two tiles of queries
 
 
-def modern(seed: int = 0, **settings: Any) -> Transformer:
+def modern(seed: int = 0, model: str = "base", **settings: Any) -> Transformer:
     """A tiny model whose weights all matter: none of those that start at zero is."""
     defaults = {"block": "modern", "window_pattern": "SSL", "n_layer": 4, "vocab_size": 60}
     torch.manual_seed(seed)
-    model = make_model_from_args(tiny_args("base", **{**defaults, **settings}))
+    network = make_model_from_args(tiny_args(model, **{**defaults, **settings}))
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.15)
-    return model
+    return network
 
 
 def outcome(length: int, dtype: torch.dtype = torch.float32, **settings: Any) -> list[torch.Tensor]:
@@ -41,7 +41,9 @@ def outcome(length: int, dtype: torch.dtype = torch.float32, **settings: Any) ->
     model = modern(**{"sequence_length": length, **settings}).to(dtype)
     idx, targets = tokens(2, length, vocab=60), tokens(2, length, seed=1, vocab=60)
     out = model(idx, targets=targets, get_logits=True)
-    gradients = torch.autograd.grad(out["loss"], list(model.parameters()))
+    gradients = torch.autograd.grad(
+        out["loss"], list(model.parameters()), allow_unused=True, materialize_grads=True
+    )
     return [out["loss"].detach(), out["logits"].detach(), *gradients]
 
 
