@@ -71,7 +71,7 @@ class Cell:
 
 CELLS = {
     REFERENCE: Cell("published blocks, AdamW", PUBLISHED | ADAMW, ADAMW_RATES),
-    CHALLENGER: Cell("modern blocks, Muon", MODERN | MUON, MUON_RATES, OF_GPT),
+    CHALLENGER: Cell("modern blocks by layer, Muon", MODERN | MUON, MUON_RATES, OF_GPT),
     BY_PASS: Cell(
         "modern blocks by pass, Muon",
         MODERN | MUON | {"depth_index": "pass"},

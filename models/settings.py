@@ -55,7 +55,7 @@ class ModelSettings:
     window_pattern: str = "L"
     n_kv_head: int | None = None
     rope_dtype: str = "float32"
-    depth_index: str = "layer"
+    depth_index: str = "pass"
 
     @classmethod
     def from_args(cls, args: Any) -> ModelSettings:

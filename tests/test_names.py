@@ -176,10 +176,10 @@ TABLE: list[tuple[str, str]] = [
         ),
     ),
     (
-        "--model cot --block modern --depth_index pass --n_repeat 3",
+        "--model cot --block modern --depth_index layer --n_repeat 3",
         (
             "exps/slimpajama/cotformer_full_depth/lr0.001_bs32x4_seqlen512_block=modern_n_repeat=3_depth_index="
-            "pass_seed2"
+            "layer_seed2"
         ),
     ),
     (
@@ -256,7 +256,7 @@ CHANGES = {
     "halt_threshold": 0.9,
     "training_length_factor": [0.9],
     "depth_predictor_loss_coef": 0.5,
-    "depth_index": "pass",
+    "depth_index": "layer",
 }
 
 
