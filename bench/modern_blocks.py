@@ -86,6 +86,14 @@ CELLS = {
     "modern-adamw": Cell("modern blocks, AdamW", MODERN | ADAMW, ADAMW_RATES),
 }
 
+# what may be asked where these cells were trained, at equal tokens
+QUESTIONS = (
+    ("published blocks, AdamW and Muon", REFERENCE, "published-muon"),
+    ("modern blocks by layer, AdamW and Muon", "modern-adamw", CHALLENGER),
+    ("Muon, published blocks and modern by layer", "published-muon", CHALLENGER),
+    ("Muon, published blocks and modern by pass", "published-muon", BY_PASS),
+)
+
 
 @dataclass(frozen=True)
 class Size:
@@ -402,6 +410,9 @@ def pairs_table(results: Sequence[Mapping[str, Any]], more: Sequence[Mapping[str
     for key in longer:
         first, second = (key, modern) if key[0] == REFERENCE else (published, key)
         pairs.append(("equal MACs", groups[first], groups[second]))
+    for title, first, second in QUESTIONS:
+        if {first, second} <= {name for name, _ in groups}:
+            pairs.append((title, groups[first, base], groups[second, base]))
     if by_pass in groups:
         by_layer = [modern, *(key for key in longer if key[0] == CHALLENGER)]
         name = "`--depth_index` layer, {} steps, and pass, {}"
@@ -478,7 +489,9 @@ def arguments(argv: Sequence[str] | None) -> Namespace:
         raise UserError(f"--jobs {args.jobs} must be at least 1")
     lacking = {REFERENCE, CHALLENGER} - set(args.cells)
     if lacking:
-        raise UserError(f"--cells needs {' and '.join(sorted(lacking))}, which are compared")
+        raise UserError(
+            f"--cells lacks {', '.join(sorted(lacking))}: {REFERENCE} and {CHALLENGER} are compared"
+        )
     return args
 
 
