@@ -55,7 +55,7 @@ class ModelSettings:
     window_pattern: str = "L"
     n_kv_head: int | None = None
     rope_dtype: str = "float32"
-    depth_index: str = "layer"
+    depth_index: str = "pass"
     trained_length: int | None = None  # where it is not sequence_length: windows are shares of it
     mup_base_width: int | None = None
 

@@ -294,7 +294,7 @@ def test_a_paused_training_ends_with_the_bits_of_one_that_never_stopped(tmp_path
 
 
 def test_depth_index_without_repeated_layers_is_told() -> None:
-    told = cotformer.notes(parse_args(["--block", "modern", "--depth_index", "pass"]))
+    told = cotformer.notes(parse_args(["--block", "modern", "--depth_index", "layer"]))
     assert "--depth_index has no effect on base: it repeats no layers" in told
-    told = cotformer.notes(parse_args(["--model", "cot", "--depth_index", "pass"]))
+    told = cotformer.notes(parse_args(["--model", "cot", "--depth_index", "layer"]))
     assert "--depth_index has no effect on --block published" in told

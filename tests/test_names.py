@@ -176,10 +176,10 @@ TABLE: list[tuple[str, str]] = [
         ),
     ),
     (
-        "--model cot --block modern --depth_index pass --n_repeat 3",
+        "--model cot --block modern --depth_index layer --n_repeat 3",
         (
             "exps/slimpajama/cotformer_full_depth/lr0.001_bs32x4_seqlen512_block=modern_n_repeat=3_depth_index="
-            "pass_seed2"
+            "layer_seed2"
         ),
     ),
     (
@@ -308,7 +308,7 @@ CHANGES = {
     "fp8_recipe": "rowwise",
     "adafactor_eps": 1e-30,
     "mup_base_width": 256,
-    "depth_index": "pass",
+    "depth_index": "layer",
     "objective": "multi_token",
     "mtp_heads": 3,
     "mtp_weight": 0.1,

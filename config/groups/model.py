@@ -159,7 +159,7 @@ RECURRENT_DEPTH: tuple[Flag, ...] = (
     Flag(
         "depth_index",
         str,
-        "layer",
+        "pass",
         "modern blocks that repeat: what scalars, --window_pattern and the alternation of value embeddings"
         " count: layer (each of n_layer once, the same in all passes) or pass (each run of a layer, in the"
         " order of computation; a layer has one table of value embeddings for all its runs)",
