@@ -113,7 +113,9 @@ def _optimizer(state: Mapping[str, Any], step: int, beside: Tensors) -> dict[str
     names = _names(groups)
     for number, slots in state["state"].items():
         for key, value in slots.items():
-            used[key] = SLOTS.get(key, key)
+            if key not in used:
+                name = SLOTS.get(key, key)
+                used[key] = key if name in used.values() else name  # muon has two kinds of parameters
             if isinstance(value, int | float):
                 value = torch.tensor(value, dtype=torch.float64)
             beside[f"{names[number]}.{used[key]}"] = _tensor(value, f"{key} of {names[number]}")

@@ -26,7 +26,7 @@ from tests.helpers import small_state, tiny_args, tiny_model
 from tests.test_fit import Patience, Scaled, StopAt, train, without_time
 
 FILES = (MODEL, OPTIMIZER, METADATA)
-OPTIMISERS = ("adamw", "lion", "adafactor", "sgd")
+OPTIMISERS = ("adamw", "lion", "adafactor", "sgd", "muon")
 
 
 def exported(checkpoint: Path, folder: Path) -> Path:
