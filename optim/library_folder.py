@@ -109,17 +109,22 @@ def _optimizer(state: Mapping[str, Any], step: int, beside: Tensors) -> dict[str
     """Of metadata.json; the tensors go to `beside`."""
     import torch
 
-    groups, used = state["param_groups"], {}
+    groups = state["param_groups"]
+    used: dict[str, str] = {}
+    numbers: dict[str, dict[str, Any]] = {}
     names = _names(groups)
     for number, slots in state["state"].items():
         for key, value in slots.items():
-            used[key] = SLOTS.get(key, key)
-            if isinstance(value, int | float):
-                value = torch.tensor(value, dtype=torch.float64)
+            if not isinstance(value, torch.Tensor):
+                numbers.setdefault(names[number], {})[key] = encoded(value, f"optimizer/{number}", beside)
+                continue
+            if key not in used:
+                name = SLOTS.get(key, key)
+                used[key] = key if name in used.values() else name  # muon has two kinds of parameters
             beside[f"{names[number]}.{used[key]}"] = _tensor(value, f"{key} of {names[number]}")
     beside["step"] = torch.tensor(step, dtype=torch.uint64)
     beside["learning_rate"] = torch.tensor(float(groups[0]["lr"]))
-    return {"slots": used, "param_groups": encoded(groups, "optimizer", beside)}
+    return {"slots": used, "numbers": numbers, "param_groups": encoded(groups, "optimizer", beside)}
 
 
 def _names(groups: list[dict[str, Any]]) -> dict[int, str]:
@@ -273,7 +278,7 @@ def _optimizer_state(content: Mapping[str, Any], beside: Tensors) -> dict[str, A
     groups = decoded(content["param_groups"], beside.__getitem__)
     state: dict[int, dict[str, Any]] = {}
     for number, name in _names(groups).items():
-        slots = {}
+        slots = decoded(content["numbers"].get(name, {}), beside.__getitem__)
         for key, slot in content["slots"].items():
             if f"{name}.{slot}" in beside:
                 slots[key] = beside[f"{name}.{slot}"]

@@ -28,6 +28,7 @@ from models.export import authors_weights, export, model_code
 from models.settings import ModelSettings
 from models.variants import VARIANTS
 from models.weights import load_weights
+from optim import library_folder
 from optim.checkpoint import load_checkpoint
 from optim.restore import trained_settings
 from tests.helpers import PEER, tiny_model, tokens
@@ -137,7 +138,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     model = make("base")
     with pytest.raises(UserError, match="another model"):
         export(model.settings, make("cotformer_full_depth").state_dict(), tmp_path / "out")
-    monkeypatch.setattr(exporting, "_save", fail)
+    monkeypatch.setattr(library_folder, "save_tensors", fail)
     with pytest.raises(OSError, match="disk full"):
         export(model.settings, model.state_dict(), tmp_path / "out")
     assert not list(tmp_path.iterdir())

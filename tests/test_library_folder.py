@@ -15,18 +15,18 @@ from safetensors.torch import load_file, save_file
 
 from errors import UserError
 from models.export import main as export
-from optim import initial
+from optim import initial, library_folder
 from optim.checkpoint import load_checkpoint, save_checkpoint
 from optim.library_folder import METADATA, MODEL, OPTIMIZER
 from optim.opening import open_checkpoint
 from optim.peek import step_in
 from optim.restore import CHECKPOINT, find_checkpoint, with_checkpoint
 from optim.selftest import differing, leaves
-from tests.helpers import small_state, tiny_args, tiny_model
+from tests.helpers import same, small_state, tiny_args, tiny_model
 from tests.test_fit import Patience, Scaled, StopAt, train, without_time
 
 FILES = (MODEL, OPTIMIZER, METADATA)
-OPTIMISERS = ("adamw", "lion", "adafactor", "sgd")
+OPTIMISERS = ("adamw", "lion", "adafactor", "sgd", "muon")
 
 
 def exported(checkpoint: Path, folder: Path) -> Path:
@@ -61,6 +61,16 @@ def test_a_folder_holds_the_whole_checkpoint(tmp_path: Path, opt: str) -> None:
     assert before.keys() == after.keys()
     assert differing(leaves(before), leaves(after)) == []
     assert (step_in(path), path.parent) == (5, tmp_path / "library")
+
+
+def test_numbers_of_an_optimiser_stay_numbers(tmp_path: Path) -> None:
+    slots = {"count": 3, "scale": 0.1, "seen": True, "exp_avg": torch.ones(2)}
+    groups = [{"lr": 0.1, "betas": (0.9, float("inf")), "params": [4], "param_names": ["w"]}]
+    state = {"itr": 1, "model": {}, "optimizer": {"state": {4: slots}, "param_groups": groups}}
+    library_folder.write(state, tmp_path, tmp_path)
+    back = open_checkpoint(tmp_path / MODEL)["optimizer"]
+    assert same(back["param_groups"], groups)
+    assert all(same(back["state"][4][key], value) for key, value in slots.items())
 
 
 def test_a_training_goes_on_from_a_folder_as_from_the_checkpoint(tmp_path: Path, folder: Path) -> None:
