@@ -390,7 +390,7 @@ def test_optimizer_state_of_other_parameters_is_refused(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"total_steps": 3}, "it is of step 4, and --iterations 3 is less"),
+        ({"total_steps": 3}, "it is of step 4, and --total_steps 3 is less"),
         ({"opt": "sgd"}, "its optimiser is adamw, this run's sgd"),
         ({"mlp_bias": "off"}, "it is of a byte GPT, which has no --mlp_bias false"),
     ],
