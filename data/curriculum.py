@@ -253,6 +253,10 @@ class LengthCurriculum(PlainSource):
         stage = self.stage_of(step)
         return stage.source.samples(step, first - stage.first * self.batch, count)
 
+    def items(self, step: int, first: int, count: int) -> int:
+        """Tokens of these samples."""
+        return count * self.length_of(step)
+
     def identity(self) -> dict[str, Any]:
         stages = [[stage.length, stage.first] for stage in self.stages]
         curriculum = {"kind": LENGTH, "stages": stages, "samples": self.batch, "steps": self.steps}
