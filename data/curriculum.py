@@ -254,7 +254,7 @@ class LengthCurriculum(PlainSource):
         return stage.source.samples(step, first - stage.first * self.batch, count)
 
     def items(self, step: int, first: int, count: int) -> int:
-        """As BatchSource.items."""
+        """Tokens of these samples."""
         return count * self.length_of(step)
 
     def identity(self) -> dict[str, Any]:

@@ -209,6 +209,9 @@ class Throughput(Protocol):
     @property
     def items(self) -> str: ...
 
+    @property
+    def items_per_sample(self) -> int: ...
+
     def work(self, step: int) -> OfSample:
         """Of each sample of the step after so many."""
         ...
@@ -229,6 +232,7 @@ class Reporter:
         peak = peak_flops(device)
         self.peak = None if peak is None else peak * world_size
         self.parts, self.items = parts, parts.items
+        self.items_per_step = args.batch_size * args.acc_steps * parts.items_per_sample  # at most
         self.wandb: Any = None
         self.bar: tqdm[Any] | None = None
         self.steps, self.seconds = 0, 0.0

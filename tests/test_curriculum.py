@@ -65,6 +65,7 @@ def test_windows_of_an_epoch_do_not_overlap() -> None:
 
 def test_targets_follow_the_inputs() -> None:
     batch = growing().samples(44, 440, 10)
+    assert batch.count == growing().items(44, 440, 10) == 10 * 40
     assert (batch["targets"] == batch["inputs"] + 1).all()
 
 
