@@ -464,7 +464,7 @@ whole_paths() {
         elif ((n)); then
             flag="${FLAGS[n - 1]}"
         fi
-        if [[ ${flag%=} =~ ^--(data_dir|results_base_folder)$ || (${flag%=} =~ ^--(init_from|use_pretrained|config|dataset)$ && -e $word) ]]; then
+        if [[ ${flag%=} =~ ^--(data_dir|results_base_folder)$ || (${flag%=} =~ ^--(init_from|use_pretrained|resume|config|dataset|teacher|core_data|sample_prompts)$ && -e $word) ]]; then
             [[ $flag == *= ]] || flag=""
             FLAGS[n]="$flag$(realpath -ms -- "$word")"
         fi

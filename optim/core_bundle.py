@@ -60,8 +60,8 @@ def read_bundle(path: str, most: int) -> list[Task]:
 def _root(path: str) -> Place:
     """The folder, in a zip or not, that holds the list of tasks. Raises UserError."""
     place: Place = Path(path)
-    if not place.exists():
-        raise UserError(f"--core_data {path}: no such file or folder")
+    if not path or not place.exists():
+        raise UserError(f"--core_data {path or repr(path)}: no such file or folder")
     if place.is_file():
         try:
             place = zipfile.Path(path)
