@@ -22,8 +22,8 @@ from errors import UserError
 from models import make_model_from_args
 from models.weights import load_weights
 from optim import initial
-from optim.checkpoint import load_checkpoint
 from optim.objectives.distillation import TEACHER
+from optim.opening import open_checkpoint
 from optim.reader import Record
 from optim.restore import find_checkpoint, trained_settings
 
@@ -66,7 +66,7 @@ def load_teacher(given: str | Path, path: Path | None = None) -> Teacher:
     path = path or find_checkpoint(str(given), FLAG)
     file = initial.describe(path, str(given))
     try:
-        state = load_checkpoint(path)
+        state = open_checkpoint(path)
         trained = trained_settings(path, state)
         kept = {name: value for name, value in trained.items() if name in INHERITED or name == "recipe"}
         args = config.add_defaults(kept)
