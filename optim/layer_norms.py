@@ -5,7 +5,7 @@
 gradient_norm    L2 norm over a layer's parameters, before clipping
 weight_norm      the same of the weights after the step
 effective_rank   exp of the entropy of the normalised singular values, mean over the layer's matrices
-activation_norm  mean L2 norm of a layer's output, over the positions of the run's first two samples
+activation_norm  mean L2 norm of a layer's output, over the positions of the first step's first two samples
 attention_entropy  nats, mean over heads and queries of the same samples; plain softmax, not the fast kernel
 gradient_noise   standard deviation over mean of the last steps' gradient norms
 
@@ -204,7 +204,8 @@ class LayerNorms(Hook):
         if run.experiment is None or run.experiment.metrics.has(KIND, step):
             return
         probe = _Probe(self.network, list(self.parameters))
-        batch = run.parts.source.samples(0, 0, SAMPLES).to(run.world.device)
+        count = min(SAMPLES, run.args.batch_size * run.args.acc_steps)  # a step may be all there is
+        batch = run.parts.source.samples(0, 0, count).to(run.world.device)
         autocast = autocaster(run.args.dtype, run.world.device)
         with undisturbed(run.parts.objective, run.world, run.args.compile), probe.attached(), autocast():
             run.parts.objective(batch)

@@ -4,11 +4,13 @@ up.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from data.batch import BatchSource
@@ -30,6 +32,19 @@ from optim.schedules import make_scheduler
 from optim.setup import autocast_dtype, is_own, named_file
 from optim.step import OptimizerStep
 from optim.tracked import Tracked
+
+
+def _loadable(name: str, state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a hook. Raises TypeError where a checkpoint that has it could not be loaded."""
+    file = io.BytesIO()
+    try:
+        torch.save(state, file)
+        file.seek(0)
+        with torch.serialization.safe_globals(checkpoint.NUMPY_TYPES):
+            torch.load(file, weights_only=True)
+    except Exception as error:  # whatever a user's object makes of torch
+        raise TypeError(f"{name}.state() must return plain values: {type(error).__name__}") from error
+    return state
 
 
 @dataclass(frozen=True)
@@ -166,7 +181,7 @@ class Progress:
         found: dict[str, Any] = {}
         kept = {name: hook.state() for name, hook in by_name(self.parts.hooks).items()}
         if any(kept.values()):
-            found["hooks"] = {name: state for name, state in kept.items() if state}
+            found["hooks"] = {name: _loadable(name, state) for name, state in kept.items() if state}
         if self.asked is not None and self.asked.kind == COMPLETE:
             found["complete"] = self.asked.reason
         return found

@@ -90,6 +90,11 @@ class StopAt(Hook):
         return Stop(self.kind, f"step {step} is enough") if step == self.step else None
 
 
+class Keeps(Hook):
+    def state(self) -> dict[str, Any]:
+        return {"kept": object()}
+
+
 def train(folder: Path | None, **changes: Any) -> list[dict[str, Any]]:
     settings = {"steps": 12, "lr": 1e-2, "batch_size": 4, "acc_steps": 2, "device": "cpu", "folder": folder}
     source = changes.pop("source", None) or Numbers()
@@ -183,6 +188,12 @@ def test_the_best_value_outlives_a_stop(tmp_path: Path) -> None:
 def test_a_quantity_that_nothing_measures_is_refused_with_the_choices(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--track val_loss: nothing measures that; there are: score@script"):
         train(tmp_path, evaluations=[Scripted([1.0], 3)], eval_freq=3, track="val_loss")
+
+
+def test_a_hook_whose_state_could_not_be_loaded_is_told_before_it_is_saved(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"Keeps.state\(\) must return plain values"):
+        train(tmp_path, hooks=[Keeps()], save_checkpoint_freq=5)
+    assert list(tmp_path.glob("ckpt*")) == []
 
 
 class OtherNumbers(Numbers):

@@ -14,7 +14,18 @@ import torch
 
 from optim.checkpoint import load_checkpoint
 from optim.selftest import differing
-from tests.programs import command, final_state, folder, metrics, run, start, train, trained, wait_for_step
+from tests.programs import (
+    command,
+    final_state,
+    folder,
+    metrics,
+    python,
+    run,
+    start,
+    train,
+    trained,
+    wait_for_step,
+)
 
 pytestmark = pytest.mark.slow
 SHORT = {"iterations": 16, "eval_freq": 8, "save_checkpoint_freq": 5, "log_freq": 1}
@@ -139,6 +150,13 @@ def test_a_teacher_that_trains_on_stays_what_it_was(begun: tuple[Path, Path]) ->
     state = torch.load(teacher / "ckpt.pt", weights_only=True)
     torch.save({**state, "itr": 30}, teacher / "ckpt_30.pt")
     assert train(results, **settings("distillation", teacher)).returncode == 0
+
+
+def test_a_teacher_as_the_library_s_folder(unbroken: dict[str, Path], teacher: Path, tmp_path: Path) -> None:
+    words = [*python(), "-m", "models.export", "--format", "library", str(teacher), str(tmp_path / "library")]
+    assert run(words).returncode == 0
+    trained(tmp_path / "runs", **settings("distillation", tmp_path / "library"))
+    assert metrics(tmp_path / "runs") == metrics(unbroken["distillation"])
 
 
 @pytest.mark.parametrize(

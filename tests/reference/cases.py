@@ -19,6 +19,7 @@ from tests.helpers import DATA
 Case = Any  # an entry of a list of the file: most are dicts
 Test = Callable[..., Any]
 tested = set[tuple[str, ...]]()  # lists of cases that some test runs: a file and keys
+driven = set[int]()  # id() of cases that some test runs; `read` keeps them alive
 
 
 def folder() -> Path:
@@ -61,7 +62,9 @@ def each(file: str, *keys: str, where: Callable[[Case], Any] = lambda _: True) -
         missing = " in ".join([*reversed(keys), str(folder() / file)])
         parameters = [pytest.param(None, marks=pytest.mark.skip(reason=f"no {missing}"), id="missing")]
     else:
-        parameters = [pytest.param(case, id=title(case)) for case in found if where(case)]
+        chosen = [case for case in found if where(case)]
+        driven.update(map(id, chosen))
+        parameters = [pytest.param(case, id=title(case)) for case in chosen]
 
     def mark(test: Test) -> Test:
         return pytest.mark.reference(pytest.mark.parametrize("case", parameters)(test))

@@ -118,6 +118,8 @@ def test_hard_rows_of_each_batch(case):
         found.append(int((source.samples(step, step * batch, batch)["inputs"][:, 0] >= 1000).sum()))
     right = case["right"]
     assert found in (right["n_hard"], right.get("n_hard_exact_arithmetic"))
+    if found == right["n_hard"]:
+        assert [batch - hard for hard in found] == right["n_easy"]
 
 
 @each(FILE, "cases", where=of("difficulty_curriculum"))
