@@ -1,7 +1,7 @@
 """Hooks that measure a training, for Python and for --hook: speed, floating-point operations, the gap between
 training and validation, the noise of gradients.
 
-    fit(objective, source, ..., hooks=[ThroughputMonitor(), FLOPCounter(), MetricsLogger()])
+    fit(objective, source, ..., hooks=[ThroughputMonitor(), FLOPCounter(5e6), MetricsLogger()])
     python main.py ... --hook optim.monitors:ValTracker --hook optim.monitors:MetricsLogger
 
 main.py's own rows have tokens per second and the share of a GPU's peak already, each --log_freq steps; these
