@@ -252,7 +252,8 @@ class Plan:
     def result(self, training: Training) -> dict[str, Any]:
         """Of a finished training. Raises UserError for another one."""
         from optim.names import METRICS
-        from optim.reader import Record, by_kind, evaluations, read_rows
+        from optim.evaluations import by_kind, evaluations
+        from optim.reader import Record, read_rows
 
         folder = self.folder(training)
         record = Record(folder)

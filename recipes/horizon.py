@@ -12,7 +12,6 @@ import math
 from dataclasses import dataclass, replace
 
 from errors import UserError
-from models.macs import training_flops_per_token
 from models.settings import GATE_CHANNELS, ModelSettings
 
 # where rates and decay hold as they are given: tokens of a step, depth, width
@@ -52,6 +51,8 @@ def scaling_parameters(settings: ModelSettings) -> int:
 
 def flops_per_token(settings: ModelSettings) -> int:
     """Of a forward and backward pass, as models.macs counts them."""
+    from models.macs import training_flops_per_token  # needs torch, and --help does not
+
     return round(training_flops_per_token(settings))
 
 

@@ -324,7 +324,7 @@ def test_name_that_is_no_text_is_refused(capsys, name):
 
 
 def test_bad_values_and_unknown_flags_are_reported_together(capsys):
-    said = refused(capsys, "--lr", "fast", "stray", "--n_layers", "4", "--opt", "lion", "--bias", "maybe")
+    said = refused(capsys, "--lr", "fast", "stray", "--n_layers", "4", "--opt", "lamb", "--bias", "maybe")
     assert len(said) == 5
 
 

@@ -82,8 +82,8 @@ FAULTS = {
     ),
     "window lost from the mask": Fault(
         "models/planner.py",
-        "mask=visible(query_positions, all_keys, window)",
-        "mask=visible(query_positions, all_keys, None)",
+        "mask=visible(positions, all_keys, window)",
+        "mask=visible(positions, all_keys, None)",
         (EMULATED, "test_a_window_is_kept_to"),
     ),
     "positions on the CPU": Fault(
