@@ -251,8 +251,8 @@ class Plan:
 
     def result(self, training: Training) -> dict[str, Any]:
         """Of a finished training. Raises UserError for another one."""
-        from optim.names import METRICS
         from optim.evaluations import by_kind, evaluations
+        from optim.names import METRICS
         from optim.reader import Record, read_rows
 
         folder = self.folder(training)
