@@ -135,6 +135,14 @@ def _final_weights(folder: Path, objective: nn.Module) -> None:
     load_own_state(objective, state.get("objective", {}))
 
 
+def _refuse_second_call() -> None:
+    """Raises UserError where torchrun's processes train a second time."""
+    if distributed.under_torchrun():
+        if _called:
+            raise UserError("fit: torchrun's processes can meet once only; train one model in each launch")
+        _called.append(True)
+
+
 def fit(
     objective: nn.Module,
     source: BatchSource,
@@ -160,10 +168,7 @@ def fit(
     began = time.time()
     args = settings_of({"iterations": steps, "lr": lr, "batch_size": batch_size, **settings})
     metrics = _Metrics()
-    if distributed.under_torchrun():
-        if _called:
-            raise UserError("fit: torchrun's processes can meet once only; train one model in each launch")
-        _called.append(True)
+    _refuse_second_call()
     with ExitStack() as closing:
         if folder is None:
             folder = closing.enter_context(tempfile.TemporaryDirectory(prefix="fit-"))

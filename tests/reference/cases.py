@@ -70,3 +70,8 @@ def each(file: str, *keys: str, where: Callable[[Case], Any] = lambda _: True) -
         return pytest.mark.reference(pytest.mark.parametrize("case", parameters)(test))
 
     return mark
+
+
+def of(group: str, key: str = "") -> Callable[[Case], bool]:
+    """For `where`: cases of a group, which have an input of this name where one is given."""
+    return lambda case: case["group"] == group and (not key or key in case["input"])

@@ -5,13 +5,9 @@ import pytest
 
 from config.curriculum import stage_lengths
 from data.curriculum import difficulty_curriculum, length_curriculum
-from tests.reference.cases import each
+from tests.reference.cases import each, of
 
 FILE = "training_library.json.gz"
-
-
-def of(group):
-    return lambda case: case["group"] == group
 
 
 def tokens_of(case):

@@ -25,16 +25,14 @@ from optim.layer_norms import effective_rank
 from optim.monitors import FLOPCounter, GradientNoise, ThroughputMonitor, ValTracker
 from optim.objectives import Loss
 from optim.tracked import LOWER
-from tests.reference.cases import each
+from tests.reference.cases import each, of
 
 FILE = "training_library.json.gz"
 
 
-def of(group: str, key: str = "") -> Any:
-    """The cases of a group, which have an input of this name where one is given."""
-    return each(
-        FILE, "cases", where=lambda case: case["group"] == group and (not key or key in case["input"])
-    )
+def each_of(group: str, key: str = "") -> Any:
+    """The cases of a group."""
+    return each(FILE, "cases", where=of(group, key))
 
 
 class Scripted(HeldOut):  # as the evaluation without a name has to be
@@ -86,7 +84,7 @@ def trained(hooks: list[Hook], steps: int, losses: list[float] | None = None, **
     )
 
 
-@of("early_stopping")
+@each_of("early_stopping")
 def test_early_stopping_counts_as_the_reference(case: dict[str, Any]) -> None:
     given = case["input"]
     stopping, trace = EarlyStopping(given["patience"], given["min_delta"]), []
@@ -101,7 +99,7 @@ def test_early_stopping_counts_as_the_reference(case: dict[str, Any]) -> None:
     assert (len(trace) if trace[-1][2] else None) == stops_at
 
 
-@of("early_stopping")
+@each_of("early_stopping")
 def test_early_stopping_ends_the_loop_where_the_reference_does(case: dict[str, Any]) -> None:
     given = case["input"]
     evaluation = Scripted([float(loss) for loss in given["eval_losses"]])
@@ -141,7 +139,7 @@ def agrees(found: dict[int, dict[str, Any]], right: list[dict[str, Any]], tolera
         assert found[step] == pytest.approx(expected, rel=tolerance, abs=tolerance), step
 
 
-@of("throughput")
+@each_of("throughput")
 def test_throughput_is_that_of_the_reference(case: dict[str, Any]) -> None:
     given = case["input"]
     monitor = ThroughputMonitor(given["log_interval"], given["tokens_per_step"], Clock(given["clock"]))
@@ -153,7 +151,7 @@ def test_throughput_is_that_of_the_reference(case: dict[str, Any]) -> None:
     agrees(kept.found, case["right"], 1e-8)
 
 
-@of("flop_counter")
+@each_of("flop_counter")
 def test_floating_point_operations_are_those_of_the_reference(case: dict[str, Any]) -> None:
     given, right = case["input"], case["right"]
     counter = FLOPCounter(
@@ -169,7 +167,7 @@ def test_floating_point_operations_are_those_of_the_reference(case: dict[str, An
     assert result.outcome.step == right["updates_run"]
 
 
-@of("val_tracker")
+@each_of("val_tracker")
 def test_the_validation_tracker_is_that_of_the_reference(case: dict[str, Any]) -> None:
     given, right = case["input"], case["right"]
     tracker = ValTracker()
@@ -185,7 +183,7 @@ def test_the_validation_tracker_is_that_of_the_reference(case: dict[str, Any]) -
     assert tracker.best == pytest.approx(right["best_after_end"])
 
 
-@of("metric_callbacks", "grad_norms")
+@each_of("metric_callbacks", "grad_norms")
 def test_the_noise_of_gradients_is_that_of_the_reference(case: dict[str, Any]) -> None:
     noise = GradientNoise(case["input"]["window"])
     found = [noise.add(norm) for norm in case["input"]["grad_norms"]]
@@ -193,7 +191,7 @@ def test_the_noise_of_gradients_is_that_of_the_reference(case: dict[str, Any]) -
     assert found[1:] == pytest.approx(case["right"]["std_over_mean"][1:], rel=1e-6, abs=1e-6)
 
 
-@of("metric_callbacks", "matrix")
+@each_of("metric_callbacks", "matrix")
 def test_the_effective_rank_is_that_of_the_reference(case: dict[str, Any]) -> None:
     matrix = torch.tensor(case["input"]["matrix"], dtype=torch.float64)
     assert effective_rank(matrix) == pytest.approx(case["right"]["effective_rank"], abs=1e-6)
@@ -232,7 +230,7 @@ class Windows:
         return Batch({"inputs": torch.tensor([x]), "targets": torch.tensor([y])}, len(x))
 
 
-@of("evaluation")
+@each_of("evaluation")
 def test_evaluations_weigh_by_position_each_time(case: dict[str, Any], tmp_path: Path) -> None:
     given = case["input"]
     args = Namespace(dtype="float32", batch_size=1, eval_batches=0, sequence_length=1)

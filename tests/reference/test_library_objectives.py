@@ -26,14 +26,14 @@ from optim.objectives.multi_token import HeadBlock, MultiTokenPrediction
 from optim.optimizers import make_optimizer
 from optim.setup import autocaster
 from optim.step import OptimizerStep
-from tests.reference.cases import each
+from tests.reference.cases import each, of
 
 FILE = "training_library.json.gz"
 CPU = World(torch.device("cpu"))
 
 
 def each_of(group):
-    return each(FILE, "cases", where=lambda case: case["group"] == group)
+    return each(FILE, "cases", where=of(group))
 
 
 class States(nn.Module):

@@ -11,14 +11,10 @@ from models.layers import LayerInputs
 from models.network import EMBEDDING, HEAD, MATRIX, NORM, SCALAR, roles_of
 from optim.optimizers import make_optimizer
 from optim.schedules import make_scheduler
-from tests.reference.cases import each
+from tests.reference.cases import each, of
 
 FILE = "training_library.json.gz"
 SCHEDULERS = {"cosine": "cosine", "linear": "linear_decay", "constant": "constant"}  # its names -> ours
-
-
-def of(group):
-    return lambda case: case["group"] == group
 
 
 def settings(given):

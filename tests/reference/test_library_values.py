@@ -3,13 +3,9 @@
 import pytest
 
 from optim.library import bits_per_byte, evaluate_pass_at_k, mean_nats, pass_at_k, perplexity
-from tests.reference.cases import each
+from tests.reference.cases import each, of
 
 FILE = "training_library.json.gz"
-
-
-def of(group):
-    return lambda case: case["group"] == group
 
 
 @each(FILE, "cases", where=of("bits_per_byte"))
