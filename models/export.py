@@ -210,19 +210,21 @@ def export(
     fill_folder(folder, fill)
 
 
+DESCRIPTION = (
+    "python -m models.export CHECKPOINT FOLDER: write a folder that transformers loads. With --authors FILE"
+    " instead of FOLDER: a checkpoint that the authors' code loads. With --format bytes --output FILE: one"
+    " that the public byte GPT's training loop loads and resumes. With --format library: the whole checkpoint as"
+    " a folder of safetensors and JSON, which every program here reads."
+)
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line. Raises UserError."""
     from config import Arguments  # late, as below
 
     parser = Arguments(
         prog=PROG,
-        description=(
-            "python -m models.export CHECKPOINT FOLDER: write a folder that transformers loads. "
-            "With --authors FILE instead of FOLDER: a checkpoint that the authors' code loads. With --format"
-            " bytes --output FILE: one that the public byte GPT's training loop loads and resumes. With"
-            " --format library: the whole checkpoint as a folder of safetensors and JSON, which every program"
-            " here reads."
-        ),
+        description=DESCRIPTION,
     )
     parser.add_argument(
         "checkpoint",

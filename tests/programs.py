@@ -53,6 +53,17 @@ needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None, reason="no C++ compiler here, which torch.compile needs"
 )
 
+# settings of a training as small as can be, with no loop
+ONE_LAYER: dict[str, Any] = {
+    "model": "base",
+    "n_layer": 1,
+    "n_layer_begin": 0,
+    "n_layer_end": 0,
+    "n_repeat": 1,
+    "depth_embedding": None,
+    "dropout": 0,
+}
+
 
 def copy_sources(target: Path) -> None:
     """The repository as a user's clone would have it: what git tracks, and what it would not ignore."""

@@ -28,7 +28,17 @@ from models.settings import ModelSettings
 from optim.selftest import differing
 from tests.command_lines import refused
 from tests.corpora import write_documents
-from tests.programs import command, final_state, folder, metrics, start, train, trained, wait_for_step
+from tests.programs import (
+    ONE_LAYER,
+    command,
+    final_state,
+    folder,
+    metrics,
+    start,
+    train,
+    trained,
+    wait_for_step,
+)
 
 TOKENS = np.arange(4000, dtype=np.uint16)
 WEIGHTS = {"a": 0.4, "b": 0.2, "c": 0.3, "d": 0.1}
@@ -196,13 +206,7 @@ def test_settings_of_another_curriculum_are_noted() -> None:
 # trainings
 
 SETTINGS = {
-    "model": "base",
-    "n_layer": 1,
-    "n_layer_begin": 0,
-    "n_layer_end": 0,
-    "n_repeat": 1,
-    "depth_embedding": None,
-    "dropout": 0,
+    **ONE_LAYER,
     "iterations": 40,
     "eval_freq": 0,
     "log_freq": 1,

@@ -23,7 +23,7 @@ from data.sources import Wanted
 from errors import UserError
 from optim.selftest import differing
 from tests.corpora import write_documents, write_sources
-from tests.programs import command, final_state, metrics, start, train, trained, wait_for_step
+from tests.programs import ONE_LAYER, command, final_state, metrics, start, train, trained, wait_for_step
 
 LENGTH, BUFFER = 31, 20
 ROWS = 300
@@ -244,13 +244,7 @@ def test_a_buffer_without_packing_is_noted() -> None:
 # trainings
 
 SETTINGS = {
-    "model": "base",
-    "n_layer": 1,
-    "n_layer_begin": 0,
-    "n_layer_end": 0,
-    "n_repeat": 1,
-    "depth_embedding": None,
-    "dropout": 0,
+    **ONE_LAYER,
     "iterations": 12,
     "eval_freq": 0,
     "log_freq": 1,
