@@ -213,8 +213,8 @@ def export(
 DESCRIPTION = (
     "python -m models.export CHECKPOINT FOLDER: write a folder that transformers loads. With --authors FILE"
     " instead of FOLDER: a checkpoint that the authors' code loads. With --format bytes --output FILE: one"
-    " that the public byte GPT's training loop loads and resumes. With --format library: the whole checkpoint as"
-    " a folder of safetensors and JSON, which every program here reads."
+    " that the public byte GPT's training loop loads and resumes. With --format library: the whole checkpoint"
+    " as a folder of safetensors and JSON, which every program here reads."
 )
 
 
