@@ -212,7 +212,7 @@ torch_wanted() { printf '%s %s\n' "$(constraints | grep -oE '^torch==[^ ]+')" "$
 
 # is_installed PREFIX STAMP: whether an environment has the requirements, and torch from TORCH_INDEX_URL where that is set
 is_installed() {
-    [[ -f $2 || -f "${2%-dev}-dev" ]] || return 1 # requirements-dev.txt includes requirements.txt
+    [[ -f $2 || -f "${2/%-requirements*/-requirements-dev}" ]] || return 1 # requirements-dev.txt includes the others
     [[ -z $TORCH_INDEX_URL || "$(cat "$1/$TORCH_SOURCE" 2>/dev/null)" == "$(torch_wanted)" ]]
 }
 
@@ -222,6 +222,7 @@ install_torch() {
     wanted="$(torch_wanted)"
     [[ "$(cat "$1/$TORCH_SOURCE" 2>/dev/null)" != "$wanted" ]] || return 0
     printf 'installing %s from %s\n' "${wanted%% *}" "$TORCH_INDEX_URL"
+    rm -f "$1"/.installed-* # should this fail, nothing is
     "$1/bin/python" -m pip install --quiet --disable-pip-version-check --force-reinstall --index-url "$TORCH_INDEX_URL" "${wanted%% *}" ||
         die "installing ${wanted%% *} from TORCH_INDEX_URL $TORCH_INDEX_URL failed, see above; https://pytorch.org lists the addresses"
     printf '%s\n' "$wanted" >"$1/$TORCH_SOURCE"
@@ -243,7 +244,8 @@ install() {
             "$(find_python)" -m venv --clear "$1" || die "cannot make $1; on Debian, apt install python3-venv"
         fi
     fi
-    rm -f "$1"/.installed-* # they are of another torch or other requirements, and may be asked for again
+    # what is of another torch or other requirements may be asked for again
+    find "$1" -maxdepth 1 -name '.installed-*' ! -name "$(basename "${3/%-requirements*/-requirements}")*" -delete
     constraints >"$1/constraints.txt"
     if [[ -n $TORCH_INDEX_URL ]]; then
         install_torch "$1" # before the others, whose torch it then is
@@ -261,10 +263,11 @@ stamp_of() {
     printf '.installed-%s-%s\n' "$({ cat "$REPO_DIR"/requirements*.txt && constraints; } | sha256sum | cut -c1-16)" "$(basename "$1" .txt)"
 }
 
-# ensure_environment [REQUIREMENTS]: the project's environment with these requirements and constraints.txt, or TORCH_VERSION;
+# ensure_environment [REQUIREMENTS]: the project's environment with these requirements (of a package: REQUIREMENTS, that it sets if
+# it needs more than requirements.txt) and constraints.txt, or TORCH_VERSION;
 # installed anew only when one of them changes
 ensure_environment() {
-    local requirements="$REPO_DIR/${1:-requirements.txt}" prefix="$VENV_DIR" stamp
+    local requirements="$REPO_DIR/${1:-${REQUIREMENTS:-requirements.txt}}" prefix="$VENV_DIR" stamp
     check_torch_version
     if has_conda; then prefix="$CONDA_ENV_PREFIX"; fi
     stamp="$prefix/$(stamp_of "$requirements")"
