@@ -178,7 +178,7 @@ def encoded(
             if ending == INDEX:
                 yield lengths, ends
             elif ending == LINES:
-                kept = np.memmap(f"{stem}.jsonl", dtype=np.uint8, mode="r")
+                kept = np.memmap(f"{stem}.{LINES}", dtype=np.uint8, mode="r")
                 yield kept, np.flatnonzero(kept == LINE_FEED) + 1
             else:
                 yield tokens, np.cumsum(lengths_in(lengths))[ends - 1]
