@@ -61,7 +61,8 @@ def lines_of_examples(splits: ExampleSplits[Any], generator: np.random.Generator
 
 
 def _lengths(name: str, lengths: NDArray[np.int64]) -> str:
-    return f"{name:<10} median {np.median(lengths):,.0f}, mean {lengths.mean():,.1f}, longest {lengths.max():,} tokens"
+    middle, longest = np.median(lengths), lengths.max()
+    return f"{name:<10} median {middle:,.0f}, mean {lengths.mean():,.1f}, longest {longest:,} tokens"
 
 
 def _shares(examples: Examples) -> Iterator[str]:
