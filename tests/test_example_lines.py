@@ -1,24 +1,25 @@
 """Preparing examples for fine-tuning: what is refused, line by line, and that kills change nothing."""
 
 import bz2
+import fcntl
 import gzip
 import hashlib
 import json
 import lzma
+import multiprocessing
 import os
-import sys
+import signal
 
 import numpy as np
 import pytest
 
+import data.tokenize as own
 from config.formats import CHAT, FORMATS, PAIRS, PROMPTS
 from data.examples import open_examples
 from data.inspect import main as inspect
 from tests.command_lines import code_of
-from tests.corpora import compress, prepare, refusal, tokenize, words
-from tests.programs import start
+from tests.corpora import compress, prepare, refusal, tokenize
 from tests.test_examples import prepared, rows_of, stored, text, write
-from tests.test_tokenize_restarts import finished, wait_until
 
 GOOD = {
     CHAT: {"prompt": "p", "completion": "c"},
@@ -242,23 +243,36 @@ def sums(folder):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-@pytest.mark.slow  # starts worker processes
-def test_kill_does_not_change_a_byte(tmp_path, capfd, monkeypatch):
+def dies_after(groups, folder, *inputs, **options):
+    """Prepare in a forked process that ends by SIGKILL when so many groups are done."""
+
+    def work():
+        left, check = iter(range(groups + 1)), own.refuse_bad
+
+        def check_or_die(*found):
+            if next(left, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            check(*found)
+
+        own.refuse_bad = check_or_die  # called before the first group and after each
+        prepare(folder, *inputs, **options)
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    with open(folder / ".tokenize" / "lock") as lock:  # until its worker is gone, too, which has it open
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def test_kills_do_not_change_a_byte(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr("data.tokenize.GROUP_BYTES", 1)
-    inputs = [write(tmp_path / f"{number:03d}.jsonl", rows_of(PROMPTS, 40)) for number in range(24)]
+    inputs = [write(tmp_path / f"{number:03d}.jsonl", rows_of(PROMPTS, 40)) for number in range(12)]
     options = {"format": PROMPTS, "tokenizer": "bytes", "val_share": 0.1}
     assert prepare(tmp_path / "whole", *inputs, **options) == 0
-    code = "import sys, data.tokenize as own; own.GROUP_BYTES = 1; sys.exit(own.main())"
-    process = start([sys.executable, "-c", code, *words(tmp_path / "set", *inputs, **options)])
-    try:
-        assert wait_until(lambda: finished(tmp_path / "set") >= 3 or process.poll() is not None)
-        assert process.poll() is None, process.communicate()
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-        process.stderr.close()
-    assert not (tmp_path / "set" / "train.bin").exists()
+    for groups in (3, 4):
+        dies_after(groups, tmp_path / "set", *inputs, **options)
+        assert not (tmp_path / "set" / "train.bin").exists()
     capfd.readouterr()
     assert prepare(tmp_path / "set", *inputs, **options) == 0
     assert "shards are done already" in capfd.readouterr().out
