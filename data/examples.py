@@ -10,6 +10,7 @@ lines. All of these are mapped; the index is summed up when it is opened.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -69,6 +70,11 @@ class Examples:
     def __len__(self) -> int:
         return int(self.ends.size)
 
+    @property
+    def row_lengths(self) -> NDArray[np.int64]:
+        """Tokens of the longest sequence that is made of each example (N,)."""
+        return self.lengths
+
     def segments(self, number: int) -> range:
         """Of an example."""
         return range(int(self.ends[number - 1]) if number else 0, int(self.ends[number]))
@@ -79,6 +85,12 @@ class Examples:
         if self.vocab_size is not None and tokens.max(initial=0) >= self.vocab_size:
             raise self.damaged(f"it holds token {tokens.max()}, beyond --vocab_size {self.vocab_size}")
         return tokens
+
+    def prompts(self) -> Iterator[bytes]:
+        """The first segment of each example, as it is stored."""
+        firsts = np.concatenate([[0], self.ends[:-1]])
+        for begin, end in zip(self.begins[firsts].tolist(), self.begins[firsts + 1].tolist(), strict=True):
+            yield self.tokens[begin:end].tobytes()
 
 
 class ChatExamples(Examples):
@@ -108,8 +120,8 @@ class PairExamples(Examples):
         return self.segment(first), self.segment(first + 1), self.segment(first + 2)
 
     @property
-    def longest(self) -> NDArray[np.int64]:
-        """Tokens of each prompt and the longer one of its answers (N,)."""
+    def row_lengths(self) -> NDArray[np.int64]:
+        """Of a prompt and the longer one of its answers."""
         prompt, chosen, rejected = np.diff(self.begins).reshape(-1, 3).T
         return np.asarray(prompt + np.maximum(chosen, rejected))
 

@@ -162,6 +162,18 @@ def test_rows_of_a_table_are_read(tmp_path):
     assert texts == {f"<|user|>\n{n}?\n<|assistant|>\n{n}!\0" for n in range(9)}
 
 
+def test_prompts_that_are_in_both_splits_are_counted(tmp_path, capfd):
+    rows = [{"prompt": "same", "completion": str(number)} for number in range(30)]
+    prepared(tmp_path, CHAT, [*rows, *rows_of(CHAT)])
+    assert "note: 1 of " in capfd.readouterr().out
+
+
+def test_prompts_of_one_split_alone_are_no_news(tmp_path, capfd):
+    prepared(tmp_path, CHAT, rows_of(CHAT))
+    said = capfd.readouterr().out
+    assert "answers end with token 0; the longest sequence has" in said and "note" not in said
+
+
 # tokenizers
 
 
