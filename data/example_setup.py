@@ -17,7 +17,7 @@ from data.example_lines import READERS, TEMPLATE
 from data.examples import ExampleSplits
 from data.find import Bad, Found
 from data.streams import printable
-from data.tokenizer import KINDS, Tokenizer, named
+from data.tokenizer import Tokenizer, is_learned, named
 from data.vocabulary import Vocabulary
 from errors import UserError
 
@@ -45,7 +45,7 @@ def known_by(tokenizer: str, found: Found, format: str | None) -> Vocabulary:
     UserError.
     """
     known = named(tokenizer)
-    if format is None or known.characters or not KINDS[str(known.tokenizer)].is_learned:
+    if format is None or not is_learned(known):
         return known
     characters = set(STOPS[0])
     for shard in found.shards:

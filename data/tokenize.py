@@ -56,7 +56,7 @@ from data.find import SHOWN_BAD, Bad, Found, find_shards
 from data.split import assemble
 from data.streams import Shard
 from data.tokenize_flags import VAL_SHARE, default_share, default_tokenizer, parse
-from data.tokenizer import KINDS, Tokenizer, named, open_tokenizer
+from data.tokenizer import Tokenizer, is_learned, named, open_tokenizer
 from data.vocabulary import Vocabulary, described
 from data.workers import STOP, Job, encode_group, sizes_of_files, start_worker
 from errors import UserError
@@ -321,8 +321,9 @@ def advice(meta: dict[str, Any], results: list[dict[str, Any]]) -> list[str]:
             f"note: the text has {meta['bytes']:,} bytes, and its tokens stand for {kept:,}: this tokenizer"
             " does not keep text as it is, and bits per byte are of what its tokens stand for"
         )
-    if "vocab_size" in meta:
-        lines.append(f"train with --vocab_size {meta['vocab_size']} or more")
+    least = meta.get("vocab_size", len(meta.get("characters", "")))
+    if least:
+        lines.append(f"train with --vocab_size {least} or more")
     if "format" not in meta and "end_of_text" not in meta:
         lines.append(
             f"note: {meta['tokenizer']} has no end-of-text token: documents follow each other directly"
@@ -459,7 +460,7 @@ def run(args: Namespace) -> int:
     if not args.force:
         refuse_half(folder)
     inputs = args.input or [packed(args.name, folder) if args.name in BUILT_IN else raw_owt2(folder)]
-    if args.format is None and KINDS[str(vocabulary.tokenizer)].is_learned:
+    if args.format is None and is_learned(vocabulary):
         if args.val_share is not None:
             say_now("note: --val-share counts documents and has no effect on characters; --val-fraction has")
         tokenize_characters(

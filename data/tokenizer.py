@@ -146,6 +146,9 @@ class _OfCharacters:
         self.tokenizer = tokenizer
 
     def encode(self, texts: list[str], shard_name: str) -> tuple[Tokens, NDArray[np.int64]]:
+        strange = set().union(*texts) - self.tokenizer.numbers.keys()
+        if strange:
+            raise UserError(f"{shard_name}: the tokenizer has no {min(strange)!r}")
         each = [self.tokenizer.encode(text) for text in texts]
         lengths = np.array([len(tokens) for tokens in each], dtype=np.int64)
         return np.fromiter(chain.from_iterable(each), dtype=TOKEN, count=int(lengths.sum())), lengths
@@ -213,6 +216,11 @@ def _kind_of(known: Vocabulary) -> Kind | None:
     return KINDS.get(str(known.tokenizer)) if is_complete else None
 
 
+def is_learned(known: Vocabulary) -> bool:
+    """Whether the vocabulary is still to be found in the text."""
+    return KINDS[str(known.tokenizer)].is_learned and _kind_of(known) is None
+
+
 def open_tokenizer(known: Vocabulary) -> Tokenizer | None:
     """None where no tokenizer is named, or one that is not known here. Raises UserError where it cannot be
     had.
@@ -245,8 +253,8 @@ def named(name: str) -> Vocabulary:
         return NAMED[name].vocabulary
     if (Path(name) / META).is_file():
         known = described(read_meta(Path(name)))
-        if known.tokenizer is None:
-            raise UserError(f"--tokenizer {name}: {META} there names no tokenizer")
+        if known.tokenizer not in KINDS:
+            raise UserError(f"--tokenizer {name}: {META} there names no tokenizer that is known here")
         return known
     if name.endswith(".json") or os.path.exists(name):
         return read_vocabulary(Path(name))

@@ -197,6 +197,30 @@ def test_tokenizer_of_a_prepared_folder(tmp_path, capfd):
     assert "line 1: the tokenizer has no 'c'" in answer
 
 
+def test_text_of_other_characters_than_a_folder_has_is_refused(tmp_path, capfd):
+    (tmp_path / "book.txt").write_text("ab\n" * 9)
+    assert prepare(tmp_path / "base", tmp_path / "book.txt", tokenizer="char") == 0
+    (tmp_path / "more.txt").write_text("ab\nc" * 9)
+    said = refusal(capfd, tmp_path / "set", tmp_path / "more.txt", tokenizer=tmp_path / "base")
+    assert said.endswith("more.txt: the tokenizer has no 'c'\n")
+
+
+def test_folder_that_names_no_tokenizer_is_refused(tmp_path, capfd):
+    (tmp_path / "meta.json").write_text('{"tokenizer": "somebody\'s"}')
+    path = write(tmp_path / "rows.jsonl", rows_of(CHAT))
+    said = refusal(capfd, tmp_path / "set", path, format=CHAT, tokenizer=tmp_path)
+    assert "meta.json there names no tokenizer that is known here" in said
+
+
+def test_text_takes_the_characters_of_a_folder(tmp_path):
+    (tmp_path / "book.txt").write_text("abc\n" * 9)
+    assert prepare(tmp_path / "base", tmp_path / "book.txt", tokenizer="char") == 0
+    (tmp_path / "more.txt").write_text("bbc\n" * 9)
+    options = {"tokenizer": tmp_path / "base", "val_fraction": 0.1}
+    assert prepare(tmp_path / "set", tmp_path / "more.txt", **options) == 0
+    assert np.fromfile(tmp_path / "set" / "train.bin", dtype="<u2")[:4].tolist() == [2, 2, 3, 0]
+
+
 # folders
 
 
