@@ -36,8 +36,8 @@ def _add_meaning(parser: Arguments) -> None:
         type=_named,
         default=None,
         metavar="NAME",
-        help=f"how text becomes tokens: {', '.join(KINDS)}, or the folder of a dataset, for its tokenizer [char"
-        " for names that end in -char, else gpt2]",
+        help=f"how text becomes tokens: {', '.join(KINDS)}, or the folder of a dataset, for its"
+        " tokenizer [char for names that end in -char, else gpt2]",
     )
     parser.add_argument(
         "--format",
