@@ -233,6 +233,7 @@ def test_pairs_are_measured_alike_in_any_batches(datasets: Path) -> None:
     assert torch.allclose(*found, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_examples_of_the_page_train(datasets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs" / "tuning-preferences.md").read_text()
     monkeypatch.chdir(datasets.parent)
