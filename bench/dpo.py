@@ -62,8 +62,7 @@ COMMON: dict[str, Any] = {"batch_size": 64, "device": "cpu", "log_freq": 0, "sch
 def prepared(folder: Path, form: str) -> ExampleSplits[Any]:
     """Examples of `bench.arithmetic`, a tenth of them held out."""
     words = ["--name", form, "--data_dir", str(folder), "--input", str(folder / "lines" / f"{form}.jsonl")]
-    with contextlib.redirect_stdout(sys.stderr):
-        code = tokenize([*words, "--format", form, "--tokenizer", "bytes", "--val-share", "0.1"])
+    code = tokenize([*words, "--format", form, "--tokenizer", "bytes", "--val-share", "0.1"])
     if code:
         raise SystemExit(code)
     return open_examples(folder / form, form)
@@ -110,12 +109,13 @@ def main() -> None:
     parser.add_argument("--beta", type=float, default=0.1)
     parser.add_argument("--lr", type=float, default=2e-4, help="of dpo [0.0002]")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
+    out = sys.stdout  # which holds JSON alone
+    with tempfile.TemporaryDirectory() as temporary, contextlib.redirect_stdout(sys.stderr):
         folder = Path(temporary)
         write(folder / "lines", count=given.problems)
         chat, pairs = prepared(folder, "chat"), prepared(folder, "pairs")
         for seed in given.seeds:
-            print(json.dumps(trained(seed, given, chat, pairs)), flush=True)
+            print(json.dumps(trained(seed, given, chat, pairs)), file=out, flush=True)
 
 
 if __name__ == "__main__":
