@@ -102,7 +102,7 @@ def objective_problems(args: Namespace) -> list[Problem]:
 def unused_by_objective(args: Namespace) -> dict[str, str]:
     """Flags that the objective has no use for, each with words that follow "no effect"."""
     reason = f" with --objective {args.objective}"
-    return {name: reason for name, objective in OF_OBJECTIVES.items() if objective != args.objective}
+    return {name: reason for name, objectives in OF_OBJECTIVES.items() if args.objective not in objectives}
 
 
 def place_problems(args: Namespace) -> list[Problem]:
