@@ -104,7 +104,9 @@ class Rollouts:
         self.sampling, self.reward = sampling, reward
         self.beat: Callable[[], object] = lambda: None
 
-    def of(self, network: Any, device: torch.device, asked: Sequence[Asked], keys: NDArray[np.uint64]) -> Completions:
+    def of(
+        self, network: Any, device: torch.device, asked: Sequence[Asked], keys: NDArray[np.uint64]
+    ) -> Completions:
         """A completion for each of the keys (N * G,), which come prompt by prompt. The network is left as it
         was. Raises OwnError where a reward fails.
         """
