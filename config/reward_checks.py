@@ -1,10 +1,12 @@
-"""What --reward may be, for the check of flags and for what makes the reward (optim/rewards.py)."""
+"""Rules for the flags of grpo: a line for each value or combination that cannot work."""
 
 from __future__ import annotations
 
 import re
+from argparse import Namespace
 
-from config.values import nearest
+from config.groups.objective import GRPO
+from config.values import Problem, nearest
 
 EXACT, ARITHMETIC = "exact", "arithmetic"
 REGEX = "regex:"  # before a pattern
@@ -23,3 +25,24 @@ def reward_problem(name: str) -> str | None:
         return None
     choices = f"{', '.join(VERIFIERS)}, {REGEX}PATTERN or MODULE:FUNCTION"
     return f"{name!r} must be {choices}{nearest(name, VERIFIERS)}"
+
+
+def grpo_problems(args: Namespace) -> list[Problem]:
+    """Of rewards, completions and their evaluation."""
+    if args.objective != GRPO:
+        return []
+    problems = []
+    wrong = "is needed with --objective grpo" if args.reward is None else reward_problem(args.reward)
+    if wrong is not None:
+        problems.append(Problem(f"--reward {wrong}", "reward", "objective"))
+    if args.completion_tokens >= args.sequence_length:
+        line = (
+            f"--completion_tokens {args.completion_tokens} leaves no room for prompts in --sequence_length"
+            f" {args.sequence_length}"
+        )
+        problems.append(Problem(line, "completion_tokens", "sequence_length"))
+    largest = max(args.pass_k or [1])
+    if largest > args.eval_samples:
+        line = f"--pass_k {largest} needs as many completions: --eval_samples is {args.eval_samples}"
+        problems.append(Problem(line, "pass_k", "eval_samples"))
+    return problems

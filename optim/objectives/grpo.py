@@ -1,4 +1,5 @@
-"""Group relative policy optimisation: a network learns from rewards of its own completions (Shao et al. 2024).
+"""Group relative policy optimisation: a network learns from rewards of its own completions (Shao et al.
+2024).
 
     source = PromptSource(splits.train, 64, completion_tokens=8, data_seed=0)
     fit(Grpo(network, source, reward="exact"), source, steps=200)
@@ -90,8 +91,8 @@ class Grpo(nn.Module):
         sampling: Sampling | None = None,
         file: Mapping[str, str] | None = None,
     ) -> None:
-        """network: a models.transformer.Transformer. reward: as --reward, or a function. reference: None takes
-        the network as it is now. file: of the reference, as optim.initial.describe has it: a resume wants
+        """network: a models.transformer.Transformer. reward: as --reward, or a function. reference: None
+        takes the network as it is now. file: of the reference, as optim.initial.describe has it: a resume wants
         the same one. Raises UserError.
         """
         super().__init__()

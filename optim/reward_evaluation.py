@@ -1,0 +1,121 @@
+"""What grpo is measured by on the validation prompts: the mean reward and pass@k of sampled completions.
+
+Legend: N prompts, S completions of each.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data.batch import Batch, EvalSet
+from distributed.world import World
+from optim.evaluate import EVAL_SEED, summed
+from optim.evaluation import HeldOut, Measured
+from optim.library import evaluate_pass_at_k
+from optim.objectives.grpo import Grpo, asked_of
+from optim.partial import PartialSums
+from optim.rewards import PASSED
+from optim.rollouts import EVALUATION, draw_keys
+from optim.tracked import PROMPTS, rewards_of
+
+
+class HeldOutPrompts(HeldOut):
+    """Mean reward and pass@k of --eval_samples completions, as `measure_rewards` has them: of some prompts
+    during training, of all at the end, always by the same draws.
+    """
+
+    counts = ("ended", "length", "n_prompts", "n_samples")
+
+    def __init__(
+        self,
+        args: Namespace,
+        world: World,
+        objective: Grpo,
+        prompts: EvalSet,
+        folder: Path,
+        identity: Mapping[str, Any],
+    ) -> None:
+        """As HeldOut. prompts: also has `prompt(number)`, as data.example_sources.PromptSource."""
+        super().__init__(args, world, objective.network, prompts, folder, identity, PROMPTS)
+        self.objective, self.quantities = objective, rewards_of(args.pass_k)
+
+    def run(
+        self, whole: bool, should_stop: Callable[[], bool], advanced: Callable[[], object]
+    ) -> Measured | None:
+        kept = self.partial_sums(self.network, advanced)
+        batches = 0 if whole else self.plan.batches
+        size = self.plan.batch_size
+        found = measure_rewards(
+            self.objective, self.windows, self.args, self.world, size, batches, should_stop, kept=kept
+        )
+        if found is None:
+            return None
+        values = means_of(*found, self.args.pass_k)
+        return Measured(values, in_words(values), kept.remove)
+
+
+def measure_rewards(
+    objective: Grpo,
+    prompts: Any,
+    args: Namespace,
+    world: World,
+    batch_size: int,
+    read: NDArray[np.int64] | int,
+    should_stop: Callable[[], bool] = lambda: False,
+    progress: Callable[[int], object] = lambda done: None,
+    kept: PartialSums | None = None,
+) -> tuple[Tensor, Tensor] | None:
+    """Of each batch how many completions ended and their tokens, (batches, 2); of each prompt that is read
+    the rewards of its completions, (prompts, S); float64. read and the rest: as optim.evaluate.summed.
+    """
+    samples, rollouts = args.eval_samples, objective.rollouts
+
+    def measure(batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
+        numbers = batch["numbers"].tolist()
+        asked = [asked_of(prompts.prompt(number)) for number in numbers]
+        keys = draw_keys(EVAL_SEED, EVALUATION, numbers, samples)
+        found = rollouts.of(objective.network, world.device, asked, keys)
+        sums = torch.tensor([float(found.ended.sum()), float(found.lengths.sum())], dtype=torch.float64)
+        return sums, found.rewards.view(-1, samples)
+
+    return summed(
+        objective.network,
+        measure,
+        (2, samples),
+        prompts,
+        batch_size,
+        world,
+        read,
+        should_stop,
+        progress,
+        kept,
+    )
+
+
+def means_of(sums: Tensor, rewards: Tensor, pass_k: Sequence[int] | None) -> dict[str, Any]:
+    """Values of a metrics row, of what `measure_rewards` has found."""
+    ended, tokens = (sums.sum(0) / rewards.numel()).tolist()
+    return {
+        "reward": float(rewards.mean()),
+        **evaluate_pass_at_k((rewards >= PASSED).tolist(), pass_k or [1]),
+        "ended": ended,
+        "length": tokens,
+        "n_prompts": len(rewards),
+        "n_samples": rewards.shape[1],
+    }
+
+
+def in_words(values: Mapping[str, Any]) -> str:
+    """A line for people."""
+    shown = [
+        f"{name} {value:.4f}" for name, value in values.items() if name not in ("n_prompts", "n_samples")
+    ]
+    return "  ".join(shown) + f"  ({values['n_prompts']} prompts, {values['n_samples']} completions of each)"
