@@ -139,8 +139,8 @@ def margins(
     ref_rejected: Tensor,
     beta: float = 0.1,
 ) -> Tensor:
-    """Reward of the chosen completion less that of the rejected one, where a reward is beta x (log-probability
-    under the policy - under the reference): (pairs,).
+    """Reward of the chosen completion less that of the rejected one, where a reward is beta x
+    (log-probability under the policy - under the reference): (pairs,).
     """
     return beta * (policy_chosen - ref_chosen) - beta * (policy_rejected - ref_rejected)
 

@@ -75,7 +75,9 @@ def test_dpo_log_probabilities_and_rewards(case):
     given, right = case["input"], case["right"]
     objective, batch = pairs(given)
     logps = objective.logps(batch)
-    for mine, name in zip(logps, ("policy_chosen", "policy_rejected", "ref_chosen", "ref_rejected"), strict=True):
+    for mine, name in zip(
+        logps, ("policy_chosen", "policy_rejected", "ref_chosen", "ref_rejected"), strict=True
+    ):
         assert mine.tolist() == pytest.approx(right["logps"][name], rel=2e-5, abs=2e-5)
     for number, name in enumerate(("chosen_rewards", "rejected_rewards")):
         rewards = given["beta"] * (logps[number] - logps[number + 2])
