@@ -15,16 +15,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.batch import Batch, EvalSet
+from config.reward_checks import VERIFIERS
+from data.batch import Batch
+from data.example_sources import PromptSet
 from distributed.world import World
 from optim.evaluate import EVAL_SEED, summed
 from optim.evaluation import HeldOut, Measured
 from optim.library import evaluate_pass_at_k
 from optim.objectives.grpo import Grpo, asked_of
 from optim.partial import PartialSums
-from optim.rewards import PASSED
+from optim.rewards import PASSED, Checked
 from optim.rollouts import EVALUATION, draw_keys
 from optim.tracked import PROMPTS, rewards_of
+
+TRIED = 1000  # prompts of a split, of a built-in reward
 
 
 class HeldOutPrompts(HeldOut):
@@ -39,13 +43,13 @@ class HeldOutPrompts(HeldOut):
         args: Namespace,
         world: World,
         objective: Grpo,
-        prompts: EvalSet,
+        prompts: PromptSet,
         folder: Path,
         identity: Mapping[str, Any],
     ) -> None:
-        """As HeldOut. prompts: also has `prompt(number)`, as data.example_sources.PromptSource."""
+        """As HeldOut."""
         super().__init__(args, world, objective.network, prompts, folder, identity, PROMPTS)
-        self.objective, self.quantities = objective, rewards_of(args.pass_k)
+        self.prompts, self.objective, self.quantities = prompts, objective, rewards_of(args.pass_k)
 
     def run(
         self, whole: bool, should_stop: Callable[[], bool], advanced: Callable[[], object]
@@ -54,7 +58,7 @@ class HeldOutPrompts(HeldOut):
         batches = 0 if whole else self.plan.batches
         size = self.plan.batch_size
         found = measure_rewards(
-            self.objective, self.windows, self.args, self.world, size, batches, should_stop, kept=kept
+            self.objective, self.prompts, self.args, self.world, size, batches, should_stop, kept=kept
         )
         if found is None:
             return None
@@ -64,7 +68,7 @@ class HeldOutPrompts(HeldOut):
 
 def measure_rewards(
     objective: Grpo,
-    prompts: Any,
+    prompts: PromptSet,
     args: Namespace,
     world: World,
     batch_size: int,
@@ -98,6 +102,17 @@ def measure_rewards(
         progress,
         kept,
     )
+
+
+def try_reward(reward: Checked, *sets: PromptSet) -> None:
+    """Raises UserError where a reward fails on an empty completion of the first prompts of a set: of one,
+    where it is a function of the user's own, which may take its time.
+    """
+    tried = TRIED if reward.name in VERIFIERS else 1
+    for prompts in sets:
+        for number in prompts.numbers[:tried].tolist():
+            prompt = prompts.prompt(number)
+            reward(prompt.text, "", prompt.answer)
 
 
 def means_of(sums: Tensor, rewards: Tensor, pass_k: Sequence[int] | None) -> dict[str, Any]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.example_sources import PairSet, PairSource, SftSet, SftSource
-from data.examples import ExampleSplits, open_examples
+import torch
 
-from config.groups.objective import DPO, EXAMPLES, SFT
+from config.checks import needs_reference
+from config.groups.objective import DPO, EXAMPLES, GRPO, SFT
 from data.bins import dataset_folder
+from data.example_sources import PairSet, PairSource, PromptSet, PromptSource, SftSet, SftSource
+from data.examples import ExampleSplits, open_examples
 from distributed.world import World
 from errors import UserError
 from optim import initial
@@ -19,9 +22,13 @@ from optim.evaluation import Evaluation
 from optim.first_lines import first_lines
 from optim.hooks import Hook
 from optim.objectives.dpo import REFERENCE, SIDES, Dpo
+from optim.objectives.grpo import Grpo, GrpoSettings, RolloutRows, sampling_of
 from optim.objectives.sft import Sft
 from optim.objectives.teacher import Teacher, check_teacher, find_teacher, load_teacher
 from optim.progress import Parts
+from optim.reward_evaluation import HeldOutPrompts, try_reward
+from optim.rewards import Checked, reward_of
+from optim.setup import autocaster
 from optim.tuning_evaluations import HeldOutAnswers, HeldOutPairs
 
 
@@ -74,6 +81,7 @@ class Tuning(NamedTuple):
     evaluation: Evaluation
     sample: str
     sequences: int = 1
+    hooks: Sequence[Hook] = ()
 
 
 def fine_tuning(
@@ -93,7 +101,7 @@ def fine_tuning(
         tuning.objective,
         tuning.source,
         evaluations=[tuning.evaluation],
-        hooks=hooks,
+        hooks=[*tuning.hooks, *hooks],
         items="tokens",
         items_per_sample=tuning.sequences * args.sequence_length,
         flops_per_item=tuning.objective.flops_per_token(),
@@ -124,4 +132,39 @@ def _dpo(args: Namespace, world: World, examples: ExampleSplits[Any], network: A
     return Tuning(objective, source, evaluation, "pairs", len(SIDES))
 
 
-OF_OBJECTIVES = {SFT: _sft, DPO: _dpo}
+def _grpo(args: Namespace, world: World, examples: ExampleSplits[Any], network: Any, folder: Path) -> Tuning:
+    length, most = args.sequence_length, args.completion_tokens
+    reward = world.on_all(lambda: reward_of(args.reward))
+    source = world.on_all(lambda: PromptSource(examples, length, most, args.data_seed))
+    held_out = world.on_all(lambda: PromptSet(examples.val, length, examples.stop, most))
+    world.on_all(lambda: try_reward(reward, source.set, held_out))
+    reference = open_reference(args, world, examples, network, folder) if needs_reference(args) else None
+    objective = world.on_all(lambda: grpo_of(args, world.device, network, source, reward, reference))
+    evaluation = HeldOutPrompts(args, world, objective, held_out, folder, world.on_main(source.identity))
+    hooks = [RolloutRows(objective, args.log_freq)]
+    return Tuning(objective, source, evaluation, "prompts", args.group_size, hooks)
+
+
+def grpo_of(
+    args: Namespace,
+    device: torch.device,
+    network: Any,
+    source: PromptSource,
+    reward: Checked,
+    reference: Teacher | None,
+) -> Grpo:
+    """The objective that flags ask for. Raises UserError."""
+    sampling = replace(
+        sampling_of(source),
+        temperature=args.rollout_temperature,
+        thresholds=tuple(args.router_threshold or [0.0]),
+        autocast=autocaster(args.dtype, device),
+        eager=args.compile,
+    )
+    settings = GrpoSettings(args.group_size, args.beta, args.clip)
+    if reference is None:
+        return Grpo(network, source, reward, None, settings, sampling)
+    return Grpo(network, source, reward, reference.network, settings, sampling, reference.file)
+
+
+OF_OBJECTIVES = {SFT: _sft, DPO: _dpo, GRPO: _grpo}

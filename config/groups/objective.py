@@ -86,9 +86,9 @@ OBJECTIVE: tuple[Flag, ...] = (
         str,
         None,
         "grpo: what a completion is worth: exact, 1 where it is the answer; regex:PATTERN, 1 where that is"
-        " found in it; arithmetic, 1 where its last number is that of the answer, or the value of the prompt's"
-        " expression; MODULE:FUNCTION, of your own: (prompt, completion, answer or None) -> float, always the"
-        " same for the same texts",
+        " found in it; arithmetic, 1 where its last number is that of the answer, or the value of the"
+        " prompt's expression; MODULE:FUNCTION, of your own: (prompt, completion, answer or None) -> float,"
+        " always the same for the same texts",
     ),
     Flag("group_size", int, 8, "grpo: completions of each prompt, which are compared with each other", low=2),
     Flag(

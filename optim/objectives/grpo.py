@@ -1,7 +1,7 @@
 """Group relative policy optimisation: a network learns from rewards of its own completions (Shao et al.
 2024).
 
-    source = PromptSource(splits.train, 64, completion_tokens=8, data_seed=0)
+    source = PromptSource(open_examples(folder), 64, completion_tokens=8, data_seed=0)
     fit(Grpo(network, source, reward="exact"), source, steps=200)
 
 A sample is a prompt. Its completions, the group, are drawn within the forward pass of the micro-batch that
@@ -17,12 +17,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from data.batch import Batch
+from data.example_sources import PromptSource
+from data.examples import Prompt
+from data.tokenizer import open_tokenizer
+from data.vocabulary import described
+from errors import UserError
 from optim.hooks import Run
 from optim.monitors import Monitor
 from optim.objectives import Loss
@@ -34,15 +39,6 @@ REFERENCE = "reference"
 # what a row of metrics.jsonl says of the rollouts of a step: means over completions; k3 and clipped over
 # their tokens; no_signal over groups: all rewards were the same
 MEASURES = ("reward", "no_signal", "ended", "length", "k3", "clipped")
-
-
-class Prompts(Protocol):
-    """A source of prompts (data.example_sources.PromptSource). completion_tokens: most of a completion."""
-
-    completion_tokens: int
-    data_seed: int
-
-    def prompt(self, number: int) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -84,7 +80,7 @@ class Grpo(nn.Module):
     def __init__(
         self,
         network: Any,
-        prompts: Prompts,
+        prompts: PromptSource,
         reward: str | Reward,
         reference: nn.Module | None = None,
         settings: GrpoSettings | None = None,
@@ -92,8 +88,8 @@ class Grpo(nn.Module):
         file: Mapping[str, str] | None = None,
     ) -> None:
         """network: a models.transformer.Transformer. reward: as --reward, or a function. reference: None
-        takes the network as it is now. file: of the reference, as optim.initial.describe has it: a resume wants
-        the same one. Raises UserError.
+        takes the network as it is now. sampling: None takes that of the prompts (`sampling_of`). file: of the
+        reference, as optim.initial.describe has it: a resume wants the same one. Raises UserError.
         """
         super().__init__()
         self.network, self.prompts = network, prompts
@@ -176,18 +172,27 @@ class Grpo(nn.Module):
         return lines + [f"{name}: {file['file']}" for name, file in self.frozen.items()]
 
     def flops_per_token(self, length: int | None = None) -> float:
-        """Of a token of a prompt and a completion, as models.network.Network: those of the network in the
-        group's training and generation, and a forward pass of the reference.
+        """Of a token of prompt and completion, as models.network.Network: those of the network in training
+        and in generation, and a forward pass of the reference.
         """
         flops = self.network.flops_per_token(length) * 4 / 3
         reference: Any = self.reference
         if reference is not None:
             flops += reference.flops_per_token(length) / 3
-        return float(flops * self.settings.group_size)
+        return float(flops)
 
 
-def asked_of(prompt: Any) -> Asked:
-    """A prompt of a source (data.examples.Prompt) as rollouts take it."""
+def sampling_of(prompts: PromptSource) -> Sampling:
+    """With the tokenizer and the stop token of prompts. Raises UserError where the tokenizer is not known."""
+    tokenizer = open_tokenizer(described(prompts.splits.meta))
+    if tokenizer is None:
+        raise UserError(f"{prompts.splits.folder} does not say by which tokenizer its tokens become text")
+    most = prompts.set.sequence_length - prompts.set.width
+    return Sampling(tokenizer, prompts.splits.stop, most)
+
+
+def asked_of(prompt: Prompt) -> Asked:
+    """A prompt as rollouts take it."""
     return Asked(prompt.tokens.tolist(), prompt.text, prompt.answer)
 
 
