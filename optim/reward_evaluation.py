@@ -22,10 +22,10 @@ from distributed.world import World
 from optim.evaluate import EVAL_SEED, summed
 from optim.evaluation import HeldOut, Measured
 from optim.library import evaluate_pass_at_k
-from optim.objectives.grpo import Grpo, asked_of
+from optim.objectives.grpo import asked_of
 from optim.partial import PartialSums
 from optim.rewards import PASSED, Checked
-from optim.rollouts import EVALUATION, draw_keys
+from optim.rollouts import EVALUATION, Rollouts, draw_keys
 from optim.tracked import PROMPTS, rewards_of
 
 TRIED = 1000  # prompts of a split, of a built-in reward
@@ -42,23 +42,31 @@ class HeldOutPrompts(HeldOut):
         self,
         args: Namespace,
         world: World,
-        objective: Grpo,
+        network: Any,
+        rollouts: Rollouts,
         prompts: PromptSet,
         folder: Path,
         identity: Mapping[str, Any],
     ) -> None:
         """As HeldOut."""
-        super().__init__(args, world, objective.network, prompts, folder, identity, PROMPTS)
-        self.prompts, self.objective, self.quantities = prompts, objective, rewards_of(args.pass_k)
+        super().__init__(args, world, network, prompts, folder, identity, PROMPTS)
+        self.prompts, self.rollouts, self.quantities = prompts, rollouts, rewards_of(args.pass_k)
 
     def run(
         self, whole: bool, should_stop: Callable[[], bool], advanced: Callable[[], object]
     ) -> Measured | None:
         kept = self.partial_sums(self.network, advanced)
         batches = 0 if whole else self.plan.batches
-        size = self.plan.batch_size
         found = measure_rewards(
-            self.objective, self.prompts, self.args, self.world, size, batches, should_stop, kept=kept
+            self.network,
+            self.rollouts,
+            self.prompts,
+            self.args,
+            self.world,
+            self.plan.batch_size,
+            batches,
+            should_stop,
+            kept=kept,
         )
         if found is None:
             return None
@@ -67,7 +75,8 @@ class HeldOutPrompts(HeldOut):
 
 
 def measure_rewards(
-    objective: Grpo,
+    network: Any,
+    rollouts: Rollouts,
     prompts: PromptSet,
     args: Namespace,
     world: World,
@@ -80,18 +89,18 @@ def measure_rewards(
     """Of each batch how many completions ended and their tokens, (batches, 2); of each prompt that is read
     the rewards of its completions, (prompts, S); float64. read and the rest: as optim.evaluate.summed.
     """
-    samples, rollouts = args.eval_samples, objective.rollouts
+    samples = args.eval_samples
 
     def measure(batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
         numbers = batch["numbers"].tolist()
         asked = [asked_of(prompts.prompt(number)) for number in numbers]
         keys = draw_keys(EVAL_SEED, EVALUATION, numbers, samples)
-        found = rollouts.of(objective.network, world.device, asked, keys)
+        found = rollouts.of(network, world.device, asked, keys)
         sums = torch.tensor([float(found.ended.sum()), float(found.lengths.sum())], dtype=torch.float64)
         return sums, found.rewards.view(-1, samples)
 
     return summed(
-        objective.network,
+        network,
         measure,
         (2, samples),
         prompts,

@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from config.checks import needs_reference
 from config.groups.objective import DPO, EXAMPLES, GRPO, SFT
 from data.bins import dataset_folder
@@ -27,7 +25,8 @@ from optim.objectives.sft import Sft
 from optim.objectives.teacher import Teacher, check_teacher, find_teacher, load_teacher
 from optim.progress import Parts
 from optim.reward_evaluation import HeldOutPrompts, try_reward
-from optim.rewards import Checked, reward_of
+from optim.rewards import reward_of
+from optim.rollouts import Rollouts
 from optim.setup import autocaster
 from optim.tuning_evaluations import HeldOutAnswers, HeldOutPairs
 
@@ -134,37 +133,33 @@ def _dpo(args: Namespace, world: World, examples: ExampleSplits[Any], network: A
 
 def _grpo(args: Namespace, world: World, examples: ExampleSplits[Any], network: Any, folder: Path) -> Tuning:
     length, most = args.sequence_length, args.completion_tokens
-    reward = world.on_all(lambda: reward_of(args.reward))
     source = world.on_all(lambda: PromptSource(examples, length, most, args.data_seed))
     held_out = world.on_all(lambda: PromptSet(examples.val, length, examples.stop, most))
-    world.on_all(lambda: try_reward(reward, source.set, held_out))
-    reference = open_reference(args, world, examples, network, folder) if needs_reference(args) else None
-    objective = world.on_all(lambda: grpo_of(args, world.device, network, source, reward, reference))
-    evaluation = HeldOutPrompts(args, world, objective, held_out, folder, world.on_main(source.identity))
+    rollouts = world.on_all(lambda: rollouts_of(args, world, examples))
+    settings = GrpoSettings(args.group_size, args.beta, args.clip)
+    world.on_all(lambda: try_reward(rollouts.reward, source.set, held_out))
+    known: dict[str, Any] = {}
+    if needs_reference(args):
+        reference = open_reference(args, world, examples, network, folder)
+        known = {"reference": reference.network, "file": reference.file}
+    objective = Grpo(network, source, rollouts.reward, settings=settings, sampling=rollouts.sampling, **known)
+    identity = world.on_main(source.identity)
+    evaluation = HeldOutPrompts(args, world, network, objective.rollouts, held_out, folder, identity)
     hooks = [RolloutRows(objective, args.log_freq)]
     return Tuning(objective, source, evaluation, "prompts", args.group_size, hooks)
 
 
-def grpo_of(
-    args: Namespace,
-    device: torch.device,
-    network: Any,
-    source: PromptSource,
-    reward: Checked,
-    reference: Teacher | None,
-) -> Grpo:
-    """The objective that flags ask for. Raises UserError."""
+def rollouts_of(args: Namespace, world: World, examples: ExampleSplits[Any]) -> Rollouts:
+    """The completions and rewards that flags ask for. Raises UserError."""
+    reward = reward_of(args.reward)
     sampling = replace(
-        sampling_of(source),
+        sampling_of(examples, args.completion_tokens),
         temperature=args.rollout_temperature,
         thresholds=tuple(args.router_threshold or [0.0]),
-        autocast=autocaster(args.dtype, device),
+        autocast=autocaster(args.dtype, world.device),
         eager=args.compile,
     )
-    settings = GrpoSettings(args.group_size, args.beta, args.clip)
-    if reference is None:
-        return Grpo(network, source, reward, None, settings, sampling)
-    return Grpo(network, source, reward, reference.network, settings, sampling, reference.file)
+    return Rollouts(sampling, reward)
 
 
 OF_OBJECTIVES = {SFT: _sft, DPO: _dpo, GRPO: _grpo}

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from data.batch import Batch
 from data.example_sources import PromptSource
-from data.examples import Prompt
+from data.examples import ExampleSplits, Prompt, PromptExamples
 from data.tokenizer import open_tokenizer
 from data.vocabulary import described
 from errors import UserError
@@ -98,7 +98,9 @@ class Grpo(nn.Module):
         if self.settings.beta:
             reference = deepcopy(network) if reference is None else reference
             self.reference = reference.requires_grad_(False).eval()
-        self.rollouts = Rollouts(sampling or sampling_of(prompts), reward_of(reward))
+        if sampling is None:
+            sampling = sampling_of(prompts.splits, prompts.set.sequence_length - prompts.set.width)
+        self.rollouts = Rollouts(sampling, reward_of(reward))
         self.may_leave_unused: bool = network.may_leave_unused
         self.frozen = {} if file is None else {REFERENCE: file}
         self.tally: list[Tensor] = []
@@ -182,13 +184,15 @@ class Grpo(nn.Module):
         return float(flops)
 
 
-def sampling_of(prompts: PromptSource) -> Sampling:
-    """With the tokenizer and the stop token of prompts. Raises UserError where the tokenizer is not known."""
-    tokenizer = open_tokenizer(described(prompts.splits.meta))
+def sampling_of(splits: ExampleSplits[PromptExamples], most: int) -> Sampling:
+    """Of completions of at most so many tokens, with the tokenizer and the stop token of their prompts.
+
+    Raises UserError where the tokenizer is not known.
+    """
+    tokenizer = open_tokenizer(described(splits.meta))
     if tokenizer is None:
-        raise UserError(f"{prompts.splits.folder} does not say by which tokenizer its tokens become text")
-    most = prompts.set.sequence_length - prompts.set.width
-    return Sampling(tokenizer, prompts.splits.stop, most)
+        raise UserError(f"{splits.folder} does not say by which tokenizer its tokens become text")
+    return Sampling(tokenizer, splits.stop, most)
 
 
 def asked_of(prompt: Prompt) -> Asked:
