@@ -6,8 +6,8 @@
     python eval.py --checkpoint exps/.../ckpt_40000.pt --core_data eval_bundle.zip      # and CORE
 
 The settings are those that the checkpoint was trained with; any flag given overrides one. A network that was
-fine-tuned (--objective sft, dpo, grpo) is measured on the validation examples; with --objective next_token and a
---dataset of text, on that. Also reads checkpoints of the authors' implementation. Writes
+fine-tuned (--objective sft, dpo, grpo) is measured on the validation examples; with --objective next_token
+and a --dataset of text, on that. Also reads checkpoints of the authors' implementation. Writes
 eval_summary_<checkpoint's name>.json, and the losses of all windows beside it (.npz), by which two models are
 compared in pairs (python -m report compare A B). CORE's tasks are in a table beside it, too (_core.csv).
 """

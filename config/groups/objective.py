@@ -25,8 +25,6 @@ OF_OBJECTIVES = {
     "clip": (GRPO,),
     "completion_tokens": (GRPO,),
     "rollout_temperature": (GRPO,),
-    "eval_samples": (GRPO,),
-    "pass_k": (GRPO,),
 }
 
 OBJECTIVE: tuple[Flag, ...] = (
