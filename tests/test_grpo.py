@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from optim.rollouts import TRAINING, Asked, Completions, draw_keys
 from optim.selftest import differing, leaves
 from optim.tracked import Tracked, full_name, rewards_of
 from tests.helpers import tiny_args, tiny_model
+from tests.programs import ROOT
 from tests.tuned import sums
 
 CPU = World(torch.device("cpu"))
@@ -250,3 +252,13 @@ def test_early_stopping_by_a_reward(splits: ExampleSplits[Any], tmp_path: Path) 
 
 def test_flags_of_the_evaluation_reach_every_recipe() -> None:
     assert config.parse_args(["--eval_samples", "8", "--pass_k", "1", "8"]).pass_k == [1, 8]
+
+
+def test_the_example_of_the_page_trains(splits: ExampleSplits[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "tuning-grpo.md").read_text()
+    monkeypatch.chdir(splits.folder.parent.parent)
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, names)
+    assert {row["kind"] for row in names["rows"]} == {"train", "rollouts"}
+    assert names["reward"]("a", "b", "b") == 1
