@@ -10,7 +10,6 @@ lines. All of these are mapped; the index is summed up when it is opened.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -19,7 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.formats import CHAT, FORMATS, INDEX, LINES, PAIRS, PROMPTS
-from data.bins import META, WIDE_TOKEN, dtype_of, is_prepared, map_tokens, read_meta
+from data.bins import (
+    META,
+    WIDE_TOKEN,
+    dtype_of,
+    is_prepared,
+    map_tokens,
+    need_format,
+    not_prepared,
+    read_meta,
+)
 from data.segments import LINE_FEED, counted_in, ends_of_examples, lengths_in
 from errors import OwnError, UserError
 
@@ -142,17 +150,6 @@ class ExampleSplits(Generic[E]):
         return int(self.meta["stop"])
 
 
-def need_format(folder: Path, meta: Mapping[str, Any], wanted: str) -> None:
-    """Raises UserError where a prepared folder holds other than examples of this format."""
-    there = meta.get("format")
-    if there != wanted:
-        held = "running text" if there is None else f"examples of the format {there!r:.40}"
-        raise UserError(
-            f"{folder} holds {held}, and examples of the format {wanted!r} are needed: python -m"
-            f" data.tokenize --format {wanted} makes them"
-        )
-
-
 def open_examples(
     folder: Path, wanted: str | None = None, vocab_size: int | None = None
 ) -> ExampleSplits[Any]:
@@ -160,10 +157,7 @@ def open_examples(
     model that they are for. Raises UserError.
     """
     if not is_prepared(folder):
-        raise UserError(
-            f"{folder} is not prepared, it lacks train.bin or val.bin: python -m data.tokenize --name NAME"
-            f" --format {wanted or '{' + ','.join(FORMATS) + '}'} --input FILES"
-        )
+        raise UserError(not_prepared(folder.name, folder, vocab_size, wanted))
     meta = read_meta(folder)
     if wanted is not None:
         need_format(folder, meta, wanted)
