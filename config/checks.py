@@ -99,6 +99,13 @@ def objective_problems(args: Namespace) -> list[Problem]:
     return problems
 
 
+def adapter_problems(args: Namespace) -> list[Problem]:
+    if args.adapt is None or args.init_from is not None:
+        return []
+    line = f"--adapt {args.adapt} trains beside weights that stay as they are: give them by --init_from"
+    return [Problem(line, "adapt", "init_from")]
+
+
 def unused_by_objective(args: Namespace) -> dict[str, str]:
     """Flags that the objective has no use for, each with words that follow "no effect"."""
     reason = f" with --objective {args.objective}"

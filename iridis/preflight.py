@@ -149,10 +149,12 @@ def checkpoint_bytes(args: Namespace, folder: Path) -> int:
     import torch
 
     from models import make_model_from_args
+    from models.adapters import trained_parameters
 
     with torch.device("meta"):
-        weights = sum(p.numel() for p in make_model_from_args(args).parameters())
-    return int(4 * weights * (1 + OPTIMIZER_STATES[args.opt]))
+        network = make_model_from_args(args)
+    weights = sum(p.numel() for p in network.parameters())
+    return int(4 * (weights + OPTIMIZER_STATES[args.opt] * trained_parameters(network)))
 
 
 def existing_parent(folder: Path) -> Path:
