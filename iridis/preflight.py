@@ -333,7 +333,11 @@ def options(argv: Sequence[str]) -> tuple[Namespace, list[str] | None]:
     parser.add_argument("--time")
     for name in ("nodes", "gpus", "processes"):
         parser.add_argument(f"--{name}", type=int, default=0 if name == "gpus" else 1)
-    parser.add_argument("--no-data", action="store_true", help="a job before this one prepares the data")
+    parser.add_argument(
+        "--no-data",
+        action="store_true",
+        help="a job before this one prepares the data, or trains what it begins with",
+    )
     parser.add_argument(
         "--allowed",
         action="store_true",
@@ -367,9 +371,9 @@ def training_problems(wanted: Namespace, args: Namespace, record: Record, is_ref
     problems += [] if wanted.no_data else data.lacking()
     if not wanted.no_data:
         data.end_of_text()  # which packing needs
-    if args.init_from is not None and not record.saved_step:
+    if args.init_from is not None and not record.saved_step and not wanted.no_data:
         initial.find(args.init_from)
-    if args.teacher is not None:
+    if args.teacher is not None and not wanted.no_data:
         initial.find(args.teacher, "--teacher")
     if (folder / STOP).exists():
         problems.append(f"{folder / STOP} keeps this experiment stopped; remove it first")
