@@ -10,14 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data.examples import ExampleSplits
-
 from config.curriculum import LENGTH
 from config.groups.objective import DISTILLATION, EXAMPLES, MULTI_TOKEN
 from config.packing import NONE
 from config.recipe import flags_of
 from data.batch import BatchSource
 from data.curriculum import LengthCurriculum
+from data.examples import ExampleSplits
 from data.sizes import token_sizes
 from data.text import TextData
 from distributed.world import World

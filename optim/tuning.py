@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.example_sources import PairSet, PairSource, SftSet, SftSource
-from data.examples import ExampleSplits, open_examples
-
 from config.groups.objective import DPO, EXAMPLES, SFT
 from data.bins import dataset_folder
+from data.example_sources import PairSet, PairSource, SftSet, SftSource
+from data.examples import ExampleSplits, open_examples
 from distributed.world import World
 from errors import UserError
 from optim import initial

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from data.example_sources import PairSet, SftSet
-from data.examples import ExampleSplits
 from numpy.typing import NDArray
 
 from data.bins import identity_of
+from data.example_sources import PairSet, SftSet
+from data.examples import ExampleSplits
 from data.vocabulary import need_same_tokens
 from optim.evaluate import evaluate, perplexity, progress_bar, windows_to_read
 from optim.intervals import SAMPLE, interval
