@@ -68,6 +68,7 @@ FIGURE_WIDTH, FIGURE_HEIGHT = 1200, 580
 COLUMNS, ROWS = (70, 670), (60, 330)  # where panels begin
 # from the lower panels to those of what users measure themselves, and how many of these there are at most
 NEXT_ROW, MOST_OWN = 290, 8
+IN_NO_PANEL = ("val_loss", "n_pairs")  # of their own: the loss is among the losses, a count stays what it is
 PANELS = (
     Panel(
         "loss",
@@ -273,13 +274,14 @@ def named_lines(names: Sequence[str]) -> tuple[Line, ...]:
 
 
 def own_panels(evaluated: Iterable[Evaluated]) -> list[Panel]:
-    """One for each number that an evaluation without a loss measures, below the other panels."""
+    """One for each number that an evaluation of no text measures, but its loss, below the other panels."""
     lines: list[Line] = []
     for one in evaluated:
-        if not any("val_loss" in row for row in (*one.during, *one.final)):
+        if not any("val_pp" in row for row in (*one.during, *one.final)):
             kind = f"{DURING}@{one.name}" if one.name else DURING
             keys = dict.fromkeys(key for row in one.during[-1:] for key in measured(row))
-            lines += [Line(kind, key, "v", one.name, may_be_marked=True) for key in keys]
+            shown = [key for key in keys if key not in IN_NO_PANEL]
+            lines += [Line(kind, key, "v", one.name, may_be_marked=True) for key in shown]
     panels = []
     for number, line in enumerate(lines[:MOST_OWN]):
         top = ROWS[1] + NEXT_ROW + (ROWS[1] - ROWS[0]) * (number // len(COLUMNS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from config.formats import CHAT, PAIRS, PROMPTS
 from config.groups.model import DTYPES
 from config.schema import Flag, dtype_name
 
@@ -9,7 +10,7 @@ NEXT_TOKEN, MULTI_TOKEN, DISTILLATION = "next_token", "multi_token", "distillati
 SFT, DPO, GRPO = "sft", "dpo", "grpo"
 OBJECTIVES = (NEXT_TOKEN, MULTI_TOKEN, DISTILLATION, SFT, DPO, GRPO)
 # objectives of fine-tuning -> the form of the examples that each is trained on (data.tokenize --format)
-EXAMPLES = {SFT: "chat", DPO: "pairs", GRPO: "prompts"}
+EXAMPLES = {SFT: CHAT, DPO: PAIRS, GRPO: PROMPTS}
 # flags of some objectives only -> these
 OF_OBJECTIVES = {
     "mtp_heads": (MULTI_TOKEN,),

@@ -45,8 +45,10 @@ class Dpo(nn.Module):
         self, network: Any, reference: nn.Module, beta: float = 0.1, file: Mapping[str, str] | None = None
     ) -> None:
         """network, reference: as models.network.Network, of one vocabulary. file: of the reference, as
-        optim.initial.describe has it: a resume wants the same one.
+        optim.initial.describe has it: a resume wants the same one. Raises ValueError where both are one.
         """
+        if reference is network:
+            raise ValueError("a reference stays as it is: give a copy of it, copy.deepcopy(network)")
         super().__init__()
         self.network, self.reference = network, reference.requires_grad_(False).eval()
         self.beta = beta
