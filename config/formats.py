@@ -4,6 +4,6 @@ them.
 
 CHAT, PAIRS, PROMPTS = "chat", "pairs", "prompts"
 FORMATS = (CHAT, PAIRS, PROMPTS)
-INDEX, LINES = "index", "jsonl"  # endings of files: segments of examples; what the tokens do not tell
+INDEX, LINES = "index", "texts"  # endings of files: segments of examples; what the tokens do not tell
 # format -> endings of the files that a split has beside its bin
 BESIDE = {CHAT: (INDEX,), PAIRS: (INDEX,), PROMPTS: (INDEX, LINES)}

@@ -84,6 +84,28 @@ def beside(meta: Mapping[str, Any]) -> tuple[str, ...]:
     return BESIDE.get(str(meta.get("format")), ())
 
 
+def other_format(folder: Path, meta: Mapping[str, Any], wanted: str | None) -> str | None:
+    """A line where a prepared folder holds something else than examples of this format; None: than running
+    text.
+    """
+    there = meta["format"] if beside(meta) else None
+    if there == wanted:
+        return None
+    held = "running text" if there is None else f"examples of the format {there!r}"
+    if wanted is None:
+        how = "give another --dataset, or the --objective that these are for"
+        return f"{folder} holds {held}, for fine-tuning, and running text is needed: {how}"
+    how = f"python -m data.tokenize --format {wanted} makes them"
+    return f"{folder} holds {held}, and examples of the format {wanted!r} are needed: {how}"
+
+
+def need_format(folder: Path, meta: Mapping[str, Any], wanted: str | None) -> None:
+    """Raises UserError with `other_format`."""
+    wrong = other_format(folder, meta, wanted)
+    if wrong:
+        raise UserError(wrong)
+
+
 def refuse_half(folder: Path) -> None:
     """Raises UserError where a folder that is to be prepared holds one bin, and none that was left by a
     preparation, which writes val.bin before train.bin.
@@ -277,6 +299,13 @@ def largest_token(tokens: Tokens) -> int:
     return max(int(tokens[i : i + SCAN_TOKENS].max()) for i in range(0, tokens.size, SCAN_TOKENS))
 
 
+def sha256(tokens: Tokens) -> str:
+    digest = hashlib.sha256()
+    for begin in range(0, tokens.size, SCAN_TOKENS):
+        digest.update(tokens[begin : begin + SCAN_TOKENS].data)
+    return digest.hexdigest()
+
+
 def ends_of(tokens: Tokens, end_of_text: int) -> NDArray[np.int64]:
     """Places of the tokens that end documents, found in slices."""
     found = []
@@ -432,29 +461,23 @@ def _wider_numbers(tokens: Tokens) -> str | None:
     return None
 
 
-def how_to_prepare(dataset: str, vocab_size: int | None = None) -> str:
-    """The command that makes a dataset's bins. vocab_size: of the model that they are for."""
-    if dataset in ("owt2", "openwebtext2"):
+def how_to_prepare(dataset: str, vocab_size: int | None = None, format: str | None = None) -> str:
+    """The command that makes a dataset's bins. vocab_size: of the model that they are for. format: of
+    examples for fine-tuning.
+    """
+    if format is None and dataset in ("owt2", "openwebtext2"):
         return "bash iridis/download-dataset/job.sh --full, then bash iridis/extract-tokenize-dataset/job.sh"
     command = f"python -m data.tokenize --name {shlex.quote(Path(dataset).name)}"
-    if dataset in BUILT_IN:
+    if format is None and dataset in BUILT_IN:
         return command
     in_bytes = " --tokenizer bytes" if vocab_size == BYTE_VALUES else ""
-    return f"{command} --input FILES_OR_FOLDER{in_bytes}"
+    in_form = "" if format is None else f" --format {format}"
+    return f"{command}{in_form} --input FILES_OR_FOLDER{in_bytes}"
 
 
-def not_prepared(dataset: str, folder: Path, vocab_size: int | None = None) -> str:
-    how = how_to_prepare(dataset, vocab_size)
+def not_prepared(dataset: str, folder: Path, vocab_size: int | None = None, format: str | None = None) -> str:
+    how = how_to_prepare(dataset, vocab_size, format)
     return f"dataset {dataset!r} is not prepared: {folder} lacks train.bin or val.bin; {how}"
-
-
-def refuse_examples(folder: Path, meta: Mapping[str, Any]) -> None:
-    """Raises UserError where a folder holds examples for fine-tuning, and running text is needed."""
-    if beside(meta):
-        raise UserError(
-            f"{folder} holds examples of the format {meta['format']!r}, for fine-tuning, and running text is"
-            " needed: give another --dataset, or the --objective that these are for"
-        )
 
 
 def open_splits(
@@ -465,7 +488,7 @@ def open_splits(
     if not is_prepared(folder):
         raise UserError(not_prepared(dataset, folder, vocab_size))
     meta = read_meta(folder)
-    refuse_examples(folder, meta)
+    need_format(folder, meta, None)
     if meta.get("vocab_size", 0) > vocab_size:
         raise UserError(
             f"the tokenizer of {folder} has {meta['vocab_size']} tokens, but --vocab_size is {vocab_size}: it"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from config.formats import LINES
 from data.bins import dtype_for
 from data.encode import with_ends
 from data.example_lines import Example
@@ -72,7 +73,7 @@ class ExampleEncoder:
         content = {
             "bin": tokens.astype(self.dtype, copy=False).data,
             "len": packed_segments(lengths, counted, last).data,
-            "jsonl": b"".join(example.kept for example in examples),
+            LINES: b"".join(example.kept for example in examples),
         }
         counts = {
             "documents": len(examples),
@@ -80,7 +81,7 @@ class ExampleEncoder:
             "bytes": size,
             "kept_bytes": size if self.sizes is None else kept,
             "segments": lengths.size,
-            "kept_lines": len(content["jsonl"]),
+            "kept_lines": len(content[LINES]),
         }
         return content, counts
 

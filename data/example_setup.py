@@ -5,6 +5,7 @@ meta.json says of the examples.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from config.formats import CHAT
 from data.corpus import records
 from data.example_encode import STOPS, stop_token
 from data.example_lines import READERS, TEMPLATE
+from data.examples import ExampleSplits
 from data.find import Bad, Found
 from data.streams import printable
 from data.tokenizer import KINDS, Tokenizer, named
@@ -59,3 +61,16 @@ def in_meta(format: str, tokenizer: Tokenizer) -> dict[str, Any]:
     if format == CHAT:
         found["template"] = TEMPLATE
     return found
+
+
+def notes_of_examples(splits: ExampleSplits[Any]) -> Iterator[str]:
+    """What the user is to know of prepared examples."""
+    longest = max(int(part.row_lengths.max()) for part in (splits.train, splits.val))
+    yield f"answers end with token {splits.stop}; the longest sequence has {longest:,} tokens"
+    val = set(splits.val.prompts())
+    repeated = len(val.intersection(splits.train.prompts()))
+    if repeated:
+        yield (
+            f"note: {repeated:,} of {len(val):,} prompts for validation are in training examples too: they"
+            " say nothing about new ones"
+        )

@@ -30,13 +30,12 @@ E = TypeVar("E", bound=Examples)
 class ExampleSet(Generic[E]):
     """The examples of a split that fit, numbered from 0, as an EvalSet.
 
-    numbers: of each in the split. limit: the largest of `lengths` (tokens of all examples) that fits.
-    Raises UserError where none does.
+    numbers: of each in the split. limit: tokens of the longest sequence that fits. Raises UserError where
+    none does.
     """
 
-    def __init__(
-        self, examples: E, sequence_length: int, stop: int, lengths: NDArray[np.int64], limit: int
-    ) -> None:
+    def __init__(self, examples: E, sequence_length: int, stop: int, limit: int) -> None:
+        lengths = examples.row_lengths
         self.examples, self.sequence_length, self.stop = examples, sequence_length, stop
         self.numbers = np.flatnonzero(lengths <= limit)
         self.left_out = len(examples) - self.numbers.size
@@ -75,7 +74,7 @@ class SftSet(ExampleSet[ChatExamples]):
     """
 
     def __init__(self, examples: ChatExamples, sequence_length: int, stop: int) -> None:
-        super().__init__(examples, sequence_length, stop, examples.lengths, sequence_length + 1)
+        super().__init__(examples, sequence_length, stop, sequence_length + 1)
         self.counts = examples.counts[self.numbers]
 
     def items(self, numbers: NDArray[np.int64]) -> int:
@@ -104,7 +103,7 @@ class PairSet(ExampleSet[PairExamples]):
     """
 
     def __init__(self, examples: PairExamples, sequence_length: int, stop: int) -> None:
-        super().__init__(examples, sequence_length, stop, examples.longest, sequence_length + 1)
+        super().__init__(examples, sequence_length, stop, sequence_length + 1)
 
     def batch(self, numbers: NDArray[np.int64]) -> Batch:
         width = self.sequence_length + 1
@@ -135,7 +134,7 @@ class PromptSet(ExampleSet[PromptExamples]):
                 f"--completion_tokens {completion_tokens} leaves no room for a prompt in --sequence_length"
                 f" {sequence_length}"
             )
-        super().__init__(examples, sequence_length, stop, examples.lengths, self.width)
+        super().__init__(examples, sequence_length, stop, self.width)
 
     def prompt(self, number: int) -> Prompt:
         """Of a number in `numbers` of a batch."""

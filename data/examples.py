@@ -10,7 +10,7 @@ lines. All of these are mapped; the index is summed up when it is opened.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -19,7 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.formats import CHAT, FORMATS, INDEX, LINES, PAIRS, PROMPTS
-from data.bins import META, WIDE_TOKEN, dtype_of, is_prepared, map_tokens, read_meta
+from data.bins import (
+    META,
+    WIDE_TOKEN,
+    dtype_of,
+    is_prepared,
+    map_tokens,
+    need_format,
+    not_prepared,
+    read_meta,
+)
 from data.segments import LINE_FEED, counted_in, ends_of_examples, lengths_in
 from errors import OwnError, UserError
 
@@ -61,6 +70,11 @@ class Examples:
     def __len__(self) -> int:
         return int(self.ends.size)
 
+    @property
+    def row_lengths(self) -> NDArray[np.int64]:
+        """Tokens of the longest sequence that is made of each example (N,)."""
+        return self.lengths
+
     def segments(self, number: int) -> range:
         """Of an example."""
         return range(int(self.ends[number - 1]) if number else 0, int(self.ends[number]))
@@ -71,6 +85,12 @@ class Examples:
         if self.vocab_size is not None and tokens.max(initial=0) >= self.vocab_size:
             raise self.damaged(f"it holds token {tokens.max()}, beyond --vocab_size {self.vocab_size}")
         return tokens
+
+    def prompts(self) -> Iterator[bytes]:
+        """The first segment of each example, as it is stored."""
+        firsts = np.concatenate([[0], self.ends[:-1]])
+        for begin, end in zip(self.begins[firsts].tolist(), self.begins[firsts + 1].tolist(), strict=True):
+            yield self.tokens[begin:end].tobytes()
 
 
 class ChatExamples(Examples):
@@ -100,8 +120,8 @@ class PairExamples(Examples):
         return self.segment(first), self.segment(first + 1), self.segment(first + 2)
 
     @property
-    def longest(self) -> NDArray[np.int64]:
-        """Tokens of each prompt and the longer one of its answers (N,)."""
+    def row_lengths(self) -> NDArray[np.int64]:
+        """Of a prompt and the longer one of its answers."""
         prompt, chosen, rejected = np.diff(self.begins).reshape(-1, 3).T
         return np.asarray(prompt + np.maximum(chosen, rejected))
 
@@ -142,17 +162,6 @@ class ExampleSplits(Generic[E]):
         return int(self.meta["stop"])
 
 
-def need_format(folder: Path, meta: Mapping[str, Any], wanted: str) -> None:
-    """Raises UserError where a prepared folder holds other than examples of this format."""
-    there = meta.get("format")
-    if there != wanted:
-        held = "running text" if there is None else f"examples of the format {there!r:.40}"
-        raise UserError(
-            f"{folder} holds {held}, and examples of the format {wanted!r} are needed: python -m"
-            f" data.tokenize --format {wanted} makes them"
-        )
-
-
 def open_examples(
     folder: Path, wanted: str | None = None, vocab_size: int | None = None
 ) -> ExampleSplits[Any]:
@@ -160,10 +169,7 @@ def open_examples(
     model that they are for. Raises UserError.
     """
     if not is_prepared(folder):
-        raise UserError(
-            f"{folder} is not prepared, it lacks train.bin or val.bin: python -m data.tokenize --name NAME"
-            f" --format {wanted or '{' + ','.join(FORMATS) + '}'} --input FILES"
-        )
+        raise UserError(not_prepared(folder.name, folder, vocab_size, wanted))
     meta = read_meta(folder)
     if wanted is not None:
         need_format(folder, meta, wanted)

@@ -1,14 +1,14 @@
-"""Show a prepared dataset: counts, checksums, three random documents, and the lengths of its documents.
+"""Show a prepared dataset: counts, checksums, three random documents or examples, and the lengths of all.
 
 python -m data.inspect data/datasets/stdlib [--seed 0] [--png FILE]
 """
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,15 +16,18 @@ from numpy.typing import NDArray
 from config.programs import Arguments, guarded
 from data.bins import (
     META,
-    SCAN_TOKENS,
     Tokens,
+    beside,
     check_format,
     dtype_of,
     ends_of,
     is_prepared,
     map_tokens,
     read_meta,
+    sha256,
 )
+from data.example_view import lines_of_examples, problems_of_examples
+from data.examples import open_examples
 from data.tokenizer import Tokenizer, open_tokenizer, text_of
 from data.vocabulary import described
 from drawing import load_matplotlib
@@ -32,18 +35,6 @@ from errors import UserError
 from files import replace_atomically
 
 SHOWN_CHARACTERS, SHOWN_DOCUMENTS = 300, 3
-
-
-def slices(tokens: Tokens) -> Iterator[Tokens]:
-    for begin in range(0, tokens.size, SCAN_TOKENS):
-        yield tokens[begin : begin + SCAN_TOKENS]
-
-
-def sha256(tokens: Tokens) -> str:
-    digest = hashlib.sha256()
-    for part in slices(tokens):
-        digest.update(part.data)
-    return digest.hexdigest()
 
 
 def problems_of(folder: Path, check_documents: int = SHOWN_DOCUMENTS) -> list[str]:
@@ -54,6 +45,8 @@ def problems_of(folder: Path, check_documents: int = SHOWN_DOCUMENTS) -> list[st
     meta, wrong = read_meta(folder), []
     if not meta.get("splits"):
         return [f"{folder / META} does not describe the bins: nothing to compare with"]
+    if beside(meta):
+        return problems_of_examples(folder)
     tokenizer, end = open_tokenizer(described(meta)), meta.get("end_of_text")
     for name, stated in meta["splits"].items():
         path = folder / f"{name}.bin"
@@ -85,8 +78,8 @@ def _sample(tokens: Tokens, ends: NDArray[np.int64] | None, count: int) -> Itera
         yield tokens[ends[number - 1] + 1 if number else 0 : ends[number]]
 
 
-def histogram(lengths: NDArray[np.int64], title: str, path: Path) -> None:
-    """Document lengths in tokens, as a picture."""
+def histogram(lengths: NDArray[np.int64], unit: str, title: str, path: Path) -> None:
+    """Lengths of documents or examples in tokens, as a picture."""
     load_matplotlib()
     from matplotlib import pyplot
 
@@ -95,7 +88,8 @@ def histogram(lengths: NDArray[np.int64], title: str, path: Path) -> None:
     axes.hist(np.maximum(lengths, 1), bins=bins, color="#0072B2")
     axes.axvline(float(np.median(lengths)), color="#D55E00", label=f"median {np.median(lengths):,.0f}")
     axes.axvline(float(lengths.mean()), color="#009E73", linestyle="--", label=f"mean {lengths.mean():,.0f}")
-    axes.set(xscale="log", xlabel="length of a document (tokens)", ylabel="documents", title=title)
+    one = unit.removesuffix("s")
+    axes.set(xscale="log", xlabel=f"length of a {one} (tokens)", ylabel=unit, title=title)
     axes.legend(frameon=False)
     replace_atomically(
         path, lambda temporary: figure.savefig(temporary, dpi=150, format=path.suffix[1:] or "png")
@@ -108,11 +102,14 @@ def show(folder: Path, seed: int, png: Path | None) -> int:
     if not is_prepared(folder):
         raise UserError(f"{folder} is not prepared: it lacks train.bin or val.bin")
     meta = read_meta(folder)
+    unit = "examples" if beside(meta) else "documents"
     print(f"folder     {folder}\ntokenizer  {meta.get('tokenizer', 'unknown')}")
+    if beside(meta):
+        print(f"format     {meta['format']}, answers end with token {meta.get('stop')}")
     for name in ("train", "val"):
         path = folder / f"{name}.bin"
         tokens, stated = map_tokens(path, dtype=dtype_of(meta)), meta.get("splits", {}).get(name, {})
-        documents = f"{stated['documents']:,} documents, " if "documents" in stated else ""
+        documents = f"{stated['documents']:,} {unit}, " if "documents" in stated else ""
         check_format(path, tokens, meta)
         largest = stated.get("largest_token", "unknown")
         print(f"{name:<10} {documents}{tokens.size:,} tokens, largest {largest}")
@@ -125,17 +122,28 @@ def show(folder: Path, seed: int, png: Path | None) -> int:
     print(f"checksums  {verdict}")
     for line in wrong:
         print(f"           {line}")
+    generator = np.random.default_rng(seed)
+    if not beside(meta):
+        show_text(folder, meta, generator, png)
+    elif not wrong:
+        splits = open_examples(folder)
+        for line in lines_of_examples(splits, generator):
+            print(line)
+        draw_lengths(folder, splits.train.lengths, "examples", png)
+    return 1 if wrong else 0
+
+
+def show_text(folder: Path, meta: dict[str, Any], generator: np.random.Generator, png: Path | None) -> None:
+    """Documents of running text, or excerpts where nothing says where a document ends."""
     train = map_tokens(folder / "train.bin", dtype=dtype_of(meta))
     tokenizer = open_tokenizer(described(meta))
-    generator = np.random.default_rng(seed)
     if "end_of_text" in meta:
         ends = ends_of(train, meta["end_of_text"])
         if ends.size:
             show_documents(train, ends, tokenizer, meta.get("tokenizer"), generator)
-            show_lengths(folder, train, ends, png)
+            draw_lengths(folder, lengths_of(ends), "documents", png)
     elif tokenizer:
         show_excerpts(train, tokenizer, generator)
-    return 1 if wrong else 0
 
 
 def lengths_of(ends: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -175,14 +183,14 @@ def show_excerpts(train: Tokens, tokenizer: Tokenizer, generator: np.random.Gene
         print(f"--- from token {begin:,} of {train.size:,}\n{shown(text)}")
 
 
-def show_lengths(folder: Path, train: Tokens, ends: NDArray[np.int64], png: Path | None) -> None:
-    """A picture of the documents' lengths. Raises OSError where `png`, a file that was asked for, cannot be
-    written.
+def draw_lengths(folder: Path, lengths: NDArray[np.int64], unit: str, png: Path | None) -> None:
+    """A picture of the lengths of documents or examples in tokens. Raises OSError where `png`, a file that
+    was asked for, cannot be written.
     """
-    place = png or folder / "document_lengths.png"
-    title = f"{folder.name}: {ends.size:,} training documents, {train.size:,} tokens"
+    place = png or folder / f"{unit.removesuffix('s')}_lengths.png"
+    title = f"{folder.name}: {lengths.size:,} training {unit}, {lengths.sum():,} tokens"
     try:
-        histogram(lengths_of(ends), title, place)
+        histogram(lengths, unit, title, place)
         print(f"--- picture of the lengths: {place}")
     except OSError as error:
         if png is not None:

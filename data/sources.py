@@ -13,9 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from config.groups.objective import EXAMPLES, NEXT_TOKEN
 from config.mixture import DROP, EPOCHS, ERROR, effective_weights, given_weights, is_mixture, names_of_sources
 from config.packing import NONE
-from data.bins import META, dataset_folder, identity_of, is_prepared, label, not_prepared, read_meta
+from data.bins import (
+    META,
+    dataset_folder,
+    identity_of,
+    is_prepared,
+    label,
+    not_prepared,
+    other_format,
+    read_meta,
+)
 from data.bpe import END_OF_TEXT
 from data.setup import is_built_in
 from data.vocabulary import OF_GPT2, described
@@ -45,6 +55,7 @@ class Wanted:
     vocab_size: int | None = None
     track: str | None = None
     packing: str = NONE
+    objective: str = NEXT_TOKEN
 
     @classmethod
     def of(cls, flags: Mapping[str, Any]) -> Wanted:
@@ -82,13 +93,31 @@ class Wanted:
 
     def lacking(self) -> list[str]:
         """A line for each dataset that a training needs, that is not prepared, and that is not made on first
-        use. Raises UserError.
+        use, and for each that holds something else than it reads. Raises UserError.
         """
         here = self.prepared
-        absent = [name for name in self.names if name not in here and not is_built_in(name)]
+        format = self.format
+        absent = [name for name in self.names if name not in here and not (is_built_in(name) and not format)]
         if self.is_mixture and self.missing_sources == DROP and len(absent) < len(self.names):
             absent = [name for name in absent if name in self.required]
-        return [not_prepared(name, self.folder(name), self.vocab_size) for name in absent]
+        lines = [not_prepared(name, self.folder(name), self.vocab_size, format) for name in absent]
+        return lines + self.of_other_format()
+
+    @property
+    def format(self) -> str | None:
+        """Of the examples that the objective is trained on; None: it is trained on running text."""
+        return EXAMPLES.get(self.objective)
+
+    def of_other_format(self) -> list[str]:
+        """A line for each prepared dataset that holds something else than what the objective is trained on.
+        Raises UserError.
+        """
+        lines = []
+        for folder in self.prepared.values():
+            wrong = other_format(folder, read_meta(folder), self.format)
+            if wrong:
+                lines.append(wrong)
+        return lines
 
     def end_of_text(self) -> int | None:
         """The token that ends a document of the prepared datasets; None where documents need not be told from

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from config.formats import INDEX, LINES
 from config.tokenizers import TOKENIZER_FILE
-from data.bins import META, TOKEN, Tokens, beside, dtype_for
+from data.bins import META, TOKEN, Tokens, beside, dtype_for, read_meta
 from data.order import splitmix64, splitmix64_array
 from data.segments import LINE_FEED, ends_of_examples, lengths_in
 from data.tokenizer import Tokenizer
@@ -113,22 +113,38 @@ def assemble(
         for split in bins.splits:
             if not split.tokens:
                 raise UserError(f"{split.path.stem}.bin would be empty: its documents have no text")
-        # of an earlier preparation: it must not remain beside the new val.bin
-        (folder / "train.bin").unlink(missing_ok=True)
-        sync_folder(folder)
-        for name, content in tokenizer.files().items():
-            write_atomically(folder / name, content)
-        for part in parts.values():
-            if part is not bins:
-                part.train.publish()
-                part.val.publish()
-        bins.val.publish()
-        write_json(folder / META, meta)
-        bins.train.publish()
+        _publish(parts, folder, tokenizer, meta)
     finally:
         for part in parts.values():
             part.abandon()
     return meta
+
+
+def _publish(parts: dict[str, _Part], folder: Path, tokenizer: Tokenizer, meta: dict[str, Any]) -> None:
+    """Put the files in their places, train.bin last."""
+    # of an earlier preparation: it must not remain beside the new val.bin
+    (folder / "train.bin").unlink(missing_ok=True)
+    for ending in _earlier(folder) - parts.keys():
+        for split in parts["bin"].splits:
+            split.path.with_suffix(f".{ending}").unlink(missing_ok=True)
+    sync_folder(folder)
+    for name, content in tokenizer.files().items():
+        write_atomically(folder / name, content)
+    for part in parts.values():
+        if part is not parts["bin"]:
+            part.train.publish()
+            part.val.publish()
+    parts["bin"].val.publish()
+    write_json(folder / META, meta)
+    parts["bin"].train.publish()
+
+
+def _earlier(folder: Path) -> set[str]:
+    """Endings of what an earlier preparation has left beside its bins."""
+    try:
+        return set(beside(read_meta(folder)))
+    except UserError:  # damaged, and about to be replaced
+        return set()
 
 
 class _Part:
@@ -178,7 +194,7 @@ def encoded(
             if ending == INDEX:
                 yield lengths, ends
             elif ending == LINES:
-                kept = np.memmap(f"{stem}.jsonl", dtype=np.uint8, mode="r")
+                kept = np.memmap(f"{stem}.{LINES}", dtype=np.uint8, mode="r")
                 yield kept, np.flatnonzero(kept == LINE_FEED) + 1
             else:
                 yield tokens, np.cumsum(lengths_in(lengths))[ends - 1]
@@ -196,6 +212,8 @@ def by_document(
     """
     total = sum(result["documents"] for result in results)
     if total < 2:
+        if any("segments" in result for result in results):
+            raise UserError(f"{total} examples are too few: both splits need one")
         hint = " (--val-fraction 0.1 cuts one document, its last tenth for validation)" if total else ""
         raise UserError(f"{total} documents are too few: both splits need one{hint}")
     chosen = np.concatenate(

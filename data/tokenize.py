@@ -50,7 +50,8 @@ from data.bins import (
 )
 from data.built_in import BUILT_IN, packed
 from data.characters import tokenize_characters
-from data.example_setup import in_meta, known_by, leave_texts_out
+from data.example_setup import in_meta, known_by, leave_texts_out, notes_of_examples
+from data.examples import open_examples
 from data.find import SHOWN_BAD, Bad, Found, find_shards
 from data.split import assemble
 from data.streams import Shard
@@ -305,6 +306,9 @@ def tokenize(
     report(meta, results, time.monotonic() - began, say)
     for line in advice(meta, results):
         say(line)
+    if format is not None:
+        for line in notes_of_examples(open_examples(folder, format)):
+            say(line)
     return meta
 
 
@@ -319,9 +323,7 @@ def advice(meta: dict[str, Any], results: list[dict[str, Any]]) -> list[str]:
         )
     if "vocab_size" in meta:
         lines.append(f"train with --vocab_size {meta['vocab_size']} or more")
-    if "format" in meta:
-        lines.append(f"answers end with token {meta['stop']}")
-    elif "end_of_text" not in meta:
+    if "format" not in meta and "end_of_text" not in meta:
         lines.append(
             f"note: {meta['tokenizer']} has no end-of-text token: documents follow each other directly"
         )

@@ -23,6 +23,31 @@ def _named(text: str) -> str:
     return text
 
 
+def _add_meaning(parser: Arguments) -> None:
+    """Flags of what the input stands for."""
+    parser.add_argument(
+        "--text-key",
+        type=_named,
+        default="text",
+        help="key or column of a document's text, a.b is b within a [text]",
+    )
+    parser.add_argument(
+        "--tokenizer",
+        type=_named,
+        default=None,
+        metavar="NAME",
+        help=f"how text becomes tokens: {', '.join(KINDS)} [char for names that end in -char, else gpt2]",
+    )
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default=None,
+        help="the input is examples for fine-tuning, as JSON lines: chat for --objective sft (messages, or"
+        " prompt and completion), pairs for dpo (prompt, chosen, rejected), prompts for grpo (prompt, answer)"
+        " [documents]",
+    )
+
+
 def _parser() -> Arguments:
     parser = Arguments(prog="data.tokenize", description="Prepare a dataset for training.")
     parser.add_argument(
@@ -49,27 +74,7 @@ def _parser() -> Arguments:
     parser.add_argument(
         "--data_dir", "--data-dir", default=None, help=f"root of the datasets [{DEFAULT_DATA_DIR}]"
     )
-    parser.add_argument(
-        "--text-key",
-        type=_named,
-        default="text",
-        help="key or column of a document's text, a.b is b within a [text]",
-    )
-    parser.add_argument(
-        "--tokenizer",
-        type=_named,
-        default=None,
-        metavar="NAME",
-        help=f"how text becomes tokens: {', '.join(KINDS)} [char for names that end in -char, else gpt2]",
-    )
-    parser.add_argument(
-        "--format",
-        choices=FORMATS,
-        default=None,
-        help="the input is examples for fine-tuning, as JSON lines: chat for --objective sft (messages, or"
-        " prompt and completion), pairs for dpo (prompt, chosen, rejected), prompts for grpo (prompt, answer)"
-        " [documents]",
-    )
+    _add_meaning(parser)
     parser.add_argument("--workers", type=int, default=None, help="processes [all cores]")
     parser.add_argument("--max-bad", type=int, default=0, help="bad lines to leave out before stopping [0]")
     parser.add_argument(

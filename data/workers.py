@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from config.formats import LINES
 from data.corpus import documents, records
 from data.encode import best_engine
 from data.example_encode import ExampleEncoder, readable
@@ -134,9 +135,9 @@ class _Documents:
 
 
 class _Examples:
-    """As _Documents, of examples: len is as data/segments.py has it, jsonl what Example.kept is."""
+    """As _Documents, of examples: len is as data/segments.py has it, texts what Example.kept is."""
 
-    endings = ("bin", "len", "jsonl")
+    endings = ("bin", "len", LINES)
 
     def __init__(self, job: Job) -> None:
         assert job.format is not None, "documents have none"
@@ -155,7 +156,7 @@ def sizes_of_files(described: dict[str, Any], token_bytes: int) -> dict[str, int
     sizes = {"bin": token_bytes * described["tokens"]}
     sizes["len"] = 4 * described.get("segments", described["documents"])
     if "kept_lines" in described:
-        sizes["jsonl"] = described["kept_lines"]
+        sizes[LINES] = described["kept_lines"]
     return sizes
 
 

@@ -134,7 +134,8 @@ def unfit(path: Path, routed: bool, data_dir: str | None) -> list[str]:
                 f"{path}: its dataset {name} is neither in {places[0]}, where it was trained, nor in"
                 f" {places[1]} (DATA_DIR)"
             )
-    return lines
+    misread = dict.fromkeys([*data.of_other_format(), *there.of_other_format()])
+    return lines + [f"{path}: {line}" for line in misread]
 
 
 def run(argv: Sequence[str]) -> int:

@@ -207,9 +207,7 @@ def test_too_long_examples_are_left_out_and_said(folders, format):
 @pytest.mark.parametrize("format", [CHAT, PAIRS, PROMPTS])
 def test_a_longest_example_that_fits_is_whole(folders, format):
     source = source_of(folders, format)
-    longest = int(source.set.examples.lengths.max())
-    if format == PAIRS:
-        longest = int(source.set.examples.longest.max())
+    longest = int(source.set.examples.row_lengths.max())
     exact = source_of(folders, format, longest + 16 if format == PROMPTS else longest - 1)
     assert exact.set.left_out == 0
 
