@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import config
+from config.checks import needs_reference
 from config.curriculum import LENGTH
 from config.recipe import flags_of
 from data.sources import Wanted, lacking_sources
@@ -356,6 +357,16 @@ def options(argv: Sequence[str]) -> tuple[Namespace, list[str] | None]:
     return parser.parsed(words), flags
 
 
+def find_weights(args: Namespace, record: Record) -> None:
+    """The checkpoints that the training needs. Raises UserError for one that is not there."""
+    is_reference = needs_reference(args) and args.reference is None
+    if args.init_from is not None and (is_reference or not record.saved_step):
+        initial.find(args.init_from)
+    for name in initial.FROZEN:
+        if getattr(args, name) is not None:
+            initial.find(getattr(args, name), f"--{name}")
+
+
 def training_problems(wanted: Namespace, args: Namespace, record: Record, is_refused: bool) -> list[str]:
     """Why main.py could not train; prints the forecast. is_refused: it would refuse to go on with the
     experiment. Raises UserError.
@@ -371,10 +382,7 @@ def training_problems(wanted: Namespace, args: Namespace, record: Record, is_ref
     problems += [] if wanted.no_data else data.lacking()
     if not wanted.no_data:
         data.end_of_text()  # which packing needs
-    if args.init_from is not None and not record.saved_step and not wanted.no_data:
-        initial.find(args.init_from)
-    if args.teacher is not None and not wanted.no_data:
-        initial.find(args.teacher, "--teacher")
+        find_weights(args, record)
     if (folder / STOP).exists():
         problems.append(f"{folder / STOP} keeps this experiment stopped; remove it first")
     problems += space_problems(args, folder)
