@@ -6,8 +6,8 @@
     python eval.py --checkpoint exps/.../ckpt_40000.pt --core_data eval_bundle.zip      # and CORE
 
 The settings are those that the checkpoint was trained with; any flag given overrides one. A network that was
-fine-tuned (--objective sft, dpo) is measured on the validation examples; with --objective next_token and a
---dataset of text, on that. Also reads checkpoints of the authors' implementation. Writes
+fine-tuned (--objective sft, dpo, grpo) is measured on the validation examples; with --objective next_token
+and a --dataset of text, on that. Also reads checkpoints of the authors' implementation. Writes
 eval_summary_<checkpoint's name>.json, and the losses of all windows beside it (.npz), by which two models are
 compared in pairs (python -m report compare A B). CORE's tasks are in a table beside it, too (_core.csv).
 """
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import distributed
-from config.groups.objective import DPO, SFT
+from config.groups.objective import DPO, GRPO, SFT
 from config.schema import Flag
 from files import write_atomically
 from optim.names import EVALUATION, core_of, window_losses_of
@@ -55,6 +55,7 @@ OWN_FLAGS = {
 OTHERS = {
     SFT: ("optim.tuning_results", "of_answers"),
     DPO: ("optim.tuning_results", "of_pairs"),
+    GRPO: ("optim.tuning_results", "of_prompts"),
 }
 ROUTING = {
     "everyone": "every token makes all passes",

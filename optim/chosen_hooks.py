@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from argparse import Namespace
 
 from config.hook_checks import patience_and_delta
-from config.values import nearest
 from errors import UserError
 from optim.early_stopping import EarlyStopping
 from optim.exports import MetricsCsv, TensorBoard
@@ -17,27 +13,15 @@ from optim.hooks import Hook
 from optim.layer_norms import LayerNorms
 from optim.monitors import FLOPCounter
 from optim.tracked import main_quantity
+from optim.user_code import failed, named_object
 
 
 def hook_of(name: str) -> Hook:
     """An object of MODULE:CLASS, a subclass of Hook that is made without arguments, whose module is on
     Python's path or in the working folder. Raises UserError with one line.
     """
-    module_name, _, class_name = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise UserError(f"--hook {name}: there is no module {error.name}") from None
-    except (Exception, SystemExit) as error:  # whatever the user's code raises
-        raise _failed(name, f"importing {module_name}", error) from None
-    found = getattr(module, class_name, None)
-    if found is None:
-        classes = [word for word, value in vars(module).items() if isinstance(value, type)]
-        raise UserError(
-            f"--hook {name}: {module_name} has no {class_name}{nearest(class_name, classes)}"
-        ) from None
+    found = named_object("--hook", name, type)
+    class_name = name.partition(":")[2]
     if not isinstance(found, type) or not issubclass(found, Hook):
         raise UserError(f"--hook {name}: {class_name} is no subclass of optim.hooks.Hook")
     try:
@@ -45,12 +29,7 @@ def hook_of(name: str) -> Hook:
     except UserError:
         raise
     except Exception as error:
-        raise _failed(name, f"{class_name}()", error) from None
-
-
-def _failed(name: str, what: str, error: BaseException) -> UserError:
-    lines = str(error).splitlines() or [""]
-    return UserError(f"--hook {name}: {what} fails: {type(error).__name__}: {lines[0]}")
+        raise failed("--hook", name, f"{class_name}()", error) from None
 
 
 def hooks_of(args: Namespace) -> list[Hook]:

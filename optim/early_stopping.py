@@ -17,7 +17,7 @@ from typing import Any
 from errors import UserError
 from optim.evaluations import DURING, split_name
 from optim.hooks import COMPLETE, Hook, Run, Stop
-from optim.tracked import LOWER
+from optim.tracked import LOWER, full_name
 
 
 class EarlyStopping(Hook):
@@ -45,7 +45,9 @@ class EarlyStopping(Hook):
     def joined(self, run: Run) -> None:
         """As Hook.joined. Raises UserError where nothing measures the quantity."""
         self.run = run
-        known = {each.name: each.quantities for each in run.parts.evaluations}.get(self.evaluation, {})
+        all_known = {each.name: each.quantities for each in run.parts.evaluations}
+        self.quantity, self.evaluation = split_name(full_name(self.tracked, all_known))
+        known = all_known.get(self.evaluation, {})
         if self.quantity not in known:
             raise UserError(f"early stopping by {self.tracked}: nothing measures that; give --track")
         self.sign = 1 if known[self.quantity] == LOWER else -1

@@ -6,6 +6,7 @@ for name, one in evaluations(by_kind(rows)).items():
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ UNNAMED = "validation"  # what people are told is the name of an evaluation that
 # in their rows, beside what they measure
 NORMS = ("grad_norm", "max_grad_norm", "mean_grad_norm")
 NOT_MEASURED = frozenset(("step", "extension", "n_batches", "overflows", *NORMS))
+OWN_SIGN = re.compile(r"(final_)?pass@[0-9]+(?=@|$)")  # quantities that have the sign themselves
 Row = dict[str, Any]
 
 
@@ -54,10 +56,14 @@ class Best:
 
 def split_name(text: Any) -> tuple[str, str]:
     """A kind of rows, or a quantity, and the name of the evaluation that it is of: KIND@NAME, or KIND alone
-    where the evaluation has none. Both are empty for what is no text.
+    where the evaluation has none; pass@K is a quantity. Both are empty for what is no text.
     """
-    kind, _, name = text.partition("@") if isinstance(text, str) else ("", "", "")
-    return kind, name
+    if not isinstance(text, str):
+        return "", ""
+    own = OWN_SIGN.match(text)
+    begin = own.end() if own else 0  # of the text in which the sign comes before a name
+    kind, _, name = text[begin:].partition("@")
+    return text[:begin] + kind, name
 
 
 def measured(row: Row) -> dict[str, float]:

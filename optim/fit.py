@@ -52,6 +52,8 @@ OF_OTHERS = frozenset(
     flag.name for group in ("data", "model", "recurrent depth", "objective") for flag in GROUPS[group]
 )
 OF_TEXT = {
+    "eval_samples",
+    "pass_k",
     "sample_every",
     "sample_prompts",
     "sample_tokens",

@@ -6,8 +6,8 @@ Legend: B batch, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -136,6 +136,30 @@ class Session:
     def shares(self) -> list[float]:
         """Of all tokens so far, the share that went on after each pass but the last."""
         return [taken / self.taken[0] for taken in self.taken[1:]]
+
+
+@contextmanager
+def lent(
+    network: Any, device: torch.device, thresholds: tuple[float, ...], seed: int, eager: bool
+) -> Iterator[None]:
+    """A network in training is for generation; then it and all generators are as they were.
+
+    thresholds: by which routed models route, as --router_threshold has them. eager: it is compiled, and
+    programs of other shapes could replace those of the training.
+    """
+    settings, was_training = network.settings, network.training
+    with ExitStack() as restored:
+        restored.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        if eager:
+            restored.enter_context(torch.compiler.set_stance("force_eager"))
+        torch.manual_seed(seed)  # pondernet draws its exits
+        if settings.variant.routes:
+            network.settings = replace(settings, routing="threshold", router_threshold=thresholds)
+        try:
+            yield
+        finally:
+            network.settings = settings
+            network.train(was_training)
 
 
 def generate(

@@ -11,13 +11,11 @@ from __future__ import annotations
 import json
 import time
 from argparse import Namespace
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from data.bins import label
 from data.order import splitmix64
@@ -25,7 +23,7 @@ from data.tokenizer import Tokenizer, open_tokenizer, text_of
 from data.vocabulary import OF_BPE, OF_GPT2, described
 from distributed.world import World
 from errors import Replaced, UserError
-from optim.generation import Sampling, Session, generate, tokens_of
+from optim.generation import Sampling, Session, generate, lent, tokens_of
 from optim.hooks import Hook, Run
 from optim.reporting import log
 from optim.setup import autocaster
@@ -141,26 +139,6 @@ class Sampler:
         self.args, self.network, self.tokenizer, self.prompts = args, network, tokenizer, prompts
         self.device, self.autocast = world.device, autocaster(args.dtype, world.device)
 
-    @contextmanager
-    def _borrowed(self, seed: int) -> Iterator[None]:
-        """The network is for generation; then it and all generators are as they were."""
-        network, settings, was_training = self.network, self.network.settings, self.network.training
-        with ExitStack() as restored:
-            devices = [self.device] if self.device.type == "cuda" else []
-            restored.enter_context(torch.random.fork_rng(devices))
-            if self.args.compile:
-                # programs of other shapes could replace those of the training
-                restored.enter_context(torch.compiler.set_stance("force_eager"))
-            torch.manual_seed(seed)  # pondernet draws its exits
-            if settings.variant.routes:
-                thresholds = tuple(self.args.router_threshold or [0.0])
-                network.settings = replace(settings, routing="threshold", router_threshold=thresholds)
-            try:
-                yield
-            finally:
-                network.settings = settings
-                network.train(was_training)
-
     def write(self, step: int, texts: list[str]) -> Generator[bool]:
         """Add the continuation of each prompt to `texts`, and yield True after every token.
 
@@ -168,7 +146,8 @@ class Sampler:
         """
         args, end = self.args, self.tokenizer.known.end_of_text
         seed = splitmix64(splitmix64(args.seed) ^ step) >> 1
-        with self._borrowed(seed):
+        thresholds = tuple(args.router_threshold or [0.0])
+        with lent(self.network, self.device, thresholds, seed, eager=args.compile):
             for first in range(0, len(self.prompts), AT_ONCE):
                 prompts = [prompt.tokens for prompt in self.prompts[first : first + AT_ONCE]]
                 new: list[list[int]] = [[] for _ in prompts]

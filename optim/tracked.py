@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from config.groups.objective import DPO, SFT
+from config.groups.objective import DPO, GRPO, SFT
 from config.mixture import names_of_sources
 from errors import UserError
 from optim.evaluations import split_name
@@ -20,14 +20,28 @@ ANSWERS = {name: HELD_OUT[name] for name in ("val_loss", "val_pp", "val_acc")}  
 PAIRS = "pairs"  # name of this evaluation
 # of pairs of completions
 PREFERENCES = {"val_loss": LOWER, "val_margin": HIGHER, "val_acc": HIGHER, "val_policy_acc": HIGHER}
+PROMPTS = "prompts"  # name of the evaluation of rewards
 # what a training on examples measures: quantities of each evaluation by its name, the main one first
-OF_EXAMPLES: dict[str, dict[str, Mapping[str, str]]] = {SFT: {"": ANSWERS}, DPO: {PAIRS: PREFERENCES}}
+OF_EXAMPLES: dict[str, dict[str, Mapping[str, str]]] = {
+    SFT: {"": ANSWERS},
+    DPO: {PAIRS: PREFERENCES},
+    GRPO: {PROMPTS: {"reward": HIGHER}},
+}
 
 
-def evaluations_of(dataset: str, objective: str) -> dict[str, Mapping[str, str]]:
+def rewards_of(pass_k: Sequence[int] | None) -> dict[str, str]:
+    """What is measured of completions, by --pass_k."""
+    return dict.fromkeys(["reward", *(f"pass@{k}" for k in pass_k or [1])], HIGHER)
+
+
+def evaluations_of(
+    dataset: str, objective: str, pass_k: Sequence[int] | None = None
+) -> dict[str, Mapping[str, str]]:
     """What --track may name, of main.py's trainings: quantities of each evaluation by its name, which is that
     of a mixture's source. Raises UserError.
     """
+    if objective == GRPO:
+        return {PROMPTS: rewards_of(pass_k)}
     if objective in OF_EXAMPLES:
         return OF_EXAMPLES[objective]
     return dict.fromkeys(names_of_sources(dataset) or [""], HELD_OUT)
@@ -38,6 +52,15 @@ def main_quantity(objective: str) -> str:
     name, quantities = next(iter(OF_EXAMPLES.get(objective, {"": HELD_OUT}).items()))
     quantity = next(iter(quantities))
     return f"{quantity}@{name}" if name else quantity
+
+
+def full_name(wanted: str, known: Mapping[str, Mapping[str, str]]) -> str:
+    """QUANTITY@EVALUATION, also where no evaluation is named and a single one measures that. known: as
+    Tracked has it.
+    """
+    quantity, name = split_name(wanted)
+    measuring = [each for each, quantities in known.items() if quantity in quantities]
+    return f"{quantity}@{measuring[0]}" if not name and len(measuring) == 1 and measuring[0] else wanted
 
 
 class Tracked:
@@ -52,8 +75,8 @@ class Tracked:
 
         Raises UserError where nothing measures that quantity.
         """
-        self.wanted = wanted
-        self.quantity, self.evaluation = split_name(wanted)
+        self.wanted = full_name(wanted, known)
+        self.quantity, self.evaluation = split_name(self.wanted)
         self.value: float | None = None
         self.step = 0
         quantities = known.get(self.evaluation, {})

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from config.groups.objective import DPO, EXAMPLES, SFT
+from config.checks import needs_reference
+from config.groups.objective import DPO, EXAMPLES, GRPO, SFT
 from data.bins import dataset_folder
-from data.example_sources import PairSet, PairSource, SftSet, SftSource
+from data.example_sources import PairSet, PairSource, PromptSet, PromptSource, SftSet, SftSource
 from data.examples import ExampleSplits, open_examples
 from distributed.world import World
 from errors import UserError
@@ -18,9 +20,14 @@ from optim.evaluation import Evaluation
 from optim.first_lines import first_lines
 from optim.hooks import Hook
 from optim.objectives.dpo import REFERENCE, SIDES, Dpo
+from optim.objectives.grpo import Grpo, GrpoSettings, RolloutRows, sampling_of
 from optim.objectives.sft import Sft
 from optim.objectives.teacher import Teacher, check_teacher, find_teacher, load_teacher
 from optim.progress import Parts
+from optim.reward_evaluation import HeldOutPrompts, try_reward
+from optim.rewards import reward_of
+from optim.rollouts import Rollouts
+from optim.setup import autocaster
 from optim.tuning_evaluations import HeldOutAnswers, HeldOutPairs
 
 
@@ -73,6 +80,7 @@ class Tuning(NamedTuple):
     evaluation: Evaluation
     sample: str
     sequences: int = 1
+    hooks: Sequence[Hook] = ()
 
 
 def fine_tuning(
@@ -92,7 +100,7 @@ def fine_tuning(
         tuning.objective,
         tuning.source,
         evaluations=[tuning.evaluation],
-        hooks=hooks,
+        hooks=[*tuning.hooks, *hooks],
         items="tokens",
         items_per_sample=tuning.sequences * args.sequence_length,
         flops_per_item=tuning.objective.flops_per_token(),
@@ -123,4 +131,35 @@ def _dpo(args: Namespace, world: World, examples: ExampleSplits[Any], network: A
     return Tuning(objective, source, evaluation, "pairs", len(SIDES))
 
 
-OF_OBJECTIVES = {SFT: _sft, DPO: _dpo}
+def _grpo(args: Namespace, world: World, examples: ExampleSplits[Any], network: Any, folder: Path) -> Tuning:
+    length, most = args.sequence_length, args.completion_tokens
+    source = world.on_all(lambda: PromptSource(examples, length, most, args.data_seed))
+    held_out = world.on_all(lambda: PromptSet(examples.val, length, examples.stop, most))
+    rollouts = world.on_all(lambda: rollouts_of(args, world, examples))
+    settings = GrpoSettings(args.group_size, args.beta, args.clip)
+    world.on_all(lambda: try_reward(rollouts.reward, source.set, held_out))
+    known: dict[str, Any] = {}
+    if needs_reference(args):
+        reference = open_reference(args, world, examples, network, folder)
+        known = {"reference": reference.network, "file": reference.file}
+    objective = Grpo(network, source, rollouts.reward, settings=settings, sampling=rollouts.sampling, **known)
+    identity = world.on_main(source.identity)
+    evaluation = HeldOutPrompts(args, world, network, objective.rollouts, held_out, folder, identity)
+    hooks = [RolloutRows(objective, args.log_freq)]
+    return Tuning(objective, source, evaluation, "prompts", args.group_size, hooks)
+
+
+def rollouts_of(args: Namespace, world: World, examples: ExampleSplits[Any]) -> Rollouts:
+    """The completions and rewards that flags ask for. Raises UserError."""
+    reward = reward_of(args.reward)
+    sampling = replace(
+        sampling_of(examples, args.completion_tokens),
+        temperature=args.rollout_temperature,
+        thresholds=tuple(args.router_threshold or [0.0]),
+        autocast=autocaster(args.dtype, world.device),
+        eager=args.compile,
+    )
+    return Rollouts(sampling, reward)
+
+
+OF_OBJECTIVES = {SFT: _sft, DPO: _dpo, GRPO: _grpo}

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from data.bins import identity_of
-from data.example_sources import PairSet, SftSet
+from data.example_sources import PairSet, PromptSet, SftSet
 from data.examples import ExampleSplits
 from data.vocabulary import need_same_tokens
 from optim.evaluate import evaluate, perplexity, progress_bar, windows_to_read
@@ -27,9 +27,10 @@ from optim.objectives.dpo import REFERENCE, Dpo
 from optim.objectives.sft import Answers
 from optim.partial import PartialSums, facts_of
 from optim.restore import Restored, keep_result, output_folder
+from optim.reward_evaluation import means_of, measure_rewards, try_reward
 from optim.setup import autocaster
-from optim.tracked import PREFERENCES
-from optim.tuning import open_examples_of, open_reference
+from optim.tracked import PREFERENCES, rewards_of
+from optim.tuning import open_examples_of, open_reference, rollouts_of
 from optim.tuning_evaluations import mean_of_pairs, measure_pairs
 
 
@@ -111,6 +112,40 @@ def of_pairs(restored: Restored, own: dict[str, Any]) -> None:
     }
     lines = [f"{titles[name]:<18} {means[name]:.7f}{_in_words(ends[name])}" for name in PREFERENCES]
     lines += [f"pairs              {pairs.describe()}", f"reference          {reference.file['file']}"]
+    _keep(restored, place, lines, summary, kept)
+
+
+def of_prompts(restored: Restored, own: dict[str, Any]) -> None:
+    """Of --objective grpo: completions of --eval_samples for each prompt. Raises UserError."""
+    place, examples, model = _opened(restored, own)
+    args, world = restored.args, restored.world
+    prompts = PromptSet(examples.val, args.sequence_length, examples.stop, args.completion_tokens)
+    rollouts = world.on_all(lambda: rollouts_of(args, world, examples))
+    world.on_all(lambda: try_reward(rollouts.reward, prompts))
+    chosen = windows_to_read(args, len(prompts))
+    kept = _partial_sums(restored, model, examples, place)
+    with progress_bar(world, len(chosen), args.batch_size) as progress:
+        found = measure_rewards(
+            model, rollouts, prompts, args, world, args.batch_size, chosen, progress=progress, kept=kept
+        )
+    assert found is not None, "nothing asked this evaluation to stop"
+    if not world.is_main:
+        return
+    means, ends = means_of(*found, args.pass_k), ends_of(found[1].mean(1).numpy())
+    summary = {
+        "measures": "prompts",  # so there is no perplexity
+        **means,
+        "reward_ci95": ends,
+        "reward_by": args.reward,
+        **_facts(restored, model, examples),
+    }
+    lines = [f"{name:<18} {means[name]:.7f}" for name in rewards_of(args.pass_k)]
+    lines[0] += f"{_in_words(ends)}, {args.reward}"
+    lines += [
+        f"completions        {args.eval_samples} of each prompt, {means['length']:.2f} tokens long,"
+        f" {means['ended']:.2%} ended",
+        f"prompts            {prompts.describe()}",
+    ]
     _keep(restored, place, lines, summary, kept)
 
 

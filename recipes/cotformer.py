@@ -23,6 +23,7 @@ from config.mixture import has_paths, is_mixture
 from config.old_flags import OLD_FLAGS
 from config.packing import NONE
 from config.recipe import Recipe, flags_of
+from config.reward_checks import grpo_problems
 from config.values import Problem
 from errors import UserError
 from models.settings import GATE_CHANNELS
@@ -78,6 +79,7 @@ def check(args: Namespace) -> list[Problem]:
         *_tracking_problems(args),
         *objective_problems(args),
         *adapter_problems(args),
+        *grpo_problems(args),
         *optimiser_problems(args),
         *place_problems(args),
         *hook_problems(args),
@@ -167,7 +169,7 @@ def _tracking_problems(args: Namespace) -> list[Problem]:
     if args.track is None or has_paths(args.dataset):  # which is a problem of its own
         return []
     try:
-        known = evaluations_of(args.dataset, args.objective)
+        known = evaluations_of(args.dataset, args.objective, args.pass_k)
     except UserError:  # a problem of --dataset
         return []
     try:

@@ -201,6 +201,12 @@ TABLE: list[tuple[str, str]] = [
         "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_objective=dpo_reference=tuned-ckpt_40.pt_beta=0.3_seed2",
     ),
     (
+        "--objective grpo --reward arithmetic --beta 0 --group_size 4 --clip 0.1 --completion_tokens 16"
+        " --rollout_temperature 0.8",
+        "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_objective=grpo_beta=0.0_reward=arithmetic_group_size=4"
+        "_clip=0.1_completion_tokens=16_rollout_temperature=0.8_seed2",
+    ),
+    (
         "--dataset wiki=0.784,roam=0.196,primer=0.02 --sampling random",
         "exps/mix-primer-roam-wiki-48a08cab/base/lr0.001_bs32x4_seqlen512_sampling=random_seed2",
     ),
@@ -327,6 +333,11 @@ CHANGES = {
     "distill_alpha": 0.5,
     "reference": "tuned",
     "beta": 0.3,
+    "reward": "exact",
+    "group_size": 4,
+    "clip": 0.1,
+    "completion_tokens": 16,
+    "rollout_temperature": 0.8,
 }
 
 

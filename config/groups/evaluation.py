@@ -14,6 +14,17 @@ EVALUATIONS: tuple[Flag, ...] = (
         low=0,
         scope=EVALUATION,
     ),
+    Flag("eval_samples", int, 4, "grpo: completions of each held-out prompt", low=1, scope=EVALUATION),
+    Flag(
+        "pass_k",
+        int,
+        None,
+        "grpo: numbers k of pass@k, the chance that one of k completions passes, that is has a reward of 1 or"
+        " more; at most --eval_samples (None: 1)",
+        low=1,
+        many=True,
+        scope=EVALUATION,
+    ),
     Flag("eval_seq_prefix", str, "Once upon a time", "prompt of text samples", scope=EVALUATION),
     Flag(
         "eval_seq_length",

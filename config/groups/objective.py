@@ -20,6 +20,11 @@ OF_OBJECTIVES = {
     "distill_alpha": (DISTILLATION,),
     "reference": (DPO, GRPO),
     "beta": (DPO, GRPO),
+    "reward": (GRPO,),
+    "group_size": (GRPO,),
+    "clip": (GRPO,),
+    "completion_tokens": (GRPO,),
+    "rollout_temperature": (GRPO,),
 }
 
 OBJECTIVE: tuple[Flag, ...] = (
@@ -75,4 +80,25 @@ OBJECTIVE: tuple[Flag, ...] = (
         " reference, which is not loaded with 0",
         low=0,
     ),
+    Flag(
+        "reward",
+        str,
+        None,
+        "grpo: what a completion is worth: exact, 1 where it is the answer; regex:PATTERN, 1 where that is"
+        " found in it; arithmetic, 1 where its last number is that of the answer, or the value of the"
+        " prompt's expression; MODULE:FUNCTION, of your own: (prompt, completion, answer or None) -> float,"
+        " always the same for the same texts",
+    ),
+    Flag("group_size", int, 8, "grpo: completions of each prompt, which are compared with each other", low=2),
+    Flag(
+        "clip", float, 0.2, "grpo: the ratio of new to old probability counts within 1 +- this", low=0, high=1
+    ),
+    Flag(
+        "completion_tokens",
+        int,
+        32,
+        "grpo: most tokens of a completion; prompts have the rest of --sequence_length",
+        low=1,
+    ),
+    Flag("rollout_temperature", float, 1.0, "grpo: divides the logits of completions", low=0.01),
 )
