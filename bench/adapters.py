@@ -56,7 +56,7 @@ MODEL = {
 LONGEST = 12  # tokens of a sum
 LARGER = {**MODEL, "n_embd": 256, "sequence_length": 256, "batch_size": 8, "n_layer": 6}
 COMMON: dict[str, Any] = {"device": "cpu", "log_freq": 0, "scheduler": "cos"}
-ALL = "all weights"
+START, ALL = "the start", "all weights"
 # way -> --adapt, and its rate; at 0.03 adapters of rank 16 learnt nothing on another seed
 WAYS: dict[str, tuple[str | None, float]] = {
     ALL: (None, 3e-3),
@@ -69,8 +69,7 @@ def sums(folder: Path, count: int) -> ExampleSplits[Any]:
     """Examples of `bench.arithmetic`, a tenth of them held out."""
     write(folder, count=count)
     words = ["--name", "chat", "--data_dir", str(folder), "--input", str(folder / "chat.jsonl")]
-    with contextlib.redirect_stdout(sys.stderr):
-        code = tokenize([*words, "--format", "chat", "--tokenizer", "bytes", "--val-share", "0.1"])
+    code = tokenize([*words, "--format", "chat", "--tokenizer", "bytes", "--val-share", "0.1"])
     if code:
         raise SystemExit(code)
     return open_examples(folder / "chat", "chat")
@@ -168,16 +167,21 @@ def main() -> None:
     if given.lr is not None:
         for way, (adapt, _) in WAYS.items():
             WAYS[way] = adapt, given.lr
-    with tempfile.TemporaryDirectory() as temporary:
-        chat = sums(Path(temporary), given.problems)
+    out = sys.stdout  # which holds JSON alone
+
+    def show(row: dict[str, Any]) -> None:
+        print(json.dumps(row), file=out, flush=True)
+
+    with tempfile.TemporaryDirectory() as temporary, contextlib.redirect_stdout(sys.stderr):
+        chat = sums(Path(temporary), given.problems) if given.seeds else None
         for seed in given.seeds:
+            assert chat is not None, "prepared where there are seeds"
             start = pretrained(seed, given.text_steps)
-            found = measured(start, SftSet(chat.val, LONGEST, chat.stop))
-            print(json.dumps({"way": "the start", "seed": seed, **found}), flush=True)
+            show({"way": START, "seed": seed, **measured(start, SftSet(chat.val, LONGEST, chat.stop))})
             for way in given.ways:
-                print(json.dumps(tuned(start, way, seed, given.steps, chat)), flush=True)
-    for row in costs(given.rounds) if given.rounds else []:
-        print(json.dumps({**row, "state_mib": round(state_mib(row["way"]), 1)}), flush=True)
+                show(tuned(start, way, seed, given.steps, chat))
+        for row in costs(given.rounds) if given.rounds else []:
+            show({**row, "state_mib": round(state_mib(row["way"]), 1)})
 
 
 if __name__ == "__main__":
