@@ -29,8 +29,9 @@ def rows(digits: int, count: int, seed: int) -> Iterator[dict[str, str]]:
     """Of each problem: prompt, its answer, and a wrong one."""
     draws = random.Random(seed + 1)
     for first, second in problems(digits, count, seed):
-        wrong = first + second + draws.choice((-1, 1)) * draws.randint(1, 9)
-        yield {"prompt": f"{first}+{second}=", "answer": str(first + second), "wrong": str(abs(wrong))}
+        total, sign, error = first + second, draws.choice((-1, 1)), draws.randint(1, 9)
+        wrong = total + (sign * error if sign * error >= -total else error)  # no negative numbers
+        yield {"prompt": f"{first}+{second}=", "answer": str(total), "wrong": str(wrong)}
 
 
 # file -> its keys, and the keys of `rows` that they have

@@ -8,6 +8,7 @@ parse.py, json_file.py    command lines and config files
 programs.py               flags of their own, and how programs end
 checks.py                 rules that involve several flags
 naming.py                 the experiment's name and folder
+adaptation.py             what --adapt says
 identity.py               what makes two trainings, or two evaluations, the same
 """
 

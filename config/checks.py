@@ -173,6 +173,14 @@ def _dataset_problems(args: Namespace) -> list[Problem]:
     return []
 
 
+def adapter_problems(args: Namespace) -> list[Problem]:
+    """Of --adapt."""
+    if args.adapt is None or args.init_from is not None:
+        return []
+    line = f"--adapt {args.adapt} trains beside weights that stay as they are: give them by --init_from"
+    return [Problem(line, "adapt", "init_from")]
+
+
 def notes_on_checkpoints(args: Namespace) -> list[str]:
     late = sorted(step for step in set(args.keep_steps or ()) if step > args.iterations)
     return [

@@ -8,10 +8,11 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from config.adaptation import FORM, adaptation
 from config.schema import Flag, boolean, dataset_or_mixture, prose
 
 NO_VALUE = object()  # flag given without its value
-KINDS = {int: "a whole number", float: "a number", boolean: "true or false"}
+KINDS = {int: "a whole number", float: "a number", boolean: "true or false", adaptation: FORM}
 
 
 def kind_of(flag: Flag) -> Any:

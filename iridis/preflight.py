@@ -150,10 +150,12 @@ def checkpoint_bytes(args: Namespace, folder: Path) -> int:
     import torch
 
     from models import make_model_from_args
+    from models.adapters import trained_parameters
 
     with torch.device("meta"):
-        weights = sum(p.numel() for p in make_model_from_args(args).parameters())
-    return int(4 * weights * (1 + OPTIMIZER_STATES[args.opt]))
+        network = make_model_from_args(args)
+    weights = sum(p.numel() for p in network.parameters())
+    return int(4 * (weights + OPTIMIZER_STATES[args.opt] * trained_parameters(network)))
 
 
 def existing_parent(folder: Path) -> Path:
@@ -332,7 +334,11 @@ def options(argv: Sequence[str]) -> tuple[Namespace, list[str] | None]:
     parser.add_argument("--time")
     for name in ("nodes", "gpus", "processes"):
         parser.add_argument(f"--{name}", type=int, default=0 if name == "gpus" else 1)
-    parser.add_argument("--no-data", action="store_true", help="a job before this one prepares the data")
+    parser.add_argument(
+        "--no-data",
+        action="store_true",
+        help="a job before this one prepares the data, or trains what it begins with",
+    )
     parser.add_argument(
         "--allowed",
         action="store_true",
@@ -351,6 +357,16 @@ def options(argv: Sequence[str]) -> tuple[Namespace, list[str] | None]:
     return parser.parsed(words), flags
 
 
+def find_weights(args: Namespace, record: Record) -> None:
+    """The checkpoints that the training needs. Raises UserError for one that is not there."""
+    is_reference = needs_reference(args) and args.reference is None
+    if args.init_from is not None and (is_reference or not record.saved_step):
+        initial.find(args.init_from)
+    for name in initial.FROZEN:
+        if getattr(args, name) is not None:
+            initial.find(getattr(args, name), f"--{name}")
+
+
 def training_problems(wanted: Namespace, args: Namespace, record: Record, is_refused: bool) -> list[str]:
     """Why main.py could not train; prints the forecast. is_refused: it would refuse to go on with the
     experiment. Raises UserError.
@@ -366,12 +382,7 @@ def training_problems(wanted: Namespace, args: Namespace, record: Record, is_ref
     problems += [] if wanted.no_data else data.lacking()
     if not wanted.no_data:
         data.end_of_text()  # which packing needs
-    is_reference = needs_reference(args) and args.reference is None
-    if args.init_from is not None and (is_reference or not record.saved_step):
-        initial.find(args.init_from)
-    for name in initial.FROZEN:
-        if getattr(args, name) is not None:
-            initial.find(getattr(args, name), f"--{name}")
+        find_weights(args, record)
     if (folder / STOP).exists():
         problems.append(f"{folder / STOP} keeps this experiment stopped; remove it first")
     problems += space_problems(args, folder)

@@ -8,6 +8,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 SINGLETON=1 CHAINS=1
+KIND=""           # of a package: what stands for the model in the names of its jobs
 CHAINED=0         # 1: this is a job of a chain
 DECIDED=0         # 1: this job has said what becomes of its chain
 SIGNALLED=""      # why this job was asked to stop
@@ -59,7 +60,7 @@ preflight() {
         -- "${TRAIN_FLAGS[@]}")" || exit $?
     read_values EXPERIMENT STATE LEAD HOLDER DEVICE MODEL FORMER <<<"$answer"
     ((!FORMER)) || TRAIN_FLAGS=("${FORMERLY[@]}" "${TRAIN_FLAGS[@]:${#FORMERLY[@]}}")
-    NAME_PREFIX="train-$MODEL" # whichever package: two of them may work on one experiment
+    NAME_PREFIX="train-${KIND:-$MODEL}" # whichever package: two of them may work on one experiment
     name_job "$EXPERIMENT"
 }
 

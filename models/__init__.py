@@ -7,6 +7,7 @@
     attention.py, planner.py            attention over the keys of all passes
     memory.py, cache.py                 keys and values in training and in generation
     hidden.py, loss.py, losses.py       the output before the head; losses
+    adapters.py                         low-rank matrices, trained beside frozen ones
     fp8.py                              linear layers in FP8, in training
     network.py, weights.py, macs.py     what training asks of a network; loading; multiply-accumulates
     export.py, hugging_face.py          a folder for transformers

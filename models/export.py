@@ -9,7 +9,8 @@
     AutoModelForCausalLM.from_pretrained("exported/", trust_remote_code=True)
 
 The folder holds the weights (safetensors), config.json, a model card, the tokenizer where it is known which,
-and the files of the model itself, copied from here.
+and the files of the model itself, copied from here. Adapters (--adapt) are merged into the weights in every
+form.
 """
 
 from __future__ import annotations
@@ -36,6 +37,11 @@ PROG = "models.export"
 LIBRARY = "library"  # the training library's folder
 PREFIX = "model."  # the name of the Transformer in the interface
 DTYPES = ("float32", "bfloat16")
+OF_MERGED = (
+    "itr",
+    "data",
+    "vocabulary",
+)  # parts of a checkpoint that its weights have with merged adapters too
 
 
 def local_imports(source: str) -> dict[str, Path]:
@@ -294,7 +300,7 @@ def run(given: argparse.Namespace) -> int:
     elif os.path.lexists(file) and not (given.output and file.is_dir()):
         raise UserError(f"{file} is there already; give a new file")
     path = find_checkpoint(given.checkpoint, "checkpoint")
-    state = open_checkpoint(path)
+    state = without_adapters(path, open_checkpoint(path))
     if given.format == LIBRARY:
         export_library(path, state, given.folder)
         print(
@@ -325,6 +331,22 @@ def run(given: argparse.Namespace) -> int:
     )
     print(tokenizer_line)
     return 0
+
+
+def without_adapters(path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's weights, their adapters merged, with its settings and what else is not for resuming; or
+    the checkpoint itself, where it has none. Raises UserError.
+    """
+    from models.adapters import is_adapters, plain_weights
+    from optim.restore import trained_settings
+
+    if not any(map(is_adapters, state["model"])):
+        return state
+    args = trained_settings(path, state)
+    weights = plain_weights(state["model"], args)
+    print("note: adapters are merged into the weights; nothing can resume their training", file=sys.stderr)
+    kept = {name: state[name] for name in OF_MERGED if name in state}
+    return {**kept, "model": weights, "args": {**args, "adapt": None}}
 
 
 def export_library(path: Path, state: dict[str, Any], folder: Path) -> None:

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from errors import UserError
+from models.adapters import LoraLinear
 
 TENSORWISE, ROWWISE = "tensorwise", "rowwise"
 OF_VALUES = torch.float8_e4m3fn  # 3 bits of mantissa, up to 448
@@ -104,12 +105,16 @@ def _kept(x: Tensor, x8: Operand, recipe: str) -> Operand:
     return x8 if recipe == TENSORWISE else Operand(x.to(torch.bfloat16), None)
 
 
-def _gradients(grad: Tensor, x: Operand, weight_t: Operand, recipe: str) -> tuple[Tensor, Tensor]:
-    """Of a layer's input (M, K) and weight (N, K), by those of its output (M, N). x: as `_kept` gives it;
-    weight_t (K, N).
+def _gradients(
+    grad: Tensor, x: Operand, weight_t: Operand, recipe: str, of_weight: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Of a layer's input (M, K) and, where it is wanted, weight (N, K), by those of its output (M, N). x: as
+    `_kept` gives it; weight_t (K, N).
     """
     grad8 = quantise(grad, OF_GRADIENTS[recipe], recipe)
     of_input = product(grad8, weight_t)
+    if not of_weight:
+        return of_input, None
     if x.scale is None:
         return of_input, grad.to(torch.bfloat16).t() @ x.values
     return of_input, product(_transposed(grad8), _transposed(x))
@@ -121,7 +126,8 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, recipe: str) -> Tensor:
         x8 = quantise(x, OF_VALUES, recipe)
-        ctx.save_for_backward(*_kept(x, x8, recipe), weight)
+        kept = _kept(x, x8, recipe) if ctx.needs_input_grad[1] else (None, None)
+        ctx.save_for_backward(*kept, weight)
         ctx.recipe, ctx.dtype = recipe, x.dtype
         return product(x8, quantise(weight, OF_VALUES, recipe), fast=True)
 
@@ -129,8 +135,9 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         values, scale, weight = ctx.saved_tensors
         weight_t = quantise(weight.t(), OF_VALUES, ctx.recipe)
-        of_input, of_weight = _gradients(grad, Operand(values, scale), weight_t, ctx.recipe)
-        return of_input.to(ctx.dtype), of_weight.to(weight.dtype), None
+        wanted = ctx.needs_input_grad[1]
+        of_input, of_weight = _gradients(grad, Operand(values, scale), weight_t, ctx.recipe, wanted)
+        return of_input.to(ctx.dtype), None if of_weight is None else of_weight.to(weight.dtype), None
 
 
 class Float8Linear(nn.Linear):
@@ -144,6 +151,10 @@ class Float8Linear(nn.Linear):
         y = cast(Tensor, _Linear.apply(x.flatten(0, -2), self.weight, self.recipe))
         y = y.unflatten(0, x.shape[:-1])
         return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+class Float8Lora(LoraLinear, Float8Linear):
+    """One with an adapter, whose own products are in the dtype of autocast."""
 
 
 class HeadProducts:
@@ -165,10 +176,13 @@ class HeadProducts:
         logits = product(_rows(self.x8, part), self.weight, fast=True)[:, : self.vocabulary].float()
         return logits if self.softcap is None else logits.div_(self.softcap)
 
-    def backward(self, part: slice, grad: Tensor, grad_weight: Tensor) -> Tensor:
+    def backward(self, part: slice, grad: Tensor, grad_weight: Tensor | None) -> Tensor:
         if self.padding:
             grad = F.pad(grad, (0, self.padding))
-        of_input, of_weight = _gradients(grad, _rows(self.kept, part), self.weight_t, self.recipe)
+        wanted = grad_weight is not None
+        of_input, of_weight = _gradients(grad, _rows(self.kept, part), self.weight_t, self.recipe, wanted)
+        if grad_weight is None or of_weight is None:
+            return of_input
         if part.start == 0:
             grad_weight.copy_(of_weight)
         else:
@@ -205,7 +219,7 @@ def convert(network: Any, recipe: str) -> None:
         )
     _, head = network.head
     for layer in converted:
-        layer.__class__ = Float8Linear
+        layer.__class__ = Float8Lora if isinstance(layer, LoraLinear) else Float8Linear
         cast(Float8Linear, layer).recipe = recipe
         if layer.weight is head:
             network.head_recipe = recipe

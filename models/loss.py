@@ -45,12 +45,15 @@ class Products:
         out = self.buffer[: part.stop - part.start]
         return torch.mm(self.scaled[part], self.w.t(), out=out).float()
 
-    def backward(self, part: slice, grad: Tensor, grad_weight: Tensor) -> Tensor:
+    def backward(self, part: slice, grad: Tensor, grad_weight: Tensor | None) -> Tensor:
         """The gradient of a slice's hidden states (n, D), by that of its logits (n, V) float32; the weight's
-        is added to grad_weight (rows, D), which the first slice fills.
+        is added to grad_weight (rows, D), which the first slice fills (None: it is not wanted).
         """
-        grad, of_tokens = grad.to(self.w.dtype), grad_weight[: len(self.w)]
+        grad = grad.to(self.w.dtype)
         of_hidden, is_first = grad @ self.w, part.start == 0
+        if grad_weight is None:
+            return of_hidden
+        of_tokens = grad_weight[: len(self.w)]
         if is_first:
             grad_weight[len(self.w) :] = 0
         if grad.dtype == grad_weight.dtype:
@@ -93,14 +96,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         losses = torch.empty(n, dtype=torch.float32, device=hidden.device)
         hits = torch.zeros(n, dtype=torch.bool, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if want_grad else None
-        grad_weight = torch.empty_like(weight) if want_grad else None
+        grad_weight = torch.empty_like(weight) if want_grad and ctx.needs_input_grad[1] else None
         for begin in range(0, n, rows):
             part = slice(begin, min(n, begin + rows))
             logits = products.logits(part)
             target = targets[part].unsqueeze(-1)
             counted = target != IGNORE
             target = target.clamp_min(0)
-            if grad_hidden is not None and grad_weight is not None:
+            if grad_hidden is not None:
                 scale = counted * token_weights[part].unsqueeze(-1)
                 if softcap is None:
                     of_part, grad = _plain(logits, target, scale)
@@ -130,7 +133,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # pass of itself
         return (
             grad_hidden.mul_(grad_total),
-            grad_weight.mul_(grad_total),
+            None if grad_weight is None else grad_weight.mul_(grad_total),
             None,
             token_weights_grad,
             *[None] * 5,

@@ -43,7 +43,8 @@ def _stack(
     for depth in settings.depths(name, pass_number):
         part, whole, gate = seen, 1, 0
         if settings.is_modern:
-            part, whole = min(settings.windows[depth], length), length
+            if seen:
+                part, whole = min(settings.windows[depth], length), length
             gate = GATE_CHANNELS * settings.kv_heads * (depth in settings.value_depths)
         total += (_weights(settings) + gate) * active + 2 * settings.n_embd * active * keys * part / whole
     return total
@@ -52,8 +53,8 @@ def _stack(
 def _layers(settings: ModelSettings, tokens: Sequence[float], length: int, seen: float) -> float:
     """MACs of all runs of layers, over so many tokens in each pass.
 
-    seen: share of the rectangle of queries x keys that is counted. Of modern blocks it is that of windows, of
-    as many keys as positions back, which is one less than are seen.
+    seen: share of the rectangle of queries x keys that is counted (0: the products with weights alone). Of
+    modern blocks it is that of windows, of as many keys as positions back, which is one less than are seen.
     """
     if not settings.variant.loop:
         return _stack(settings, "h", 1, length, length, seen, length)
@@ -100,7 +101,8 @@ def training_flops_per_token(settings: ModelSettings, length: int | None = None)
     every token. Of modern blocks the public code's count: all keys in a window, not the causal half.
 
     length: of the sequences; None: the longest. Routed models are counted at their factors' expectation, n
-    uniform draws in order, where none are given.
+    uniform draws in order, where none are given. Weights that adapters leave as they are have no gradients;
+    the adapters themselves are not counted.
     """
     length, n = length or settings.sequence_length, settings.n_repeat - 1
     tokens: list[float] = []
@@ -111,9 +113,8 @@ def training_flops_per_token(settings: ModelSettings, length: int | None = None)
         shares = shares or (1.0,) * n
         tokens = [float(length), *(share * length for share in shares)]
     causal = (length + 1) / (2 * length)
-    macs = (
-        _layers(settings, tokens, length, causal)
-        + _extras(settings, tokens, length)
-        + settings.n_embd * settings.table_rows * length
-    )
-    return 6 * macs / length
+    others = _extras(settings, tokens, length) + settings.n_embd * settings.table_rows * length
+    operations = 6 * (_layers(settings, tokens, length, causal) + others)
+    if settings.lora is not None:
+        operations -= 2 * (_layers(settings, tokens, length, 0.0) + others)
+    return operations / length

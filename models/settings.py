@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
+from config.adaptation import Lora, lora_of
 from errors import UserError
 from models.variants import ALIASES, VARIANTS, Variant
 
@@ -58,6 +59,7 @@ class ModelSettings:
     depth_index: str = "pass"
     trained_length: int | None = None  # where it is not sequence_length: windows are shares of it
     mup_base_width: int | None = None
+    adapt: str | None = None
 
     @classmethod
     def from_args(cls, args: Any) -> ModelSettings:
@@ -106,6 +108,11 @@ class ModelSettings:
         once more with muP.
         """
         return 1.0 if self.mup_base_width is None else self.head_width**-0.5
+
+    @property
+    def lora(self) -> Lora | None:
+        """The adapters of --adapt."""
+        return None if self.adapt is None else lora_of(self.adapt)
 
     @property
     def is_modern(self) -> bool:

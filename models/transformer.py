@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.adapters import adapter_roles, add_lora, trained_parameters
 from models.attention import Rotary
 from models.hidden import Hidden
 from models.layers import Block, DepthEmbedding, HaltingGate, LayerInputs, PublishedBlock, Router, Scaled
@@ -122,6 +123,8 @@ class Transformer(nn.Module):
         if variant.breaks_sticks or (variant.exits_each_pass and settings.depth_random_method == "sb_act"):
             self.depth_predictor = HaltingGate(width)
         self._initialise()
+        if settings.lora is not None:
+            add_lora(self, Block, settings.lora)
 
     def _initialise(self) -> None:
         residual_std = 0.02
@@ -323,7 +326,11 @@ class Transformer(nn.Module):
                 roles[name] = ROUTER
             elif self.settings.is_modern and parameter is self.head[1]:
                 roles[name] = HEAD
-        return roles
+        return roles | adapter_roles(self, with_mup=self.settings.mup_base_width is not None)
+
+    def additions(self) -> set[str]:
+        """As models.network.Network: of adapters."""
+        return set(adapter_roles(self))
 
     def flops_per_token(self, length: int | None = None) -> float:
         """As models.macs.training_flops_per_token."""
@@ -332,7 +339,10 @@ class Transformer(nn.Module):
     def describe(self) -> str:
         """Model, stacks and number of parameters, for the first lines of a run."""
         parameters = sum(p.numel() for p in self.parameters())
-        return f"{self.settings.model}, {self.settings.stack_in_words}, {parameters:,} parameters"
+        line = f"{self.settings.model}, {self.settings.stack_in_words}, {parameters:,} parameters"
+        if self.settings.lora is None:
+            return line
+        return f"{line}, of which {trained_parameters(self):,} of adapters are trained"
 
     def average_depth(self, hidden: Hidden) -> Tensor:
         """Layers that a token passes through, on average (scalar)."""

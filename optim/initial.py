@@ -99,30 +99,43 @@ def differences(given: str | None, kept: Any, flag: str = FLAG) -> list[str]:
 
 def load(model: Transformer, path: Path) -> dict[str, Any]:
     """Load the weights of a checkpoint, ours or the authors', into a new model. Returns everything that the
-    checkpoint holds.
+    checkpoint holds. Weights that are additions of the model's (models.network.Network) it need not have; its
+    own adapters are merged.
 
     Raises UserError with a line for each kind of weight that does not fit, and one with the flags that would
     make it fit.
     """
+    from models.adapters import plain_weights
     from models.weights import load_weights
     from optim.opening import open_checkpoint
     from optim.reader import Record
 
     state = open_checkpoint(path)
-    wrong = _misfits(model, state["model"])
+    settings = state.get("args") or (Record(path.parent, problems=[]).summary or {}).get("args")
+    try:
+        weights = {**_additions(model), **plain_weights(state["model"], settings)}
+    except UserError as error:
+        raise UserError(f"{FLAG} {path}: {error}") from None
+    wrong = _misfits(model, weights)
     if wrong:
-        settings = state.get("args") or (Record(path.parent, problems=[]).summary or {}).get("args")
         raise UserError(
             "\n".join([f"{FLAG} {path} does not fit this model:", *wrong, *_flags_that_fit(model, settings)])
         )
     try:
         # computed, not trained
         load_weights(
-            model, {name: value for name, value in state["model"].items() if not name.endswith("wpe.freqs")}
+            model, {name: value for name, value in weights.items() if not name.endswith("wpe.freqs")}
         )
     except UserError as error:
         raise UserError(f"{FLAG} {path}: {error}") from None
     return state
+
+
+def _additions(model: Any) -> dict[str, Any]:
+    """A model's own weights, of those that a file need not have."""
+    names = model.additions() if hasattr(model, "additions") else ()
+    own = model.state_dict()
+    return {name: own[name] for name in names}
 
 
 def _misfits(model: Transformer, state: Mapping[str, Any]) -> list[str]:

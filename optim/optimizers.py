@@ -16,6 +16,7 @@ from config.groups.optimiser import OPTIMIZERS
 from distributed.world import World
 from errors import UserError
 from models.network import (
+    ADAPTER,
     EMBEDDING,
     FROZEN,
     GATE,
@@ -52,8 +53,8 @@ class ParameterRule:
 
 EMBEDDINGS = frozenset((EMBEDDING, VALUE_EMBEDDING))
 SCALARS = frozenset((NORM, SCALAR, RESIDUAL_SCALAR, X0_SCALAR))
-# weights that multiply decay; a tied output weight is an embedding, and does not
-MULTIPLIERS = frozenset((MATRIX, ROUTER, HEAD))
+# weights that multiply decay, and all of an adapter; a tied output weight is an embedding, and does not
+MULTIPLIERS = frozenset((MATRIX, ROUTER, HEAD, ADAPTER))
 PUBLISHED = (ParameterRule(MULTIPLIERS), ParameterRule(EMBEDDINGS | SCALARS, decay=0.0))
 RULES = {"matrices": PUBLISHED, "all": (ParameterRule(MULTIPLIERS | EMBEDDINGS | SCALARS),)}
 # rates relative to that of all other scalars: the public code's, as are the first betas of x0 scalars
@@ -61,7 +62,8 @@ RESIDUAL_RATE, X0_BETA1, X0_BETA2 = 0.01, 0.96, 0.95
 
 
 def muon_rules(args: Any, fused: bool) -> tuple[ParameterRule, ...]:
-    """Muon for the matrices, AdamW for all others, each kind at a rate of its own (None: --lr).
+    """Muon for the matrices, those of adapters too, AdamW for all others, each kind at a rate of its own
+    (None: --lr).
 
     A router goes with the output head: both turn states into scores. Muon would make of its one row a step of
     constant length, however small the gradient; a gate of value embeddings, which has a row for each head, is
@@ -78,7 +80,7 @@ def muon_rules(args: Any, fused: bool) -> tuple[ParameterRule, ...]:
     width_scale = getattr(args, "width_scale", 1.0)  # which some recipes have
     heads, tables = width_scale * relative(args.unembedding_lr), width_scale * relative(args.embedding_lr)
     return (
-        ParameterRule(frozenset((MATRIX,)), settings=MUON),
+        ParameterRule(frozenset((MATRIX, ADAPTER)), settings=MUON),
         ParameterRule(frozenset((HEAD, ROUTER)), 0.0, heads, adamw),
         ParameterRule(EMBEDDINGS, 0.0, tables, adamw),
         ParameterRule(frozenset((NORM, SCALAR)), 0.0, scalars, adamw),
@@ -95,7 +97,7 @@ def mup_rules(multiple: float, decay: float, decayed: str) -> tuple[ParameterRul
     is at --lr itself, which rows of metrics report.
     """
     hidden = ParameterRule(frozenset((MATRIX, ROUTER)), decay * multiple, 1 / multiple)
-    others, multipliers = EMBEDDINGS | SCALARS, frozenset((HEAD, GATE))
+    others, multipliers = EMBEDDINGS | SCALARS, frozenset((HEAD, GATE, ADAPTER))
     if decayed == "all":
         return ParameterRule(multipliers | others), hidden
     return ParameterRule(multipliers), ParameterRule(others, decay=0.0), hidden

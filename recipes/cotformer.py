@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config.checks import (
+    adapter_problems,
     notes_on_checkpoints,
     objective_problems,
     optimiser_problems,
@@ -77,6 +78,7 @@ def check(args: Namespace) -> list[Problem]:
         *_routing_problems(args),
         *_tracking_problems(args),
         *objective_problems(args),
+        *adapter_problems(args),
         *grpo_problems(args),
         *optimiser_problems(args),
         *place_problems(args),

@@ -61,6 +61,7 @@ DEFAULTS = (
     "adafactor_eps",
     "mup_base_width",
     "depth_index",
+    "adapt",
     "decayed",
     "positional_encoder",
     "attention_window_length",

@@ -243,6 +243,10 @@ TABLE: list[tuple[str, str]] = [
         "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_opt=lion_scheduler=cosine_mup_base_width=256_seed2",
     ),
     (
+        "--init_from exps/owt2/base/wide --adapt lora:8:16",
+        "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_adapt=lora:8:16_init_from=wide_seed2",
+    ),
+    (
         "--init_from /somewhere/exps/owt2/base/lr0.1_wide/",
         "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_init_from=lr0.1_wide_seed2",
     ),
@@ -318,6 +322,7 @@ CHANGES = {
     "fp8_recipe": "rowwise",
     "adafactor_eps": 1e-30,
     "mup_base_width": 256,
+    "adapt": "lora:8",
     "depth_index": "layer",
     "objective": "multi_token",
     "mtp_heads": 3,

@@ -241,6 +241,11 @@ def test_weights_to_begin_with_or_to_learn_from_are_looked_for_before_a_job_is_q
         )
 
 
+def test_weights_that_an_earlier_job_trains_are_not_looked_for(tmp_path: Path) -> None:
+    words = ["--dataset", "x", "--init_from", "/nowhere/base/x", "--results_base_folder", str(tmp_path)]
+    assert preflight.main(["--no-data", "--", *words, "--n_layer", "1", "--n_embd", "24"]) == 0
+
+
 @pytest.mark.parametrize(
     ("flags", "count"),
     [

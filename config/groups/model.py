@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from config.adaptation import adaptation
 from config.schema import EVALUATION, PLACE, Flag, boolean, dtype_name, switch
 from models.variants import ALIASES, VARIANTS, positional_encoders, random_depth_methods
 
@@ -126,6 +127,13 @@ MODEL: tuple[Flag, ...] = (
         " rates of matrices, their initial size, attention scores and logits follow from the true one, so"
         " that the best --lr of a small network is that of a large one (None: no muP)",
         low=1,
+    ),
+    Flag(
+        "adapt",
+        adaptation,
+        None,
+        "train adapters alone, beside the weights of --init_from: lora:RANK, or lora:RANK:ALPHA, for all"
+        " matrices of attention and MLP; alpha / rank scales them (None: train all weights)",
     ),
 )
 
