@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from data.genomes.features import merged
 from data.genomes.vcf import lines_of
 from errors import UserError
 
@@ -34,19 +35,7 @@ def read_bed(path: Path, contig: str, length: float) -> Intervals:
         raise UserError(f"{path} has no interval of {contig}, but of {', '.join(sorted(names)[:5])}")
     if not contig and len(names) > 1:
         raise UserError(f"{path} has intervals of {len(names)} contigs, and the sequence has no name")
-    return joined(np.array(found, dtype=np.float64).reshape(-1, 2), length)
-
-
-def joined(intervals: Intervals, length: float) -> Intervals:
-    """Sorted intervals without overlap, inside [0, length)."""
-    clipped = np.clip(intervals, 0, length)
-    kept: list[list[float]] = []
-    for begin, end in clipped[np.lexsort(clipped.T[::-1])]:
-        if kept and begin <= kept[-1][1]:
-            kept[-1][1] = max(kept[-1][1], end)
-        elif end > begin:
-            kept.append([begin, end])
-    return np.array(kept, dtype=np.float64).reshape(-1, 2)
+    return merged(np.clip(np.array(found, dtype=np.float64).reshape(-1, 2), 0, length))
 
 
 def complement(intervals: Intervals, length: float) -> Intervals:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gzip
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.genomes.haplotypes import Haplotypes
+from data.streams import DAMAGE
 from errors import UserError
 
 FIXED = ("#CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO", "FORMAT")
@@ -60,10 +60,10 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
         with _opened(path) as file:
             for number, line in enumerate(file, start=1):
                 yield number, line.rstrip("\r\n")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is damaged after line {number}: {error}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is no text after line {number} (BCF? bcftools view turns it into VCF)") from None
+    except DAMAGE as error:
+        raise UserError(f"{path} is damaged after line {number}: {error}") from None
 
 
 def decoded(genotype: str) -> tuple[int, ...]:
@@ -253,7 +253,7 @@ class _Reader:
             notes.append(f"the first {self.n_haplotypes} of {total} haplotypes are read: the model's number")
         if self.options.ancestral == "ref":
             notes.append("REF is taken for the ancestral allele (--ancestral aa: INFO's AA)")
-        alleles = np.stack(self.rows)
+        alleles = np.stack(self.rows).astype(np.uint8)
         where = np.array(self.positions, dtype=np.float64)
         missing = np.array(self.missing, dtype=np.float64)
         return Haplotypes(where, alleles, float(length), self.contig, missing, tuple(notes))
