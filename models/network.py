@@ -23,7 +23,10 @@ SCALAR = "scalar"  # biases, and whatever else is no matrix
 RESIDUAL_SCALAR = "residual_scalar"  # what each layer multiplies its input by
 X0_SCALAR = "x0_scalar"  # ... and the embeddings, which it adds
 ROUTER = "router"  # weights that score tokens for a further pass, or for leaving
+ADAPTER = "adapter"  # added to a trained network, which stays as it is (models/adapters.py)
 FROZEN = "frozen"  # takes no gradient
+# of a trained network, trained on below an adapter: weights of two or more dimensions, and those of less
+TUNED, TUNED_VECTOR = "tuned", "tuned_vector"
 
 
 class Network(Protocol):
