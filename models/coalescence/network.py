@@ -58,8 +58,8 @@ class WindowEncoder(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, source: int) -> Tensor:
-    """q (B, H, source + T, Dh) over keys and values of the same positions: those of the first `source` see one
-    another, the others all of these and, of their own, what is not after them.
+    """q (B, H, source + T, Dh) over keys and values of the same positions: those of the first `source` see
+    one another, the others all of these and, of their own, what is not after them.
     """
     of_source = F.scaled_dot_product_attention(q[:, :, :source], k[:, :, :source], v[:, :, :source])
     tokens = q.shape[2] - source
