@@ -43,7 +43,9 @@ FLAGS = {
     "what is read": (
         CHECKPOINT,
         Flag("input", str, None, "tree sequence (.trees), or phased genotypes (.vcf, .vcf.gz)"),
-        Flag("mask", str, None, "BED of what --mask_holds says; for models that were trained with missing data"),
+        Flag(
+            "mask", str, None, "BED of what --mask_holds says; for models that were trained with missing data"
+        ),
         Flag(
             "mask_holds",
             str,
@@ -98,8 +100,10 @@ FLAGS = {
     ),
 }
 OF_FILES = ("checkpoint", "input", "mask")
-SETTINGS_OF_DRAWS = ("mask_holds", "contig", "sequence_length", "ancestral", "drop_missing", "pairs", "rows")
-SETTINGS_OF_DRAWS += ("replicates", "seed", "top_k")
+SETTINGS_OF_DRAWS = (
+    *("mask_holds", "contig", "sequence_length", "ancestral", "drop_missing"),
+    *("pairs", "replicates", "seed", "top_k", "rows"),
+)
 
 
 def say(line: str) -> None:
@@ -203,7 +207,9 @@ class Progress:
             say(f"{100 * self.done / self.total:5.1f}%  {self.done / now:,.0f} tokens/s")
 
 
-def times_of(sequences: Sequences, tokens: Any, flags: dict[str, Any], opened: Opened) -> Times:
+def times_of(
+    sequences: Sequences, tokens: Any, vocab_size: int, flags: dict[str, Any], opened: Opened
+) -> Times:
     """Corrected and joined, with the truth beside where it is known; adds to the notes."""
     import numpy as np
 
@@ -212,7 +218,7 @@ def times_of(sequences: Sequences, tokens: Any, flags: dict[str, Any], opened: O
     from optim.coalescence.posterior import posterior
     from report.times import Times
 
-    times = ln_times(tokens)
+    times = ln_times(tokens, vocab_size)
     if flags["mutation_rate"] is not None:
         times = sequences.corrected(times, flags["mutation_rate"], flags["correction"])
     joined, truth = sequences.joined(times), None
@@ -249,8 +255,9 @@ def write(times: Times, flags: dict[str, Any], opened: Opened, facts: dict[str, 
 
 def run(flags: dict[str, Any]) -> int:
     """Raises UserError."""
-    from optim.coalescence.inference import Drawing, Parts, Sequences, draws, pairs_of
     from optim.coalescence.load import open_model
+
+    from optim.coalescence.inference import Drawing, Parts, Sequences, draws, pairs_of
     from optim.restore import output_folder
 
     with distributed.start(None, flags["device"]) as world:
@@ -291,7 +298,7 @@ def run(flags: dict[str, Any]) -> int:
             Progress(total).advanced,
         )
         seconds = time.monotonic() - begin
-        times = times_of(sequences, tokens, flags, opened)
+        times = times_of(sequences, tokens, settings.vocab_size, flags, opened)
         for note in opened.notes:
             say(f"note: {note}")
         facts = {"checkpoint": str(model.path), "window": window, "seconds": seconds, "files": files}

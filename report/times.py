@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 MOST_PAIRS = 4  # in the picture
-LARGEST_LN = 700.0  # whose exponential is a float
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Times:
             "sd": found.sd[pair],
             "low": found.low[pair],
             "high": found.high[pair],
-            "mean_tmrca": np.exp(np.minimum(found.ln_of_mean_time[pair], LARGEST_LN)),
+            "mean_tmrca": np.exp(self.ln_times[:, pair]).mean(0),
             "accessible": self.accessible,
             "replicates": np.full(n_windows, len(self.ln_times)),
         }

@@ -35,7 +35,8 @@ def read_bed(path: Path, contig: str, length: float) -> Intervals:
         raise UserError(f"{path} has no interval of {contig}, but of {', '.join(sorted(names)[:5])}")
     if not contig and len(names) > 1:
         raise UserError(f"{path} has intervals of {len(names)} contigs, and the sequence has no name")
-    return merged(np.clip(np.array(found, dtype=np.float64).reshape(-1, 2), 0, length))
+    intervals = np.array(found, dtype=np.float64).reshape(-1, 2)
+    return merged(np.clip(intervals, 0, length)).astype(np.float64)
 
 
 def complement(intervals: Intervals, length: float) -> Intervals:

@@ -14,9 +14,9 @@ def _none() -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Haplotypes:
-    """positions (S,): 0-based bp of sites, sorted. alleles (S, n): allele numbers, 0 the ancestral one, none missing.
-    length: bp. contig: its name, empty where the file has none. missing: positions of sites that were left
-    out, as a genotype is missing there. notes: a line for each thing that the reader decided.
+    """positions (S,): 0-based bp of sites, sorted. alleles (S, n): allele numbers, 0 the ancestral one, none
+    missing. length: bp. contig: its name, empty where the file has none. missing: positions of sites that
+    were left out, as a genotype is missing there. notes: a line for each thing that the reader decided.
     """
 
     positions: NDArray[np.float64]

@@ -61,7 +61,9 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
             for number, line in enumerate(file, start=1):
                 yield number, line.rstrip("\r\n")
     except UnicodeDecodeError:
-        raise UserError(f"{path} is no text after line {number} (BCF? bcftools view turns it into VCF)") from None
+        raise UserError(
+            f"{path} is no text after line {number} (BCF? bcftools view turns it into VCF)"
+        ) from None
     except DAMAGE as error:
         raise UserError(f"{path} is damaged after line {number}: {error}") from None
 
@@ -127,7 +129,9 @@ class _Reader:
             raise self.fault(number, f"POS {text!r} is no position")
         position = int(text) - 1
         if self.positions and position < self.positions[-1]:
-            raise self.fault(number, f"position {text} after {self.positions[-1] + 1}: the file is not sorted")
+            raise self.fault(
+                number, f"position {text} after {self.positions[-1] + 1}: the file is not sorted"
+            )
         reason = self.reason_against(ref, alt, passed)
         if reason:
             self.left_out[reason] += 1
@@ -150,7 +154,9 @@ class _Reader:
             self.contig = wanted
             return contig == wanted
         if self.contig and contig != self.contig:
-            raise self.fault(number, f"a second contig, {contig}, after {self.contig}: choose one by --contig")
+            raise self.fault(
+                number, f"a second contig, {contig}, after {self.contig}: choose one by --contig"
+            )
         self.contig = contig
         return True
 
@@ -201,7 +207,9 @@ class _Reader:
         if len(found) != self.ploidy:
             raise self.fault(number, f"{where}: ploidy {len(found)} after {self.ploidy}")
         if min(found) == UNPHASED:
-            raise self.fault(number, f"{where}: not phased; the model reads haplotypes, so phase the file first")
+            raise self.fault(
+                number, f"{where}: not phased; the model reads haplotypes, so phase the file first"
+            )
         raise self.fault(number, f"{where}: no genotype")
 
     def polarised(self, row: NDArray[np.int8], ref: str, alt: str, info: str) -> NDArray[np.int8] | None:
@@ -245,7 +253,9 @@ class _Reader:
             contigs = ", ".join([*self.lengths][:MOST_NAMES])
             named = f" (the header names {contigs})" if contigs else ""
             reasons = ", ".join(f"{count} {reason}" for reason, count in self.left_out.items())
-            raise UserError(f"{self.path} has no SNPs{of}{named}" + (f"; left out: {reasons}" if reasons else ""))
+            raise UserError(
+                f"{self.path} has no SNPs{of}{named}" + (f"; left out: {reasons}" if reasons else "")
+            )
         length, notes = self.length()
         notes += [f"{count:,} records {reason} are left out" for reason, count in self.left_out.items()]
         total = len(self.names) * self.ploidy
@@ -259,7 +269,7 @@ class _Reader:
         return Haplotypes(where, alleles, float(length), self.contig, missing, tuple(notes))
 
 
-def read_vcf(path: Path, n_haplotypes: int, options: VcfOptions = VcfOptions()) -> Haplotypes:  # noqa: B008
+def read_vcf(path: Path, n_haplotypes: int, options: VcfOptions = VcfOptions()) -> Haplotypes:
     """The SNPs of one contig and of the file's first haplotypes. Raises UserError."""
     reader = _Reader(path, n_haplotypes, options)
     for number, line in lines_of(path):

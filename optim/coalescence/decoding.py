@@ -12,11 +12,9 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from data.genomes.targets import BOS, FIRST
 from models.coalescence.decoding import Cache, prefill, step
 from models.coalescence.network import CoalescenceTransformer
-
-BOS = 1
-FIRST_TIME = 2  # token; those before it stand for no time
 
 
 def uniforms_of(rows: Iterable[int], n_windows: int, base_seed: int) -> Tensor:
@@ -35,7 +33,7 @@ def draw(logits: Tensor, uniforms: Tensor, top_k: int) -> Tensor:
     What is as likely as the last of these stays too.
     """
     logits = logits.float()
-    logits[:, :FIRST_TIME] = -torch.inf
+    logits[:, :FIRST] = -torch.inf
     least = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
     kept = logits.masked_fill(logits < least, -torch.inf)
     cumulative = kept.softmax(-1).cumsum(-1)

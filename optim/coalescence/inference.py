@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from data.genomes.features import inference_features, is_inside, merged, missing_in
 from data.genomes.haplotypes import Haplotypes
-from data.genomes.targets import log_times
+from data.genomes.targets import FIRST, GRID, VOCABULARY
 from errors import UserError
 from files import replace_atomically
 from models.coalescence.network import CoalescenceTransformer
@@ -112,9 +112,13 @@ def draws(
     return tokens
 
 
-def ln_times(tokens: Tokens) -> Array:
-    """Of tokens of any shape."""
-    return log_times(tokens.astype(np.int64))
+def ln_times(tokens: NDArray[Any], vocab_size: int = VOCABULARY) -> Array:
+    """The lower edge of the bin that each token of any shape stands for. vocab_size: of the network, whose
+    bins are spread over the range of the grid.
+    """
+    grid = np.linspace(GRID[0], GRID[-1], vocab_size - FIRST)
+    found: Array = grid[tokens.astype(np.int64) - FIRST]
+    return found
 
 
 @dataclass(frozen=True)
@@ -191,9 +195,7 @@ class Sequences:
             block, pairs = self.blocks[number], self.pairs[of_pair[of_block == number]]
             positions, alleles = self._sites(block)
             missing = self._missing(block) if self.reads_missing else None
-            x = inference_features(
-                positions, alleles, pairs, self.window, self._length(), missing=missing
-            )
+            x = inference_features(positions, alleles, pairs, self.window, self._length(), missing=missing)
             found.append(x)
         return np.concatenate(found)
 

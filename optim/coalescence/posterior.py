@@ -19,21 +19,23 @@ HALF_WIDTH = 2.0  # of an interval, in standard deviations of the replicates
 
 @dataclass(frozen=True)
 class Posterior:
-    """Of replicates, each (P, W). ln_of_mean_time: of the mean over replicates of the times themselves."""
+    """Of replicates, each (P, W)."""
 
     mean: Array
     sd: Array
     low: Array
     high: Array
-    ln_of_mean_time: Array
 
 
 def posterior(ln_times: Array) -> Posterior:
     """ln_times (R, P, W). The interval is the mean +- 2 standard deviations (ddof 0)."""
     mean, sd = ln_times.mean(0), ln_times.std(0)
-    return Posterior(
-        mean, sd, mean - HALF_WIDTH * sd, mean + HALF_WIDTH * sd, np.log(np.exp(ln_times).mean(0))
-    )
+    return Posterior(mean, sd, mean - HALF_WIDTH * sd, mean + HALF_WIDTH * sd)
+
+
+def ln_mean_time(ln_times: Array) -> Array:
+    """Logarithm of the mean over replicates of the times themselves, (R, P, W) -> (P, W)."""
+    return np.log(np.exp(ln_times).mean(0))
 
 
 def mse_of_pairs(mean: Array, truth: Array) -> Array:
