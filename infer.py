@@ -13,9 +13,6 @@ after an interruption: it goes on where it was. docs/coalescence-inference.md
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -137,11 +134,6 @@ def command_line(argv: Sequence[str] | None) -> dict[str, Any]:
     return flags
 
 
-def digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @dataclass(frozen=True)
 class Opened:
     """What is read. files: SHA-256 of each."""
@@ -160,6 +152,7 @@ def read_input(flags: dict[str, Any], n_samples: int, reads_missing: bool) -> Op
     from data.genomes.bed import complement, read_bed
     from data.genomes.trees import is_tree_sequence, read_trees
     from data.genomes.vcf import VcfOptions, read_vcf
+    from optim.coalescence.parts import digest
 
     path, trees = Path(flags["input"]), None
     if is_tree_sequence(path):
@@ -189,22 +182,6 @@ def read_input(flags: dict[str, Any], n_samples: int, reads_missing: bool) -> Op
         notes.append("no --mask: everything is taken to be accessible, which this model is told")
     files = {name: digest(Path(flags[name])) for name in OF_FILES[1:] if flags[name] is not None}
     return Opened(haplotypes, trees, np.concatenate(gaps), notes, files)
-
-
-class Progress:
-    """A line each few seconds, on a terminal in place."""
-
-    EVERY = 5.0
-
-    def __init__(self, rows_and_windows: int) -> None:
-        self.total, self.done, self.begin, self.said = rows_and_windows, 0, time.monotonic(), 0.0
-
-    def advanced(self, rows: int) -> None:
-        self.done += rows
-        now = time.monotonic() - self.begin
-        if now - self.said >= self.EVERY:
-            self.said = now
-            say(f"{100 * self.done / self.total:5.1f}%  {self.done / now:,.0f} tokens/s")
 
 
 def times_of(
@@ -255,47 +232,37 @@ def write(times: Times, flags: dict[str, Any], opened: Opened, facts: dict[str, 
 
 def run(flags: dict[str, Any]) -> int:
     """Raises UserError."""
-    from optim.coalescence.load import open_model
-
-    from optim.coalescence.inference import Drawing, Parts, Sequences, draws, pairs_of
+    from optim.coalescence.inference import Drawing, Sequences, draws, open_model, pairs_of
+    from optim.coalescence.parts import Parts, Progress, digest
     from optim.restore import output_folder
 
     with distributed.start(None, flags["device"]) as world:
         model = open_model(flags["checkpoint"], world.device)
         settings = model.network.settings
-        reads_missing = not settings.mask_singletons
         pairs = pairs_of(flags["pairs"], settings.input_samples)
         folder = output_folder(flags["output"], model.path, prints=False)
         assert folder is not None
-        opened = read_input(flags, settings.input_samples, reads_missing)
+        opened = read_input(flags, settings.input_samples, model.reads_missing)
         window = flags["window_size"] or model.window_size
         sequences = Sequences(
-            opened.haplotypes, pairs, window, settings.n_windows, opened.inaccessible, reads_missing
+            opened.haplotypes, pairs, window, settings.n_windows, opened.inaccessible, model.reads_missing
         )
-        if sequences.reaches_beyond and not reads_missing:
+        if sequences.reaches_beyond and not model.reads_missing:
             opened.notes.append(
                 f"the sequence has {sequences.n_total} windows of {window} bp and the model reads"
                 f" {settings.n_windows}: those beyond its end are empty, which the model was not trained on"
             )
         files = {"checkpoint": digest(model.path), **opened.files}
-        of_draws = {name: flags[name] for name in SETTINGS_OF_DRAWS} | {"window": window, **files}
-        key = hashlib.sha256(json.dumps(of_draws, sort_keys=True).encode()).hexdigest()[:12]
+        parts = Parts(folder, {name: flags[name] for name in SETTINGS_OF_DRAWS} | {"window": window, **files})
         drawing = Drawing(flags["replicates"], flags["seed"], flags["top_k"], flags["rows"])
-        parts = Parts(folder / f".parts_{key}")
         total = len(sequences) * drawing.replicates * settings.n_windows
         say(
             f"{len(pairs)} pairs, {len(sequences.blocks)} blocks of {settings.n_windows} windows of {window}"
             f" bp, {drawing.replicates} replicates: {total:,} tokens"
         )
-        begin = time.monotonic()
+        begin, advanced = time.monotonic(), Progress(total).advanced
         tokens = draws(
-            model.network,
-            len(sequences),
-            sequences.features,
-            drawing,
-            world.device,
-            parts,
-            Progress(total).advanced,
+            model.network, len(sequences), sequences.features, drawing, world.device, parts, advanced
         )
         seconds = time.monotonic() - begin
         times = times_of(sequences, tokens, settings.vocab_size, flags, opened)
@@ -303,8 +270,7 @@ def run(flags: dict[str, Any]) -> int:
             say(f"note: {note}")
         facts = {"checkpoint": str(model.path), "window": window, "seconds": seconds, "files": files}
         write(times, flags, opened, facts)
-        for old in folder.glob(".parts_*"):
-            shutil.rmtree(old, ignore_errors=True)
+        parts.remove()
     return 0
 
 

@@ -120,7 +120,7 @@ class _Reader:
         if not self.names:
             raise self.fault(number, "a record before the line #CHROM: this is no VCF file")
         fields = line.split("\t", len(FIXED) + self.columns if self.columns else -1)
-        if len(fields) < len(FIXED) + max(1, self.columns):
+        if len(fields) < len(FIXED) + (self.columns or len(self.names)):
             raise self.fault(number, f"{len(fields)} columns are too few")
         contig, text, _, ref, alt, _, passed, info, form = fields[: len(FIXED)]
         if not self.is_wanted(number, contig):

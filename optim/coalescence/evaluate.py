@@ -23,6 +23,7 @@ from data.genomes.windows import GenomeSet
 from errors import UserError
 from models.coalescence.network import CoalescenceTransformer
 from optim.coalescence.inference import Drawing, draws, ln_times
+from optim.coalescence.parts import Parts
 from optim.coalescence.posterior import Array, pearson, posterior
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)  # of central intervals, as if the posterior were normal
@@ -107,15 +108,18 @@ def evaluate_times(
     device: torch.device,
     drawing: Drawing,
     n_pairs: int | None,
-    advanced: Callable[[int], object] = lambda rows: None,
+    parts: Parts | None = None,
+    progress: Callable[[int], Callable[[int], object]] = lambda total: lambda tokens: None,
 ) -> dict[str, Any]:
     """On n_pairs test pairs, evenly spread (None: all): of all together, and of each scenario. Times are not
-    corrected by a mutation rate. Raises UserError.
+    corrected by a mutation rate. progress: makes, of the number of all tokens, what `draws` calls as it
+    advances. Raises UserError.
     """
     need_same_form(network, splits)
     chosen, inputs = spread(len(splits.test), n_pairs), inputs_of(network, splits)
+    advanced = progress(len(chosen) * drawing.replicates * splits.meta.n_windows)
     tokens = draws(
-        network, len(chosen), lambda numbers: inputs(chosen[numbers]), drawing, device, advanced=advanced
+        network, len(chosen), lambda numbers: inputs(chosen[numbers]), drawing, device, parts, advanced
     )
     times = ln_times(tokens, network.settings.vocab_size)
     truth = splits.test.read(chosen).y.astype(np.float64)

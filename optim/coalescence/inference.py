@@ -25,12 +25,15 @@ from data.genomes.features import inference_features, is_inside, merged, missing
 from data.genomes.haplotypes import Haplotypes
 from data.genomes.targets import FIRST, GRID, VOCABULARY
 from errors import UserError
-from files import replace_atomically
 from models.coalescence.network import CoalescenceTransformer
+from models.coalescence.settings import PRESETS
+from optim.coalescence import names
 from optim.coalescence.decoding import decode, uniforms_of
+from optim.coalescence.load import network_of
+from optim.coalescence.parts import Parts, Tokens
 from optim.coalescence.posterior import deterministic_correction, differences, sampled_correction
+from optim.opening import open_checkpoint
 
-Tokens = NDArray[np.uint16]
 Array = NDArray[np.float64]
 Pairs = NDArray[np.int64]
 SAMPLED, DETERMINISTIC = "sampled", "deterministic"
@@ -53,30 +56,28 @@ class Drawing:
         return max(1, self.rows // self.replicates)
 
 
-class Parts:
-    """Batches that are done, in a folder, so that an interrupted call goes on where it was."""
+@dataclass(frozen=True)
+class Model:
+    """An opened checkpoint. window_size: bp of a window of the data that it was trained on."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+    network: CoalescenceTransformer
+    path: Path
+    window_size: int
 
-    def _path(self, first: int) -> Path:
-        return self.folder / f"tokens_{first:08d}.npy"
+    @property
+    def reads_missing(self) -> bool:
+        """Whether it reads which share of a window is missing."""
+        return not self.network.settings.mask_singletons
 
-    def load(self, first: int, shape: tuple[int, ...]) -> Tokens | None:
-        """Of the batch that begins with a sequence; None where it is not done, or damaged."""
-        try:
-            found = np.load(self._path(first), allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            return None
-        return found if found.shape == shape and found.dtype == np.uint16 else None
 
-    def save(self, first: int, tokens: Tokens) -> None:
-        def write(path: Path) -> None:
-            with path.open("wb") as file:
-                np.save(file, tokens)
-
-        replace_atomically(self._path(first), write)
+def open_model(given: str, device: torch.device) -> Model:
+    """A file, an experiment, or a name in the cache of checkpoints; in evaluation mode. Raises UserError."""
+    path = names.find(given)
+    state = open_checkpoint(path)
+    network = network_of(path, state).to(device).eval()
+    preset = PRESETS.get(str((state.get("args") or {}).get("model")), PRESETS["broad"])
+    window_size = state.get("genomes", {}).get("window_size", preset.window_size)
+    return Model(network, path, window_size)
 
 
 def draws(
@@ -86,13 +87,13 @@ def draws(
     drawing: Drawing,
     device: torch.device,
     parts: Parts | None = None,
-    advanced: Callable[[int], object] = lambda rows: None,
+    advanced: Callable[[int], object] = lambda tokens: None,
 ) -> Tokens:
     """Tokens (R, N, W) of all sequences. features: of some of them, by their numbers, (I, 2, S, W, n), as the
     network takes them.
 
     Row r * N + i of all rows is replicate r of sequence i; its generator is seeded by this number. advanced:
-    called with the rows of which another window is done.
+    called with the number of tokens that are drawn or found anew.
     """
     replicates, windows = drawing.replicates, network.settings.n_windows
     tokens = np.empty((replicates, n_sequences, windows), dtype=np.uint16)
@@ -108,6 +109,8 @@ def draws(
             found = drawn.cpu().numpy().astype(np.uint16)
             if parts is not None:
                 parts.save(first, found)
+        else:
+            advanced(found.size)
         tokens[:, first : first + numbers.size] = found.transpose(1, 0, 2)
     return tokens
 
