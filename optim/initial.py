@@ -65,7 +65,8 @@ def file_differences(args: Namespace, then: Mapping[str, Any]) -> list[str]:
     its summary.
     """
     teacher = (then.get("frozen") or {}).get("teacher")
-    return differences(args.init_from, then.get("initial")) + differences(args.teacher, teacher, "--teacher")
+    given = getattr(args, "teacher", None)  # which some recipes have
+    return differences(args.init_from, then.get("initial")) + differences(given, teacher, "--teacher")
 
 
 def differences(given: str | None, kept: Any, flag: str = FLAG) -> list[str]:
