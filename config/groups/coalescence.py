@@ -22,14 +22,18 @@ DATASET = Flag(
 )
 NETWORK: tuple[Flag, ...] = (
     MODEL,
-    Flag("dropout", float, None, "after encoder, embedding, attention and MLP (None: that of --model)", low=0),
+    Flag(
+        "dropout", float, None, "after encoder, embedding, attention and MLP (None: that of --model)", low=0
+    ),
     FLAGS["dtype"],
     FLAGS["compile"],
 )
 DATA: tuple[Flag, ...] = (
     DATASET,
     FLAGS["data_dir"],
-    Flag("workers", int, 0, "threads that read a batch; 0: none beside the training's own", low=0, scope=PLACE),
+    Flag(
+        "workers", int, 0, "threads that read a batch; 0: none beside the training's own", low=0, scope=PLACE
+    ),
 )
 ADAPTER: tuple[Flag, ...] = (
     switch("adapter", "train an adapter to data of fewer samples, below it the norms and the last blocks"),
@@ -48,7 +52,14 @@ ADAPTER: tuple[Flag, ...] = (
     ),
 )
 HORIZON: tuple[Flag, ...] = (
-    Flag("epochs", int, 10, "passes over the training pairs, where there is no --iterations", low=1, scope=SCHEDULE),
+    Flag(
+        "epochs",
+        int,
+        10,
+        "passes over the training pairs, where there is no --iterations",
+        low=1,
+        scope=SCHEDULE,
+    ),
     Flag(
         "gpus",
         int,
