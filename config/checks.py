@@ -61,7 +61,8 @@ def optimiser_problems(args: Namespace) -> list[Problem]:
                 "decay_percent",
             )
         )
-    if args.mup_base_width is not None and args.opt not in OF_MUP:
+    # which some recipes do not have
+    if getattr(args, "mup_base_width", None) is not None and args.opt not in OF_MUP:
         line = (
             f"--mup_base_width is for --opt {' and '.join(OF_MUP)}, whose steps do not depend on the size of"
             f" gradients or weights, not for {args.opt}"
@@ -139,6 +140,12 @@ def unused_by_objective(args: Namespace) -> dict[str, str]:
 
 def place_problems(args: Namespace) -> list[Problem]:
     """Of the device, the names and the dataset."""
+    named = name_problems(args)
+    return [*named, *_dataset_problems(args), *packing_problems(args), *curriculum_problems(args)]
+
+
+def name_problems(args: Namespace) -> list[Problem]:
+    """Of the device and the names."""
     problems = []
     if args.device == "mps":
         line = "--device mps: trainings run on CUDA devices and on CPUs; give cpu"
@@ -153,7 +160,7 @@ def place_problems(args: Namespace) -> list[Problem]:
     parts = (args.exp_name or "").split("/")
     if any(len(part.encode()) > MAX_COMPONENT for part in parts):
         problems.append(Problem(f"--exp_name must stay under {MAX_COMPONENT + 1} bytes", "exp_name"))
-    return [*problems, *_dataset_problems(args), *packing_problems(args), *curriculum_problems(args)]
+    return problems
 
 
 def _dataset_problems(args: Namespace) -> list[Problem]:

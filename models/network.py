@@ -36,7 +36,8 @@ class Network(Protocol):
     network may also have `softcap`: c, where its logits z are c tanh(z / c); `vocabulary`, where its output
     weight has more rows than there are tokens; `head_recipe`: by which recipe of models/fp8.py the loss
     multiplies with that weight in training; `width_multiple`, where it is made after the rules of muP, which
-    the optimiser then follows; and `embedding`, the nn.Embedding of its tokens.
+    the optimiser then follows; `embedding`, the nn.Embedding of its tokens; and `begins_with(weights)`: which
+    weights it takes of those of a file that --init_from names (raises UserError).
     """
 
     @property

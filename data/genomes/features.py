@@ -23,13 +23,10 @@ from numpy.typing import NDArray
 
 SCALES = (2, 8, 32, 64)  # lengths of windows, in units of the window
 LARGEST_COUNT = int(np.finfo(np.float16).max)  # of a window of any scale
+EXACT_COUNT = 2048  # up to which float16 has every count
 Positions = NDArray[np.float64]
 Genotypes = NDArray[np.uint8]
 Intervals = NDArray[np.integer[Any]]
-
-_AS_STORED = np.arange(1 << 16).clip(max=LARGEST_COUNT).astype(np.float16)
-# log1p of each count, in float64 and then rounded: the same on every machine and for batches of every size
-_LOG1P = np.log1p(_AS_STORED.astype(np.float64)).astype(np.float32)
 
 
 def sites_of(ts: Any) -> tuple[Positions, Genotypes]:
@@ -165,21 +162,18 @@ def with_missing(x: NDArray[Any], shares: NDArray[np.float32]) -> None:
     x[..., 1, :, :, 0] = np.exp(1 - shares).astype(np.float16)
 
 
-def as_stored(sums: NDArray[np.uint16]) -> NDArray[np.float16]:
-    """Counts of any shape in float16, which is what a set of genomes holds; even ones beyond 2048."""
-    return _AS_STORED[sums]
-
-
 def as_input(sums: NDArray[np.uint16], shares: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
     """What the network reads: log1p, in float32, of features as data hold them in float16.
 
     sums: counts (..., 2, S, W, n). shares: as `with_missing`.
     """
-    x = _LOG1P[sums]
+    if sums.max(initial=0) <= EXACT_COUNT:
+        x = sums.astype(np.float32)
+    else:
+        x = sums.astype(np.float16).astype(np.float32)
     if shares is not None:
         with_missing(x, shares)
-        x[..., 0] = np.log1p(x[..., 0])
-    return x
+    return np.log1p(x, out=x)
 
 
 def pair_features(
@@ -198,7 +192,8 @@ def pair_features(
     out, and bin 0 says how much is missing, also where K is 0. Raises ValueError.
     """
     positions, genotypes = kept_sites(positions, genotypes, length, missing)
-    x = as_stored(over_scales(counts_of(positions, genotypes, pairs, window, length, scales), scales))
+    counts = counts_of(positions, genotypes, pairs, window, length, scales)
+    x = over_scales(counts, scales).astype(np.float16)
     if missing is not None:
         with_missing(x, missing_shares(missing_in(missing, window, length), window, length, scales))
     return x

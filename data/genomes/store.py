@@ -21,7 +21,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from data.genomes.features import as_stored, missing_shares, over_scales, with_missing
+from data.genomes.features import missing_shares, over_scales, with_missing
 from errors import UserError
 from files import TRANSIENT_ERRORS, load_json
 
@@ -133,6 +133,14 @@ class GenomeMeta(Layout):
     duplicates: list[list[str]]
     errors: list[list[str]]
 
+    def identity(self) -> dict[str, Any]:
+        """What distinguishes the set from others, in the form of data.bins.identity_of."""
+        found = {}
+        for name, split in {"train": "train", "val": "test"}.items():
+            stated = self.splits[split]
+            found[name] = {"tokens": stated["examples"] * self.n_windows, "sha256": stated["sha256"]}
+        return found
+
 
 class Genomes:
     """The examples of one split."""
@@ -166,30 +174,30 @@ class Genomes:
                 self.shards[number] = os.open(self.folder / shard_name(number), os.O_RDONLY)
             return self.shards[number]
 
-    def _raw(self, number: int) -> bytes:
+    def _raw(self, shard: int, offset: int, size: int) -> bytes:
         """An example as `Layout.encode` made it. Raises UserError."""
-        entry, expected = self.index[number], self.meta.stored_bytes
-        place = self.folder / shard_name(int(entry["shard"]))
         try:
-            packed = os.pread(self._shard(int(entry["shard"])), max(0, entry["size"]), entry["offset"])
-            if zstandard.frame_content_size(packed) != expected:
-                raise _damaged(place, f"example {number} is not whole")
+            packed = os.pread(self._shard(shard), max(0, size), offset)
+            if zstandard.frame_content_size(packed) != self.meta.stored_bytes:
+                raise zstandard.ZstdError("it is no whole example")
             return _decompressor().decompress(packed)
         except zstandard.ZstdError as error:
-            raise _damaged(place, f"example {number}: {error}") from None
+            raise _damaged(self.folder / shard_name(shard), f"at byte {offset:,}: {error}") from None
         except OSError as error:
             if error.errno in TRANSIENT_ERRORS:  # nothing for the user to fix: the chain tries again
                 raise
-            raise _damaged(place, error.strerror) from None
+            raise _damaged(self.folder / shard_name(shard), error.strerror) from None
 
     def read(self, numbers: NDArray[np.integer[Any]]) -> Examples:
         """The examples of these numbers (N,). Raises UserError."""
-        return self.meta.decode(bytearray().join(self._raw(int(number)) for number in numbers))
+        entries = self.index[numbers]
+        places = zip(*(entries[name].tolist() for name in ("shard", "offset", "size")), strict=True)
+        return self.meta.decode(bytearray().join(self._raw(*place) for place in places))
 
     def example(self, number: int) -> Example:
         """Raises UserError."""
         found, entry = self.read(np.array([number])), self.index[number]
-        x = as_stored(over_scales(found.counts, self.meta.multipliers))
+        x = over_scales(found.counts, self.meta.multipliers).astype(np.float16)
         shares = self.meta.shares(found.missing)
         if shares is not None:
             with_missing(x, shares)
@@ -214,15 +222,8 @@ class GenomeSplits:
     test: Genomes
 
     def identity(self) -> dict[str, Any]:
-        """What distinguishes the set from others, in the form of data.bins.identity_of."""
-        found = {}
-        for name, split in {"train": "train", "val": "test"}.items():
-            stated = self.meta.splits[split]
-            found[name] = {
-                "tokens": stated["examples"] * self.meta.n_windows,
-                "sha256": stated["sha256"],
-            }
-        return found
+        """As GenomeMeta.identity."""
+        return self.meta.identity()
 
 
 def shard_name(number: int) -> str:

@@ -17,7 +17,7 @@ Parameters and how they start
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
 
+from errors import UserError
 from models.attention import KeyValue, Rope, Rotary
 from models.coalescence.adapter import Adapter
 from models.coalescence.settings import CHANNELS, SCALES, CoalescenceSettings
@@ -34,6 +35,7 @@ from models.network import ADAPTER, FROZEN, TUNED, TUNED_VECTOR, by_layer_type
 
 CHANNEL_WEIGHTS = (0.7, 0.3)
 ROPE_BASE = 10000.0
+MASK_TOKEN = "mask_token"  # name of the parameter
 OF_NORMS = ("ln", "norm")  # in the names of parameters that are trained with an adapter
 
 
@@ -79,6 +81,7 @@ class CoalescenceTransformer(nn.Module):
     """
 
     may_leave_unused = False
+    resumes_adapter = False  # a file of weights that it begins with must hold an adapter
 
     def __init__(self, settings: CoalescenceSettings) -> None:
         super().__init__()
@@ -209,12 +212,25 @@ class CoalescenceTransformer(nn.Module):
                 roles[name] = FROZEN
         return roles
 
-    def additions(self) -> list[str]:
-        """Names of weights that a file of weights need not have, as they begin as they are made: those of the
-        adapter.
+    def begins_with(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What it begins with, of a file's weights: all, with its own adapter unless `resumes_adapter`.
+
+        Raises UserError where the file has an adapter and must have none, or the other way round.
         """
-        backbone = dict(self._backbone())
-        return [name for name, _ in self.named_parameters() if name not in backbone]
+        found = dict(weights)
+        if self.mask_token is None:  # where bin 0 is read, an earlier stage's is of no use
+            found.pop(MASK_TOKEN, None)
+        has_adapter = any(name.startswith("adapter.") for name in found)
+        if has_adapter and self.adapter is None:
+            raise UserError("it holds an adapter: give it as --resume-adapter, with --adapter")
+        if has_adapter and not self.resumes_adapter:
+            raise UserError("it holds an adapter already: give it as --resume-adapter")
+        if self.resumes_adapter and not has_adapter:
+            raise UserError("it holds no adapter: give it as --checkpoint, for a new adapter")
+        for name, parameter in self.named_parameters():
+            if name == MASK_TOKEN or (name.startswith("adapter.") and not has_adapter):
+                found.setdefault(name, parameter.detach())
+        return found
 
     def flops_per_token(self, length: int | None = None) -> float:
         """Floating-point operations of training per token of the targets: of all positions and of windows'

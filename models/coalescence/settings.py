@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
 from models.settings import ModelSettings
 
@@ -138,3 +139,14 @@ TINY: Mapping[str, Preset] = MappingProxyType(
     }
 )
 PRESETS: Mapping[str, Preset] = MappingProxyType({**PUBLISHED, **TINY})
+
+
+def settings_of(args: Any, n_windows: int | None = None) -> CoalescenceSettings:
+    """Of the network that flags ask for, for sequences of so many windows (None: as many as its preset's)."""
+    settings, adapter = PRESETS[args.model].settings(n_windows), None
+    if args.adapter:
+        adapter = AdapterSettings(
+            args.adapter_samples, args.adapter_bottleneck, args.adapter_dropout, args.adapter_last_n
+        )
+    dropout = settings.dropout if args.dropout is None else args.dropout
+    return replace(settings, dropout=dropout, adapter=adapter)
