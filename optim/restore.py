@@ -232,15 +232,16 @@ def resolve(prog: str, path: Path, state: dict[str, Any], given: dict[str, Any])
         config.stop(prog, problems)
     known = {name: value for name, value in vars(args).items() if name in ("model", "recipe", "dataset")}
     notes = config.unused_settings(config.add_defaults({**known, **explicit}))
-    if args.eval_seq_length is not None and args.eval_seq_length > args.sequence_length:
+    length = getattr(args, "eval_seq_length", None)  # which recipes of text have
+    if length is not None and length > args.sequence_length:
         notes.append(
             f"the model was trained on {args.sequence_length} tokens; positions beyond them are new to it"
         )
     if os.environ.get("RANK", "0") == "0":
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
-    if args.eval_seq_length is not None:
-        args.trained_length, args.sequence_length = args.sequence_length, args.eval_seq_length
+    if length is not None:
+        args.trained_length, args.sequence_length = args.sequence_length, length
     return args
 
 
