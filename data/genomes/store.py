@@ -11,8 +11,10 @@ as its counts in windows of scale 1, from which those of all scales follow (data
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -225,13 +227,24 @@ class GenomeSplits:
         return found
 
 
+def split_sha256(index: NDArray[Any], files: str, shards: Iterable[str]) -> str:
+    """Checksum of a split. files: text of files.json; shards: checksums of the shards, in order."""
+    digest = hashlib.sha256(index.tobytes())
+    for text in (*shards, files):
+        digest.update(text.encode())
+    return digest.hexdigest()
+
+
 def shard_name(number: int) -> str:
     return f"shard_{number:05d}.bin"
 
 
 def is_genomes(folder: Path) -> bool:
-    """Whether a folder holds a prepared set of genomes. Raises UserError where its meta.json is damaged."""
-    return (folder / META).is_file() and _content(folder).get("kind") == KIND
+    """Whether a folder holds a prepared set of genomes."""
+    try:
+        return bool(_content(folder).get("kind") == KIND)
+    except UserError:
+        return False
 
 
 def _content(folder: Path) -> dict[str, Any]:
