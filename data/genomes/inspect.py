@@ -23,6 +23,7 @@ from drawing import load_matplotlib
 from errors import UserError
 from files import replace_atomically
 
+CHANNELS = ("differs", "agrees")
 TIME, MISSING = "#D55E00", "#999999"
 SHOWN = 5
 
@@ -104,7 +105,7 @@ def draw(folder: Path, split: str, number: int, path: Path) -> None:
 def picture(example: Example, meta: GenomeMeta, name: str) -> Any:
     """Features from bin 1 on of both channels and all scales, above the true TMRCA, along the genome."""
     load_matplotlib()
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     rows = 2 * len(meta.multipliers)
     figure, axes = pyplot.subplots(
@@ -122,21 +123,22 @@ def picture(example: Example, meta: GenomeMeta, name: str) -> Any:
         mesh = axis.pcolormesh(edges, bounds, values.T, vmin=0, vmax=x.max(), cmap="cividis")
         span = meta.multipliers[scale] * meta.window_size / 1000
         axis.set_ylabel(f"{span:g} kb", rotation=0, ha="right", va="center")
+        axis.yaxis.set_major_locator(ticker.MaxNLocator(nbins=3, integer=True))
         if scale == 0:
-            which = "differ" if channel == 0 else "agree"
-            axis.set_title(f"sites where the pair {which}: carriers, in windows of", loc="left", fontsize=10)
+            title = f"sites where the pair {CHANNELS[channel]}, by their number of carriers, in windows of"
+            axis.set_title(title, loc="left", fontsize=10)
     figure.colorbar(mesh, ax=axes[:rows], label="ln(1 + sites)", shrink=0.6)
     times = np.exp(example.y.astype(np.float64))
-    axes[rows].stairs(times, edges, baseline=None, color=TIME, label="true TMRCA, mean of the window")
+    axes[rows].stairs(times, edges, baseline=None, color=TIME)
+    title = f"true TMRCA of the pair, mean of each window of {meta.window_size / 1000:g} kb"
     if example.missing is not None:
-        missing = example.missing[0]
+        span = meta.multipliers[0] * meta.window_size / 1000
+        title += f"; grey: share missing in {span:g} kb"
         shade = axes[rows].twinx()
-        shade.stairs(missing, edges, fill=True, color=MISSING, alpha=0.4)
-        shade.set(
-            ylim=(0, 1), ylabel=f"share missing in {meta.multipliers[0] * meta.window_size / 1000:g} kb"
-        )
-    axes[rows].set(yscale="log", xlabel="position (kb)", ylabel="TMRCA (generations)")
-    axes[rows].set_xlim(0, edges[-1])
-    axes[rows].legend(frameon=False, loc="upper right")
+        shade.stairs(example.missing[0], edges, fill=True, color=MISSING, alpha=0.4)
+        shade.set(ylim=(0, 1), ylabel="share missing")
+    axes[rows].set_title(title, loc="left", fontsize=10)
+    axes[rows].set(yscale="log", xlabel="position (kb)", ylabel="generations", xlim=(0, edges[-1]))
+    axes[rows].set_ylim(times.min() / 1.5, times.max() * 1.5)
     figure.suptitle(f"{name}: {example.file}, samples {example.pair[0]} and {example.pair[1]}", fontsize=11)
     return figure
