@@ -157,8 +157,13 @@ class Progress:
 
 def make_all(jobs: Sequence[Job], workers: int, progress: Progress) -> list[dict[str, Any]]:
     """Descriptions of the shards, in order. Raises UserError where a worker was killed."""
-    context = multiprocessing.get_context("spawn")
     results: dict[int, dict[str, Any]] = {}
+    if min(workers, len(jobs)) == 1:
+        for number, job in enumerate(jobs):
+            results[number] = make_shard(job)
+            progress.add(results[number])
+        return list(results.values())
+    context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(jobs)), context, start_worker, (os.getpid(),)) as pool:
         waiting: dict[Future[dict[str, Any]], int] = {}
         for number, job in enumerate(jobs):

@@ -92,6 +92,14 @@ class Layout:
             missing.view("<u4") if self.masked else None,
         )
 
+    def features(self, examples: Examples) -> NDArray[np.float16]:
+        """Features as `pair_features` has them (N, 2, S, W, n)."""
+        x = over_scales(examples.counts, self.multipliers).astype(np.float16)
+        shares = self.shares(examples.missing)
+        if shares is not None:
+            with_missing(x, shares)
+        return x
+
     def shares(self, missing: NDArray[Any] | None) -> NDArray[np.float32] | None:
         """Missing shares (..., S, W) of the windows of all scales, from the bp of those of scale 1."""
         if missing is None:
@@ -191,13 +199,9 @@ class Genomes:
     def example(self, number: int) -> Example:
         """Raises UserError."""
         found, entry = self.read(np.array([number])), self.index[number]
-        x = over_scales(found.counts, self.meta.multipliers).astype(np.float16)
-        shares = self.meta.shares(found.missing)
-        if shares is not None:
-            with_missing(x, shares)
-        file = self.files[entry["file"]]
+        shares, file = self.meta.shares(found.missing), self.files[entry["file"]]
         return Example(
-            x[0],
+            self.meta.features(found)[0],
             found.y[0],
             str(file["scenario"]),
             str(file["path"]),
