@@ -24,6 +24,7 @@ from config.mixture import names_of_sources
 from config.recipe import DEFAULT_RECIPE, flags_of, recipes
 from config.schema import Flag
 from config.tokenizers import BYTES, GPT2
+from config.values import Problem
 from errors import UserError
 from files import try_to_write, write_json
 from optim.coalescence import public
@@ -290,9 +291,8 @@ def with_checkpoint(
     if recipe != DEFAULT_RECIPE:
         given, problems = config.parse(argv, prog=prog, description=description, extra=own, recipe=recipe)
     if of_text and recipes()[recipe].wanted is not None:
-        problems = [
-            f"--checkpoint {given['checkpoint']} is of recipe {recipe}, and this reads networks of text"
-        ]
+        line = f"--checkpoint {given['checkpoint']} is of recipe {recipe}, and this reads networks of text"
+        problems = [Problem(line, "checkpoint")]
     if problems:
         config.stop(prog, problems)
     own_values = {flag.name: given.get(flag.name, flag.default) for flags in own.values() for flag in flags}

@@ -57,5 +57,5 @@ def make_up(folder: Path, layout: Layout, pairs: Mapping[str, int], seed: int) -
         }
         splits[split] = write_index(folder / split, [result])
     described = {"kind": KIND, "format": FORMAT, **asdict(layout), "splits": splits}
-    empty = {"settings": {}, "duplicates": [], "errors": []}
+    empty: dict[str, Any] = {"settings": {}, "duplicates": [], "errors": []}
     write_json(folder / META, {**described, "scenarios": {SCENARIO: dict.fromkeys(pairs, 1)}, **empty})
