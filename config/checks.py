@@ -72,7 +72,7 @@ def optimiser_problems(args: Namespace) -> list[Problem]:
     if args.opt == "muon" and args.lr == 0 and own_rates:
         line = f"--{own_rates[0]} is kept as a multiple of --lr, which must not be 0 then"
         problems.append(Problem(line, "lr", own_rates[0]))
-    if args.scheduler == "warmup_cos" and args.min_lr > args.lr:
+    if args.scheduler == "warmup_cos" and (args.min_lr or 0) > args.lr:
         line = f"--min_lr {args.min_lr} is more than --lr {args.lr}: the rate would rise"
         problems.append(Problem(line, "min_lr", "lr"))
     return problems

@@ -53,7 +53,8 @@ class Recipe:
     each setting that has no effect. assemble: what is trained, as optim.progress.Parts, of the flags, the
     processes and the experiment's folder. wanted: what flags say of the data, in the form of
     data.sources.Wanted (None: that itself). begin: called by main.py with the flags and the words of the
-    command line before all else; it may put other processes in the place of this one.
+    command line before all else; it may put other processes in the place of this one. make_up: writes the
+    dataset of --selftest_resume below a folder (None: of tokens).
 
     Raises ValueError where a default is of no flag, or a spelling is of none or of two.
     """
@@ -73,6 +74,7 @@ class Recipe:
     assemble: Callable[[Namespace, Any, Path], Any] = _no_training
     wanted: Callable[[Mapping[str, Any]], Any] | None = None
     begin: Callable[[Namespace, Sequence[str]], None] = _at_once
+    make_up: Callable[[Namespace, Path], None] | None = None
 
     def __post_init__(self) -> None:
         for name in {*self.defaults, *self.selftest, *self.spellings.values()}:

@@ -331,7 +331,8 @@ def shape_of(args: Any) -> Shape:
     shape = Shape(args.scheduler, lr, args.warmup_percent, args.final_div_factor, args.decay_percent)
     if args.scheduler == WARMUP_COS:
         decay_steps = getattr(args, "decay_steps", None)  # which some recipes have
-        shape = replace(shape, warmup_steps=args.warmup_steps, min_lr=args.min_lr, decay_steps=decay_steps)
+        min_lr = lr / 10 if args.min_lr is None else args.min_lr
+        shape = replace(shape, warmup_steps=args.warmup_steps, min_lr=min_lr, decay_steps=decay_steps)
     if args.scheduler in LIBRARY:
         shape = replace(shape, warmup_steps=args.warmup_steps, min_lr=0.0)
     if args.scheduler == TRAPEZOID:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from config.checks import name_problems, notes_on_checkpoints, optimiser_problems, unused_by_optimiser
 from config.flags import GROUPS
-from config.groups.coalescence import ADAPTER, DATA, HORIZON, NETWORK
 from config.hook_checks import hook_problems
 from config.mixture import is_mixture
 from config.recipe import Recipe
@@ -31,6 +30,7 @@ from optim.coalescence import names
 from optim.reader import Record
 from optim.tracked import Tracked
 from recipes import gpus
+from recipes.coalescence_flags import ADAPTER, DATA, HORIZON, NETWORK
 
 if TYPE_CHECKING:
     from data.genomes.store import GenomeMeta
@@ -120,13 +120,11 @@ def follow(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resolve(args: Namespace) -> list[Problem]:
-    """The weights to begin with, the last rate, and the steps, which follow from the pairs where these are
-    there: before they are prepared, an experiment has as many steps as it was begun with.
+    """The weights to begin with, and the steps, which follow from the pairs where these are there: before
+    they are prepared, an experiment has as many steps as it was begun with.
     """
     if args.resume_adapter is not None:
         args.init_from = args.resume_adapter
-    if args.min_lr is None:
-        args.min_lr = args.lr / 10
     try:
         if args.init_from is not None and not os.path.exists(args.init_from):
             found = names.cached(args.init_from)
@@ -254,8 +252,6 @@ def notes(args: Namespace) -> list[str]:
 
 def _is_given(args: Namespace, flag: Flag) -> bool:
     default = follow(vars(args)).get(flag.name, flag.default)
-    if flag.name == "min_lr":
-        default = args.lr / 10
     return bool(getattr(args, flag.name) != default)
 
 
@@ -263,6 +259,19 @@ def wanted(flags: Mapping[str, Any]) -> Any:
     from data.genomes.wanted import WantedGenomes
 
     return WantedGenomes.of(flags)
+
+
+def make_up(args: Namespace, place: Path) -> None:
+    """Pairs that are drawn at random, of the form that --model takes."""
+    from data.genomes.features import SCALES
+    from data.genomes.made_up import make_up
+    from data.genomes.store import Layout
+
+    preset = PRESETS[args.model]
+    samples = args.adapter_samples if args.adapter else preset.n_samples
+    length = preset.n_windows * preset.window_size
+    layout = Layout(preset.window_size, length, samples, SCALES, not preset.mask_singletons)
+    make_up(place / args.dataset, layout, {"train": 64, "test": 16}, args.data_seed)
 
 
 def assemble(args: Namespace, world: World, folder: Path) -> Parts:
@@ -285,4 +294,5 @@ RECIPE = Recipe(
     notes=notes,
     wanted=wanted,
     begin=gpus.begin,
+    make_up=make_up,
 )

@@ -143,7 +143,8 @@ def load_mask(path: Path, key: str) -> NDArray[np.bool_]:
                 )
             content = content[key]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"--bitmask {path} cannot be read: {error}") from None
+        why = error.strerror if isinstance(error, OSError) else "it is no .npz or .npy file of numbers"
+        raise UserError(f"--bitmask {path} cannot be read: {why}") from None
     if content.ndim != 1 or not (content.dtype == bool or np.isin(content, (0, 1)).all()):
         raise UserError(
             f"--bitmask {path} must hold a row of true and false, not {content.dtype} {content.shape}"

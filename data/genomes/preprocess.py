@@ -26,6 +26,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,19 @@ from data.genomes.inputs import (
 )
 from data.genomes.preprocess_flags import parse
 from data.genomes.shards import Job, Mask, make_shard, remove_leftovers, start_worker
-from data.genomes.store import ENTRY, FILES, FORMAT, INDEX, KIND, META, SPLITS, Layout, is_genomes, read_meta
+from data.genomes.store import (
+    ENTRY,
+    FILES,
+    FORMAT,
+    INDEX,
+    KIND,
+    META,
+    SPLITS,
+    Layout,
+    is_genomes,
+    read_meta,
+    split_sha256,
+)
 from errors import UserError
 from files import TRANSIENT_ERRORS, json_text, replace_atomically, write_atomically, write_json
 
@@ -59,7 +72,7 @@ Say = Callable[[str], None]
 def locked(folder: Path) -> Iterator[None]:
     """The folder of a set, which is made. Raises UserError where another process prepares it."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
+    with open(folder / "lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -144,8 +157,13 @@ class Progress:
 
 def make_all(jobs: Sequence[Job], workers: int, progress: Progress) -> list[dict[str, Any]]:
     """Descriptions of the shards, in order. Raises UserError where a worker was killed."""
-    context = multiprocessing.get_context("spawn")
     results: dict[int, dict[str, Any]] = {}
+    if min(workers, len(jobs)) == 1:
+        for number, job in enumerate(jobs):
+            results[number] = make_shard(job)
+            progress.add(results[number])
+        return list(results.values())
+    context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(jobs)), context, start_worker, (os.getpid(),)) as pool:
         waiting: dict[Future[dict[str, Any]], int] = {}
         for number, job in enumerate(jobs):
@@ -204,16 +222,15 @@ def write_index(folder: Path, results: Sequence[dict[str, Any]]) -> dict[str, An
             np.save(file, index, allow_pickle=False)
 
     replace_atomically(folder / INDEX, save)
-    write_atomically(folder / FILES, json_text(files) + "\n")
-    digest = hashlib.sha256(index.tobytes())
-    for text in (*(result["sha256"] for result in results), json_text(files)):
-        digest.update(text.encode())
+    text = json_text(files) + "\n"
+    write_atomically(folder / FILES, text)
+    shards = [result["sha256"] for result in results]
     return {
         "files": len(files),
         "examples": index.size,
         "shards": len(results),
-        "sha256": digest.hexdigest(),
-        "shard_sha256": [result["sha256"] for result in results],
+        "sha256": split_sha256(index, text, shards),
+        "shard_sha256": shards,
     }
 
 
@@ -242,6 +259,7 @@ def hashed(base: Path, paths: Sequence[str], workers: int) -> dict[str, str]:
 def preprocess(args: Namespace, say: Say) -> None:
     """Prepare a set. Raises UserError, at the end also where a file could not be read."""
     began = time.monotonic()
+    import_module("tskit")  # here, as the workers report a missing one late
     if not args.base_dir.is_dir():
         raise UserError(f"--base_dir {args.base_dir}: no such folder")
     mask = mask_of(args)

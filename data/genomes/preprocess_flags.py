@@ -1,4 +1,4 @@
-"""Flags of data.genomes.preprocess, in the spelling of the public code; `-` and `_` are alike."""
+"""Flags of data.genomes.preprocess, in the spelling of the public code."""
 
 from __future__ import annotations
 
@@ -71,7 +71,6 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     for name, kind, default, text in FLAGS:
         parser.add_argument(
             f"--{name}",
-            f"--{name.replace('_', '-')}",
             type=kind,
             default=default,
             required=name == "base_dir",
@@ -82,7 +81,6 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     )
     parser.add_argument(
         "--skip_existing",
-        "--skip-existing",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="keep what is there and right; --no-skip_existing makes the whole set again",

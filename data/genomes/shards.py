@@ -84,15 +84,16 @@ def _accessible(path: str, key: str) -> NDArray[np.bool_]:
 
 
 def _kept(job: Job) -> dict[str, Any] | None:
-    """The description of a shard that is there and right."""
+    """The description of a shard that is there and right; files that could not be read are tried again."""
     try:
         found = load_json(job.description)
         with open(job.path, "rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError):
         return None
-    is_right = isinstance(found, dict) and (found.get("key"), found.get("sha256")) == (job.key, sha256)
-    return {**found, "was_there": True} if is_right else None
+    if not isinstance(found, dict) or (found.get("key"), found.get("sha256")) != (job.key, sha256):
+        return None
+    return None if found["errors"] else {**found, "was_there": True}
 
 
 def make_shard(job: Job) -> dict[str, Any]:
@@ -139,7 +140,8 @@ def _packed(job: Job, given: Input, description: dict[str, Any]) -> list[bytes]:
         description["errors"].append([given.path, error.strerror or str(error)])
         return []
     except (ValueError, EOFError, KeyError, tskit.FileFormatError, tskit.LibraryError) as error:
-        description["errors"].append([given.path, " ".join(str(error).split())])
+        reason = " ".join(str(error).split()).partition(". ")[0]  # tskit goes on with advice
+        description["errors"].append([given.path, reason])
         return []
     description["files"].append({**asdict(given), "crop": crop})
     description["pairs"] += pairs.tolist()

@@ -11,8 +11,10 @@ as its counts in windows of scale 1, from which those of all scales follow (data
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,14 @@ class Layout:
             y.view("<f2"),
             missing.view("<u4") if self.masked else None,
         )
+
+    def features(self, examples: Examples) -> NDArray[np.float16]:
+        """Features as `pair_features` has them (N, 2, S, W, n)."""
+        x = over_scales(examples.counts, self.multipliers).astype(np.float16)
+        shares = self.shares(examples.missing)
+        if shares is not None:
+            with_missing(x, shares)
+        return x
 
     def shares(self, missing: NDArray[Any] | None) -> NDArray[np.float32] | None:
         """Missing shares (..., S, W) of the windows of all scales, from the bp of those of scale 1."""
@@ -197,13 +207,9 @@ class Genomes:
     def example(self, number: int) -> Example:
         """Raises UserError."""
         found, entry = self.read(np.array([number])), self.index[number]
-        x = over_scales(found.counts, self.meta.multipliers).astype(np.float16)
-        shares = self.meta.shares(found.missing)
-        if shares is not None:
-            with_missing(x, shares)
-        file = self.files[entry["file"]]
+        shares, file = self.meta.shares(found.missing), self.files[entry["file"]]
         return Example(
-            x[0],
+            self.meta.features(found)[0],
             found.y[0],
             str(file["scenario"]),
             str(file["path"]),
@@ -226,13 +232,24 @@ class GenomeSplits:
         return self.meta.identity()
 
 
+def split_sha256(index: NDArray[Any], files: str, shards: Iterable[str]) -> str:
+    """Checksum of a split. files: text of files.json; shards: checksums of the shards, in order."""
+    digest = hashlib.sha256(index.tobytes())
+    for text in (*shards, files):
+        digest.update(text.encode())
+    return digest.hexdigest()
+
+
 def shard_name(number: int) -> str:
     return f"shard_{number:05d}.bin"
 
 
 def is_genomes(folder: Path) -> bool:
-    """Whether a folder holds a prepared set of genomes. Raises UserError where its meta.json is damaged."""
-    return (folder / META).is_file() and _content(folder).get("kind") == KIND
+    """Whether a folder holds a prepared set of genomes."""
+    try:
+        return bool(_content(folder).get("kind") == KIND)
+    except UserError:
+        return False
 
 
 def _content(folder: Path) -> dict[str, Any]:

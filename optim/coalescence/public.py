@@ -14,6 +14,7 @@ from errors import UserError
 from models.coalescence.settings import PRESETS
 from optim.peek import peek
 
+RECIPE = "coalescence"  # whose flags a file is read as
 MARK = "pytorch-lightning_version"
 ITS_MODULES = ("cxt", "__main__")  # whose classes hold the settings of its networks
 OF_NETWORK, OF_BACKBONE = "model.", "backbone."
@@ -73,7 +74,7 @@ def _described(path: Path, model: Mapping[str, Any], hyper: Any) -> tuple[dict[s
     given = hyper.get("gpt_config") if isinstance(hyper, dict) else None
     found = vars(given) if isinstance(given, _Settings) else {}
     settings: dict[str, Any] = {name: found[name] for name in FIELDS if name in found}
-    args: dict[str, Any] = {"recipe": "coalescence"}
+    args: dict[str, Any] = {"recipe": RECIPE}
     if ADAPTER in model:
         args |= {"adapter": True, "adapter_samples": model[ADAPTER].shape[1]}
         args["adapter_bottleneck"] = model[ADAPTER].shape[0] // 2

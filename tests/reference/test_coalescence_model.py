@@ -4,10 +4,15 @@ import pytest
 import torch
 from torch import nn
 
+import config
 from data.batch import Batch
+from models import make_model_from_args
 from models.coalescence.adapter import Adapter
-from models.coalescence.settings import AdapterSettings
+from models.coalescence.settings import PUBLISHED, AdapterSettings
+from models.network import ADAPTER, roles_of
 from optim.coalescence.objective import NextTime
+from optim.optimizers import make_optimizer
+from optim.schedules import make_scheduler, shape_of
 from tests.reference.cases import each, read
 from tests.reference.coalescence_model import (
     FILE,
@@ -139,3 +144,126 @@ def test_what_is_trained_with_an_adapter(case):
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     expected = {name.removeprefix("backbone.") for name in case["trainable"]}
     assert trained == expected & set(dict(network.named_parameters()))
+
+
+def coalescence_args(*flags):
+    """As the recipe has them for data that are not there."""
+    return config.parse_args(["coalescence", *map(str, flags), "--dataset-path", "nowhere/data"])
+
+
+def groups_of(network, args):
+    """Numbers of tensors and of parameters, rate over that of the run, and decay, of each group."""
+    found = []
+    for group in make_optimizer(network, args).param_groups:
+        params = group["params"]
+        counts = len(params), sum(parameter.numel() for parameter in params)
+        found.append([*counts, group.get("rate", 1.0), group["weight_decay"]])
+    return found
+
+
+@pytest.mark.reference
+@pytest.mark.skipif("presets" not in SECTION.get("model", {}), reason=f"no presets in {FILE}")
+def test_presets_are_those_of_the_public_code():
+    assert set(PUBLISHED) == set(SECTION["model"]["presets"])
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("name", SECTION.get("model", {}).get("presets", {}))
+def test_preset(name):
+    case = SECTION["model"]["presets"][name]
+    args = coalescence_args("--model", name)
+    with torch.device("meta"):
+        network = make_model_from_args(args)
+    settings = network.settings
+    assert {
+        "n_layer": settings.n_layer,
+        "n_embd": settings.n_embd,
+        "n_head": settings.n_head,
+        "num_samples": settings.n_samples,
+        "output_dim": settings.vocab_size,
+        "window_size": PUBLISHED[name].window_size,
+        "mask_singletons": settings.mask_singletons,
+        "dropout": settings.dropout,
+        "n_windows": settings.n_windows,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "tensors": len(list(network.parameters())),
+        "decayed": groups_of(network, args)[0][:2],
+        "not_decayed": groups_of(network, args)[1][:2],
+    } == case
+
+
+@each(FILE, "adapter", "real_size")
+def test_groups_of_a_preset_with_an_adapter(case):
+    args = coalescence_args("--model", case["preset"], "--adapter", "--adapter_last_n", case["last_n"])
+    with torch.device("meta"):
+        network = make_model_from_args(args)
+    roles = roles_of(network)
+    backbone = {name: p for name, p in network.named_parameters() if roles[name] != ADAPTER}
+    trained = [parameter for parameter in backbone.values() if parameter.requires_grad]
+    assert sum(p.numel() for p in backbone.values()) == case["backbone_params"]
+    assert sum(p.numel() for p in trained) == case["backbone_trainable"]
+    assert len(trained) == case["backbone_tensors_trainable"]
+    found = {}
+    for tensors, parameters, rate, decay in groups_of(network, args):
+        found[rate, decay] = [tensors, parameters]
+    mask_token = int(network.mask_token is not None)  # which is trained here
+    for tensors, parameters, rate, decay in case["groups"]:
+        of_adapter = mask_token if rate == 1.0 else 0
+        assert found.pop((rate, decay)) == [tensors + of_adapter, parameters + of_adapter]
+    assert not found
+
+
+@each(FILE, "adapter", "wrapped")
+def test_groups_below_an_adapter(case):
+    network = wrapped_network(case)
+    groups = make_optimizer(network, coalescence_args("--adapter", "--lr", 1e-3)).param_groups
+    for group, expected in zip(groups, case["groups"], strict=True):
+        names = {name.removeprefix("backbone.") for name in expected["params"]}
+        assert set(group["param_names"]) - {"mask_token"} == names
+        assert group["weight_decay"] == expected["weight_decay"]
+        assert group["lr"] / 1e-3 * group.get("rate", 1.0) == expected["lr_over_max_lr"]
+
+
+def schedule_of(case):
+    """That of the flags for a run as long as the cases' longest."""
+    rates = ["--lr", case["max_lr"], "--warmup_steps", case["warmup_iters"]]
+    args = coalescence_args(*rates, "--decay_steps", case["lr_decay_iters"])
+    args.min_lr = case["min_lr"]  # which may be more than --lr there
+    shape = shape_of(args)
+    return lambda step: shape.rate(shape.planned(1 << 30), step)
+
+
+@each(FILE, "schedule_and_loader", "schedule")
+def test_rates(case):
+    rate = schedule_of(case)
+    assert [rate(step) for step in case["steps"]] == pytest.approx(case["lr"], rel=1e-12, abs=0)
+
+
+@pytest.mark.reference
+@pytest.mark.skipif("trajectory" not in SECTION.get("model", {}), reason=f"no trajectory in {FILE}")
+def test_trajectory():
+    """With the optimiser and the schedule of the recipe's flags."""
+    case = SECTION["model"]["trajectory"]
+    model = next(each for each in SECTION["model"]["cases"] if each["name"] == case["model_case"])
+    samples, vocabulary = model["config"]["num_samples"], model["config"]["output_dim"]
+    beta1, beta2 = case["betas"]
+    rates = ["--lr", case["max_lr"], "--min_lr", case["min_lr"], "--warmup_steps", case["warmup_iters"]]
+    others = ["--weight_decay", case["weight_decay"], "--beta1", beta1, "--beta2", beta2]
+    args = coalescence_args(*rates, *others, "--decay_steps", case["lr_decay_iters"])
+    network = network_of(model)
+    objective, optimizer = NextTime(network), make_optimizer(network, args)
+    schedule, losses, lrs = make_scheduler(optimizer, args), [], []
+    for step in range(case["steps"]):
+        x = case_inputs({**model, "x_q": step}, samples)
+        y = tokens(step + 1, model["batch"], model["n_windows"], vocabulary)
+        loss = objective(Batch({"x": x, "tokens": y}, y[:, 1:].numel())).mean
+        loss.backward()
+        losses.append(float(loss.detach()))
+        lrs.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    assert losses == pytest.approx(case["right"]["losses"], abs=1e-4)
+    assert lrs == pytest.approx(case["lrs"], rel=1e-9)
+    norm = nn.utils.get_total_norm(list(network.parameters()))
+    assert float(norm) == pytest.approx(case["right"]["final_param_norm"], rel=1e-5)
