@@ -24,9 +24,7 @@ from config.schema import Flag
 from errors import UserError
 from files import read_json, write_atomically
 from optim.names import EVALUATIONS
-from report.collect import below
 from report.command import paths_and_flags
-from report.render import table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -145,6 +143,8 @@ def read(folders: Sequence[Path]) -> tuple[list[Evaluated], list[str]]:
     """Evaluations of times below folders, the newest of each label, in the order of the graph; and a line for
     each damaged file. Raises UserError where there is none.
     """
+    from report.collect import below
+
     problems: list[str] = []
     found: dict[str, Evaluated] = {}
     paths = below(folders, EVALUATIONS[0], problems)
@@ -274,6 +274,8 @@ def draw_calibration(found: Sequence[Evaluated]) -> Figure:
 
 
 def markdown(parts: Sequence[Table], pictures: Sequence[str]) -> str:
+    from report.render import table
+
     lines = [f"# {TITLE}", ""]
     for place, (heading, header, rows, note) in enumerate(parts):
         lines += [f"## {heading}", "", *table(header, rows), "", *([note, ""] if note else [])]
