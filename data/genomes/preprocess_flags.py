@@ -67,6 +67,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
         prog="data.genomes.preprocess",
         description="Tree sequences to examples of the recipe coalescence.",
         epilog="docs/genomes.md",
+        allow_abbrev=False,
     )
     for name, kind, default, text in FLAGS:
         parser.add_argument(

@@ -41,6 +41,7 @@ ENTRY = np.dtype(
         ("second", "<i4"),
     ]
 )
+MOST_OVERHEAD = 1024  # bytes that compression may add to an example
 LEVEL = 1  # of zstandard: higher ones save little of such sparse counts
 LARGEST = 1 << 30  # elements of the features of an example, beyond which meta.json is taken for damaged
 _decompressors = threading.local()
@@ -179,8 +180,11 @@ class Genomes:
     def _raw(self, shard: int, offset: int, size: int) -> bytes:
         """An example as `Layout.encode` made it. Raises UserError."""
         try:
-            packed = os.pread(self._shard(shard), max(0, size), offset)
-            if zstandard.frame_content_size(packed) != self.meta.stored_bytes:
+            expected = self.meta.stored_bytes
+            if not 0 < size <= 2 * expected + MOST_OVERHEAD:
+                raise zstandard.ZstdError("the index is damaged")
+            packed = os.pread(self._shard(shard), size, offset)
+            if len(packed) < size or zstandard.frame_content_size(packed) != expected:
                 raise zstandard.ZstdError("it is no whole example")
             return _decompressor().decompress(packed)
         except zstandard.ZstdError as error:
