@@ -59,7 +59,7 @@ class Job:
             "inputs": [asdict(each) for each in self.inputs],
             "layout": asdict(self.layout),
             "num_pairs": self.num_pairs,
-            "mask": [self.mask.key, self.mask.sha256] if self.mask else None,
+            "mask": self.mask and [self.mask.key, self.mask.sha256],
         }
         return hashlib.sha256(json_text(parts).encode()).hexdigest()
 
