@@ -393,7 +393,12 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     return with_checkpoint(
-        "eval.py", "Measure the perplexity of a checkpoint on the validation split.", OWN_FLAGS, argv, run
+        "eval.py",
+        "Measure the perplexity of a checkpoint on the validation split.",
+        OWN_FLAGS,
+        argv,
+        run,
+        of_text=False,
     )
 
 

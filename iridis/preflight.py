@@ -41,7 +41,7 @@ from errors import UserError
 from iridis.chain import Cause
 from models.variants import ALIASES
 from optim import initial
-from optim.done import is_finished
+from optim.done import is_finished, wanted_data
 from optim.forecast import forecast as of_work
 from optim.lock import holder
 from optim.names import FINAL, STOP, numbered
@@ -359,7 +359,7 @@ def training_problems(wanted: Namespace, args: Namespace, record: Record, is_ref
         config.check_world_size(args, wanted.processes)
     except UserError as error:
         problems += str(error).splitlines()
-    data = Wanted.of(vars(args))
+    data = wanted_data(args)
     if not is_refused and (folder.is_dir() or args.use_pretrained != "auto"):
         problems += resume_problems(args, folder, None if wanted.no_data else data)
     problems += [] if wanted.no_data else data.lacking()
@@ -367,13 +367,13 @@ def training_problems(wanted: Namespace, args: Namespace, record: Record, is_ref
         data.end_of_text()  # which packing needs
     if args.init_from is not None and not record.saved_step:
         initial.find(args.init_from)
-    if args.teacher is not None:
+    if getattr(args, "teacher", None) is not None:
         initial.find(args.teacher, "--teacher")
     if (folder / STOP).exists():
         problems.append(f"{folder / STOP} keeps this experiment stopped; remove it first")
     problems += space_problems(args, folder)
     read_segments(folder)  # a damaged segments.jsonl would end the job in its first minute
-    is_even = args.curriculum != LENGTH  # else the first steps say nothing about the last
+    is_even = getattr(args, "curriculum", None) != LENGTH  # else the first steps say nothing about the last
     say((is_even and forecast(record, args.iterations, wanted.time)) or of_work(record, args))
     return problems
 

@@ -80,11 +80,39 @@ def evaluate(
         if windows_read:
             n_windows = min(n_windows, windows_read * batch_size)
         windows_read = np.arange(n_windows)
-    n_batches = math.ceil(windows_read.size / batch_size)
-    sums = torch.zeros(n_batches, 4, dtype=torch.float64)  # loss, hits, tokens, depth x tokens
-    columns = 2 if sizes is None else 4
-    by_window = torch.zeros(windows_read.size, columns, dtype=torch.float64)  # mean loss, accuracy; text
     size_of = None if sizes is None else torch.from_numpy(sizes).to(world.device)
+
+    def measure(batch: Batch, number: int) -> tuple[Tensor, Tensor]:
+        return _batch_sums(model, batch, world.device, autocast, EVAL_SEED + number, size_of)
+
+    columns = (4, 2 if sizes is None else 4)
+    found = sums_over(
+        model, windows, windows_read, batch_size, world, measure, columns, should_stop, progress, kept
+    )
+    return None if found is None else _means(*found)
+
+
+@torch.no_grad()
+def sums_over(
+    model: nn.Module,
+    windows: EvalSet,
+    windows_read: NDArray[np.int64],
+    batch_size: int,
+    world: World,
+    measure: Callable[[Batch, int], tuple[Tensor, Tensor]],
+    columns: tuple[int, int],
+    should_stop: Callable[[], bool] = lambda: False,
+    progress: Callable[[int], object] = lambda done: None,
+    kept: PartialSums | None = None,
+) -> tuple[Tensor, Tensor] | None:
+    """What `measure` says of batches of the windows of these numbers, from all processes: a row of sums for
+    each batch and one for each window, float64, of so many columns. None where `should_stop` said so.
+
+    measure: of a batch on the device, and its number. The rest is as in `evaluate`.
+    """
+    n_batches = math.ceil(windows_read.size / batch_size)
+    sums = torch.zeros(n_batches, columns[0], dtype=torch.float64)
+    by_window = torch.zeros(windows_read.size, columns[1], dtype=torch.float64)
     was_training = model.training
     model.eval()
     try:
@@ -96,9 +124,7 @@ def evaluate(
             if number < n_batches:
                 part = slice(number * batch_size, (number + 1) * batch_size)
                 batch = windows.batch(windows_read[part]).to(world.device)
-                sums[number], by_window[part] = _batch_sums(
-                    model, batch, world.device, autocast, EVAL_SEED + number, size_of
-                )
+                sums[number], by_window[part] = measure(batch, number)
             done = min(first + world.size, n_batches)
             progress(done)
             stop = should_stop()
@@ -111,7 +137,7 @@ def evaluate(
                 return None
     finally:
         model.train(was_training)
-    return _means(world.sum(sums), world.sum(by_window))
+    return world.sum(sums), world.sum(by_window)
 
 
 def _batch_sums(
@@ -138,7 +164,7 @@ def _batch_sums(
 
 
 def _means(by_batch: Tensor, by_window: Tensor) -> dict[str, Any]:
-    """What `evaluate` returns, of the sums of all processes."""
+    """What `evaluate` returns, of the sums of all processes: loss, hits, tokens, depth x tokens."""
     loss, hits, tokens, depth = by_batch.sum(0).tolist()
     loss_of_batches, hits_of_batches = (by_batch[:, :2] / by_batch[:, 2:3]).mean(0).tolist()
     window_losses, window_accuracies = by_window[:, :2].unbind(1)

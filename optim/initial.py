@@ -65,7 +65,8 @@ def file_differences(args: Namespace, then: Mapping[str, Any]) -> list[str]:
     its summary.
     """
     teacher = (then.get("frozen") or {}).get("teacher")
-    return differences(args.init_from, then.get("initial")) + differences(args.teacher, teacher, "--teacher")
+    given = getattr(args, "teacher", None)  # which some recipes have
+    return differences(args.init_from, then.get("initial")) + differences(given, teacher, "--teacher")
 
 
 def differences(given: str | None, kept: Any, flag: str = FLAG) -> list[str]:
@@ -106,6 +107,12 @@ def load(model: Transformer, path: Path) -> dict[str, Any]:
     from optim.reader import Record
 
     state = open_checkpoint(path)
+    begins_with = getattr(model, "begins_with", None)
+    if callable(begins_with):
+        try:
+            state["model"] = begins_with(state["model"])
+        except UserError as error:
+            raise UserError(f"{FLAG} {path}: {error}") from None
     wrong = _misfits(model, state["model"])
     if wrong:
         settings = state.get("args") or (Record(path.parent, problems=[]).summary or {}).get("args")
@@ -135,7 +142,7 @@ def _misfits(model: Transformer, state: Mapping[str, Any]) -> list[str]:
         if name in mine and name in theirs:
             shapes = [tuple(getattr(side[name], "shape", ())) for side in (theirs, mine)]
             what = "" if shapes[0] == shapes[1] else f"is {shapes[0]} in the file, {shapes[1]} in this model"
-        elif may_differ(name, model.settings):
+        elif may_differ(name, getattr(model, "settings", None)):
             what = ""
         else:
             what = "is missing in the file" if name in mine else "is in the file only"
@@ -157,6 +164,6 @@ def _flags_that_fit(model: Transformer, settings: Any) -> list[str]:
     other = [
         f"--{name} {settings[name]} (here {mine[name]})"
         for name in SHAPING
-        if name in settings and settings[name] != mine[name]
+        if name in settings and name in mine and settings[name] != mine[name]
     ]
     return [f"it was trained with {', '.join(other)}"] if other else []

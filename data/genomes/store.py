@@ -144,6 +144,14 @@ class GenomeMeta(Layout):
     duplicates: list[list[str]]
     errors: list[list[str]]
 
+    def identity(self) -> dict[str, Any]:
+        """What distinguishes the set from others, in the form of data.bins.identity_of."""
+        found = {}
+        for name, split in {"train": "train", "val": "test"}.items():
+            stated = self.splits[split]
+            found[name] = {"tokens": stated["examples"] * self.n_windows, "sha256": stated["sha256"]}
+        return found
+
 
 class Genomes:
     """The examples of one split."""
@@ -224,15 +232,8 @@ class GenomeSplits:
     test: Genomes
 
     def identity(self) -> dict[str, Any]:
-        """What distinguishes the set from others, in the form of data.bins.identity_of."""
-        found = {}
-        for name, split in {"train": "train", "val": "test"}.items():
-            stated = self.meta.splits[split]
-            found[name] = {
-                "tokens": stated["examples"] * self.meta.n_windows,
-                "sha256": stated["sha256"],
-            }
-        return found
+        """As GenomeMeta.identity."""
+        return self.meta.identity()
 
 
 def split_sha256(index: NDArray[Any], files: str, shards: Iterable[str]) -> str:

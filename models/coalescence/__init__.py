@@ -1,0 +1,6 @@
+"""Times to the most recent common ancestor of two haplotypes, window by window, as tokens.
+
+settings.py     the shape of a network, and those that have names
+network.py      the network
+adapter.py      in front of a trained network: from fewer samples
+"""

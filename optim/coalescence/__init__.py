@@ -1,0 +1,4 @@
+"""Training and use of networks of coalescence times.
+
+objective.py     what training minimises
+"""
