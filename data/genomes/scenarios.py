@@ -212,14 +212,14 @@ def llm_grid() -> list[Scenario]:
 
 def tiny() -> list[Scenario]:
     """100 kb of 5 individuals: minutes on two cores."""
-    size = {"individuals": 5, "sequence_length": 1e5}
-    return [
-        replace(SINGLE["constant"], folder="base_dataset", count=200, **size),
-        replace(SINGLE["sawtooth"], folder="ssd", count=60, **size),
-        replace(SINGLE["island"], folder="idd", count=20, **size),
-        replace(SINGLE["constant"], folder="high_ne/ne_1e+05", count=30, population_size=1e5, **size),
-        replace(SINGLE["constant"], folder="high_ne/ne_2e+05", count=30, population_size=2e5, **size),
+    scenarios = [
+        replace(SINGLE["constant"], folder="base_dataset", count=200),
+        replace(SINGLE["sawtooth"], folder="ssd", count=60),
+        replace(SINGLE["island"], folder="idd", count=20),
+        replace(SINGLE["constant"], folder="high_ne/ne_1e+05", count=30, population_size=1e5),
+        replace(SINGLE["constant"], folder="high_ne/ne_2e+05", count=30, population_size=2e5),
     ]
+    return [replace(scenario, individuals=5, sequence_length=1e5) for scenario in scenarios]
 
 
 def paper() -> list[Scenario]:
@@ -294,13 +294,18 @@ def simulate(scenario: Scenario, number: int) -> tskit.TreeSequence:
     return msprime.mutate(ancestry, rate=scenario.mutation_rate, random_seed=seed)
 
 
+def _given(value: float | None) -> float:
+    assert value is not None, "a field that the scenario's kind uses"
+    return value
+
+
 def _demography(scenario: Scenario, msprime: Any) -> dict[str, Any]:
     """Arguments of sim_ancestry that tell the scenarios apart."""
-    size, individuals = scenario.population_size, scenario.individuals
+    size, individuals = _given(scenario.population_size), scenario.individuals
     if scenario.kind == "constant":
         return {"samples": individuals, "population_size": size}
     if scenario.kind == "sawtooth":
-        return {"samples": individuals, "demography": sawtooth(size, scenario.magnitude)}
+        return {"samples": individuals, "demography": sawtooth(size, _given(scenario.magnitude))}
     if scenario.kind == "island":
         islands = msprime.Demography.island_model([size, size / 2, size / 2], scenario.migration_rate)
         return {"samples": island_samples(individuals), "demography": islands}
@@ -382,7 +387,7 @@ def _chromosomes(scenario: Scenario, species: Any) -> list[Any]:
     found = [
         chromosome
         for chromosome in species.genome.chromosomes
-        if chromosome.id.upper() not in SEX_AND_ORGANELLES and chromosome.length > scenario.sequence_length
+        if chromosome.id.upper() not in SEX_AND_ORGANELLES and chromosome.length >= scenario.sequence_length
     ]
     if not found:
         raise UserError(f"{species.id} has no autosome of {scenario.sequence_length:g} bp")
@@ -422,17 +427,20 @@ def _contig(scenario: Scenario, species: Any, model: Any, draws: np.random.Rando
     chromosomes = _chromosomes(scenario, species)
     for _ in range(MOST_WINDOWS):
         chromosome = chromosomes[draws.randint(len(chromosomes))]
-        left = draws.uniform(0, chromosome.length - scenario.sequence_length)
+        left = draws.randint(chromosome.length - int(scenario.sequence_length) + 1)
+        right = left + int(scenario.sequence_length)
         try:
             contig = species.get_contig(
                 chromosome.id,
                 left=left,
-                right=left + scenario.sequence_length,
+                right=right,
                 mutation_rate=model.mutation_rate,
                 genetic_map=scenario.genetic_map,
             )
         except ValueError:  # the map has nothing there
             continue
-        if np.isfinite(contig.recombination_map.rate).all():
+        rates = contig.recombination_map
+        is_inside = (rates.left < right) & (rates.right > left)
+        if np.isfinite(rates.rate[is_inside]).all():
             return contig
     raise ValueError(f"{scenario.genetic_map} has a rate everywhere in none of {MOST_WINDOWS} windows")

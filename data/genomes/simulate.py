@@ -123,22 +123,40 @@ def files_in(folder: Path) -> dict[int, Path]:
     return found
 
 
-def missing(root: Path, scenarios: Sequence[Scenario], shard: int, shards: int) -> tuple[list[Job], int]:
-    """This shard's simulations that are not there, and how many there are in all. Simulations are dealt to
-    the shards in turn, so that each has its share of the slow scenarios.
-    """
+@dataclass(frozen=True)
+class Todo:
+    """A shard's simulations that are to do, of how many, and how many of them are there as damaged files."""
+
+    jobs: list[Job]
+    total: int
+    damaged: int
+
+    def told(self, shard: int, shards: int) -> str:
+        line = f"{self.total - len(self.jobs):,} of {self.total:,} simulations are there already"
+        if shards > 1:
+            line += f" (shard {shard} of {shards})"
+        if self.damaged:
+            line += f"; {self.damaged:,} are cut short and are simulated again"
+        return line
+
+
+def missing(root: Path, scenarios: Sequence[Scenario], shard: int, shards: int) -> Todo:
+    """Simulations are dealt to the shards in turn, so that each has its share of the slow scenarios."""
     jobs = []
-    before = total = 0
+    before = total = damaged = 0
     for scenario in scenarios:
         folder = folder_of(root, scenario)
         there = files_in(folder) if folder.is_dir() else {}
         first = (shard - before) % shards
         for number in range(first, scenario.count, shards):
             total += 1
-            if number not in there or not is_whole(there[number]):
-                jobs.append(Job(scenario, number, folder / f"ts_{number:08d}.trees"))
+            is_there = number in there
+            if is_there and is_whole(there[number]):
+                continue
+            damaged += is_there
+            jobs.append(Job(scenario, number, folder / f"ts_{number:08d}.trees"))
         before += scenario.count
-    return jobs, total
+    return Todo(jobs, total, damaged)
 
 
 # simulating
@@ -408,25 +426,27 @@ def run(args: Namespace) -> int:
     if problem:
         raise UserError(problem)
     root = Path(args.data_dir or DEFAULT_DATA_DIR / "genomes" / args.scenario.replace(":", "_"))
+    todo = missing(root, scenarios, args.shard, args.shards)
+    if args.state and todo.jobs:
+        say("todo")
+        return 0
     for scenario in scenarios:
         check(scenario)
         refuse_others(folder_of(root, scenario), scenario)
-    jobs, total = missing(root, scenarios, args.shard, args.shards)
     if args.state:
-        say("todo" if jobs else "done")
+        say("done")
         return 0
-    of_shard = f" of shard {args.shard} of {args.shards}" if args.shards > 1 else ""
-    say(f"{root}: {total - len(jobs):,} of {total:,} simulations{of_shard} are there already")
-    if not jobs:
+    say(f"{root}: {todo.told(args.shard, args.shards)}")
+    if args.dry_run or not todo.jobs:
         return 0
     root.mkdir(parents=True, exist_ok=True)
     with locked(root, args.shard, args.shards):
         for scenario in scenarios:
             prepare_folder(root, scenario)
-        remove_leftovers(jobs)
+        remove_leftovers(todo.jobs)
         began = time.monotonic()
-        simulate_all(jobs, args.num_processes or len(os.sched_getaffinity(0)))
-    say(f"{len(jobs):,} simulated in {time.monotonic() - began:.1f} s")
+        simulate_all(todo.jobs, args.num_processes or len(os.sched_getaffinity(0)))
+    say(f"{len(todo.jobs):,} simulated in {time.monotonic() - began:.1f} s")
     return 0
 
 

@@ -27,7 +27,7 @@ DESCRIPTOR = struct.Struct("<B7xQQQQ")  # type, start and length of the name, st
 IDENTIFIER = b"uuid"
 
 
-def identifier_at(content: bytes) -> slice:
+def identifier_at(content: bytes | bytearray) -> slice:
     """Where the content of a tree sequence's file holds its identifier."""
     arrays = HEADER.unpack_from(content)[3]
     for number in range(arrays):
