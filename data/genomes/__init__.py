@@ -1,4 +1,7 @@
-"""Simulated genomes: from a simulator to the examples that a network of coalescence times is trained on.
+"""Simulated genomes as training data of the recipe coalescence.
 
-scenarios.py, simulate.py     tree sequences, one file a simulation
+scenarios.py, simulate.py, tree_file.py   tree sequences, by msprime
+features.py, targets.py          site counts of haplotype pairs, and their coalescence times as tokens
+preprocess.py, inputs.py, shards.py   tree sequences to examples on disk
+store.py, windows.py             examples from disk, and batches of them
 """
