@@ -9,8 +9,9 @@ processes it is simulated, for one version of msprime.
 
 Files are ts_00000000.trees, ts_00000001.trees and so on; simulation N has the seed N everywhere. A file
 appears when it is complete: after a kill the same command simulates what is missing. simulation.json says
-what a folder holds, and other simulations are refused there. The shards of a budget run at the same time, on
-any machines that share the folder; in an array of SLURM jobs the number of the task is the shard.
+what a folder holds, and other simulations are refused there. tiny and paper also get a mask, accessible.npy,
+unless there is one. The shards of a budget run at the same time, on any machines that share the folder; in an
+array of SLURM jobs the number of the task is the shard.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from typing import Any
 
 from config.programs import Arguments, guarded
 from data.bins import DEFAULT_DATA_DIR
+from data.genomes.accessibility import LENGTHS, NAME, write_mask
 from data.genomes.scenarios import (
     COLLECTIONS,
     SINGLE,
@@ -329,6 +331,7 @@ def _parser() -> Arguments:
     add("position", help="of sweep, in bp [the middle]")
     add("shards", of=int, default=1, help="parts that the simulations are dealt to [1]")
     add("shard", of=int, help="the part to simulate, from 0 [SLURM_ARRAY_TASK_ID]")
+    parser.add_argument("--dry_run", action="store_true", help="check, tell how many are there, and stop")
     parser.add_argument(
         "--state", action="store_true", help="only tell whether all is simulated: done or todo"
     )
@@ -427,7 +430,9 @@ def run(args: Namespace) -> int:
         raise UserError(problem)
     root = Path(args.data_dir or DEFAULT_DATA_DIR / "genomes" / args.scenario.replace(":", "_"))
     todo = missing(root, scenarios, args.shard, args.shards)
-    if args.state and todo.jobs:
+    has_mask = args.scenario not in LENGTHS or (root / NAME).exists()
+    is_done = has_mask and not todo.jobs
+    if args.state and not is_done:
         say("todo")
         return 0
     for scenario in scenarios:
@@ -437,10 +442,12 @@ def run(args: Namespace) -> int:
         say("done")
         return 0
     say(f"{root}: {todo.told(args.shard, args.shards)}")
-    if args.dry_run or not todo.jobs:
+    if args.dry_run or is_done:
         return 0
     root.mkdir(parents=True, exist_ok=True)
     with locked(root, args.shard, args.shards):
+        if not has_mask:
+            write_mask(root, LENGTHS[args.scenario])
         for scenario in scenarios:
             prepare_folder(root, scenario)
         remove_leftovers(todo.jobs)
