@@ -390,7 +390,7 @@ def problems_of(args: Namespace) -> list[str]:
             lines.append(f"--{flag} must be at least {least}, not {value}")
     if args.num_samples is not None and args.num_samples > LARGEST:
         lines.append(f"--num_samples must be at most {LARGEST:,}: names of files have eight digits")
-    if args.sequence_length is not None and args.sequence_length % 1:
+    if math.isfinite(args.sequence_length or 0) and (args.sequence_length or 0) % 1:
         lines.append(f"--sequence_length must be a whole number, not {args.sequence_length}")
     if args.shard is not None and args.shard >= args.shards:
         lines.append(f"--shard must be below --shards, {args.shards}")
