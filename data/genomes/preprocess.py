@@ -348,6 +348,28 @@ def refuse_errors(errors: Sequence[list[str]], files: int) -> None:
         raise UserError("\n".join(lines))
 
 
+def is_done(args: Namespace) -> bool:
+    """Whether the set that the command line asks for is there, of as many files as there are; their content
+    is not read.
+    """
+    folder = args.base_dir / args.out_subdir
+    if not args.base_dir.is_dir() or not is_genomes(folder):
+        return False
+    meta = read_meta(folder)
+    mask = mask_of(args)
+    wanted = {
+        "bitmask": mask and mask.sha256,
+        "mask_key": mask and mask.key,
+        "n_samples": args.simplify_first_n_samples or meta.n_samples,
+        **{name: getattr(args, name) for name in ("window_size", "sequence_length", "num_pairs")},
+        **{name: getattr(args, name) for name in ("train_ratio", "global_seed")},
+    }
+    known = sum(meta.splits[split]["files"] for split in SPLITS) + len(meta.duplicates)
+    paths, _ = find_trees(args.base_dir, args.include)
+    is_same = all(meta.settings.get(name) == value for name, value in wanted.items())
+    return is_same and not meta.errors and known == len(paths)
+
+
 def say_now(line: str) -> None:
     print(line, flush=True)
 
@@ -355,6 +377,9 @@ def say_now(line: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     def work() -> int:
         args = parse(argv)
+        if args.state:
+            say_now("done" if is_done(args) else "todo")
+            return 0
         try:
             preprocess(args, say_now)
         except OSError as error:

@@ -86,4 +86,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
         default=True,
         help="keep what is there and right; --no-skip_existing makes the whole set again",
     )
+    parser.add_argument(
+        "--state", action="store_true", help="only tell whether the set is there: done or todo"
+    )
     return parser.parsed(argv)
