@@ -468,7 +468,7 @@ def test_a_foreign_index_is_refused(copied: Path, content: np.ndarray) -> None:
         {"n_samples": "6"},
         {"splits": {}},
         {"multipliers": [1e9]},
-        {"format": 2},
+        {"format": 99},
         {"masked": 1},
     ],
 )
