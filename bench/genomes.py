@@ -4,9 +4,9 @@ reading examples, and how simulation and preprocessing gain from a second proces
     python bench/genomes.py [--pairs 200] [--rounds 5] [--batch_size 32] [--simulations 256] [--files 64]
 
 An example is a pair of haplotypes among 50 samples of 1 Mb. `features` makes them as float16, `stored` makes
-features and targets and compresses both, as preprocessing does; these are milliseconds of a processor, so that
-a shared machine does not matter. The training step is that of the preset `tiny`, on a batch of it: short steps
-are the hard case. The two processes need a core each.
+features and targets and compresses both, as preprocessing does; these are milliseconds of a processor, so
+that a shared machine does not matter. The training step is that of the preset `tiny`, as short steps are the
+hard case. The two processes need a core each.
 """
 
 from __future__ import annotations
