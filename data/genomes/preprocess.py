@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import math
 import multiprocessing
 import os
 import sys
@@ -51,6 +52,7 @@ from data.genomes.store import (
     FORMAT,
     INDEX,
     KIND,
+    LARGEST,
     META,
     SPLITS,
     Layout,
@@ -58,6 +60,7 @@ from data.genomes.store import (
     read_meta,
     split_sha256,
 )
+from data.streams import printable
 from errors import UserError
 from files import TRANSIENT_ERRORS, json_text, replace_atomically, write_atomically, write_json
 
@@ -107,12 +110,18 @@ def samples_of_first(base: Path, paths: Sequence[str]) -> int:
 
 
 def layout_of(args: Namespace, paths: Sequence[str]) -> Layout:
-    """Raises UserError for pairs that no file has."""
+    """Raises UserError for pairs that no file has, and examples beyond measure."""
     n_samples = args.simplify_first_n_samples or samples_of_first(args.base_dir, paths)
     possible = n_samples * (n_samples - 1) // 2
     if args.num_pairs > possible:
         raise UserError(f"--num_pairs {args.num_pairs:,}: {n_samples} samples have {possible:,} pairs")
-    return Layout(args.window_size, args.sequence_length, n_samples, SCALES, args.bitmask is not None)
+    layout = Layout(args.window_size, args.sequence_length, n_samples, SCALES, args.bitmask is not None)
+    if math.prod(layout.shape) > LARGEST:
+        raise UserError(
+            f"--window_size {args.window_size:,}: an example would have {layout.n_windows:,} windows of"
+            f" {n_samples:,} samples, too many to be stored"
+        )
+    return layout
 
 
 def refuse_others(folder: Path, settings: dict[str, Any], skip_existing: bool) -> None:
@@ -244,7 +253,9 @@ def scenarios_of(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]
 
 def named_copies(copies: Sequence[list[str]]) -> list[str]:
     """Lines about files that are there under several names."""
-    lines = [f"counted once: {name}, whose content is that of {first}" for first, name in copies[:SHOWN]]
+    lines = []
+    for first, name in copies[:SHOWN]:
+        lines.append(f"counted once: {printable(name)}, whose content is that of {printable(first)}")
     if len(copies) > SHOWN:
         lines.append(f"counted once: {len(copies) - SHOWN:,} more files ({META} names all)")
     return lines
