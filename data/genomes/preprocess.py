@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import math
 import multiprocessing
 import os
 import sys
@@ -51,6 +52,7 @@ from data.genomes.store import (
     FORMAT,
     INDEX,
     KIND,
+    LARGEST,
     META,
     SPLITS,
     Layout,
@@ -58,6 +60,7 @@ from data.genomes.store import (
     read_meta,
     split_sha256,
 )
+from data.streams import printable
 from errors import UserError
 from files import TRANSIENT_ERRORS, json_text, replace_atomically, write_atomically, write_json
 
@@ -107,12 +110,18 @@ def samples_of_first(base: Path, paths: Sequence[str]) -> int:
 
 
 def layout_of(args: Namespace, paths: Sequence[str]) -> Layout:
-    """Raises UserError for pairs that no file has."""
+    """Raises UserError for pairs that no file has, and examples beyond measure."""
     n_samples = args.simplify_first_n_samples or samples_of_first(args.base_dir, paths)
     possible = n_samples * (n_samples - 1) // 2
     if args.num_pairs > possible:
         raise UserError(f"--num_pairs {args.num_pairs:,}: {n_samples} samples have {possible:,} pairs")
-    return Layout(args.window_size, args.sequence_length, n_samples, SCALES, args.bitmask is not None)
+    layout = Layout(args.window_size, args.sequence_length, n_samples, SCALES, args.bitmask is not None)
+    if math.prod(layout.shape) > LARGEST:
+        raise UserError(
+            f"--window_size {args.window_size:,}: an example would have {layout.n_windows:,} windows of"
+            f" {n_samples:,} samples, too many to be stored"
+        )
+    return layout
 
 
 def refuse_others(folder: Path, settings: dict[str, Any], skip_existing: bool) -> None:
@@ -244,7 +253,9 @@ def scenarios_of(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]
 
 def named_copies(copies: Sequence[list[str]]) -> list[str]:
     """Lines about files that are there under several names."""
-    lines = [f"counted once: {name}, whose content is that of {first}" for first, name in copies[:SHOWN]]
+    lines = []
+    for first, name in copies[:SHOWN]:
+        lines.append(f"counted once: {printable(name)}, whose content is that of {printable(first)}")
     if len(copies) > SHOWN:
         lines.append(f"counted once: {len(copies) - SHOWN:,} more files ({META} names all)")
     return lines
@@ -348,6 +359,28 @@ def refuse_errors(errors: Sequence[list[str]], files: int) -> None:
         raise UserError("\n".join(lines))
 
 
+def is_done(args: Namespace) -> bool:
+    """Whether the set that the command line asks for is there, of as many files as there are; their content
+    is not read.
+    """
+    folder = args.base_dir / args.out_subdir
+    if not args.base_dir.is_dir() or not is_genomes(folder):
+        return False
+    meta = read_meta(folder)
+    mask = mask_of(args)
+    wanted = {
+        "bitmask": mask and mask.sha256,
+        "mask_key": mask and mask.key,
+        "n_samples": args.simplify_first_n_samples or meta.n_samples,
+        **{name: getattr(args, name) for name in ("window_size", "sequence_length", "num_pairs")},
+        **{name: getattr(args, name) for name in ("train_ratio", "global_seed")},
+    }
+    known = sum(meta.splits[split]["files"] for split in SPLITS) + len(meta.duplicates)
+    paths, _ = find_trees(args.base_dir, args.include)
+    is_same = all(meta.settings.get(name) == value for name, value in wanted.items())
+    return is_same and not meta.errors and known == len(paths)
+
+
 def say_now(line: str) -> None:
     print(line, flush=True)
 
@@ -355,6 +388,9 @@ def say_now(line: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     def work() -> int:
         args = parse(argv)
+        if args.state:
+            say_now("done" if is_done(args) else "todo")
+            return 0
         try:
             preprocess(args, say_now)
         except OSError as error:
