@@ -23,6 +23,7 @@ from optim.coalescence.posterior import (
     posterior,
     sampled_correction,
 )
+from report import coalescence
 from tests.reference.cases import each, read
 from tests.reference.coalescence_model import FILE, inputs, network_of, tokens
 
@@ -30,10 +31,12 @@ Case = dict[str, Any]
 SMALL = "sampled_small_u_row_0"
 
 
-def part(name: str) -> Callable[[Any], Any]:
-    """Marks a reference test of a part of the section, its argument `found`."""
-    found = ((read(FILE) or {}).get("inference") or {}).get(name)
-    reason = f"no {name} in inference in {FILE}"
+def part(*keys: str) -> Callable[[Any], Any]:
+    """Marks a reference test of a part of the file, its argument `found`."""
+    found, name = read(FILE), keys[-1]
+    for key in keys:
+        found = (found or {}).get(key)
+    reason = f"no {' in '.join(reversed(keys))} in {FILE}"
     skipped = pytest.mark.skipif(found is None, reason=reason)
     parameter = pytest.param(found, marks=skipped, id=name)
     return lambda test: pytest.mark.reference(pytest.mark.parametrize("found", [parameter])(test))
@@ -99,27 +102,27 @@ def test_cached_logits_are_those_of_the_whole_sequence(case):
             assert (of_step - whole[:, position]).abs().max() < 2e-5
 
 
-@part("posterior")
+@part("inference", "posterior")
 def test_mean_and_interval_of_the_replicates(found):
     made = posterior(np.array(found["ln_times"]))
     for name in ("mean", "sd", "low", "high"):
         assert getattr(made, name) == pytest.approx(np.array(found[name]), abs=1e-9)
 
 
-@part("posterior")
+@part("inference", "posterior")
 def test_logarithm_of_the_mean_time(found):
     made = ln_mean_time(np.array(found["ln_times"]))
     assert made == pytest.approx(np.array(found["ln_of_mean_time"]), abs=1e-9)
 
 
-@part("posterior")
+@part("inference", "posterior")
 def test_accuracy_of_each_pair(found):
     mean, truth = posterior(np.array(found["ln_times"])).mean, np.array(found["truth"])
     assert mse_of_pairs(mean, truth) == pytest.approx(found["mse_per_pair"], abs=1e-8)
     assert pearson_of_pairs(mean, truth) == pytest.approx(found["pearson_per_pair"], abs=1e-8)
 
 
-@part("correction")
+@part("inference", "correction")
 def test_differences_of_pairs(found):
     haplotypes = np.array(found["genotypes"]).T
     assert differences(haplotypes, np.array(found["pairs"])).tolist() == found["counts"]
@@ -136,7 +139,7 @@ def available(found: Any, case: str) -> Any:
 
 
 @pytest.mark.parametrize("case", ["plain", "with_missing"])
-@part("correction")
+@part("inference", "correction")
 def test_times_follow_a_mutation_rate(found, case):
     generator = np.random.default_rng(found[case]["gamma_seed"])
     made = sampled_correction(
@@ -147,9 +150,24 @@ def test_times_follow_a_mutation_rate(found, case):
     assert factors == pytest.approx(np.array(found[case]["factors"]), rel=1e-6)
 
 
-@part("correction")
+@part("inference", "correction")
 def test_times_follow_a_mutation_rate_without_drawing(found):
     made = deterministic_correction(
         uncorrected(), np.array(found["counts"]), found["mutation_rate"], available(found, "plain")
     )
     assert made == pytest.approx(np.array(found["deterministic"]), abs=1e-6)
+
+
+@part("reported_accuracy")
+def test_reported_values_of_the_page(found):
+    assert [list(row[1:]) for row in coalescence.REPORTED] == found["docs_check"]["rows"]
+    assert [list(row) for row in coalescence.PAPER] == found["paper"]["rows"]
+    assert list(coalescence.RELEASED) == found["checkpoints"]
+
+
+@part("released_runs", "steps_per_epoch")
+def test_released_steps_of_the_page_are_whole_epochs(found):
+    for name in coalescence.RELEASED:
+        label, _, rest = name.partition("_epoch=")
+        last_epoch, _, steps = rest.partition("-step=")
+        assert label not in found or int(steps) == found[label] * (int(last_epoch) + 1)
