@@ -165,21 +165,22 @@ def read_input(flags: dict[str, Any], n_samples: int, reads_missing: bool) -> Op
             flags["contig"], flags["sequence_length"], flags["ancestral"], flags["drop_missing"]
         )
         haplotypes = read_vcf(path, n_samples, options)
-    notes, gaps = list(haplotypes.notes), [np.zeros((0, 2))]
+    notes, gaps = list(haplotypes.notes), [haplotypes.gaps]
     if flags["mask"] is not None:
         intervals = read_bed(Path(flags["mask"]), haplotypes.contig, haplotypes.length)
         if flags["mask_holds"] == "accessible":
             intervals = complement(intervals, haplotypes.length)
         gaps.append(intervals)
-    if haplotypes.missing.size and reads_missing:
-        gaps.append(np.stack([haplotypes.missing, haplotypes.missing + 1], axis=1))
-    if not reads_missing and flags["mask"] is not None:
+    if reads_missing:
+        gaps.append(haplotypes.missing)
+    elif flags["mask"] is not None or haplotypes.gaps.size:
+        where = "--mask" if flags["mask"] is not None else f"{path}, a stretch without trees"
         raise UserError(
-            "this model was not trained with missing data, and would take gaps for regions without"
-            " mutations: leave --mask out, or take a model such as w200_wmissing"
+            f"{where}: this model was not trained with missing data, and would take gaps for regions without"
+            " mutations; take a model such as w200_wmissing"
         )
-    if reads_missing and flags["mask"] is None:
-        notes.append("no --mask: everything is taken to be accessible, which this model is told")
+    if reads_missing and not any(map(len, gaps)):
+        notes.append("no gaps (--mask): everything is taken to be accessible, which this model is told")
     files = {name: digest(Path(flags[name])) for name in OF_FILES[1:] if flags[name] is not None}
     return Opened(haplotypes, trees, np.concatenate(gaps), notes, files)
 
@@ -237,6 +238,8 @@ def run(flags: dict[str, Any]) -> int:
     from optim.restore import output_folder
 
     with distributed.start(None, flags["device"]) as world:
+        if world.size > 1:
+            raise UserError(f"{PROG} runs as one process: start it without torchrun")
         model = open_model(flags["checkpoint"], world.device)
         settings = model.network.settings
         pairs = pairs_of(flags["pairs"], settings.input_samples)
@@ -276,7 +279,8 @@ def run(flags: dict[str, Any]) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     flags = command_line(argv)
-    code = guarded(PROG, lambda: run(flags))
+    # what all programs say of a folder that cannot be written to, in the words of this one
+    code = guarded(PROG, lambda: run(flags), lambda line: line.replace("--output_dir", "--output"))
     if code == 130:
         say(f"{PROG}: interrupted; what is drawn so far is kept, and the same command goes on")
     return code

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import tskit
 
 import infer
 from data.genomes.haplotypes import Haplotypes
+from data.genomes.trees import read_trees, true_times
 from errors import UserError
 from models.coalescence.network import CoalescenceTransformer
 from models.coalescence.settings import CoalescenceSettings
@@ -213,8 +215,6 @@ def trees(folder: Path, samples: int = SAMPLES // 2) -> Path:
 
 
 def vcf(folder: Path, source: Path) -> Path:
-    import tskit
-
     path = folder / "x.vcf"
     with path.open("w") as file:
         tskit.load(source).write_vcf(file, position_transform=lambda x: 1 + np.array(x, dtype=int))
@@ -244,6 +244,24 @@ def test_a_tree_sequence_and_its_vcf_have_the_same_times(tmp_path: Path) -> None
     of_vcf = inferred(tmp_path, checkpoint, "--input", vcf(tmp_path, source), *SHORTEST, *words)
     assert [row["mean"] for row in of_vcf] == [row["mean"] for row in of_trees]
     assert "truth" not in of_vcf[0]
+
+
+def test_true_times_are_the_same_a_few_pairs_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ts, pairs = tskit.load(trees(tmp_path)), pairs_of("all", SAMPLES)
+    whole, _ = true_times(ts, pairs, WINDOW)
+    monkeypatch.setattr("data.genomes.trees.MOST_DISTANCES", 1)
+    few, _ = true_times(ts, pairs, WINDOW)
+    assert whole is not None and few is not None
+    assert whole.shape == (6, 15) and (whole == few).all()
+
+
+def test_what_has_no_trees_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "gap.trees"
+    tskit.load(trees(tmp_path)).delete_intervals([[150, 420]]).dump(path)
+    found, _ = read_trees(path, SAMPLES, False)
+    assert found.gaps.tolist() == [[150, 420]]
 
 
 @pytest.mark.slow
@@ -285,6 +303,8 @@ def test_a_mask_is_read_either_way_round(tmp_path: Path) -> None:
     ("words", "line"),
     [
         (["--input", "TREES", "--mask", "BED"], "this model was not trained with missing data"),
+        (["--input", "GAP"], "a stretch without trees: this model was not trained with missing data"),
+        (["--input", "TREES", "--output", "BED"], "File exists; give another --output"),
         (["--input", "TREES", "--pairs", "0-4"], "--pairs 0-4: two different haplotypes of 0 to 3"),
         (["--input", "TREES", "--pairs", "1-1"], "--pairs 1-1: two different haplotypes"),
         (["--input", "TREES", "--pairs", "x"], "'x' is no pair"),
@@ -313,16 +333,19 @@ def test_bad_input_is_one_line_and_writes_nothing(
     few.mkdir()
     bed.write_text("1 5 9\n")
     damaged.write_bytes(source.read_bytes()[:-300])
+    tskit.load(source).delete_intervals([[200, 700]]).dump(tmp_path / "gap.trees")
     places = {
         "TREES": source,
         "FEW": trees(few, 1),
         "BED": bed,
         "DAMAGED": damaged,
         "NOWHERE": tmp_path / "n",
+        "GAP": tmp_path / "gap.trees",
     }
-    argv = [str(saved(tmp_path)), *(str(places.get(word, word)) for word in words)]
     output = tmp_path / "times"
-    assert code_of(infer.main, [*argv, "--output", str(output), "--device", "cpu"]) == 2
+    argv = [str(saved(tmp_path)), "--output", str(output), "--device", "cpu"]
+    argv += [str(places.get(word, word)) for word in words]
+    assert code_of(infer.main, argv) == 2
     said = capsys.readouterr().err
     assert line in said and said.startswith("infer.py: error: ") and said.count("\n") == 1
     assert not output.is_dir() or not list(output.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.genomes.features import sites_of
-from data.genomes.haplotypes import Haplotypes
+from data.genomes.haplotypes import Haplotypes, bases_at
 from data.genomes.targets import mean_times
 from errors import UserError
 
 MAGIC = b"\x89KAS\r\n\x1a\n"
 MISSING = 255
+MOST_DISTANCES = 1 << 24  # between samples in all windows, that are computed together
 UNCALIBRATED = "uncalibrated"  # tskit's word for times that are no generations
 
 
@@ -34,7 +36,7 @@ def load_trees(path: Path) -> Any:
         ) from None
     try:
         return tskit.load(path)
-    except (tskit.FileFormatError, tskit.LibraryError, EOFError, ValueError) as error:
+    except (tskit.FileFormatError, tskit.LibraryError, EOFError, KeyError, ValueError) as error:
         raise UserError(f"{path} is no tree sequence that can be read: {error}") from None
 
 
@@ -60,11 +62,16 @@ def read_trees(path: Path, n_haplotypes: int, drop_missing: bool) -> tuple[Haplo
                 " --drop_missing leaves such sites out"
             )
         notes.append(f"{is_missing.sum():,} sites with missing genotypes are left out")
-    kept = ~is_missing
-    haplotypes = Haplotypes(
-        positions[kept], alleles[kept], ts.sequence_length, "", positions[is_missing], tuple(notes)
-    )
+    kept, missing = ~is_missing, bases_at(positions[is_missing])
+    length = ts.sequence_length
+    haplotypes = Haplotypes(positions[kept], alleles[kept], length, "", missing, gaps_of(ts), tuple(notes))
     return haplotypes, ts
+
+
+def gaps_of(ts: Any) -> NDArray[np.float64]:
+    """Intervals (K, 2) without a tree, as masks leave them."""
+    found = [tree.interval for tree in ts.trees() if tree.num_edges == 0]
+    return np.array(found, dtype=np.float64).reshape(-1, 2)
 
 
 def true_times(
@@ -73,7 +80,13 @@ def true_times(
     """ln of the mean times of pairs in all windows (P, windows), and notes; None where they are not known."""
     if ts.time_units == UNCALIBRATED:
         return None, ("the times of the tree sequence are not calibrated: nothing to compare with",)
+    windows = math.ceil(ts.sequence_length / window)
+    together = max(1, math.isqrt(MOST_DISTANCES // windows) // 2)  # pairs, of twice as many samples
+    parts = []
     try:
-        return np.log(mean_times(ts, pairs, window, ts.sequence_length)), ()
+        for first in range(0, len(pairs), together):
+            part = pairs[first : first + together]
+            parts.append(np.log(mean_times(ts, part, window, ts.sequence_length)))
     except ValueError as error:
         return None, (f"the true times are not known: {error}",)
+    return np.concatenate(parts), ()

@@ -19,7 +19,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from data.genomes.haplotypes import Haplotypes
+from data.genomes.haplotypes import Haplotypes, bases_at
 from data.streams import DAMAGE
 from errors import UserError
 
@@ -265,8 +265,8 @@ class _Reader:
             notes.append("REF is taken for the ancestral allele (--ancestral aa: INFO's AA)")
         alleles = np.stack(self.rows).astype(np.uint8)
         where = np.array(self.positions, dtype=np.float64)
-        missing = np.array(self.missing, dtype=np.float64)
-        return Haplotypes(where, alleles, float(length), self.contig, missing, tuple(notes))
+        missing = bases_at(np.array(self.missing, dtype=np.float64))
+        return Haplotypes(where, alleles, float(length), self.contig, missing, notes=tuple(notes))
 
 
 def read_vcf(path: Path, n_haplotypes: int, options: VcfOptions = VcfOptions()) -> Haplotypes:
