@@ -20,7 +20,8 @@ from data.genomes.haplotypes import Haplotypes
 from data.genomes.trees import read_trees, true_times
 from errors import UserError
 from models.coalescence.network import CoalescenceTransformer
-from models.coalescence.settings import CoalescenceSettings
+from models.coalescence.settings import AdapterSettings, CoalescenceSettings
+from optim.coalescence.decoding import decode, uniforms_of
 from optim.coalescence.evaluate import measures
 from optim.coalescence.inference import Drawing, Sequences, blocks_of, draws, ln_times, pairs_of
 from optim.coalescence.parts import Parts
@@ -68,6 +69,18 @@ def sequences(
     found: Haplotypes, gaps: Any = NO_GAPS, reads_missing: bool = False, pairs: str | None = None
 ) -> Sequences:
     return Sequences(found, pairs_of(pairs, SAMPLES), WINDOW, WINDOWS, gaps, reads_missing)
+
+
+def test_cached_decoding_goes_through_an_adapter() -> None:
+    torch.manual_seed(2)
+    adapter = AdapterSettings(SAMPLES, 8)
+    settings = CoalescenceSettings(SAMPLES + 2, WINDOWS, 1, 2, adapter=adapter)
+    made = CoalescenceTransformer(settings).eval()
+    x = torch.from_numpy(sequences(haplotypes()).features(np.arange(2)))
+    rows = decode(made, x, uniforms_of(range(2), WINDOWS, 0).unsqueeze(1), 1).squeeze(1)
+    begun = torch.cat((torch.ones(2, 1, dtype=torch.int64), rows[:, :-1]), dim=1)
+    logits = made.logits(made.run(x, begun).states)
+    assert (logits[..., 2:].argmax(-1) + 2 == rows).all()
 
 
 @pytest.mark.parametrize("n_total", [1, 5, 6, 7, 11, 12, 13, 600])
