@@ -16,7 +16,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 PROG = "infer.py"
 FLAGS = {
     "what is read": (
-        CHECKPOINT,
+        replace(
+            CHECKPOINT, help=f"{CHECKPOINT.help}, and in $CXT_CHECKPOINT_CACHE; --checkpoint may be left out"
+        ),
         Flag("input", str, None, "tree sequence (.trees), or phased genotypes (.vcf, .vcf.gz)"),
         Flag(
             "mask", str, None, "BED of what --mask_holds says; for models that were trained with missing data"
