@@ -331,7 +331,9 @@ def options(argv: Sequence[str]) -> tuple[Namespace, list[str] | None]:
     parser.add_argument("--time")
     for name in ("nodes", "gpus", "processes"):
         parser.add_argument(f"--{name}", type=int, default=0 if name == "gpus" else 1)
-    parser.add_argument("--no-data", action="store_true", help="a job before this one makes the data, or the weights")
+    parser.add_argument(
+        "--no-data", action="store_true", help="a job before this one makes the data, or the weights"
+    )
     parser.add_argument(
         "--allowed",
         action="store_true",
