@@ -1,7 +1,7 @@
 """Milliseconds to make an example of the recipe coalescence, the share of a training step that is spent on
 reading examples, and how simulation and preprocessing gain from a second process.
 
-    python bench/genomes.py [--pairs 200] [--rounds 5] [--batch_size 32] [--simulations 256] [--files 64]
+    python bench/genomes.py [--pairs 200] [--rounds 5] [--batch_size 32] [--simulations 256] [--files 128]
 
 An example is a pair of haplotypes among 50 samples of 1 Mb. `features` makes them as float16, `stored` makes
 features and targets and compresses both, as preprocessing does; these are milliseconds of a processor, so
@@ -134,7 +134,9 @@ def scaling(simulations: int, files: int, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    args = arguments(__doc__, pairs=200, rounds=5, batch_size=32, simulations=256, files=64, scaling_rounds=1)
+    args = arguments(
+        __doc__, pairs=200, rounds=5, batch_size=32, simulations=256, files=128, scaling_rounds=1
+    )
     times = reading(args.batch_size, args.rounds * 20, args.device)
     report(
         "genomes",
