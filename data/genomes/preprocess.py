@@ -372,9 +372,9 @@ def is_done(args: Namespace) -> bool:
         "bitmask": mask and mask.sha256,
         "mask_key": mask and mask.key,
         "n_samples": args.simplify_first_n_samples or meta.n_samples,
-        **{name: getattr(args, name) for name in ("window_size", "sequence_length", "num_pairs")},
-        **{name: getattr(args, name) for name in ("train_ratio", "global_seed")},
     }
+    for name in ("window_size", "sequence_length", "num_pairs", "train_ratio", "global_seed"):
+        wanted[name] = getattr(args, name)
     known = sum(meta.splits[split]["files"] for split in SPLITS) + len(meta.duplicates)
     paths, _ = find_trees(args.base_dir, args.include)
     is_same = all(meta.settings.get(name) == value for name, value in wanted.items())
