@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from config.checks import name_problems, notes_on_checkpoints, optimiser_problems, unused_by_optimiser
 from config.flags import GROUPS
-from config.groups.coalescence import ADAPTER, DATA, HORIZON, NETWORK
 from config.hook_checks import hook_problems
 from config.mixture import is_mixture
 from config.recipe import Recipe
@@ -31,6 +30,7 @@ from optim.coalescence import names
 from optim.reader import Record
 from optim.tracked import Tracked
 from recipes import gpus
+from recipes.coalescence_flags import ADAPTER, DATA, HORIZON, NETWORK
 
 if TYPE_CHECKING:
     from data.genomes.store import GenomeMeta
