@@ -124,14 +124,20 @@ def layout_of(args: Namespace, paths: Sequence[str]) -> Layout:
     return layout
 
 
-def refuse_others(folder: Path, settings: dict[str, Any], skip_existing: bool) -> None:
-    """Raises UserError where a folder holds a whole set that is made of something else, or no set."""
+def make_room(folder: Path, settings: dict[str, Any], skip_existing: bool) -> None:
+    """Remove the meta.json of a set that is made again. Raises UserError where a folder holds a whole set
+    that is made of something else, or no set.
+    """
     if not (folder / META).exists():
         return
     if not is_genomes(folder):
         raise UserError(f"{folder} holds other data: give another --out_subdir")
-    there = read_meta(folder) if skip_existing else None
+    try:
+        there = read_meta(folder) if skip_existing else None
+    except UserError:  # damaged
+        there = None
     if there is None or there.errors:
+        (folder / META).unlink()
         return
     for name, value in settings.items():
         if there.settings.get(name) != value:
@@ -298,7 +304,7 @@ def preprocess(args: Namespace, say: Say) -> None:
     }
     folder = args.base_dir / args.out_subdir  # a path from / stands for itself
     with locked(folder):
-        refuse_others(folder, settings, args.skip_existing)
+        make_room(folder, settings, args.skip_existing)
         jobs = jobs_of(inputs, args, folder, layout, mask)
         for split in SPLITS:
             (folder / split).mkdir(exist_ok=True)
@@ -321,7 +327,6 @@ def finish(
     errors: list[list[str]],
 ) -> dict[str, Any]:
     """Write the indices and, last, meta.json, whose content is returned."""
-    (folder / META).unlink(missing_ok=True)
     splits = {}
     for split in SPLITS:
         mine = [job for job in jobs if job.folder.name == split]
