@@ -13,6 +13,7 @@ import tskit
 from data.genomes.preprocess import main
 from tests.command_lines import code_of
 
+COUNTS = {"constant": 6, "high": 3}
 LENGTH = 20_000
 FLAGS = {
     "window_size": 1000,
@@ -76,3 +77,11 @@ def write_mask(path: Path, size: int, seed: int = 0, key: str = "access_2L") -> 
     mask = np.repeat(np.random.default_rng(seed).random(size // 100 + 1) < 0.5, 100)[:size]
     np.savez(path, **{key: mask})
     return path
+
+
+def make_sets(base: Path) -> Path:
+    """Tree sequences of COUNTS, with the sets `processed` and `masked`."""
+    write(base, COUNTS)
+    assert prepare(base) == 0
+    assert prepare(base, out_subdir="masked", bitmask=write_mask(base / "mask.npz", 50_000)) == 0
+    return base

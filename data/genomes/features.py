@@ -9,7 +9,7 @@ channel counts the sites of the other channel and those without carrier.
     x = pair_features(positions, genotypes, np.array([[0, 1]]), 2000, 1_000_000)      # (1, 2, 4, 500, n)
 
 Window k of scale m begins where window k of scale 1 does and spans m of these, as far as the sequence goes:
-everything follows from the counts of scale 1, which are what is stored.
+everything follows from the counts of scale 1, and their sums from the first window on are what is stored.
 """
 
 from __future__ import annotations
@@ -126,16 +126,17 @@ def _ends(n_windows: int, scale: int) -> NDArray[np.int64]:
     return np.minimum(np.arange(n_windows) + scale, n_windows)
 
 
-def over_scales(counts: NDArray[np.uint16], scales: Sequence[int] = SCALES) -> NDArray[np.uint16]:
-    """Counts of the windows of all scales (..., S, W, n), from those of scale 1 (..., W, n)."""
-    *batch, n_windows, n_samples = counts.shape
-    up_to = np.zeros((*batch, n_windows + 1, n_samples), dtype=np.uint16)  # may wrap: differences are right
-    np.cumsum(counts, axis=-2, dtype=np.uint16, out=up_to[..., 1:, :])
-    sums = np.empty((*batch, len(scales), n_windows, n_samples), dtype=np.uint16)
-    for number, scale in enumerate(scales):
-        whole = max(n_windows - scale, 0)  # windows before the end of the sequence cuts them
-        np.subtract(up_to[..., scale:-1, :], up_to[..., :whole, :], out=sums[..., number, :whole, :])
-        np.subtract(up_to[..., -1:, :], up_to[..., whole:-1, :], out=sums[..., number, whole:, :])
+def cumulated(counts: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """Counts (..., W, n) of each window and all before it, which wrap around: differences are right."""
+    return np.cumsum(counts, axis=-2, dtype=np.uint16)
+
+
+def over_scales(up_to: NDArray[np.uint16], scales: Sequence[int] = SCALES) -> NDArray[np.uint16]:
+    """Counts of the windows of all scales (..., S, W, n), from `cumulated` ones (..., W, n)."""
+    n_windows = up_to.shape[-2]
+    last = np.stack([_ends(n_windows, scale) - 1 for scale in scales])
+    sums = np.take(up_to, last, axis=-2)
+    sums[..., 1:, :] -= up_to[..., None, :-1, :]
     return sums
 
 
@@ -193,7 +194,7 @@ def pair_features(
     """
     positions, genotypes = kept_sites(positions, genotypes, length, missing)
     counts = counts_of(positions, genotypes, pairs, window, length, scales)
-    x = over_scales(counts, scales).astype(np.float16)
+    x = over_scales(cumulated(counts), scales).astype(np.float16)
     if missing is not None:
         with_missing(x, missing_shares(missing_in(missing, window, length), window, length, scales))
     return x
@@ -217,4 +218,4 @@ def inference_features(
     shares = None
     if missing is not None:
         shares = missing_shares(missing_in(missing, window, length), window, length, scales)
-    return as_input(over_scales(counts, scales), shares)
+    return as_input(over_scales(cumulated(counts), scales), shares)

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import math
 import multiprocessing
 import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -44,13 +45,14 @@ from data.genomes.inputs import (
     without_copies,
 )
 from data.genomes.preprocess_flags import parse
-from data.genomes.shards import Job, Mask, make_shard, remove_leftovers, start_worker
+from data.genomes.shards import Job, Made, Mask, make_shard, remove_leftovers, start_worker
 from data.genomes.store import (
     ENTRY,
     FILES,
     FORMAT,
     INDEX,
     KIND,
+    LARGEST,
     META,
     SPLITS,
     Layout,
@@ -58,8 +60,9 @@ from data.genomes.store import (
     read_meta,
     split_sha256,
 )
+from data.streams import printable
 from errors import UserError
-from files import TRANSIENT_ERRORS, json_text, replace_atomically, write_atomically, write_json
+from files import TRANSIENT_ERRORS, json_text, load_json, replace_atomically, write_atomically, write_json
 
 SHARD_FILES = 16  # tree sequences of a shard, where that makes no more than
 MOST_SHARDS = 400  # of a split: a training holds one file open for each
@@ -107,22 +110,34 @@ def samples_of_first(base: Path, paths: Sequence[str]) -> int:
 
 
 def layout_of(args: Namespace, paths: Sequence[str]) -> Layout:
-    """Raises UserError for pairs that no file has."""
+    """Raises UserError for pairs that no file has, and examples beyond measure."""
     n_samples = args.simplify_first_n_samples or samples_of_first(args.base_dir, paths)
     possible = n_samples * (n_samples - 1) // 2
     if args.num_pairs > possible:
         raise UserError(f"--num_pairs {args.num_pairs:,}: {n_samples} samples have {possible:,} pairs")
-    return Layout(args.window_size, args.sequence_length, n_samples, SCALES, args.bitmask is not None)
+    layout = Layout(args.window_size, args.sequence_length, n_samples, SCALES, args.bitmask is not None)
+    if math.prod(layout.shape) > LARGEST:
+        raise UserError(
+            f"--window_size {args.window_size:,}: an example would have {layout.n_windows:,} windows of"
+            f" {n_samples:,} samples, too many to be stored"
+        )
+    return layout
 
 
-def refuse_others(folder: Path, settings: dict[str, Any], skip_existing: bool) -> None:
-    """Raises UserError where a folder holds a whole set that is made of something else, or no set."""
+def make_room(folder: Path, settings: dict[str, Any], skip_existing: bool) -> None:
+    """Remove the meta.json of a set that is made again. Raises UserError where a folder holds a whole set
+    that is made of something else, or no set.
+    """
     if not (folder / META).exists():
         return
     if not is_genomes(folder):
         raise UserError(f"{folder} holds other data: give another --out_subdir")
-    there = read_meta(folder) if skip_existing else None
+    try:
+        there = read_meta(folder) if skip_existing else None
+    except UserError:  # damaged
+        there = None
     if there is None or there.errors:
+        (folder / META).unlink()
         return
     for name, value in settings.items():
         if there.settings.get(name) != value:
@@ -141,11 +156,11 @@ class Progress:
         self.began = self.said = time.monotonic()
         self.shards = self.kept = self.pairs = 0
 
-    def add(self, result: dict[str, Any]) -> None:
+    def add(self, made: Made) -> None:
         self.shards += 1
-        self.kept += int(result["was_there"])
-        if not result["was_there"]:
-            self.pairs += len(result["pairs"])
+        self.kept += int(made.was_there)
+        if not made.was_there:
+            self.pairs += made.examples
         now = time.monotonic()
         if now - self.said >= LINE_SECONDS:
             self.said = now
@@ -155,9 +170,9 @@ class Progress:
             self.say(f"{self.shards:,} of {self.total:,} shards  {pairs:,.0f} pairs/s  ETA {left}")
 
 
-def make_all(jobs: Sequence[Job], workers: int, progress: Progress) -> list[dict[str, Any]]:
-    """Descriptions of the shards, in order. Raises UserError where a worker was killed."""
-    results: dict[int, dict[str, Any]] = {}
+def make_all(jobs: Sequence[Job], workers: int, progress: Progress) -> list[Made]:
+    """What became of the shards, in order. Raises UserError where a worker was killed."""
+    results: dict[int, Made] = {}
     if min(workers, len(jobs)) == 1:
         for number, job in enumerate(jobs):
             results[number] = make_shard(job)
@@ -165,7 +180,7 @@ def make_all(jobs: Sequence[Job], workers: int, progress: Progress) -> list[dict
         return list(results.values())
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(jobs)), context, start_worker, (os.getpid(),)) as pool:
-        waiting: dict[Future[dict[str, Any]], int] = {}
+        waiting: dict[Future[Made], int] = {}
         for number, job in enumerate(jobs):
             waiting[pool.submit(make_shard, job)] = number
         try:
@@ -202,11 +217,14 @@ def jobs_of(
     return jobs
 
 
-def write_index(folder: Path, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Write the index of a split and the list of its files; returns what meta.json says of the split."""
+def write_index(folder: Path, descriptions: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Write the index of a split and the list of its files; returns what meta.json says of the split.
+
+    descriptions: of its shards, as `make_shard` has them.
+    """
     files: list[dict[str, Any]] = []
-    entries = []
-    for shard, result in enumerate(results):
+    entries, shards = [], []
+    for shard, result in enumerate(descriptions):
         sizes = np.array(result["sizes"], dtype=np.int64)
         part = np.zeros(sizes.size, dtype=ENTRY)
         part["shard"], part["size"], part["offset"] = shard, sizes, np.cumsum(sizes) - sizes
@@ -215,6 +233,7 @@ def write_index(folder: Path, results: Sequence[dict[str, Any]]) -> dict[str, An
         part["first"], part["second"] = np.array(result["pairs"], dtype=np.int32).reshape(-1, 2).T
         entries.append(part)
         files += result["files"]
+        shards.append(result["sha256"])
     index = np.concatenate([np.zeros(0, dtype=ENTRY), *entries])
 
     def save(temporary: Path) -> None:
@@ -224,27 +243,29 @@ def write_index(folder: Path, results: Sequence[dict[str, Any]]) -> dict[str, An
     replace_atomically(folder / INDEX, save)
     text = json_text(files) + "\n"
     write_atomically(folder / FILES, text)
-    shards = [result["sha256"] for result in results]
     return {
         "files": len(files),
         "examples": index.size,
-        "shards": len(results),
+        "shards": len(shards),
         "sha256": split_sha256(index, text, shards),
         "shard_sha256": shards,
     }
 
 
-def scenarios_of(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
+def scenarios_of(folder: Path) -> dict[str, dict[str, int]]:
     """How many files each scenario has in each split."""
     counts: dict[str, dict[str, int]] = {}
-    for file in (file for result in results for file in result["files"]):
-        counts.setdefault(file["scenario"], dict.fromkeys(SPLITS, 0))[file["split"]] += 1
+    for split in SPLITS:
+        for file in load_json(folder / split / FILES):
+            counts.setdefault(file["scenario"], dict.fromkeys(SPLITS, 0))[split] += 1
     return dict(sorted(counts.items()))
 
 
 def named_copies(copies: Sequence[list[str]]) -> list[str]:
     """Lines about files that are there under several names."""
-    lines = [f"counted once: {name}, whose content is that of {first}" for first, name in copies[:SHOWN]]
+    lines = []
+    for first, name in copies[:SHOWN]:
+        lines.append(f"counted once: {printable(name)}, whose content is that of {printable(first)}")
     if len(copies) > SHOWN:
         lines.append(f"counted once: {len(copies) - SHOWN:,} more files ({META} names all)")
     return lines
@@ -283,7 +304,7 @@ def preprocess(args: Namespace, say: Say) -> None:
     }
     folder = args.base_dir / args.out_subdir  # a path from / stands for itself
     with locked(folder):
-        refuse_others(folder, settings, args.skip_existing)
+        make_room(folder, settings, args.skip_existing)
         jobs = jobs_of(inputs, args, folder, layout, mask)
         for split in SPLITS:
             (folder / split).mkdir(exist_ok=True)
@@ -291,9 +312,9 @@ def preprocess(args: Namespace, say: Say) -> None:
         progress = Progress(jobs, say)
         results = make_all(jobs, args.num_workers, progress)
         errors = [[os.path.relpath(bad.place, args.base_dir), bad.reason] for bad in found.bad]
-        errors += [error for result in results for error in result["errors"]]
-        if any(result["files"] for result in results):
-            meta = finish(folder, jobs, results, settings, copies, errors)
+        errors += [error for made in results for error in made.errors]
+        if any(made.files for made in results):
+            meta = finish(folder, jobs, settings, copies, errors)
             report(folder, meta, progress, time.monotonic() - began, say)
     refuse_errors(errors, len(inputs))
 
@@ -301,22 +322,20 @@ def preprocess(args: Namespace, say: Say) -> None:
 def finish(
     folder: Path,
     jobs: Sequence[Job],
-    results: Sequence[dict[str, Any]],
     settings: dict[str, Any],
     copies: list[list[str]],
     errors: list[list[str]],
 ) -> dict[str, Any]:
     """Write the indices and, last, meta.json, whose content is returned."""
-    (folder / META).unlink(missing_ok=True)
     splits = {}
     for split in SPLITS:
-        mine = [result for job, result in zip(jobs, results, strict=True) if job.folder.name == split]
-        splits[split] = write_index(folder / split, mine)
+        mine = [job for job in jobs if job.folder.name == split]
+        splits[split] = write_index(folder / split, (load_json(job.description) for job in mine))
     meta = {
         "kind": KIND,
         "format": FORMAT,
         **asdict(jobs[0].layout),
-        "scenarios": scenarios_of(results),
+        "scenarios": scenarios_of(folder),
         "splits": splits,
         "settings": settings,
         "duplicates": copies,
@@ -348,6 +367,28 @@ def refuse_errors(errors: Sequence[list[str]], files: int) -> None:
         raise UserError("\n".join(lines))
 
 
+def is_done(args: Namespace) -> bool:
+    """Whether the set that the command line asks for is there, of as many files as there are; their content
+    is not read.
+    """
+    folder = args.base_dir / args.out_subdir
+    if not args.base_dir.is_dir() or not is_genomes(folder):
+        return False
+    meta = read_meta(folder)
+    mask = mask_of(args)
+    wanted = {
+        "bitmask": mask and mask.sha256,
+        "mask_key": mask and mask.key,
+        "n_samples": args.simplify_first_n_samples or meta.n_samples,
+    }
+    for name in ("window_size", "sequence_length", "num_pairs", "train_ratio", "global_seed"):
+        wanted[name] = getattr(args, name)
+    known = sum(meta.splits[split]["files"] for split in SPLITS) + len(meta.duplicates)
+    paths, _ = find_trees(args.base_dir, args.include)
+    is_same = all(meta.settings.get(name) == value for name, value in wanted.items())
+    return is_same and not meta.errors and known == len(paths)
+
+
 def say_now(line: str) -> None:
     print(line, flush=True)
 
@@ -355,6 +396,9 @@ def say_now(line: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     def work() -> int:
         args = parse(argv)
+        if args.state:
+            say_now("done" if is_done(args) else "todo")
+            return 0
         try:
             preprocess(args, say_now)
         except OSError as error:

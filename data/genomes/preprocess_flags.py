@@ -67,6 +67,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
         prog="data.genomes.preprocess",
         description="Tree sequences to examples of the recipe coalescence.",
         epilog="docs/genomes.md",
+        allow_abbrev=False,
     )
     for name, kind, default, text in FLAGS:
         parser.add_argument(
@@ -84,5 +85,8 @@ def parse(argv: Sequence[str] | None) -> Namespace:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="keep what is there and right; --no-skip_existing makes the whole set again",
+    )
+    parser.add_argument(
+        "--state", action="store_true", help="only tell whether the set is there: done or todo"
     )
     return parser.parsed(argv)

@@ -1,7 +1,7 @@
 """One shard of a prepared set: some tree sequences as compressed examples, made in a worker process.
 
-A shard is described by a file beside it, written after it, which has its checksum and the key of all that it
-was made of; where both are right it is kept.
+A shard is described by a file beside it, written after it, which has the checksums of both and the key of all
+that the shard was made of; where these are right it is kept.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Job:
             "inputs": [asdict(each) for each in self.inputs],
             "layout": asdict(self.layout),
             "num_pairs": self.num_pairs,
-            "mask": [self.mask.key, self.mask.sha256] if self.mask else None,
+            "mask": self.mask and [self.mask.key, self.mask.sha256],
         }
         return hashlib.sha256(json_text(parts).encode()).hexdigest()
 
@@ -91,18 +91,41 @@ def _kept(job: Job) -> dict[str, Any] | None:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError):
         return None
-    if not isinstance(found, dict) or (found.get("key"), found.get("sha256")) != (job.key, sha256):
+    if not isinstance(found, dict) or found.pop("own_sha256", None) != _own_sha256(found):
         return None
-    return None if found["errors"] else {**found, "was_there": True}
+    if (found["key"], found["sha256"]) != (job.key, sha256) or found["errors"]:
+        return None
+    return found
 
 
-def make_shard(job: Job) -> dict[str, Any]:
-    """Make a shard, or keep it. Returns its description: `files` with what is in it, `errors` with those that
-    could not be read, and why; `pairs` and `sizes` (bytes) of the examples.
+def _own_sha256(description: dict[str, Any]) -> str:
+    return hashlib.sha256(json_text(description).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Made:
+    """What became of a shard. files, examples: how many are in it. errors: files that could not be read, and
+    why. was_there: it was kept.
+    """
+
+    files: int
+    examples: int
+    errors: list[list[str]]
+    was_there: bool
+
+    @classmethod
+    def of(cls, description: dict[str, Any], was_there: bool) -> Made:
+        sizes = len(description["files"]), len(description["sizes"])
+        return cls(*sizes, description["errors"], was_there)
+
+
+def make_shard(job: Job) -> Made:
+    """Make a shard, or keep it. Its description beside it has, in order, `files` with what is in it, `errors`
+    as Made has them, and `pairs` and `sizes` (bytes) of the examples.
     """
     kept = _kept(job) if job.keep else None
     if kept is not None:
-        return kept
+        return Made.of(kept, was_there=True)
     description: dict[str, Any] = {"key": job.key, "files": [], "errors": [], "pairs": [], "sizes": []}
     digest = hashlib.sha256()
 
@@ -115,8 +138,8 @@ def make_shard(job: Job) -> dict[str, Any]:
 
     replace_atomically(job.path, write)
     description["sha256"] = digest.hexdigest()
-    write_json(job.description, description)
-    return {**description, "was_there": False}
+    write_json(job.description, {**description, "own_sha256": _own_sha256(description)})
+    return Made.of(description, was_there=False)
 
 
 def _packed(job: Job, given: Input, description: dict[str, Any]) -> list[bytes]:

@@ -6,7 +6,8 @@
 
 The folder holds, for each split (`train`, `test`), shards of compressed examples, an index with the place of
 each, and the files that they are from; meta.json is written last and has the checksums. An example is stored
-as its counts in windows of scale 1, from which those of all scales follow (data/genomes/features.py).
+as sums of its counts in windows of scale 1, of which those of all scales are differences
+(data/genomes/features.py).
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from data.genomes.features import missing_shares, over_scales, with_missing
+from data.genomes.features import cumulated, missing_shares, over_scales, with_missing
 from errors import UserError
 from files import TRANSIENT_ERRORS, load_json
 
-FORMAT = 1
+FORMAT = 2
 KIND = "genomes"
 META, INDEX, FILES = "meta.json", "index.npy", "files.json"
 SPLITS = ("train", "test")
@@ -41,6 +42,7 @@ ENTRY = np.dtype(
         ("second", "<i4"),
     ]
 )
+MOST_OVERHEAD = 1024  # bytes that compression may add to an example
 LEVEL = 1  # of zstandard: higher ones save little of such sparse counts
 LARGEST = 1 << 30  # elements of the features of an example, beyond which meta.json is taken for damaged
 _decompressors = threading.local()
@@ -75,8 +77,8 @@ class Layout:
     def encode(
         self, counts: NDArray[np.uint16], y: NDArray[np.float16], missing: NDArray[Any] | None
     ) -> bytes:
-        """counts (2, W, n); y: ln times (W,); missing: bp of each window (W,), where the set is masked."""
-        parts = [counts.astype("<u2").tobytes(), y.astype("<f2").tobytes()]
+        """counts of scale 1 (2, W, n); y: ln times (W,); missing: bp of each window (W,), of a masked set."""
+        parts = [cumulated(counts).astype("<u2").tobytes(), y.astype("<f2").tobytes()]
         if missing is not None:
             parts.append(missing.astype("<u4").tobytes())
         return b"".join(parts)
@@ -85,16 +87,16 @@ class Layout:
         """The examples (N, ...) that follow each other in `raw`."""
         rows = np.frombuffer(raw, dtype=np.uint8).reshape(-1, self.stored_bytes)
         ends = np.cumsum([4 * self.n_windows * self.n_samples, 2 * self.n_windows])
-        counts, y, missing = (np.ascontiguousarray(part) for part in np.split(rows, ends, axis=1))
+        up_to, y, missing = (np.ascontiguousarray(part) for part in np.split(rows, ends, axis=1))
         return Examples(
-            counts.view("<u2").reshape(-1, 2, self.n_windows, self.n_samples),
+            up_to.view("<u2").reshape(-1, 2, self.n_windows, self.n_samples),
             y.view("<f2"),
             missing.view("<u4") if self.masked else None,
         )
 
     def features(self, examples: Examples) -> NDArray[np.float16]:
         """Features as `pair_features` has them (N, 2, S, W, n)."""
-        x = over_scales(examples.counts, self.multipliers).astype(np.float16)
+        x = over_scales(examples.up_to, self.multipliers).astype(np.float16)
         shares = self.shares(examples.missing)
         if shares is not None:
             with_missing(x, shares)
@@ -109,9 +111,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class Examples:
-    """counts of scale 1 (N, 2, W, n); y: ln mean TMRCA (N, W); missing: bp (N, W), None without a mask."""
+    """up_to: counts of scale 1, `cumulated` (N, 2, W, n); y: ln mean TMRCA (N, W); missing: bp (N, W), None
+    without a mask.
+    """
 
-    counts: NDArray[np.uint16]
+    up_to: NDArray[np.uint16]
     y: NDArray[np.float16]
     missing: NDArray[np.uint32] | None
 
@@ -187,8 +191,11 @@ class Genomes:
     def _raw(self, shard: int, offset: int, size: int) -> bytes:
         """An example as `Layout.encode` made it. Raises UserError."""
         try:
-            packed = os.pread(self._shard(shard), max(0, size), offset)
-            if zstandard.frame_content_size(packed) != self.meta.stored_bytes:
+            expected = self.meta.stored_bytes
+            if not 0 < size <= 2 * expected + MOST_OVERHEAD:
+                raise zstandard.ZstdError("the index is damaged")
+            packed = os.pread(self._shard(shard), size, offset)
+            if len(packed) < size or zstandard.frame_content_size(packed) != expected:
                 raise zstandard.ZstdError("it is no whole example")
             return _decompressor().decompress(packed)
         except zstandard.ZstdError as error:

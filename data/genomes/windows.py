@@ -40,7 +40,7 @@ class GenomeSet:
     def _arrays(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         found = self.genomes.read(numbers)
         meta = self.genomes.meta
-        x = as_input(over_scales(found.counts, meta.multipliers), meta.shares(found.missing))
+        x = as_input(over_scales(found.up_to, meta.multipliers), meta.shares(found.missing))
         return x, sequences(found.y)
 
     def batch(self, numbers: NDArray[np.int64]) -> Batch:

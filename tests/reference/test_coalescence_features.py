@@ -10,6 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytest.importorskip("msprime")
+
+import tskit
+
 from data.genomes.features import as_input, inference_features, pair_features, sites_of
 from data.genomes.inputs import choose_pairs, runs
 from data.genomes.shards import encoded, load_trees
@@ -18,7 +22,6 @@ from data.genomes.targets import BOS, GRID, VOCABULARY, discretise, log_times, m
 from tests.genomes import prepare, simulate
 from tests.reference.cases import Case, each, read
 
-tskit = pytest.importorskip("tskit")
 FILE = "coalescence.json.gz"
 
 
