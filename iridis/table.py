@@ -65,7 +65,7 @@ def table_path(table: str, folder: Path) -> Path:
             raise UserError(f"there is no table {path}")
         return path
     if table not in table_names():
-        raise UserError(f"unknown pipeline {table}; there are {' and '.join(table_names())}")
+        raise UserError(f"unknown pipeline {table}; there are {', '.join(table_names())}")
     return GRAPHS / f"{table}.tsv"
 
 

@@ -165,6 +165,13 @@ def test_a_set_of_other_files_is_left_alone(
     assert contents(base / "processed") == contents(made / "processed")
 
 
+def test_a_damaged_description_is_made_again(made: Path, base: Path) -> None:
+    shutil.copytree(made / "processed", base / "processed")
+    (base / "processed" / "meta.json").write_text('{"kind": "genomes", "format": 1}')
+    assert prepare(base) == 0
+    assert contents(base / "processed") == contents(made / "processed")
+
+
 def test_a_set_is_made_again_where_that_is_asked_for(made: Path, base: Path) -> None:
     shutil.copytree(made / "processed", base / "processed")
     assert prepare(base, window_size=500, **{"no-skip_existing": True}) == 0

@@ -21,7 +21,7 @@ import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -45,7 +45,7 @@ from data.genomes.inputs import (
     without_copies,
 )
 from data.genomes.preprocess_flags import parse
-from data.genomes.shards import Job, Mask, make_shard, remove_leftovers, start_worker
+from data.genomes.shards import Job, Made, Mask, make_shard, remove_leftovers, start_worker
 from data.genomes.store import (
     ENTRY,
     FILES,
@@ -62,7 +62,7 @@ from data.genomes.store import (
 )
 from data.streams import printable
 from errors import UserError
-from files import TRANSIENT_ERRORS, json_text, replace_atomically, write_atomically, write_json
+from files import TRANSIENT_ERRORS, json_text, load_json, replace_atomically, write_atomically, write_json
 
 SHARD_FILES = 16  # tree sequences of a shard, where that makes no more than
 MOST_SHARDS = 400  # of a split: a training holds one file open for each
@@ -124,14 +124,20 @@ def layout_of(args: Namespace, paths: Sequence[str]) -> Layout:
     return layout
 
 
-def refuse_others(folder: Path, settings: dict[str, Any], skip_existing: bool) -> None:
-    """Raises UserError where a folder holds a whole set that is made of something else, or no set."""
+def make_room(folder: Path, settings: dict[str, Any], skip_existing: bool) -> None:
+    """Remove the meta.json of a set that is made again. Raises UserError where a folder holds a whole set
+    that is made of something else, or no set.
+    """
     if not (folder / META).exists():
         return
     if not is_genomes(folder):
         raise UserError(f"{folder} holds other data: give another --out_subdir")
-    there = read_meta(folder) if skip_existing else None
+    try:
+        there = read_meta(folder) if skip_existing else None
+    except UserError:  # damaged
+        there = None
     if there is None or there.errors:
+        (folder / META).unlink()
         return
     for name, value in settings.items():
         if there.settings.get(name) != value:
@@ -150,11 +156,11 @@ class Progress:
         self.began = self.said = time.monotonic()
         self.shards = self.kept = self.pairs = 0
 
-    def add(self, result: dict[str, Any]) -> None:
+    def add(self, made: Made) -> None:
         self.shards += 1
-        self.kept += int(result["was_there"])
-        if not result["was_there"]:
-            self.pairs += len(result["pairs"])
+        self.kept += int(made.was_there)
+        if not made.was_there:
+            self.pairs += made.examples
         now = time.monotonic()
         if now - self.said >= LINE_SECONDS:
             self.said = now
@@ -164,9 +170,9 @@ class Progress:
             self.say(f"{self.shards:,} of {self.total:,} shards  {pairs:,.0f} pairs/s  ETA {left}")
 
 
-def make_all(jobs: Sequence[Job], workers: int, progress: Progress) -> list[dict[str, Any]]:
-    """Descriptions of the shards, in order. Raises UserError where a worker was killed."""
-    results: dict[int, dict[str, Any]] = {}
+def make_all(jobs: Sequence[Job], workers: int, progress: Progress) -> list[Made]:
+    """What became of the shards, in order. Raises UserError where a worker was killed."""
+    results: dict[int, Made] = {}
     if min(workers, len(jobs)) == 1:
         for number, job in enumerate(jobs):
             results[number] = make_shard(job)
@@ -174,7 +180,7 @@ def make_all(jobs: Sequence[Job], workers: int, progress: Progress) -> list[dict
         return list(results.values())
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(jobs)), context, start_worker, (os.getpid(),)) as pool:
-        waiting: dict[Future[dict[str, Any]], int] = {}
+        waiting: dict[Future[Made], int] = {}
         for number, job in enumerate(jobs):
             waiting[pool.submit(make_shard, job)] = number
         try:
@@ -211,11 +217,14 @@ def jobs_of(
     return jobs
 
 
-def write_index(folder: Path, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Write the index of a split and the list of its files; returns what meta.json says of the split."""
+def write_index(folder: Path, descriptions: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Write the index of a split and the list of its files; returns what meta.json says of the split.
+
+    descriptions: of its shards, as `make_shard` has them.
+    """
     files: list[dict[str, Any]] = []
-    entries = []
-    for shard, result in enumerate(results):
+    entries, shards = [], []
+    for shard, result in enumerate(descriptions):
         sizes = np.array(result["sizes"], dtype=np.int64)
         part = np.zeros(sizes.size, dtype=ENTRY)
         part["shard"], part["size"], part["offset"] = shard, sizes, np.cumsum(sizes) - sizes
@@ -224,6 +233,7 @@ def write_index(folder: Path, results: Sequence[dict[str, Any]]) -> dict[str, An
         part["first"], part["second"] = np.array(result["pairs"], dtype=np.int32).reshape(-1, 2).T
         entries.append(part)
         files += result["files"]
+        shards.append(result["sha256"])
     index = np.concatenate([np.zeros(0, dtype=ENTRY), *entries])
 
     def save(temporary: Path) -> None:
@@ -233,21 +243,21 @@ def write_index(folder: Path, results: Sequence[dict[str, Any]]) -> dict[str, An
     replace_atomically(folder / INDEX, save)
     text = json_text(files) + "\n"
     write_atomically(folder / FILES, text)
-    shards = [result["sha256"] for result in results]
     return {
         "files": len(files),
         "examples": index.size,
-        "shards": len(results),
+        "shards": len(shards),
         "sha256": split_sha256(index, text, shards),
         "shard_sha256": shards,
     }
 
 
-def scenarios_of(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, int]]:
+def scenarios_of(folder: Path) -> dict[str, dict[str, int]]:
     """How many files each scenario has in each split."""
     counts: dict[str, dict[str, int]] = {}
-    for file in (file for result in results for file in result["files"]):
-        counts.setdefault(file["scenario"], dict.fromkeys(SPLITS, 0))[file["split"]] += 1
+    for split in SPLITS:
+        for file in load_json(folder / split / FILES):
+            counts.setdefault(file["scenario"], dict.fromkeys(SPLITS, 0))[split] += 1
     return dict(sorted(counts.items()))
 
 
@@ -294,7 +304,7 @@ def preprocess(args: Namespace, say: Say) -> None:
     }
     folder = args.base_dir / args.out_subdir  # a path from / stands for itself
     with locked(folder):
-        refuse_others(folder, settings, args.skip_existing)
+        make_room(folder, settings, args.skip_existing)
         jobs = jobs_of(inputs, args, folder, layout, mask)
         for split in SPLITS:
             (folder / split).mkdir(exist_ok=True)
@@ -302,9 +312,9 @@ def preprocess(args: Namespace, say: Say) -> None:
         progress = Progress(jobs, say)
         results = make_all(jobs, args.num_workers, progress)
         errors = [[os.path.relpath(bad.place, args.base_dir), bad.reason] for bad in found.bad]
-        errors += [error for result in results for error in result["errors"]]
-        if any(result["files"] for result in results):
-            meta = finish(folder, jobs, results, settings, copies, errors)
+        errors += [error for made in results for error in made.errors]
+        if any(made.files for made in results):
+            meta = finish(folder, jobs, settings, copies, errors)
             report(folder, meta, progress, time.monotonic() - began, say)
     refuse_errors(errors, len(inputs))
 
@@ -312,22 +322,20 @@ def preprocess(args: Namespace, say: Say) -> None:
 def finish(
     folder: Path,
     jobs: Sequence[Job],
-    results: Sequence[dict[str, Any]],
     settings: dict[str, Any],
     copies: list[list[str]],
     errors: list[list[str]],
 ) -> dict[str, Any]:
     """Write the indices and, last, meta.json, whose content is returned."""
-    (folder / META).unlink(missing_ok=True)
     splits = {}
     for split in SPLITS:
-        mine = [result for job, result in zip(jobs, results, strict=True) if job.folder.name == split]
-        splits[split] = write_index(folder / split, mine)
+        mine = [job for job in jobs if job.folder.name == split]
+        splits[split] = write_index(folder / split, (load_json(job.description) for job in mine))
     meta = {
         "kind": KIND,
         "format": FORMAT,
         **asdict(jobs[0].layout),
-        "scenarios": scenarios_of(results),
+        "scenarios": scenarios_of(folder),
         "splits": splits,
         "settings": settings,
         "duplicates": copies,
@@ -372,9 +380,9 @@ def is_done(args: Namespace) -> bool:
         "bitmask": mask and mask.sha256,
         "mask_key": mask and mask.key,
         "n_samples": args.simplify_first_n_samples or meta.n_samples,
-        **{name: getattr(args, name) for name in ("window_size", "sequence_length", "num_pairs")},
-        **{name: getattr(args, name) for name in ("train_ratio", "global_seed")},
     }
+    for name in ("window_size", "sequence_length", "num_pairs", "train_ratio", "global_seed"):
+        wanted[name] = getattr(args, name)
     known = sum(meta.splits[split]["files"] for split in SPLITS) + len(meta.duplicates)
     paths, _ = find_trees(args.base_dir, args.include)
     is_same = all(meta.settings.get(name) == value for name, value in wanted.items())

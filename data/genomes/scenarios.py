@@ -366,8 +366,9 @@ def _species(scenario: Scenario) -> Any:
 
 def _present_populations(model: Any) -> list[Any]:
     """Populations that are sampled today; none where the model is about samples of the past too."""
-    ancient = [population for population in model.populations if population.default_sampling_time]
-    return [] if ancient else [population for population in model.populations if population.allow_samples]
+    if any(population.default_sampling_time for population in model.populations):
+        return []
+    return [population for population in model.populations if population.allow_samples]
 
 
 def _models(scenario: Scenario, species: Any) -> list[Any]:

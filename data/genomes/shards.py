@@ -95,20 +95,37 @@ def _kept(job: Job) -> dict[str, Any] | None:
         return None
     if (found["key"], found["sha256"]) != (job.key, sha256) or found["errors"]:
         return None
-    return {**found, "was_there": True}
+    return found
 
 
 def _own_sha256(description: dict[str, Any]) -> str:
     return hashlib.sha256(json_text(description).encode()).hexdigest()
 
 
-def make_shard(job: Job) -> dict[str, Any]:
-    """Make a shard, or keep it. Returns its description: `files` with what is in it, `errors` with those that
-    could not be read, and why; `pairs` and `sizes` (bytes) of the examples.
+@dataclass(frozen=True)
+class Made:
+    """What became of a shard. files, examples: how many are in it. errors: files that could not be read, and
+    why. was_there: it was kept.
+    """
+
+    files: int
+    examples: int
+    errors: list[list[str]]
+    was_there: bool
+
+    @classmethod
+    def of(cls, description: dict[str, Any], was_there: bool) -> Made:
+        sizes = len(description["files"]), len(description["sizes"])
+        return cls(*sizes, description["errors"], was_there)
+
+
+def make_shard(job: Job) -> Made:
+    """Make a shard, or keep it. Its description beside it has, in order, `files` with what is in it, `errors`
+    as Made has them, and `pairs` and `sizes` (bytes) of the examples.
     """
     kept = _kept(job) if job.keep else None
     if kept is not None:
-        return kept
+        return Made.of(kept, was_there=True)
     description: dict[str, Any] = {"key": job.key, "files": [], "errors": [], "pairs": [], "sizes": []}
     digest = hashlib.sha256()
 
@@ -122,7 +139,7 @@ def make_shard(job: Job) -> dict[str, Any]:
     replace_atomically(job.path, write)
     description["sha256"] = digest.hexdigest()
     write_json(job.description, {**description, "own_sha256": _own_sha256(description)})
-    return {**description, "was_there": False}
+    return Made.of(description, was_there=False)
 
 
 def _packed(job: Job, given: Input, description: dict[str, Any]) -> list[bytes]:
