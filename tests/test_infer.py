@@ -168,6 +168,14 @@ def test_sites_in_gaps_are_not_read() -> None:
     assert sequences(found, gaps).accessible()[:5].tolist() == [1, 0.5, 0, 0, 0.8]
 
 
+def test_a_last_window_that_is_cut_is_as_long_as_the_rest() -> None:
+    found = haplotypes(2 * LENGTH + 34)
+    made = sequences(found, np.array([[2 * LENGTH, 2 * LENGTH + 17]]))
+    assert made.blocks[-1].first == WINDOWS + 1 and made.n_total == 2 * WINDOWS + 1
+    assert made.available(made.blocks[-1]).tolist() == [100] * 5 + [17]
+    assert made.accessible()[-1] == 0.5
+
+
 def test_corrected_times_explain_the_differences_of_each_pair() -> None:
     made = sequences(haplotypes(2 * LENGTH), np.array([[0.0, 130.0]]))
     times = np.random.default_rng(0).uniform(5, 9, (4, len(made), WINDOWS))
