@@ -9,6 +9,7 @@ from typing import Any
 
 STOPPED = 83  # exit code of a run that stopped cleanly with work left
 BAD_INPUT = 2  # exit code where the user must fix something
+OPTIONAL = {"msprime": "requirements-genomes.txt", "tskit": "requirements-genomes.txt"}  # what has a package
 
 
 class UserError(Exception):
@@ -48,7 +49,8 @@ def missing_package(error: BaseException | None) -> str | None:
     ):
         return None
     environment = "source .venv/bin/activate, or " if (root / ".venv" / "bin" / "activate").is_file() else ""
-    return f"{name} is not installed: {environment}pip install -r requirements.txt -c constraints.txt"
+    file = OPTIONAL.get(name, "requirements.txt")
+    return f"{name} is not installed: {environment}pip install -r {file} -c constraints.txt"
 
 
 def report_missing_package() -> None:

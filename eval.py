@@ -48,11 +48,16 @@ OWN_FLAGS = {
         CHECKPOINT,
         TOKENIZER,
         Flag("output_dir", str, None, "where to write the summary (None: beside the checkpoint)"),
-    )
+    ),
+    "evaluation of coalescence times": (
+        Flag("replicates", int, 15, "draws of each test pair", low=1),
+        Flag("test_pairs", int, 200, "test pairs, evenly spread; 0 = all of them", low=0),
+    ),
 }
-# objectives whose networks are measured by something else than the perplexity of text -> the module and the
-# function that do, of what is restored and OWN_FLAGS
+# objectives, and recipes without any, whose networks are measured by something else than the perplexity of
+# text -> the module and the function that do, of what is restored and OWN_FLAGS
 OTHERS = {
+    "coalescence": ("optim.coalescence.results", "of_times"),
     SFT: ("optim.tuning_results", "of_answers"),
     DPO: ("optim.tuning_results", "of_pairs"),
     GRPO: ("optim.tuning_results", "of_prompts"),
@@ -337,7 +342,8 @@ def printed_lines(summary: dict[str, Any]) -> list[str]:
 
 def run(restored: Restored, own: dict[str, Any]) -> None:
     """Evaluate and write the summary."""
-    other = OTHERS.get(restored.args.objective)
+    settings = vars(restored.args)
+    other = OTHERS.get(str(settings.get("objective", settings.get("recipe"))))
     if other is not None:
         module, name = other
         getattr(importlib.import_module(module), name)(restored, own)
@@ -402,7 +408,12 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     return with_checkpoint(
-        "eval.py", "Measure the perplexity of a checkpoint on the validation split.", OWN_FLAGS, argv, run
+        "eval.py",
+        "Measure the perplexity of a checkpoint on the validation split.",
+        OWN_FLAGS,
+        argv,
+        run,
+        of_text=False,
     )
 
 

@@ -13,6 +13,7 @@ says more: kind, reason, step.
 
 from __future__ import annotations
 
+import sys
 import time
 from argparse import Namespace
 from contextlib import ExitStack
@@ -97,6 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     args = config.parse_args(argv, problems_of_sources=lacking_sources)
 
     def work() -> int:
+        recipe_of(vars(args)).begin(args, sys.argv[1:] if argv is None else argv)
         if args.selftest_resume:
             from optim.selftest import selftest
 

@@ -20,16 +20,16 @@ GIT_SECONDS = 10  # patience with a checkout on slow storage
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with(parent: int) -> None:
-    """Have this process killed when `parent`, which started it, is gone.
+def die_with(parent: int, signum: int = signal.SIGKILL) -> None:
+    """Have this process killed, or sent another signal, when `parent`, which started it, is gone.
 
     Does nothing where the kernel cannot.
     """
     if sys.platform != "linux":
         return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signum)
     if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signum)
 
 
 def is_running(pid: int) -> bool:

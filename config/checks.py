@@ -61,7 +61,8 @@ def optimiser_problems(args: Namespace) -> list[Problem]:
                 "decay_percent",
             )
         )
-    if args.mup_base_width is not None and args.opt not in OF_MUP:
+    # which some recipes do not have
+    if getattr(args, "mup_base_width", None) is not None and args.opt not in OF_MUP:
         line = (
             f"--mup_base_width is for --opt {' and '.join(OF_MUP)}, whose steps do not depend on the size of"
             f" gradients or weights, not for {args.opt}"
@@ -71,7 +72,7 @@ def optimiser_problems(args: Namespace) -> list[Problem]:
     if args.opt == "muon" and args.lr == 0 and own_rates:
         line = f"--{own_rates[0]} is kept as a multiple of --lr, which must not be 0 then"
         problems.append(Problem(line, "lr", own_rates[0]))
-    if args.scheduler == "warmup_cos" and args.min_lr > args.lr:
+    if args.scheduler == "warmup_cos" and (args.min_lr or 0) > args.lr:
         line = f"--min_lr {args.min_lr} is more than --lr {args.lr}: the rate would rise"
         problems.append(Problem(line, "min_lr", "lr"))
     return problems
@@ -125,7 +126,7 @@ def _examples_problems(args: Namespace) -> list[Problem]:
 
 def needs_reference(args: Namespace) -> bool:
     """Whether the objective compares the network with a frozen reference."""
-    return args.objective in OF_OBJECTIVES["reference"] and args.beta > 0
+    return getattr(args, "objective", None) in OF_OBJECTIVES["reference"] and args.beta > 0
 
 
 def unused_by_objective(args: Namespace) -> dict[str, str]:
@@ -139,6 +140,12 @@ def unused_by_objective(args: Namespace) -> dict[str, str]:
 
 def place_problems(args: Namespace) -> list[Problem]:
     """Of the device, the names and the dataset."""
+    named = name_problems(args)
+    return [*named, *_dataset_problems(args), *packing_problems(args), *curriculum_problems(args)]
+
+
+def name_problems(args: Namespace) -> list[Problem]:
+    """Of the device and the names."""
     problems = []
     if args.device == "mps":
         line = "--device mps: trainings run on CUDA devices and on CPUs; give cpu"
@@ -153,7 +160,7 @@ def place_problems(args: Namespace) -> list[Problem]:
     parts = (args.exp_name or "").split("/")
     if any(len(part.encode()) > MAX_COMPONENT for part in parts):
         problems.append(Problem(f"--exp_name must stay under {MAX_COMPONENT + 1} bytes", "exp_name"))
-    return [*problems, *_dataset_problems(args), *packing_problems(args), *curriculum_problems(args)]
+    return problems
 
 
 def _dataset_problems(args: Namespace) -> list[Problem]:

@@ -41,7 +41,8 @@ def cut_matters(args: Mapping[str, Any]) -> bool:
     where a micro-batch's tensors share a scale.
     """
     shares_scale = bool(args.get("fp8")) and args["fp8_recipe"] == "tensorwise"
-    return shares_scale or VARIANTS[args["model"]].cut_matters
+    variant = VARIANTS.get(args["model"])  # of a text network
+    return shares_scale or (variant is not None and variant.cut_matters)
 
 
 def effective_batch(args: Mapping[str, Any]) -> int | None:

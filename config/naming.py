@@ -62,7 +62,9 @@ def experiment_name(args: Namespace) -> str:
     """--exp_name, or the name built from model settings that differ from their defaults."""
     if args.exp_name is not None:
         return args.exp_name
-    parts = [f"lr{_text(args.lr)}_bs{args.batch_size}x{args.acc_steps}_seqlen{args.sequence_length}"]
+    parts = [f"lr{_text(args.lr)}_bs{args.batch_size}x{args.acc_steps}"]
+    if "sequence_length" in args:  # a setting of texts
+        parts[0] += f"_seqlen{args.sequence_length}"
     for name, flag in flags_of(vars(args)).items():
         default = args.seed if name == "data_seed" else flag.default
         value = getattr(args, name)
@@ -84,9 +86,9 @@ def _cut_otherwise(folder: Path, args: Namespace) -> list[Path]:
     """Folders beside one, whose built names differ from its own only in how the batch is split into
     micro-batches; the newest first.
     """
-    found = []
+    found, following = [], "_seqlen" if "sequence_length" in args else "_"
     for path in folder.parent.iterdir():
-        cut = re.search(r"_bs(\d+)x(\d+)_seqlen", path.name)
+        cut = re.search(rf"_bs(\d+)x(\d+){following}", path.name)
         if cut is None or int(cut[1]) * int(cut[2]) != args.batch_size * args.acc_steps or not path.is_dir():
             continue
         same = Namespace(**{**vars(args), "batch_size": int(cut[1]), "acc_steps": int(cut[2])})
@@ -130,7 +132,7 @@ def notes_on_cut(args: Namespace) -> list[str]:
             f"going on with {path.name}: the same training, {batch}; --exp_name begins another"
             for path in _others(args)[:1]
         ]
-    whom = "--fp8" if args.fp8 else args.model
+    whom = "--fp8" if getattr(args, "fp8", False) else args.model
     return [
         f"{path.name} is another training, {batch}, which matters to {whom}; give its --batch_size and"
         " --acc_steps to go on with it"

@@ -175,11 +175,14 @@ def parse(
 ) -> tuple[dict[str, Any], list[Problem]]:
     """Values given in a config file and on the command line (no defaults), and a line for each problem.
 
-    groups: all flags that there are, instead of those of the recipe. extra: some more.
+    groups: all flags that there are, instead of those of the recipe. extra: some more, whose names mean these
+    and not what the recipe spells so.
     """
     taken = recipes()[recipe] if groups is None else Recipe(prog, description, groups)
     if extra:
-        taken = replace(taken, groups={**extra, **taken.groups})
+        own = {flag.name for flags in extra.values() for flag in flags}
+        spellings = {spelling: name for spelling, name in taken.spellings.items() if spelling not in own}
+        taken = replace(taken, groups={**extra, **taken.groups}, spellings=spellings)
     problems: list[Problem] = []
     words = sys.argv[1:] if argv is None else argv
     given = _explicit(_build(prog, description, taken, usage), words, taken, problems)

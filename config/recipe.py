@@ -28,6 +28,10 @@ def _nothing_follows(values: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def _at_once(args: Namespace, words: Sequence[str]) -> None:
+    """Nothing is to be done before."""
+
+
 def _no_training(args: Namespace, world: Any, folder: Path) -> Any:
     raise NotImplementedError("these flags are not of a training")
 
@@ -47,7 +51,10 @@ class Recipe:
     those that are given count. resolve: fills in settings of a training that are None and follow from others;
     a line for each that cannot be. check: a line for each combination that cannot work. notes: a line for
     each setting that has no effect. assemble: what is trained, as optim.progress.Parts, of the flags, the
-    processes and the experiment's folder.
+    processes and the experiment's folder. wanted: what flags say of the data, in the form of
+    data.sources.Wanted (None: that itself). begin: called by main.py with the flags and the words of the
+    command line before all else; it may put other processes in the place of this one. make_up: writes the
+    dataset of --selftest_resume below a folder (None: of tokens).
 
     Raises ValueError where a default is of no flag, or a spelling is of none or of two.
     """
@@ -65,6 +72,9 @@ class Recipe:
     check: Callable[[Namespace], list[Problem]] = _nothing
     notes: Callable[[Namespace], list[str]] = _nothing
     assemble: Callable[[Namespace, Any, Path], Any] = _no_training
+    wanted: Callable[[Mapping[str, Any]], Any] | None = None
+    begin: Callable[[Namespace, Sequence[str]], None] = _at_once
+    make_up: Callable[[Namespace, Path], None] | None = None
 
     def __post_init__(self) -> None:
         for name in {*self.defaults, *self.selftest, *self.spellings.values()}:

@@ -15,6 +15,7 @@ packing.py, packed.py                         whole documents in rows; their ind
 sources.py, text.py                           one dataset, or those of a mixture, by flags
 setup.py, built_in.py                         built-in corpora, made on first use
 sizes.py, tokenizer_files.py                  bytes of its tokens; its files beside an exported model
+genomes/                                      pairs of haplotypes: another science's data
 unigram.py                                    a baseline without context
 
 splits = open_splits("stdlib", None, sequence_length=256, vocab_size=50304)

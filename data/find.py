@@ -119,14 +119,14 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
+def matches(name: str, patterns: Sequence[str]) -> bool:
     """Whether a path, or the last part of it, matches a pattern; * stands for any characters, / too."""
     return any(
         fnmatchcase(name, pattern) or fnmatchcase(PurePosixPath(name).name, pattern) for pattern in patterns
     )
 
 
-class _Folders:
+class Folders:
     """Walks folders, each once: first its own files, then linked ones that have not been visited."""
 
     def __init__(self, found: Found) -> None:
@@ -202,7 +202,7 @@ def find_shards(inputs: list[Path], include: Sequence[str] = ()) -> Found:
     matches.
     """
     found = Found()
-    folders = _Folders(found)
+    folders = Folders(found)
     seen: dict[object, str] = {}
     for given in inputs:
         shown = printable(str(given))
@@ -215,7 +215,7 @@ def find_shards(inputs: list[Path], include: Sequence[str] = ()) -> Found:
             folders.files(given) if is_folder else [str(given)], key=lambda path: path.split(os.sep)
         ):
             relative = os.path.relpath(path, given) if is_folder and include else os.path.basename(path)
-            chosen = not is_folder or not include or _matches(relative, include)
+            chosen = not is_folder or not include or matches(relative, include)
             kind = (
                 ".tar"
                 if path.lower().endswith(".tar")
@@ -349,7 +349,7 @@ def _members(tar: tarfile.TarFile, path: Path, found: Found, include: Sequence[s
             continue
         elif not member.isreg():
             found.passed.add("pipes, sockets and devices", place)
-        elif include and not _matches(str(pure), include):
+        elif include and not matches(str(pure), include):
             found.passed.add("files that match no --include", place)
         elif (kind := kind_of(pure.name, named=bool(include))) is None:
             found.passed.add(_why_not(pure.name), place)

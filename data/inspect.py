@@ -1,6 +1,11 @@
 """Show a prepared dataset: counts, checksums, three random documents or examples, and the lengths of all.
 
 python -m data.inspect data/datasets/stdlib [--seed 0] [--png FILE]
+
+Of genomes, which the recipe coalescence is trained on, it shows counts, scenarios and checksums, and an
+example as a picture:
+
+python -m data.inspect data/datasets/processed [--draw N [-o FILE] [--split test]]
 """
 
 from __future__ import annotations
@@ -28,6 +33,9 @@ from data.bins import (
 )
 from data.example_view import lines_of_examples, problems_of_examples
 from data.examples import open_examples
+from data.genomes.inspect import draw
+from data.genomes.inspect import show as show_genomes
+from data.genomes.store import is_genomes
 from data.tokenizer import Tokenizer, open_tokenizer, text_of
 from data.vocabulary import described
 from drawing import load_matplotlib
@@ -207,8 +215,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice of random documents [0]")
     parser.add_argument("--png", type=Path, default=None, help="where to draw the histogram [in the folder]")
 
+    parser.add_argument("--draw", type=int, default=None, metavar="N", help="genomes: draw this example")
+    parser.add_argument("-o", "--output", type=Path, default=None, help="picture of --draw [example_N.png]")
+    parser.add_argument(
+        "--split", choices=["train", "test"], default="train", help="genomes: of --draw [train]"
+    )
+
     def work() -> int:
         args = parser.parsed(argv)
+        if is_genomes(args.folder):
+            if args.draw is not None:
+                draw(args.folder, args.split, args.draw, args.output or Path(f"example_{args.draw}.png"))
+            return show_genomes(args.folder)
+        if args.draw is not None:
+            raise UserError(f"--draw {args.draw}: {args.folder} holds no prepared genomes")
         return show(args.folder, args.seed, args.png)
 
     return guarded("data.inspect", work)

@@ -3,6 +3,7 @@
     python -m iridis.graph [TABLE] [-- FLAGS]           # check the table, ask for every state, print the tree
     python -m iridis.graph [TABLE] --queue [-- FLAGS]   # also queue what is to do; called by
                                                         # bash iridis/pipeline.sh where there is SLURM
+    python -m iridis.graph [TABLE] --local [-- FLAGS]   # run it here instead; called where there is none
 
 TABLE is the name of a file in iridis/graphs/, or a path to a file of your own that ends in .tsv. Its lines
 have four columns, separated by tabs; `-` stands for an empty one, `#` begins a line of comment:
@@ -15,7 +16,8 @@ have four columns, separated by tabs; `-` stands for an empty one, `#` begins a 
                this command line.
 
 A line `include TABLE` adds the stages of another table (a path is relative to this table's folder). Exit code
-2: a line for each problem of the table, or for each stage that could not be asked or queued.
+2: a line for each problem of the table, or for each stage that could not be asked or queued, or that failed
+here; 83: what ran here was asked to end, and the same command goes on.
 """
 
 from __future__ import annotations
@@ -23,245 +25,25 @@ from __future__ import annotations
 import io
 import os
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 from config import Arguments, guarded
-from errors import UserError
+from errors import STOPPED, UserError
+from iridis.stages import BLOCKED, DONE, FAILED, INTERRUPTED, NEW, Running, Stages, start, thread_share
+from iridis.table import DEFAULT, FLAGS, LABELLED, Stage, in_order, load, table_names
+from iridis.table import is_training as is_training
 
 IRIDIS = Path(__file__).parent
-GRAPHS = IRIDIS / "graphs"
-DEFAULT = "reproduce"
-COLUMNS = ("stage", "after", "package", "words")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-LATE_SETTING = re.compile(r"[A-Z][A-Z0-9_]*=")
-SETTING = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
-INCLUDE = re.compile(r"include\s+(\S+)")
 JOB_LINE = re.compile(r"^job: +(\d+) ", re.MULTILINE)
-# a stage's folder, or that with a label (iridis/lib.sh)
-LABELLED = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]*=)?@(.+)", re.DOTALL)
-FLAGS = "@flags"
 MOST_NAMES = 6  # of stages that one waits for, beside it in the tree
 AT_ONCE = 4  # stages that are asked at the same time; each starts a Python
-NEW, DONE, FAILED, BLOCKED = "new", "done", "failed", "blocked"  # states of a stage that has no job
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A line of a table. `place` is its file and line number; `words` still hold what begins with @."""
-
-    name: str
-    after: tuple[str, ...]
-    package: str
-    settings: tuple[tuple[str, str], ...]
-    words: tuple[str, ...]
-    place: str
-
-    @property
-    def parent(self) -> str | None:
-        """The stage below which this one is shown: the last of those that it waits for."""
-        return self.after[-1] if self.after else None
-
-    @property
-    def uses(self) -> list[str]:
-        """The stages whose experiment folders are in the words."""
-        return [found[2] for word in self.words if word != FLAGS and (found := LABELLED.fullmatch(word))]
-
-
-# reading a table
-
-
-def table_names() -> list[str]:
-    """The project's tables, the default first."""
-    return sorted((path.stem for path in GRAPHS.glob("*.tsv")), key=lambda name: (name != DEFAULT, name))
-
-
-def table_path(table: str, folder: Path) -> Path:
-    """The file of a table: a path, from this folder, or the name of one of the project's.
-
-    Raises UserError where there is none.
-    """
-    if "/" in table or table.endswith(".tsv"):
-        path = folder / table
-        if not path.is_file():
-            raise UserError(f"there is no table {path}")
-        return path
-    if table not in table_names():
-        raise UserError(f"unknown pipeline {table}; there are {' and '.join(table_names())}")
-    return GRAPHS / f"{table}.tsv"
-
-
-def read_table(path: Path, problems: list[str], including: tuple[Path, ...] = ()) -> list[Stage]:
-    """The stages of a table and of those that it includes, in their order.
-
-    Adds a line to `problems` for each that cannot be read.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except ValueError as error:
-        raise UserError(f"{path} is no text: {error}") from None
-    stages = []
-    for number, line in enumerate(lines, 1):
-        place = f"{path}:{number}"
-        included = INCLUDE.fullmatch(line.strip())
-        try:
-            if included:
-                other = table_path(included[1], path.parent)
-                if other.resolve() in [each.resolve() for each in (*including, path)]:
-                    raise UserError(f"{included[1]} includes itself")
-                stages += read_table(other, problems, (*including, path))
-            elif line.strip() and not line.lstrip().startswith("#"):
-                stages.append(read_stage(line, place))
-        except UserError as error:
-            problems += [f"{place}: {problem}" for problem in str(error).splitlines()]
-    return stages
-
-
-def read_stage(line: str, place: str) -> Stage:
-    """A stage from its line. Raises UserError with a line for each mistake."""
-    columns = [column.strip() for column in line.split("\t")]
-    if len(columns) != len(COLUMNS):
-        raise UserError(
-            f"{len(columns)} columns instead of {len(COLUMNS)} ({', '.join(COLUMNS)}); tabs separate them"
-        )
-    name, after, package, text = ["" if column == "-" else column for column in columns]
-    problems = []
-    if not NAME.fullmatch(name) or f"@{name}" == FLAGS:
-        problems.append(
-            f"{name!r} cannot be the name of a stage: letters, digits and ._- make one, and @flags has"
-            " another meaning"
-        )
-    try:
-        settings, words = split_words(shlex.split(text))
-    except ValueError as error:
-        settings, words = (), ()
-        problems.append(f"words {text!r} cannot be told apart: {error}")
-    problems += word_problems(settings, words)
-    if problems:
-        raise UserError("\n".join(problems))
-    earlier = tuple(dict.fromkeys(after.replace(",", " ").split()))
-    return Stage(name, earlier, package, settings, words, place)
-
-
-def split_words(words: Sequence[str]) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
-    """The settings that words begin with, and the arguments after them."""
-    settings = []
-    for word in words:
-        setting = SETTING.fullmatch(word)
-        if setting is None:
-            break
-        settings.append((setting[1], setting[2]))
-    return tuple(settings), tuple(words[len(settings) :])
-
-
-def word_problems(settings: Sequence[tuple[str, str]], words: Sequence[str]) -> list[str]:
-    """A line for each word that would not mean what it seems to."""
-    problems = [f"{name}={value}: settings take no @" for name, value in settings if value.startswith("@")]
-    options = words[: words.index("--")] if "--" in words else words
-    problems += [f"{word}: settings come before arguments" for word in options if LATE_SETTING.match(word)]
-    problems += [
-        f"{word}: what begins with @ must be a word of its own"
-        for word in words
-        if "=@" in word and not LABELLED.fullmatch(word)
-    ]
-    return problems
-
-
-# checking it
-
-
-def load(table: str) -> list[Stage]:
-    """The stages of a table, in its order. Raises UserError with file, line number and mistake of each wrong
-    line.
-    """
-    path = table_path(table, Path())
-    problems: list[str] = []
-    stages = read_table(path, problems)
-    problems = problems or graph_problems(stages)
-    if problems:
-        raise UserError("\n".join(problems))
-    if not stages:
-        raise UserError(f"{path} has no stage")
-    return stages
-
-
-def graph_problems(stages: Sequence[Stage]) -> list[str]:
-    """Problems between stages that are each correct."""
-    problems: list[str] = []
-    known: dict[str, Stage] = {}
-    for stage in stages:
-        first = known.setdefault(stage.name, stage)
-        if first is not stage:
-            problems.append(f"{stage.place}: stage {stage.name} is there already: {first.place}")
-    for stage in stages:
-        problems += [f"{stage.place}: {problem}" for problem in stage_problems(stage, known)]
-    return problems + cycle_problems(known)
-
-
-def stage_problems(stage: Stage, known: Mapping[str, Stage]) -> list[str]:
-    problems = []
-    if not is_package(stage.package):
-        packages = sorted(path.parent.name for path in IRIDIS.glob("*/job.sh"))
-        problems.append(f"there is no package {stage.package!r}; there are {', '.join(packages)}")
-    problems += [
-        f"{stage.name} waits for {name}, which is no stage" for name in stage.after if name not in known
-    ]
-    waits_for = ancestors(stage, known)
-    for name in stage.uses:
-        if name not in known:
-            problems.append(f"@{name}: there is no stage {name}")
-        elif is_package(known[name].package) and not is_training(known[name].package):
-            problems.append(f"@{name}: {known[name].package} trains nothing, so it has no experiment folder")
-        elif name not in waits_for:
-            problems.append(f"@{name}: {stage.name} does not wait for {name}; name it in its second column")
-    return problems
-
-
-def is_package(package: str) -> bool:
-    return bool(NAME.fullmatch(package)) and (IRIDIS / package / "job.sh").is_file()
-
-
-def is_training(package: str) -> bool:
-    """Whether the package is one of iridis/train.sh, and so answers to --where."""
-    return "run_training" in (IRIDIS / package / "job.sh").read_text(errors="replace")
-
-
-def ancestors(stage: Stage, known: Mapping[str, Stage]) -> set[str]:
-    """All stages that come before one, near and far."""
-    found: set[str] = set()
-    waiting = list(stage.after)
-    while waiting:
-        name = waiting.pop()
-        if name not in found and name in known:
-            found.add(name)
-            waiting += known[name].after
-    return found
-
-
-def cycle_problems(known: Mapping[str, Stage]) -> list[str]:
-    try:
-        in_order(list(known.values()))
-    except CycleError as error:
-        names = error.args[1]
-        return [
-            f"{known[names[0]].place}: these stages wait for each other: {', '.join(dict.fromkeys(names))}"
-        ]
-    return []
-
-
-def in_order(stages: Sequence[Stage]) -> list[Stage]:
-    """Each stage after those that it waits for. Raises CycleError where there is no such order."""
-    known = {stage.name: stage for stage in stages}
-    sorter = TopologicalSorter({stage.name: stage.after for stage in stages})
-    return [known[name] for name in sorter.static_order() if name in known]
 
 
 # asking and queueing
@@ -288,13 +70,14 @@ class Call:
                 filled.append(word)
         return filled
 
+    def command(self, stage: Stage, *options: str) -> list[str]:
+        """The call of a stage's job.sh, with these options before its own words."""
+        return ["bash", str(IRIDIS / stage.package / "job.sh"), *options, *self.arguments(stage)]
+
     def run(self, stage: Stage, *options: str, errors: int | None = None) -> subprocess.CompletedProcess[str]:
-        """Run the job.sh of a stage with these options before its own words. `errors`: where its stderr
-        goes.
-        """
-        command = ["bash", str(IRIDIS / stage.package / "job.sh"), *options, *self.arguments(stage)]
+        """Run the job.sh of a stage. `errors`: where its stderr goes."""
         return subprocess.run(
-            command,
+            self.command(stage, *options),
             env=environment(stage),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -467,9 +250,26 @@ def _after(stage: Stage) -> str:
     )
 
 
-def run(argv: Sequence[str]) -> int:
-    separator = argv.index("--") if "--" in argv else len(argv)
-    parser = Arguments(prog="pipeline", description="Show or queue a graph of jobs.")
+def run_here(stages: Sequence[Stage], call: Call, states: dict[str, str], at_once: int) -> list[str]:
+    """Run the stages that are NEW on this machine and put the results into `states`.
+
+    Returns a line for each that is not done.
+    """
+    known = {stage.name: stage for stage in stages}
+
+    def launch(name: str) -> Running:
+        stage = known[name]
+        env = environment(stage)
+        if at_once > 1:
+            env.setdefault("OMP_NUM_THREADS", str(thread_share(at_once)))
+        return start(name, call.command(stage, "--local"), env)
+
+    after = {stage.name: stage.after for stage in stages}
+    return Stages(states, after, launch, at_once).run()
+
+
+def _parser() -> Arguments:
+    parser = Arguments(prog="pipeline", description="Show, queue or run a graph of jobs.")
     parser.add_argument(
         "table",
         nargs="?",
@@ -481,7 +281,16 @@ def run(argv: Sequence[str]) -> int:
         action="store_true",
         help="queue what is to do; without SLURM each job.sh would run here instead",
     )
-    wanted = parser.parsed(argv[:separator])
+    parser.add_argument("--local", action="store_true", help="run what is to do on this machine")
+    parser.add_argument("--at_once", type=int, default=1, help="stages that run here at a time [1]")
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    separator = argv.index("--") if "--" in argv else len(argv)
+    wanted = _parser().parsed(argv[:separator])
+    if wanted.at_once < 1:
+        raise UserError(f"--at_once must be at least 1, not {wanted.at_once}")
     stages, flags = load(wanted.table), argv[separator + 1 :]
     call = Call(flags, experiment_folders(stages, flags))
     answers = ask_all(stages, partial(state, call))
@@ -489,22 +298,34 @@ def run(argv: Sequence[str]) -> int:
     if shared:
         raise UserError("\n".join(shared))
     states = {name: state for name, (state, _) in answers.items()}
-    problems = queue(stages, call, states) if wanted.queue else []
+    problems: list[str] = []
+    if wanted.queue:
+        problems = queue(stages, call, states)
+    elif wanted.local and NEW in states.values():
+        print(*tree(stages, states), sep="\n", flush=True)
+        problems = run_here(stages, call, states, wanted.at_once)
     print(*tree(stages, states), sep="\n", flush=True)
+    if INTERRUPTED in states.values() and FAILED not in states.values():
+        report(problems)
+        return STOPPED
     if problems:
         raise UserError("\n".join(problems))
     return 0
 
 
-def main(argv: Sequence[str]) -> int:
+def report(problems: Sequence[str]) -> None:
     """Problems are printed as the job scripts print theirs, between whose lines they are."""
+    print(*(f"error: {line}" for line in problems), sep="\n", file=sys.stderr)
+
+
+def main(argv: Sequence[str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # a terminal that cannot show the lines of the tree still shows the names
         sys.stdout.reconfigure(errors="replace")
     try:
         return run(argv)
     except UserError as error:
-        print(*(f"error: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr)
+        report(str(error).splitlines())
         return 2
 
 

@@ -42,7 +42,7 @@ from errors import UserError
 from iridis.chain import Cause
 from models.variants import ALIASES
 from optim import initial
-from optim.done import is_finished
+from optim.done import is_finished, wanted_data
 from optim.forecast import forecast as of_work
 from optim.lock import holder
 from optim.names import FINAL, STOP, numbered
@@ -363,8 +363,9 @@ def find_weights(args: Namespace, record: Record) -> None:
     if args.init_from is not None and (is_reference or not record.saved_step):
         initial.find(args.init_from)
     for name in initial.FROZEN:
-        if getattr(args, name) is not None:
-            initial.find(getattr(args, name), f"--{name}")
+        given = getattr(args, name, None)
+        if given is not None:
+            initial.find(given, f"--{name}")
 
 
 def training_problems(wanted: Namespace, args: Namespace, record: Record, is_refused: bool) -> list[str]:
@@ -376,7 +377,7 @@ def training_problems(wanted: Namespace, args: Namespace, record: Record, is_ref
         config.check_world_size(args, wanted.processes)
     except UserError as error:
         problems += str(error).splitlines()
-    data = Wanted.of(vars(args))
+    data = wanted_data(args)
     if not is_refused and (folder.is_dir() or args.use_pretrained != "auto"):
         problems += resume_problems(args, folder, None if wanted.no_data else data)
     problems += [] if wanted.no_data else data.lacking()
@@ -387,7 +388,7 @@ def training_problems(wanted: Namespace, args: Namespace, record: Record, is_ref
         problems.append(f"{folder / STOP} keeps this experiment stopped; remove it first")
     problems += space_problems(args, folder)
     read_segments(folder)  # a damaged segments.jsonl would end the job in its first minute
-    is_even = args.curriculum != LENGTH  # else the first steps say nothing about the last
+    is_even = getattr(args, "curriculum", None) != LENGTH  # else the first steps say nothing about the last
     say((is_even and forecast(record, args.iterations, wanted.time)) or of_work(record, args))
     return problems
 

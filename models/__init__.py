@@ -12,6 +12,7 @@
     network.py, weights.py, macs.py     what training asks of a network; loading; multiply-accumulates
     export.py, hugging_face.py          a folder for transformers
     byte_format.py                      names of the public byte GPT
+    coalescence/                        networks of coalescence times
 
     model = make_model_from_args(args)
     out = model(idx, targets=targets)          # idx (B, T) int64
@@ -22,12 +23,9 @@ torch is imported only when a model is made, so that the command line can read t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from models.variants import VARIANTS
-
-if TYPE_CHECKING:
-    from models.transformer import Transformer
 
 
 def registered_models() -> list[str]:
@@ -35,11 +33,19 @@ def registered_models() -> list[str]:
     return list(VARIANTS)
 
 
-def make_model_from_args(args: Any) -> Transformer:
-    """A freshly initialised model (float32, CPU) for a Namespace of flags.
+def make_model_from_args(args: Any) -> Any:
+    """A freshly initialised model (float32, CPU) for a Namespace of flags: a Transformer, or where --model is
+    a preset of coalescence times, such a network for sequences of its usual length.
 
     Raises UserError for an unknown name.
     """
+    from models.coalescence.settings import PRESETS
+
+    if args.model in PRESETS:
+        from models.coalescence.network import CoalescenceTransformer
+        from models.coalescence.settings import settings_of
+
+        return CoalescenceTransformer(settings_of(args))
     from models.settings import ModelSettings
     from models.transformer import Transformer
 

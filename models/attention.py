@@ -34,13 +34,17 @@ class Rotary(nn.Module):
 
     freqs: Tensor
 
-    def __init__(self, head_width: int, base: float, rounded_to: torch.dtype | None = None) -> None:
-        """rounded_to: dtype that cosines and sines are rounded to (None: they are not)."""
+    def __init__(
+        self, head_width: int, base: float, rounded_to: torch.dtype | None = None, persistent: bool = True
+    ) -> None:
+        """rounded_to: dtype that cosines and sines are rounded to (None: they are not). persistent: `freqs`
+        is kept in state dicts.
+        """
         super().__init__()
         self.rounded_to = rounded_to
         exponent = math.log10(base)  # 4 to the last bit for the authors' base
         freqs = 10.0 ** (-exponent * torch.arange(0, head_width, 2).float() / head_width)
-        self.register_buffer("freqs", freqs)
+        self.register_buffer("freqs", freqs, persistent=persistent)
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """(B or 1, T) positions -> cos and sin, each (B or 1, 1, T, Dh / 2), float32."""

@@ -25,6 +25,8 @@ X0_SCALAR = "x0_scalar"  # ... and the embeddings, which it adds
 ROUTER = "router"  # weights that score tokens for a further pass, or for leaving
 ADAPTER = "adapter"  # added to a trained network, which stays as it is (models/adapters.py)
 FROZEN = "frozen"  # takes no gradient
+# of a trained network, trained on below an adapter: weights of two or more dimensions, and those of less
+TUNED, TUNED_VECTOR = "tuned", "tuned_vector"
 
 
 class Network(Protocol):
@@ -34,8 +36,8 @@ class Network(Protocol):
     network may also have `softcap`: c, where its logits z are c tanh(z / c); `vocabulary`, where its output
     weight has more rows than there are tokens; `head_recipe`: by which recipe of models/fp8.py the loss
     multiplies with that weight in training; `width_multiple`, where it is made after the rules of muP, which
-    the optimiser then follows; `embedding`, the nn.Embedding of its tokens; and `additions()`: names of
-    weights that a file given to --init_from need not have, as they begin as they are made.
+    the optimiser then follows; `embedding`, the nn.Embedding of its tokens; and `begins_with(weights)`: what
+    it begins with, of the weights of a file that --init_from names (raises UserError).
     """
 
     @property

@@ -64,13 +64,13 @@ class ModelSettings:
     @classmethod
     def from_args(cls, args: Any) -> ModelSettings:
         """Raises UserError for a model name that is no row of the table."""
-        values = {}
+        values, model = {}, ALIASES.get(args.model, args.model)
+        if model not in VARIANTS:
+            raise UserError(f"unknown model {model!r}; there are: {', '.join(VARIANTS)}")
         for field in fields(cls):
             has_default = field.default is not MISSING
             values[field.name] = getattr(args, field.name, *([field.default] if has_default else []))
-        values["model"] = ALIASES.get(values["model"], values["model"])
-        if values["model"] not in VARIANTS:
-            raise UserError(f"unknown model {values['model']!r}; there are: {', '.join(VARIANTS)}")
+        values["model"] = model
         for name in ("eval_length_factor", "training_length_factor", "router_threshold"):
             values[name] = None if values[name] is None else tuple(values[name])
         return cls(**values)

@@ -20,7 +20,7 @@ width from there, routers and gates that halt with the width, all others stay
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -328,9 +328,10 @@ class Transformer(nn.Module):
                 roles[name] = HEAD
         return roles | adapter_roles(self, with_mup=self.settings.mup_base_width is not None)
 
-    def additions(self) -> set[str]:
-        """As models.network.Network: of adapters."""
-        return set(adapter_roles(self))
+    def begins_with(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A file's weights, and new adapters of its own."""
+        new = {name: self.get_parameter(name).detach() for name in adapter_roles(self)}
+        return {**new, **weights}
 
     def flops_per_token(self, length: int | None = None) -> float:
         """As models.macs.training_flops_per_token."""

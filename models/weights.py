@@ -14,11 +14,11 @@ from models.settings import ModelSettings
 WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # put before every name by DDP and torch.compile
 
 
-def may_differ(name: str, settings: ModelSettings) -> bool:
-    """Names that a file may have or lack: causal masks, angles (both recomputed), the router after the last
-    pass, which nothing reads, and pondernet's halting gate, which it does not use.
+def may_differ(name: str, settings: object) -> bool:
+    """Names that a file may have or lack, of a text network's: causal masks, angles (both recomputed), the
+    router after the last pass, which nothing reads, and pondernet's halting gate, which it does not use.
     """
-    return (
+    return isinstance(settings, ModelSettings) and (
         name.endswith(".attn.bias")
         or name == "transformer.wpe.freqs"
         or name == f"transformer.mod.{settings.n_repeat - 1}.mod_router.weight"
@@ -43,9 +43,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
                 f"{name} is {tuple(value.shape)} in the file, {tuple(mine[name].shape)} in this model"
             )
     settings = getattr(model, "settings", None)  # a network of the user's own has none
-    odd = sorted(
-        name for name in mine.keys() ^ state.keys() if settings is None or not may_differ(name, settings)
-    )
+    odd = sorted(name for name in mine.keys() ^ state.keys() if not may_differ(name, settings))
     if odd:
         verb = "lacks" if odd[0] in mine else "has the unknown"
         raise UserError(

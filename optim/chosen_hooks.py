@@ -40,7 +40,7 @@ def hooks_of(args: Namespace) -> list[Hook]:
         hooks.append(EarlyStopping(*patience_and_delta(args.early_stop), tracked))
     if args.flop_budget is not None:
         hooks.append(FLOPCounter(log_interval=args.log_freq or args.iterations, flop_budget=args.flop_budget))
-    if args.layer_norms:
+    if getattr(args, "layer_norms", 0):  # of the text networks
         hooks.append(LayerNorms(args.layer_norms))
     if args.health:
         hooks.append(Health(args.health * args.log_freq))

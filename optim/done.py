@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from config.identity import differences
+from config.recipe import recipe_of
 from data.bins import data_differences
 from data.sources import Wanted
 from errors import UserError
@@ -18,6 +19,12 @@ from optim import initial
 from optim.names import FINAL, SUMMARY, numbered
 from optim.reader import Record
 from optim.schedules import WAYS_TO_EXTEND
+
+
+def wanted_data(args: Namespace) -> Any:
+    """What flags say of the data, in the form of data.sources.Wanted."""
+    wanted = recipe_of(vars(args)).wanted
+    return Wanted.of(vars(args)) if wanted is None else wanted(vars(args))
 
 
 def is_finished(folder: Path, args: Namespace, data: Mapping[str, Any] | None = None) -> bool:
@@ -36,7 +43,7 @@ def is_finished(folder: Path, args: Namespace, data: Mapping[str, Any] | None = 
         )
     wrong = differences(vars(args), then)
     if data is None:
-        data = Wanted.of(vars(args)).identity()
+        data = wanted_data(args).identity()
     if data is not None and isinstance(record.summary.get("data"), dict):
         wrong += data_differences(data, record.summary["data"])
     wrong += initial.file_differences(args, record.summary)

@@ -10,8 +10,10 @@ from models.settings import ModelSettings
 from optim.reader import Record
 
 
-def flops_of_step(args: Any) -> float:
-    """Useful floating-point operations of one step, over all processes."""
+def flops_of_step(args: Any) -> float | None:
+    """Useful floating-point operations of one step, over all processes; None where flags alone do not say."""
+    if "sequence_length" not in args:
+        return None
     tokens = args.batch_size * args.acc_steps * args.sequence_length
     return training_flops_per_token(ModelSettings.from_args(args)) * tokens
 
@@ -19,6 +21,8 @@ def flops_of_step(args: Any) -> float:
 def forecast(record: Record, args: Any, peak: float | None = None) -> str:
     """A line. record: of the experiment; peak: operations a second of all devices, where it is known."""
     left, flops = max(args.iterations - record.saved_step, 0), flops_of_step(args)
+    if flops is None:
+        return f"forecast: {left:,} of {args.iterations:,} steps left"
     if args.curriculum == LENGTH:
         return (
             f"forecast: {left:,} of {args.iterations:,} steps left, at most {left * flops:.3g} FLOPs; steps"

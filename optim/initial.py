@@ -67,7 +67,7 @@ def file_differences(args: Namespace, then: Mapping[str, Any]) -> list[str]:
     """
     lines, frozen = differences(args.init_from, then.get("initial")), then.get("frozen") or {}
     for name in FROZEN:
-        lines += differences(getattr(args, name), frozen.get(name), f"--{name}")
+        lines += differences(getattr(args, name, None), frozen.get(name), f"--{name}")
     return lines
 
 
@@ -99,8 +99,7 @@ def differences(given: str | None, kept: Any, flag: str = FLAG) -> list[str]:
 
 def load(model: Transformer, path: Path) -> dict[str, Any]:
     """Load the weights of a checkpoint, ours or the authors', into a new model. Returns everything that the
-    checkpoint holds. Weights that are additions of the model's (models.network.Network) it need not have; its
-    own adapters are merged.
+    checkpoint holds. Its adapters are merged; the model may say which weights count (models.network.Network).
 
     Raises UserError with a line for each kind of weight that does not fit, and one with the flags that would
     make it fit.
@@ -113,7 +112,9 @@ def load(model: Transformer, path: Path) -> dict[str, Any]:
     state = open_checkpoint(path)
     settings = state.get("args") or (Record(path.parent, problems=[]).summary or {}).get("args")
     try:
-        weights = {**_additions(model), **plain_weights(state["model"], settings)}
+        weights = plain_weights(state["model"], settings)
+        if hasattr(model, "begins_with"):
+            weights = model.begins_with(weights)
     except UserError as error:
         raise UserError(f"{FLAG} {path}: {error}") from None
     wrong = _misfits(model, weights)
@@ -131,13 +132,6 @@ def load(model: Transformer, path: Path) -> dict[str, Any]:
     return state
 
 
-def _additions(model: Any) -> dict[str, Any]:
-    """A model's own weights, of those that a file need not have."""
-    names = model.additions() if hasattr(model, "additions") else ()
-    own = model.state_dict()
-    return {name: own[name] for name in names}
-
-
 def _misfits(model: Transformer, state: Mapping[str, Any]) -> list[str]:
     """A line for each kind of weight that a model and a state dict do not share, or share in another shape;
     blocks of a stack are counted together.
@@ -151,7 +145,7 @@ def _misfits(model: Transformer, state: Mapping[str, Any]) -> list[str]:
         if name in mine and name in theirs:
             shapes = [tuple(getattr(side[name], "shape", ())) for side in (theirs, mine)]
             what = "" if shapes[0] == shapes[1] else f"is {shapes[0]} in the file, {shapes[1]} in this model"
-        elif may_differ(name, model.settings):
+        elif may_differ(name, getattr(model, "settings", None)):
             what = ""
         else:
             what = "is missing in the file" if name in mine else "is in the file only"
@@ -173,6 +167,6 @@ def _flags_that_fit(model: Transformer, settings: Any) -> list[str]:
     other = [
         f"--{name} {settings[name]} (here {mine[name]})"
         for name in SHAPING
-        if name in settings and settings[name] != mine[name]
+        if name in settings and name in mine and settings[name] != mine[name]
     ]
     return [f"it was trained with {', '.join(other)}"] if other else []

@@ -26,6 +26,8 @@ from models.network import (
     RESIDUAL_SCALAR,
     ROUTER,
     SCALAR,
+    TUNED,
+    TUNED_VECTOR,
     VALUE_EMBEDDING,
     X0_SCALAR,
     roles_of,
@@ -56,7 +58,11 @@ SCALARS = frozenset((NORM, SCALAR, RESIDUAL_SCALAR, X0_SCALAR))
 # weights that multiply decay, and all of an adapter; a tied output weight is an embedding, and does not
 MULTIPLIERS = frozenset((MATRIX, ROUTER, HEAD, ADAPTER))
 PUBLISHED = (ParameterRule(MULTIPLIERS), ParameterRule(EMBEDDINGS | SCALARS, decay=0.0))
-RULES = {"matrices": PUBLISHED, "all": (ParameterRule(MULTIPLIERS | EMBEDDINGS | SCALARS),)}
+RULES = {
+    "matrices": PUBLISHED,
+    "matrices_embeddings": (ParameterRule(MULTIPLIERS | EMBEDDINGS), ParameterRule(SCALARS, decay=0.0)),
+    "all": (ParameterRule(MULTIPLIERS | EMBEDDINGS | SCALARS),),
+}
 # rates relative to that of all other scalars: the public code's, as are the first betas of x0 scalars
 RESIDUAL_RATE, X0_BETA1, X0_BETA2 = 0.01, 0.96, 0.95
 
@@ -101,6 +107,14 @@ def mup_rules(multiple: float, decay: float, decayed: str) -> tuple[ParameterRul
     if decayed == "all":
         return ParameterRule(multipliers | others), hidden
     return ParameterRule(multipliers), ParameterRule(others, decay=0.0), hidden
+
+
+def tuned_rules(rate: float) -> tuple[ParameterRule, ...]:
+    """Of what is trained below an adapter. rate: multiple of --lr."""
+    return (
+        ParameterRule(frozenset((TUNED,)), rate=rate),
+        ParameterRule(frozenset((TUNED_VECTOR,)), decay=0.0, rate=rate),
+    )
 
 
 def parameter_groups(
@@ -170,6 +184,7 @@ def _optimizer(
         return Muon(groups, lr=args.lr, weight_decay=decay, dtype=dtype, world=world)
     decayed = getattr(args, "decayed", "matrices")  # older checkpoints do not have the flag
     rules = RULES[decayed] if multiple is None else mup_rules(multiple, decay, decayed)
+    rules = (*rules, *tuned_rules(getattr(args, "backbone_rate", 1.0)))  # which some recipes have
     groups = parameter_groups(model, extras, rules)
     if args.opt == "adamw":
         return AdamW(groups, lr=args.lr, betas=(args.beta1, args.beta2), weight_decay=decay, fused=fused)

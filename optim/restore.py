@@ -24,8 +24,10 @@ from config.mixture import names_of_sources
 from config.recipe import DEFAULT_RECIPE, flags_of, recipes
 from config.schema import Flag
 from config.tokenizers import BYTES, GPT2
+from config.values import Problem
 from errors import UserError
 from files import try_to_write, write_json
+from optim.coalescence import public
 from optim.foreign import foreign_of
 from optim.library_folder import file_of
 from optim.peek import newest_first, peek
@@ -232,15 +234,16 @@ def resolve(prog: str, path: Path, state: dict[str, Any], given: dict[str, Any])
         config.stop(prog, problems)
     known = {name: value for name, value in vars(args).items() if name in ("model", "recipe", "dataset")}
     notes = config.unused_settings(config.add_defaults({**known, **explicit}))
-    if args.eval_seq_length is not None and args.eval_seq_length > args.sequence_length:
+    length = getattr(args, "eval_seq_length", None)  # of texts
+    if length is not None and length > args.sequence_length:
         notes.append(
             f"the model was trained on {args.sequence_length} tokens; positions beyond them are new to it"
         )
     if os.environ.get("RANK", "0") == "0":
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
-    if args.eval_seq_length is not None:
-        args.trained_length, args.sequence_length = args.sequence_length, args.eval_seq_length
+    if length is not None:
+        args.trained_length, args.sequence_length = args.sequence_length, length
     return args
 
 
@@ -259,6 +262,8 @@ def _recipe_in(name: str | None) -> str:
         path = next(iter(newest_first(path)), path)
     state = peek(path) or {}
     kind = foreign_of(state)
+    if public.is_file(path):
+        return public.RECIPE
     if kind is not None:
         return kind.recipe
     args = state.get("args")
@@ -273,16 +278,21 @@ def with_checkpoint(
     argv: Sequence[str] | None,
     run: Callable[[Restored, dict[str, Any]], None],
     preset: Mapping[str, Any] = MappingProxyType({}),
+    of_text: bool = True,
 ) -> int:
     """Parse, open the checkpoint, join the other processes, run, and leave; returns the exit code.
 
     own: the program's flags in addition to those of main.py; `run` gets them converted, with their defaults.
-    preset: values that override the training's and are overridden by those given now.
+    preset: values that override the training's and are overridden by those given now. of_text: checkpoints of
+    recipes whose data are no text are refused.
     """
     given, problems = config.parse(argv, prog=prog, description=description, extra=own)
     recipe = _recipe_in(given.get("checkpoint"))
     if recipe != DEFAULT_RECIPE:
         given, problems = config.parse(argv, prog=prog, description=description, extra=own, recipe=recipe)
+    if of_text and recipes()[recipe].wanted is not None:
+        line = f"--checkpoint {given['checkpoint']} is of recipe {recipe}, and this reads networks of text"
+        problems = [Problem(line, "checkpoint")]
     if problems:
         config.stop(prog, problems)
     own_values = {flag.name: given.get(flag.name, flag.default) for flags in own.values() for flag in flags}

@@ -4,11 +4,11 @@ for the run as planned, one more for each extension.
 A leg rises from a start rate to a top rate and then falls to the end rate at its last step. `cos` and
 `linear` are the authors' OneCycleLR to the last digit, which ends at lr / 100 / final_div_factor; `wsd` stays
 at the top until its final decay; `none` stays at lr. `warmup_cos` rises from 0 in --warmup_steps, falls along
-a cosine to --min_lr, which it reaches after its last step, and stays there. `trapezoid` rises to lr in the
-first --warmup_ratio of the steps and falls to --final_lr_frac of it in the last --warmdown_ratio, with lr in
-its first and the end rate after its last step. `cosine`, `linear_decay` and `constant` (LIBRARY) rise from
-1e-7 in --warmup_steps; then they fall to 0 after the last step, or stay. A group with a multiple of the rate
-rises from 1e-7 too.
+a cosine to --min_lr, which it reaches after its last step, or at --decay_steps, and stays there. `trapezoid`
+rises to lr in the first --warmup_ratio of the steps and falls to --final_lr_frac of it in the last
+--warmdown_ratio, with lr in its first and the end rate after its last step. `cosine`, `linear_decay` and
+`constant` (LIBRARY) rise from 1e-7 in --warmup_steps; then they fall to 0 after the last step, or stay. A
+group with a multiple of the rate rises from 1e-7 too.
 
 Groups with `full_decay` decay by the share of it that `Schedule.decay_share` gives, linear down to 0 after
 the last step; those with `momentum_course` have a momentum that rises in a number of steps.
@@ -78,8 +78,9 @@ class Leg:
 
 @dataclass(frozen=True)
 class Shape:
-    """The flags that a schedule is made of. Of IN_STEPS alone: warmup_steps, min_lr; of `trapezoid` alone:
-    warmup_ratio, warmdown_ratio, final_lr_frac. decay_schedule: None where the decay is constant.
+    """The flags that a schedule is made of. Of IN_STEPS alone: warmup_steps, min_lr; of WARMUP_COS,
+    where it is not the length of the run, decay_steps; of `trapezoid` alone: warmup_ratio, warmdown_ratio,
+    final_lr_frac. decay_schedule: None where the decay is constant.
     """
 
     scheduler: str
@@ -93,6 +94,7 @@ class Shape:
     warmdown_ratio: float | None = None
     final_lr_frac: float | None = None
     decay_schedule: str | None = None
+    decay_steps: int | None = None
 
     @property
     def start_rate(self) -> float:
@@ -123,6 +125,8 @@ class Shape:
         if self.scheduler == TRAPEZOID:
             return self._trapezoid(leg, min(step, leg.end) - leg.start)
         end = leg.end if self.scheduler in IN_STEPS else leg.end - 1  # the step of the end rate
+        if self.decay_steps is not None:
+            end = self.decay_steps
         local, last = min(step, end) - leg.start, end - leg.start
         if local <= leg.rise:
             share = local / leg.rise if leg.rise > 0 else 1.0
@@ -326,7 +330,9 @@ def shape_of(args: Any) -> Shape:
     lr = args.lr * getattr(args, "rate_scale", 1.0)  # which some recipes have
     shape = Shape(args.scheduler, lr, args.warmup_percent, args.final_div_factor, args.decay_percent)
     if args.scheduler == WARMUP_COS:
-        shape = replace(shape, warmup_steps=args.warmup_steps, min_lr=args.min_lr)
+        decay_steps = getattr(args, "decay_steps", None)  # which some recipes have
+        min_lr = lr / 10 if args.min_lr is None else args.min_lr
+        shape = replace(shape, warmup_steps=args.warmup_steps, min_lr=min_lr, decay_steps=decay_steps)
     if args.scheduler in LIBRARY:
         shape = replace(shape, warmup_steps=args.warmup_steps, min_lr=0.0)
     if args.scheduler == TRAPEZOID:

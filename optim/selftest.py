@@ -221,7 +221,7 @@ def selftest(args: Namespace, sizes: Sequence[int] = (1, 2)) -> int:
     work.mkdir(parents=True)
     if args.dataset == recipe_of(vars(args)).selftest.get("dataset"):
         args.data_dir = str(work / "datasets")
-        make_up(args, work / "datasets")
+        (recipe_of(vars(args)).make_up or make_up)(args, work / "datasets")
     args.deterministic = args.deterministic or device.type == "cuda"
     wrong = []
     for size in tried:

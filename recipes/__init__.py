@@ -4,6 +4,7 @@ Nothing heavy is imported here, so that `--help` stays instant.
 """
 
 from config.recipe import Recipe
-from recipes import bytes, cotformer, gpt
+from recipes import bytes, coalescence, cotformer, gpt
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (cotformer.RECIPE, bytes.RECIPE, gpt.RECIPE)}
+OF_ALL = (cotformer, bytes, gpt, coalescence)
+RECIPES: dict[str, Recipe] = {module.RECIPE.name: module.RECIPE for module in OF_ALL}

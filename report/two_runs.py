@@ -94,9 +94,10 @@ def flags(a: Path, b: Path) -> list[str]:
     except UserError as error:
         return [*lines, f"  {error}"]
     for scope, what in SCOPES.items():
-        differing = [name for name in names_of(scope) if mine[name] != theirs[name]]
+        names = dict.fromkeys((*names_of(scope, args=mine), *names_of(scope, args=theirs)))
+        differing = [name for name in names if mine.get(name) != theirs.get(name)]
         lines += [f"  {what}:"] * bool(differing) + [
-            f"    --{name}: {mine[name]} | {theirs[name]}" for name in differing
+            f"    --{name}: {mine.get(name)} | {theirs.get(name)}" for name in differing
         ]
     cut = any(mine[name] != theirs[name] for name in BATCH)
     if cut and effective_batch(mine) == effective_batch(theirs) and not cut_matters(mine):

@@ -11,6 +11,7 @@ import pytest
 import status
 from config import Arguments
 from data import download, inspect, tokenize
+from data.genomes import preprocess
 from errors import UserError
 from iridis import chain, graph, preflight, targets
 from models import export
@@ -20,6 +21,11 @@ from tests.programs import ROOT
 PROGRAMS: dict[str, tuple[Callable[[list[str]], int], list[str], str]] = {
     "data.tokenize": (tokenize.main, ["--tokeniser", "bytes"], "--tokeniser (did you mean --tokenizer?)"),
     "data.inspect": (inspect.main, ["a", "--sed", "1"], "--sed (did you mean --seed?)"),
+    "data.genomes.preprocess": (
+        preprocess.main,
+        ["--base_dir", "a", "--num_pair", "1"],
+        "--num_pair (did you mean --num_pairs?)",
+    ),
     "data.download": (download.main, ["--chekc"], "--chekc (did you mean --check?)"),
     "models.export": (export.main, ["a", "b", "--autors", "c"], "--autors (did you mean --authors?)"),
     "status.py": (status.main, ["--htm"], "--htm (did you mean --html?)"),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from errors import UserError
+from errors import UserError, missing_package
 from iridis.quickstart.table import how_to_go_on
 from optim.restore import find_checkpoint
 from tests.programs import PEER, ROOT
@@ -22,6 +22,7 @@ DOORS = {
     "main.py": ["--dataset", "stdlib"],
     "eval.py": ["--checkpoint", NUMBERS],
     "generate.py": ["--checkpoint", NUMBERS],
+    "infer.py": [NUMBERS, "--input", NUMBERS],
     "get_ppl_per_mac.py": ["--checkpoint", NUMBERS],
     "get_router_weights.py": ["--checkpoint", NUMBERS],
     "plot_fig2.py": [],
@@ -30,6 +31,7 @@ DOORS = {
     "data.tokenize": [],
     "data.inspect": [],
     "data.download": [],
+    "data.genomes.preprocess": [],
     "report": [str(PEER)],
     "models.export": [NUMBERS, "nowhere"],
     "iridis.preflight": [],
@@ -55,6 +57,12 @@ def test_a_missing_package_is_one_line_at_every_door(tmp_path: Path, door: str) 
     assert outcome.returncode == 2, outcome.stderr
     (line,) = outcome.stderr.splitlines()
     assert " is not installed: " in line and "pip install -r requirements.txt -c constraints.txt" in line
+
+
+@pytest.mark.parametrize("name", ["msprime", "tskit"])
+def test_a_missing_package_of_genomes_is_in_a_file_of_its_own(name: str) -> None:
+    line = missing_package(ModuleNotFoundError(name=name)) or ""
+    assert "pip install -r requirements-genomes.txt -c constraints.txt" in line
 
 
 def test_a_missing_module_of_our_own_stays_a_crash(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from iridis.graph import Call, Stage
 from report.rows import ROWS
 from tests.programs import PEER, ROOT, link_programs
 
+TABLES = ", ".join(graph.table_names())
+ALONE = "a pipeline takes --dry-run, --local and --size alone; flags for every training go after --"
 TRAIN = "a\t-\tlncot-train\t-- @flags\n"
 PAPER = [
     "download",
@@ -229,7 +231,7 @@ def test_a_stage_s_folder_may_have_a_label(table: Callable[..., str]) -> None:
         ("b\tb\tlncot-train\t-", "these stages wait for each other: b"),
         ("a\t-\tlncot-train\t-", "stage a is there already: 1"),
         ("include mine.tsv", "mine.tsv includes itself"),
-        ("include everything", "unknown pipeline everything; there are reproduce and all"),
+        ("include everything", f"unknown pipeline everything; there are {TABLES}"),
     ],
 )
 def test_a_wrong_line_is_refused_with_its_number(table: Callable[..., str], line: str, problem: str) -> None:
@@ -417,20 +419,6 @@ def test_dry_run_shows_the_tree_without_slurm(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [[], ["--local"]])
-def test_nothing_is_queued_or_run_without_slurm_and_the_tree_is_shown(
-    table: Callable[..., str], without_slurm: dict[str, str], options: list[str]
-) -> None:
-    done = pipeline(without_slurm, table(SMALL), *options)
-    assert (done.returncode, done.stdout) == (2, TREE)
-    assert (
-        done.stderr
-        == "error: there is no SLURM here; run the packages one by one: bash iridis/<package>/job.sh\n"
-    )
-    assert not Path(without_slurm["SCRATCH_DIR"]).exists()
-
-
-@pytest.mark.slow
 def test_a_finished_training_is_told_as_done_and_its_evaluation_as_new(
     table: Callable[..., str], without_slurm: dict[str, str]
 ) -> None:
@@ -476,10 +464,14 @@ def test_a_bad_flag_is_told_once_with_the_stages_that_it_concerns(
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (["everything"], "unknown pipeline everything; there are reproduce and all"),
-        (["reproduce", "all"], "unknown pipeline reproduce all; there are reproduce and all"),
+        (["everything"], f"unknown pipeline everything; there are {TABLES}"),
+        (["reproduce", "all"], f"unknown pipeline reproduce all; there are {TABLES}"),
+        (["coalescence", "--size", "huge"], f"unknown pipeline coalescence-huge; there are {TABLES}"),
+        (["all", "--size", "tiny"], "--size tiny: all has one size; coalescence has tiny and paper"),
+        (["coalescence", "--size"], "--size needs a value: tiny or paper"),
+        (["coalescence", "--size", "tiny", "--local", "--chain", "2"], ALONE),
         (["/nowhere/mine.tsv"], "there is no table /nowhere/mine.tsv"),
-        (["--name", "x"], "a pipeline takes --dry-run alone; flags for every training go after --"),
+        (["--name", "x"], ALONE),
     ],
 )
 def test_what_is_no_pipeline_is_refused_in_one_line(

@@ -95,8 +95,9 @@ OPTIMISER: tuple[Flag, ...] = (
         "decayed",
         str,
         "matrices",
-        "what --weight_decay is on: weights of Linear layers, but for a tied head, or all parameters",
-        choices=("matrices", "all"),
+        "what --weight_decay is on: weights of Linear layers, but for a tied head (matrices), these and"
+        " embeddings, or all parameters",
+        choices=("matrices", "matrices_embeddings", "all"),
     ),
     Flag(
         "grad_clip",

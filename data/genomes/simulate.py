@@ -1,0 +1,474 @@
+"""Simulate genomes: a tree sequence (.trees) for each number, the same bytes wherever and by however many
+processes it is simulated, for one version of msprime.
+
+    python -m data.genomes.simulate --scenario constant --num_samples 500 --data_dir mine/base_dataset
+    python -m data.genomes.simulate --scenario llm-grid --data_dir mine/llm    # a folder for each cell
+    python -m data.genomes.simulate --scenario stdpopsim:homsap_map --data_dir mine/homsap
+    python -m data.genomes.simulate --scenario tiny --data_dir mine            # or paper: the published data
+    python -m data.genomes.simulate --scenario constant --num_samples 2000000 --shards 100 --shard 7
+
+Files are ts_00000000.trees, ts_00000001.trees and so on; simulation N has the seed N everywhere. A file
+appears when it is complete: after a kill the same command simulates what is missing. simulation.json says
+what a folder holds, and other simulations are refused there. tiny and paper also get a mask, accessible.npy,
+unless there is one. The shards of a budget run at the same time, on any machines that share the folder; in an
+array of SLURM jobs the number of the task is the shard.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from config.programs import Arguments, guarded
+from data.bins import DEFAULT_DATA_DIR
+from data.genomes.accessibility import LENGTHS, NAME, write_mask
+from data.genomes.scenarios import (
+    COLLECTIONS,
+    SINGLE,
+    Scenario,
+    check,
+    scenarios_of,
+    seed_of,
+    simulate,
+    versions,
+)
+from data.genomes.tree_file import is_whole, write_trees
+from errors import UserError
+from files import is_of_a_place, read_json, write_json
+from processes import die_with
+
+DESCRIPTION = "simulation.json"
+FILE = re.compile(r"ts_(\d{8})\.trees")
+LEFTOVER = re.compile(r"\.ts_(\d{8})\.trees\.\d+\.tmp")
+LARGEST = 10**8  # simulations of a scenario: eight digits
+LINE_SECONDS = 10.0
+AHEAD = 4  # simulations handed to the workers, times their number
+SHOWN_FAILED = 5
+MOST_FAILED = 20  # then it stops
+# of a single scenario; the cells of a grid have their own
+SETTINGS = (
+    *("population_size", "mutation_rate", "recombination_rate"),
+    *("magnitude", "migration_rate", "selection", "position"),
+)
+
+# what is to be simulated
+
+
+@dataclass(frozen=True)
+class Job:
+    """One simulation and the file that it goes to."""
+
+    scenario: Scenario
+    number: int
+    path: Path
+
+
+def folder_of(root: Path, scenario: Scenario) -> Path:
+    return root / scenario.folder
+
+
+def describe(scenario: Scenario) -> dict[str, Any]:
+    """What simulation.json holds."""
+    return {"simulation": scenario.facts(), "versions": versions(scenario)}
+
+
+def refuse_others(folder: Path, scenario: Scenario) -> None:
+    """Raises UserError where a folder holds simulations of another scenario or version."""
+    there = read_json(folder / DESCRIPTION)
+    wanted = describe(scenario)
+    if there is None:
+        if folder.is_dir() and files_in(folder):
+            raise UserError(
+                f"{folder} has simulations, but no {DESCRIPTION} that says which: give another --data_dir"
+            )
+        return
+    if there == wanted:
+        return
+    differences = []
+    for part, values in wanted.items():
+        found = there.get(part)
+        known = found if isinstance(found, dict) else {}
+        differences += [
+            f"{name} {known.get(name)} there, {value} here"
+            for name, value in values.items()
+            if known.get(name) != value
+        ]
+    raise UserError(
+        f"{folder} holds other simulations: {', '.join(differences) or 'see its ' + DESCRIPTION}; give"
+        " another --data_dir"
+    )
+
+
+def files_in(folder: Path) -> dict[int, Path]:
+    """The files of a folder that have the name of a simulation, by its number."""
+    found = {}
+    for entry in os.scandir(folder):
+        match = FILE.fullmatch(entry.name)
+        if match:
+            found[int(match[1])] = Path(entry.path)
+    return found
+
+
+@dataclass(frozen=True)
+class Todo:
+    """A shard's simulations that are to do, of how many, and how many of them are there as damaged files."""
+
+    jobs: list[Job]
+    total: int
+    damaged: int
+
+    def told(self, shard: int, shards: int) -> str:
+        line = f"{self.total - len(self.jobs):,} of {self.total:,} simulations are there already"
+        if shards > 1:
+            line += f" (shard {shard} of {shards})"
+        if self.damaged:
+            line += f"; {self.damaged:,} are cut short and are simulated again"
+        return line
+
+
+def missing(root: Path, scenarios: Sequence[Scenario], shard: int, shards: int) -> Todo:
+    """Simulations are dealt to the shards in turn, so that each has its share of the slow scenarios."""
+    jobs = []
+    before = total = damaged = 0
+    for scenario in scenarios:
+        folder = folder_of(root, scenario)
+        there = files_in(folder) if folder.is_dir() else {}
+        first = (shard - before) % shards
+        for number in range(first, scenario.count, shards):
+            total += 1
+            is_there = number in there
+            if is_there and is_whole(there[number]):
+                continue
+            damaged += is_there
+            jobs.append(Job(scenario, number, folder / f"ts_{number:08d}.trees"))
+        before += scenario.count
+    return Todo(jobs, total, damaged)
+
+
+# simulating
+
+
+@contextmanager
+def locked(root: Path, shard: int, shards: int) -> Iterator[None]:
+    """Raises UserError where another process simulates this shard."""
+    with open(root / f".shard_{shard}_of_{shards}.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{root} is being filled by another process") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
+def prepare_folder(root: Path, scenario: Scenario) -> None:
+    folder = folder_of(root, scenario)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / DESCRIPTION).exists():
+        write_json(folder / DESCRIPTION, describe(scenario))
+
+
+def remove_leftovers(jobs: Sequence[Job]) -> None:
+    """Remove what kills have left of these simulations; others may be in the making elsewhere."""
+    mine = {job.path for job in jobs}
+    for folder in {path.parent for path in mine}:
+        for entry in os.scandir(folder):
+            match = LEFTOVER.fullmatch(entry.name)
+            if match and folder / f"ts_{match[1]}.trees" in mine:
+                Path(entry.path).unlink(missing_ok=True)
+
+
+def start_worker(parent: int) -> None:
+    """In a new worker, which ends with the process `parent`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
+    die_with(parent)
+
+
+@cache
+def _record(scenario: Scenario) -> dict[str, Any]:
+    """The provenance of a file, but for the number. In the form that tskit asks for."""
+    return {
+        "schema_version": "1.0.0",
+        "software": {"name": "data.genomes.simulate", "version": "1"},
+        "environment": {"libraries": {name: {"version": is_} for name, is_ in versions(scenario).items()}},
+    }
+
+
+def carry_out(job: Job) -> str | None:
+    """Simulate and write a file. Returns what went wrong with the simulation, None where nothing did.
+
+    Raises OSError where the file cannot be written.
+    """
+    try:
+        trees = simulate(job.scenario, job.number)
+    except OSError as error:
+        if is_of_a_place(error):
+            raise
+        return f"{type(error).__name__}: {error}"
+    except Exception as error:  # the simulator's own have no common class
+        return f"{type(error).__name__}: {error}"
+    parameters = {"command": "simulate", "number": job.number, **job.scenario.facts()}
+    if job.scenario.kind != "stdpopsim":
+        parameters["msprime_seed"] = seed_of(job.number)
+    write_trees(job.path, trees, {**_record(job.scenario), "parameters": parameters})
+    return None
+
+
+class Progress:
+    """A line every few seconds, and the simulations that failed."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.began = self.printed = time.monotonic()
+        self.done = 0
+        self.failed: list[str] = []
+
+    def add(self, job: Job, problem: str | None) -> None:
+        """Raises UserError where too many have failed."""
+        if problem is None:
+            self.done += 1
+        else:
+            self.failed.append(f"{job.path}: {problem}")
+        if len(self.failed) >= MOST_FAILED:
+            self.raise_failed(" already, so it stops")
+        now = time.monotonic()
+        if now - self.printed >= LINE_SECONDS:
+            self.printed = now
+            rate = self.done / (now - self.began)
+            left = self.total - self.done - len(self.failed)
+            minutes = left / rate / 60 if rate else math.inf
+            say(f"{self.done:,} of {self.total:,}, {rate:.1f} a second, {minutes:.0f} minutes left")
+
+    def raise_failed(self, how: str = "") -> None:
+        """Raises UserError that shows the first simulations that failed; does nothing where none did."""
+        if self.failed:
+            shown = self.failed[:SHOWN_FAILED]
+            raise UserError("\n".join([*shown, f"{len(self.failed)} simulations failed{how}"]))
+
+
+def simulate_all(jobs: Sequence[Job], processes: int) -> None:
+    """Raises UserError where simulations failed, once the others are done."""
+    progress = Progress(len(jobs))
+    if processes == 1:
+        for job in jobs:
+            progress.add(job, carry_out(job))
+    else:
+        simulate_parallel(jobs, processes, progress)
+    progress.raise_failed()
+
+
+def simulate_parallel(jobs: Sequence[Job], processes: int, progress: Progress) -> None:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(processes, len(jobs)), context, start_worker, (os.getpid(),)) as pool:
+        remaining = iter(jobs)
+        waiting: dict[Future[str | None], Job] = {}
+        try:
+            while True:
+                for job in islice(remaining, AHEAD * processes - len(waiting)):
+                    waiting[pool.submit(carry_out, job)] = job
+                if not waiting:
+                    return
+                ready, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in ready:
+                    progress.add(waiting.pop(future), future.result())
+        except BrokenProcessPool:
+            raise UserError(
+                "a process was killed (out of memory?): what is simulated stays; try again with fewer"
+                " --num_processes"
+            ) from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+# the command
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _parser() -> Arguments:
+    parser = Arguments(prog="data.genomes.simulate", description="Simulate genomes.", allow_abbrev=False)
+
+    def add(*names: str, of: type = float, **how: Any) -> None:
+        parser.add_argument(*(f"--{name}" for name in names), type=of, **{"default": None, **how})
+
+    names = ", ".join([*SINGLE, *COLLECTIONS, "stdpopsim:ID"])
+    add("scenario", of=str, default="constant", help=f"{names} [constant]")
+    add("data_dir", of=str, help=f"folder of the files [{DEFAULT_DATA_DIR}/genomes/SCENARIO]")
+    add("num_samples", of=int, help="simulations of each scenario [as many as the published data have]")
+    add("num_processes", of=int, help="processes [all cores]")
+    add("n_individuals", of=int, dest="individuals", help="diploid individuals sampled [25; tiny: 5]")
+    add("sequence_length", help="bp [1e6; tiny: 1e5]")
+    add("ne", "population_size", dest="population_size", help="individuals of the population [by scenario]")
+    add("mu", "mutation_rate", dest="mutation_rate", help="mutations per bp and generation [1.29e-8]")
+    add(
+        "r",
+        "recombination_rate",
+        dest="recombination_rate",
+        help="recombinations per bp and generation [1.28e-8]",
+    )
+    add("magnitude", help="of sawtooth [3]")
+    add("migration_rate", "migration", dest="migration_rate", help="between islands [0.1]")
+    add("selection", help="coefficient, of sweep [0.1]")
+    add("position", help="of sweep, in bp [the middle]")
+    add("shards", of=int, default=1, help="parts that the simulations are dealt to [1]")
+    add("shard", of=int, help="the part to simulate, from 0 [SLURM_ARRAY_TASK_ID]")
+    parser.add_argument("--dry_run", action="store_true", help="check, tell how many are there, and stop")
+    parser.add_argument(
+        "--state", action="store_true", help="only tell whether all is simulated: done or todo"
+    )
+    return parser
+
+
+def with_underscores(words: Sequence[str]) -> list[str]:
+    """Flags in the one spelling that the parser knows: --num-samples is --num_samples."""
+    changed = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        changed.append(
+            name.replace("-", "_").replace("__", "--", 1) + equals + value if name[:2] == "--" else word
+        )
+    return changed
+
+
+def chosen_scenarios(args: Namespace) -> list[Scenario]:
+    """The scenarios with the settings of the command line. Raises UserError."""
+    scenarios = scenarios_of(args.scenario)
+    sampled = {"individuals": args.individuals, "sequence_length": args.sequence_length}
+    settings = {name: getattr(args, name) for name in SETTINGS}
+    given = {name: value for name, value in settings.items() if value is not None}
+    if args.scenario in COLLECTIONS and given:
+        raise UserError(f"{_flags(given)}: {args.scenario} has its own; name a single scenario")
+    unused = [name for name in given if getattr(scenarios[0], name) is None]
+    if scenarios[0].kind == "stdpopsim" and "population_size" in unused:
+        unused.remove("population_size")
+    if unused:
+        raise UserError(f"{_flags(unused)} has no effect on {args.scenario}")
+    if scenarios[0].kind == "sweep" and args.scenario not in COLLECTIONS and args.sequence_length:
+        given.setdefault("position", args.sequence_length / 2)
+    given |= {name: value for name, value in sampled.items() if value is not None}
+    if args.num_samples is not None:
+        given["count"] = args.num_samples
+    return [replace(scenario, **given) for scenario in scenarios]
+
+
+def _flags(names: Iterable[str]) -> str:
+    return ", ".join(f"--{name}" for name in names)
+
+
+def problems_of(args: Namespace) -> list[str]:
+    """A line for each value that cannot be right."""
+    lines = []
+    for flag, value, least in (
+        ("num_samples", args.num_samples, 1),
+        ("num_processes", args.num_processes, 1),
+        ("n_individuals", args.individuals, 1),
+        ("sequence_length", args.sequence_length, 1),
+        ("shards", args.shards, 1),
+        ("shard", args.shard, 0),
+        *((name, getattr(args, name), 0) for name in SETTINGS),
+    ):
+        if value is not None and not (math.isfinite(value) and value >= least):
+            lines.append(f"--{flag} must be at least {least}, not {value}")
+    if args.num_samples is not None and args.num_samples > LARGEST:
+        lines.append(f"--num_samples must be at most {LARGEST:,}: names of files have eight digits")
+    if math.isfinite(args.sequence_length or 0) and (args.sequence_length or 0) % 1:
+        lines.append(f"--sequence_length must be a whole number, not {args.sequence_length}")
+    if args.shard is not None and args.shard >= args.shards:
+        lines.append(f"--shard must be below --shards, {args.shards}")
+    return lines
+
+
+def impossible(scenario: Scenario) -> str | None:
+    """What a scenario's settings say that cannot be simulated, or None."""
+    for name in ("population_size", "magnitude", "selection"):
+        if getattr(scenario, name) == 0:
+            return f"--{name} must be above 0"
+    if scenario.position is not None and not 0 < scenario.position < scenario.sequence_length:
+        return f"--position must be within the sequence, of {scenario.sequence_length:g} bp"
+    return None
+
+
+def parse(argv: Sequence[str] | None) -> Namespace:
+    """The command line. Raises UserError with a line for each problem."""
+    args = _parser().parsed(with_underscores(sys.argv[1:] if argv is None else argv))
+    task = os.environ.get("SLURM_ARRAY_TASK_ID")
+    if args.shard is None and args.shards > 1:
+        if task is None or not task.isdecimal():
+            raise UserError("--shards needs --shard, or an array of SLURM jobs whose tasks count from 0")
+        args.shard = int(task)
+    lines = problems_of(args)
+    if lines:
+        raise UserError("\n".join(lines))
+    args.shard = args.shard or 0
+    return args
+
+
+def run(args: Namespace) -> int:
+    """Simulate what the command line asks for. Raises UserError."""
+    scenarios = chosen_scenarios(args)
+    problem = impossible(scenarios[0])
+    if problem:
+        raise UserError(problem)
+    root = Path(args.data_dir or DEFAULT_DATA_DIR / "genomes" / args.scenario.replace(":", "_"))
+    todo = missing(root, scenarios, args.shard, args.shards)
+    has_mask = args.scenario not in LENGTHS or (root / NAME).exists()
+    is_done = has_mask and not todo.jobs
+    if args.state and not is_done:
+        say("todo")
+        return 0
+    for scenario in scenarios:
+        check(scenario)
+        refuse_others(folder_of(root, scenario), scenario)
+    if args.state:
+        say("done")
+        return 0
+    say(f"{root}: {todo.told(args.shard, args.shards)}")
+    if args.dry_run or is_done:
+        return 0
+    root.mkdir(parents=True, exist_ok=True)
+    with locked(root, args.shard, args.shards):
+        if not has_mask:
+            write_mask(root, LENGTHS[args.scenario])
+        for scenario in scenarios:
+            prepare_folder(root, scenario)
+        remove_leftovers(todo.jobs)
+        began = time.monotonic()
+        simulate_all(todo.jobs, args.num_processes or len(os.sched_getaffinity(0)))
+    say(f"{len(todo.jobs):,} simulated in {time.monotonic() - began:.1f} s")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    def work() -> int:
+        try:
+            return run(parse(argv))
+        except KeyboardInterrupt:
+            print(
+                "data.genomes.simulate: interrupted; the same command goes on where it was", file=sys.stderr
+            )
+            return 130
+
+    return guarded("data.genomes.simulate", work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
