@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from config.flags import FLAGS
 from config.schema import PLACE, SCHEDULE, Flag, switch
 from models.coalescence.settings import PRESETS, PUBLISHED, TINY
@@ -27,6 +29,11 @@ NETWORK: tuple[Flag, ...] = (
     ),
     FLAGS["dtype"],
     FLAGS["compile"],
+    replace(
+        FLAGS["activation_checkpointing"],
+        choices=("none", "block"),
+        help="block: save memory: keep only the inputs of a block, and recompute the rest for the gradients",
+    ),
 )
 DATA: tuple[Flag, ...] = (
     DATASET,

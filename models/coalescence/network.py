@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
+from torch.utils.checkpoint import checkpoint
 
 from errors import UserError
 from models.attention import KeyValue, Rope, Rotary
@@ -75,6 +76,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, source: int) -> Tensor:
         mask = torch.zeros_like(seen, dtype=q.dtype).masked_fill_(~seen, -torch.inf)
     of_tokens = F.scaled_dot_product_attention(q[:, :, source:], k, v, attn_mask=mask)
     return torch.cat((of_source, of_tokens), dim=2)
+
+
+def _through_block(
+    block: PublishedBlock, x: Tensor, rope: Rope, source: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x (B, source + T, D) -> output (B, source + T, D), keys and values."""
+    q, k, v = block.project(x, None, rope, None)
+    return block.finish(x, attend(q, k, v, source)), k, v
 
 
 class CoalescenceTransformer(nn.Module):
@@ -172,9 +181,11 @@ class CoalescenceTransformer(nn.Module):
         x, kept = self.transformer["drop"](states), list[KeyValue]()
         rope = self.rope(0, x.shape[1], x.device)
         for block in self.blocks:
-            q, k, v = block.project(x, None, rope, None)
-            x = block.finish(x, attend(q, k, v, source))
-            kept.append((k, v))
+            if self.settings.recomputes and torch.is_grad_enabled():
+                x, *keys_values = checkpoint(_through_block, block, x, rope, source, use_reentrant=False)
+            else:
+                x, *keys_values = _through_block(block, x, rope, source)
+            kept.append((keys_values[0], keys_values[1]))
         return x, kept
 
     def run(self, inputs: Tensor, tokens: Tensor) -> Hidden:

@@ -34,7 +34,8 @@ class CoalescenceSettings:
 
     mask_singletons: bin 0, the sites of the other channel, is not read; where it is read, it may hold the
     share of a window that is missing. expansion: features of a histogram for each of its bins. adapter: in
-    front of the network, whose own weights it keeps for the most part.
+    front of the network, whose own weights it keeps for the most part. recomputes: what is inside a block,
+    for the gradients, instead of keeping it.
     """
 
     n_samples: int
@@ -46,6 +47,7 @@ class CoalescenceSettings:
     adapter: AdapterSettings | None = None
     vocab_size: int = VOCABULARY
     expansion: int = 2
+    recomputes: bool = False
 
     @property
     def n_embd(self) -> int:
@@ -149,4 +151,5 @@ def settings_of(args: Any, n_windows: int | None = None) -> CoalescenceSettings:
             args.adapter_samples, args.adapter_bottleneck, args.adapter_dropout, args.adapter_last_n
         )
     dropout = settings.dropout if args.dropout is None else args.dropout
-    return replace(settings, dropout=dropout, adapter=adapter)
+    recomputes = args.activation_checkpointing == "block"
+    return replace(settings, dropout=dropout, adapter=adapter, recomputes=recomputes)
