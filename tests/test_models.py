@@ -146,15 +146,10 @@ def test_without_bias_no_block_and_norm_has_one(model):
     ] == []
 
 
-@pytest.mark.parametrize(("pattern", "most"), [("*.py", 3000), ("coalescence/*.py", 800)])
+@pytest.mark.parametrize(("pattern", "most"), [("*.py", 2950), ("coalescence/*.py", 800)])
 def test_models_fit_in_so_many_lines(pattern, most):
-    others = (
-        "export.py",
-        "hugging_face.py",
-        "byte_format.py",
-        "fp8.py",
-        "adapters.py",
-    )  # about models, not of them
+    # about models, not of them
+    others = ("adapters.py", "byte_format.py", "export.py", "fp8.py", "hugging_face.py", "macs.py")
     files = [path for path in Path(models.__file__).parent.glob(pattern) if path.name not in others]
     assert 0 < sum(len(path.read_text().splitlines()) for path in files) < most
 
