@@ -74,7 +74,9 @@ def prepared(folder: Path, form: str) -> ExampleSplits[Any]:
     """Those examples, a fifth of them held out."""
     words = ["--name", form, "--data_dir", str(folder), "--input", str(folder / "lines" / f"{form}.jsonl")]
     with contextlib.redirect_stdout(sys.stderr):
-        code = tokenize([*words, "--format", form, "--tokenizer", "bytes", "--val-share", "0.2"])
+        code = tokenize(
+            [*words, "--format", form, "--tokenizer", "bytes", "--val-share", "0.2", "--workers", "1"]
+        )
     if code:
         raise SystemExit(code)
     return open_examples(folder / form, form)
