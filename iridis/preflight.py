@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import config
+from config.checks import needs_reference
 from config.curriculum import LENGTH
 from config.recipe import flags_of
 from data.sources import Wanted, lacking_sources
@@ -365,10 +366,12 @@ def training_problems(wanted: Namespace, args: Namespace, record: Record, is_ref
     problems += [] if wanted.no_data else data.lacking()
     if not wanted.no_data:
         data.end_of_text()  # which packing needs
-    if args.init_from is not None and not record.saved_step:
+    is_reference = needs_reference(args) and args.reference is None
+    if args.init_from is not None and (is_reference or not record.saved_step):
         initial.find(args.init_from)
-    if args.teacher is not None:
-        initial.find(args.teacher, "--teacher")
+    for name in initial.FROZEN:
+        if getattr(args, name) is not None:
+            initial.find(getattr(args, name), f"--{name}")
     if (folder / STOP).exists():
         problems.append(f"{folder / STOP} keeps this experiment stopped; remove it first")
     problems += space_problems(args, folder)

@@ -224,7 +224,14 @@ def test_a_limit_above_the_partition_s_is_told(
     assert capsys.readouterr().out == allowed
 
 
-@pytest.mark.parametrize("words", [["--init_from"], ["--objective", "distillation", "--teacher"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--init_from"],
+        ["--objective", "distillation", "--teacher"],
+        ["--objective", "dpo", "--reference"],
+    ],
+)
 def test_weights_to_begin_with_or_to_learn_from_are_looked_for_before_a_job_is_queued(
     words: list[str], tmp_path: Path
 ) -> None:

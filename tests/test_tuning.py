@@ -233,6 +233,7 @@ def test_pairs_are_measured_alike_in_any_batches(datasets: Path) -> None:
     assert torch.allclose(*found, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_examples_of_the_page_train(datasets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs" / "tuning-preferences.md").read_text()
     monkeypatch.chdir(datasets.parent)
@@ -263,14 +264,13 @@ def test_a_micro_batch_in_which_nothing_counts_gets_a_line() -> None:
 
 REFUSED = [
     ("--objective dpo", "--objective dpo needs the checkpoint that it keeps close to"),
-    ("--objective grpo", "--objective grpo needs the checkpoint that it keeps close to"),
     ("--objective dpo --init_from x --beta 0", "--objective dpo learns nothing with --beta 0"),
     ("--objective dpo --init_from x --beta -1", "--beta"),
     ("--objective sft --dataset a=0.5,b=0.5", "one folder (data.tokenize --format chat), not on a mixture"),
     ("--objective sft --packing best_fit", "for which there is no --packing best_fit"),
     ("--objective sft --curriculum length", "for which there is no --curriculum length"),
     ("--objective sft --track val_bpb", "--track val_bpb: nothing measures that"),
-    ("--objective dpo --init_from x --track val_loss", "there are: val_loss@pairs, val_margin@pairs"),
+    ("--objective dpo --init_from x --track val_pp", "there are: val_loss@pairs, val_margin@pairs"),
     ("--objective sft --model pondernet", "is trained on the exits of all passes"),
     ("--objective sfd", "--objective"),
 ]
@@ -285,13 +285,18 @@ def test_bad_values_get_a_line(words: str, said: str, capsys: pytest.CaptureFixt
 NOTES = [
     ("--objective sft --reference x", "--reference has no effect with --objective sft"),
     ("--beta 0.3", "--beta has no effect with --objective next_token"),
-    ("--objective grpo --beta 0 --reference x", "--reference has no effect: --beta is 0"),
 ]
 
 
 @pytest.mark.parametrize(("words", "said"), NOTES)
 def test_flags_without_effect_are_named(words: str, said: str) -> None:
     assert said in config.unused_settings(config.parse_args(words.split()))
+
+
+def test_a_reference_has_no_effect_without_beta() -> None:
+    args = config.parse_args([])
+    vars(args).update(objective="grpo", beta=0.0, reference="x")
+    assert "--reference has no effect: --beta is 0" in config.unused_settings(args)
 
 
 @pytest.mark.parametrize("objective", ["next_token", "sft", "dpo"])
