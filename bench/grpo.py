@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--start", type=float, default=0.2, help="reward at which sft ends [0.2]")
     parser.add_argument("--sft_steps", type=int, default=4000, help="most steps of sft [4000]")
     parser.add_argument("--sft_lr", type=float, default=3e-3)
-    parser.add_argument("--steps", type=int, default=500, help="of GRPO [500]")
+    parser.add_argument("--steps", type=int, default=1500, help="of GRPO [1500]")
     parser.add_argument("--batch_size", type=int, default=16, help="prompts of a step [16]")
     parser.add_argument("--group_size", type=int, default=8, help="completions of each [8]")
     parser.add_argument("--lr", type=float, default=5e-4, help="of GRPO [0.0005]")
