@@ -1,9 +1,9 @@
-"""Does GRPO raise the reward on problems that it was not trained on? On sums of two numbers, from a network
-that supervised fine-tuning has taught to add, in part.
+"""Does GRPO raise the reward on problems that it was not trained on? On sums of a number below 100 and one
+below 10, from a network that supervised fine-tuning has taught to add, in part.
 
     python bench/grpo.py [--seeds 1 2 3]
 
-Both are trained on the same sums, and the tenth that is held out is new to both. The supervised fine-tuning
+Both are trained on the same sums, and the fifth that is held out is new to both. The supervised fine-tuning
 ends as soon as --start of its completions of training prompts are right. A JSON line for each seed, with the
 mean reward (exact sums, completions drawn at temperature 1) and pass@k of all held-out prompts before and
 after, and the seconds of both.
@@ -14,9 +14,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import re
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ import numpy as np
 import torch
 
 import config
-from bench.arithmetic import write
+from bench.arithmetic import FILES, rows
 from data.example_sources import PromptSet, PromptSource, SftSource
 from data.examples import ExampleSplits, open_examples
 from data.tokenize import main as tokenize
@@ -47,23 +49,34 @@ MODEL = {
     "n_layer": 2,
     "n_embd": 64,
     "n_head": 4,
-    "sequence_length": 10,  # 99+99= and four tokens: three digits and the end
+    "sequence_length": 9,  # 99+9= and four tokens: three digits and the end
     "completion_tokens": 4,
     "vocab_size": 256,
     "dropout": 0.0,
-    "eval_samples": 4,
-    "pass_k": [1, 4],
+    "eval_samples": 8,
+    "pass_k": [1, 8],
 }
 COMMON: dict[str, Any] = {"device": "cpu", "log_freq": 0, "weight_decay": 0.0, "grad_clip": 1.0}
-PROBED = 256  # training prompts by whose completions the supervised fine-tuning ends
+PROBED = 300  # training prompts by whose completions the supervised fine-tuning ends
 EVERY = 20  # steps between these
 
 
+def write_sums(folder: Path) -> None:
+    """The 1,000 sums, as the files chat.jsonl and prompts.jsonl."""
+    folder.mkdir(parents=True)
+    chosen = [row for row in rows(2, 10_000, 0) if re.fullmatch(r"[0-9]+\+[0-9]=", row["prompt"])]
+    for name in ("chat", "prompts"):
+        lines = [json.dumps({key: row[of] for key, of in FILES[name].items()}) for row in chosen]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+
+
 def prepared(folder: Path, form: str) -> ExampleSplits[Any]:
-    """Examples of `bench.arithmetic`, a tenth of them held out."""
+    """Those examples, a fifth of them held out."""
     words = ["--name", form, "--data_dir", str(folder), "--input", str(folder / "lines" / f"{form}.jsonl")]
     with contextlib.redirect_stdout(sys.stderr):
-        code = tokenize([*words, "--format", form, "--tokenizer", "bytes", "--val-share", "0.1"])
+        code = tokenize(
+            [*words, "--format", form, "--tokenizer", "bytes", "--val-share", "0.2", "--workers", "1"]
+        )
     if code:
         raise SystemExit(code)
     return open_examples(folder / form, form)
@@ -76,12 +89,15 @@ class Measure:
         self.network, self.rollouts, self.args = network, rollouts, args
 
     def of(self, prompts: PromptSet, count: int | None = None) -> dict[str, float]:
-        """Means over all prompts, or so many of the first."""
+        """Means over all prompts, or of one completion each of so many of the first."""
+        args = self.args
+        if count is not None:
+            args = Namespace(**{**vars(args), "eval_samples": 1, "pass_k": [1]})
         read = np.arange(len(prompts) if count is None else count)
-        found = measure_rewards(self.network, self.rollouts, prompts, self.args, CPU, PROBED, read)
+        found = measure_rewards(self.network, self.rollouts, prompts, args, CPU, PROBED, read)
         assert found is not None, "nothing stops it"
-        means = means_of(*found, self.args.pass_k)
-        return {name: round(means[name], 4) for name in ("reward", "pass@1", "pass@4", "ended")}
+        means = means_of(*found, args.pass_k)
+        return {name: round(value, 4) for name, value in means.items()}
 
 
 class Until(Hook):
@@ -109,7 +125,7 @@ class Shown(Hook):
             print(step, self.measure.of(self.prompts), file=sys.stderr, flush=True)
 
 
-def trained(seed: int, given: argparse.Namespace, chat: Any, prompts: Any) -> dict[str, Any]:
+def trained(seed: int, given: Namespace, chat: Any, prompts: Any) -> dict[str, Any]:
     """Of a seed: what held-out prompts are worth before and after GRPO."""
     args = config.add_defaults({**MODEL, "seed": seed})
     torch.manual_seed(seed)
@@ -140,20 +156,19 @@ def trained(seed: int, given: argparse.Namespace, chat: Any, prompts: Any) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description="GRPO on held-out sums.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--problems", type=int, default=5000, help="sums, a tenth of them held out [5000]")
-    parser.add_argument("--start", type=float, default=0.2, help="reward at which sft ends [0.2]")
+    parser.add_argument("--start", type=float, default=0.22, help="reward at which sft ends [0.22]")
     parser.add_argument("--sft_steps", type=int, default=4000, help="most steps of sft [4000]")
     parser.add_argument("--sft_lr", type=float, default=3e-3)
-    parser.add_argument("--steps", type=int, default=600, help="of GRPO [600]")
-    parser.add_argument("--batch_size", type=int, default=16, help="prompts of a step [16]")
+    parser.add_argument("--steps", type=int, default=500, help="of GRPO [500]")
+    parser.add_argument("--batch_size", type=int, default=64, help="prompts of a step [64]")
     parser.add_argument("--group_size", type=int, default=8, help="completions of each [8]")
-    parser.add_argument("--lr", type=float, default=5e-4, help="of GRPO [0.0005]")
+    parser.add_argument("--lr", type=float, default=1e-3, help="of GRPO [0.001]")
     parser.add_argument("--show", action="store_true", help="the held-out reward every 100 steps, on stderr")
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write(folder / "lines", count=given.problems)
+        write_sums(folder / "lines")
         chat, prompts = prepared(folder, "chat"), prepared(folder, "prompts")
         for seed in given.seeds:
             print(json.dumps(trained(seed, given, chat, prompts)), flush=True)

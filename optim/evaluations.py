@@ -17,7 +17,8 @@ DURING, AT_END = "eval", "final"
 UNNAMED = "validation"  # what people are told is the name of an evaluation that has none
 # in their rows, beside what they measure
 NORMS = ("grad_norm", "max_grad_norm", "mean_grad_norm")
-NOT_MEASURED = frozenset(("step", "extension", "n_batches", "overflows", *NORMS))
+COUNTS = ("n_batches", "n_prompts", "n_samples")
+NOT_MEASURED = frozenset(("step", "extension", "overflows", *COUNTS, *NORMS))
 OWN_SIGN = re.compile(r"(final_)?pass@[0-9]+(?=@|$)")  # quantities that have the sign themselves
 Row = dict[str, Any]
 

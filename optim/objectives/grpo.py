@@ -73,8 +73,7 @@ class _Tempered:
 class Grpo(nn.Module):
     """`grpo_loss` of a network on completions of its own, and what the network adds to it.
 
-    frozen: by name, which file each part is that is not trained (optim.initial.describe). tally: of the
-    micro-batches since it was last taken, the means of MEASURES.
+    frozen: by name, which file each part is that is not trained (optim.initial.describe).
     """
 
     def __init__(
@@ -103,7 +102,7 @@ class Grpo(nn.Module):
         self.rollouts = Rollouts(sampling, reward_of(reward))
         self.may_leave_unused: bool = network.may_leave_unused
         self.frozen = {} if file is None else {REFERENCE: file}
-        self.tally: list[Tensor] = []
+        self._forget()
 
     def train(self, mode: bool = True) -> Grpo:
         """The reference stays in evaluation mode."""
@@ -150,12 +149,17 @@ class Grpo(nn.Module):
         """Keep the MEASURES of a micro-batch."""
         same = (advantages.view(-1, self.settings.group_size) == 0).all(1).double().mean()
         of_rollouts = found.rewards.mean(), same, found.ended.double().mean(), found.lengths.double().mean()
-        self.tally.append(torch.stack([*of_rollouts, k3.double().cpu(), clipped.double().cpu()]))
+        self._sums += torch.stack([*of_rollouts, k3.double().cpu(), clipped.double().cpu()])
+        self._micro_batches += 1
 
     def taken(self) -> Tensor:
         """The means of the MEASURES of the micro-batches since the last call, float64; they are forgotten."""
-        tally, self.tally = self.tally, []
-        return torch.stack(tally).mean(0)
+        means = self._sums / self._micro_batches
+        self._forget()
+        return means
+
+    def _forget(self) -> None:
+        self._sums, self._micro_batches = torch.zeros(len(MEASURES), dtype=torch.float64), 0
 
     def describe(self) -> list[str]:
         """As NextToken.describe."""
