@@ -331,7 +331,9 @@ def options(argv: Sequence[str]) -> tuple[Namespace, list[str] | None]:
     parser.add_argument("--time")
     for name in ("nodes", "gpus", "processes"):
         parser.add_argument(f"--{name}", type=int, default=0 if name == "gpus" else 1)
-    parser.add_argument("--no-data", action="store_true", help="a job before this one prepares the data")
+    parser.add_argument(
+        "--no-data", action="store_true", help="a job before this one makes the data, or the weights"
+    )
     parser.add_argument(
         "--allowed",
         action="store_true",
@@ -365,7 +367,7 @@ def training_problems(wanted: Namespace, args: Namespace, record: Record, is_ref
     problems += [] if wanted.no_data else data.lacking()
     if not wanted.no_data:
         data.end_of_text()  # which packing needs
-    if args.init_from is not None and not record.saved_step:
+    if args.init_from is not None and not record.saved_step and not wanted.no_data:
         initial.find(args.init_from)
     if getattr(args, "teacher", None) is not None:
         initial.find(args.teacher, "--teacher")

@@ -75,5 +75,6 @@ HORIZON: tuple[Flag, ...] = (
         150_000,
         "step at which warmup_cos reaches --min_lr, whatever the length of the run (None: its last)",
         low=1,
+        optional=True,
     ),
 )

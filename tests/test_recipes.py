@@ -61,7 +61,7 @@ def test_the_default_recipe_has_all_flags_in_their_order():
 def test_unknown_recipe_is_told_in_one_line_with_choices_and_the_nearest(word, other, capsys):
     near = {"cotforme": " (did you mean cotformer?)", "otherr": " (did you mean other?)"}.get(word, "")
     assert refused(capsys, word, "--n_layers", "x") == [
-        f"main.py: error: unknown recipe {word!r}{near}; there are: cotformer, bytes, gpt, other"
+        f"main.py: error: unknown recipe {word!r}{near}; there are: cotformer, bytes, gpt, coalescence, other"
     ]
 
 

@@ -67,8 +67,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, source: int) -> Tensor:
     tokens = q.shape[2] - source
     if not tokens:
         return of_source
-    mask: Any = causal_lower_right(tokens, q.shape[2])
-    if q.device.type != "cuda":  # whose kernels need no mask
+    mask: Any
+    if q.device.type == "cuda":  # whose kernels need no mask
+        mask = causal_lower_right(tokens, q.shape[2])
+    else:
         seen = torch.ones(tokens, q.shape[2], dtype=torch.bool, device=q.device).tril(source)
         mask = torch.zeros_like(seen, dtype=q.dtype).masked_fill_(~seen, -torch.inf)
     of_tokens = F.scaled_dot_product_attention(q[:, :, source:], k, v, attn_mask=mask)
@@ -123,7 +125,8 @@ class CoalescenceTransformer(nn.Module):
 
     def _freeze(self, last_n: int) -> None:
         """All of the backbone but its norms and its last blocks."""
-        last = {id(p) for block in self.blocks[-last_n:] for p in block.parameters()} if last_n else set()
+        blocks = self.blocks
+        last = {id(p) for block in blocks[len(blocks) - last_n :] for p in block.parameters()}
         for name, parameter in self._backbone():
             is_norm = any(part in name.lower() for part in OF_NORMS)
             parameter.requires_grad_(is_norm or id(parameter) in last)
