@@ -5,16 +5,17 @@
     python eval.py --checkpoint exps/.../ckpt_40000.pt --eval_length_factor 0.8 0.5 0.3 0.1
     python eval.py --checkpoint exps/.../ckpt_40000.pt --core_data eval_bundle.zip      # and CORE
 
-The settings are those that the checkpoint was trained with; any flag given overrides one. Also reads
-checkpoints of the authors' implementation. Writes eval_summary_<checkpoint's name>.json, and the losses of
-all windows beside it (.npz), by which two models are compared in pairs (python -m report compare A B).
-CORE's tasks are in a table beside it, too (_core.csv).
+The settings are those that the checkpoint was trained with; any flag given overrides one. A network that was
+fine-tuned (--objective sft, dpo) is measured on the validation examples; with --objective next_token and a
+--dataset of text, on that. Also reads checkpoints of the authors' implementation. Writes
+eval_summary_<checkpoint's name>.json, and the losses of all windows beside it (.npz), by which two models are
+compared in pairs (python -m report compare A B). CORE's tasks are in a table beside it, too (_core.csv).
 """
 
 from __future__ import annotations
 
 import functools
-import math
+import importlib
 import os
 import sys
 import time
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import distributed
+from config.groups.objective import DPO, SFT
 from config.schema import Flag
 from files import write_atomically
 from optim.names import EVALUATION, core_of, window_losses_of
@@ -46,7 +48,18 @@ OWN_FLAGS = {
         CHECKPOINT,
         TOKENIZER,
         Flag("output_dir", str, None, "where to write the summary (None: beside the checkpoint)"),
-    )
+    ),
+    "evaluation of coalescence times": (
+        Flag("replicates", int, 15, "draws of each test pair", low=1),
+        Flag("test_pairs", int, 200, "test pairs, evenly spread; 0 = all of them", low=0),
+    ),
+}
+# objectives, and recipes without any, whose networks are measured by something else than the perplexity of
+# text -> the module and the function that do, of what is restored and OWN_FLAGS
+OTHERS = {
+    "coalescence": ("optim.coalescence.results", "of_times"),
+    SFT: ("optim.tuning_results", "of_answers"),
+    DPO: ("optim.tuning_results", "of_pairs"),
 }
 ROUTING = {
     "everyone": "every token makes all passes",
@@ -235,17 +248,12 @@ def timed_evaluation(
     sizes: NDArray[np.int64] | None,
 ) -> tuple[dict[str, Any], float]:
     """The result of `evaluate`, and the seconds that it took; the main process shows a bar on a terminal."""
-    from tqdm import tqdm
-
-    from optim.evaluate import evaluate
+    from optim.evaluate import evaluate, progress_bar
     from optim.setup import autocaster
 
     args, world = restored.args, restored.world
-    batches = math.ceil(chosen.size / args.batch_size)
     begin = time.monotonic()
-    with tqdm(
-        total=batches, unit="batch", desc="evaluating", disable=not (world.is_main and sys.stderr.isatty())
-    ) as bar:
+    with progress_bar(world, chosen.size, args.batch_size) as progress:
         result = evaluate(
             model,
             windows,
@@ -253,7 +261,7 @@ def timed_evaluation(
             world,
             autocaster(args.dtype, world.device),
             chosen,
-            progress=lambda done: bar.update(done - bar.n),
+            progress=progress,
             kept=kept,
             sizes=sizes,
         )
@@ -333,6 +341,12 @@ def printed_lines(summary: dict[str, Any]) -> list[str]:
 
 def run(restored: Restored, own: dict[str, Any]) -> None:
     """Evaluate and write the summary."""
+    settings = vars(restored.args)
+    other = OTHERS.get(str(settings.get("objective", settings.get("recipe"))))
+    if other is not None:
+        module, name = other
+        getattr(importlib.import_module(module), name)(restored, own)
+        return
     import torch
 
     from data.sizes import token_sizes

@@ -9,10 +9,11 @@ from argparse import Namespace
 from pathlib import Path
 
 from config.curriculum import LENGTH, curriculum_problems
-from config.groups.objective import DISTILLATION, MULTI_TOKEN, NEXT_TOKEN, OF_OBJECTIVES
+from config.curriculum import NONE as NO_CURRICULUM
+from config.groups.objective import DISTILLATION, DPO, EXAMPLES, MULTI_TOKEN, NEXT_TOKEN, OF_OBJECTIVES
 from config.mixture import given_weights, has_paths, is_mixture
 from config.naming import MAX_COMPONENT, bad_name
-from config.packing import packing_problems
+from config.packing import NONE, packing_problems
 from config.values import Problem
 from errors import UserError
 from models.variants import VARIANTS
@@ -97,13 +98,44 @@ def objective_problems(args: Namespace) -> list[Problem]:
     if (args.objective == DISTILLATION) != (args.teacher is not None):
         line = "--objective distillation and --teacher need each other"
         problems.append(Problem(line, "objective", "teacher"))
+    if args.objective in EXAMPLES:
+        problems += _examples_problems(args)
     return problems
+
+
+def _examples_problems(args: Namespace) -> list[Problem]:
+    """Of the objectives that are trained on examples."""
+    problems, what = [], f"--objective {args.objective} is trained on examples"
+    if is_mixture(args.dataset):
+        line = f"{what} of one folder (data.tokenize --format {EXAMPLES[args.objective]}), not on a mixture"
+        problems.append(Problem(line, "objective", "dataset"))
+    for name, none in (("packing", NONE), ("curriculum", NO_CURRICULUM)):
+        value = getattr(args, name)
+        if value != none:
+            problems.append(Problem(f"{what}, for which there is no --{name} {value}", "objective", name))
+    if args.objective == DPO and args.beta == 0:
+        problems.append(Problem("--objective dpo learns nothing with --beta 0", "objective", "beta"))
+    elif needs_reference(args) and args.reference is None and args.init_from is None:
+        line = (
+            f"--objective {args.objective} needs the checkpoint that it keeps close to: give --init_from, the"
+            " weights to begin with, or --reference"
+        )
+        problems.append(Problem(line, "objective", "reference", "init_from"))
+    return problems
+
+
+def needs_reference(args: Namespace) -> bool:
+    """Whether the objective compares the network with a frozen reference."""
+    return args.objective in OF_OBJECTIVES["reference"] and args.beta > 0
 
 
 def unused_by_objective(args: Namespace) -> dict[str, str]:
     """Flags that the objective has no use for, each with words that follow "no effect"."""
     reason = f" with --objective {args.objective}"
-    return {name: reason for name, objective in OF_OBJECTIVES.items() if objective != args.objective}
+    unused = {name: reason for name, objectives in OF_OBJECTIVES.items() if args.objective not in objectives}
+    if "reference" not in unused and args.beta == 0:
+        unused["reference"] = ": --beta is 0"
+    return unused
 
 
 def place_problems(args: Namespace) -> list[Problem]:

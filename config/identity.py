@@ -21,7 +21,7 @@ from models.variants import VARIANTS
 
 BATCH = ("batch_size", "acc_steps")  # most trainings depend on their product alone
 # compared by what the files hold (optim.initial), where both have one
-CHECKPOINTS = ("init_from", "teacher")
+CHECKPOINTS = ("init_from", "teacher", "reference")
 # how much text is read: no setting of the model, so none inherits it
 OF_ONE_EVALUATION = ("eval_seq_length", "eval_sample_size")
 

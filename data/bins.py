@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from config.formats import BESIDE
 from config.tokenizers import CHARACTERS, TOKENIZER_FILE
 from data.built_in import BUILT_IN
 from errors import OwnError, UserError
@@ -76,6 +77,11 @@ def label(dataset: str) -> str:
 
 def is_prepared(folder: Path) -> bool:
     return (folder / "train.bin").is_file() and (folder / "val.bin").is_file()
+
+
+def beside(meta: Mapping[str, Any]) -> tuple[str, ...]:
+    """Endings of the files that a split has beside its bin: of examples for fine-tuning."""
+    return BESIDE.get(str(meta.get("format")), ())
 
 
 def refuse_half(folder: Path) -> None:
@@ -171,9 +177,9 @@ def identity_of_tokens(tokens: Tokens) -> dict[str, Any]:
 def identity_of(folder: Path) -> dict[str, dict[str, Any]] | None:
     """What identifies a dataset, whatever its name; None where it is not prepared.
 
-    For each split: `tokens`; `blocks`, a hash of the file's size and of some blocks of it; `sha256` of the
-    whole file as meta.json states it, or None. Takes a few milliseconds for files of any size. Raises
-    UserError.
+    For each split: `tokens`; `blocks`, a hash of the file's size and of some blocks of it, of examples also
+    of the files beside it; `sha256` of the whole file as meta.json states it, or None. Takes a few
+    milliseconds for files of any size. Raises UserError.
     """
     if not is_prepared(folder):
         return None
@@ -181,6 +187,9 @@ def identity_of(folder: Path) -> dict[str, dict[str, Any]] | None:
     described, token_bytes = meta.get("splits", {}), dtype_of(meta).itemsize
     for split in SPLITS:
         size, blocks = _probe(folder / f"{split}.bin")
+        for ending in beside(meta):
+            further = _probe(folder / f"{split}.{ending}")
+            blocks = hashlib.sha256(f"{blocks} {further}".encode()).hexdigest()
         stated = described.get(split, {})
         found[split] = {
             "tokens": stated.get("tokens", size // token_bytes),
@@ -439,6 +448,15 @@ def not_prepared(dataset: str, folder: Path, vocab_size: int | None = None) -> s
     return f"dataset {dataset!r} is not prepared: {folder} lacks train.bin or val.bin; {how}"
 
 
+def refuse_examples(folder: Path, meta: Mapping[str, Any]) -> None:
+    """Raises UserError where a folder holds examples for fine-tuning, and running text is needed."""
+    if beside(meta):
+        raise UserError(
+            f"{folder} holds examples of the format {meta['format']!r}, for fine-tuning, and running text is"
+            " needed: give another --dataset, or the --objective that these are for"
+        )
+
+
 def open_splits(
     dataset: str, data_dir: str | None, sequence_length: int, vocab_size: int, populate: bool = False
 ) -> Splits:
@@ -447,6 +465,7 @@ def open_splits(
     if not is_prepared(folder):
         raise UserError(not_prepared(dataset, folder, vocab_size))
     meta = read_meta(folder)
+    refuse_examples(folder, meta)
     if meta.get("vocab_size", 0) > vocab_size:
         raise UserError(
             f"the tokenizer of {folder} has {meta['vocab_size']} tokens, but --vocab_size is {vocab_size}: it"

@@ -13,9 +13,9 @@ import io
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import orjson
 import zstandard
@@ -26,6 +26,7 @@ from errors import UserError
 from files import replace_atomically
 
 DOCUMENTS_PER_MEMBER = 512
+T = TypeVar("T")
 BLANK, CARRIAGE = "blank lines", "carriage returns of CRLF line ends"  # of what is passed over in a shard
 
 
@@ -35,22 +36,42 @@ def documents(shard: Shard, text_key: str, passed: Counter[str] | None = None) -
 
     Text can always be encoded: lone surrogates, which JSON can escape, become U+FFFD, as in tiktoken.
     """
-    passed = Counter() if passed is None else passed
+
+    def text(value: dict[str, Any], place: str) -> str | Bad:
+        return as_text(_under(value, text_key), text_key, place)
+
+    return records(shard, text, Counter() if passed is None else passed, text_key)
+
+
+def records(
+    shard: Shard,
+    read: Callable[[dict[str, Any], str], T | Bad],
+    passed: Counter[str],
+    text_key: str | None = None,
+) -> Iterator[T | Bad]:
+    """What `read` makes of the object of each line, or of each row of a table, and its place; a `Bad` for
+    each that cannot be read. `passed` counts what is left out.
+
+    text_key: where the text of a document is; None: all columns are read, and no .txt files.
+    """
     number = 0
     try:
         with open_shard(shard) as content:
             if shard.kind.startswith(".txt"):
-                yield _whole_text(b"".join(plain_chunks(content, shard.kind)), passed)
+                assert text_key is not None, "a text has no keys"
+                text = _whole_text(b"".join(plain_chunks(content, shard.kind)), passed)
+                yield read({text_key: text}, shard.name)
                 return
             if shard.kind == ".parquet":
-                yield from _parquet_documents(shard, content, text_key)
+                yield from _parquet_rows(shard, content, read, text_key)
                 return
             for number, line in enumerate(_lines(plain_chunks(content, shard.kind)), start=1):
-                found = _document(line, text_key, shard, number)
-                if found is None:
+                place = f"{shard.name}: line {number}"
+                value = _object(line, place)
+                if value is None:
                     passed[BLANK] += 1
                 else:
-                    yield found
+                    yield value if isinstance(value, Bad) else read(value, place)
     except DAMAGE as error:
         yield Bad(
             f"{shard.name}: after line {number}" if number else shard.name, f"damaged: {_reason(error)}"
@@ -93,9 +114,8 @@ def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
         yield last
 
 
-def _document(line: bytes, text_key: str, shard: Shard, number: int) -> str | Bad | None:
+def _object(line: bytes, place: str) -> dict[str, Any] | Bad | None:
     """None for a blank line."""
-    place = f"{shard.name}: line {number}"
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError:
@@ -120,7 +140,7 @@ def _document(line: bytes, text_key: str, shard: Shard, number: int) -> str | Ba
             "not a JSON object"
             + ("; one object a line is read, `jq -c '.[]'` writes that" if isinstance(value, list) else ""),
         )
-    return _text(_under(value, text_key), text_key, place)
+    return value
 
 
 def _under(value: Any, text_key: str) -> Any:
@@ -132,7 +152,8 @@ def _under(value: Any, text_key: str) -> Any:
     return value
 
 
-def _text(text: Any, text_key: str, place: str) -> str | Bad:
+def as_text(text: Any, text_key: str, place: str) -> str | Bad:
+    """The value under a key as text that can be encoded."""
     if isinstance(text, bytes):  # a binary column
         try:
             text = text.decode("utf-8")
@@ -151,7 +172,9 @@ def _text(text: Any, text_key: str, place: str) -> str | Bad:
     return text
 
 
-def _parquet_documents(shard: Shard, content: IO[bytes], text_key: str) -> Iterator[str | Bad]:
+def _parquet_rows(
+    shard: Shard, content: IO[bytes], read: Callable[[dict[str, Any], str], T | Bad], text_key: str | None
+) -> Iterator[T | Bad]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -161,18 +184,18 @@ def _parquet_documents(shard: Shard, content: IO[bytes], text_key: str) -> Itera
         # by its path where it has one that pyarrow takes: faster
         file = parquet.ParquetFile(shard.path if not shard.member and shard.path.isprintable() else content)
         names = file.schema_arrow.names
-        column = text_key if text_key in names else text_key.partition(".")[0]
-        if column not in names:
+        if text_key is not None and not {text_key, text_key.partition(".")[0]} & set(names):
             yield Bad(shard.name, f"no column {text_key!r}; there are {', '.join(map(repr, names[:9]))}")
             return
         number = 0
-        for batch in file.iter_batches(batch_size=1024, columns=[text_key]):
+        columns = None if text_key is None else [text_key]
+        for batch in file.iter_batches(batch_size=1024, columns=columns):
             if not batch.num_columns:
                 yield Bad(shard.name, f"no column {text_key!r}")
                 return
-            for value in batch.column(0).to_pylist():
+            for value in batch.to_pylist():
                 number += 1
-                yield _text(_under({column: value}, text_key), text_key, f"{shard.name}: row {number}")
+                yield read(value, f"{shard.name}: row {number}")
     except pyarrow.ArrowException as error:
         yield Bad(shard.name, f"damaged: {str(error).splitlines()[0]}")
     except OSError as error:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -14,9 +14,11 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from config.formats import INDEX, LINES
 from config.tokenizers import TOKENIZER_FILE
-from data.bins import META, TOKEN, Tokens, dtype_for
+from data.bins import META, TOKEN, Tokens, beside, dtype_for
 from data.order import splitmix64, splitmix64_array
+from data.segments import LINE_FEED, ends_of_examples, lengths_in
 from data.tokenizer import Tokenizer
 from errors import UserError
 from files import sync, sync_folder, write_atomically, write_json
@@ -78,18 +80,22 @@ def assemble(
     description: dict[str, Any],
     tokenizer: Tokenizer,
 ) -> dict[str, Any]:
-    """Join the groups into val.bin, meta.json and, last, train.bin. Raises UserError where a split stays
-    empty.
+    """Join the groups into val.bin, meta.json and, last, train.bin, and before these the further files of
+    examples. Raises UserError where a split stays empty.
 
     share: of the documents, for validation. fraction: instead, the share of the tokens, at the end.
+    description: what meta.json says besides; has the format of examples.
     """
-    val, train = splits = Split(folder / "val.bin"), Split(folder / "train.bin")
+    parts = {ending: _Part(folder, ending) for ending in ("bin", *beside(description))}
+    bins = parts["bin"]
     try:
         if fraction is None:
-            by_document(results, work, share, train, val, tokenizer)
+            for ending, part in parts.items():
+                groups = encoded(results, work, dtype_for(tokenizer.size), description.get("format"), ending)
+                by_document(results, groups, share, part.train, part.val)
             how: dict[str, Any] = {"split_seed": SPLIT_SEED, "val_share": share}
         else:
-            by_place(results, work, fraction, train, val, tokenizer)
+            by_place(results, work, fraction, bins.train, bins.val, tokenizer)
             how = {"val_fraction": fraction}
         bad_lines = description["bad_lines"] + sum(result["bad"] for result in results)
         meta = {
@@ -98,9 +104,13 @@ def assemble(
             **how,
             "bytes": sum(result["bytes"] for result in results),
             "bad_lines": bad_lines,
-            "splits": {"train": train.describe(), "val": val.describe()},
+            "splits": {"train": bins.train.describe(), "val": bins.val.describe()},
         }
-        for split in splits:
+        for ending, part in parts.items():
+            if part is not bins:
+                for split in part.splits:
+                    meta["splits"][split.path.stem][f"{ending}_sha256"] = split.sha256.hexdigest()
+        for split in bins.splits:
             if not split.tokens:
                 raise UserError(f"{split.path.stem}.bin would be empty: its documents have no text")
         # of an earlier preparation: it must not remain beside the new val.bin
@@ -108,13 +118,29 @@ def assemble(
         sync_folder(folder)
         for name, content in tokenizer.files().items():
             write_atomically(folder / name, content)
-        val.publish()
+        for part in parts.values():
+            if part is not bins:
+                part.train.publish()
+                part.val.publish()
+        bins.val.publish()
         write_json(folder / META, meta)
-        train.publish()
+        bins.train.publish()
     finally:
-        for split in splits:
-            split.abandon()
+        for part in parts.values():
+            part.abandon()
     return meta
+
+
+class _Part:
+    """The files of both splits with one ending, being written."""
+
+    def __init__(self, folder: Path, ending: str) -> None:
+        self.val, self.train = Split(folder / f"val.{ending}"), Split(folder / f"train.{ending}")
+        self.splits = (self.train, self.val)
+
+    def abandon(self) -> None:
+        for split in self.splits:
+            split.abandon()
 
 
 def described_in_meta(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -128,22 +154,46 @@ def described_in_meta(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def encoded(
-    results: list[dict[str, Any]], work: Path, dtype: np.dtype[Any]
-) -> Iterator[tuple[Tokens, NDArray[np.int64]]]:
-    """Of each group that holds documents: its tokens, and the place after the last token of each document."""
+    results: list[dict[str, Any]],
+    work: Path,
+    dtype: np.dtype[Any],
+    format: str | None = None,
+    ending: str = "bin",
+) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
+    """Of each group that holds documents: its tokens, and the place after the last token of each document.
+
+    ending: of examples, whose format is given, another of their files instead, as bytes or numbers.
+    """
     for result in results:
         if result["documents"]:
             stem = work / f"{result['number']:06d}"
-            tokens: Tokens = np.empty(0, dtype=dtype)
+            tokens: NDArray[Any] = np.empty(0, dtype=dtype)
             if result["tokens"]:  # no empty file can be mapped
                 tokens = np.memmap(f"{stem}.bin", dtype=dtype, mode="r")
-            yield tokens, np.cumsum(np.fromfile(f"{stem}.len", dtype="<u4"), dtype=np.int64)
+            lengths = np.fromfile(f"{stem}.len", dtype="<u4")
+            if format is None:
+                yield tokens, np.cumsum(lengths, dtype=np.int64)
+                continue
+            ends = ends_of_examples(lengths)
+            if ending == INDEX:
+                yield lengths, ends
+            elif ending == LINES:
+                kept = np.memmap(f"{stem}.jsonl", dtype=np.uint8, mode="r")
+                yield kept, np.flatnonzero(kept == LINE_FEED) + 1
+            else:
+                yield tokens, np.cumsum(lengths_in(lengths))[ends - 1]
 
 
 def by_document(
-    results: list[dict[str, Any]], work: Path, share: float, train: Split, val: Split, tokenizer: Tokenizer
+    results: list[dict[str, Any]],
+    groups: Iterable[tuple[NDArray[Any], NDArray[np.int64]]],
+    share: float,
+    train: Split,
+    val: Split,
 ) -> None:
-    """Some documents, by their number, for validation. Raises UserError where there are too few."""
+    """Some documents, by their number, for validation. groups: as `encoded` has it. Raises UserError where
+    there are too few.
+    """
     total = sum(result["documents"] for result in results)
     if total < 2:
         hint = " (--val-fraction 0.1 cuts one document, its last tenth for validation)" if total else ""
@@ -157,7 +207,7 @@ def by_document(
     if not 0 < chosen.size < total:
         chosen = np.array([splitmix64(SPLIT_SEED) % total])
     first = 0
-    for tokens, ends in encoded(results, work, dtype_for(tokenizer.size)):
+    for tokens, ends in groups:
         mine = chosen[np.searchsorted(chosen, first) : np.searchsorted(chosen, first + ends.size)] - first
         place = 0
         for document in mine:
@@ -225,6 +275,6 @@ def readable_cut(tokens: Tokens, ends: NDArray[np.int64], place: int, tokenizer:
     return place + next(begins_word, next(begins_character, 0))
 
 
-def copy(tokens: Tokens, begin: int, end: int, split: Split) -> None:
+def copy(tokens: NDArray[Any], begin: int, end: int, split: Split) -> None:
     for place in range(begin, end, COPY_TOKENS):
         split.add(np.ascontiguousarray(tokens[place : min(end, place + COPY_TOKENS)]))

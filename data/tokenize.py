@@ -6,6 +6,7 @@ split by document number.
     python -m data.tokenize --name book --input book.txt --val-fraction 0.1   # one document, which is cut
     python -m data.tokenize --name shakespeare-char --input shakespeare.txt
     python -m data.tokenize --name mine --input corpus/ --tokenizer bytes     # or gpt2, char
+    python -m data.tokenize --name mine-chat --format chat --input chat.jsonl     # examples for fine-tuning
     python -m data.tokenize --name stdlib                                 # a built-in corpus: no download
 
 Each worker encodes one group of shards at a time (a shard is a file, or a member of a tar; consecutive small
@@ -36,6 +37,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from config.formats import INDEX, LINES
 from config.programs import guarded
 from config.tokenizers import GPT2
 from data.bins import (
@@ -48,13 +50,14 @@ from data.bins import (
 )
 from data.built_in import BUILT_IN, packed
 from data.characters import tokenize_characters
+from data.example_setup import in_meta, known_by, leave_texts_out
 from data.find import SHOWN_BAD, Bad, Found, find_shards
 from data.split import assemble
 from data.streams import Shard
 from data.tokenize_flags import VAL_SHARE, default_share, default_tokenizer, parse
 from data.tokenizer import KINDS, Tokenizer, named, open_tokenizer
 from data.vocabulary import Vocabulary, described
-from data.workers import STOP, Job, encode_group, start_worker
+from data.workers import STOP, Job, encode_group, sizes_of_files, start_worker
 from errors import UserError
 from files import is_kept_open, load_json, remove_folder, write_json
 from processes import peak_kib
@@ -90,10 +93,11 @@ def finished_groups(work: Path, groups: list[list[Shard]], token_bytes: int) -> 
     for number, group in enumerate(groups):
         try:
             found = load_json(work / f"{number:06d}.json")
-            sizes = [(work / f"{number:06d}.{ending}").stat().st_size for ending in ("bin", "len")]
+            wanted = sizes_of_files(found, token_bytes)
+            sizes = {ending: (work / f"{number:06d}.{ending}").stat().st_size for ending in wanted}
         except (OSError, ValueError):
             continue
-        if found["shards"] == len(group) and sizes == [token_bytes * found["tokens"], 4 * found["documents"]]:
+        if found["shards"] == len(group) and sizes == wanted:
             done[number] = found
     return done
 
@@ -113,8 +117,9 @@ def working_folder(folder: Path, plan: dict[str, Any]) -> Iterator[Path]:
             raise UserError(f"{folder} is being prepared by another process") from None
         except OSError:
             pass  # a file system without locks
-        for leftover in folder.glob(".*.bin.*.tmp"):
-            leftover.unlink()
+        for ending in ("bin", INDEX, LINES):
+            for leftover in folder.glob(f".*.{ending}.*.tmp"):
+                leftover.unlink()
         try:
             same = load_json(work / "plan.json") == plan
         except (OSError, ValueError):
@@ -182,6 +187,7 @@ def encode_all(
     shards: list[Shard],
     work: Path,
     text_key: str,
+    format: str | None,
     tokenizer: Tokenizer,
     workers: int,
     max_bad: int,
@@ -197,7 +203,7 @@ def encode_all(
     if done:
         say(f"{sum(len(groups[number]) for number in done)} of {len(shards)} shards are done already")
     jobs = [
-        Job(number, group, text_key, work, max_bad, tokenizer.known)
+        Job(number, group, text_key, work, max_bad, tokenizer.known, format)
         for number, group in enumerate(groups)
         if number not in done
     ]
@@ -260,25 +266,30 @@ def tokenize(
     include: Sequence[str] = (),
     val_fraction: float | None = None,
     tokenizer: str = GPT2,
+    format: str | None = None,
 ) -> dict[str, Any]:
     """Prepare a dataset folder from raw files. Returns what meta.json holds. Raises UserError.
 
-    tokenizer: as --tokenizer, but for one whose vocabulary is that of the text.
+    tokenizer: as --tokenizer, but for one whose vocabulary is that of the text. format: of examples, as
+    data/example_lines.py has it; None: documents.
     """
     began = time.monotonic()
-    opened = open_tokenizer(named(tokenizer))
-    assert opened is not None, "named knows those that can be opened"
     found = find_shards(inputs, include)
+    if format is not None:
+        leave_texts_out(found, inputs)
+    opened = open_tokenizer(known_by(tokenizer, found, format))
+    assert opened is not None, "named knows those that can be opened"
     shards, bad = found.shards, found.bad
+    of_examples = {} if format is None else in_meta(format, opened)
     try:
-        with working_folder(folder, plan_of(found, text_key, opened.known)) as work:
+        with working_folder(folder, {**plan_of(found, text_key, opened.known), **of_examples}) as work:
             need_space(folder, sum(shard.size for shard in shards))
             workers = workers or os.cpu_count() or 1
-            results = encode_all(shards, work, text_key, opened, workers, max_bad, bad, say)
+            results = encode_all(shards, work, text_key, format, opened, workers, max_bad, bad, say)
             for result in results:
                 for reason, known in result["passed"].items():
                     found.passed.add(reason, known["first"], known["count"])
-            description: dict[str, Any] = {"bad_lines": len(bad)}
+            description: dict[str, Any] = {**of_examples, "bad_lines": len(bad)}
             if found.passed.counts:
                 description["passed_over"] = dict(sorted(found.passed.counts.items()))
             meta = assemble(results, work, folder, val_share, val_fraction, description, opened)
@@ -308,7 +319,9 @@ def advice(meta: dict[str, Any], results: list[dict[str, Any]]) -> list[str]:
         )
     if "vocab_size" in meta:
         lines.append(f"train with --vocab_size {meta['vocab_size']} or more")
-    if "end_of_text" not in meta:
+    if "format" in meta:
+        lines.append(f"answers end with token {meta['stop']}")
+    elif "end_of_text" not in meta:
         lines.append(
             f"note: {meta['tokenizer']} has no end-of-text token: documents follow each other directly"
         )
@@ -360,7 +373,10 @@ def report(
     of_worker = max((result["peak_kib"] for result in results), default=0)
     val = meta["splits"]["val"]
     rows = [
-        ("documents", f"{documents:,}  ({val['documents']:,} for validation{in_part})"),
+        (
+            "examples" if "format" in meta else "documents",
+            f"{documents:,}  ({val['documents']:,} for validation{in_part})",
+        ),
         ("tokens", f"{tokens:,}  ({val['tokens']:,} for validation)"),
         ("bytes per token", f"{meta['bytes'] / max(1, tokens):.3f}"),
         ("left out", f"{meta['bad_lines']:,} lines"),
@@ -380,6 +396,18 @@ def raw_owt2(folder: Path) -> Path:
             f"{archive} is not there: bash iridis/download-dataset/job.sh --full fetches it, or give --input"
         )
     return archive
+
+
+def need_same_format(folder: Path, wanted: str | None) -> None:
+    """Raises UserError where a prepared folder holds examples of another format, or running text."""
+    there = read_meta(folder).get("format")
+    if there != wanted:
+        held = "documents" if there is None else f"examples of --format {there}"
+        asked = "no --format asks for examples" if wanted is None else f"--format is {wanted}"
+        raise UserError(
+            f"{folder} is prepared and holds {held}, but {asked}: give another --name, or --force, which"
+            " prepares it again"
+        )
 
 
 def need_same_tokenizer(folder: Path, wanted: Vocabulary) -> None:
@@ -421,6 +449,7 @@ def run(args: Namespace) -> int:
     wanted = args.tokenizer or default_tokenizer(args)
     vocabulary = named(wanted)
     if is_prepared(folder) and not args.force:
+        need_same_format(folder, args.format)
         if args.tokenizer:
             need_same_tokenizer(folder, vocabulary)
         say_now(f"{folder} is prepared already (--force prepares it again)")
@@ -428,7 +457,7 @@ def run(args: Namespace) -> int:
     if not args.force:
         refuse_half(folder)
     inputs = args.input or [packed(args.name, folder) if args.name in BUILT_IN else raw_owt2(folder)]
-    if KINDS[str(vocabulary.tokenizer)].is_learned:
+    if args.format is None and KINDS[str(vocabulary.tokenizer)].is_learned:
         if args.val_share is not None:
             say_now("note: --val-share counts documents and has no effect on characters; --val-fraction has")
         tokenize_characters(
@@ -446,6 +475,7 @@ def run(args: Namespace) -> int:
             args.include,
             args.val_fraction,
             wanted,
+            args.format,
         )
     if args.delete_raw:
         delete_raw(inputs, folder, say_now)

@@ -6,13 +6,14 @@ import argparse
 from argparse import Namespace
 from pathlib import Path
 
+from config.formats import FORMATS
 from config.programs import Arguments
 from config.tokenizers import CHARACTERS, GPT2
 from data.bins import DEFAULT_DATA_DIR
 from data.built_in import BUILT_IN
 from data.tokenizer import KINDS
 
-VAL_SHARE = 0.0005
+VAL_SHARE, EXAMPLES_VAL_SHARE = 0.0005, 0.05  # of documents, of examples
 
 
 def _named(text: str) -> str:
@@ -61,10 +62,21 @@ def _parser() -> Arguments:
         metavar="NAME",
         help=f"how text becomes tokens: {', '.join(KINDS)} [char for names that end in -char, else gpt2]",
     )
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default=None,
+        help="the input is examples for fine-tuning, as JSON lines: chat for --objective sft (messages, or"
+        " prompt and completion), pairs for dpo (prompt, chosen, rejected), prompts for grpo (prompt, answer)"
+        " [documents]",
+    )
     parser.add_argument("--workers", type=int, default=None, help="processes [all cores]")
     parser.add_argument("--max-bad", type=int, default=0, help="bad lines to leave out before stopping [0]")
     parser.add_argument(
-        "--val-share", type=float, default=None, help=f"share of the documents for validation [{VAL_SHARE}]"
+        "--val-share",
+        type=float,
+        default=None,
+        help=f"share of the documents for validation [{VAL_SHARE}; of examples {EXAMPLES_VAL_SHARE}]",
     )
     parser.add_argument(
         "--val-fraction",
@@ -92,6 +104,13 @@ def parse(argv: list[str] | None) -> Namespace:
             parser.error(f"{flag} must be between 0 and 1")
     if args.val_share is not None and args.val_fraction is not None:
         parser.error("--val-share and --val-fraction both say what is for validation: give one of them")
+    if args.format is not None:
+        if args.val_fraction is not None:
+            parser.error("--val-fraction cuts a document, and examples stay whole: give --val-share")
+        if args.text_key != "text":
+            parser.error("--text-key is of documents: the keys of examples are those of --format")
+        if args.input is None:
+            parser.error("--format needs --input: the files of examples")
     return args
 
 
@@ -104,4 +123,6 @@ def default_tokenizer(args: Namespace) -> str:
 
 def default_share(args: Namespace) -> float:
     """Of a command line without --val-share."""
+    if args.format is not None:
+        return EXAMPLES_VAL_SHARE
     return BUILT_IN[args.name].val_share if args.name in BUILT_IN and args.input is None else VAL_SHARE

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from config.tokenizers import BYTES, CHARACTERS, GPT2, TOKENIZER_FILE
 from config.values import nearest
-from data.bins import NEEDED, TOKEN, Tokens
+from data.bins import META, NEEDED, TOKEN, Tokens, read_meta
 from data.bpe import END_OF_TEXT, gpt2, token_lengths
 from data.encode import Checked, best_engine
 from data.tokenizer_json import (
@@ -30,7 +31,7 @@ from data.tokenizer_json import (
     stored_bytes,
     stored_characters,
 )
-from data.vocabulary import OF_BPE, Vocabulary
+from data.vocabulary import OF_BPE, Vocabulary, described
 from errors import UserError
 
 
@@ -122,7 +123,7 @@ class Characters:
         self.numbers = {character: number for number, character in enumerate(self.characters)}
 
     def encoder(self, shard: int) -> Encoder:
-        raise NotImplementedError("the characters of a text are known once all of it is read")
+        return _OfCharacters(self)
 
     def encode(self, text: str) -> list[int]:
         strange = sorted(set(text) - set(self.numbers))
@@ -138,6 +139,16 @@ class Characters:
 
     def stored(self) -> Stored:
         return stored_characters(self.characters)
+
+
+class _OfCharacters:
+    def __init__(self, tokenizer: Characters) -> None:
+        self.tokenizer = tokenizer
+
+    def encode(self, texts: list[str], shard_name: str) -> tuple[Tokens, NDArray[np.int64]]:
+        each = [self.tokenizer.encode(text) for text in texts]
+        lengths = np.array([len(tokens) for tokens in each], dtype=np.int64)
+        return np.fromiter(chain.from_iterable(each), dtype=TOKEN, count=int(lengths.sum())), lengths
 
 
 class Bytes:
@@ -227,9 +238,16 @@ def sizes_of(known: Vocabulary) -> Sequence[int] | None:
 
 
 def named(name: str) -> Vocabulary:
-    """The vocabulary of a tokenizer that a command line names, which may be a file. Raises UserError."""
+    """The vocabulary of a tokenizer that a command line names, which may be a file, or the folder of a
+    dataset. Raises UserError.
+    """
     if name in NAMED:
         return NAMED[name].vocabulary
+    if (Path(name) / META).is_file():
+        known = described(read_meta(Path(name)))
+        if known.tokenizer is None:
+            raise UserError(f"--tokenizer {name}: {META} there names no tokenizer")
+        return known
     if name.endswith(".json") or os.path.exists(name):
         return read_vocabulary(Path(name))
     raise UserError(

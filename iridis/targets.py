@@ -15,6 +15,7 @@ Exit code 2: a line for each step that is missing, with --routed for each model 
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from data.setup import is_built_in
 from data.sources import Wanted
 from errors import UserError
 from models.variants import VARIANTS
+from optim.done import wanted_data
 from optim.names import FINAL, numbered, step_of
 from optim.peek import peek, step_in
 from optim.reader import Record
@@ -96,12 +98,17 @@ def files_of(checkpoint: Path, steps: Sequence[int], quick: bool) -> list[Path]:
     return [path for step, path in milestones.items() if step != final] + [last]
 
 
-def data_of(path: Path) -> Wanted | None:
-    """What a checkpoint was trained on; None where its flags do not say."""
+def data_of(path: Path) -> Any:
+    """What a checkpoint was trained on, as optim.done.wanted_data has it; None where its flags do not say."""
     args = recorded(path)
     if isinstance(args.get("dataset"), str) and isinstance(args.get("data_dir"), str | None):
-        return Wanted.of(args)
+        return wanted_data(Namespace(**{"data_dir": None, **args}))
     return None
+
+
+def is_prepared_of(data: Any) -> bool:
+    """Whether all data are there."""
+    return bool(data.is_prepared) if isinstance(data, Wanted) else not data.lacking()
 
 
 def other_place(path: Path, data_dir: str) -> str:
@@ -109,9 +116,9 @@ def other_place(path: Path, data_dir: str) -> str:
     empty.
     """
     data = data_of(path)
-    if data is None or data.is_prepared:
+    if data is None or is_prepared_of(data):
         return ""
-    return data_dir if replace(data, data_dir=data_dir).is_prepared else ""
+    return data_dir if is_prepared_of(replace(data, data_dir=data_dir)) else ""
 
 
 def unfit(path: Path, routed: bool, data_dir: str | None) -> list[str]:
@@ -127,6 +134,8 @@ def unfit(path: Path, routed: bool, data_dir: str | None) -> list[str]:
     there = replace(data, data_dir=data_dir)
     if not data.lacking() or not there.lacking():
         return lines
+    if not isinstance(data, Wanted):
+        return [*lines, *(f"{path}: {line}" for line in data.lacking())]
     for name in data.names:
         places = data.folder(name), there.folder(name)
         if not is_built_in(name) and not any(map(is_prepared, places)):

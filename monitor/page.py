@@ -40,14 +40,17 @@ LEFT_OUT = ("disk", "seg", "ckpt age", "loss", "steps/h", "%", "ETA", "val ppl",
 ENOUGH_OF_A_NAME = 20  # characters, for which cells are left out
 LONGEST_TITLE = 150  # characters of a figure's
 LONGEST_EVALUATION = 16  # characters of an evaluation's name
-# what an evaluation measures: its title and digits, of HeldOut; what the user's own measure has its own name
+# what an evaluation measures: its title and digits; what those of the user's own measure has its own name
 MEASURED = {
     "val_loss": ("loss", 4),
     "val_pp": ("perplexity", 2),
     "val_bpb": ("bits per byte", 4),
     "val_acc": ("accuracy", 4),
+    "val_margin": ("margin", 4),
+    "val_policy_acc": ("chosen likelier", 4),
     "average_depth": ("average depth", 2),
     "n_tokens": ("tokens", 0),
+    "n_pairs": ("pairs", 0),
 }
 NARROWEST_NAME = 8  # where all that may be left out is
 SHORT = {name: short for short, name in ALIASES.items()}
@@ -322,7 +325,7 @@ def evaluation_notes(row: Progress) -> list[str]:
     told: dict[str, list[str]] = {}
     for name, newest in row.evaluations.items():
         values = newest.values
-        shown = {"val_loss": values["val_loss"]} if "val_loss" in values else values
+        shown = {"val_loss": values["val_loss"]} if "val_pp" in values else values
         numbers = " ".join(f"{MEASURED.get(key, (key,))[0]} {_number(key, shown[key])}" for key in shown)
         told.setdefault(_step(newest), []).append(f"{name or UNNAMED} {numbers}")
     parts = [f"evaluations at step {step}: {', '.join(texts)}" for step, texts in told.items()]

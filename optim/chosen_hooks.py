@@ -16,6 +16,7 @@ from optim.health import Health
 from optim.hooks import Hook
 from optim.layer_norms import LayerNorms
 from optim.monitors import FLOPCounter
+from optim.tracked import main_quantity
 
 
 def hook_of(name: str) -> Hook:
@@ -56,7 +57,8 @@ def hooks_of(args: Namespace) -> list[Hook]:
     """Exports come last: they show what the others have written. Raises UserError."""
     hooks: list[Hook] = []
     if args.early_stop is not None:
-        hooks.append(EarlyStopping(*patience_and_delta(args.early_stop), args.track or "val_loss"))
+        tracked = args.track or main_quantity(args.objective)
+        hooks.append(EarlyStopping(*patience_and_delta(args.early_stop), tracked))
     if args.flop_budget is not None:
         hooks.append(FLOPCounter(log_interval=args.log_freq or args.iterations, flop_budget=args.flop_budget))
     if getattr(args, "layer_norms", 0):  # of the text networks

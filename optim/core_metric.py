@@ -14,7 +14,7 @@ import csv
 import io
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from config.mixture import names_of_sources
-from data.text import TextData
 from data.tokenizer import Tokenizer
 from distributed.world import World
 from errors import UserError
@@ -307,12 +306,14 @@ def wanted_tasks(args: Namespace) -> list[Task]:
 
 
 def core_evaluation(
-    args: Namespace, world: World, tasks: Sequence[Task], data: TextData, network: Any
+    args: Namespace, world: World, tasks: Sequence[Task], meta: Mapping[str, Any], network: Any
 ) -> CoreEvaluation:
-    """The hook that --core_data asks for. Raises UserError where the tasks cannot be had in these tokens."""
+    """The hook that --core_data asks for. meta: of the data. Raises UserError where the tasks cannot be had
+    in these tokens.
+    """
     if CORE in names_of_sources(args.dataset):
         raise UserError(f"--core_data: a source of --dataset is named {CORE}, and would share its rows")
-    core = Core(tasks, tokenizer_of(data.meta, args.dataset, "--core_data"), args.vocab_size)
+    core = Core(tasks, tokenizer_of(meta, args.dataset, "--core_data"), args.vocab_size)
     if world.is_main:
         core.check_texts()
     return CoreEvaluation(core, network, world, args)

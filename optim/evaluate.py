@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from data.batch import Batch, EvalSet
 from data.sizes import text_in
 from distributed.world import World
+from models.loss import IGNORE
 from optim.intervals import spread
 from optim.partial import PartialSums
 
@@ -50,6 +52,17 @@ def windows_to_read(args: Namespace, n_windows: int) -> NDArray[np.int64]:
     return spread(n_windows, math.ceil(tokens / (args.batch_size * args.sequence_length)) * args.batch_size)
 
 
+@contextmanager
+def progress_bar(world: World, n_windows: int, batch_size: int) -> Iterator[Callable[[int], object]]:
+    """Takes the number of batches that are done; shown by the main process on a terminal."""
+    from tqdm import tqdm
+
+    is_shown = world.is_main and sys.stderr.isatty()
+    total = math.ceil(n_windows / batch_size)
+    with tqdm(total=total, unit="batch", desc="evaluating", disable=not is_shown) as bar:
+        yield lambda done: bar.update(done - bar.n)
+
+
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -64,14 +77,44 @@ def evaluate(
     sizes: NDArray[np.int64] | None = None,
 ) -> dict[str, Any] | None:
     """Token-weighted means over some windows: those of these numbers, or the first so many batches (0: all
-    windows).
+    windows). Targets that are IGNORE do not count.
+
+    Returns loss, perplexity, accuracy, depth and counts; the mean loss and the accuracy of each window,
+    (windows,) float64, and with `sizes`, the bytes of each token, its text (`text_in`); and the means over
+    batches, which weigh a last, partial batch like a full one, as the authors' numbers do. The rest is as
+    `summed` has it.
+    """
+    size_of = None if sizes is None else torch.from_numpy(sizes).to(world.device)
+
+    def measure(batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
+        return _batch_sums(model, batch, world.device, autocast, seed, size_of)
+
+    columns = 4, 2 if sizes is None else 4  # loss, hits, tokens, depth x tokens; mean loss, accuracy, text
+    found = summed(
+        model, measure, columns, windows, batch_size, world, windows_read, should_stop, progress, kept
+    )
+    return None if found is None else _means(*found)
+
+
+@torch.no_grad()
+def summed(
+    model: nn.Module,
+    measure: Callable[[Batch, int], tuple[Tensor, Tensor]],
+    columns: tuple[int, int],
+    windows: EvalSet,
+    batch_size: int,
+    world: World,
+    windows_read: NDArray[np.int64] | int = 0,
+    should_stop: Callable[[], bool] = lambda: False,
+    progress: Callable[[int], object] = lambda done: None,
+    kept: PartialSums | None = None,
+) -> tuple[Tensor, Tensor] | None:
+    """What `measure` says of each batch of some windows, (batches, columns[0]), and of each window,
+    (windows, columns[1]), float64. It is given a batch on its device and a seed, and called in evaluation
+    mode without gradients; the model is left in training mode if it was.
 
     Batch b is run by process b % world.size; sums are kept per batch and added in one order, so that the
-    number of processes leaves no trace. Returns loss, perplexity, accuracy, depth and counts; the mean loss
-    and the accuracy of each window, (windows,) float64, and with `sizes`, the bytes of each token, its text
-    (`text_in`); and the means over batches, which weigh a last, partial batch like a full one, as the
-    authors' numbers do. None where `should_stop` (called by all processes together) said so. The model is
-    left in training mode if it was.
+    number of processes leaves no trace. None where `should_stop` (called by all processes together) said so.
     progress: called with the number of batches that are done. kept: where the sums go at a stop and from time
     to time, and from where they are taken up; it is the caller's to remove, once the numbers are written.
     """
@@ -80,36 +123,6 @@ def evaluate(
         if windows_read:
             n_windows = min(n_windows, windows_read * batch_size)
         windows_read = np.arange(n_windows)
-    size_of = None if sizes is None else torch.from_numpy(sizes).to(world.device)
-
-    def measure(batch: Batch, number: int) -> tuple[Tensor, Tensor]:
-        return _batch_sums(model, batch, world.device, autocast, EVAL_SEED + number, size_of)
-
-    columns = (4, 2 if sizes is None else 4)
-    found = sums_over(
-        model, windows, windows_read, batch_size, world, measure, columns, should_stop, progress, kept
-    )
-    return None if found is None else _means(*found)
-
-
-@torch.no_grad()
-def sums_over(
-    model: nn.Module,
-    windows: EvalSet,
-    windows_read: NDArray[np.int64],
-    batch_size: int,
-    world: World,
-    measure: Callable[[Batch, int], tuple[Tensor, Tensor]],
-    columns: tuple[int, int],
-    should_stop: Callable[[], bool] = lambda: False,
-    progress: Callable[[int], object] = lambda done: None,
-    kept: PartialSums | None = None,
-) -> tuple[Tensor, Tensor] | None:
-    """What `measure` says of batches of the windows of these numbers, from all processes: a row of sums for
-    each batch and one for each window, float64, of so many columns. None where `should_stop` said so.
-
-    measure: of a batch on the device, and its number. The rest is as in `evaluate`.
-    """
     n_batches = math.ceil(windows_read.size / batch_size)
     sums = torch.zeros(n_batches, columns[0], dtype=torch.float64)
     by_window = torch.zeros(windows_read.size, columns[1], dtype=torch.float64)
@@ -124,7 +137,7 @@ def sums_over(
             if number < n_batches:
                 part = slice(number * batch_size, (number + 1) * batch_size)
                 batch = windows.batch(windows_read[part]).to(world.device)
-                sums[number], by_window[part] = measure(batch, number)
+                sums[number], by_window[part] = measure(batch, EVAL_SEED + number)
             done = min(first + world.size, n_batches)
             progress(done)
             stop = should_stop()
@@ -155,16 +168,17 @@ def _batch_sums(
     with torch.random.fork_rng([device] if device.type == "cuda" else []), autocast():
         torch.manual_seed(seed)
         out = model(batch["inputs"], targets=targets)
-    losses, hits, n_tokens = out["token_losses"].double(), out["hits"], targets.numel()
+    losses, hits, counts = out["token_losses"].double(), out["hits"], (targets != IGNORE).sum(1)
+    n_tokens = int(counts.sum())
     sums = [losses.sum().item(), hits.sum().item(), n_tokens, float(out["average_depth"]) * n_tokens]
-    by_window = torch.stack([losses.mean(1), hits.double().mean(1)], dim=1)
+    by_window = torch.stack([losses.sum(1) / counts, hits.double().sum(1) / counts], dim=1)
     if size_of is not None:
         by_window = torch.cat([by_window, text_in(targets, losses, size_of)], dim=1)
     return torch.tensor(sums, dtype=torch.float64), by_window.cpu()
 
 
 def _means(by_batch: Tensor, by_window: Tensor) -> dict[str, Any]:
-    """What `evaluate` returns, of the sums of all processes: loss, hits, tokens, depth x tokens."""
+    """What `evaluate` returns, of the sums of all processes."""
     loss, hits, tokens, depth = by_batch.sum(0).tolist()
     loss_of_batches, hits_of_batches = (by_batch[:, :2] / by_batch[:, 2:3]).mean(0).tolist()
     window_losses, window_accuracies = by_window[:, :2].unbind(1)

@@ -69,7 +69,12 @@ class Evaluation(Protocol):
 
 
 class HeldOut:
-    """Loss, perplexity and accuracy on the validation split: some batches during training, all at the end."""
+    """Loss, perplexity and accuracy on the validation split: some batches during training, all at the end.
+
+    counts: further numbers of a row that the summary has.
+    """
+
+    counts: Sequence[str] = ("average_depth", "n_tokens")
 
     def __init__(
         self,
@@ -97,9 +102,7 @@ class HeldOut:
     def run(
         self, whole: bool, should_stop: Callable[[], bool], advanced: Callable[[], object]
     ) -> Measured | None:
-        facts = facts_of(self.args, self.plan.batch_size, self.identity, self.world.device)
-        of = f"{OF_TRAINING}@{self.name}" if self.name else OF_TRAINING
-        kept = PartialSums(self.folder, of, self.network, facts, log.info, advanced)
+        kept = self.partial_sums(self.network, advanced)
         result = evaluate(
             self.network,
             self.windows,
@@ -124,6 +127,12 @@ class HeldOut:
         for name in ("window_losses", "window_accuracies", "val_loss_batch_mean", "val_acc_batch_mean"):
             del result[name]
         return Measured(result, words, kept.remove)
+
+    def partial_sums(self, model: nn.Module, advanced: Callable[[], object]) -> PartialSums:
+        """Those of this evaluation. model: of all weights that it depends on."""
+        facts = facts_of(self.args, self.plan.batch_size, self.identity, self.world.device)
+        of = f"{OF_TRAINING}@{self.name}" if self.name else OF_TRAINING
+        return PartialSums(self.folder, of, model, facts, log.info, advanced)
 
     def state(self) -> dict[str, Any]:
         return asdict(self.plan)
@@ -150,6 +159,6 @@ class HeldOut:
         during = [row for row in rows if row["kind"] == f"eval{of}"]
         for name in self.quantities:
             found[name] = [row.get(name) for row in during]  # an earlier version measured less
-        for name in (*self.quantities, "average_depth", "n_tokens"):
+        for name in (*self.quantities, *self.counts):
             found[f"final_{name}"] = final.get(name)
         return {f"{name}{of}": value for name, value in found.items()}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from models.transformer import Transformer
 
 FLAG = "--init_from"
+FROZEN = ("teacher", "reference")  # flags of files that an objective holds, and does not train
 SHAPING = (
     "model",
     "block",
@@ -64,9 +65,10 @@ def file_differences(args: Namespace, then: Mapping[str, Any]) -> list[str]:
     """A line for each flag whose file holds other weights than that of a training. then: its checkpoint, or
     its summary.
     """
-    teacher = (then.get("frozen") or {}).get("teacher")
-    given = getattr(args, "teacher", None)  # which some recipes have
-    return differences(args.init_from, then.get("initial")) + differences(given, teacher, "--teacher")
+    lines, frozen = differences(args.init_from, then.get("initial")), then.get("frozen") or {}
+    for name in FROZEN:
+        lines += differences(getattr(args, name, None), frozen.get(name), f"--{name}")
+    return lines
 
 
 def differences(given: str | None, kept: Any, flag: str = FLAG) -> list[str]:

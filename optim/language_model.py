@@ -5,15 +5,15 @@ run.
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+from data.examples import ExampleSplits
 
 from config.curriculum import LENGTH
-from config.groups.objective import DISTILLATION, MULTI_TOKEN
+from config.groups.objective import DISTILLATION, EXAMPLES, MULTI_TOKEN
 from config.packing import NONE
 from config.recipe import flags_of
 from data.batch import BatchSource
@@ -26,6 +26,7 @@ from models import fp8, make_model_from_args
 from optim.core_metric import core_evaluation, wanted_tasks
 from optim.dataset import describe_source, open_data, open_source
 from optim.evaluation import HeldOut
+from optim.first_lines import first_lines
 from optim.hooks import Hook
 from optim.objectives import NextToken
 from optim.objectives.distillation import Distillation
@@ -34,7 +35,8 @@ from optim.objectives.teacher import check_teacher, find_teacher, load_teacher
 from optim.progress import Parts, Work
 from optim.reporting import log
 from optim.samples import samples_of, wanted_prompts
-from optim.setup import autocast_dtype, autocaster, need_fp8, seed_everything
+from optim.setup import autocast_dtype, need_fp8, seed_everything
+from optim.tuning import fine_tuning, open_examples_of
 
 
 def assemble(args: Namespace, world: World, folder: Path) -> Parts:
@@ -47,23 +49,28 @@ def assemble(args: Namespace, world: World, folder: Path) -> Parts:
     # a wrong prompt or task is reported before data are prepared
     texts = world.on_all(lambda: wanted_prompts(args)) if args.sample_every else []
     tasks = world.on_all(lambda: wanted_tasks(args)) if args.core_metric_every else []
-    data = open_data(args, world)
+    data: TextData | ExampleSplits[Any]
+    data = open_examples_of(args, world) if args.objective in EXAMPLES else open_data(args, world)
     seed_everything(args.seed, world.rank)
     network = make_model_from_args(args)
     if args.fp8:
         world.on_all(lambda: fp8.convert(network, args.fp8_recipe))
-    hooks = _samples(args, world, texts, data, network) if texts else []
+    hooks = _samples(args, world, texts, data.meta, network) if texts else []
     if tasks:
-        hooks.append(world.on_all(lambda: core_evaluation(args, world, tasks, data, network)))
+        hooks.append(world.on_all(lambda: core_evaluation(args, world, tasks, data.meta, network)))
+    if isinstance(data, ExampleSplits):
+        return fine_tuning(args, world, data, network, folder, hooks)
     return language_model(args, world, data, network, folder, hooks)
 
 
-def _samples(args: Namespace, world: World, texts: Sequence[str], data: TextData, network: Any) -> list[Hook]:
+def _samples(
+    args: Namespace, world: World, texts: Sequence[str], meta: Mapping[str, Any], network: Any
+) -> list[Hook]:
     """The hook of samples. Where only a recipe's default asks for them, and they cannot be had: none, and a
     note. Raises UserError.
     """
     try:
-        return [world.on_all(lambda: samples_of(args, world, texts, data, network))]
+        return [world.on_all(lambda: samples_of(args, world, texts, meta, network))]
     except UserError as error:
         default = flags_of(vars(args))["sample_every"].default
         if args.sample_every != default or args.sample_prompts is not None:
@@ -97,7 +104,7 @@ def language_model(
         flops_per_item=objective.flops_per_token(),
         work_at=_work(source, objective),
         describe=lambda schedule: [
-            *describe(args, world, data, source, network, folder, schedule),
+            *_describe(args, world, data, source, network, folder, schedule),
             *objective.describe(),
         ],
     )
@@ -110,7 +117,8 @@ def _objective(args: Namespace, world: World, data: TextData, network: Any, fold
     if args.objective == DISTILLATION:
         path = world.on_main(lambda: find_teacher(args.teacher, folder))
         teacher = world.on_all(lambda: load_teacher(args.teacher, path))
-        world.on_all(lambda: check_teacher(teacher, args, data))
+        datasets = [(splits.folder, splits.meta) for splits in data.parts.values()]
+        world.on_all(lambda: check_teacher(teacher, args, datasets))
         dtype = teacher.dtype(args.teacher_dtype, autocast_dtype(args.dtype, world.device))
         if args.compile:
             teacher.network.compile_blocks()
@@ -130,7 +138,7 @@ def _work(source: BatchSource, objective: Any) -> Callable[[int], Work] | None:
     return lambda step: of_length[source.length_of(step)]
 
 
-def describe(
+def _describe(
     args: Namespace,
     world: World,
     data: TextData,
@@ -140,36 +148,11 @@ def describe(
     schedule: str,
 ) -> list[str]:
     """First lines of a run. schedule: in words."""
-    settings = network.settings
-    with autocaster(args.dtype, world.device)():
-        could_be_fast = settings.attention == "fast" and settings.dropout == 0
-        is_slow = could_be_fast and not network.is_fast(world.device, alike=True)
-    where = f"CPU, {torch.get_num_threads()} threads"
-    if world.device.type == "cuda":
-        where = torch.cuda.get_device_name(world.device)
-    dtype = str(autocast_dtype(args.dtype, world.device)).removeprefix("torch.")
-    samples = args.batch_size * args.acc_steps
     epochs, tokens = "", str(args.sequence_length)
     if args.curriculum == LENGTH:
         tokens = f"{args.curriculum_min_length} to {tokens}"
     elif args.packing == NONE and not data.is_mixture:
-        passes = args.iterations * samples / data.first.train.n_windows
+        passes = args.iterations * args.batch_size * args.acc_steps / data.first.train.n_windows
         epochs = f"; {passes:.2f} epochs in {args.iterations} steps"
-    lines = [
-        f"experiment: {folder}",
-        f"model: {network.describe()}",
-        f"device: {world.size} x {where}, {dtype}",
-        *describe_source(args, data, source),
-        (
-            f"effective batch: {samples} sequences of {tokens} tokens ({args.batch_size} x"
-            f" {args.acc_steps // world.size} on each of {world.size} processes){epochs}"
-        ),
-        schedule,
-    ]
-    if args.fp8:
-        lines.append(fp8.in_words(network, args.fp8_recipe))
-    if is_slow:
-        lines.append(
-            "note: this device's flash attention cannot be used pass by pass; attention is the reference"
-        )
-    return lines
+    reads = f"sequences of {tokens} tokens", epochs
+    return first_lines(args, world, network, folder, describe_source(args, data, source), reads, schedule)

@@ -21,7 +21,6 @@ import torch
 
 from data.bins import label
 from data.order import splitmix64
-from data.text import TextData
 from data.tokenizer import Tokenizer, open_tokenizer, text_of
 from data.vocabulary import OF_BPE, OF_GPT2, described
 from distributed.world import World
@@ -246,11 +245,13 @@ class Samples(Hook):
         return texts
 
 
-def samples_of(args: Namespace, world: World, texts: Sequence[str], data: TextData, network: Any) -> Samples:
-    """The hook that --sample_every asks for. texts: of `wanted_prompts`. Raises UserError for prompts that
-    the model cannot continue.
+def samples_of(
+    args: Namespace, world: World, texts: Sequence[str], meta: Mapping[str, Any], network: Any
+) -> Samples:
+    """The hook that --sample_every asks for. texts: of `wanted_prompts`; meta: of the data. Raises UserError
+    for prompts that the model cannot continue.
     """
-    tokenizer = tokenizer_of(data.meta, args.dataset)
+    tokenizer = tokenizer_of(meta, args.dataset)
     prompts, problems = prepared(texts, tokenizer, args)
     if args.sample_prompts is not None and problems:
         raise UserError("\n".join(f"--sample_prompts {args.sample_prompts}: {line}" for line in problems))

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from data.batch import Batch, BatchSource
 from data.order import splitmix64
 from distributed.world import World
-from errors import BadNumbers
+from errors import BadNumbers, OwnError
 from optim.setup import autocast_dtype, autocaster
 
 BAD_IN_A_ROW = 10  # skipped steps, after which a run stops
@@ -149,6 +149,8 @@ class OptimizerStep:
         for turn, batch in enumerate(batches):
             read += batch.count
             micro = turn * world.size + world.rank
+            if batch.count < 1:
+                raise self._nothing_counts(step, micro)
             torch.manual_seed(splitmix64(splitmix64(args.seed) ^ (step * args.acc_steps + micro)) >> 1)
             with world.accumulating(self.model, last=turn == mine - 1):
                 with self.autocast():
@@ -163,6 +165,16 @@ class OptimizerStep:
                 f"the batches of {kind} count {read} items in step {step + 1}, items() says {items}"
             )
         return losses
+
+    def _nothing_counts(self, step: int, micro: int) -> OwnError:
+        """That a micro-batch has no mean loss; micro: its number in the step."""
+        size = self.args.batch_size
+        first = (step * self.args.acc_steps + micro) * size
+        where = self.source.describe(first, min(size, SHOWN_SAMPLES), size > SHOWN_SAMPLES)
+        return OwnError(
+            f"step {step + 1}: nothing counts in micro-batch {micro}, samples {first} to {first + size - 1}"
+            f" of the order, {where}: a source must leave such samples out, or --batch_size be larger"
+        )
 
     def _update(self, parameters: list[nn.Parameter], norm: Tensor, norm_on_cpu: Tensor) -> None:
         if self.args.grad_clip > 0:

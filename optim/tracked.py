@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from config.groups.objective import DPO, SFT
 from config.mixture import names_of_sources
 from errors import UserError
 from optim.evaluations import split_name
@@ -15,12 +16,28 @@ BITS_PER_BYTE = "val_bpb"  # measured only where the tokenizer is known
 # of a split of tokens
 HELD_OUT = {"val_loss": LOWER, "val_pp": LOWER, "val_acc": HIGHER, BITS_PER_BYTE: LOWER}
 
+ANSWERS = {name: HELD_OUT[name] for name in ("val_loss", "val_pp", "val_acc")}  # of the tokens that count
+PAIRS = "pairs"  # name of this evaluation
+# of pairs of completions
+PREFERENCES = {"val_loss": LOWER, "val_margin": HIGHER, "val_acc": HIGHER, "val_policy_acc": HIGHER}
+# what a training on examples measures: quantities of each evaluation by its name, the main one first
+OF_EXAMPLES: dict[str, dict[str, Mapping[str, str]]] = {SFT: {"": ANSWERS}, DPO: {PAIRS: PREFERENCES}}
 
-def evaluations_of(dataset: str) -> dict[str, Mapping[str, str]]:
+
+def evaluations_of(dataset: str, objective: str) -> dict[str, Mapping[str, str]]:
     """What --track may name, of main.py's trainings: quantities of each evaluation by its name, which is that
     of a mixture's source. Raises UserError.
     """
+    if objective in OF_EXAMPLES:
+        return OF_EXAMPLES[objective]
     return dict.fromkeys(names_of_sources(dataset) or [""], HELD_OUT)
+
+
+def main_quantity(objective: str) -> str:
+    """That of an objective on one dataset which --early_stop takes where --track names none."""
+    name, quantities = next(iter(OF_EXAMPLES.get(objective, {"": HELD_OUT}).items()))
+    quantity = next(iter(quantities))
+    return f"{quantity}@{name}" if name else quantity
 
 
 class Tracked:

@@ -19,6 +19,7 @@ from config.recipe import Recipe
 from config.schema import Flag
 from errors import UserError
 from models.byte_format import MODEL_FIELDS
+from optim.tracked import main_quantity
 from recipes import cotformer
 
 # its name of a setting -> ours
@@ -103,8 +104,10 @@ def follow(values: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     if not values["eval_freq"]:
         return {}
-    source = WIKI if WIKI in names else next(iter(names), None)
-    return {"track": f"val_loss@{source}" if source else "val_loss"}
+    if not names:
+        return {"track": main_quantity(values["objective"])}
+    source = WIKI if WIKI in names else next(iter(names))
+    return {"track": f"val_loss@{source}"}
 
 
 def own_groups() -> Mapping[str, Sequence[Flag]]:

@@ -165,7 +165,7 @@ def _tracking_problems(args: Namespace) -> list[Problem]:
     if args.track is None or has_paths(args.dataset):  # which is a problem of its own
         return []
     try:
-        known = evaluations_of(args.dataset)
+        known = evaluations_of(args.dataset, args.objective)
     except UserError:  # a problem of --dataset
         return []
     try:

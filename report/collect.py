@@ -272,6 +272,8 @@ def _legs(summary: _Object) -> tuple[Leg, ...]:
 def read_evaluation(path: Path, trainings: Trainings) -> Evaluation:
     """Raises UserError."""
     file = _read(path)
+    if "measures" in file.values:
+        raise UserError(f"{path} is of {file.text('measures')}, which have no perplexity: left out")
     args, checkpoint = file.flags(), file.text("checkpoint")
     summary = trainings.summary(checkpoint) or {}
     training, perplexity = _Object(path, summary, "its training's "), file.number("val_perplexity", 1)

@@ -8,7 +8,6 @@ import signal
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -447,13 +446,13 @@ def test_a_bundle_is_read_before_data_are_prepared(tmp_path: Path) -> None:
 def test_a_source_may_not_have_the_name_of_the_rows() -> None:
     args = config.add_defaults({"dataset": "CORE=1,b=1", "vocab_size": 256})
     with pytest.raises(UserError, match="a source of --dataset is named CORE"):
-        core_evaluation(args, WORLD, [], SimpleNamespace(meta={}), None)  # type: ignore[arg-type]
+        core_evaluation(args, WORLD, [], {}, None)
 
 
 def test_tokens_of_no_known_tokenizer_are_refused() -> None:
     args = config.add_defaults({"dataset": "mine", "vocab_size": 256})
     with pytest.raises(UserError, match="--core_data: --dataset mine does not say by which tokenizer"):
-        core_evaluation(args, WORLD, [], SimpleNamespace(meta={}), None)  # type: ignore[arg-type]
+        core_evaluation(args, WORLD, [], {}, None)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ DOORS = {
     "main.py": ["--dataset", "stdlib"],
     "eval.py": ["--checkpoint", NUMBERS],
     "generate.py": ["--checkpoint", NUMBERS],
+    "infer.py": [NUMBERS, "--input", NUMBERS],
     "get_ppl_per_mac.py": ["--checkpoint", NUMBERS],
     "get_router_weights.py": ["--checkpoint", NUMBERS],
     "plot_fig2.py": [],

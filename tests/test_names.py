@@ -197,6 +197,10 @@ TABLE: list[tuple[str, str]] = [
         ),
     ),
     (
+        "--objective dpo --reference exps/owt2/base/tuned/ckpt_40.pt --beta 0.3",
+        "exps/slimpajama/base/lr0.001_bs32x4_seqlen512_objective=dpo_reference=tuned-ckpt_40.pt_beta=0.3_seed2",
+    ),
+    (
         "--dataset wiki=0.784,roam=0.196,primer=0.02 --sampling random",
         "exps/mix-primer-roam-wiki-48a08cab/base/lr0.001_bs32x4_seqlen512_sampling=random_seed2",
     ),
@@ -316,6 +320,8 @@ CHANGES = {
     "teacher_dtype": "float32",
     "distill_temperature": 2.0,
     "distill_alpha": 0.5,
+    "reference": "tuned",
+    "beta": 0.3,
 }
 
 

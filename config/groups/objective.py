@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from config.formats import CHAT, PAIRS, PROMPTS
 from config.groups.model import DTYPES
 from config.schema import Flag, dtype_name
 
 NEXT_TOKEN, MULTI_TOKEN, DISTILLATION = "next_token", "multi_token", "distillation"
-OBJECTIVES = (NEXT_TOKEN, MULTI_TOKEN, DISTILLATION)
-# flags of one objective only -> it
+SFT, DPO, GRPO = "sft", "dpo", "grpo"
+OBJECTIVES = (NEXT_TOKEN, MULTI_TOKEN, DISTILLATION, SFT, DPO, GRPO)
+# objectives of fine-tuning -> the form of the examples that each is trained on (data.tokenize --format)
+EXAMPLES = {SFT: CHAT, DPO: PAIRS, GRPO: PROMPTS}
+# flags of some objectives only -> these
 OF_OBJECTIVES = {
-    "mtp_heads": MULTI_TOKEN,
-    "mtp_weight": MULTI_TOKEN,
-    "teacher_dtype": DISTILLATION,
-    "distill_temperature": DISTILLATION,
-    "distill_alpha": DISTILLATION,
+    "mtp_heads": (MULTI_TOKEN,),
+    "mtp_weight": (MULTI_TOKEN,),
+    "teacher_dtype": (DISTILLATION,),
+    "distill_temperature": (DISTILLATION,),
+    "distill_alpha": (DISTILLATION,),
+    "reference": (DPO, GRPO),
+    "beta": (DPO, GRPO),
 }
 
 OBJECTIVE: tuple[Flag, ...] = (
@@ -22,8 +28,10 @@ OBJECTIVE: tuple[Flag, ...] = (
         str,
         NEXT_TOKEN,
         "what training minimises: next_token; multi_token: also the loss of heads that predict the tokens"
-        " after the next one; distillation: also the divergence from a teacher's distribution. Evaluations"
-        " measure the next-token loss of the network alone",
+        " after the next one; distillation: also the divergence from a teacher's distribution; sft, dpo and"
+        " grpo fine-tune on examples (python -m data.tokenize --format chat, pairs, prompts): on answers, on"
+        " which of two answers is preferred, on rewards of its own answers. Evaluations measure the"
+        " next-token loss of the network alone, of sft, dpo and grpo what they are trained for",
         choices=OBJECTIVES,
     ),
     Flag("mtp_heads", int, 2, "multi_token: heads, the k-th of which predicts k tokens further ahead", low=1),
@@ -51,5 +59,20 @@ OBJECTIVE: tuple[Flag, ...] = (
         " alone",
         low=0,
         high=1,
+    ),
+    Flag(
+        "reference",
+        str,
+        None,
+        "dpo, grpo: checkpoint that the policy is kept close to, a file, or the newest one of an experiment"
+        " (folder or name). Needed as it is until the training is finished (None: the one of --init_from)",
+    ),
+    Flag(
+        "beta",
+        float,
+        0.1,
+        "dpo: factor of the log-ratios of policy and reference; grpo: weight of the divergence from the"
+        " reference, which is not loaded with 0",
+        low=0,
     ),
 )

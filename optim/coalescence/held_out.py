@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from data.batch import Batch, EvalSet
 from data.genomes.targets import FIRST, GRID
 from distributed.world import World
 from models.coalescence.network import CoalescenceTransformer
-from optim.evaluate import perplexity, sums_over
+from optim.evaluate import perplexity, summed
 from optim.evaluation import HeldOut, Measured
 from optim.names import OF_TRAINING
 from optim.partial import PartialSums, facts_of
@@ -77,17 +76,14 @@ class HeldOutTimes(HeldOut):
         plan = self.plan
         facts = facts_of(self.args, plan.batch_size, self.identity, self.world.device)
         kept = PartialSums(self.folder, OF_TRAINING, self.network, facts, log.info, advanced)
-        count = len(self.windows)
-        if plan.batches and not whole:
-            count = min(count, plan.batches * plan.batch_size)
-        found = sums_over(
+        found = summed(
             self.network,
-            self.windows,
-            np.arange(count),
-            plan.batch_size,
-            self.world,
             self._measure,
             (COLUMNS, 1),
+            self.windows,
+            plan.batch_size,
+            self.world,
+            0 if whole else plan.batches,
             should_stop,
             kept=kept,
         )

@@ -1,0 +1,70 @@
+"""What eval.py measures of a network of coalescence times: how these agree with those of the test pairs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from data.bins import dataset_folder
+from data.genomes.store import open_genomes
+from errors import UserError
+from optim.coalescence.evaluate import evaluate_times
+from optim.coalescence.inference import Drawing
+from optim.coalescence.load import network_of
+from optim.coalescence.parts import Parts, Progress, digest
+from optim.names import EVALUATION
+from optim.restore import Restored, keep_result, output_folder
+
+COLUMNS = ("pairs", "MSE", "train mean's", "r", "bias", "inside 2 sd")
+
+
+def of_times(restored: Restored, own: dict[str, Any]) -> None:
+    """Of a checkpoint of the recipe coalescence. Raises UserError."""
+    args, world, path = restored.args, restored.world, restored.path
+    if world.size > 1:
+        raise UserError(
+            "a network of coalescence times is evaluated by one process: start it without torchrun"
+        )
+    place = output_folder(own["output_dir"], path, prints=True)
+    splits = open_genomes(dataset_folder(args.dataset, args.data_dir))
+    network = network_of(path, restored.state).to(world.device).eval()
+    drawing, n_pairs = Drawing(own["replicates"]), own["test_pairs"] or None
+    identity = splits.identity()["val"]
+    parts = None
+    if place is not None:
+        parts = Parts(place, [digest(path), identity, asdict(drawing), n_pairs])
+    begin = time.monotonic()
+    found = evaluate_times(
+        network, splits, world.device, drawing, n_pairs, parts, lambda total: Progress(total).advanced
+    )
+    summary = {
+        "measures": "times",  # so there is no perplexity
+        **found,
+        "seconds": time.monotonic() - begin,
+        "itr": restored.state.get("itr"),
+        "checkpoint": str(path),
+        "args": vars(args),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "torch": torch.__version__,
+        "dataset": str(splits.folder),
+        "data": identity,
+    }
+    print("\n".join([f"checkpoint         {path}", *table_of(found)]), flush=True)
+    keep_result(place, EVALUATION.format(path.stem), summary, "summary            ")
+    if parts is not None:
+        parts.remove()
+
+
+def table_of(found: dict[str, Any]) -> list[str]:
+    """Accuracy of ln TMRCA, of all test pairs and of each scenario, for a terminal."""
+    rows = [("all test pairs", found["all"]), *found["scenarios"].items()]
+    width = max(len(name) for name, _ in rows)
+    lines = [" " * width + "".join(f"{name:>14}" for name in COLUMNS)]
+    for name, values in rows:
+        numbers = [values[key] for key in ("mse", "mse_of_train_mean", "r", "bias", "inside_2_sd")]
+        cells = "".join(f"{number:14.4f}" for number in numbers)
+        lines.append(f"{name:<{width}}{values['pairs']:14,}{cells}")
+    return lines

@@ -1,0 +1,55 @@
+"""The first lines of a run of main.py: what is trained, where, and on what."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distributed.world import World
+from models import fp8
+from optim.setup import autocast_dtype, autocaster
+
+
+def first_lines(
+    args: Namespace,
+    world: World,
+    network: Any,
+    folder: Path,
+    data: Sequence[str],
+    reads: tuple[str, str],
+    schedule: str,
+) -> list[str]:
+    """data: lines about what is read; reads: what a sample is, in the plural, and what is to be said of all
+    that are read; schedule: in words.
+    """
+    settings = network.settings
+    with autocaster(args.dtype, world.device)():
+        could_be_fast = settings.attention == "fast" and settings.dropout == 0
+        is_slow = could_be_fast and not network.is_fast(world.device, alike=True)
+    where = f"CPU, {torch.get_num_threads()} threads"
+    if world.device.type == "cuda":
+        where = torch.cuda.get_device_name(world.device)
+    dtype = str(autocast_dtype(args.dtype, world.device)).removeprefix("torch.")
+    samples, (what, more) = args.batch_size * args.acc_steps, reads
+    lines = [
+        f"experiment: {folder}",
+        f"model: {network.describe()}",
+        f"device: {world.size} x {where}, {dtype}",
+        *data,
+        (
+            f"effective batch: {samples} {what} ({args.batch_size} x"
+            f" {args.acc_steps // world.size} on each of {world.size} processes){more}"
+        ),
+        schedule,
+    ]
+    if args.fp8:
+        lines.append(fp8.in_words(network, args.fp8_recipe))
+    if is_slow:
+        lines.append(
+            "note: this device's flash attention cannot be used pass by pass; attention is the reference"
+        )
+    return lines
