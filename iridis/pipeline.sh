@@ -48,12 +48,9 @@ fi
 whole_numbers AT_ONCE
 
 HOW_TO_RUN=()
-if ((!DRY_RUN)) && [[ $HOW == local ]]; then
-    HOW_TO_RUN=(--local --at_once "$AT_ONCE")
-elif ((!DRY_RUN)) && has_slurm; then
+if ((!DRY_RUN)) && [[ $HOW == submit ]] && has_slurm; then
     HOW_TO_RUN=(--queue)
 elif ((!DRY_RUN)); then
-    printf 'no SLURM here: the stages run in the foreground, one after another\n' >&2
     HOW_TO_RUN=(--local --at_once "$AT_ONCE")
 fi
 
