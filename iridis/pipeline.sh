@@ -46,6 +46,7 @@ fi
 [[ $TABLE != */* && $TABLE != *.tsv ]] || TABLE="$(realpath -ms -- "$TABLE")"
 : "${AT_ONCE:=$([[ $SIZE == tiny ]] && echo 2 || echo 1)}"
 whole_numbers AT_ONCE
+((AT_ONCE)) || die "AT_ONCE must be at least 1"
 
 HOW_TO_RUN=()
 if ((!DRY_RUN)) && [[ $HOW == submit ]] && has_slurm; then
