@@ -303,6 +303,9 @@ def run(argv: Sequence[str]) -> int:
         problems = queue(stages, call, states)
     elif wanted.local and NEW in states.values():
         print(*tree(stages, states), sep="\n", flush=True)
+        print(
+            f"=== the stages run here, {wanted.at_once} at a time; --dry-run only shows them", file=sys.stderr
+        )
         problems = run_here(stages, call, states, wanted.at_once)
     print(*tree(stages, states), sep="\n", flush=True)
     if INTERRUPTED in states.values() and FAILED not in states.values():

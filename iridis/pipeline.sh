@@ -46,14 +46,12 @@ fi
 [[ $TABLE != */* && $TABLE != *.tsv ]] || TABLE="$(realpath -ms -- "$TABLE")"
 : "${AT_ONCE:=$([[ $SIZE == tiny ]] && echo 2 || echo 1)}"
 whole_numbers AT_ONCE
+((AT_ONCE)) || die "AT_ONCE must be at least 1"
 
 HOW_TO_RUN=()
-if ((!DRY_RUN)) && [[ $HOW == local ]]; then
-    HOW_TO_RUN=(--local --at_once "$AT_ONCE")
-elif ((!DRY_RUN)) && has_slurm; then
+if ((!DRY_RUN)) && [[ $HOW == submit ]] && has_slurm; then
     HOW_TO_RUN=(--queue)
 elif ((!DRY_RUN)); then
-    printf 'no SLURM here: the stages run in the foreground, one after another\n' >&2
     HOW_TO_RUN=(--local --at_once "$AT_ONCE")
 fi
 

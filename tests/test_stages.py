@@ -202,12 +202,39 @@ def test_a_graph_that_was_stopped_and_killed_ends_as_one_that_was_not(door: Door
     out, err = door(cut).communicate(timeout=200)
     assert out.endswith(DONE), (out, err)
     assert contents(cut) == contents(whole)
+    assert door(cut).communicate(timeout=200)[0] == DONE  # nothing is left to run
 
 
 @pytest.mark.slow
-def test_a_finished_graph_is_shown_and_nothing_runs(door: Door, tmp_path: Path) -> None:
-    door(tmp_path / "a").communicate(timeout=200)
-    before = contents(tmp_path / "a")
-    done = door(tmp_path / "a")
-    assert done.communicate(timeout=200)[0] == DONE and done.returncode == 0
-    assert contents(tmp_path / "a") == before
+def test_a_job_whose_time_is_up_is_started_again_and_goes_on(
+    programs: Path, quick_venv: Path, tmp_path: Path
+) -> None:
+    """In the place of SLURM: a program `scontrol` that notes what it is asked, and ends the job."""
+    stubs, run_dir, made = tmp_path / "stubs", tmp_path / "run", tmp_path / "datasets/genomes/mine"
+    stubs.mkdir()
+    run_dir.mkdir()
+    scontrol = stubs / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$*" >>{tmp_path}/asked\nkill -KILL $PPID\n')
+    scontrol.chmod(0o755)
+    job = {"JOB_ID": "7", "JOB_NODELIST": "here", "JOB_PARTITION": "cpu", "JOB_END_TIME": "9999999999"}
+    env = {
+        **os.environ,
+        **{f"SLURM_{name}": value for name, value in job.items()},
+        "PATH": f"{stubs}:{programs}",
+        "VENV_DIR": str(quick_venv),
+        "USE_CONDA": "no",
+        "SCRATCH_DIR": str(tmp_path),
+    }
+    script = ROOT / "iridis" / "genomes-simulate" / "job.sh"
+    command = [str(shutil.which("bash")), str(script), "--segment", str(run_dir), "mine", "--"]
+    command += SIMULATE.split()
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as running:
+        while running.poll() is None and len(list(made.glob("*.trees"))) < 3:
+            time.sleep(0.01)
+        running.send_signal(signal.SIGUSR1)
+        assert running.wait(60) == -signal.SIGKILL
+    assert (tmp_path / "asked").read_text() == "requeue 7\n"
+    assert 3 <= len(list(made.glob("*.trees"))) < 60
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=100)
+    assert (done.returncode, len(list(made.glob("*.trees")))) == (0, 60), done
+    assert (run_dir / "done").exists()
