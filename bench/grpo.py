@@ -138,12 +138,16 @@ def trained(seed: int, given: Namespace, chat: Any, prompts: Any) -> dict[str, A
     seeds = {**COMMON, "seed": seed, "data_seed": seed}
     until, began = Until(measure, source.set, given.start), time.process_time()
     sft = {"steps": given.sft_steps, "lr": given.sft_lr, "batch_size": 64, "scheduler": "none"}
-    fit(Sft(network), SftSource(chat, length, seed), hooks=[until], **sft, **seeds)
+    fitted = fit(Sft(network), SftSource(chat, length, seed), hooks=[until], **sft, **seeds)
+    if not fitted.outcome.is_done:  # a signal ends the whole measurement
+        raise SystemExit(fitted.outcome.reason)
     before, middle = measure.of(held_out), time.process_time()
     hooks = [RolloutRows(objective, 0), *([Shown(measure, held_out)] if given.show else [])]
     grpo = {"steps": given.steps, "lr": given.lr, "batch_size": given.batch_size, "beta2": 0.99}
     shape = {"scheduler": "linear_decay", "warmup_steps": 10}
-    fit(objective, source, hooks=hooks, **grpo, **shape, **seeds)
+    fitted = fit(objective, source, hooks=hooks, **grpo, **shape, **seeds)
+    if not fitted.outcome.is_done:
+        raise SystemExit(fitted.outcome.reason)
     return {
         "seed": seed,
         "sft_steps": until.steps,
