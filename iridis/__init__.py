@@ -3,7 +3,7 @@
 preflight.py, check_flags.py    before a job is queued
 targets.py                      which checkpoints an evaluation reads
 chain.py                        after a job of a chain
-graph.py                        tables of jobs
+table.py, graph.py, stages.py    tables of jobs; their states, and queueing; running them here
 notify.py                       messages to a webhook
 """
 
