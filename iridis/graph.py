@@ -279,7 +279,7 @@ def _parser() -> Arguments:
     parser.add_argument(
         "--queue",
         action="store_true",
-        help="queue what is to do; without SLURM each job.sh would run here instead",
+        help="queue what is to do",
     )
     parser.add_argument("--local", action="store_true", help="run what is to do on this machine")
     parser.add_argument("--at_once", type=int, default=1, help="stages that run here at a time [1]")

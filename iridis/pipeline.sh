@@ -5,9 +5,8 @@
 #   bash iridis/pipeline.sh all [--dry-run] [--local] [-- flags for every training]             # and Tables 1, 4, 5
 #   bash iridis/pipeline.sh coalescence [--size tiny|paper] [--dry-run] [--local] [-- flags for every training]
 #   bash iridis/pipeline.sh FILE.tsv [--dry-run] [--local] [-- flags for every training]        # a table like those in iridis/graphs/
-# --dry-run shows the stages as a tree and how far each is. --local, or where there is no SLURM: the stages run here, each after those
-# that it waits for, AT_ONCE of them at a time (default 1; 2 for --size tiny). After a failure, a Ctrl-C or a kill, the same command
-# goes on. DATASET (default owt2) may name another prepared dataset for reproduce and all. The download runs here, where there is
+# --dry-run shows the stages as a tree and how far each is. --local: the stages run here, each after those that it waits for,
+# AT_ONCE of them at a time (default 1; 2 for --size tiny). After a failure, a Ctrl-C or a kill, the same command goes on. DATASET (default owt2) may name another prepared dataset for reproduce and all. The download runs here, where there is
 # internet, unless the site has a DOWNLOAD_PARTITION; DOWNLOAD_SOURCE names a folder or address to fetch from instead of the hub.
 LIBRARY="$(dirname "$(readlink -f "$0")")/lib.sh" # sbatch would run a copy of this file from elsewhere
 [ -f "$LIBRARY" ] && [ -n "$BASH_VERSION" ] || { echo "error: call it by bash, not by sh or sbatch: bash iridis/pipeline.sh" >&2; exit 2; }
@@ -49,12 +48,16 @@ whole_numbers AT_ONCE
 ((AT_ONCE)) || die "AT_ONCE must be at least 1"
 
 HOW_TO_RUN=()
-if ((!DRY_RUN)) && [[ $HOW == submit ]] && has_slurm; then
-    HOW_TO_RUN=(--queue)
-elif ((!DRY_RUN)); then
+if ((!DRY_RUN)) && [[ $HOW == local ]]; then
     HOW_TO_RUN=(--local --at_once "$AT_ONCE")
+elif ((!DRY_RUN)) && has_slurm; then
+    HOW_TO_RUN=(--queue)
 fi
 
 ensure_environment >&2
 cd "$REPO_DIR"
-exec python -m iridis.graph "${HOW_TO_RUN[@]}" "$TABLE" -- "${FLAGS[@]}"
+if ((${#HOW_TO_RUN[@]} || DRY_RUN)); then
+    exec python -m iridis.graph "${HOW_TO_RUN[@]}" "$TABLE" -- "${FLAGS[@]}"
+fi
+python -m iridis.graph "$TABLE" -- "${FLAGS[@]}" || exit $?
+die "there is no SLURM here, and whole trainings are not begun unasked: --local runs the stages on this machine"

@@ -419,6 +419,16 @@ def test_dry_run_shows_the_tree_without_slurm(
 
 
 @pytest.mark.slow
+def test_nothing_is_run_unasked_where_there_is_no_slurm(
+    table: Callable[..., str], without_slurm: dict[str, str]
+) -> None:
+    done = pipeline(without_slurm, table(SMALL))
+    assert (done.returncode, done.stdout) == (2, TREE)
+    assert done.stderr.startswith("error: there is no SLURM here") and done.stderr.count("\n") == 1
+    assert not Path(without_slurm["SCRATCH_DIR"]).exists()
+
+
+@pytest.mark.slow
 def test_a_finished_training_is_told_as_done_and_its_evaluation_as_new(
     table: Callable[..., str], without_slurm: dict[str, str]
 ) -> None:

@@ -182,7 +182,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_a_graph_that_was_stopped_and_killed_ends_as_one_that_was_not(door: Door, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    out, err = door(whole).communicate(timeout=200)
+    out, err = door(whole, "--local").communicate(timeout=200)
     assert out.startswith(DONE.replace("done", "new ")) and out.endswith(DONE), (out, err)
     for signum, group in ((signal.SIGTERM, False), (signal.SIGKILL, True)):
         running = door(cut, "--local")
