@@ -69,7 +69,7 @@ def prepared(folder: Path, form: str) -> ExampleSplits[Any]:
 
 
 def measured(objective: Dpo, pairs: PairSet, args: Any) -> dict[str, float]:
-    found = measure_pairs(objective, pairs, args, CPU, 0)
+    found = measure_pairs(objective, pairs, args, CPU, args.batch_size, 0)
     assert found is not None, "nothing stops it"
     return {name: round(value, 4) for name, value in mean_of_pairs(found).items()}
 

@@ -18,12 +18,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 IDENTITY, SCHEDULE, EVALUATION, PLACE = "identity", "schedule", "evaluation", "place"
+PATH, PATH_OR_NAME = "path", "path or name"
 
 
 @dataclass(frozen=True)
 class Flag:
     """A setting of commands and config files. type: makes a value of text. scope: what it changes. optional:
-    takes None too, as every flag does whose default it is.
+    takes None too, as every flag does whose default it is. names: PATH where its value is a file or folder,
+    PATH_OR_NAME where it may be one: a job that runs from elsewhere is given it in full (iridis/paths.py).
     """
 
     name: str
@@ -40,6 +42,7 @@ class Flag:
     )  # short value -> the value that it stands for
     optional: bool = False
     repeats: bool = False  # of `many`: given twice, the values of both count
+    names: str = ""
 
     @property
     def takes_none(self) -> bool:

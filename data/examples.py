@@ -75,6 +75,11 @@ class Examples:
         """Tokens of the longest sequence that is made of each example (N,)."""
         return self.lengths
 
+    @property
+    def firsts(self) -> NDArray[np.int64]:
+        """The first segment of each example (N,)."""
+        return np.concatenate([[0], self.ends[:-1]])
+
     def segments(self, number: int) -> range:
         """Of an example."""
         return range(int(self.ends[number - 1]) if number else 0, int(self.ends[number]))
@@ -88,12 +93,19 @@ class Examples:
 
     def prompts(self) -> Iterator[bytes]:
         """The first segment of each example, as it is stored."""
-        firsts = np.concatenate([[0], self.ends[:-1]])
+        firsts = self.firsts
         for begin, end in zip(self.begins[firsts].tolist(), self.begins[firsts + 1].tolist(), strict=True):
             yield self.tokens[begin:end].tobytes()
 
 
 class ChatExamples(Examples):
+    def __init__(self, path: Path, dtype: np.dtype[Any], vocab_size: int | None = None) -> None:
+        super().__init__(path, dtype, vocab_size)
+        if self.counted[self.firsts].any():
+            raise self.damaged("an example begins with an answer, whose first token could be no target")
+        if not self.counts.all():
+            raise self.damaged("an example has no answer")
+
     def example(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Its tokens (n,), and whether each is counted (n,)."""
         segments = self.segments(number)

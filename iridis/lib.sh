@@ -456,22 +456,12 @@ pin_code() {
 
 # whole_paths: what is meant from the clone, named in full: settings, and flags that name a file or folder there
 whole_paths() {
-    local name n word flag
+    local name
     for name in SCRATCH_DIR TEAM_DIR DATA_DIR RESULTS_DIR VENV_DIR CONDA_ENV_PREFIX; do
         printf -v "$name" %s "$(realpath -ms -- "${!name}")"
     done
-    for n in "${!FLAGS[@]}"; do
-        word="${FLAGS[n]}" flag="--"
-        if [[ $word == --*=* ]]; then
-            flag="${word%%=*}=" word="${word#*=}"
-        elif ((n)); then
-            flag="${FLAGS[n - 1]}"
-        fi
-        if [[ ${flag%=} =~ ^--(data_dir|results_base_folder)$ || (${flag%=} =~ ^--(init_from|use_pretrained|resume|config|dataset|teacher|core_data|sample_prompts)$ && -e $word) ]]; then
-            [[ $flag == *= ]] || flag=""
-            FLAGS[n]="$flag$(realpath -ms -- "$word")"
-        fi
-    done
+    mapfile -d '' -t FLAGS < <(python -m iridis.paths "${FLAGS[@]}")
+    wait "$!" || exit $?
 }
 
 # latest_jobs IDS: the same jobs, each as the newest link of its chain, without those that have done their work. Dies where one

@@ -22,7 +22,7 @@ import distributed
 from config.identity import INHERITED
 from config.mixture import names_of_sources
 from config.recipe import DEFAULT_RECIPE, flags_of, recipes
-from config.schema import Flag
+from config.schema import PATH_OR_NAME, Flag
 from config.tokenizers import BYTES, GPT2
 from config.values import Problem
 from errors import UserError
@@ -49,6 +49,7 @@ TOKENIZER = Flag(
     None,
     f"tokenizer, where neither the checkpoint nor its dataset names one: {GPT2}, {BYTES}, or a file"
     " tokenizer.json, also a copy of one that is gone (None: the named one)",
+    names=PATH_OR_NAME,
 )
 
 

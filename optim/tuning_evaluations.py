@@ -67,9 +67,15 @@ class HeldOutPairs(HeldOut):
         self, whole: bool, should_stop: Callable[[], bool], advanced: Callable[[], object]
     ) -> Measured | None:
         kept = self.partial_sums(self.objective, advanced)
-        batches = 0 if whole else self.plan.batches
         found = measure_pairs(
-            self.objective, self.windows, self.args, self.world, batches, should_stop, kept=kept
+            self.objective,
+            self.windows,
+            self.args,
+            self.world,
+            self.plan.batch_size,
+            0 if whole else self.plan.batches,
+            should_stop,
+            kept=kept,
         )
         return None if found is None else Measured(mean_of_pairs(found), in_words(found), kept.remove)
 
@@ -79,6 +85,7 @@ def measure_pairs(
     pairs: EvalSet,
     args: Namespace,
     world: World,
+    batch_size: int,
     read: NDArray[np.int64] | int,
     should_stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int], object] = lambda done: None,
@@ -100,9 +107,7 @@ def measure_pairs(
         columns = F.softplus(-margin), margin, (margin.sign() + 1) / 2, by_policy
         return torch.zeros(0, dtype=torch.float64), torch.stack(columns, dim=1).cpu()
 
-    found = summed(
-        objective, measure, (0, 4), pairs, args.batch_size, world, read, should_stop, progress, kept
-    )
+    found = summed(objective, measure, (0, 4), pairs, batch_size, world, read, should_stop, progress, kept)
     return None if found is None else found[1]
 
 

@@ -90,7 +90,9 @@ def of_pairs(restored: Restored, own: dict[str, Any]) -> None:
     objective = Dpo(model, reference.network, args.beta).to(world.device)
     kept = _partial_sums(restored, objective, examples, place)
     with progress_bar(world, len(chosen), args.batch_size) as progress:
-        found = measure_pairs(objective, pairs, args, world, chosen, progress=progress, kept=kept)
+        found = measure_pairs(
+            objective, pairs, args, world, args.batch_size, chosen, progress=progress, kept=kept
+        )
     assert found is not None, "nothing asked this evaluation to stop"
     if not world.is_main:
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from config.flags import FLAGS
-from config.schema import PLACE, SCHEDULE, Flag, switch
+from config.schema import PATH_OR_NAME, PLACE, SCHEDULE, Flag, switch
 from models.coalescence.settings import PRESETS, PUBLISHED, TINY
 
 MODEL = Flag(
@@ -21,6 +21,7 @@ DATASET = Flag(
     str,
     "processed",
     "folder that data.genomes.preprocess has made, by its name under --data_dir or as a path",
+    names=PATH_OR_NAME,
 )
 NETWORK: tuple[Flag, ...] = (
     MODEL,
@@ -56,6 +57,7 @@ ADAPTER: tuple[Flag, ...] = (
         "begin with the weights of a checkpoint of --adapter, those of the network below included: fresh"
         " optimiser, any preset of the same size; counts before --checkpoint (None: a new adapter)",
         scope=PLACE,  # --init_from takes its value, and is compared
+        names=PATH_OR_NAME,
     ),
 )
 HORIZON: tuple[Flag, ...] = (

@@ -13,6 +13,7 @@ from data import open_splits
 from data.bins import data_differences, identity_of
 from data.example_sources import PromptSource, SftSource
 from data.examples import open_examples
+from data.segments import COUNTED
 from data.sources import Wanted, lacking_sources
 from errors import UserError
 from iridis import targets
@@ -187,6 +188,18 @@ def test_damaged_text_of_a_prompt_is_refused_when_it_is_read(copy):
     source = PromptSource(open_examples(folder, PROMPTS, 256), 32, 8, 1)
     with pytest.raises(UserError, match="the text of prompt 0 cannot be read"):
         source.prompt(0)
+
+
+@pytest.mark.parametrize(
+    ("counted", "reason"),
+    [([True, False], "an example begins with an answer"), ([False, False], "an example has no answer")],
+)
+def test_examples_of_chats_have_answers_to_something(copy, counted, reason):
+    folder = copy(CHAT)
+    index = np.fromfile(folder / "train.index", dtype="<u4").reshape(-1, 2) & ~np.uint32(COUNTED)
+    (index | np.uint32(COUNTED) * np.array(counted)).astype("<u4").tofile(folder / "train.index")
+    with pytest.raises(UserError, match=reason):
+        open_examples(folder, CHAT)
 
 
 def test_pairs_are_not_made_of_other_segments(copy):

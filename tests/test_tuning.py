@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import config
 from data.batch import Batch, PlainSource
@@ -28,7 +29,7 @@ from optim.objectives.preferences import completion_logps, group_advantages, grp
 from optim.objectives.sft import Answers, Sft
 from optim.setup import autocaster
 from optim.tracked import PREFERENCES, evaluations_of, main_quantity
-from optim.tuning_evaluations import measure_pairs
+from optim.tuning_evaluations import HeldOutPairs, measure_pairs
 from tests.command_lines import refused
 from tests.helpers import tiny_args, tiny_model, tokens
 from tests.programs import ROOT
@@ -80,6 +81,17 @@ def test_gradients_of_log_probabilities_are_those_of_whole_logits(
     for one, two in zip(*gradients, strict=True):
         assert (one is None) == (two is None)
         assert one is None or torch.allclose(one, two, atol=1e-6, rtol=1e-4)
+
+
+def test_no_gradient_of_a_frozen_head_is_computed() -> None:
+    network, given = tiny_model("base", *MODERN), pairs()
+    head, flops = network.head[1], []
+    for is_trained in (False, True):
+        head.requires_grad_(is_trained)
+        with FlopCounterMode(display=False) as counter, torch.autocast("cpu", torch.bfloat16):
+            completion_logps(network, given["chosen"], given["chosen_mask"]).sum().backward()
+        flops.append(counter.get_total_flops())
+    assert flops[1] - flops[0] == 2 * given["chosen_mask"].numel() * head.numel()
 
 
 def test_log_probabilities_in_half_precision_come_close() -> None:
@@ -166,7 +178,7 @@ class Pairs(PlainSource):
 def test_every_model_with_one_state_of_each_token_learns_a_preference(model: str) -> None:
     objective = policy_and_reference(model, "--training_length_factor", "1", "1")
     fit(objective, Pairs(), steps=12, lr=1e-2, batch_size=2, device="cpu", seed=1)
-    measured = measure_pairs(objective, Fixed(), tiny_args("base", batch_size=2, dtype="float32"), CPU, 0)
+    measured = measure_pairs(objective, Fixed(), tiny_args("base", dtype="float32"), CPU, 2, 0)
     assert measured is not None and measured[:, 1].min() > 0.2
 
 
@@ -226,11 +238,25 @@ def test_pairs_are_measured_alike_in_any_batches(datasets: Path) -> None:
     splits = open_examples(datasets / "pairs", "pairs", 256)
     objective = policy_and_reference("base", "--vocab_size", "256")
     found = []
+    args = tiny_args("base", dtype="float32")
     for size in (3, 12):
-        args = tiny_args("base", batch_size=size, dtype="float32")
-        found.append(measure_pairs(objective, PairSet(splits.val, 16, splits.stop), args, CPU, 0))
+        found.append(measure_pairs(objective, PairSet(splits.val, 16, splits.stop), args, CPU, size, 0))
     assert found[0].shape == (len(splits.val), len(PREFERENCES))
     assert torch.allclose(*found, atol=1e-5)
+
+
+def test_a_run_goes_on_evaluating_the_pairs_that_it_began_with(datasets: Path, tmp_path: Path) -> None:
+    """Also where its steps are cut otherwise."""
+    splits = open_examples(datasets / "pairs", "pairs", 256)
+    objective, held_out = (
+        policy_and_reference("base", "--vocab_size", "256"),
+        PairSet(splits.val, 16, splits.stop),
+    )
+    args = tiny_args("base", dtype="float32", batch_size=4, eval_batches=1)
+    evaluation = HeldOutPairs(args, CPU, objective, held_out, tmp_path, {})
+    evaluation.take_up({"batch_size": 2, "batches": 3}, vars(args))
+    found = evaluation.run(False, lambda: False, lambda: None)
+    assert found is not None and found.values["n_pairs"] == 6
 
 
 @pytest.mark.slow

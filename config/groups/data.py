@@ -5,7 +5,7 @@ from __future__ import annotations
 from config.curriculum import CURRICULA
 from config.mixture import DROP, EPOCHS, ERROR, SAMPLINGS
 from config.packing import NONE, PACKINGS
-from config.schema import PLACE, Flag, dataset_or_mixture, switch
+from config.schema import PATH, PATH_OR_NAME, PLACE, Flag, dataset_or_mixture, switch
 
 DATA: tuple[Flag, ...] = (
     Flag(
@@ -15,6 +15,7 @@ DATA: tuple[Flag, ...] = (
         "prepared folder under --data_dir, or a path to one; built in are 'stdlib', and 'lib_code',"
         " 'lib_docs' and 'lib_licenses' in bytes; owt2 = openwebtext2; or a mixture,"
         " NAME=WEIGHT,NAME=WEIGHT,... (or a JSON object) of prepared folders of one tokenizer",
+        names=PATH_OR_NAME,
     ),
     Flag(
         "sampling",
@@ -68,7 +69,14 @@ DATA: tuple[Flag, ...] = (
         scope=PLACE,
     ),
     switch("normalise_weights", "divide the weights of a mixture by their sum, which else is 1", scope=PLACE),
-    Flag("data_dir", str, None, "root of the datasets (None: data/datasets in the repository)", scope=PLACE),
+    Flag(
+        "data_dir",
+        str,
+        None,
+        "root of the datasets (None: data/datasets in the repository)",
+        scope=PLACE,
+        names=PATH,
+    ),
     switch(
         "data_in_ram",
         "read the token files into memory before training (one copy for all processes of a node)",

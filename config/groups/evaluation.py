@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from config.schema import EVALUATION, PLACE, Flag, switch
+from config.schema import EVALUATION, PATH, PLACE, Flag, switch
 
 EVALUATIONS: tuple[Flag, ...] = (
     Flag("eval_freq", int, 200, "evaluate every N steps; 0 = only at the end", low=0, scope=PLACE),
@@ -65,6 +65,7 @@ EVALUATIONS: tuple[Flag, ...] = (
         "file of the prompts of --sample_every: one a line, or a JSON list of strings (None:"
         " --eval_seq_prefix and a few that are built in)",
         scope=PLACE,
+        names=PATH,
     ),
     Flag("sample_tokens", int, 32, "most tokens that a sample adds to its prompt", low=1, scope=PLACE),
     Flag(
@@ -82,6 +83,7 @@ EVALUATIONS: tuple[Flag, ...] = (
         "folder or zip of CORE's tasks: core.yaml, eval_meta_data.csv, eval_data/, or eval_bundle/ with them."
         " eval.py measures CORE where it is given, a training each --core_metric_every steps (None: no CORE)",
         scope=PLACE,
+        names=PATH,
     ),
     Flag(
         "core_metric_every",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from config.schema import PLACE, Flag, switch
+from config.schema import PATH, PATH_OR_NAME, PLACE, Flag, switch
 
 BACKENDS = ("nccl", "gloo")
 
@@ -13,6 +13,7 @@ CHECKPOINTS: tuple[Flag, ...] = (
         "./exps",
         "root of the experiment folders <dataset>/<model>/<name>",
         scope=PLACE,
+        names=PATH,
     ),
     Flag(
         "exp_name",
@@ -60,6 +61,7 @@ CHECKPOINTS: tuple[Flag, ...] = (
         "begin with the weights of a checkpoint file, or of the newest one of an experiment (folder or"
         " name), ours or the authors': fresh optimiser, any data and schedule. Read once; later jobs"
         " resume without it (None: random weights)",
+        names=PATH_OR_NAME,
     ),
     Flag(
         "use_pretrained",
@@ -68,6 +70,7 @@ CHECKPOINTS: tuple[Flag, ...] = (
         "auto: resume from the newest valid checkpoint of the experiment; a file; None: start afresh",
         scope=PLACE,
         optional=True,
+        names=PATH_OR_NAME,
     ),
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from config.formats import CHAT, PAIRS, PROMPTS
 from config.groups.model import DTYPES
-from config.schema import Flag, dtype_name
+from config.schema import PATH_OR_NAME, Flag, dtype_name
 
 NEXT_TOKEN, MULTI_TOKEN, DISTILLATION = "next_token", "multi_token", "distillation"
 SFT, DPO, GRPO = "sft", "dpo", "grpo"
@@ -47,6 +47,7 @@ OBJECTIVE: tuple[Flag, ...] = (
         None,
         "distillation: checkpoint of the teacher, a file, or the newest one of an experiment (folder or"
         " name), of any model with the same tokens. Needed as it is until the training is finished",
+        names=PATH_OR_NAME,
     ),
     Flag(
         "teacher_dtype",
@@ -71,6 +72,7 @@ OBJECTIVE: tuple[Flag, ...] = (
         None,
         "dpo, grpo: checkpoint that the policy is kept close to, a file, or the newest one of an experiment"
         " (folder or name). Needed as it is until the training is finished (None: the one of --init_from)",
+        names=PATH_OR_NAME,
     ),
     Flag(
         "beta",

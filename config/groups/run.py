@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from config.schema import PLACE, SCHEDULE, Flag, switch
+from config.schema import PATH, PLACE, SCHEDULE, Flag, switch
 
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # that can stop a training
 DEFAULT_STOP_SIGNALS = STOP_SIGNALS[:5]
@@ -14,6 +14,7 @@ RUN: tuple[Flag, ...] = (
         None,
         "JSON file of flag values, in sections or not, between the defaults and the command line",
         scope=PLACE,
+        names=PATH,
     ),
     Flag("iterations", int, 25000, "optimiser steps in all (not epochs)", low=1, scope=SCHEDULE),
     Flag("batch_size", int, 32, "sequences of one micro-batch on one process", low=1),
@@ -35,6 +36,7 @@ RUN: tuple[Flag, ...] = (
         "stop cleanly when this file exists; its text, if any, is the reason. The file 'stop' in the"
         " experiment folder always does (None: only that one)",
         scope=PLACE,
+        names=PATH,
     ),
     Flag(
         "stop_signals",
@@ -53,6 +55,7 @@ RUN: tuple[Flag, ...] = (
         "write a copy of outcome.json here, also where the experiment's folder cannot be written (None:"
         " no copy)",
         scope=PLACE,
+        names=PATH,
     ),
     Flag(
         "max_runtime_minutes",

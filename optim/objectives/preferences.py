@@ -67,9 +67,10 @@ class _TokenLosses(torch.autograd.Function):
         kind = hidden.device.type
         in_half = ctx.dtype not in (torch.float32, torch.float64)
         with torch.enable_grad(), torch.autocast(kind, ctx.dtype) if in_half else nullcontext():
-            given = hidden.requires_grad_(), weight.requires_grad_()
+            given = hidden.requires_grad_(), weight.requires_grad_(ctx.needs_input_grad[1])
             total = linear_cross_entropy(*given, targets, grad.contiguous(), **ctx.head)[0]
-            return *torch.autograd.grad(total, given), None, None
+            total.backward()
+        return hidden.grad, weight.grad, None, None
 
 
 def scored(network: Any, tokens: Tensor, mask: Tensor) -> Scores:
