@@ -477,6 +477,8 @@ def how_to_prepare(dataset: str, vocab_size: int | None = None, format: str | No
 
 def not_prepared(dataset: str, folder: Path, vocab_size: int | None = None, format: str | None = None) -> str:
     how = how_to_prepare(dataset, vocab_size, format)
+    if how.startswith("python") and folder.absolute().parent != DEFAULT_DATA_DIR.absolute():
+        how += f" --data_dir {shlex.quote(str(folder.parent))}"
     return f"dataset {dataset!r} is not prepared: {folder} lacks train.bin or val.bin; {how}"
 
 

@@ -110,7 +110,9 @@ def by_name(flag: str, name: str) -> Path:
     """
     if os.path.exists(name):
         return Path(name)
-    bases = [Path(base) for base in dict.fromkeys([os.environ.get("RESULTS_DIR") or "exps", "exps"])]
+    bases = [Path(os.environ.get("RESULTS_DIR") or "exps"), Path("exps")]
+    if bases[0].resolve() == bases[1].resolve():
+        bases.pop()
     is_plain = not name.startswith("/") and not {"", ".", ".."} & set(name.split("/"))
     matches: set[str] = set()
     if is_plain:

@@ -12,9 +12,11 @@ import ast
 import math
 import operator
 import re
+import reprlib
 from collections.abc import Callable
 from fractions import Fraction
 from numbers import Real
+from typing import Any
 
 from config.reward_checks import ARITHMETIC, EXACT, REGEX, reward_problem
 from errors import OwnError, UserError
@@ -89,6 +91,17 @@ def _matches(pattern: str) -> Reward:
     return lambda prompt, completion, answer: float(compiled.search(completion) is not None)
 
 
+def _finite(found: Any) -> float | None:
+    """What a reward has returned, as a float; None where it is no finite one."""
+    if not isinstance(found, Real):
+        return None
+    try:
+        number = float(found)
+    except OverflowError:  # an integer or a fraction beyond all floats
+        return None
+    return number if math.isfinite(number) else None
+
+
 class Checked:
     """A reward that is a finite number, or one line that says which example it fails on."""
 
@@ -104,12 +117,13 @@ class Checked:
             raise OwnError(f"{FLAG} {self.name}: prompt {where}: {error}") from None
         except (Exception, SystemExit) as error:  # whatever the user's code raises
             raise OwnError(str(failed(FLAG, self.name, f"the reward of prompt {where}", error))) from None
-        if not isinstance(found, Real) or not math.isfinite(found):
+        number = _finite(found)
+        if number is None:
             raise OwnError(
                 f"{FLAG} {self.name}: the reward of prompt {where} must be a finite number, not"
-                f" {str(found)[:SHOWN]!r}"
+                f" {' '.join(reprlib.repr(found).split())}"
             )
-        return float(found)
+        return number
 
 
 def reward_of(reward: str | Reward) -> Checked:

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -143,6 +144,11 @@ def test_missing_bin_is_refused(tmp_path, name):
 def test_unprepared_dataset_names_the_command_that_prepares_it(tmp_path, name, command):
     with pytest.raises(UserError, match=re.escape(command)):
         open_splits(name, str(tmp_path), 8, 50304)
+
+
+def test_the_command_prepares_it_where_it_is_looked_for(tmp_path):
+    with pytest.raises(UserError, match=re.escape(f" --data_dir {shlex.quote(str(tmp_path))}") + "$"):
+        open_splits("wikitext", str(tmp_path), 8, 50304)
 
 
 @pytest.mark.parametrize(

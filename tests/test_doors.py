@@ -135,6 +135,13 @@ def test_a_name_is_looked_for_where_jobs_write_too(
     assert find_checkpoint("job") == Path("jobs/owt2/adm/job/ckpt.pt")
 
 
+def test_one_folder_under_two_names_holds_one_experiment(
+    experiments: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RESULTS_DIR", str(Path("exps").resolve()))
+    assert find_checkpoint("other").name == "ckpt.pt"
+
+
 @pytest.mark.parametrize(
     ("name", "line"),
     [

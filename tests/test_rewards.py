@@ -47,6 +47,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "def short(prompt, completion, answer):\n    return 1 / (1 + len(completion))\n"
         "def words(prompt, completion, answer):\n    return 'much'\n"
         "def infinite(prompt, completion, answer):\n    return float('inf')\n"
+        "def huge(prompt, completion, answer):\n    return 10**400\n"
         "def failing(prompt, completion, answer):\n    raise ValueError('a\\nb')\n"
         "number = 3\n"
     )
@@ -81,7 +82,8 @@ def test_a_reward_that_there_is_not(module: str, name: str, line: str) -> None:
         ("exact", r"^--reward exact: prompt 'a': this example has no answer$"),
         ("arithmetic", r"^--reward arithmetic: prompt 'a': neither its answer nor its prompt"),
         ("their_rewards:words", r"must be a finite number, not 'much'$"),
-        ("their_rewards:infinite", r"must be a finite number, not 'inf'$"),
+        ("their_rewards:infinite", r"must be a finite number, not inf$"),
+        ("their_rewards:huge", r"must be a finite number, not 1000000.*000$"),
         ("their_rewards:failing", r"the reward of prompt 'a' fails: ValueError: a$"),
     ],
 )
