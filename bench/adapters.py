@@ -5,7 +5,8 @@ trained on, after as many steps of sft from one start, a small network that has 
 
 A JSON line for each way and seed: held-out loss (nats a token of an answer) and share of the sums that are
 right to the last digit and end there, by greedy decoding. Then a line for each way with the seconds and the
-memory of a step of a larger network, beside that of all weights.
+memory of a step of a larger network, beside that of all weights: allocated as tensors, and resident, to which
+the allocator adds what it cannot give back.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ import statistics
 import sys
 import tempfile
 from argparse import Namespace
+from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 import config
 from bench.arithmetic import write
@@ -138,10 +142,21 @@ def costs(rounds: int) -> list[dict[str, Any]]:
                 "ratio": round(statistics.median(ratios), 3),
                 "quartiles": [round(quartiles[0], 3), round(quartiles[2], 3)],
                 "seconds": round(statistics.median(times[way]), 3),
-                "step_mib": round(peak_growth(step)),
+                "allocated_mib": round(peak_allocated(step)),
+                "resident_mib": round(peak_growth(step)),
             }
         )
     return rows
+
+
+def peak_allocated(work: Callable[[], object]) -> float:
+    """Most that `work` holds at once of what it allocates as tensors, in MiB."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        work()
+    assert watched.profiler is not None
+    found = watched.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in found if event.name() == "[memory]")
+    return max(accumulate(change for _, change in changes)) / 2**20
 
 
 def state_mib(way: str) -> float:
