@@ -1,7 +1,7 @@
 """Does DPO raise the margin of pairs that it was not trained on? On sums of two numbers, from a network that
 supervised fine-tuning has taught to add, in part.
 
-    python bench/dpo.py [--seeds 1 2 3]
+    python bench/dpo.py [--seeds 1 2 3 4 5]
 
 A JSON line for each seed, with what is measured of the held-out pairs at the beginning and at the end of dpo;
 at the beginning the policy is its reference. The sft is trained on the same sums that dpo is, so the held-out
@@ -102,10 +102,10 @@ def trained(seed: int, given: argparse.Namespace, chat: Any, pairs: Any) -> dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="DPO on held-out pairs of sums.")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--problems", type=int, default=5000, help="sums, a tenth of them held out [5000]")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--problems", type=int, default=9000, help="sums, a tenth of them held out [9000]")
     parser.add_argument("--sft_steps", type=int, default=600)
-    parser.add_argument("--dpo_steps", type=int, default=150)
+    parser.add_argument("--dpo_steps", type=int, default=200)
     parser.add_argument("--beta", type=float, default=0.1)
     parser.add_argument("--lr", type=float, default=2e-4, help="of dpo [0.0002]")
     given = parser.parse_args()

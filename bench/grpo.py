@@ -73,10 +73,9 @@ def write_sums(folder: Path) -> None:
 def prepared(folder: Path, form: str) -> ExampleSplits[Any]:
     """Those examples, a fifth of them held out."""
     words = ["--name", form, "--data_dir", str(folder), "--input", str(folder / "lines" / f"{form}.jsonl")]
-    with contextlib.redirect_stdout(sys.stderr):
-        code = tokenize(
-            [*words, "--format", form, "--tokenizer", "bytes", "--val-share", "0.2", "--workers", "1"]
-        )
+    code = tokenize(
+        [*words, "--format", form, "--tokenizer", "bytes", "--val-share", "0.2", "--workers", "1"]
+    )
     if code:
         raise SystemExit(code)
     return open_examples(folder / form, form)
@@ -137,14 +136,24 @@ def trained(seed: int, given: Namespace, chat: Any, prompts: Any) -> dict[str, A
     measure = Measure(network, objective.rollouts, args)
     seeds = {**COMMON, "seed": seed, "data_seed": seed}
     until, began = Until(measure, source.set, given.start), time.process_time()
-    sft = {"steps": given.sft_steps, "lr": given.sft_lr, "batch_size": 64, "scheduler": "none"}
+    sft: dict[str, Any] = {
+        "steps": given.sft_steps,
+        "lr": given.sft_lr,
+        "batch_size": 64,
+        "scheduler": "none",
+    }
     fitted = fit(Sft(network), SftSource(chat, length, seed), hooks=[until], **sft, **seeds)
     if not fitted.outcome.is_done:  # a signal ends the whole measurement
         raise SystemExit(fitted.outcome.reason)
     before, middle = measure.of(held_out), time.process_time()
     hooks = [RolloutRows(objective, 0), *([Shown(measure, held_out)] if given.show else [])]
-    grpo = {"steps": given.steps, "lr": given.lr, "batch_size": given.batch_size, "beta2": 0.99}
-    shape = {"scheduler": "linear_decay", "warmup_steps": 10}
+    grpo: dict[str, Any] = {
+        "steps": given.steps,
+        "lr": given.lr,
+        "batch_size": given.batch_size,
+        "beta2": 0.99,
+    }
+    shape: dict[str, Any] = {"scheduler": "linear_decay", "warmup_steps": 10}
     fitted = fit(objective, source, hooks=hooks, **grpo, **shape, **seeds)
     if not fitted.outcome.is_done:
         raise SystemExit(fitted.outcome.reason)
@@ -163,19 +172,20 @@ def main() -> None:
     parser.add_argument("--start", type=float, default=0.22, help="reward at which sft ends [0.22]")
     parser.add_argument("--sft_steps", type=int, default=4000, help="most steps of sft [4000]")
     parser.add_argument("--sft_lr", type=float, default=3e-3)
-    parser.add_argument("--steps", type=int, default=500, help="of GRPO [500]")
+    parser.add_argument("--steps", type=int, default=700, help="of GRPO [700]")
     parser.add_argument("--batch_size", type=int, default=64, help="prompts of a step [64]")
     parser.add_argument("--group_size", type=int, default=8, help="completions of each [8]")
-    parser.add_argument("--lr", type=float, default=1e-3, help="of GRPO [0.001]")
+    parser.add_argument("--lr", type=float, default=2e-3, help="of GRPO [0.002]")
     parser.add_argument("--show", action="store_true", help="the held-out reward every 100 steps, on stderr")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as temporary:
+    out = sys.stdout  # which holds JSON alone
+    with tempfile.TemporaryDirectory() as temporary, contextlib.redirect_stdout(sys.stderr):
         folder = Path(temporary)
         write_sums(folder / "lines")
         chat, prompts = prepared(folder, "chat"), prepared(folder, "prompts")
         for seed in given.seeds:
-            print(json.dumps(trained(seed, given, chat, prompts)), flush=True)
+            print(json.dumps(trained(seed, given, chat, prompts)), file=out, flush=True)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ class LoraLinear(nn.Linear):
     scale: float
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + F.linear(F.linear(x, self.lora_a) * self.scale, self.lora_b)
+        # added in place: one tensor of the output's size fewer
+        return super().forward(x).add_(F.linear(F.linear(x, self.lora_a) * self.scale, self.lora_b))
 
 
 def add_lora(network: nn.Module, kind: type[nn.Module], lora: Lora) -> None:
