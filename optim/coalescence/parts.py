@@ -49,6 +49,7 @@ class Parts:
             with path.open("wb") as file:
                 np.save(file, tokens)
 
+        self.folder.mkdir(parents=True, exist_ok=True)  # another call into the same place may have ended
         replace_atomically(self._path(first), write)
 
     def remove(self) -> None:
