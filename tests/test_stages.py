@@ -171,7 +171,7 @@ def door(programs: Path, quick_venv: Path, tmp_path: Path) -> Door:
     """Starts the pipeline of two stages on a machine without SLURM, with results below a folder."""
     (tmp_path / "mine.tsv").write_text(TABLE)
 
-    def start(folder: Path, *options: str) -> subprocess.Popen[str]:
+    def start(folder: Path) -> subprocess.Popen[str]:
         env = {
             **os.environ,
             "PATH": str(programs),
@@ -181,7 +181,7 @@ def door(programs: Path, quick_venv: Path, tmp_path: Path) -> Door:
         }
         bash = str(shutil.which("bash"))
         return subprocess.Popen(
-            [bash, str(ROOT / "iridis" / "pipeline.sh"), str(tmp_path / "mine.tsv"), *options],
+            [bash, str(ROOT / "iridis" / "pipeline.sh"), str(tmp_path / "mine.tsv"), "--local"],
             env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -201,10 +201,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_a_graph_that_was_stopped_and_killed_ends_as_one_that_was_not(door: Door, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    out, err = door(whole, "--local").communicate(timeout=200)
+    out, err = door(whole).communicate(timeout=200)
     assert out.startswith(DONE.replace("done", "new ")) and out.endswith(DONE), (out, err)
     for signum, group in ((signal.SIGTERM, False), (signal.SIGKILL, True)):
-        running = door(cut, "--local")
+        running = door(cut)
         before = len(list(cut.rglob("*.trees")))
         while running.poll() is None and len(list(cut.rglob("*.trees"))) < before + 3:
             time.sleep(0.01)
