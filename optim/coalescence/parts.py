@@ -18,12 +18,6 @@ Tokens = NDArray[np.uint16]
 PREFIX = ".parts_"
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class Parts:
     """Batches that are done, in a folder of their own, so that an interrupted call goes on where it was."""
 
