@@ -9,7 +9,10 @@ from typing import Any
 
 STOPPED = 83  # exit code of a run that stopped cleanly with work left
 BAD_INPUT = 2  # exit code where the user must fix something
-OPTIONAL = {"msprime": "requirements-genomes.txt", "tskit": "requirements-genomes.txt"}  # what has a package
+REQUIRED = "-r requirements.txt -c constraints.txt"
+OF_GENOMES = "-r requirements-genomes.txt -c constraints.txt"
+# optional packages -> what pip installs
+OPTIONAL = {"msprime": OF_GENOMES, "tskit": OF_GENOMES, "stdpopsim": "stdpopsim"}
 
 
 class UserError(Exception):
@@ -49,8 +52,7 @@ def missing_package(error: BaseException | None) -> str | None:
     ):
         return None
     environment = "source .venv/bin/activate, or " if (root / ".venv" / "bin" / "activate").is_file() else ""
-    file = OPTIONAL.get(name, "requirements.txt")
-    return f"{name} is not installed: {environment}pip install -r {file} -c constraints.txt"
+    return f"{name} is not installed: {environment}pip install {OPTIONAL.get(name, REQUIRED)}"
 
 
 def report_missing_package() -> None:

@@ -53,7 +53,14 @@ FLAGS = {
             choices=("inaccessible", "accessible"),
         ),
         Flag("contig", str, None, "contig of the VCF (None: the only one)"),
-        Flag("sequence_length", int, None, "bp of the contig (None: the VCF's header says)", low=1),
+        Flag(
+            "sequence_length",
+            int,
+            None,
+            "bp of the contig (None: the VCF's header says)",
+            low=1,
+            high=1 << 34,
+        ),
         Flag(
             "ancestral",
             str,
@@ -154,7 +161,7 @@ def read_input(flags: dict[str, Any], n_samples: int, reads_missing: bool) -> Op
     from data.genomes.bed import complement, read_bed
     from data.genomes.trees import is_tree_sequence, read_trees
     from data.genomes.vcf import VcfOptions, read_vcf
-    from optim.coalescence.parts import digest
+    from files import sha256_of
 
     path, trees = Path(flags["input"]), None
     if is_tree_sequence(path):
@@ -183,7 +190,7 @@ def read_input(flags: dict[str, Any], n_samples: int, reads_missing: bool) -> Op
         )
     if reads_missing and not any(map(len, gaps)):
         notes.append("no gaps (--mask): everything is taken to be accessible, which this model is told")
-    files = {name: digest(Path(flags[name])) for name in OF_FILES[1:] if flags[name] is not None}
+    files = {name: sha256_of(Path(flags[name])) for name in OF_FILES[1:] if flags[name] is not None}
     return Opened(haplotypes, trees, np.concatenate(gaps), notes, files)
 
 
@@ -235,8 +242,9 @@ def write(times: Times, flags: dict[str, Any], opened: Opened, facts: dict[str, 
 
 def run(flags: dict[str, Any]) -> int:
     """Raises UserError."""
+    from files import sha256_of
     from optim.coalescence.inference import Drawing, Sequences, draws, open_model, pairs_of
-    from optim.coalescence.parts import Parts, Progress, digest
+    from optim.coalescence.parts import Parts, Progress
     from optim.restore import output_folder
 
     with distributed.start(None, flags["device"]) as world:
@@ -257,7 +265,7 @@ def run(flags: dict[str, Any]) -> int:
                 f"the sequence has {sequences.n_total} windows of {window} bp and the model reads"
                 f" {settings.n_windows}: those beyond its end are empty, which the model was not trained on"
             )
-        files = {"checkpoint": digest(model.path), **opened.files}
+        files = {"checkpoint": sha256_of(model.path), **opened.files}
         parts = Parts(folder, {name: flags[name] for name in SETTINGS_OF_DRAWS} | {"window": window, **files})
         drawing = Drawing(flags["replicates"], flags["seed"], flags["top_k"], flags["rows"])
         total = len(sequences) * drawing.replicates * settings.n_windows

@@ -32,6 +32,12 @@ def die_with(parent: int, signum: int = signal.SIGKILL) -> None:
         os.kill(os.getpid(), signum)
 
 
+def start_worker(parent: int) -> None:
+    """In a new worker of a pool, which ends with the process `parent`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
+    die_with(parent)
+
+
 def is_running(pid: int) -> bool:
     """Whether this machine has such a process."""
     try:

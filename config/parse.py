@@ -113,7 +113,11 @@ def _flags_in(argv: Sequence[str]) -> list[str]:
 def as_written(argv: Sequence[str] | None = None, prog: str = "main.py") -> Callable[[str], str]:
     """Names flags in a text as the command line does: --n_layer becomes --depth, where that was written."""
     name, words = _split_recipe(sys.argv[1:] if argv is None else argv, prog)
-    written = {recipes()[name].flag_named(flag): flag for flag in _flags_in(words)}
+    recipe = recipes()[name]
+    written = {recipe.flag_named(flag): flag for flag in _flags_in(words)}
+    for flag, other in recipe.given_by.items():
+        if other in written:
+            written[flag] = written[other]
 
     def worded(text: str) -> str:
         return re.sub(r"--(\w+)(?![\w-])", lambda found: f"--{written.get(found[1], found[1])}", text)

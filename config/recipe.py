@@ -45,7 +45,8 @@ class Recipe:
     """groups: title in --help -> flags. old_flags: accepted, without effect, named in one line of --help.
 
     defaults: flag -> the default that it has in this recipe. spellings: another system's name of a setting,
-    on the command line or as a key of a config file -> flag; with - or _ alike. sections: of its config
+    on the command line or as a key of a config file -> flag; with - or _ alike. given_by: flag -> another one
+    whose value it takes where that is given, and by which problems then name it. sections: of its config
     files, and their keys (none: every flag); without any, sections have names of any kind. selftest: flags of
     --selftest_resume, above the defaults. follow: defaults that follow other flags, of the values of all;
     those that are given count. resolve: fills in settings of a training that are None and follow from others;
@@ -65,6 +66,7 @@ class Recipe:
     old_flags: Sequence[Flag] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     spellings: Mapping[str, str] = field(default_factory=dict)
+    given_by: Mapping[str, str] = field(default_factory=dict)
     sections: Mapping[str, Sequence[str]] = field(default_factory=dict)
     selftest: Mapping[str, Any] = field(default_factory=dict)
     follow: Callable[[dict[str, Any]], dict[str, Any]] = _nothing_follows

@@ -6,7 +6,6 @@ ProcessPoolExecutor(workers, context, start_worker, (counters, os.getpid())).sub
 from __future__ import annotations
 
 import os
-import signal
 from collections import Counter
 from collections.abc import Iterator, Sized
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+import processes
 from config.formats import LINES
 from data.corpus import documents, records
 from data.encode import best_engine
@@ -28,7 +28,7 @@ from data.streams import Shard
 from data.tokenizer import Tokenizer, open_tokenizer, sizes_of
 from data.vocabulary import Vocabulary
 from files import sync, sync_folder, write_json
-from processes import die_with, peak_kib
+from processes import peak_kib
 
 BATCH_BYTES = 1 << 21  # text encoded at once by a worker
 GROUPS_OF_AN_ENGINE = 16  # then a new one takes its place: it remembers every word that it has met
@@ -69,8 +69,7 @@ def start_worker(counters: Any, parent: int) -> None:
     global _counters
     _counters = counters
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a worker for each core
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
-    die_with(parent)
+    processes.start_worker(parent)
 
 
 def _batches(items: Iterator[T | Bad], bad: list[Bad], max_bad: int) -> Iterator[list[T]]:

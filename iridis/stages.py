@@ -7,7 +7,6 @@ this one ended, however it ended.
 
 from __future__ import annotations
 
-import functools
 import os
 import selectors
 import signal
@@ -25,6 +24,7 @@ from processes import die_with
 DONE, NEW, FAILED, BLOCKED, INTERRUPTED = "done", "new", "failed", "blocked", "stopped"
 TICK = 0.5  # seconds between looks at stages that print nothing
 READ_BYTES = 1 << 16
+ROOT = Path(__file__).parent.parent
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -55,18 +55,32 @@ class Running:
 
 
 def start(name: str, command: Sequence[str], env: Mapping[str, str]) -> Running:
-    """Start a job, which is asked to end when this process is gone."""
+    """Start a job, which is asked to end, with all that it has started, when this process is gone."""
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-m", "iridis.stages", str(os.getpid()), *command],
         env=env,
+        cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        preexec_fn=functools.partial(die_with, os.getpid(), signal.SIGTERM),
     )
-    os.set_blocking(Running(name, process).output.fileno(), False)
+    stage = Running(name, process)
+    os.set_blocking(stage.output.fileno(), False)
     say(f"=== {name} begins")
-    return Running(name, process)
+    return stage
+
+
+def attend(parent: int, command: Sequence[str]) -> int:
+    """Exit code of a command, which is asked to end when `parent` is gone, and so is all that it has started:
+    a signal at the death of a process reaches its own children alone.
+    """
+    for signum in (signal.SIGINT, signal.SIGHUP):  # a terminal's, which the others get as well
+        signal.signal(signum, lambda *_: None)
+    with subprocess.Popen(command) as process:
+        signal.signal(signal.SIGTERM, lambda *_: ask_to_end(process.pid))
+        die_with(parent, signal.SIGTERM)
+        code = process.wait()
+    return code if code >= 0 else 128 - code
 
 
 def descendants(pid: int) -> list[int]:
@@ -82,13 +96,13 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def ask_to_end(running: Sequence[Running]) -> None:
-    for stage in running:
-        for pid in descendants(stage.process.pid):
-            try:
-                os.kill(pid, signal.SIGTERM)
-            except ProcessLookupError:
-                continue
+def ask_to_end(top: int) -> None:
+    """A process and all below it."""
+    for pid in descendants(top):
+        try:
+            os.kill(pid, signal.SIGTERM)
+        except ProcessLookupError:
+            continue
 
 
 class Stages:
@@ -127,7 +141,8 @@ class Stages:
     def _end(self, *_: Any) -> None:
         """For signals: no stage begins any more, and those that run are asked to end."""
         self.asked_to_end = True
-        ask_to_end(self.running)
+        for stage in self.running:
+            stage.process.terminate()
 
     def _start_ready(self, selector: selectors.BaseSelector) -> bool:
         """Start what can begin. Returns whether anything did."""
@@ -203,3 +218,7 @@ def thread_share(at_once: int) -> int:
     """Threads for each of the stages that run at a time."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return max(1, cores // at_once)
+
+
+if __name__ == "__main__":
+    sys.exit(attend(int(sys.argv[1]), sys.argv[2:]))

@@ -4,10 +4,10 @@ for the run as planned, one more for each extension.
 A leg rises from a start rate to a top rate and then falls to the end rate at its last step. `cos` and
 `linear` are the authors' OneCycleLR to the last digit, which ends at lr / 100 / final_div_factor; `wsd` stays
 at the top until its final decay; `none` stays at lr. `warmup_cos` rises from 0 in --warmup_steps, falls along
-a cosine to --min_lr, which it reaches after its last step, or at --decay_steps, and stays there. `trapezoid`
-rises to lr in the first --warmup_ratio of the steps and falls to --final_lr_frac of it in the last
---warmdown_ratio, with lr in its first and the end rate after its last step. `cosine`, `linear_decay` and
-`constant` (LIBRARY) rise from 1e-7 in --warmup_steps; then they fall to 0 after the last step, or stay. A
+a cosine to --min_lr, which it reaches after its last step, or --decay_steps after its first, and stays
+there. `trapezoid` rises to lr in the first --warmup_ratio of the steps and falls to --final_lr_frac of it in
+the last --warmdown_ratio, with lr in its first and the end rate after its last step. `cosine`, `linear_decay`
+and `constant` (LIBRARY) rise from 1e-7 in --warmup_steps; then they fall to 0 after the last step, or stay. A
 group with a multiple of the rate rises from 1e-7 too.
 
 Groups with `full_decay` decay by the share of it that `Schedule.decay_share` gives, linear down to 0 after
@@ -126,7 +126,7 @@ class Shape:
             return self._trapezoid(leg, min(step, leg.end) - leg.start)
         end = leg.end if self.scheduler in IN_STEPS else leg.end - 1  # the step of the end rate
         if self.decay_steps is not None:
-            end = self.decay_steps
+            end = leg.start + self.decay_steps
         local, last = min(step, end) - leg.start, end - leg.start
         if local <= leg.rise:
             share = local / leg.rise if leg.rise > 0 else 1.0

@@ -175,6 +175,12 @@ def data_problems(args: Namespace, meta: GenomeMeta) -> list[Problem]:
     if len(meta.multipliers) != SCALES:
         line = f"--dataset-path {args.dataset} has windows of {len(meta.multipliers)} scales, not of {SCALES}"
         problems.append(Problem(line, "dataset"))
+    if preset.mask_singletons and meta.masked:
+        line = (
+            f"--dataset-path {args.dataset} has gaps (it was prepared with --bitmask), and --model"
+            f" {args.model} is not told which: it would take them for regions without mutations"
+        )
+        problems.append(Problem(line, "model", "dataset"))
     if not preset.mask_singletons and not meta.masked:
         line = (
             f"--model {args.model} reads in bin 0 which share of a window is missing, and --dataset-path"
@@ -287,6 +293,7 @@ RECIPE = Recipe(
     assemble=assemble,
     defaults=DEFAULTS,
     spellings=SPELLINGS,
+    given_by={"init_from": "resume_adapter"},
     selftest=SELFTEST,
     follow=follow,
     resolve=resolve,

@@ -82,7 +82,7 @@ HORIZON: tuple[Flag, ...] = (
         "decay_steps",
         int,
         150_000,
-        "step at which warmup_cos reaches --min_lr, whatever the length of the run (None: its last)",
+        "steps in which warmup_cos reaches --min_lr, whatever the length of the run (None: all of it)",
         low=1,
         optional=True,
     ),

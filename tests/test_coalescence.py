@@ -26,7 +26,9 @@ from optim.checkpoint import save_checkpoint
 from optim.coalescence.held_out import HeldOutTimes
 from optim.coalescence.load import load_model
 from optim.coalescence.objective import NextTime
+from optim.coalescence.training import left_out
 from optim.optimizers import make_optimizer
+from optim.schedules import Schedule, Shape
 from tests.coalescence import WINDOWS, its_names, network, write_public, write_sets
 from tests.command_lines import refused
 
@@ -154,6 +156,44 @@ def test_the_name_of_an_experiment_has_no_length_of_texts(sets: Path) -> None:
     assert str(config.experiment_folder(args)).endswith("exps/w2000/broad/lr0.0003_bs128x6_seed2")
 
 
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [([], "lr0.001_bs32x1_seed2"), (["--decay_steps", 9], "lr0.001_bs32x1_decay_steps=9_seed2")],
+)
+def test_the_name_of_an_experiment_has_no_default_of_its_model(flags: list[object], name: str) -> None:
+    args = parsed("--model", "tiny", "--dataset", "nowhere/w2000", *flags)
+    assert config.experiment_folder(args).name == name
+
+
+def test_a_file_is_named_by_the_flag_that_gave_it() -> None:
+    worded = config.as_written(
+        ["coalescence", "--adapter", "--checkpoint", "a.pt", "--resume-adapter", "b.pt"]
+    )
+    assert worded("--init_from b.pt does not fit") == "--resume-adapter b.pt does not fit"
+    worded = config.as_written(["coalescence", "--checkpoint", "a.pt"])
+    assert worded("--init_from a.pt does not fit") == "--checkpoint a.pt does not fit"
+
+
+@pytest.mark.parametrize("how", ["continue", "restart", "rejoin"])
+def test_an_extension_beyond_the_decay_has_no_rate_out_of_bounds(how: str) -> None:
+    shape = Shape("warmup_cos", 1e-3, 0.0, 1.0, 0.0, warmup_steps=4, min_lr=1e-4, decay_steps=8)
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    before = Schedule(optimiser, shape, 20)
+    for _ in range(20):
+        before.step()
+    after = Schedule(optimiser, shape, 40)
+    after.load_state_dict(before.state_dict(), extend=how)
+    assert all(1e-4 <= after.rate_at(step) <= 1e-3 for step in range(20, 40))
+    assert after.rate_at(39) == pytest.approx(1e-4)
+
+
+def test_files_that_could_not_be_prepared_are_told(sets: Path) -> None:
+    meta = open_genomes(sets / "w2000").meta
+    assert left_out(meta) == []
+    (line,) = left_out(replace(meta, errors=[["ssd/b.trees", "it has 3 samples"], ["ssd/c.trees", ""]]))
+    assert "lack 2 tree sequences" in line and "ssd/b.trees: it has 3 samples" in line
+
+
 WRONG = [
     (["--model", "brood"], "did you mean broad?"),
     (["--resume-adapter", "x.pt"], "--resume-adapter goes on with an adapter: give --adapter too"),
@@ -185,6 +225,7 @@ UNFIT = [
     ("tiny", "n6", [], "give --adapter --adapter-samples 6, or other data"),
     ("tiny", "n6", ["--adapter", "--adapter-samples", 5], "--adapter-samples 5: the pairs of"),
     ("tiny_w200_wmissing", "w200", [], "prepare it with --bitmask"),
+    ("tiny_w200", "w200_missing", [], "would take them for regions without mutations"),
 ]
 
 

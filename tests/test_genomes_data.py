@@ -316,6 +316,10 @@ def mask_of(folder: Path, how: str) -> Path:
         np.savez(path, access_2L=np.arange(30_000))
     elif how == "text":
         path.write_text("accessible")
+    elif how == "bomb":
+        with path.open("wb") as file:
+            header = {"descr": "|b1", "fortran_order": False, "shape": (10**15,)}
+            np.lib.format.write_array_header_1_0(file, header)
     return path
 
 
@@ -327,6 +331,7 @@ def mask_of(folder: Path, how: str) -> Path:
         ("numbers", "must hold a row of true and false, not int64"),
         ("pickle", "it is no .npz or .npy file of numbers"),
         ("text", "it is no .npz or .npy file of numbers"),
+        ("bomb", "it is no .npz or .npy file of numbers"),
         ("missing", "No such file or directory"),
     ],
 )

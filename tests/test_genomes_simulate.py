@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 import time
@@ -12,10 +13,9 @@ import numpy as np
 import pytest
 
 from data.genomes.accessibility import NAME, accessibility
-from data.genomes.scenarios import COLLECTIONS, SPECIES, Scenario, package, scenarios_of, simulate
+from data.genomes.scenarios import COLLECTIONS, SPECIES, Scenario, scenarios_of, simulate
 from data.genomes.simulate import main, missing
 from data.genomes.tree_file import is_whole, write_trees
-from errors import UserError
 from tests import programs
 
 tskit = pytest.importorskip("tskit")
@@ -231,10 +231,15 @@ def test_a_species_has_a_published_name_or_that_of_stdpopsim(
 
 
 @pytest.mark.parametrize("name", ["msprime", "stdpopsim"])
-def test_a_missing_package_is_told_in_a_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_told_in_a_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UserError, match=f"{name} is not installed: pip install [^\n]*$"):
-        package(name)
+    scenario = {"msprime": "constant", "stdpopsim": "stdpopsim:HomSap"}[name]
+    (line,) = refused(capsys, *words(tmp_path, 1), "--scenario", scenario)
+    assert re.fullmatch(
+        f"{name} is not installed: .*pip install .*(genomes.txt -c constraints.txt|stdpopsim)", line
+    )
 
 
 @pytest.mark.parametrize("species", ["HomSap", "drosec"])

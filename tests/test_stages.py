@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from errors import STOPPED
 from iridis import graph
 from iridis.graph import Call
 from iridis.table import Stage
+from processes import is_running
 from tests.programs import ROOT, link_programs
 
 pytest.importorskip("msprime")
@@ -129,6 +131,23 @@ def test_stages_share_the_cores(log: Path, tmp_path: Path) -> None:
     assert log.read_text().split() == ["1", "1"]
 
 
+def test_nothing_outlives_a_graph_that_is_killed(tmp_path: Path) -> None:
+    note = tmp_path / "below"
+    job = f"sleep 100 & echo $! >{note}; wait"
+    code = f"import os, iridis.stages, time; iridis.stages.start('a', ['bash', '-c', {job!r}], os.environ)"
+    with subprocess.Popen([sys.executable, "-c", f"{code}; time.sleep(100)"], cwd=ROOT) as running:
+        wait_until(lambda: note.exists() and note.read_text().strip() != "")
+        running.kill()
+    wait_until(lambda: not is_running(int(note.read_text())))
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 # the door
 
 
@@ -199,10 +218,10 @@ def test_a_graph_that_was_stopped_and_killed_ends_as_one_that_was_not(door: Door
         if signum == signal.SIGTERM:
             assert "error: stage sim was stopped after" in err and "the same command goes on" in err
             assert "sim     stopped" in out and "└─ set  blocked" in out
-    out, err = door(cut).communicate(timeout=200)
+    out, err = door(cut, "--local").communicate(timeout=200)
     assert out.endswith(DONE), (out, err)
     assert contents(cut) == contents(whole)
-    assert door(cut).communicate(timeout=200)[0] == DONE  # nothing is left to run
+    assert door(cut, "--local").communicate(timeout=200)[0] == DONE  # nothing is left to run
 
 
 @pytest.mark.slow

@@ -133,6 +133,8 @@ def test_a_length_that_the_header_lacks_is_that_of_the_last_site(tmp_path: Path)
         ([*reversed(PLAIN)], "position 5 after 10: the file is not sorted"),
         ([record("x", "0|1", "1|1", "0|0")], "POS 'x' is no position"),
         ([record(0, "0|1", "1|1", "0|0")], "POS '0' is no position"),
+        ([record("9" * 5000, "0|1", "1|1", "0|0")], "is no position"),
+        ([record(5, "0|1", "1|" + "1" * 5000, "0|0")], "no genotype"),
         ([record(5, "0|1")], "10 columns are too few"),
         (["nonsense"], "1 columns are too few"),
         ([record(5, "1", "1", "0", form="DP")], "no GT in FORMAT"),
@@ -168,6 +170,16 @@ def test_a_file_that_is_no_vcf_is_one_line(tmp_path: Path, content, line) -> Non
         read_vcf(path, 6)
 
 
+def test_a_line_without_an_end_does_not_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data.genomes.vcf.LONGEST_LINE", 1000)
+    path = tmp_path / "x.vcf.gz"
+    path.write_bytes(gzip.compress(b"##" + bytes(100_000)))
+    with pytest.raises(UserError, match="line 1: longer than 1,000 characters"):
+        read_vcf(path, 6)
+
+
 def bed(folder: Path, text: str) -> Path:
     path = folder / "x.bed"
     path.write_text(text)
@@ -191,6 +203,8 @@ def test_the_complement_of_intervals() -> None:
         ("1 5\n", "1", "line 1: no interval"),
         ("1 9 5\n", "1", "line 1: no interval"),
         ("1 x 5\n", "1", "line 1: no interval"),
+        ("1 \u00b2 5\n", "1", "line 1: no interval"),
+        ("1 1 " + "9" * 5000, "1", "line 1: no interval"),
         ("chr1 1 5\n", "1", "has no interval of 1, but of chr1"),
         ("1 1 5\n2 1 5\n", "", "intervals of 2 contigs"),
     ],

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.genomes.features import merged
-from data.genomes.vcf import lines_of
+from data.genomes.vcf import LARGEST_POSITION, lines_of, whole_number
 from errors import UserError
 
 Intervals = NDArray[np.float64]  # (N, 2): begin, end
@@ -26,11 +26,12 @@ def read_bed(path: Path, contig: str, length: float) -> Intervals:
         if not line or line.startswith(HEADER):
             continue
         words = line.split()
-        if len(words) < 3 or not (words[1] + words[2]).isdigit() or int(words[1]) > int(words[2]):
+        begin, end = (whole_number(word, LARGEST_POSITION) for word in [*words, "", ""][1:3])
+        if begin is None or end is None or begin > end:
             raise UserError(f"{path}, line {number}: no interval (name, begin, end): {line[:80]!r}")
         names.add(words[0])
         if contig in ("", words[0]):
-            found.append((int(words[1]), int(words[2])))
+            found.append((begin, end))
     if contig and names and contig not in names:
         raise UserError(f"{path} has no interval of {contig}, but of {', '.join(sorted(names)[:5])}")
     if not contig and len(names) > 1:

@@ -4,9 +4,9 @@ all of it decided by the names and contents of the files and by one seed.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from data.find import Folders, Found, matches
 from data.streams import printable
 from errors import UserError
+from files import sha256_of
 
 SUFFIXES = (".trees", ".ts", ".tsk", ".tskit")
 SEED_STEP = 10007  # between the seeds of files that follow each other
@@ -53,11 +54,10 @@ def find_trees(base: Path, include: Sequence[str] = ()) -> tuple[list[str], Foun
     return sorted(paths), found
 
 
-def sha256_of(path: Path) -> str:
-    """Of a file's content; a text of its own for each file that cannot be read."""
+def content_of(path: Path) -> str:
+    """SHA-256 of a file; a text of its own for each file that cannot be read."""
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError as error:
         return f"{path}: {error}"
 
@@ -142,7 +142,7 @@ def load_mask(path: Path, key: str) -> NDArray[np.bool_]:
                     f"--mask_key {key}: {path} has no such array, but {', '.join(content.files) or 'none'}"
                 )
             content = content[key]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no .npz or .npy file of numbers"
         raise UserError(f"--bitmask {path} cannot be read: {why}") from None
     if content.ndim != 1 or not (content.dtype == bool or np.isin(content, (0, 1)).all()):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from data.genomes.store import (
 )
 from drawing import load_matplotlib
 from errors import UserError
-from files import replace_atomically
+from files import replace_atomically, sha256_of
 
 CHANNELS = ("differs", "agrees")
 TIME, MISSING = "#D55E00", "#999999"
@@ -36,8 +35,7 @@ def problems_of(genomes: GenomeSplits) -> list[str]:
         for number, sha256 in enumerate(stated["shard_sha256"]):
             path = split.folder / shard_name(number)
             try:
-                with open(path, "rb") as file:
-                    is_right = hashlib.file_digest(file, "sha256").hexdigest() == sha256
+                is_right = sha256_of(path) == sha256
             except OSError as error:
                 wrong.append(f"{path}: {error.strerror}")
                 continue

@@ -13,7 +13,6 @@ meta.json is written last, so a folder that has it is complete.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import math
 import multiprocessing
@@ -21,10 +20,9 @@ import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
 from importlib import import_module
@@ -38,14 +36,14 @@ from data.genomes.features import SCALES
 from data.genomes.inputs import (
     SUFFIXES,
     Input,
+    content_of,
     find_trees,
     inputs_of,
     load_mask,
-    sha256_of,
     without_copies,
 )
 from data.genomes.preprocess_flags import parse
-from data.genomes.shards import Job, Made, Mask, make_shard, remove_leftovers, start_worker
+from data.genomes.shards import Job, Made, Mask, make_shard, remove_leftovers
 from data.genomes.store import (
     ENTRY,
     FILES,
@@ -62,27 +60,23 @@ from data.genomes.store import (
 )
 from data.streams import printable
 from errors import UserError
-from files import TRANSIENT_ERRORS, json_text, load_json, replace_atomically, write_atomically, write_json
+from files import (
+    TRANSIENT_ERRORS,
+    json_text,
+    load_json,
+    locked,
+    replace_atomically,
+    sha256_of,
+    write_atomically,
+    write_json,
+)
+from processes import start_worker
 
 SHARD_FILES = 16  # tree sequences of a shard, where that makes no more than
 MOST_SHARDS = 400  # of a split: a training holds one file open for each
 LINE_SECONDS = 5.0
 SHOWN, SHOWN_ERRORS = 5, 20
 Say = Callable[[str], None]
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """The folder of a set, which is made. Raises UserError where another process prepares it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder} is being prepared by another process") from None
-        except OSError:
-            pass  # a file system without locks
-        yield
 
 
 def mask_of(args: Namespace) -> Mask | None:
@@ -274,7 +268,7 @@ def named_copies(copies: Sequence[list[str]]) -> list[str]:
 def hashed(base: Path, paths: Sequence[str], workers: int) -> dict[str, str]:
     """SHA-256 of each file, in order."""
     with ThreadPoolExecutor(workers) as pool:
-        return dict(zip(paths, pool.map(lambda path: sha256_of(base / path), paths), strict=True))
+        return dict(zip(paths, pool.map(lambda path: content_of(base / path), paths), strict=True))
 
 
 def preprocess(args: Namespace, say: Say) -> None:
@@ -303,7 +297,8 @@ def preprocess(args: Namespace, say: Say) -> None:
         "inputs": hashlib.sha256(json_text(list(hashes.items())).encode()).hexdigest(),
     }
     folder = args.base_dir / args.out_subdir  # a path from / stands for itself
-    with locked(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / "lock", f"{folder} is being prepared by another process"):
         make_room(folder, settings, args.skip_existing)
         jobs = jobs_of(inputs, args, folder, layout, mask)
         for split in SPLITS:

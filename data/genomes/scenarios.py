@@ -8,8 +8,8 @@ Sizes of populations are in diploid individuals, lengths and positions in bp, ra
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +21,6 @@ from errors import UserError
 if TYPE_CHECKING:
     import tskit
 
-INSTALL = {
-    "msprime": "pip install -r requirements-genomes.txt -c constraints.txt",
-    "stdpopsim": "pip install stdpopsim (an optional package)",
-}
 # time in generations, numerator of the growth rate from then on; the first is divided by 4e4, the others by
 # 1e4 times the magnitude
 SAWTOOTH = (
@@ -255,22 +251,12 @@ def scenarios_of(name: str) -> list[Scenario]:
 # one simulation
 
 
-def package(name: str) -> Any:
-    """An optional package. Raises UserError that says how to install it."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        raise UserError(f"{name} is not installed: {INSTALL[name]}") from None
-
-
 def versions(scenario: Scenario) -> dict[str, str]:
     """The packages on whose random streams a scenario depends."""
     names = ["msprime"]
     if scenario.kind == "stdpopsim":
         names.append("stdpopsim")
-    return {name: package(name).__version__ for name in names}
+    return {name: import_module(name).__version__ for name in names}
 
 
 def seed_of(number: int) -> int:
@@ -282,7 +268,7 @@ def simulate(scenario: Scenario, number: int) -> tskit.TreeSequence:
     """Simulation `number` of a scenario, a pure function of both for one version of the simulator."""
     if scenario.kind == "stdpopsim":
         return _simulate_species(scenario, number)
-    msprime = package("msprime")
+    msprime = import_module("msprime")
     seed = seed_of(number)
     ancestry = msprime.sim_ancestry(
         recombination_rate=scenario.recombination_rate,
@@ -327,7 +313,7 @@ def sawtooth(size: float, magnitude: float) -> Any:
     """msprime's demography of a population that grows and shrinks by turns. Sizes go on continuously, but at
     the last change, from which on the size is `size` again.
     """
-    demography = package("msprime").Demography()
+    demography = import_module("msprime").Demography()
     demography.add_population(initial_size=size)
     divisor = 4e4
     for time, numerator in SAWTOOTH:
@@ -348,7 +334,7 @@ def island_samples(individuals: int) -> dict[int, int]:
 
 def _species(scenario: Scenario) -> Any:
     """Raises UserError for a species or a map that stdpopsim does not have."""
-    stdpopsim = package("stdpopsim")
+    stdpopsim = import_module("stdpopsim")
     known = [species.id for species in stdpopsim.all_species()]
     if scenario.species not in known:
         raise UserError(
@@ -381,7 +367,7 @@ def _models(scenario: Scenario, species: Any) -> list[Any]:
         return models
     if scenario.population_size is None:
         raise UserError(f"stdpopsim has no demographic model of {species.id}: give a size, --ne")
-    return [package("stdpopsim").PiecewiseConstantSize(scenario.population_size)]
+    return [import_module("stdpopsim").PiecewiseConstantSize(scenario.population_size)]
 
 
 def _chromosomes(scenario: Scenario, species: Any) -> list[Any]:
@@ -419,7 +405,7 @@ def _simulate_species(scenario: Scenario, number: int) -> tskit.TreeSequence:
         population.name: int(count) for population, count in zip(populations, counts, strict=True) if count
     }
     contig = _contig(scenario, species, model, draws)
-    engine = package("stdpopsim").get_engine("msprime")
+    engine = import_module("stdpopsim").get_engine("msprime")
     return engine.simulate(model, contig, samples, seed=seed).trim()
 
 

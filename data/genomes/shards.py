@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -23,8 +22,7 @@ from data.genomes.features import counts_of, kept_sites, missing_in, sites_of
 from data.genomes.inputs import Input, choose_pairs, crop_start, load_mask, runs
 from data.genomes.store import FORMAT, LEVEL, Layout, shard_name
 from data.genomes.targets import log_mean_times
-from files import TRANSIENT_ERRORS, json_text, load_json, replace_atomically, write_json
-from processes import die_with
+from files import TRANSIENT_ERRORS, json_text, load_json, replace_atomically, sha256_of, write_json
 
 ELEMENTS_AT_ONCE = 1 << 23  # of the counts of scale 1, which bounds a worker's memory
 
@@ -72,12 +70,6 @@ class Job:
         return self.path.with_suffix(".json")
 
 
-def start_worker(parent: int) -> None:
-    """In a new worker, which ends with the process `parent`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
-    die_with(parent)
-
-
 @cache
 def _accessible(path: str, key: str) -> NDArray[np.bool_]:
     return load_mask(Path(path), key)
@@ -87,8 +79,7 @@ def _kept(job: Job) -> dict[str, Any] | None:
     """The description of a shard that is there and right; files that could not be read are tried again."""
     try:
         found = load_json(job.description)
-        with open(job.path, "rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = sha256_of(job.path)
     except (OSError, ValueError):
         return None
     if not isinstance(found, dict) or found.pop("own_sha256", None) != _own_sha256(found):

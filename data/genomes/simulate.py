@@ -16,19 +16,16 @@ array of SLURM jobs the number of the task is the shard.
 
 from __future__ import annotations
 
-import fcntl
 import math
 import multiprocessing
 import os
 import re
-import signal
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
@@ -50,8 +47,8 @@ from data.genomes.scenarios import (
 )
 from data.genomes.tree_file import is_whole, write_trees
 from errors import UserError
-from files import is_of_a_place, read_json, write_json
-from processes import die_with
+from files import is_of_a_place, locked, read_json, write_json
+from processes import start_worker
 
 DESCRIPTION = "simulation.json"
 FILE = re.compile(r"ts_(\d{8})\.trees")
@@ -164,19 +161,6 @@ def missing(root: Path, scenarios: Sequence[Scenario], shard: int, shards: int) 
 # simulating
 
 
-@contextmanager
-def locked(root: Path, shard: int, shards: int) -> Iterator[None]:
-    """Raises UserError where another process simulates this shard."""
-    with open(root / f".shard_{shard}_of_{shards}.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{root} is being filled by another process") from None
-        except OSError:
-            pass  # a file system without locks
-        yield
-
-
 def prepare_folder(root: Path, scenario: Scenario) -> None:
     folder = folder_of(root, scenario)
     folder.mkdir(parents=True, exist_ok=True)
@@ -192,12 +176,6 @@ def remove_leftovers(jobs: Sequence[Job]) -> None:
             match = LEFTOVER.fullmatch(entry.name)
             if match and folder / f"ts_{match[1]}.trees" in mine:
                 Path(entry.path).unlink(missing_ok=True)
-
-
-def start_worker(parent: int) -> None:
-    """In a new worker, which ends with the process `parent`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
-    die_with(parent)
 
 
 @cache
@@ -445,7 +423,8 @@ def run(args: Namespace) -> int:
     if args.dry_run or is_done:
         return 0
     root.mkdir(parents=True, exist_ok=True)
-    with locked(root, args.shard, args.shards):
+    lock = root / f".shard_{args.shard}_of_{args.shards}.lock"
+    with locked(lock, f"{root} is being filled by another process"):
         if not has_mask:
             write_mask(root, LENGTHS[args.scenario])
         for scenario in scenarios:

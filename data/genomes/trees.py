@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from data.genomes.features import sites_of
 from data.genomes.haplotypes import Haplotypes, bases_at
 from data.genomes.targets import mean_times
+from data.genomes.tree_file import MAGIC
 from errors import UserError
 
-MAGIC = b"\x89KAS\r\n\x1a\n"
 MISSING = 255
 MOST_DISTANCES = 1 << 24  # between samples in all windows, that are computed together
 UNCALIBRATED = "uncalibrated"  # tskit's word for times that are no generations
@@ -28,12 +28,8 @@ def is_tree_sequence(path: Path) -> bool:
 
 def load_trees(path: Path) -> Any:
     """A tskit.TreeSequence. Raises UserError."""
-    try:
-        import tskit
-    except ModuleNotFoundError:
-        raise UserError(
-            "tskit is not installed: pip install -r requirements-genomes.txt -c constraints.txt"
-        ) from None
+    import tskit
+
     try:
         return tskit.load(path)
     except (tskit.FileFormatError, tskit.LibraryError, EOFError, KeyError, ValueError) as error:

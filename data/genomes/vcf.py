@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -29,6 +30,16 @@ MISSING, UNPHASED, BAD = -1, -2, -3
 GZIP_MAGIC = b"\x1f\x8b"
 MOST_NAMES = 5
 LARGEST_ALLELE = 126  # of int8
+LONGEST_LINE = 1 << 28  # characters: a compressed file of a kilobyte may hold a line of a megabyte
+LARGEST_POSITION = 1 << 34  # bp: no chromosome is as long
+
+
+def whole_number(text: str, most: int) -> int | None:
+    """A text of digits, None for another one and beyond `most`."""
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(most))):
+        return None
+    found = int(text)
+    return found if found <= most else None
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,9 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
     number = 0
     try:
         with _opened(path) as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE), ""), start=1):
+                if len(line) == LONGEST_LINE:
+                    raise UserError(f"{path}, line {number}: longer than {LONGEST_LINE:,} characters")
                 yield number, line.rstrip("\r\n")
     except UnicodeDecodeError:
         raise UserError(
@@ -74,9 +87,10 @@ def decoded(genotype: str) -> tuple[int, ...]:
     """
     alleles = []
     for word in genotype.replace("/", "|").split("|"):
-        value = MISSING if word == "." else BAD
-        if word.isascii() and word.isdigit() and int(word) <= LARGEST_ALLELE:
-            value = int(word)
+        value = MISSING
+        if word != ".":
+            number = whole_number(word, LARGEST_ALLELE)
+            value = BAD if number is None else number
         alleles.append(value)
     if "/" in genotype and len(set(alleles)) > 1 and min(alleles) >= 0:
         return (UNPHASED,) * len(alleles)
@@ -107,8 +121,9 @@ class _Reader:
     def header(self, number: int, line: str) -> None:
         found = re.match(r"##contig=<(?:.*,)?ID=([^,>]+)", line)
         length = re.search(r"[<,]length=(\d+)[,>]", line)
-        if found and length:
-            self.lengths[found[1]] = int(length[1])
+        told = whole_number(length[1], LARGEST_POSITION) if length else None
+        if found and told is not None:
+            self.lengths[found[1]] = told
         if line.startswith("##"):
             return
         words = line.split("\t")
@@ -125,9 +140,10 @@ class _Reader:
         contig, text, _, ref, alt, _, passed, info, form = fields[: len(FIXED)]
         if not self.is_wanted(number, contig):
             return
-        if not (text.isascii() and text.isdigit() and int(text) > 0):
-            raise self.fault(number, f"POS {text!r} is no position")
-        position = int(text) - 1
+        place = whole_number(text, LARGEST_POSITION)
+        if not place:
+            raise self.fault(number, f"POS {text!r:.40} is no position")
+        position = place - 1
         if self.positions and position < self.positions[-1]:
             raise self.fault(
                 number, f"position {text} after {self.positions[-1] + 1}: the file is not sorted"

@@ -37,7 +37,6 @@ from optim.opening import open_checkpoint
 Array = NDArray[np.float64]
 Pairs = NDArray[np.int64]
 SAMPLED, DETERMINISTIC = "sampled", "deterministic"
-CORRECTIONS = (SAMPLED, DETERMINISTIC)
 CORRECTION_SEED = 1234
 
 

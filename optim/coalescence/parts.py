@@ -18,12 +18,6 @@ Tokens = NDArray[np.uint16]
 PREFIX = ".parts_"
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 class Parts:
     """Batches that are done, in a folder of their own, so that an interrupted call goes on where it was."""
 
@@ -49,6 +43,7 @@ class Parts:
             with path.open("wb") as file:
                 np.save(file, tokens)
 
+        self.folder.mkdir(parents=True, exist_ok=True)  # another call into the same place may have ended
         replace_atomically(self._path(first), write)
 
     def remove(self) -> None:

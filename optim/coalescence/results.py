@@ -11,10 +11,11 @@ import torch
 from data.bins import dataset_folder
 from data.genomes.store import open_genomes
 from errors import UserError
+from files import sha256_of
 from optim.coalescence.evaluate import evaluate_times
 from optim.coalescence.inference import Drawing
 from optim.coalescence.load import network_of
-from optim.coalescence.parts import Parts, Progress, digest
+from optim.coalescence.parts import Parts, Progress
 from optim.names import EVALUATION
 from optim.restore import Restored, keep_result, output_folder
 
@@ -35,7 +36,7 @@ def of_times(restored: Restored, own: dict[str, Any]) -> None:
     identity = splits.identity()["val"]
     parts = None
     if place is not None:
-        parts = Parts(place, [digest(path), identity, asdict(drawing), n_pairs])
+        parts = Parts(place, [sha256_of(path), identity, asdict(drawing), n_pairs])
     begin = time.monotonic()
     found = evaluate_times(
         network, splits, world.device, drawing, n_pairs, parts, lambda total: Progress(total).advanced

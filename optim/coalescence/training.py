@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from data.bins import dataset_folder
-from data.genomes.store import GenomeSplits, open_genomes
+from data.genomes.store import GenomeMeta, GenomeSplits, open_genomes
 from data.genomes.windows import GenomeSet, GenomeSource
 from distributed.world import World
 from models.coalescence.network import CoalescenceTransformer
@@ -70,4 +70,16 @@ def describe(
             f" {world.size} processes); {epochs:.2f} epochs in {args.iterations} steps"
         ),
         schedule,
+        *left_out(meta),
+    ]
+
+
+def left_out(meta: GenomeMeta) -> list[str]:
+    """A warning where files could not be prepared."""
+    if not meta.errors:
+        return []
+    path, reason = meta.errors[0]
+    return [
+        f"warning: the data lack {len(meta.errors):,} tree sequences that could not be prepared, the first of"
+        f" which is {path}: {reason}"
     ]
