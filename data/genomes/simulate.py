@@ -167,7 +167,7 @@ def missing(root: Path, scenarios: Sequence[Scenario], shard: int, shards: int) 
 @contextmanager
 def locked(root: Path, shard: int, shards: int) -> Iterator[None]:
     """Raises UserError where another process simulates this shard."""
-    with open(root / f".shard_{shard}_of_{shards}.lock", "w") as lock:
+    with open(root / f"shard_{shard}_of_{shards}.lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
