@@ -15,10 +15,10 @@ import pytest
 pytest.importorskip("msprime")
 
 from data.genomes.features import pair_features, sites_of
-from data.genomes.preprocess import locked
 from data.genomes.shards import load_trees
 from data.genomes.store import open_genomes
 from data.genomes.targets import log_mean_times
+from files import locked
 from tests.corpora import flip
 from tests.genomes import COUNTS, FLAGS, contents, make_sets, prepare, simulate, words, write_mask
 from tests.programs import run, start
@@ -185,7 +185,8 @@ def test_other_data_are_left_alone(base: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_a_second_preparation_of_a_folder_is_refused(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with locked(base / "processed"):
+    (base / "processed").mkdir()
+    with locked(base / "processed" / "lock", ""):
         assert "is being prepared by another process" in refused(capsys, base)
 
 

@@ -58,6 +58,10 @@ def test_files_have_the_published_names(whole: Path) -> None:
     assert sorted(contents(whole)) == [f"ts_0000000{number}.trees" for number in range(3)]
 
 
+def test_no_hidden_file_is_left_that_preparing_would_name(whole: Path) -> None:
+    assert not list(whole.rglob(".*"))
+
+
 def test_a_file_holds_the_simulation_of_its_number(whole: Path) -> None:
     scenario = Scenario("constant", individuals=3, sequence_length=2e4)
     found = tskit.load(whole / "ts_00000002.trees")

@@ -218,10 +218,10 @@ def test_a_graph_that_was_stopped_and_killed_ends_as_one_that_was_not(door: Door
         if signum == signal.SIGTERM:
             assert "error: stage sim was stopped after" in err and "the same command goes on" in err
             assert "sim     stopped" in out and "└─ set  blocked" in out
-    out, err = door(cut, "--local").communicate(timeout=200)
+    out, err = door(cut).communicate(timeout=200)
     assert out.endswith(DONE), (out, err)
     assert contents(cut) == contents(whole)
-    assert door(cut, "--local").communicate(timeout=200)[0] == DONE  # nothing is left to run
+    assert door(cut).communicate(timeout=200)[0] == DONE  # nothing is left to run
 
 
 @pytest.mark.slow

@@ -423,7 +423,7 @@ def run(args: Namespace) -> int:
     if args.dry_run or is_done:
         return 0
     root.mkdir(parents=True, exist_ok=True)
-    lock = root / f".shard_{args.shard}_of_{args.shards}.lock"
+    lock = root / f"shard_{args.shard}_of_{args.shards}.lock"
     with locked(lock, f"{root} is being filled by another process"):
         if not has_mask:
             write_mask(root, LENGTHS[args.scenario])
