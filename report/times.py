@@ -8,16 +8,14 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from files import replace_atomically
+from optim.coalescence.posterior import Posterior, mean_time
 from report.figures import BLACK, BLUE, DPI, TWO_COLUMNS, panels, plain
-
-if TYPE_CHECKING:
-    from optim.coalescence.posterior import Posterior
 
 Array = NDArray[np.float64]
 MOST_PAIRS = 4  # in the picture
@@ -48,7 +46,7 @@ class Times:
             "sd": found.sd[pair],
             "low": found.low[pair],
             "high": found.high[pair],
-            "mean_tmrca": np.exp(self.ln_times[:, pair]).mean(0),
+            "mean_tmrca": mean_time(self.ln_times[:, pair]),
             "accessible": self.accessible,
             "replicates": np.full(n_windows, len(self.ln_times)),
         }

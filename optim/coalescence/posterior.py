@@ -33,9 +33,9 @@ def posterior(ln_times: Array) -> Posterior:
     return Posterior(mean, sd, mean - HALF_WIDTH * sd, mean + HALF_WIDTH * sd)
 
 
-def ln_mean_time(ln_times: Array) -> Array:
-    """Logarithm of the mean over replicates of the times themselves, (R, P, W) -> (P, W)."""
-    return np.log(np.exp(ln_times).mean(0))
+def mean_time(ln_times: Array) -> Array:
+    """Mean over replicates of the times themselves, in generations, (R, ...) -> (...)."""
+    return np.exp(ln_times).mean(0)
 
 
 def mse_of_pairs(mean: Array, truth: Array) -> Array:

@@ -17,7 +17,7 @@ from optim.coalescence.inference import ln_times
 from optim.coalescence.posterior import (
     deterministic_correction,
     differences,
-    ln_mean_time,
+    mean_time,
     mse_of_pairs,
     pearson_of_pairs,
     posterior,
@@ -111,7 +111,7 @@ def test_mean_and_interval_of_the_replicates(found):
 
 @part("inference", "posterior")
 def test_logarithm_of_the_mean_time(found):
-    made = ln_mean_time(np.array(found["ln_times"]))
+    made = np.log(mean_time(np.array(found["ln_times"])))
     assert made == pytest.approx(np.array(found["ln_of_mean_time"]), abs=1e-9)
 
 
