@@ -5,9 +5,7 @@ networks trained from scratch: the same data, steps, seeds and evaluation.
 
 TRAINED is the $RESULTS_DIR of `bash iridis/pipeline.sh coalescence --size tiny --local`. A JSON line for each
 evaluation. way: `warm`, the stage itself; `scratch`, from random weights at each of --rates (own: the
-stage's). Stages with an adapter are trained from scratch in two ways: as they are, where embeddings, head and
-first block stay random; and with all blocks trained at the full rate (`scratch, all blocks`), which comes
-nearest to a whole network of what the flags allow.
+stage's), everything trained, also below an adapter (--unfreeze_strategy all).
 """
 
 from __future__ import annotations
@@ -31,7 +29,7 @@ from optim.reader import Record
 
 STAGES = ("broad_w200", "w200_wmissing", "broad_adapter", "w200_wmissing_adapter")
 KEPT = ("model", "dataset", "data_dir", "iterations", "batch_size", "acc_steps", "seed", "data_seed", "lr")
-KEPT_OF_ADAPTERS = ("adapter_samples", "adapter_bottleneck", "adapter_dropout", "adapter_last_n")
+KEPT_OF_ADAPTERS = ("adapter_samples", "adapter_bottleneck", "adapter_dropout")
 MEASURED = ("mse", "mse_of_train_mean", "r", "bias", "inside_2_sd")
 
 
@@ -49,16 +47,13 @@ def evaluated(checkpoint: Path, place: Path) -> dict[str, Any]:
     return {name: found["all"][name] for name in MEASURED}
 
 
-def ways(flags: dict[str, Any], rates: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each way from scratch, and its flags."""
+def from_scratch(flags: dict[str, Any], rates: list[str]) -> Iterator[dict[str, Any]]:
+    """The flags of each training from scratch."""
     names = KEPT + KEPT_OF_ADAPTERS if flags["adapter"] else KEPT
     kept = {name: flags[name] for name in names}
     for rate in rates:
         lr = flags["lr"] if rate == "own" else float(rate)
-        yield "scratch", {**kept, "lr": lr, "adapter": flags["adapter"]}
-        if flags["adapter"]:
-            whole = {"adapter_last_n": 3, "backbone_rate": 1.0}
-            yield "scratch, all blocks", {**kept, "lr": lr, "adapter": True, **whole}
+        yield {**kept, "lr": lr, "adapter": flags["adapter"], "unfreeze_strategy": "all"}
 
 
 def main() -> None:
@@ -77,7 +72,7 @@ def main() -> None:
             row = {"stage": stage, "steps": flags["iterations"], "seed": flags["seed"]}
             found = evaluated(warm, output / stage / "warm")
             print(json_text({**row, "way": "warm", "lr": flags["lr"], **found}), flush=True)
-            for number, (way, own) in enumerate(ways(flags, given.rates)):
+            for number, own in enumerate(from_scratch(flags, given.rates)):
                 place = output / stage / f"scratch_{number}"
                 place.mkdir(parents=True)
                 (place / "flags.json").write_text(json_text(own))
@@ -85,7 +80,7 @@ def main() -> None:
                 call("main.py", "coalescence", "--config", place / "flags.json", *words)
                 (trained,) = place.glob("*/*/scratch")
                 found = evaluated(trained, place)
-                print(json_text({**row, "way": way, "lr": own["lr"], **found}), flush=True)
+                print(json_text({**row, "way": "scratch", "lr": own["lr"], **found}), flush=True)
 
 
 if __name__ == "__main__":

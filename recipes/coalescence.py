@@ -25,7 +25,7 @@ from config.recipe import Recipe
 from config.schema import Flag
 from config.values import Problem
 from errors import UserError
-from models.coalescence.settings import PRESETS, SCALES, TINY
+from models.coalescence.settings import ALL, PRESETS, SCALES, TINY
 from optim.coalescence import names
 from optim.reader import Record
 from optim.tracked import Tracked
@@ -228,12 +228,12 @@ def _adapter_problems(args: Namespace) -> list[Problem]:
             " leave --adapter out"
         )
         problems.append(Problem(line, "adapter", "adapter_samples", "model"))
-    if args.adapter_last_n > preset.n_layer:
+    if args.adapter and args.adapter_last_n > preset.n_layer:
         line = (
             f"--adapter_last_n {args.adapter_last_n} is more than the {preset.n_layer} blocks of {args.model}"
         )
         problems.append(Problem(line, "adapter_last_n", "model"))
-    if args.adapter and args.opt == "muon":
+    if args.adapter and args.unfreeze_strategy != ALL and args.opt == "muon":
         line = "--opt muon has no rates for what is trained below an adapter; give adamw"
         problems.append(Problem(line, "opt", "adapter"))
     return problems
@@ -246,9 +246,11 @@ def notes(args: Namespace) -> list[str]:
         reasons["decay_steps"] = f" with --scheduler {args.scheduler}"
     if not args.adapter:
         reasons |= {flag.name: ": there is no --adapter" for flag in ADAPTER if flag.name != "adapter"}
+    elif args.unfreeze_strategy == ALL:
+        reasons |= dict.fromkeys(("adapter_last_n", "backbone_rate"), f" with --unfreeze_strategy {ALL}")
     flags = RECIPE.flags
     told = [f"--{name} has no effect{why}" for name, why in reasons.items() if _is_given(args, flags[name])]
-    if args.adapter and args.init_from is None:
+    if args.adapter and args.init_from is None and args.unfreeze_strategy != ALL:
         told.append(
             "--adapter without --checkpoint or --resume-adapter: the network below it keeps random weights,"
             " but for its norms and last blocks"

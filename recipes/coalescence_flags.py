@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from config.flags import FLAGS
 from config.schema import PATH_OR_NAME, PLACE, SCHEDULE, Flag, switch
-from models.coalescence.settings import PRESETS, PUBLISHED, TINY
+from models.coalescence.settings import ALL, LN_LAST_N, PRESETS, PUBLISHED, TINY
 
 MODEL = Flag(
     "model",
@@ -48,8 +48,16 @@ ADAPTER: tuple[Flag, ...] = (
     Flag("adapter_samples", int, 10, "samples of the data with --adapter", low=1),
     Flag("adapter_bottleneck", int, 32, "width of the adapter's branch", low=1),
     Flag("adapter_dropout", float, 0.0, "in the adapter's branch; the network below goes without", low=0),
-    Flag("adapter_last_n", int, 2, "blocks of the network that are trained with the adapter", low=0),
-    Flag("backbone_rate", float, 0.05, "their rate, and that of the norms, as a multiple of --lr", low=0),
+    Flag(
+        "unfreeze_strategy",
+        str,
+        LN_LAST_N,
+        "what of the network is trained with the adapter: ln_lastN: its norms and last blocks; all:"
+        " everything, at --lr and with dropout, as of a network that has not been trained before",
+        choices=(LN_LAST_N, ALL),
+    ),
+    Flag("adapter_last_n", int, 2, "ln_lastN: blocks that are trained with the adapter", low=0),
+    Flag("backbone_rate", float, 0.05, "ln_lastN: rate of blocks and norms, a multiple of --lr", low=0),
     Flag(
         "resume_adapter",
         str,

@@ -19,7 +19,7 @@ from data.genomes.targets import FIRST, GRID
 from data.genomes.windows import GenomeSet
 from distributed.world import World
 from errors import UserError
-from models.coalescence.settings import CHANNELS, PUBLISHED, SCALES, TINY, AdapterSettings
+from models.coalescence.settings import ALL, CHANNELS, PUBLISHED, SCALES, TINY, AdapterSettings
 from models.network import ADAPTER, FROZEN, TUNED, TUNED_VECTOR, roles_of
 from optim import initial
 from optim.checkpoint import save_checkpoint
@@ -107,6 +107,15 @@ def test_what_is_below_an_adapter_is_frozen_but_for_norms_and_last_blocks() -> N
     assert roles["transformer.h.1.mlp.c_fc.weight"] == TUNED
     assert roles["transformer.h.0.ln_1.weight"] == TUNED_VECTOR
     assert roles["adapter.alpha"] == roles["mask_token"] == ADAPTER
+
+
+def test_everything_may_be_trained_with_an_adapter() -> None:
+    net = network(adapter=replace(SMALL, unfrozen=ALL)).train()
+    roles = roles_of(net)
+    assert not {FROZEN, TUNED, TUNED_VECTOR} & set(roles.values()) and net.transformer["drop"].training
+    assert {name for name in roles if roles[name] == ADAPTER} == {
+        name for name, _ in net.named_parameters() if name.startswith(("adapter.", "mask_token"))
+    }
 
 
 def test_nothing_is_masked_where_bin_0_has_a_meaning() -> None:

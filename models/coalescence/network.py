@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from errors import UserError
 from models.attention import KeyValue, Rope, Rotary
 from models.coalescence.adapter import Adapter
-from models.coalescence.settings import CHANNELS, SCALES, CoalescenceSettings
+from models.coalescence.settings import CHANNELS, LN_LAST_N, SCALES, CoalescenceSettings
 from models.hidden import Hidden
 from models.layers import PublishedBlock
 from models.network import ADAPTER, FROZEN, TUNED, TUNED_VECTOR, by_layer_type
@@ -116,7 +116,8 @@ class CoalescenceTransformer(nn.Module):
             self.adapter = Adapter(settings.adapter, settings.n_samples)
             if settings.mask_singletons:
                 self.mask_token = nn.Parameter(torch.zeros(()))
-            self._freeze(settings.adapter.last_n)
+            if self._keeps_backbone:
+                self._freeze(settings.adapter.last_n)
 
     def _initialise(self) -> None:
         for name, module in self.named_modules():
@@ -132,6 +133,12 @@ class CoalescenceTransformer(nn.Module):
             if name.startswith(("transformer.", "lm_head.")):
                 yield name, parameter
 
+    @property
+    def _keeps_backbone(self) -> bool:
+        """Whether most of it stays as it is, below an adapter."""
+        adapter = self.settings.adapter
+        return adapter is not None and adapter.unfrozen == LN_LAST_N
+
     def _freeze(self, last_n: int) -> None:
         """All of the backbone but its norms and its last blocks."""
         blocks = self.blocks
@@ -141,9 +148,9 @@ class CoalescenceTransformer(nn.Module):
             parameter.requires_grad_(is_norm or id(parameter) in last)
 
     def train(self, mode: bool = True) -> CoalescenceTransformer:
-        """As nn.Module; below an adapter, the network goes without dropout."""
+        """As nn.Module; a network that an adapter keeps goes without dropout."""
         super().train(mode)
-        if self.adapter is not None:
+        if self._keeps_backbone:
             self.transformer.eval()
         return self
 
@@ -210,13 +217,13 @@ class CoalescenceTransformer(nn.Module):
         return self.logits(self.run(inputs, tokens).states)
 
     def roles(self) -> dict[str, str]:
-        """As models.network.Network.roles. With an adapter: what of the backbone is trained goes by its
+        """As models.network.Network.roles. What is trained of a backbone that an adapter keeps goes by its
         dimensions.
         """
         roles = by_layer_type(self)
-        if self.adapter is None:
-            return roles
         backbone = dict(self._backbone())
+        if not self._keeps_backbone:
+            return roles | {name: ADAPTER for name in roles if name not in backbone}
         for name, parameter in self.named_parameters():
             if name not in backbone:
                 roles[name] = ADAPTER

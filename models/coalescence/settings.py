@@ -12,20 +12,25 @@ from models.settings import ModelSettings
 VOCABULARY = 326  # 0 is unused, 1 begins a sequence, the others are bins of the logarithm of a time
 SCALES = 4  # of the windows that sites are counted in
 CHANNELS = 2  # sites at which the two haplotypes differ, and at which they agree
+LN_LAST_N, ALL = (
+    "ln_lastN",
+    "all",
+)  # trained with an adapter: norms and last blocks; everything
 
 
 @dataclass(frozen=True)
 class AdapterSettings:
     """A map from counts over n_samples haplotypes to the counts that a trained network takes.
 
-    bottleneck: width of its branch. last_n: blocks of the network that are trained with it, beside the norms
-    of all.
+    bottleneck: width of its branch. unfrozen: what of the network is trained with it. last_n: so many blocks,
+    where that is LN_LAST_N.
     """
 
     n_samples: int
     bottleneck: int = 32
     dropout: float = 0.0
     last_n: int = 2
+    unfrozen: str = LN_LAST_N
 
 
 @dataclass(frozen=True)
@@ -148,7 +153,11 @@ def settings_of(args: Any, n_windows: int | None = None) -> CoalescenceSettings:
     settings, adapter = PRESETS[args.model].settings(n_windows), None
     if args.adapter:
         adapter = AdapterSettings(
-            args.adapter_samples, args.adapter_bottleneck, args.adapter_dropout, args.adapter_last_n
+            args.adapter_samples,
+            args.adapter_bottleneck,
+            args.adapter_dropout,
+            args.adapter_last_n,
+            getattr(args, "unfreeze_strategy", LN_LAST_N),  # which older checkpoints do not name
         )
     dropout = settings.dropout if args.dropout is None else args.dropout
     recomputes = args.activation_checkpointing == "block"
