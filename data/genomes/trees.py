@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from data.genomes.features import sites_of
 from data.genomes.haplotypes import Haplotypes, bases_at
+from data.genomes.inputs import SUFFIXES
 from data.genomes.targets import mean_times
 from data.genomes.tree_file import MAGIC
 from errors import UserError
@@ -21,7 +22,9 @@ UNCALIBRATED = "uncalibrated"  # tskit's word for times that are no generations
 
 
 def is_tree_sequence(path: Path) -> bool:
-    """By its first bytes."""
+    """By its name, or its first bytes."""
+    if path.suffix.lower() in SUFFIXES:
+        return True
     with path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC
 
