@@ -103,9 +103,9 @@ def trained(seed: int, given: argparse.Namespace, chat: Any, pairs: Any) -> dict
 def main() -> None:
     parser = argparse.ArgumentParser(description="DPO on held-out pairs of sums.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
-    parser.add_argument("--problems", type=int, default=9000, help="sums, a tenth of them held out [9000]")
-    parser.add_argument("--sft_steps", type=int, default=600)
-    parser.add_argument("--dpo_steps", type=int, default=200)
+    parser.add_argument("--problems", type=int, default=5000, help="sums, a tenth of them held out [5000]")
+    parser.add_argument("--sft_steps", type=int, default=1200)
+    parser.add_argument("--dpo_steps", type=int, default=300)
     parser.add_argument("--beta", type=float, default=0.1)
     parser.add_argument("--lr", type=float, default=2e-4, help="of dpo [0.0002]")
     given = parser.parse_args()

@@ -184,7 +184,7 @@ def test_missing_sources_are_left_out_where_that_is_asked_for(tmp_path: Path, da
 def test_what_is_tracked_must_not_be_missing(tmp_path: Path, data_dir: Path) -> None:
     changes = {"dataset": "wiki=0.8,gone=0.2", "missing_sources": "drop", "track": "val_loss@gone"}
     (line,) = refused(train_on(tmp_path, data_dir, **changes))
-    assert line.startswith("dataset 'gone' is not prepared:") and line.endswith("--tokenizer bytes")
+    assert line.startswith("dataset 'gone' is not prepared:") and "--tokenizer bytes --data_dir " in line
 
 
 def test_short_sources_are_named_with_their_lengths(tmp_path: Path, data_dir: Path) -> None:

@@ -158,7 +158,7 @@ def test_a_reference_that_was_moved_is_known_by_its_content(
         ({"dataset": "chat"}, "holds examples of the format 'chat', and"),
         ({"dataset": "prompts"}, "holds examples of the format 'prompts', and"),
         ({"dataset": "pairs", "objective": "next_token", "init_from": None}, "for fine-tuning"),
-        ({"dataset": "missing"}, "missing is not prepared"),
+        ({"dataset": "missing"}, "dataset 'missing' is not prepared"),
         ({"sequence_length": 5}, "none of its"),
         ({"n_repeat": 3, "init_from": None}, "routers and --n_repeat 3"),
         ({"model": "base", "n_repeat": 1, "init_from": None, "vocab_size": 300}, "a vocabulary of 256"),
