@@ -344,10 +344,15 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     """Evaluate and write the summary."""
     settings = vars(restored.args)
     other = OTHERS.get(str(settings.get("objective", settings.get("recipe"))))
-    if other is not None:
+    if other is None:
+        measure_text(restored, own)
+    else:
         module, name = other
         getattr(importlib.import_module(module), name)(restored, own)
-        return
+
+
+def measure_text(restored: Restored, own: dict[str, Any]) -> None:
+    """The loss on the windows of a validation split, and CORE."""
     import torch
 
     from data.sizes import token_sizes
