@@ -35,7 +35,7 @@ def of_times(restored: Restored, own: dict[str, Any]) -> None:
     network = network_of(path, restored.state).to(world.device).eval()
     drawing, n_pairs = Drawing(own["replicates"]), own["test_pairs"] or None
     identity = splits.identity()["val"]
-    kept = own["draws_dir"] and Path(own["draws_dir"])
+    kept = Path(own["draws_dir"]) if own["draws_dir"] else None
     parts, folder = None, kept or place
     if folder is not None:
         arithmetic = [world.device.type, torch.__version__]
