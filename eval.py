@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import distributed
 from config.groups.objective import DPO, GRPO, SFT
-from config.schema import Flag
+from config.schema import PATH, Flag
 from files import write_atomically
 from optim.names import EVALUATION, core_of, window_losses_of
 from optim.restore import CHECKPOINT, TOKENIZER, Restored, keep_result, output_folder, with_checkpoint
@@ -52,6 +52,14 @@ OWN_FLAGS = {
     "evaluation of coalescence times": (
         Flag("replicates", int, 15, "draws of each test pair", low=1),
         Flag("test_pairs", int, 200, "test pairs, evenly spread; 0 = all of them", low=0),
+        Flag(
+            "draws_dir",
+            str,
+            None,
+            "folder for the draws so far, by which an interrupted call goes on; they stay there when it ends"
+            " (None: with the results, and only until it ends)",
+            names=PATH,
+        ),
     ),
 }
 # objectives, and recipes without any, whose networks are measured by something else than the perplexity of

@@ -176,15 +176,21 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def locked(path: Path, refusal: str) -> Iterator[None]:
+def locked(path: Path, refusal: str, say: Callable[[str], object] = print) -> Iterator[None]:
     """While a file, which is made, is locked. Raises UserError with the refusal where another process has
     locked it; does nothing on a file system without locks.
+
+    A job that SLURM has started again waits instead, and says so: of a node that is lost, the job's processes
+    may go on for a while.
     """
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(refusal) from None
+            if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
+                raise UserError(refusal) from None
+            say(f"{refusal}; this job was started again, and waits until that ends")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError:
             pass
         yield

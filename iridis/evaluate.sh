@@ -6,6 +6,7 @@
 # shellcheck source=iridis/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 PROGRAMS=(eval) # that get the flags after --
+OWN_FLAGS=() # that `evaluate` gives eval.py before those
 TAKES_WORDS=1 # those of the training that is evaluated
 NEEDS_ROUTERS=0 # 1: only adaptive models can be evaluated so
 
@@ -135,7 +136,7 @@ before_local() {
 evaluate() {
     mkdir -p "$1"
     printf '=== %s\n' "$2"
-    python eval.py --checkpoint "$2" --output_dir "$1" "${@:3}" "${FLAGS[@]}" | tee "$1/${TEXT:-eval.txt}"
+    python eval.py --checkpoint "$2" --output_dir "$1" "${@:3}" "${OWN_FLAGS[@]}" "${FLAGS[@]}" | tee "$1/${TEXT:-eval.txt}"
 }
 
 # evaluate_all: each file at full compute, with the step in the names of its results

@@ -1,4 +1,4 @@
-"""Small tree sequences, and sets that are prepared of them."""
+"""Small tree sequences, sets that are prepared of them, and an experiment with a network that reads these."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Any
 
 import msprime
 import numpy as np
+import torch
 import tskit
 
 from data.genomes.preprocess import main
+from models.coalescence.network import CoalescenceTransformer
+from models.coalescence.settings import CoalescenceSettings
 from tests.command_lines import code_of
 
 COUNTS = {"constant": 6, "high": 3}
@@ -22,6 +25,7 @@ FLAGS = {
     "simplify_first_n_samples": 6,
     "num_workers": 1,
 }
+WINDOWS = LENGTH // FLAGS["window_size"]
 
 
 def simulate(
@@ -85,3 +89,24 @@ def make_sets(base: Path) -> Path:
     assert prepare(base) == 0
     assert prepare(base, out_subdir="masked", bitmask=write_mask(base / "mask.npz", 50_000)) == 0
     return base
+
+
+def network(mask_singletons: bool = True, windows: int = WINDOWS, seed: int = 1) -> CoalescenceTransformer:
+    """One layer that reads these sets, or another number of windows."""
+    torch.manual_seed(seed)
+    samples = FLAGS["simplify_first_n_samples"]
+    return CoalescenceTransformer(CoalescenceSettings(samples, windows, 1, 2, mask_singletons)).eval()
+
+
+def saved(folder: Path, dataset: Path, seed: int = 1) -> Path:
+    """An experiment's folder with a checkpoint."""
+    folder.mkdir(parents=True)
+    state = {
+        "model": network(seed=seed).state_dict(),
+        "args": {"recipe": "coalescence", "model": "tiny", "dataset": str(dataset), "data_dir": None},
+        "settings": {"n_head": 2},
+        "genomes": {"sequence_length": LENGTH, "window_size": FLAGS["window_size"]},
+        "itr": 3,
+    }
+    torch.save(state, folder / "ckpt.pt")
+    return folder

@@ -14,16 +14,13 @@ import eval as eval_door
 from data.genomes.store import GenomeSplits, open_genomes
 from data.genomes.windows import GenomeSet
 from errors import UserError
-from models.coalescence.network import CoalescenceTransformer
-from models.coalescence.settings import CoalescenceSettings
 from optim.coalescence.evaluate import evaluate_times, inputs_of, measures, spread
 from optim.coalescence.inference import Drawing
 from report import coalescence
 from tests.command_lines import code_of
-from tests.genomes import COUNTS, FLAGS, LENGTH, make_sets
+from tests.genomes import COUNTS, WINDOWS, make_sets, network, saved
 
 CPU = torch.device("cpu")
-SAMPLES, WINDOWS = FLAGS["simplify_first_n_samples"], LENGTH // FLAGS["window_size"]
 
 
 @pytest.fixture(scope="module")
@@ -34,25 +31,6 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def plain(sets: Path) -> GenomeSplits:
     return open_genomes(sets / "processed")
-
-
-def network(mask_singletons: bool = True, windows: int = WINDOWS) -> CoalescenceTransformer:
-    torch.manual_seed(1)
-    return CoalescenceTransformer(CoalescenceSettings(SAMPLES, windows, 1, 2, mask_singletons)).eval()
-
-
-def saved(folder: Path, dataset: Path) -> Path:
-    """An experiment's folder with a checkpoint."""
-    folder.mkdir(parents=True)
-    state = {
-        "model": network().state_dict(),
-        "args": {"recipe": "coalescence", "model": "tiny", "dataset": str(dataset), "data_dir": None},
-        "settings": {"n_head": 2},
-        "genomes": {"sequence_length": LENGTH, "window_size": FLAGS["window_size"]},
-        "itr": 3,
-    }
-    torch.save(state, folder / "ckpt.pt")
-    return folder
 
 
 def test_all_pairs_and_each_scenario_are_measured(plain: GenomeSplits) -> None:

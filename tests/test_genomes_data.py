@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,21 @@ def test_a_second_preparation_of_a_folder_is_refused(base: Path, capsys: pytest.
     (base / "processed").mkdir()
     with locked(base / "processed" / "lock", ""):
         assert "is being prepared by another process" in refused(capsys, base)
+
+
+def test_a_job_that_slurm_starts_again_waits_for_what_its_lost_node_still_does(
+    base: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    (base / "processed").mkdir()
+    with ThreadPoolExecutor(1) as pool:
+        with locked(base / "processed" / "lock", ""):
+            preparing = pool.submit(prepare, base)
+            said = ""
+            while "waits until that ends" not in said:
+                said += capsys.readouterr().out
+            assert not (base / "processed" / "meta.json").exists()
+        assert preparing.result(60) == 0
 
 
 def test_include_chooses_files(base: Path) -> None:

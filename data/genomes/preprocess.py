@@ -298,7 +298,7 @@ def preprocess(args: Namespace, say: Say) -> None:
     }
     folder = args.base_dir / args.out_subdir  # a path from / stands for itself
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / "lock", f"{folder} is being prepared by another process"):
+    with locked(folder / "lock", f"{folder} is being prepared by another process", say):
         make_room(folder, settings, args.skip_existing)
         jobs = jobs_of(inputs, args, folder, layout, mask)
         for split in SPLITS:

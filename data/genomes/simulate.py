@@ -424,7 +424,7 @@ def run(args: Namespace) -> int:
         return 0
     root.mkdir(parents=True, exist_ok=True)
     lock = root / f"shard_{args.shard}_of_{args.shards}.lock"
-    with locked(lock, f"{root} is being filled by another process"):
+    with locked(lock, f"{root} is being filled by another process", say):
         if not has_mask:
             write_mask(root, LENGTHS[args.scenario])
         for scenario in scenarios:

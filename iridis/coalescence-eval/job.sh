@@ -13,6 +13,7 @@ parse_options "$@"
 : "${N_GPUS:=1}" "${TIME_LIMIT:=12:00:00}"
 : "${PREFIX:=}" # tiny_: those of the tiny graph
 TRAINED_BY=coalescence-train # whose experiment is evaluated where words or --name say so
+DRAWS="" # of an evaluation that runs here: where its draws are, so far
 SIX=(narrow broad broad_w200 w200_wmissing broad_adapter w200_wmissing_adapter)
 
 # choose_checkpoints: of no training in particular, those of the six that are there
@@ -32,4 +33,13 @@ draw() {
     python -m report.coalescence "$RUN_DIR" --output "$RUN_DIR"
 }
 
+# work: draws are kept on the scratch until all is done, so that the same command goes on after a kill, in whichever run folder
+work() {
+    DRAWS="$SCRATCH_DIR/analysis_workspace/$(basename "$PACKAGE_DIR")/draws-$(stage_words | sha256sum | cut -c1-16)"
+    OWN_FLAGS=(--draws_dir "$DRAWS")
+    evaluate_all
+    draw
+}
+
 run_evaluation "$@"
+[[ -z $DRAWS || ! -e $RUN_DIR/done ]] || rm -rf -- "$DRAWS"

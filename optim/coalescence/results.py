@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,9 +35,11 @@ def of_times(restored: Restored, own: dict[str, Any]) -> None:
     network = network_of(path, restored.state).to(world.device).eval()
     drawing, n_pairs = Drawing(own["replicates"]), own["test_pairs"] or None
     identity = splits.identity()["val"]
-    parts = None
-    if place is not None:
-        parts = Parts(place, [sha256_of(path), identity, asdict(drawing), n_pairs])
+    kept = Path(own["draws_dir"]) if own["draws_dir"] else None
+    parts, folder = None, kept or place
+    if folder is not None:
+        arithmetic = [world.device.type, torch.__version__]
+        parts = Parts(folder, [sha256_of(path), identity, asdict(drawing), n_pairs, *arithmetic])
     begin = time.monotonic()
     found = evaluate_times(
         network, splits, world.device, drawing, n_pairs, parts, lambda total: Progress(total).advanced
@@ -55,7 +58,7 @@ def of_times(restored: Restored, own: dict[str, Any]) -> None:
     }
     print("\n".join([f"checkpoint         {path}", *table_of(found)]), flush=True)
     keep_result(place, EVALUATION.format(path.stem), summary, "summary            ")
-    if parts is not None:
+    if parts is not None and kept is None:
         parts.remove()
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from files import write_atomically
 from tests.programs import SMALL_DATA, TINY, copy_sources, flags
-from tests.slurm.cluster import Cluster, wait_until
+from tests.slurm.cluster import NODES, Cluster, wait_until
 
 PATIENCE = 240.0  # seconds for anything that a cluster with two busy cores does
 # seconds a step, of a training that is to be met while it runs, and of one that is not to end before much
@@ -61,11 +63,38 @@ TokenSource.samples = _disturbed_samples
 """
 
 
+# at the end of a module of genomes: while there is a file HOLD, a process makes as many calls as it says, and
+# hangs in the next one
+HELD_CALLS = """
+
+import os
+import time
+from pathlib import Path
+
+_quick, _calls = {name}, 0
+
+
+def {name}(*given, **named):
+    global _calls
+    _calls += 1
+    hold = Path(os.environ.get("HOLD", "/nowhere"))
+    if hold.exists() and _calls > int(hold.read_text()):
+        time.sleep(1000)
+    return _quick(*given, **named)
+"""
+HELD = {"tree_file.py": "write_trees", "shards.py": "_packed"}  # a call for each simulation
+
+
 def disturbed_clone(folder: Path) -> Path:
-    """A clone of the repository whose trainings are as slow as a test needs them."""
+    """A clone of the repository whose trainings are as slow as a test needs them, and whose work on genomes
+    waits where it is to.
+    """
     copy_sources(folder)
     with open(folder / "data" / "token_source.py", "a") as file:
         file.write(DISTURBANCES)
+    for module, name in HELD.items():
+        with open(folder / "data" / "genomes" / module, "a") as file:
+            file.write(HELD_CALLS.format(name=name))
     return folder
 
 
@@ -180,6 +209,29 @@ class Site:
         if jobs:
             self.cluster.run("scancel", *jobs)
             wait_until(lambda: not set(jobs) & set(self.queue()), 60, f"the end of cancelled jobs {jobs}")
+
+    @contextmanager
+    def only_node(self, node: str) -> Iterator[None]:
+        """Jobs that start meanwhile start on this node."""
+        others = [name for name in NODES if name != node]
+        for name in others:
+            self.cluster.run("scontrol", "update", f"NodeName={name}", "State=DRAIN", "Reason=test")
+        try:
+            yield
+        finally:
+            for name in others:
+                self.cluster.run("scontrol", "update", f"NodeName={name}", "State=RESUME")
+
+    def take_node(self, node: str) -> None:
+        """Have a job of a higher partition take the whole of a node for a moment."""
+        self.cluster.run(
+            "sbatch",
+            "--partition=ecsstudents_l4",
+            f"--nodelist={node}",
+            "--cpus-per-task=16",
+            "--output=/dev/null",
+            "--wrap=sleep 1",
+        )
 
     def wait(self, outcome: Outcome, seconds: float = PATIENCE) -> None:
         """Until no job of a chain is in the queue any more."""

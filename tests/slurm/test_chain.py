@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import pytest
 from optim.lock import TAKEN_OVER
 from optim.selftest import differing
 from tests.programs import final_state
-from tests.slurm.cluster import NODES, Cluster, wait_until
+from tests.slurm.cluster import Cluster, wait_until
 from tests.slurm.jobs import PATIENCE, SLOW, STEADY, Outcome, Site, is_contiguous, logs, tiny
 
 STEPS = 80  # three jobs of a minute at the slow pace
@@ -61,24 +60,11 @@ def chains(cluster: Cluster, repo: Path, tmp_path_factory: pytest.TempPathFactor
         training.communicate()
 
 
-@contextmanager
-def only_node(site: Site, node: str) -> Iterator[None]:
-    """Jobs that start meanwhile start on this node."""
-    others = [name for name in NODES if name != node]
-    for name in others:
-        site.cluster.run("scontrol", "update", f"NodeName={name}", "State=DRAIN", "Reason=test")
-    try:
-        yield
-    finally:
-        for name in others:
-            site.cluster.run("scontrol", "update", f"NodeName={name}", "State=RESUME")
-
-
 def test_after_a_node_is_lost_its_orphan_gives_way_and_the_chain_ends_with_the_same_weights(
     site: Site, chains: Chains
 ) -> None:
     site.pace(SLOW)
-    with only_node(site, "n1"):
+    with site.only_node("n1"):
         outcome = site.submit("adm-train", *TRAINING)
         site.wait_for_step(9)
     site.cluster.kill("n1")
@@ -101,14 +87,7 @@ def test_after_a_node_is_lost_its_orphan_gives_way_and_the_chain_ends_with_the_s
 def preempt(site: Site) -> None:
     """Have a job of a higher partition take the whole of n1, once the chain has trained there a little."""
     site.wait_for_step(site.ledger()[-1]["start_step"] + 3)
-    site.cluster.run(
-        "sbatch",
-        "--partition=ecsstudents_l4",
-        "--nodelist=n1",
-        "--cpus-per-task=16",
-        "--output=/dev/null",
-        "--wrap=sleep 1",
-    )
+    site.take_node("n1")
 
 
 def test_a_job_preempted_three_times_finishes_with_the_weights_of_an_unbroken_run(
