@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from config.curriculum import LENGTH
-from models.macs import training_flops_per_token
-from models.settings import ModelSettings
 from optim.reader import Record
 
 
@@ -14,6 +12,9 @@ def flops_of_step(args: Any) -> float | None:
     """Useful floating-point operations of one step, over all processes; None where flags alone do not say."""
     if "sequence_length" not in args:
         return None
+    from models.macs import training_flops_per_token  # brings torch, which a job's checks can do without
+    from models.settings import ModelSettings
+
     tokens = args.batch_size * args.acc_steps * args.sequence_length
     return training_flops_per_token(ModelSettings.from_args(args)) * tokens
 
