@@ -28,7 +28,7 @@ from config.values import Problem
 from errors import UserError
 from files import try_to_write, write_json
 from optim.coalescence import public
-from optim.coalescence.names import cached
+from optim.coalescence.cache import cached
 from optim.foreign import foreign_of
 from optim.library_folder import file_of
 from optim.peek import newest_first, peek

@@ -26,7 +26,7 @@ from config.schema import Flag
 from config.values import Problem
 from errors import UserError
 from models.coalescence.settings import ALL, PRESETS, SCALES, TINY
-from optim.coalescence import names
+from optim.coalescence import cache
 from optim.reader import Record
 from optim.tracked import Tracked
 from recipes import gpus
@@ -75,7 +75,7 @@ OTHER_FORMS: dict[str, dict[str, Any]] = {
     "min_lr": {"help": "rate that warmup_cos falls to (None: a tenth of --lr)"},
     "init_from": {
         "help": "begin with the weights of a checkpoint: a file, ours or the public code's; a name in its"
-        f" cache (~/.cache/cxt/checkpoints, or ${names.CACHE}); an experiment's folder or name. Fresh"
+        f" cache (~/.cache/cxt/checkpoints, or ${cache.CACHE}); an experiment's folder or name. Fresh"
         " optimiser, any data. Read once; later jobs resume without it (None: random weights)"
     },
     "track": {
@@ -127,7 +127,7 @@ def resolve(args: Namespace) -> list[Problem]:
         args.init_from = args.resume_adapter
     try:
         if args.init_from is not None and not os.path.exists(args.init_from):
-            found = names.cached(args.init_from)
+            found = cache.cached(args.init_from)
             args.init_from = args.init_from if found is None else str(found)
     except UserError as error:
         return [Problem(str(error), "init_from", "resume_adapter")]
