@@ -201,19 +201,27 @@ def times_of(
     import numpy as np
 
     from data.genomes.trees import true_times
-    from optim.coalescence.inference import ln_times
-    from optim.coalescence.posterior import posterior
+    from optim.coalescence.inference import Correction
+    from optim.coalescence.posterior import Posterior, mean_time, posterior
     from report.times import Times
 
-    times = ln_times(tokens, vocab_size)
-    if flags["mutation_rate"] is not None:
-        times = sequences.corrected(times, flags["mutation_rate"], flags["correction"])
-    joined, truth = sequences.joined(times), None
+    rate, replicates = flags["mutation_rate"], len(tokens)
+    correction = None if rate is None else Correction(rate, flags["correction"])
+    shape = len(sequences.pairs), sequences.n_total
+    found, mean_times = Posterior(*(np.empty(shape) for _ in range(4))), np.empty(shape)
+    draws = np.empty((replicates, *shape)) if flags["draws"] else None
+    for part in sequences.times_of(tokens, vocab_size, correction):
+        for name, values in vars(posterior(part.ln_times)).items():
+            getattr(found, name)[:, part.windows] = values
+        mean_times[:, part.windows] = mean_time(part.ln_times)
+        if draws is not None:
+            draws[..., part.windows] = part.ln_times
+    truth = None
     if opened.trees is not None:
         truth, notes = true_times(opened.trees, sequences.pairs, sequences.window)
         opened.notes.extend(notes)
     edges = np.append(np.arange(sequences.n_total) * float(sequences.window), sequences.haplotypes.length)
-    return Times(sequences.pairs, edges, sequences.accessible(), joined, posterior(joined), truth)
+    return Times(sequences.pairs, edges, sequences.accessible(), found, mean_times, replicates, truth, draws)
 
 
 def write(times: Times, flags: dict[str, Any], opened: Opened, facts: dict[str, Any]) -> None:
@@ -225,8 +233,13 @@ def write(times: Times, flags: dict[str, Any], opened: Opened, facts: dict[str, 
     names = [f"{a}-{b}" for a, b in times.pairs.tolist()]
     measured = accuracy(times, names)
     table = folder / f"times.{flags['format']}"
-    WRITERS[flags["format"]](times, table, flags["draws"])
-    draw(times, folder / "times.png", f"{Path(flags['input']).name}, {Path(facts['checkpoint']).name}")
+    WRITERS[flags["format"]](times, table)
+    checkpoint = Path(facts["checkpoint"])
+    draw(
+        times,
+        folder / "times.png",
+        f"{Path(flags['input']).name}, {checkpoint.parent.name}/{checkpoint.name}",
+    )
     settings = {name: value for name, value in flags.items() if name != "checkpoint"}
     write_json(
         folder / "times.json",

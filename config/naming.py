@@ -11,7 +11,7 @@ from pathlib import Path
 
 from config.identity import CHECKPOINTS, cut_matters
 from config.mixture import folder_name, is_mixture
-from config.recipe import flags_of, recipe_of
+from config.recipe import default_of, flags_of
 from config.schema import IDENTITY
 
 MAX_COMPONENT = 199  # bytes of one path component; file systems allow 255, and files beside it carry suffixes
@@ -65,11 +65,11 @@ def experiment_name(args: Namespace) -> str:
     parts = [f"lr{_text(args.lr)}_bs{args.batch_size}x{args.acc_steps}"]
     if "sequence_length" in args:  # a setting of texts
         parts[0] += f"_seqlen{args.sequence_length}"
-    followed = recipe_of(vars(args)).follow(vars(args))
     for name, flag in flags_of(vars(args)).items():
-        default = args.seed if name == "data_seed" else followed.get(name, flag.default)
         value = getattr(args, name)
-        if flag.scope == IDENTITY and name not in (*_IN_PATH, *_IN_STEM) and value != default:
+        if flag.scope != IDENTITY or name in (*_IN_PATH, *_IN_STEM):
+            continue
+        if value != (args.seed if name == "data_seed" else default_of(vars(args), name)):
             text = weights_label(value) if name in CHECKPOINTS else _text(value)
             parts.append(f"{name}={text}".replace("/", "-"))
     parts.append(f"seed{args.seed}")

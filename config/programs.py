@@ -40,6 +40,17 @@ class Arguments(argparse.ArgumentParser):
         return given
 
 
+def with_underscores(words: Sequence[str]) -> list[str]:
+    """Flags in the spelling of this suite: --num-samples is --num_samples."""
+    changed = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        changed.append(
+            name.replace("-", "_").replace("__", "--", 1) + equals + value if name[:2] == "--" else word
+        )
+    return changed
+
+
 def stop(prog: str, problems: Sequence[str], code: int = 2, alone: bool = False) -> NoReturn:
     """Print one line a problem and exit; on the first process only, unless only this one has the problem.
 

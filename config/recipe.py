@@ -138,3 +138,8 @@ def recipe_of(args: Mapping[str, Any]) -> Recipe:
 def flags_of(args: Mapping[str, Any]) -> Mapping[str, Flag]:
     """The flags, by their names, of the recipe of some values."""
     return recipe_of(args).flags if "recipe" in args else FLAGS
+
+
+def default_of(args: Mapping[str, Any], name: str) -> Any:
+    """What a flag is where nobody gives it: it may follow from the values of others."""
+    return recipe_of(args).follow(dict(args)).get(name, flags_of(args)[name].default)

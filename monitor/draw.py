@@ -69,6 +69,7 @@ COLUMNS, ROWS = (70, 670), (60, 330)  # where panels begin
 # from the lower panels to those of what users measure themselves, and how many of these there are at most
 NEXT_ROW, MOST_OWN = 290, 8
 IN_NO_PANEL = ("val_loss", "n_pairs")  # of their own: the loss is among the losses, a count stays what it is
+PER_SECOND = "_per_second"
 PANELS = (
     Panel(
         "loss",
@@ -94,10 +95,10 @@ PANELS = (
     ),
     Panel(
         "throughput",
-        "tokens/s",
+        "tokens/s (windows/s, samples/s)",
         COLUMNS[1],
         ROWS[1],
-        (Line("train", "tokens_per_second", "s", "throughput"),),
+        (Line("train", f"tokens{PER_SECOND}", "s", "throughput"),),
         from_zero=True,
     ),
 )
@@ -290,6 +291,15 @@ def own_panels(evaluated: Iterable[Evaluated]) -> list[Panel]:
     return panels
 
 
+def throughput_of(rows: Sequence[dict[str, Any]]) -> Panel:
+    """The panel of throughput, of what these rows of training count: tokens, windows, samples."""
+    panel, clock = PANELS[3], rows[-1].get("time") if rows else None
+    for key in clock if isinstance(clock, dict) else ():
+        if isinstance(key, str) and key.endswith(PER_SECOND):
+            return replace(panel, lines=(replace(panel.lines[0], key=key),))
+    return panel
+
+
 def curves_of(panels: Iterable[Panel], kinds: Mapping[str, Sequence[dict[str, Any]]]) -> dict[Line, Curve]:
     """Of the lines of some panels, those that have one. kinds: rows of metrics.jsonl by their kind."""
     of_kinds: dict[str, dict[str, Line]] = {}
@@ -313,7 +323,8 @@ def drawing(
     evaluated = evaluations(kinds)
     named = named_lines([*filter(None, evaluated)])
     own = own_panels(evaluated.values())
-    panels = (replace(PANELS[0], lines=(*PANELS[0].lines, *named)), *PANELS[1:], *own)
+    losses = replace(PANELS[0], lines=(*PANELS[0].lines, *named))
+    panels = (losses, *PANELS[1:3], throughput_of(kinds.get("train", [])), *own)
     found = curves_of(panels, kinds)
     if not found:
         return ""

@@ -104,9 +104,18 @@ def language_model(
         work_at=_work(source, objective),
         describe=lambda schedule: [
             *_describe(args, world, data, source, network, folder, schedule),
+            *note_on_vocabulary(args.vocab_size, data.meta),
             *objective.describe(),
         ],
     )
+
+
+def note_on_vocabulary(vocab_size: int, meta: Mapping[str, Any]) -> list[str]:
+    """A line where most tokens of a network never occur in data that meta.json describes so."""
+    known = meta.get("vocab_size")
+    if not isinstance(known, int) or 2 * known >= vocab_size:
+        return []
+    return [f"note: the data have {known:,} tokens, the model {vocab_size:,}: --vocab_size {known} would do"]
 
 
 def _objective(args: Namespace, world: World, data: TextData, network: Any, folder: Path) -> Any:

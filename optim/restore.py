@@ -28,6 +28,7 @@ from config.values import Problem
 from errors import UserError
 from files import try_to_write, write_json
 from optim.coalescence import public
+from optim.coalescence.cache import cached
 from optim.foreign import foreign_of
 from optim.library_folder import file_of
 from optim.peek import newest_first, peek
@@ -250,6 +251,17 @@ def resolve(prog: str, path: Path, state: dict[str, Any], given: dict[str, Any])
     return args
 
 
+def _in_cache(prog: str, name: str | None) -> str | None:
+    """The file that a name means in the cache of checkpoints of the recipe coalescence, else the name. Exits
+    2 where there are several.
+    """
+    try:
+        found = None if name is None or os.path.exists(name) else cached(name)
+    except UserError as error:
+        config.stop(prog, [str(error)])
+    return name if found is None else str(found)
+
+
 def _recipe_in(name: str | None) -> str:
     """The recipe of the checkpoint that a command line names, whose flags and spellings it may have.
 
@@ -290,7 +302,8 @@ def with_checkpoint(
     recipes whose data are no text are refused.
     """
     given, problems = config.parse(argv, prog=prog, description=description, extra=own)
-    recipe = _recipe_in(given.get("checkpoint"))
+    name = _in_cache(prog, given.get("checkpoint"))
+    recipe = _recipe_in(name)
     if recipe != DEFAULT_RECIPE:
         given, problems = config.parse(argv, prog=prog, description=description, extra=own, recipe=recipe)
     if of_text and recipes()[recipe].wanted is not None:
@@ -304,7 +317,7 @@ def with_checkpoint(
         from optim.opening import open_checkpoint
         from optim.setup import set_precision
 
-        path = find_checkpoint(given.get("checkpoint"))
+        path = find_checkpoint(name)
         state = open_checkpoint(path)
         args = resolve(prog, path, state, {**preset, **given})
         with distributed.start(args.distributed_backend, args.device) as world:

@@ -21,12 +21,12 @@ from config.checks import name_problems, notes_on_checkpoints, optimiser_problem
 from config.flags import GROUPS
 from config.hook_checks import hook_problems
 from config.mixture import is_mixture
-from config.recipe import Recipe
+from config.recipe import Recipe, default_of
 from config.schema import Flag
 from config.values import Problem
 from errors import UserError
 from models.coalescence.settings import ALL, PRESETS, SCALES, TINY
-from optim.coalescence import names
+from optim.coalescence import cache
 from optim.reader import Record
 from optim.tracked import Tracked
 from recipes import gpus
@@ -75,7 +75,7 @@ OTHER_FORMS: dict[str, dict[str, Any]] = {
     "min_lr": {"help": "rate that warmup_cos falls to (None: a tenth of --lr)"},
     "init_from": {
         "help": "begin with the weights of a checkpoint: a file, ours or the public code's; a name in its"
-        f" cache (~/.cache/cxt/checkpoints, or ${names.CACHE}); an experiment's folder or name. Fresh"
+        f" cache (~/.cache/cxt/checkpoints, or ${cache.CACHE}); an experiment's folder or name. Fresh"
         " optimiser, any data. Read once; later jobs resume without it (None: random weights)"
     },
     "track": {
@@ -127,7 +127,7 @@ def resolve(args: Namespace) -> list[Problem]:
         args.init_from = args.resume_adapter
     try:
         if args.init_from is not None and not os.path.exists(args.init_from):
-            found = names.cached(args.init_from)
+            found = cache.cached(args.init_from)
             args.init_from = args.init_from if found is None else str(found)
     except UserError as error:
         return [Problem(str(error), "init_from", "resume_adapter")]
@@ -248,8 +248,7 @@ def notes(args: Namespace) -> list[str]:
         reasons |= {flag.name: ": there is no --adapter" for flag in ADAPTER if flag.name != "adapter"}
     elif args.unfreeze_strategy == ALL:
         reasons |= dict.fromkeys(("adapter_last_n", "backbone_rate"), f" with --unfreeze_strategy {ALL}")
-    flags = RECIPE.flags
-    told = [f"--{name} has no effect{why}" for name, why in reasons.items() if _is_given(args, flags[name])]
+    told = [f"--{name} has no effect{why}" for name, why in reasons.items() if _is_given(args, name)]
     if args.adapter and args.init_from is None and args.unfreeze_strategy != ALL:
         told.append(
             "--adapter without --checkpoint or --resume-adapter: the network below it keeps random weights,"
@@ -258,9 +257,8 @@ def notes(args: Namespace) -> list[str]:
     return [*told, *gpus.notes(args), *notes_on_checkpoints(args)]
 
 
-def _is_given(args: Namespace, flag: Flag) -> bool:
-    default = follow(vars(args)).get(flag.name, flag.default)
-    return bool(getattr(args, flag.name) != default)
+def _is_given(args: Namespace, name: str) -> bool:
+    return bool(getattr(args, name) != default_of(vars(args), name))
 
 
 def wanted(flags: Mapping[str, Any]) -> Any:

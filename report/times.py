@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from files import replace_atomically
-from optim.coalescence.posterior import Posterior, mean_time
+from optim.coalescence.posterior import Posterior
 from report.figures import BLACK, BLUE, DPI, TWO_COLUMNS, panels, plain
 
 Array = NDArray[np.float64]
@@ -23,18 +23,21 @@ MOST_PAIRS = 4  # in the picture
 
 @dataclass(frozen=True)
 class Times:
-    """pairs (P, 2); edges (W + 1,) of the windows in bp; accessible (W,): share of each; truth: ln times (P,
-    W), None where they are not known; ln_times: of the replicates (R, P, W).
+    """pairs (P, 2); edges (W + 1,) of the windows in bp; accessible (W,): share of each; mean_times (P, W):
+    means of the times themselves, in generations; truth: ln times (P, W), None where they are not known;
+    draws: ln times of the replicates (R, P, W), None where they are not shown.
     """
 
     pairs: NDArray[np.int64]
     edges: Array
     accessible: Array
-    ln_times: Array
     posterior: Posterior
+    mean_times: Array
+    replicates: int
     truth: Array | None
+    draws: Array | None
 
-    def columns(self, pair: int, with_draws: bool) -> dict[str, Any]:
+    def columns(self, pair: int) -> dict[str, Any]:
         """Of the rows of a pair, a row for each window; times are ln generations, but mean_tmrca."""
         a, b = self.pairs[pair]
         n_windows, found = self.accessible.size, self.posterior
@@ -46,20 +49,20 @@ class Times:
             "sd": found.sd[pair],
             "low": found.low[pair],
             "high": found.high[pair],
-            "mean_tmrca": mean_time(self.ln_times[:, pair]),
+            "mean_tmrca": self.mean_times[pair],
             "accessible": self.accessible,
-            "replicates": np.full(n_windows, len(self.ln_times)),
+            "replicates": np.full(n_windows, self.replicates),
         }
         if self.truth is not None:
             columns["truth"] = self.truth[pair]
-        if with_draws:
-            columns |= {f"draw_{r}": draws[pair] for r, draws in enumerate(self.ln_times)}
+        if self.draws is not None:
+            columns |= {f"draw_{r}": draws[pair] for r, draws in enumerate(self.draws)}
         return columns
 
 
-def _csv_lines(times: Times, with_draws: bool) -> Iterator[str]:
+def _csv_lines(times: Times) -> Iterator[str]:
     for pair in range(len(times.pairs)):
-        columns = times.columns(pair, with_draws)
+        columns = times.columns(pair)
         if pair == 0:
             yield ",".join(columns)
         formats = ["{}" if values.dtype.kind in "Ui" else "{:.10g}" for values in columns.values()]
@@ -67,21 +70,21 @@ def _csv_lines(times: Times, with_draws: bool) -> Iterator[str]:
         yield from map(line, *(values.tolist() for values in columns.values()))
 
 
-def write_csv(times: Times, path: Path, with_draws: bool) -> None:
+def write_csv(times: Times, path: Path) -> None:
     def write(temporary: Path) -> None:
         with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in _csv_lines(times, with_draws))
+            file.writelines(f"{line}\n" for line in _csv_lines(times))
 
     replace_atomically(path, write)
 
 
-def write_parquet(times: Times, path: Path, with_draws: bool) -> None:
+def write_parquet(times: Times, path: Path) -> None:
     """A row group for each pair."""
     import pyarrow
     import pyarrow.parquet
 
     def table(pair: int) -> Any:
-        return pyarrow.table(times.columns(pair, with_draws))
+        return pyarrow.table(times.columns(pair))
 
     def write(temporary: Path) -> None:
         first = table(0)
@@ -111,8 +114,10 @@ def draw(times: Times, path: Path, title: str) -> None:
         if times.truth is not None:
             truth = np.exp(times.truth[pair])
             axis.stairs(truth, edges, baseline=None, color=BLACK, linewidth=0.8, label="truth")
+        label: str | None = "half or more inaccessible"
         for first, last in _gaps(times.accessible):
-            axis.axvspan(edges[first], edges[last], color="0.9", zorder=0, linewidth=0)
+            axis.axvspan(edges[first], edges[last], color="0.9", zorder=0, linewidth=0, label=label)
+            label = None
         axis.set_yscale("log")
         axis.set_title(f"haplotypes {times.pairs[pair, 0]} and {times.pairs[pair, 1]}", loc="left")
     axes[-1, 0].set_xlabel(f"position ({unit})")

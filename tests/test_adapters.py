@@ -137,12 +137,14 @@ def test_the_decay_of_adapters_is_the_optimisers() -> None:
 def test_the_loss_makes_no_gradient_of_a_frozen_head(softcap: float | None) -> None:
     torch.manual_seed(0)
     hidden, weight = torch.randn(6, 8, requires_grad=True), torch.randn(11, 8)
-    found = []
+    found, held = [], []
     for is_trained in (False, True):
         head = weight.clone().requires_grad_(is_trained)
         loss, _, _ = linear_cross_entropy(hidden, head, torch.arange(6), softcap=softcap)
+        held.append([each is not None and each.shape == head.shape for each in loss.grad_fn.saved_tensors])
         found.append(torch.autograd.grad(loss, hidden)[0])
     assert torch.equal(*found)
+    assert [sum(each) for each in held] == [0, 1]  # gradients are made in the forward pass
 
 
 def test_useful_operations_leave_out_the_gradients_of_frozen_weights() -> None:

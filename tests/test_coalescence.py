@@ -24,7 +24,7 @@ from models.network import ADAPTER, FROZEN, TUNED, TUNED_VECTOR, roles_of
 from optim import initial
 from optim.checkpoint import save_checkpoint
 from optim.coalescence.held_out import HeldOutTimes
-from optim.coalescence.load import load_model
+from optim.coalescence.load import load_model, network_of
 from optim.coalescence.objective import NextTime
 from optim.coalescence.training import left_out
 from optim.optimizers import make_optimizer
@@ -326,9 +326,26 @@ def test_nothing_in_a_foreign_checkpoint_is_executed(tmp_path: Path) -> None:
 
     weights = {**its_names(network()), "model.extra": Hostile()}
     path = write_public(tmp_path / "hostile.ckpt", weights)
-    with pytest.raises(UserError, match="loaded safely"):
+    with pytest.raises(UserError, match=r"loaded safely: .*execute .*pathlib\.Path"):
         load_model(path)
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"settings": {"n_head": 0}},
+        {"settings": {"n_head": -4}},
+        {"settings": {"n_head": 3}},
+        {"settings": {"n_head": "many"}},
+        {"genomes": {"sequence_length": 10**12, "window_size": 1}},
+        {"genomes": {"sequence_length": 100, "window_size": 0}},
+    ],
+)
+def test_a_checkpoint_of_impossible_sizes_is_refused(stated: dict[str, object]) -> None:
+    state = {"model": network().state_dict(), "args": {"model": "tiny"}, **stated}
+    with pytest.raises(UserError, match=r"bad\.pt: what it says of itself is damaged: \w+Error"):
+        network_of(Path("bad.pt"), state)
 
 
 def test_lightning_checkpoints_of_other_networks_are_refused(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from data.genomes.windows import GenomeSet
 from errors import UserError
 from optim.coalescence.evaluate import evaluate_times, inputs_of, measures, spread
 from optim.coalescence.inference import Drawing
+from optim.coalescence.parts import Parts
 from report import coalescence
 from tests.command_lines import code_of
 from tests.genomes import COUNTS, WINDOWS, make_sets, network, saved
@@ -98,6 +99,34 @@ def test_eval_and_the_page_of_its_results(tmp_path: Path, sets: Path, capsys) ->
     assert f"| broad | 4 | {summary['all']['mse']:.3f}" in page
     html = (tmp_path / "page" / "coalescence.html").read_text()
     assert html.count("data:image/png;base64,") == 2 and "<script" not in html
+
+
+def test_eval_finds_a_checkpoint_by_its_name_in_the_cache(
+    tmp_path: Path, sets: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    saved(tmp_path / "mine", sets / "processed")
+    (tmp_path / "mine" / "ckpt.pt").rename(tmp_path / "mine.ckpt")
+    (tmp_path / "mine").rmdir()
+    monkeypatch.setenv("CXT_CHECKPOINT_CACHE", str(tmp_path))
+    words = ["--checkpoint", "mine", "--replicates", "1", "--test_pairs", "1", "--device", "cpu"]
+    assert code_of(eval_door.main, words) == 0
+    assert "all test pairs" in capsys.readouterr().out and (tmp_path / "eval_summary_mine.json").is_file()
+
+
+def test_an_interrupted_evaluation_keeps_its_draws(tmp_path: Path, plain: GenomeSplits) -> None:
+    parts, drawing = Parts(tmp_path, "these"), Drawing(2, rows=2)
+    undisturbed = evaluate_times(network(), plain, CPU, drawing, 3)
+    left = iter(range(WINDOWS + 1))  # of calls, the first batch's and one more
+
+    def advanced(tokens: int) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_times(network(), plain, CPU, drawing, 3, parts, lambda total: advanced)
+    assert len(list(parts.folder.iterdir())) == 1
+    assert evaluate_times(network(), plain, CPU, drawing, 3, parts) == undisturbed
+    assert len(list(parts.folder.iterdir())) == 3
 
 
 def summary(label: str, mse: float, r: float, windows: int = 500) -> dict[str, Any]:

@@ -175,7 +175,7 @@ def test_a_damaged_description_is_made_again(made: Path, base: Path) -> None:
 
 def test_a_set_is_made_again_where_that_is_asked_for(made: Path, base: Path) -> None:
     shutil.copytree(made / "processed", base / "processed")
-    assert prepare(base, window_size=500, **{"no-skip_existing": True}) == 0
+    assert prepare(base, window_size=500, **{"no-skip-existing": True}) == 0
     assert open_genomes(base / "processed").meta.window_size == 500
 
 

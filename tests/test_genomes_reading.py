@@ -115,13 +115,33 @@ def test_a_lost_shard_is_refused(copied: Path) -> None:
         open_genomes(copied).train.example(0)
 
 
-@pytest.mark.parametrize(("field", "value"), [("offset", -1), ("size", -1), ("size", 1 << 30), ("shard", 7)])
-def test_a_damaged_index_is_refused(copied: Path, field: str, value: int) -> None:
-    index = np.load(copied / "train" / "index.npy")
+def damage(folder: Path, field: str, value: int) -> None:
+    index = np.load(folder / "train" / "index.npy")
     index[field][0] = value
-    np.save(copied / "train" / "index.npy", index)
+    np.save(folder / "train" / "index.npy", index)
+
+
+@pytest.mark.parametrize("field", ["offset", "size", "shard", "file", "first"])
+def test_a_damaged_index_is_refused(copied: Path, field: str) -> None:
+    damage(copied, field, 7)
+    with pytest.raises(UserError, match=r"index\.npy and files\.json have another SHA-256"):
+        open_genomes(copied)
+
+
+@pytest.mark.parametrize(("field", "value"), [("offset", -1), ("size", -1), ("size", 1 << 30), ("shard", 7)])
+def test_a_place_beyond_the_shards_is_refused(copied: Path, field: str, value: int) -> None:
+    damage(copied, field, value)
     with pytest.raises(UserError, match="cannot be read"):
-        open_genomes(copied).train.example(0)
+        open_genomes(copied, check=False).train.example(0)
+
+
+def test_the_description_of_another_set_is_refused(copied: Path, made: Path) -> None:
+    meta = json.loads((copied / "meta.json").read_text())
+    other = json.loads((made / "masked" / "meta.json").read_text())
+    meta["splits"] = other["splits"]
+    (copied / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(UserError, match="another SHA-256"):
+        open_genomes(copied)
 
 
 @pytest.mark.parametrize("content", [np.zeros(3), np.zeros(2, dtype=ENTRY), np.array([{}])])

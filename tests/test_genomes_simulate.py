@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from data.genomes.accessibility import NAME, accessibility
+from data.genomes.pool import time_left
 from data.genomes.scenarios import COLLECTIONS, SPECIES, Scenario, scenarios_of, simulate
 from data.genomes.simulate import main, missing
 from data.genomes.tree_file import is_whole, write_trees
@@ -94,6 +95,31 @@ def test_a_grid_has_a_folder_for_each_cell(tmp_path: Path) -> None:
     assert main([*words(tmp_path, 1), "--scenario", "llm_ne_constant"]) == 0
     cells = {scenario.folder for scenario in COLLECTIONS["llm_ne_constant"]()}
     assert contents(tmp_path).keys() == {f"{cell}/ts_00000000.trees" for cell in cells}
+
+
+def test_flags_may_have_dashes(whole: Path, tmp_path: Path) -> None:
+    dashed = [word.replace("_", "-") if word.startswith("--") else word for word in words(tmp_path)]
+    assert main(dashed) == 0
+    assert contents(tmp_path) == contents(whole)
+
+
+def test_without_a_scenario_or_a_number_nothing_is_simulated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (line,) = refused(capsys)
+    assert line.startswith("--scenario is needed, or --num_samples") and not list(tmp_path.iterdir())
+
+
+def test_what_is_to_come_is_told_before_it_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(words(tmp_path, 2))
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == f"{tmp_path}: 0 of 2 simulations are there already"
+    assert told[1].startswith("2 to simulate, with 1 processes, each 20,000 bp of 3 individuals")
+
+
+def test_a_long_time_is_told_in_hours() -> None:
+    assert time_left(30.0, 10, 10_010) == "8:20:00"
 
 
 # restarts

@@ -17,13 +17,14 @@ import tskit
 
 import infer
 from data.genomes.haplotypes import Haplotypes
+from data.genomes.targets import VOCABULARY
 from data.genomes.trees import read_trees, true_times
 from errors import UserError
 from models.coalescence.network import CoalescenceTransformer
 from models.coalescence.settings import AdapterSettings, CoalescenceSettings
 from optim.coalescence.decoding import decode, uniforms_of
 from optim.coalescence.evaluate import measures
-from optim.coalescence.inference import Drawing, Sequences, blocks_of, draws, ln_times, pairs_of
+from optim.coalescence.inference import Correction, Drawing, Sequences, blocks_of, draws, pairs_of
 from optim.coalescence.parts import Parts
 from tests.command_lines import code_of
 from tests.programs import ROOT, start
@@ -155,7 +156,8 @@ def test_what_is_beyond_the_end_is_missing() -> None:
     x = made.features(np.array([0]))
     assert x[0, 0, 0, -1, 0] == pytest.approx(np.log1p(np.e), abs=1e-3)
     assert made.available(made.blocks[0]).tolist() == [100, 100, 100, 0, 0, 0]
-    assert made.joined(ln_times(np.full((2, 2, WINDOWS), 9))).shape == (2, 2, 3)
+    (part,) = made.times_of(np.full((2, 2, WINDOWS), 9), VOCABULARY, None)
+    assert (part.windows, part.ln_times.shape) == (slice(0, 3), (2, 2, 3))
 
 
 def test_sites_in_gaps_are_not_read() -> None:
@@ -178,10 +180,11 @@ def test_a_last_window_that_is_cut_is_as_long_as_the_rest() -> None:
 
 def test_corrected_times_explain_the_differences_of_each_pair() -> None:
     made = sequences(haplotypes(2 * LENGTH), np.array([[0.0, 130.0]]))
-    times = np.random.default_rng(0).uniform(5, 9, (4, len(made), WINDOWS))
-    corrected = made.corrected(times, 1e-5, "deterministic")
-    for number, block in enumerate(made.blocks):
-        means = np.exp(corrected.mean(0)[2 * number : 2 * number + 2])
+    generator = np.random.default_rng(0)
+    for block in made.blocks:
+        times = generator.uniform(5, 9, (4, 2, WINDOWS))
+        corrected = made.corrected(block, times, Correction(1e-5, "deterministic"), generator)
+        means = np.exp(corrected.mean(0))
         expected = 2e-5 * (means * made.available(block)).sum(-1)
         _, alleles = made._sites(block)
         assert expected == pytest.approx([(alleles[:, a] != alleles[:, b]).sum() for a, b in made.pairs])
@@ -189,15 +192,27 @@ def test_corrected_times_explain_the_differences_of_each_pair() -> None:
 
 def test_a_block_of_which_nothing_is_known_is_not_corrected() -> None:
     made = sequences(haplotypes(2 * LENGTH), np.array([[0.0, LENGTH]]))
-    times = np.full((2, len(made), WINDOWS), 8.0)
-    corrected = made.corrected(times, 1e-8, "sampled")
-    assert (corrected[:, :2] == 8).all() and (corrected[:, 2:] != 8).any()
+    tokens = np.full((2, len(made), WINDOWS), 200)
+    plain, corrected = (
+        [part.ln_times for part in made.times_of(tokens, VOCABULARY, how)]
+        for how in (None, Correction(1e-8, "sampled"))
+    )
+    assert (corrected[0] == plain[0]).all() and (corrected[1] != plain[1]).any()
 
 
 def test_pairs_without_any_difference_cannot_be_corrected_by_it() -> None:
     alike = Haplotypes(np.array([5.0]), np.ones((1, SAMPLES), dtype=np.uint8), LENGTH)
+    tokens = np.full((2, 2, WINDOWS), 200)
     with pytest.raises(UserError, match="no pair differs"):
-        sequences(alike).corrected(np.full((2, 2, WINDOWS), 8.0), 1e-8, "deterministic")
+        list(sequences(alike).times_of(tokens, VOCABULARY, Correction(1e-8, "deterministic")))
+
+
+def test_the_parts_of_a_sequence_cover_each_window_once() -> None:
+    made = sequences(haplotypes(2 * LENGTH + 34))
+    parts = [*made.times_of(np.full((2, len(made), WINDOWS), 9), VOCABULARY, None)]
+    covered = [window for part in parts for window in range(made.n_total)[part.windows]]
+    assert covered == list(range(made.n_total))
+    assert sum(part.ln_times.shape[-1] for part in parts) == made.n_total
 
 
 @pytest.mark.parametrize(

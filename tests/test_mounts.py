@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from data.tokenize import main
-from files import remove_folder, write_atomically
+from errors import UserError
+from files import locked, remove_folder, sha256_of, write_atomically
 from models.export import export
 from tests.helpers import tiny_model
 
@@ -154,3 +155,33 @@ def test_a_model_is_exported_where_modes_cannot_be_set(
     model = tiny_model("lncot")
     export(model.settings, model.state_dict(), tmp_path / "out")
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_a_lock_is_refused_while_another_holds_it_and_free_afterwards(tmp_path: Path) -> None:
+    place = tmp_path / "lock"
+    with locked(place, "busy"), pytest.raises(UserError, match="busy"), locked(place, "busy"):
+        pass
+    with locked(place, "busy"):
+        pass
+
+
+def test_a_lock_is_free_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), locked(tmp_path / "lock", "busy"):
+        raise ZeroDivisionError
+    with locked(tmp_path / "lock", "busy"):
+        pass
+
+
+def test_where_there_are_no_locks_the_work_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with locked(tmp_path / "lock", "busy"):
+        pass
+
+
+def test_the_checksum_of_a_file_is_that_of_its_content(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert sha256_of(tmp_path / "file") == expected

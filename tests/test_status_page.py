@@ -67,7 +67,7 @@ def test_the_figure_names_experiment_axes_units_and_curves(tmp_path, capsys):
         "learning rate",
         "gradient norm",
         "throughput",
-        "tokens/s",
+        "tokens/s (windows/s, samples/s)",
         "optimiser step",
         "training",
         "validation",

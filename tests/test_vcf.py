@@ -46,6 +46,11 @@ def test_a_file_of_several_gzip_members_is_read_as_a_whole(tmp_path: Path) -> No
     assert read_vcf(path, 6).alleles.tolist() == [[0, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 1]]
 
 
+def test_alleles_of_simulations_may_be_0_and_1(tmp_path: Path) -> None:
+    found = read_vcf(vcf(tmp_path, record(10, "0|1", "1|1", ref="0", alt="1")), 4)
+    assert found.alleles.tolist() == [[0, 1, 1, 1]]
+
+
 def test_haploid_samples(tmp_path: Path) -> None:
     found = read_vcf(vcf(tmp_path, record(5, "0", "1", "1")), 3)
     assert found.alleles.tolist() == [[0, 1, 1]]

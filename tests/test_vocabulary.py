@@ -12,6 +12,7 @@ import pytest
 import config
 from data.vocabulary import OF_BPE, Vocabulary, need_same_tokens, vocabulary_of
 from errors import UserError
+from optim.language_model import note_on_vocabulary
 
 LETTERS = Vocabulary("char", None, "abc")
 
@@ -93,3 +94,9 @@ def test_a_known_dataset_or_the_user_tells_where_it_can_be_true(
 )
 def test_a_record_that_says_nothing_is_none(tmp_path: Path, said: Any) -> None:
     assert vocabulary_of({"vocabulary": said}, opened(tmp_path)) == Vocabulary()
+
+
+def test_a_vocabulary_that_is_far_too_large_is_noted() -> None:
+    (line,) = note_on_vocabulary(50304, {"vocab_size": 256})
+    assert line.startswith("note: the data have 256 tokens") and "--vocab_size 256" in line
+    assert not note_on_vocabulary(50304, {"vocab_size": 50257}) and not note_on_vocabulary(50304, {})

@@ -15,16 +15,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-import multiprocessing
 import os
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -42,6 +39,7 @@ from data.genomes.inputs import (
     load_mask,
     without_copies,
 )
+from data.genomes.pool import results_of, time_left
 from data.genomes.preprocess_flags import parse
 from data.genomes.shards import Job, Made, Mask, make_shard, remove_leftovers
 from data.genomes.store import (
@@ -70,7 +68,6 @@ from files import (
     write_atomically,
     write_json,
 )
-from processes import start_worker
 
 SHARD_FILES = 16  # tree sequences of a shard, where that makes no more than
 MOST_SHARDS = 400  # of a split: a training holds one file open for each
@@ -138,7 +135,7 @@ def make_room(folder: Path, settings: dict[str, Any], skip_existing: bool) -> No
             what = "other files" if name == "inputs" else f"{name} {there.settings.get(name)}, not {value}"
             raise UserError(
                 f"{folder} holds a set that was made with {what}: give another --out_subdir, or"
-                " --no-skip_existing, which makes it again"
+                " --no-skip-existing, which makes it again"
             )
 
 
@@ -158,40 +155,20 @@ class Progress:
         now = time.monotonic()
         if now - self.said >= LINE_SECONDS:
             self.said = now
-            rate = (now - self.began) / self.shards
-            left = timedelta(seconds=round(rate * (self.total - self.shards)))
-            pairs = self.pairs / (now - self.began)
-            self.say(f"{self.shards:,} of {self.total:,} shards  {pairs:,.0f} pairs/s  ETA {left}")
+            seconds = now - self.began
+            left = time_left(seconds, self.shards, self.total)
+            self.say(
+                f"{self.shards:,} of {self.total:,} shards  {self.pairs / seconds:,.0f} pairs/s  {left} left"
+            )
 
 
 def make_all(jobs: Sequence[Job], workers: int, progress: Progress) -> list[Made]:
     """What became of the shards, in order. Raises UserError where a worker was killed."""
-    results: dict[int, Made] = {}
-    if min(workers, len(jobs)) == 1:
-        for number, job in enumerate(jobs):
-            results[number] = make_shard(job)
-            progress.add(results[number])
-        return list(results.values())
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, start_worker, (os.getpid(),)) as pool:
-        waiting: dict[Future[Made], int] = {}
-        for number, job in enumerate(jobs):
-            waiting[pool.submit(make_shard, job)] = number
-        try:
-            while waiting:
-                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                    number = waiting.pop(future)
-                    results[number] = future.result()
-                    progress.add(results[number])
-        except BrokenProcessPool:
-            raise UserError(
-                "a worker was killed (out of memory?): what is done stays done; try again with fewer"
-                " --num_workers"
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return [results[number] for number in range(len(jobs))]
+    found = {}
+    for job, made in results_of(make_shard, jobs, workers, "--num_workers"):
+        found[job.path] = made
+        progress.add(made)
+    return [found[job.path] for job in jobs]
 
 
 def jobs_of(

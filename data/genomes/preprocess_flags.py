@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from config.programs import Arguments
+from config.programs import Arguments, with_underscores
 from data.genomes.inputs import MASK_KEY
 
 
@@ -82,11 +83,14 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     )
     parser.add_argument(
         "--skip_existing",
-        action=argparse.BooleanOptionalAction,
+        action="store_true",
         default=True,
-        help="keep what is there and right; --no-skip_existing makes the whole set again",
+        help="keep what is there and right [the default]",
+    )
+    parser.add_argument(
+        "--no_skip_existing", action="store_false", dest="skip_existing", help="make the whole set again"
     )
     parser.add_argument(
         "--state", action="store_true", help="only tell whether the set is there: done or todo"
     )
-    return parser.parsed(argv)
+    return parser.parsed(with_underscores(sys.argv[1:] if argv is None else argv))

@@ -17,24 +17,21 @@ array of SLURM jobs the number of the task is the shard.
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 import re
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from config.programs import Arguments, guarded
+from config.programs import Arguments, guarded, with_underscores
 from data.bins import DEFAULT_DATA_DIR
 from data.genomes.accessibility import LENGTHS, NAME, write_mask
+from data.genomes.pool import results_of, time_left
 from data.genomes.scenarios import (
     COLLECTIONS,
     SINGLE,
@@ -48,14 +45,12 @@ from data.genomes.scenarios import (
 from data.genomes.tree_file import is_whole, write_trees
 from errors import UserError
 from files import is_of_a_place, locked, read_json, write_json
-from processes import start_worker
 
 DESCRIPTION = "simulation.json"
 FILE = re.compile(r"ts_(\d{8})\.trees")
 LEFTOVER = re.compile(r"\.ts_(\d{8})\.trees\.\d+\.tmp")
 LARGEST = 10**8  # simulations of a scenario: eight digits
-LINE_SECONDS = 10.0
-AHEAD = 4  # simulations handed to the workers, times their number
+LINE_SECONDS, FIRST_SECONDS = 10.0, 2.0
 SHOWN_FAILED = 5
 MOST_FAILED = 20  # then it stops
 # of a single scenario; the cells of a grid have their own
@@ -209,11 +204,12 @@ def carry_out(job: Job) -> str | None:
 
 
 class Progress:
-    """A line every few seconds, and the simulations that failed."""
+    """A line every few seconds, the first one sooner, and the simulations that failed."""
 
     def __init__(self, total: int) -> None:
         self.total = total
-        self.began = self.printed = time.monotonic()
+        self.began = time.monotonic()
+        self.printed = self.began - LINE_SECONDS + FIRST_SECONDS
         self.done = 0
         self.failed: list[str] = []
 
@@ -228,10 +224,9 @@ class Progress:
         now = time.monotonic()
         if now - self.printed >= LINE_SECONDS:
             self.printed = now
-            rate = self.done / (now - self.began)
-            left = self.total - self.done - len(self.failed)
-            minutes = left / rate / 60 if rate else math.inf
-            say(f"{self.done:,} of {self.total:,}, {rate:.1f} a second, {minutes:.0f} minutes left")
+            seconds, ended = now - self.began, self.done + len(self.failed)
+            left = time_left(seconds, ended, self.total)
+            say(f"{self.done:,} of {self.total:,}, {self.done / seconds:.1f} a second, {left} left")
 
     def raise_failed(self, how: str = "") -> None:
         """Raises UserError that shows the first simulations that failed; does nothing where none did."""
@@ -240,39 +235,22 @@ class Progress:
             raise UserError("\n".join([*shown, f"{len(self.failed)} simulations failed{how}"]))
 
 
+def begins(jobs: Sequence[Job], processes: int) -> str:
+    """A line about the work to come."""
+    sizes = {(job.scenario.sequence_length, job.scenario.individuals) for job in jobs}
+    each = ", or ".join(f"{length:,.0f} bp of {individuals}" for length, individuals in sorted(sizes))
+    return (
+        f"{len(jobs):,} to simulate, with {processes} processes, each {each} individuals; what is done is"
+        " kept after Ctrl-C"
+    )
+
+
 def simulate_all(jobs: Sequence[Job], processes: int) -> None:
     """Raises UserError where simulations failed, once the others are done."""
     progress = Progress(len(jobs))
-    if processes == 1:
-        for job in jobs:
-            progress.add(job, carry_out(job))
-    else:
-        simulate_parallel(jobs, processes, progress)
+    for job, problem in results_of(carry_out, jobs, processes, "--num_processes"):
+        progress.add(job, problem)
     progress.raise_failed()
-
-
-def simulate_parallel(jobs: Sequence[Job], processes: int, progress: Progress) -> None:
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(processes, len(jobs)), context, start_worker, (os.getpid(),)) as pool:
-        remaining = iter(jobs)
-        waiting: dict[Future[str | None], Job] = {}
-        try:
-            while True:
-                for job in islice(remaining, AHEAD * processes - len(waiting)):
-                    waiting[pool.submit(carry_out, job)] = job
-                if not waiting:
-                    return
-                ready, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in ready:
-                    progress.add(waiting.pop(future), future.result())
-        except BrokenProcessPool:
-            raise UserError(
-                "a process was killed (out of memory?): what is simulated stays; try again with fewer"
-                " --num_processes"
-            ) from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 # the command
@@ -289,7 +267,7 @@ def _parser() -> Arguments:
         parser.add_argument(*(f"--{name}" for name in names), type=of, **{"default": None, **how})
 
     names = ", ".join([*SINGLE, *COLLECTIONS, "stdpopsim:ID"])
-    add("scenario", of=str, default="constant", help=f"{names} [constant]")
+    add("scenario", of=str, help=f"{names} [with --num_samples: constant]")
     add("data_dir", of=str, help=f"folder of the files [{DEFAULT_DATA_DIR}/genomes/SCENARIO]")
     add("num_samples", of=int, help="simulations of each scenario [as many as the published data have]")
     add("num_processes", of=int, help="processes [all cores]")
@@ -314,17 +292,6 @@ def _parser() -> Arguments:
         "--state", action="store_true", help="only tell whether all is simulated: done or todo"
     )
     return parser
-
-
-def with_underscores(words: Sequence[str]) -> list[str]:
-    """Flags in the one spelling that the parser knows: --num-samples is --num_samples."""
-    changed = []
-    for word in words:
-        name, equals, value = word.partition("=")
-        changed.append(
-            name.replace("-", "_").replace("__", "--", 1) + equals + value if name[:2] == "--" else word
-        )
-    return changed
 
 
 def chosen_scenarios(args: Namespace) -> list[Scenario]:
@@ -402,10 +369,15 @@ def parse(argv: Sequence[str] | None) -> Namespace:
 
 def run(args: Namespace) -> int:
     """Simulate what the command line asks for. Raises UserError."""
+    is_open = args.scenario is None and args.num_samples is None
+    args.scenario = args.scenario or "constant"
     scenarios = chosen_scenarios(args)
     problem = impossible(scenarios[0])
     if problem:
         raise UserError(problem)
+    if is_open:
+        names = ", ".join([*SINGLE, *COLLECTIONS, "stdpopsim:ID"])
+        raise UserError(f"--scenario is needed, or --num_samples of constant: {names}")
     root = Path(args.data_dir or DEFAULT_DATA_DIR / "genomes" / args.scenario.replace(":", "_"))
     todo = missing(root, scenarios, args.shard, args.shards)
     has_mask = args.scenario not in LENGTHS or (root / NAME).exists()
@@ -430,8 +402,10 @@ def run(args: Namespace) -> int:
         for scenario in scenarios:
             prepare_folder(root, scenario)
         remove_leftovers(todo.jobs)
+        processes = min(args.num_processes or len(os.sched_getaffinity(0)), len(todo.jobs))
+        say(begins(todo.jobs, processes))
         began = time.monotonic()
-        simulate_all(todo.jobs, args.num_processes or len(os.sched_getaffinity(0)))
+        simulate_all(todo.jobs, processes)
     say(f"{len(todo.jobs):,} simulated in {time.monotonic() - began:.1f} s")
     return 0
 

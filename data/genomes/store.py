@@ -159,12 +159,13 @@ class GenomeMeta(Layout):
 class Genomes:
     """The examples of one split."""
 
-    def __init__(self, folder: Path, meta: GenomeMeta) -> None:
-        """folder: of the split. Raises UserError."""
+    def __init__(self, folder: Path, meta: GenomeMeta, check: bool = True) -> None:
+        """folder: of the split. check: compare the checksum of index and files. Raises UserError."""
         self.folder, self.meta = folder, meta
         try:
             self.index = np.load(folder / INDEX, mmap_mode="r", allow_pickle=False)
             self.files = load_json(folder / FILES)
+            text = (folder / FILES).read_text()
         except (OSError, ValueError) as error:
             raise _damaged(folder, error) from None
         if not (self.index.dtype == ENTRY and self.index.ndim == 1 and isinstance(self.files, list)):
@@ -172,6 +173,8 @@ class Genomes:
         stated = meta.splits[folder.name]
         if len(self.index) != stated["examples"] or len(self.files) != stated["files"]:
             raise _damaged(folder, f"it holds another number of examples or files than {META} says")
+        if check and split_sha256(self.index, text, stated["shard_sha256"]) != stated["sha256"]:
+            raise _damaged(folder, f"{INDEX} and {FILES} have another SHA-256 than {META} says")
         self.shards: dict[int, int] = {}  # file descriptors
         self.lock = threading.Lock()
 
@@ -316,11 +319,17 @@ def _check(meta: GenomeMeta) -> None:
         raise ValueError("sizes of examples")
     if not all(type(count) is int and count >= 0 for count in counts):
         raise ValueError("counts of a split")
-    if type(meta.masked) is not bool or not all(isinstance(meta.splits[s]["sha256"], str) for s in SPLITS):
-        raise ValueError("masked or sha256")
+    for split in SPLITS:
+        stated = meta.splits[split]
+        if not all(isinstance(each, str) for each in [stated["sha256"], *stated["shard_sha256"]]):
+            raise ValueError("sha256")
+    if type(meta.masked) is not bool:
+        raise ValueError("masked")
 
 
-def open_genomes(folder: Path) -> GenomeSplits:
-    """A prepared set. Raises UserError."""
+def open_genomes(folder: Path, check: bool = True) -> GenomeSplits:
+    """A prepared set. check: of each split compare the checksum of index and files, which tells the parts of
+    another set and damage, but for that of the shards. Raises UserError.
+    """
     meta = read_meta(folder)
-    return GenomeSplits(folder, meta, *(Genomes(folder / split, meta) for split in SPLITS))
+    return GenomeSplits(folder, meta, *(Genomes(folder / split, meta, check) for split in SPLITS))

@@ -25,7 +25,7 @@ from data.streams import DAMAGE
 from errors import UserError
 
 FIXED = ("#CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO", "FORMAT")
-BASES = frozenset("ACGTacgt")
+BASES = frozenset("ACGTacgt01")  # 0 and 1: in files that tskit makes of simulations
 MISSING, UNPHASED, BAD = -1, -2, -3
 GZIP_MAGIC = b"\x1f\x8b"
 MOST_NAMES = 5

@@ -3,7 +3,8 @@ windows, draws of all of them in batches, and what is made of these.
 
     sequences = Sequences(haplotypes, pairs, window_size, n_windows, inaccessible, reads_missing=False)
     tokens = draws(network, len(sequences), sequences.features, Drawing(), device)
-    times = sequences.joined(ln_times(tokens))                # (R, P, windows of the whole)
+    for part in sequences.times_of(tokens, VOCABULARY, None):
+        part.ln_times                                         # (R, P, windows)
 
 Legend: K blocks, P pairs, N = K * P sequences (all pairs of the first block, then those of the second), R
 replicates, W windows of a block.
@@ -12,7 +13,7 @@ replicates, W windows of a block.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,22 @@ def blocks_of(n_total: int, n_windows: int) -> list[Block]:
     return blocks
 
 
+@dataclass(frozen=True)
+class Part:
+    """windows: of the sequence, which no other part has. ln_times: of them, (R, P, windows)."""
+
+    windows: slice
+    ln_times: Array
+
+
+@dataclass(frozen=True)
+class Correction:
+    """mutation_rate: per bp and generation. kind: SAMPLED or DETERMINISTIC."""
+
+    mutation_rate: float
+    kind: str
+
+
 class Sequences:
     """The pairs of a sequence, block by block. inaccessible: intervals (K, 2) in bp of which nothing is
     known; sites in them are not read.
@@ -211,30 +228,33 @@ class Sequences:
         lengths = np.diff(np.append(np.arange(self.n_total) * self.window, self.haplotypes.length))
         return 1 - missing / lengths
 
-    def corrected(self, times: Array, mutation_rate: float, kind: str) -> Array:
-        """ln times (R, N, W), moved so that they agree with the differences of each pair in each block.
+    def times_of(self, tokens: Tokens, vocab_size: int, correction: Correction | None) -> Iterator[Part]:
+        """Times of tokens (R, N, W), block by block, so that those of all draws are never held at once.
 
         Raises UserError.
         """
-        generator = np.random.default_rng(CORRECTION_SEED)
-        found = []
+        generator, pairs = np.random.default_rng(CORRECTION_SEED), len(self.pairs)
         for number, block in enumerate(self.blocks):
-            mine = times[:, number * len(self.pairs) : (number + 1) * len(self.pairs)]
-            available = self.available(block)
-            if available.any():
-                counts = differences(self._sites(block)[1], self.pairs)
-                if kind == SAMPLED:
-                    mine = sampled_correction(mine, counts, mutation_rate, available, generator)
-                else:
-                    mine = deterministic_correction(mine, counts, mutation_rate, available)
-            found.append(mine)
-        return np.concatenate(found, axis=1)
+            times = ln_times(tokens[:, number * pairs : (number + 1) * pairs], vocab_size)
+            if correction is not None:
+                times = self.corrected(block, times, correction, generator)
+            first, last = block.first + block.new, min(block.first + self.n_windows, self.n_total)
+            yield Part(slice(first, last), times[..., block.new : last - block.first])
 
-    def joined(self, times: Array) -> Array:
-        """(R, N, W) of blocks -> (R, P, windows of the sequence)."""
-        of_blocks = times.reshape(len(times), len(self.blocks), len(self.pairs), self.n_windows)
-        new = [of_blocks[:, number, :, block.new :] for number, block in enumerate(self.blocks)]
-        return np.concatenate(new, axis=-1)[..., : self.n_total]
+    def corrected(
+        self, block: Block, times: Array, correction: Correction, generator: np.random.Generator
+    ) -> Array:
+        """ln times (R, P, W) of a block, moved so that they agree with the differences of each pair in it.
+
+        Raises UserError.
+        """
+        available = self.available(block)
+        if not available.any():
+            return times
+        counts = differences(self._sites(block)[1], self.pairs)
+        if correction.kind == SAMPLED:
+            return sampled_correction(times, counts, correction.mutation_rate, available, generator)
+        return deterministic_correction(times, counts, correction.mutation_rate, available)
 
 
 def pairs_of(text: str | None, n_samples: int) -> Pairs:

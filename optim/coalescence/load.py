@@ -21,6 +21,7 @@ from optim.coalescence.public import ADAPTER, ENCODER
 from optim.opening import open_checkpoint
 
 EMBEDDING = "transformer.ote.weight"
+MOST_WINDOWS = 1 << 20  # beyond which a file is taken for damaged
 
 
 def load_model(given: str | Path, device: str | torch.device = "cpu") -> CoalescenceTransformer:
@@ -62,11 +63,16 @@ def settings_in(state: Mapping[str, Any]) -> CoalescenceSettings:
         n_windows = preset.n_windows
         if genomes:
             n_windows = -(-int(genomes["sequence_length"]) // int(genomes["window_size"]))
+        n_head, width = int(stated.get("n_head", preset.n_head)), weights[EMBEDDING].shape[1]
+        if n_head < 1 or width % (2 * n_head):  # the halves of a head are rotated
+            raise ValueError(f"n_head {n_head} at a width of {width}")
+        if not 0 < n_windows <= MOST_WINDOWS:
+            raise ValueError(f"{n_windows:,} windows")
         return CoalescenceSettings(
             n_samples=n_samples,
             n_windows=n_windows,
             n_layer=layers,
-            n_head=int(stated.get("n_head", preset.n_head)),
+            n_head=n_head,
             mask_singletons=bool(stated.get("mask_singletons", preset.mask_singletons)),
             vocab_size=len(weights[EMBEDDING]),
             expansion=inner // n_samples,

@@ -43,6 +43,9 @@ def read(path: Path) -> dict[str, Any]:
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         known: list[Any] = [(_Settings, name) for name in names if name.split(".")[0] in ITS_MODULES]
+        strange = sorted(set(names) - {name for _, name in known})
+        if strange:
+            raise ValueError(f"it would execute {', '.join(strange)}")
         with torch.serialization.safe_globals(known):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a foreign file makes of torch's reader
