@@ -194,6 +194,7 @@ def make_run(sweep: Sweep, standings: Sequence[Standing], package: Path, is_pinn
         "sweep": str(sweep.path),
         "name": sweep.name,
         "cells": frozen,
+        "of": len(standings),
         "finished": sum(each.state == FINISHED for each in standings),
         "left_out": lines_of(standings, REFUSED),
     }

@@ -82,10 +82,8 @@ def main(argv: Sequence[str]) -> int:
             reason = "ended without a word, see above" if outcome is None else outcome.reason
             problems.append(f"cell {cell['number']} ({cell['label']}): {reason}")
     print(*(f"error: {line}" for line in problems), sep="\n", end="\n" * bool(problems), file=sys.stderr)
-    left = f", {len(stopped)} are left for the same command" if stopped else ""
-    print(
-        f"=== sweep {content['name']}: {done} cells are finished, {len(problems)} are not{left}", flush=True
-    )
+    left = f"; the same command goes on with {len(stopped)}" if stopped else ""
+    print(f"=== sweep {content['name']}: {done} of {content['of']} cells are finished{left}", flush=True)
     return 1 if problems else STOPPED if stopped else 0
 
 

@@ -97,6 +97,7 @@ submit_job() {
     ((!PIN_CODE)) || words+=(--pin)
     plan "${words[@]}"
     if [[ -z $ARRAYS ]]; then
+        [[ -z $QUEUED ]] || printf 'job:          %s (in the queue already)\n' "$QUEUED"
         printf 'nothing to submit\n'
         return
     fi
