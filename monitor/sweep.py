@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config.sweep import Cell, Sweep, as_text
+from config.sweep import Cell, Sweep, as_text, refusals
 from monitor.page import GAP, Progress, is_live, notes, shortened, words
 from monitor.read import Queue, progress_of, read_queue, unbegun
 from report.sweep_cells import (
@@ -220,8 +220,10 @@ def report(path: Path, results: Path | None, columns: int | None) -> list[str]:
     sweep = board.sweep
     by = f"by {board.quantity.name} ({board.quantity.better} is better)"
     head = f"{words(sweep.name)}: recipe {sweep.recipe}, {by}"
-    remarks = []
+    remarks = [f"refused: {line}" for line in refusals(sweep.cells)]
     for row in board.rows:
+        if row.state == REFUSED:
+            continue
         title = f"cell {row.result.cell.number} ({words(row.result.cell.title)})"
         remarks += [f"{title}: {line}" for line in row.notes]
     remarks += [*sweep.notes, *([board.note] if board.note else [])]
