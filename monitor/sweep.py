@@ -194,7 +194,7 @@ def totals(board: Board) -> dict[str, Any]:
     states = Counter(row.state for row in board.rows)
     done = asked = 0
     for row in board.rows:
-        if row.state != REFUSED and row.result.iterations:
+        if row.result.iterations:
             step = row.progress.step if row.progress is not None else row.result.step
             done, asked = done + min(step or 0, row.result.iterations), asked + row.result.iterations
     return {
@@ -228,7 +228,7 @@ def report(path: Path, results: Path | None, columns: int | None) -> list[str]:
     head = f"{words(sweep.name)}: recipe {sweep.recipe}, {by}"
     remarks = [f"refused: {line}" for line in refusals(sweep.cells)]
     for row in board.rows:
-        if row.state == REFUSED:
+        if row.result.state == REFUSED:
             continue
         title = f"cell {row.result.cell.number} ({words(row.result.cell.title)})"
         remarks += [f"{title}: {line}" for line in row.notes]
