@@ -1,11 +1,14 @@
 """Figure 2, perplexity against multiply-accumulates: its drawing.
 
-draw({"sequence_length": 256, "paper": [...], "ours": [...]})       # plot_fig2.py has the points
+    draw({"sequence_length": 256, "paper": [...], "ours": [...]})       # plot_fig2.py has the points
+
+Each point has family, n_layer, size, macs and perplexity; of ours also the ends of an interval.
 """
 
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,42 +28,62 @@ def size(args: Namespace) -> str:
     return f"{args.n_layer}x{args.n_repeat}" if VARIANTS[args.model].loop else str(args.n_layer)
 
 
-def panel(axis: Any, layers: int, data: dict[str, Any]) -> None:
-    """Models of that many layers, and the standard ones of all sizes for comparison."""
+def styles() -> dict[str, tuple[str, str]]:
+    """Colour and marker of each family."""
+    from report.figures import FAMILIES, GREEN, PURPLE, SKY
+
+    return {
+        **FAMILIES,
+        "LN-CoTFormer": (GREEN, "D"),
+        "Adaptive LN-CoTFormer": (PURPLE, "v"),
+        "Adaptive LN-Block Universal": (SKY, "P"),
+    }
+
+
+def _annotate(axis: Any, points: Sequence[dict[str, Any]], colour: str, family: str) -> None:
+    """The size beside each point."""
     from matplotlib.patheffects import withStroke
 
-    from report.figures import FAINT, FAMILIES, whiskers
+    for point in points:
+        offset, horizontal, vertical = LABELS.get(point["size"]) or LABELS.get(family, UPPER_RIGHT)
+        axis.annotate(
+            point["size"],
+            (point["macs"] / 1e9, point["perplexity"]),
+            xytext=offset,
+            textcoords="offset points",
+            fontsize=8,
+            color=colour,
+            path_effects=[withStroke(linewidth=2, foreground="white")],
+            ha=horizontal,
+            va=vertical,
+        )
+
+
+def panel(axis: Any, layers: int, data: dict[str, Any]) -> None:
+    """Models of that many layers, and the standard ones of all sizes for comparison. Where the paper's points
+    are drawn, theirs have the lines and the sizes.
+    """
+    from report.figures import FAINT, whiskers
 
     def here(point: dict[str, Any]) -> bool:
         return point["family"] == "Standard" or point["n_layer"] == layers
 
-    for family in dict.fromkeys(point["family"] for point in data["paper"]):
-        colour, marker = FAMILIES[family]
+    for family in dict.fromkeys(point["family"] for point in (*data["paper"], *data["ours"])):
+        colour, marker = styles()[family]
+        line = "-" if family == "CoTFormer" else "--"
         points = [point for point in data["paper"] if point["family"] == family and here(point)]
-        x, y = [point["macs"] / 1e9 for point in points], [point["perplexity"] for point in points]
-        axis.plot(
-            x,
-            y,
-            color=colour,
-            marker=marker,
-            markerfacecolor="white",
-            linestyle="-" if family == "CoTFormer" else "--",
-            alpha=FAINT if data["ours"] else 1,
-            label=f"{family}, paper",
-        )
-        for point, place in zip(points, x, strict=True):
-            offset, horizontal, vertical = LABELS.get(point["size"]) or LABELS.get(family, UPPER_RIGHT)
-            axis.annotate(
-                point["size"],
-                (place, point["perplexity"]),
-                xytext=offset,
-                textcoords="offset points",
-                fontsize=8,
+        if points:
+            axis.plot(
+                [point["macs"] / 1e9 for point in points],
+                [point["perplexity"] for point in points],
                 color=colour,
-                path_effects=[withStroke(linewidth=2, foreground="white")],
-                ha=horizontal,
-                va=vertical,
+                marker=marker,
+                markerfacecolor="white",
+                linestyle=line,
+                alpha=FAINT if data["ours"] else 1,
+                label=f"{family}, paper",
             )
+            _annotate(axis, points, colour, family)
         ours = [point for point in data["ours"] if point["family"] == family and here(point)]
         if ours:
             values = [point["perplexity"] for point in ours]
@@ -70,34 +93,38 @@ def panel(axis: Any, layers: int, data: dict[str, Any]) -> None:
                 whiskers(values, [point["interval_over_windows"] for point in ours]),
                 color=colour,
                 marker=marker,
-                linestyle="none",
+                linestyle="none" if data["paper"] else line,
                 elinewidth=0.7,
                 capsize=2,
                 zorder=3,
                 label=f"{family}, ours",
             )
+            if not data["paper"]:
+                _annotate(axis, ours, colour, family)
     axis.set_title(f"{layers} layers")
-    axis.set_xlabel(r"MACs of a 256-token sequence ($\times 10^9$)")
+    length = data["sequence_length"]
+    axis.set_xlabel(rf"MACs of a {length}-token sequence ($\times 10^9$)")
 
 
 def draw(data: dict[str, Any]) -> Figure:
-    from report.figures import FAMILIES, TWO_COLUMNS, legend, panels
+    """data may have `layers`, of the panels, and a `title`; without, they are the paper's."""
+    from report.figures import TWO_COLUMNS, legend, panels
 
-    figure, axes = panels(1, len(LAYERS), TWO_COLUMNS, 3.2 if data["ours"] else 2.9, sharey=True)
-    for axis, layers in zip(axes[0], LAYERS, strict=True):
+    all_layers = data.get("layers", LAYERS)
+    figure, axes = panels(1, len(all_layers), TWO_COLUMNS, 3.2 if data["ours"] else 2.9, sharey=True)
+    for axis, layers in zip(axes[0], all_layers, strict=True):
         panel(axis, layers, data)
         axis.margins(x=0.12, y=0.07)
     axes[0][0].set_ylabel("validation perplexity")
-    axes[0][1].tick_params(left=False)
+    for axis in axes[0][1:]:
+        axis.tick_params(left=False)
     legend(
-        figure, axes, [f"{family}, {whose}" for family in FAMILIES for whose in ("paper", "ours")], columns=3
+        figure, axes, [f"{family}, {whose}" for family in styles() for whose in ("paper", "ours")], columns=3
     )
     ours = (
         f"\nours: {len(data['ours'])} models, bars: 95% intervals over texts of one model; checkpoints are"
         " named in fig2.json"
     )
-    figure.suptitle(
-        "Perplexity against compute: Table 1 and more repeats, OpenWebText2, 40,000 steps"
-        + (ours if data["ours"] else "")
-    )
+    of_paper = "Perplexity against compute: Table 1 and more repeats, OpenWebText2, 40,000 steps"
+    figure.suptitle(data.get("title", of_paper + (ours if data["ours"] else "")))
     return figure

@@ -1,7 +1,9 @@
 """Figure 4 of some evaluations at every compute budget: its data and its drawing.
 
-curves = [read_curve(path)]                                 # report.collect, of ppl_per_mac.json
-draw({"sequence_length": 256, "models": [...], "curves": series(curves), "paper": paper_points(curves)})
+    curves = [read_curve(path)]                                 # report.collect, of ppl_per_mac.json
+    draw({"sequence_length": 256, "models": [...], "curves": series(curves), "paper": paper_points(curves)})
+
+All budgets of a model read the same windows.
 """
 
 from __future__ import annotations

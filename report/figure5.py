@@ -1,6 +1,8 @@
 """Figure 5 of some files of router scores: reading them, its data and its drawing.
 
-draw(histograms([read_weights(path)]))                      # router_weights_*.npz
+    draw(histograms([read_weights(path)]))                      # router_weights_*.npz
+
+plot_fig5.py says what a cascade is.
 """
 
 from __future__ import annotations
