@@ -1,11 +1,11 @@
 """The paper's claims, re-tested by a sweep of its models over several seeds.
 
-    python -m report claims SWEEP.json --output DIR         # claims.md, claims.html, claims.json and figures
+    python -m report claims SWEEP.json --output DIR     # claims.md, claims.html, claims.json and figures
 
-Reads what each cell's experiment folder holds: summary.json, segments.jsonl, eval_summary_ckpt.json (eval.py),
-and of adaptive models ppl_per_mac.json, router_weights*.npz and routing.json. text.json beside the sweep's
-file, or in DIR, says what the text is. Exit code 2 where the file is no sweep; a cell that has no evaluation
-is named on the page.
+Reads what each cell's experiment folder holds: summary.json, segments.jsonl, eval_summary_ckpt.json
+(eval.py), and of adaptive models ppl_per_mac.json, router_weights*.npz and routing.json. text.json beside the
+sweep's file, or in DIR, says what the text is. Exit code 2 where the file is no sweep; a cell that has no
+evaluation is named on the page.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from config.flags import FLAGS
 from config.places import places
 from config.sweep import Sweep, as_text, read_sweep
 from errors import UserError
@@ -26,38 +27,40 @@ from report import claims_figures as figures
 from report import claims_tables as tables
 from report.claims_cells import Setting, Trained, read_cells, settings_of
 from report.claims_found import Absent, Finding, Findings, counts, findings, in_words, smallest
-from report.claims_list import Claim
+from report.claims_list import CLAIMS
 from report.pages import Block, Heading, Items, Page, Table, Text, html, markdown
 from report.verdicts import AGAINST, CONFIRMED, UNDECIDED
 
 STEM = "claims"
 TEXT = "text.json"
 READING = """\
-A difference is the loss of the second model minus that of the first, in nats a token, between trainings of \
-the same seed: where it is positive the first is better. The interval is Student's, of the mean over seeds. \
-**confirmed**: the interval is on the claim's side of zero. **not confirmed**: it is on the other side, so the \
-data say the opposite. **undecided**: it holds zero, or there are fewer than two seeds, or they do not vary. \
-**not in this sweep**: a model of the claim was not trained. Of models that are claimed to be alike, the \
-interval must be inside the margin (confirmed) or outside it (not confirmed). *k of n*: seeds that agree with \
-the claim. The paper's difference is the logarithm of the ratio of its two perplexities, with the standard \
-error over its three seeds; its loss is of another text, tokens and size, so that the sign can be compared \
-and not the amount."""
+A difference is the loss of the second model minus that of the first, in nats a token, between trainings \
+of the same seed: where it is positive the first is better. The interval is Student's, of the mean over \
+seeds. **confirmed**: the interval is on the claim's side of zero. **not confirmed**: it is on the other \
+side, so the data say the opposite. **undecided**: it holds zero, or there are fewer than two seeds, or \
+they do not vary. **not in this sweep**: a model of the claim was not trained. Of models that are claimed \
+to be alike, the interval must be inside the margin (confirmed) or outside it (not confirmed). *k of n*: \
+seeds that agree with the claim. The paper's difference is the logarithm of the ratio of its two \
+perplexities, with the standard error over its three seeds; its loss is of another text, tokens and size, \
+so that the sign can be compared and not the amount."""
 MULTIPLICITY = """\
-Intervals and verdicts are of each claim alone: {tested} claims were tested, and neither is corrected for their \
-number. At 95%, one in twenty intervals of models that do not differ misses zero. The column *p, Holm* is \
-corrected for all claims with a p (Holm, 1979): {kept} of the {decided} decided verdicts have one below 0.05."""
+Intervals and verdicts are of each claim alone: {tested} claims were tested, and neither is corrected for \
+their number. At 95%, one in twenty intervals of models that do not differ misses zero. The column *p, \
+Holm* is corrected for all claims with a p (Holm, 1979): {kept} of the {decided} decided verdicts have \
+one below 0.05."""
 CURVES = """\
-At equal cost: the mean difference of two curves over the range of costs that both have, with straight lines \
-between the measured budgets, in each seed."""
+At equal cost: the mean difference of two curves over the range of costs that both have, with straight \
+lines between the measured budgets, in each seed."""
 SIZE = """\
 **What this size can show.** The models here have up to {parameters:,} parameters and were trained for \
-{steps} steps of {tokens:,} tokens; the paper's have 768 units, 12 to 48 layers and 40,000 steps of 32,768 \
-tokens. A verdict is about these models, this text and this budget. A confirmed claim says that the effect is \
-there at this size too and that this installation trains and measures these models as it should; it does not \
-re-measure the paper's perplexities. A claim that is not confirmed, or undecided, says nothing against the \
-paper: effects of a hundredth of a nat need longer training, more seeds or larger models, and after few steps \
-a model that learns faster at first is ahead whatever it would reach. Seeds here vary weights and order of \
-the text together; the validation text is the same for all, so that another text could give other differences."""
+{steps} steps of {tokens:,} tokens; the paper's have 768 units, 12 to 48 layers and 40,000 steps of \
+32,768 tokens. A verdict is about these models, this text and this budget. A confirmed claim says that \
+the effect is there at this size too and that this installation trains and measures these models as it \
+should; it does not re-measure the paper's perplexities. A claim that is not confirmed, or undecided, \
+says nothing against the paper: effects of a hundredth of a nat need longer training, more seeds or \
+larger models, and after few steps a model that learns faster at first is ahead whatever it would reach. \
+Seeds here vary weights and order of the text together; the validation text is the same for all, so that \
+another text could give other differences."""
 
 
 def text_facts(folders: Sequence[Path]) -> dict[str, Any]:
@@ -113,9 +116,15 @@ def machine() -> str:
     return f"{name}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
 
+def short(revision: str) -> str:
+    """The first letters of a git revision, and whether the clone had changes."""
+    hexadecimal, plus, more = revision.partition("+")
+    return hexadecimal[:12] + plus + more
+
+
 def head(sweep: Sweep, trainings: Sequence[Trained], facts: Mapping[str, Any], place: str) -> Table:
     """What was run, where, on what."""
-    revisions = list(dict.fromkeys(text for one in trainings for text in one.revisions))
+    revisions = list(dict.fromkeys(short(text) for one in trainings for text in one.revisions))
     seconds = sum(one.seconds for one in trainings)
     finished = sum(one.state == "finished" for one in trainings)
     evaluated = sum(one.evaluation is not None for one in trainings)
@@ -140,9 +149,7 @@ def head(sweep: Sweep, trainings: Sequence[Trained], facts: Mapping[str, Any], p
 def headlines(found: Findings) -> list[str]:
     """A line for each claim that the sweep is to decide."""
     lines = []
-    for claim in dict.fromkeys(one.claim for one in (*found.tested, *found.absent)):
-        if not isinstance(claim, Claim) or not claim.headline:
-            continue
+    for claim in (claim for claim in CLAIMS if claim.headline):
         own = [one for one in found.tested if one.claim == claim]
         decided = [one for one in own if one.verdict.word != UNDECIDED]
         if not own:
@@ -177,8 +184,6 @@ def size_words(trainings: Sequence[Trained]) -> str:
 def setting_rows(settings: Sequence[Setting]) -> Table:
     """The flags that are not of the model, which all models of a setting share."""
     header = ["flag", *(setting.label or "all models" for setting in settings)]
-    from config.flags import FLAGS
-
     rows = []
     for name in settings[0].values if settings else ():
         values = [setting.values.get(name) for setting in settings]
@@ -191,7 +196,8 @@ def setting_rows(settings: Sequence[Setting]) -> Table:
 def build(sweep: Sweep, facts: Mapping[str, Any], place: str) -> tuple[Page, dict[str, Any]]:
     """The page, and the same as data."""
     trainings = read_cells(sweep)
-    if any(one.args is not None and one.args.model not in VARIANTS for one in trainings):
+    models = [getattr(one.args, "model", None) for one in trainings if one.args is not None]
+    if any(model not in VARIANTS for model in models):
         raise UserError(f"{sweep.path}: its cells are no models of the CoTFormer family")
     settings = settings_of(trainings)
     found = findings(settings)
@@ -210,6 +216,8 @@ def build(sweep: Sweep, facts: Mapping[str, Any], place: str) -> tuple[Page, dic
     page.add(Heading("Missing"), _missing(trainings))
     page.add(Heading("What this can and cannot show"), Text(size_words(trainings)))
     page.add(Heading("Settings"), Text(_chosen(settings)), setting_rows(settings))
+    if facts.get("hyper_parameters"):
+        page.add(Text(str(facts["hyper_parameters"])))
     return page, {**as_json(sweep, trainings, found, facts, page), "figures": data}
 
 

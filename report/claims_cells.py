@@ -234,9 +234,19 @@ def settings_of(trainings: Sequence[Trained]) -> list[Setting]:
             differing.append(name)
     settings = []
     for values, own in groups:
+        _note_repeats(own)
         label = ", ".join(f"{name} {as_text(values.get(name))}" for name in differing)
         settings.append(Setting(values, own, label))
     return settings
+
+
+def _note_repeats(trainings: Sequence[Trained]) -> None:
+    """A note on each cell of a model and seed that an earlier one has too."""
+    first: dict[tuple[Kind, int], Trained] = {}
+    for one in trainings:
+        other = first.setdefault((one.kind, one.seed), one)
+        if other is not one:
+            one.notes.append(f"is not counted: {other.cell.title} is the same model with the same seed")
 
 
 def _is_extension(values: Mapping[str, Any]) -> bool:

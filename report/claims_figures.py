@@ -35,8 +35,8 @@ def figure_2(setting: Setting, stem: str) -> tuple[list[Block], dict[str, Any]]:
     if not data["ours"]:
         return [Text("Figure 2 is not drawn: no model has an evaluation.")], data
     text = (
-        "Figure 2: perplexity against the multiply-accumulates of a sequence; means over seeds, bars: standard"
-        " errors over seeds."
+        "Figure 2: perplexity against the multiply-accumulates of a sequence; means over seeds, bars: their"
+        " standard errors."
     )
     return [Picture(stem, png(draw(data)), text + (f" {setting.label}." if setting.label else ""))], data
 

@@ -103,7 +103,8 @@ def _of_claim(claim: Claim, settings: Sequence[Setting], n: int | None) -> tuple
         for pair in claim.pairs(repeats):
             for setting in _settings_for(claim, settings):
                 finding = _judged(claim, setting, depth, pair, depth / n)
-                tested += [finding] * (finding is not None)
+                if finding is not None:
+                    tested.append(finding)
     places = {(one.first, one.second) for one in tested}
     absent = []
     for ratio, pair in _of_paper(claim):
@@ -161,8 +162,8 @@ def _judged(
     claim: Claim, setting: Setting, depth: int, repeats: tuple[int, int], ratio: float
 ) -> Finding | None:
     """None where the setting lacks one of the models."""
-    kinds = claim.first.kind(depth, repeats[0]), claim.second.kind(depth, repeats[1])
-    first, second = map(setting.of, kinds)
+    one, other = claim.first.kind(depth, repeats[0]), claim.second.kind(depth, repeats[1])
+    first, second = setting.of(one), setting.of(other)
     if not first or not second:
         return None
     gains, missing = {}, []
@@ -176,7 +177,7 @@ def _judged(
     has_paper = claim.paper is not None or ratio * PAPER_DEPTH in (PAPER_DEPTH, 2 * PAPER_DEPTH)
     papers = paper_gain(claim.papers(ratio, repeats)) if has_paper else None
     verdict = judge(gains, claim.margin)
-    return Finding(claim, setting, *map(in_words, kinds), verdict, missing, papers)
+    return Finding(claim, setting, in_words(one), in_words(other), verdict, missing, papers)
 
 
 def _gain(first: Trained | None, second: Trained | None) -> tuple[float | None, str]:
@@ -251,10 +252,20 @@ def _judged_curves(claim: CurveClaim, setting: Setting, kind: Kind, other: Kind)
         elif first and second:
             missing.append(f"seed {seed}: the curves have no common range of {claim.cost}")
         else:
-            states = [one.problem for one in (firsts.get(seed), seconds.get(seed)) if one and one.problem]
-            missing.append(f"seed {seed}: {(states or ['not measured at several costs'])[0]}")
-    names = [f"{in_words(kind)} {claim.first[1]}", f"{in_words(other)} {claim.second[1]}"]
-    return Finding(claim, setting, *names, judge(gains), missing, remark=_range_in_words(ranges, claim.cost))
+            missing.append(f"seed {seed}: {_unmeasured(firsts.get(seed), seconds.get(seed))}")
+    one, two = f"{in_words(kind)} {claim.first[1]}", f"{in_words(other)} {claim.second[1]}"
+    return Finding(
+        claim, setting, one, two, judge(gains), missing, remark=_range_in_words(ranges, claim.cost)
+    )
+
+
+def _unmeasured(first: Trained | None, second: Trained | None) -> str:
+    for one in (first, second):
+        if one is None:
+            return "only one of the two models has it"
+        if one.state != "finished":
+            return f"{one.name}: {one.state}"
+    return "not measured at several costs"
 
 
 def _points(trainings: Mapping[int, Trained], seed: int, curve: str, cost: str) -> Points:
@@ -274,8 +285,9 @@ def _range_in_words(ranges: Sequence[tuple[float, float]], cost: str) -> str:
 def counts(found: Findings) -> str:
     """A sentence."""
     number = len(found.tested)
-    return (
-        f"{number} claim{'s' * (number != 1)} tested: {found.count(CONFIRMED)} confirmed,"
-        f" {found.count(AGAINST)} not confirmed (the data say the opposite), {found.count(UNDECIDED)} undecided."
-        f" {len(found.absent)} of the paper's comparisons are not in this sweep."
-    )
+    words = [
+        f"{number} claim{'s' * (number != 1)} tested: {found.count(CONFIRMED)} confirmed",
+        f"{found.count(AGAINST)} not confirmed (the data say the opposite)",
+        f"{found.count(UNDECIDED)} undecided",
+    ]
+    return f"{', '.join(words)}. {len(found.absent)} of the paper's comparisons are not in this sweep."

@@ -159,10 +159,17 @@ def extension_rows(tested: Sequence[Finding]) -> list[list[str]]:
 
 
 def absent_block(absent: Sequence[Absent]) -> Table:
-    rows = []
+    """A line for each claim, with all its sizes."""
+    by_claim: dict[str, list[Absent]] = {}
     for one in absent:
-        rows.append([one.claim.text, one.claim.where, one.models, ABSENT, paper_words(one.paper), one.why])
-    return Table(("claim", "where", "needs", "verdict", "paper's difference", "remarks"), rows)
+        by_claim.setdefault(one.claim.text, []).append(one)
+    rows = []
+    for text, own in by_claim.items():
+        needs = "; ".join(one.models for one in own)
+        papers = "; ".join(filter(None, (paper_words(one.paper) for one in own)))
+        why = "; ".join(dict.fromkeys(one.why for one in own if one.why))
+        rows.append([text, own[0].claim.where, needs, ABSENT, papers, why])
+    return Table(("claim", "where", "needs", "verdict", "paper's differences", "remarks"), rows)
 
 
 # tables of the paper

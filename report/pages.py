@@ -1,8 +1,8 @@
 """A page of headings, paragraphs, lists, tables and pictures, as Markdown and as one HTML file that needs
 nothing else.
 
-    page = Page("Title", [Text("..."), Table(("a", "b"), [["1", "2"]]), Picture("fig2", png, "what it shows")])
-    markdown(page), html(page)                              # pictures beside the Markdown: fig2.png
+    page = Page("Title", [Text("..."), Table(("a", "b"), [["1", "2"]]), Picture("fig2", png, "caption")])
+    markdown(page), html(page)                          # pictures beside the Markdown: fig2.png
 """
 
 from __future__ import annotations
@@ -16,14 +16,19 @@ from html import escape
 from report.render import escape_markdown, table
 
 CSS = """
-:root{color-scheme:light dark;--text:#1b1b1b;--ground:#fff;--line:#bbb;--head:#f0f0f0;--link:#0b57d0}
-@media (prefers-color-scheme:dark){
-:root{--text:#e6e6e6;--ground:#16181c;--line:#555;--head:#24272d;--link:#8ab4f8}}
-body{font:15px/1.5 sans-serif;max-width:75em;margin:2em auto;padding:0 1em;color:var(--text);background:var(--ground)}
-.wide{overflow-x:auto}table{border-collapse:collapse;margin:1em 0}
-td,th{border:1px solid var(--line);padding:.25em .6em;text-align:left;vertical-align:top}th{background:var(--head)}
-figure{margin:1em 0}img{max-width:100%;height:auto;background:#fff;padding:6px;border-radius:4px}
-figcaption{font-size:90%}td.confirmed{border-left:4px solid #009e73}td.not-confirmed{border-left:4px solid #d55e00}
+:root{color-scheme:light dark;--text:#1b1b1b;--ground:#fff;--line:#bbb;--head:#f0f0f0}
+@media (prefers-color-scheme:dark){:root{--text:#e6e6e6;--ground:#16181c;--line:#555;--head:#24272d}}
+body{font:15px/1.5 sans-serif;max-width:75em;margin:2em auto;padding:0 1em}
+body{color:var(--text);background:var(--ground)}
+.wide{overflow-x:auto}
+table{border-collapse:collapse;margin:1em 0}
+td,th{border:1px solid var(--line);padding:.25em .6em;text-align:left;vertical-align:top}
+th{background:var(--head)}
+figure{margin:1em 0}
+img{max-width:100%;height:auto;background:#fff;padding:6px;border-radius:4px}
+figcaption{font-size:90%}
+td.confirmed{border-left:4px solid #009e73}
+td.not-confirmed{border-left:4px solid #d55e00}
 td.undecided{border-left:4px solid #999}
 """
 

@@ -29,10 +29,7 @@ def two_sided(t: float, degrees: int) -> float:
     for k in range(1 + degrees % 2, degrees, 2):
         total += term
         term *= cosine**2 * k / (k + 1)
-    if degrees % 2:
-        inside = 2 / math.pi * (angle + sine * total)
-    else:
-        inside = sine * total
+    inside = 2 / math.pi * (angle + sine * total) if degrees % 2 else sine * total
     return min(max(1 - inside, 0.0), 1.0)
 
 
@@ -96,10 +93,12 @@ def judge(differences: Mapping[int, float], margin: float | None = None) -> Verd
 
 def _word(low: float, high: float, margin: float | None) -> str:
     if margin is None:
-        return CONFIRMED if low > 0 else AGAINST if high < 0 else UNDECIDED
-    if -margin < low and high < margin:
+        is_right, is_wrong = low > 0, high < 0
+    else:
+        is_right, is_wrong = -margin < low and high < margin, low > margin or high < -margin
+    if is_right:
         return CONFIRMED
-    return AGAINST if low > margin or high < -margin else UNDECIDED
+    return AGAINST if is_wrong else UNDECIDED
 
 
 def _p(mean: float, spread: float, degrees: int, margin: float | None) -> float:
