@@ -19,10 +19,10 @@ from typing import Any
 
 from config.flags import FLAGS
 from config.places import places
+from config.recipe import DEFAULT_RECIPE
 from config.sweep import Sweep, as_text, read_sweep
 from errors import UserError
 from files import read_json, write_atomically, write_json
-from models.variants import VARIANTS
 from report import claims_figures as figures
 from report import claims_tables as tables
 from report.claims_cells import Setting, Trained, read_cells, settings_of
@@ -40,9 +40,10 @@ seeds. **confirmed**: the interval is on the claim's side of zero. **not confirm
 side, so the data say the opposite. **undecided**: it holds zero, or there are fewer than two seeds, or \
 they do not vary. **not in this sweep**: a model of the claim was not trained. Of models that are claimed \
 to be alike, the interval must be inside the margin (confirmed) or outside it (not confirmed). *k of n*: \
-seeds that agree with the claim. The paper's difference is the logarithm of the ratio of its two \
-perplexities, with the standard error over its three seeds; its loss is of another text, tokens and size, \
-so that the sign can be compared and not the amount."""
+seeds that agree with the claim. The p of such a claim is that of a difference as large as the margin. \
+The paper's difference is the logarithm of the ratio of its two perplexities, with the standard error \
+over its three seeds; its loss is of another text, tokens and size, so that the sign can be compared and \
+not the amount."""
 MULTIPLICITY = """\
 Intervals and verdicts are of each claim alone: {tested} claims were tested, and neither is corrected for \
 their number. At 95%, one in twenty intervals of models that do not differ misses zero. The column *p, \
@@ -80,7 +81,13 @@ def _overlap(facts: Mapping[str, Any]) -> str:
     found = facts.get("overlap")
     if not isinstance(found, dict):
         return "not checked" if found is None else str(found)
-    return ", ".join(f"{name.replace('_', ' ')} {_counted(value)}" for name, value in found.items())
+    rest = dict(found)
+    words = []
+    if {"length", "windows", "shared"} <= rest.keys():
+        shared, windows, length = (_counted(rest.pop(name)) for name in ("shared", "windows", "length"))
+        words.append(f"{shared} of {windows} windows of {length} tokens")
+        rest.pop("share", None)
+    return ", ".join([*words, *(f"{name.replace('_', ' ')} {_counted(rest[name])}" for name in rest)])
 
 
 def _split(facts: Mapping[str, Any]) -> str:
@@ -165,11 +172,10 @@ def _places(found: Sequence[Finding]) -> str:
     parts = []
     for one in found:
         verdict = one.verdict
-        value = "" if verdict.mean is None else f", {verdict.mean:+.4f}"
-        half = "" if verdict.half is None else f" ± {verdict.half:.4f}"
+        value = f", difference {tables.plus_minus(verdict)}" if verdict.seeds else ""
         of = f" ({one.setting.label})" if one.setting.label else ""
         seeds = f"{verdict.agree} of {verdict.seeds}"
-        parts.append(f"{one.first} and {one.second}{of}: {verdict.word}, {seeds}{value}{half}")
+        parts.append(f"{one.first} and {one.second}{of}: {verdict.word}, {seeds}{value}")
     return "; ".join(parts)
 
 
@@ -195,10 +201,9 @@ def setting_rows(settings: Sequence[Setting]) -> Table:
 
 def build(sweep: Sweep, facts: Mapping[str, Any], place: str) -> tuple[Page, dict[str, Any]]:
     """The page, and the same as data."""
+    if sweep.recipe != DEFAULT_RECIPE:
+        raise UserError(f"{sweep.path}: recipe {sweep.recipe} trains no models of the paper's")
     trainings = read_cells(sweep)
-    models = [getattr(one.args, "model", None) for one in trainings if one.args is not None]
-    if any(model not in VARIANTS for model in models):
-        raise UserError(f"{sweep.path}: its cells are no models of the CoTFormer family")
     settings = settings_of(trainings)
     found = findings(settings)
     page = Page(f"The paper's claims, re-tested: {sweep.name}")

@@ -114,7 +114,8 @@ def _inline(text: str) -> str:
 def _cell(tag: str, text: str) -> str:
     kind = text.replace(" ", "-") if text in ("confirmed", "not confirmed", "undecided") else ""
     mark = f' class="{kind}"' if kind else ""
-    return f"<{tag}{mark}>{escape(text) or '-'}</{tag}>"
+    empty = "-" if tag == "td" else ""
+    return f"<{tag}{mark}>{escape(text) or empty}</{tag}>"
 
 
 def _tagged(block: Block) -> list[str]:
