@@ -4,8 +4,8 @@
 
 Reads what each cell's experiment folder holds: summary.json, segments.jsonl, eval_summary_ckpt.json
 (eval.py), and of adaptive models ppl_per_mac.json, router_weights*.npz and routing.json. text.json beside the
-sweep's file, or in DIR, says what the text is. Exit code 2 where the file is no sweep; a cell that has no
-evaluation is named on the page.
+sweep's file, or in DIR, says what the text is; machine.txt and command.txt in DIR, where and how it all ran.
+Exit code 2 where the file is no sweep; a cell that has no evaluation is named on the page.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from report.verdicts import AGAINST, CONFIRMED, UNDECIDED
 
 STEM = "claims"
 TEXT = "text.json"
+NOTED = ("machine", "command")  # in text.json, or .txt files of lines beside the page
+OF_WINDOWS = ("shared_windows", "windows", "window_tokens")  # of the overlap in text.json
 READING = """\
 A difference is the loss of the second model minus that of the first, in nats a token, between trainings \
 of the same seed: where it is positive the first is better. The interval is Student's, of the mean over \
@@ -81,12 +83,12 @@ def _overlap(facts: Mapping[str, Any]) -> str:
     found = facts.get("overlap")
     if not isinstance(found, dict):
         return "not checked" if found is None else str(found)
-    rest = dict(found)
-    words = []
-    if {"length", "windows", "shared"} <= rest.keys():
-        shared, windows, length = (_counted(rest.pop(name)) for name in ("shared", "windows", "length"))
+    rest, words = dict(found), []
+    if rest.keys() >= set(OF_WINDOWS):
+        shared, windows, length = (_counted(rest.pop(name)) for name in OF_WINDOWS)
         words.append(f"{shared} of {windows} windows of {length} tokens")
-        rest.pop("share", None)
+    if isinstance(rest.get("share"), float):
+        words.append(f"{rest.pop('share'):.3%}")
     return ", ".join([*words, *(f"{name.replace('_', ' ')} {_counted(rest[name])}" for name in rest)])
 
 
@@ -129,6 +131,11 @@ def short(revision: str) -> str:
     return hexadecimal[:12] + plus + more
 
 
+def without_root(text: str) -> str:
+    """Paths in this clone are named from its root."""
+    return text.replace(f"{Path(__file__).resolve().parents[1]}/", "")
+
+
 def head(sweep: Sweep, trainings: Sequence[Trained], facts: Mapping[str, Any], place: str) -> Table:
     """What was run, where, on what."""
     revisions = list(dict.fromkeys(short(text) for one in trainings for text in one.revisions))
@@ -137,13 +144,13 @@ def head(sweep: Sweep, trainings: Sequence[Trained], facts: Mapping[str, Any], p
     evaluated = sum(one.evaluation is not None for one in trainings)
     datasets = dict.fromkeys(one.args.dataset for one in trainings if one.args is not None)
     rows = [
-        ["command", str(facts.get("command") or f"python -m report claims {place}")],
+        ["command", without_root(str(facts.get("command") or f"python -m report claims {place}"))],
         ["sweep", f"{sweep.name}: {len(trainings)} cells, {finished} finished, {evaluated} evaluated"],
         ["seeds", ", ".join(map(str, sweep.seeds)) or "none in the file"],
         ["revision of the trainings", ", ".join(revisions) or "not recorded"],
         ["machine", str(facts.get("machine") or f"not stated; the page was made on {machine()}")],
         ["seconds of training", f"{seconds:,.0f} in all, each training's own added up"],
-        ["text", str(facts.get("dataset") or ", ".join(datasets))],
+        ["text", Path(str(facts.get("dataset") or ", ".join(datasets))).name],
         ["tokens", token_words(trainings)],
         ["split", _split(facts)],
         ["validation text in the training text", _overlap(facts)],
@@ -379,6 +386,10 @@ def write(path: Path, output: Path) -> None:
     for note in sweep.notes:
         print(f"note: {note}", file=sys.stderr)
     facts = text_facts([path.parent, output])
+    for name in NOTED:
+        if (output / f"{name}.txt").is_file():
+            lines = (output / f"{name}.txt").read_text(errors="replace").split("\n")
+            facts = {name: "; ".join(" ".join(line.split()) for line in lines if line.strip()), **facts}
     page, data = build(sweep, facts, str(path))
     output.mkdir(parents=True, exist_ok=True)
     for picture in page.pictures:

@@ -256,7 +256,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         routing(place, seed)
         budgets(place, seed)
         weights(place / "router_weights.npz", [[0.1], [0.5], [0.7]])
-    overlap = {"length": 50, "windows": 1000, "shared": 7}
+    overlap = {"window_tokens": 50, "windows": 1000, "shared_windows": 7, "share": 0.007}
     write(folder / "text.json", {"dataset": "words", "train_tokens": 12345, "overlap": overlap})
     assert main(["claims", str(path), "--output", str(folder / "out")]) == 0
     return folder / "out"
@@ -267,7 +267,9 @@ def test_the_page_names_what_is_missing_and_what_was_read(page: Path) -> None:
     text = (page / "claims.md").read_text()
     assert "- 2n seed=2: not started" in text
     assert (
-        "train 12,345 tokens" in text and "7 of 1,000 windows of 50 tokens" in text and "0123456789ab" in text
+        "train 12,345 tokens" in text
+        and "7 of 1,000 windows of 50 tokens, 0.700%" in text
+        and "0123456789ab" in text
     )
     assert "a token is a byte" in text
 
