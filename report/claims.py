@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from config.flags import FLAGS
-from config.places import places
 from config.recipe import DEFAULT_RECIPE
-from config.sweep import Sweep, as_text, read_sweep
+from config.sweep import Sweep, as_text
 from errors import UserError
 from files import read_json, write_atomically, write_json
 from report import claims_figures as figures
@@ -29,6 +28,7 @@ from report.claims_cells import Setting, Trained, read_cells, settings_of
 from report.claims_found import Absent, Finding, Findings, counts, findings, in_words, smallest
 from report.claims_list import CLAIMS
 from report.pages import Block, Heading, Items, Page, Table, Text, html, markdown
+from report.sweep_cells import sweep_of
 from report.verdicts import AGAINST, CONFIRMED, UNDECIDED
 
 STEM = "claims"
@@ -380,9 +380,11 @@ def as_json(
     }
 
 
-def write(path: Path, output: Path) -> None:
-    """Writes the page and its pictures, and prints the Markdown. Raises UserError."""
-    sweep = read_sweep(path, places())
+def write(path: Path, output: Path, results: Path | None = None) -> None:
+    """Writes the page and its pictures, and prints the Markdown. results: root of the experiments. Raises
+    UserError.
+    """
+    sweep = sweep_of(path, results)
     for note in sweep.notes:
         print(f"note: {note}", file=sys.stderr)
     facts = text_facts([path.parent, output])
