@@ -387,7 +387,7 @@ def write(path: Path, output: Path, results: Path | None = None) -> None:
     sweep = sweep_of(path, results)
     for note in sweep.notes:
         print(f"note: {note}", file=sys.stderr)
-    facts = text_facts([path.parent, output])
+    facts = text_facts([output, path.parent])
     for name in NOTED:
         if (output / f"{name}.txt").is_file():
             lines = (output / f"{name}.txt").read_text(errors="replace").split("\n")
