@@ -116,7 +116,7 @@ def token_words(trainings: Sequence[Trained]) -> str:
     what = (
         " (a token is a byte: perplexities are those of bytes, not of words)" if abs(size - 1) < 1e-3 else ""
     )
-    return f"{vocabulary}, {size:.3g} bytes a token{what}"
+    return f"{vocabulary}, {size:.2f} bytes a token{what}"
 
 
 def machine() -> str:
