@@ -8,6 +8,7 @@
                                                           # or two evaluations
     python -m report gpu FILE...                          # runs of bench/gpu.sh side by side; LABEL=FILE
     python -m report sweep FILE --output reports          # a sweep (docs/sweeps.md): table, pictures, JSON
+    python -m report claims SWEEP.json --output DIR       # the paper's claims, judged by a sweep's models
 
 EXPERIMENT, A and B are folders or names; a folder of results called `compare` is `./compare`. Prints the
 Markdown. Exit code 2 where there is nothing to report on; a damaged file is named, and left out.
@@ -29,6 +30,7 @@ OUTPUT = (
     Flag("output", str, "reports", "folder to write to"),
     Flag("name", str, "report", "the files' name, without .md, .tex, .json"),
 )
+RESULTS = Flag("results", str, None, "root of the experiments (None: where jobs write)")
 
 
 def write(folders: Sequence[Path], output: Path, name: str) -> None:
@@ -114,12 +116,11 @@ def gpu(argv: Sequence[str]) -> int:
 
 def sweep(argv: Sequence[str]) -> int:
     prog = f"{PROG} sweep"
-    results = Flag("results", str, None, "root of the experiments (None: where jobs write)")
     files, flags = paths_and_flags(
         argv,
         prog,
         "A sweep's settings, mean and SEM over seeds, with pictures.",
-        (*OUTPUT[:1], results),
+        (OUTPUT[0], RESULTS),
         "FILE",
     )
 
@@ -134,7 +135,34 @@ def sweep(argv: Sequence[str]) -> int:
     return guarded(prog, work)
 
 
-COMMANDS = {"trajectory": trajectory, "compare": compare_two, "gpu": gpu, "sweep": sweep}
+def claims(argv: Sequence[str]) -> int:
+    prog = f"{PROG} claims"
+    files, flags = paths_and_flags(
+        argv,
+        prog,
+        "The paper's claims, judged by a sweep of its models and seeds.",
+        (OUTPUT[0], RESULTS),
+        "SWEEP.json",
+    )
+
+    def work() -> int:
+        from report.claims import write
+
+        if len(files) != 1:
+            raise UserError(f"one SWEEP.json, not {len(files)}")
+        write(files[0], Path(flags["output"]), Path(flags["results"]) if flags["results"] else None)
+        return 0
+
+    return guarded(prog, work)
+
+
+COMMANDS = {
+    "trajectory": trajectory,
+    "compare": compare_two,
+    "gpu": gpu,
+    "sweep": sweep,
+    "claims": claims,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -145,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         words,
         PROG,
         "Compare our perplexities with the paper's. Others: trajectory EXPERIMENT, compare A B, gpu FILE,"
-        " sweep FILE.",
+        " sweep FILE, claims SWEEP.",
         OUTPUT,
         "RESULTS_FOLDER...",
     )
