@@ -54,12 +54,14 @@ class Resolved:
 @dataclass(frozen=True, eq=False)
 class Cell:
     """number: place in the order of the file. label: of its setting; cells that differ in the seed share it.
-    setting: values of what varies, without the seed, by flag. flags: all that are given. words: of main.py.
+    setting: values of what varies, without the seed, by flag. place: the same for tables and pictures, where
+    an entry of the list is one value, its label. flags: all that are given. words: of main.py.
     """
 
     number: int
     label: str
     setting: dict[str, Any]
+    place: dict[str, Any]
     seed: int | None
     flags: dict[str, Any]
     words: list[str]
@@ -89,6 +91,13 @@ class Sweep:
     seeds: list[int]
     track: str | None
     notes: list[str]
+
+    @property
+    def dimensions(self) -> dict[str, list[Any]]:
+        """The values of the cells' places that vary, in the order of the file: of what every cell has."""
+        found = _values_of([cell.place for cell in self.cells])
+        everywhere = set.intersection(*(set(cell.place) for cell in self.cells))
+        return {name: values for name, values in found.items() if name in everywhere and len(values) > 1}
 
     @property
     def settings(self) -> list[list[Cell]]:
@@ -180,7 +189,7 @@ class _Reader:
     def grid(self, content: Mapping[str, Any]) -> dict[str, list[Any]]:
         axes = {}
         grid = self.object_of(content, GRID)
-        if GRID in content and not grid:
+        if content.get(GRID) == {}:
             self.wrong(f"{GRID} is empty")
         self.keys(grid, GRID)
         for _, key, value in entries(grid, self.recipe):
@@ -272,7 +281,7 @@ def read_sweep(path: Path, places: Mapping[str, Any] | None = None) -> Sweep:
         if key not in KEYS:
             reader.wrong(f"unknown key {key!r}{nearest(key, KEYS)}")
     name = reader.text(content, "name", path.stem)
-    if isinstance(name, str) and "name" in content and (bad_name(name) or "/" in name):
+    if _is_text(name) and "name" in content and (bad_name(str(name)) or "/" in str(name)):
         reader.wrong(f"name {name!r} must be a plain name")
     track = reader.text(content, "track", None)
     shared = reader.flags(reader.object_of(content, FLAGS), FLAGS)
@@ -296,7 +305,9 @@ def read_sweep(path: Path, places: Mapping[str, Any] | None = None) -> Sweep:
     for chosen in itertools.product(*parts):
         cells.append(_cell(len(cells), reader, {**below, **shared}, chosen, str(name)))
     _check_cells(path, cells)
-    return Sweep(str(name), path, recipe.name, cells, _axes(cells), seeds, track, notes)
+    return Sweep(
+        str(name), path, recipe.name, cells, _values_of([cell.setting for cell in cells]), seeds, track, notes
+    )
 
 
 def _check_places(
@@ -334,7 +345,7 @@ def _draws(count: int, seed: int, distributions: Sequence[Distribution]) -> tupl
 
 def _cell(number: int, reader: _Reader, shared: Mapping[str, Any], choices: Sequence[Any], name: str) -> Cell:
     """choices: an entry, a point of the grid, a draw, and a seed or None."""
-    *parts, seed = choices
+    *parts, seed = choices  # in the order of read_sweep
     setting: dict[str, Any] = {}
     labels = []
     for part in parts:
@@ -349,7 +360,8 @@ def _cell(number: int, reader: _Reader, shared: Mapping[str, Any], choices: Sequ
         flags["exp_name"] = name_among(found.args, flags)
         found = _resolve(reader, flags)
     label = " ".join(filter(None, labels)) or name
-    return Cell(number, label, setting, seed, flags, _words(reader, flags), found)
+    place = {**({LABEL: labels[0]} if parts[0].label else parts[0].flags), **parts[1].flags, **parts[2].flags}
+    return Cell(number, label, setting, place, seed, flags, _words(reader, flags), found)
 
 
 def _labels(reader: _Reader, flags: Mapping[str, Any]) -> Iterator[str]:
@@ -391,14 +403,15 @@ def _resolve(reader: _Reader, flags: Mapping[str, Any]) -> Resolved:
     return Resolved(args, experiment_folder(args), [])
 
 
-def _axes(cells: Sequence[Cell]) -> dict[str, list[Any]]:
-    axes: dict[str, list[Any]] = {}
-    for cell in cells:
-        for name, value in cell.setting.items():
-            values = axes.setdefault(name, [])
+def _values_of(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The different values under each key."""
+    found: dict[str, list[Any]] = {}
+    for setting in settings:
+        for name, value in setting.items():
+            values = found.setdefault(name, [])
             if value not in values:
                 values.append(value)
-    return axes
+    return found
 
 
 def _check_cells(path: Path, cells: Sequence[Cell]) -> None:
@@ -413,8 +426,8 @@ def _check_cells(path: Path, cells: Sequence[Cell]) -> None:
         if other is not cell:
             lines.append(
                 f"{path}: cells {other.number} ({other.title}) and {cell.number} ({cell.title}) are one"
-                f" experiment, {cell.resolved().folder}: what differs does not stand in its name;"
-                " give each its own run_prefix or exp_name"
+                f" experiment, {cell.resolved().folder}: they differ in nothing that stands in its name;"
+                " leave one out, or give each its own run_prefix"
             )
     if not first:
         lines += [f"{path}: {line}" for line in refusals(cells)]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config.sweep import Cell, Sweep, as_text
+from config.sweep import Cell, Sweep, as_text, refusals
 from monitor.page import GAP, Progress, is_live, notes, shortened, words
 from monitor.read import Queue, progress_of, read_queue, unbegun
 from report.sweep_cells import (
@@ -151,22 +151,24 @@ def table(board: Board, columns: int | None) -> list[str]:
     return aligned(lines, [HEADERS.index(name) for name in LEFT])
 
 
-def grid(board: Board) -> list[str]:
+def grid(board: Board, columns: int | None) -> list[str]:
     """For two axes that vary, the mean of each setting over its finished seeds, and how many these are; none
     for another number of axes.
     """
-    axes = {name: values for name, values in board.sweep.axes.items() if len(values) > 1}
+    axes = board.sweep.dimensions
     settings = settings_of(board.sweep, [row.result for row in board.rows], board.quantity)
-    if len(axes) != 2 or any(set(axes) - set(setting.values) for setting in settings):
+    if len(axes) != 2:
         return []
-    (down, rows), (across, columns) = axes.items()
-    at = {(repr(each.values[down]), repr(each.values[across])): each for each in settings}
+    (down, rows), (across, places) = axes.items()
+    at = {(repr(each.place[down]), repr(each.place[across])): each for each in settings}
     best = next(iter(ranked(settings)), None)
-    lines = [[f"{down} \\ {across}", *map(as_text, columns)]]
+    lines = [[f"{down} \\ {across}", *map(as_text, places)]]
     for row in rows:
-        line = [as_text(row)]
-        for column in columns:
-            setting = at.get((repr(row), repr(column)))
+        line = [words(as_text(row))]
+        if columns is not None:
+            line = [shortened(line[0], columns // 3)]
+        for place in places:
+            setting = at.get((repr(row), repr(place)))
             if setting is None:
                 line.append("")
                 continue
@@ -218,8 +220,10 @@ def report(path: Path, results: Path | None, columns: int | None) -> list[str]:
     sweep = board.sweep
     by = f"by {board.quantity.name} ({board.quantity.better} is better)"
     head = f"{words(sweep.name)}: recipe {sweep.recipe}, {by}"
-    remarks = []
+    remarks = [f"refused: {line}" for line in refusals(sweep.cells)]
     for row in board.rows:
+        if row.state == REFUSED:
+            continue
         title = f"cell {row.result.cell.number} ({words(row.result.cell.title)})"
         remarks += [f"{title}: {line}" for line in row.notes]
     remarks += [*sweep.notes, *([board.note] if board.note else [])]
@@ -227,7 +231,7 @@ def report(path: Path, results: Path | None, columns: int | None) -> list[str]:
         head,
         "",
         *table(board, columns),
-        *grid(board),
+        *grid(board, columns),
         "",
         summary(board),
         *([""] if remarks else []),
