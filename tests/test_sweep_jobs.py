@@ -12,9 +12,10 @@ import pytest
 from errors import UserError
 from files import write_json
 from iridis import cells
-from iridis.arrays import experiments, mark_of, ranges
+from iridis.arrays import experiments, failures, mark_of, ranges
 from monitor import read
 from optim.lock import job_name, name_of
+from optim.outcome import Kind, ended
 from tests.programs import ROOT
 from tests.statuses import said, write_queue
 
@@ -173,6 +174,18 @@ def test_a_job_is_found_by_the_mark_of_its_folder_whoever_submitted_it(
     )
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     assert cells.queue() == {mark_of(single): "7", mark_of(tmp_path.resolve() / "exps" / "first"): "30_0"}
+
+
+def test_the_last_start_of_a_cell_tells_why_it_failed(submitted: Path, tmp_path: Path) -> None:
+    place, folder = submitted / "sweep" / "run_0" / "cell_0", tmp_path / "exps" / "first"
+    place.mkdir()
+    (place / "experiment.txt").write_text(f"{folder}\n")
+    for number, kind in enumerate((Kind.CRASHED, Kind.REFUSED)):
+        write_json(place / f"outcome_30_0.{number}.json", ended(kind, f"{kind}!").as_json())
+        os.utime(place / f"outcome_30_0.{number}.json", (number, number))
+    assert failures(submitted) == {folder: "refused!"}
+    write_json(place / "outcome_30_0.2.json", ended(Kind.STOPPED, "time limit").as_json())
+    assert failures(submitted) == {}
 
 
 def test_an_array_that_slurm_has_forgotten_is_judged_by_its_experiments(
