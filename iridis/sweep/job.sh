@@ -129,7 +129,7 @@ submit_job() {
     printf '%s\n' "$id" >"$RUN_DIR/first_job.txt"
     printf 'job:          %s (%s)\n' "$id${QUEUED:+:$QUEUED}" "$JOB_NAME"
     printf 'watch:        python status.py --sweep %q; squeue -j %s\n' "$SWEEP" "${id//:/,}"
-    printf 'stop:         bash %q %s\n' "$CLONE_DIR/iridis/cancel.sh" "${ids[*]}"
+    printf 'stop:         bash %q %s\n' "$CLONE_DIR/iridis/cancel.sh" "${ids[0]}"
 }
 
 run_job "$@"
