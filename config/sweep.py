@@ -427,7 +427,7 @@ def _check_cells(path: Path, cells: Sequence[Cell]) -> None:
             lines.append(
                 f"{path}: cells {other.number} ({other.title}) and {cell.number} ({cell.title}) are one"
                 f" experiment, {cell.resolved().folder}: they differ in nothing that stands in its name;"
-                " leave one out, or give each its own run_prefix"
+                " leave one out, or give each its own run_prefix or exp_name"
             )
     if not first:
         lines += [f"{path}: {line}" for line in refusals(cells)]

@@ -15,6 +15,7 @@ from report.sweep import collect, markdown
 from report.sweep_cells import evaluation_rows, mean_of, quantity_of
 from report.sweep_figures import clipped, is_logarithmic
 from tests.cells import begin, fail, finish, read, write_sweep
+from tests.programs import TINY, python, run
 
 GRID = {"lr": [1e-3, 2e-3], "n_layer": [2, 4]}
 
@@ -155,3 +156,13 @@ def test_bad_command_lines(words: list[str], tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(SystemExit) as stopped:
         main(["sweep", *(word.replace("{file}", str(path)) for word in words)])
     assert stopped.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_trained_cells_are_reported_as_finished(tmp_path: Path) -> None:
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in TINY.items()}
+    sweep = read(tmp_path, flags={**given, "iterations": 6, "eval_freq": 2}, grid={"lr": [1e-3, 1e-2]})
+    for cell in sweep.cells:
+        assert run([*python(), "main.py", *cell.words]).returncode == 0
+    found = collect(tmp_path / "rates.json", tmp_path / "exps")
+    assert [(result.state, [*result.during]) for result in found.results] == [("finished", [2, 4, 6])] * 2

@@ -77,6 +77,17 @@ def test_failed_and_refused_cells_are_named_with_their_lines(
     assert "refused: n_head=5 lr=0.001 and 4 more: --n_embd 64 is not divisible by --n_head 5" in text
 
 
+def test_a_cell_that_the_program_has_refused_is_named_with_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "exps").mkdir()
+    folder = folder_of(read(tmp_path).cells[0])
+    folder.mkdir(parents=True)
+    outcome = {"code": 2, "kind": "refused", "reason": "no such dataset", "step": None, "by_hand": False}
+    (folder / "outcome.json").write_text(json.dumps(outcome))
+    assert "cell 0 (rates): refused: no such dataset" in shown(tmp_path, capsys)
+
+
 def test_two_axes_are_shown_as_a_grid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "exps").mkdir()
     for number, cell in enumerate(read(tmp_path, grid=GRID, seeds=[0, 1]).cells[:6]):
