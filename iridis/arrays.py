@@ -20,6 +20,7 @@ from typing import Any
 
 from errors import UserError
 from files import read_json
+from optim.outcome import read_outcome
 
 CELLS, ARRAYS = "cells.json", "arrays.txt"
 PACKAGE = "sweep"
@@ -63,6 +64,26 @@ def experiments(packages: Path, arrays: Iterable[str]) -> dict[str, Path]:
             folders = {int(cell["number"]): Path(cell["experiment"]) for cell in cells_of(run)}
             for array, offset in offsets.items():
                 found |= {f"{array}_{n - offset}": folder for n, folder in folders.items() if n >= offset}
+    return found
+
+
+def failures(packages: Path) -> dict[Path, str]:
+    """Why the last start of a cell failed, by its experiment folder; also where it was refused before it
+    had one.
+    """
+    found: dict[Path, str] = {}
+    outcomes = {
+        path: path.stat().st_mtime_ns for path in packages.glob(f"{PACKAGE}/run_*/cell_*/outcome*.json")
+    }
+    for path in sorted(outcomes, key=lambda path: outcomes[path]):
+        with suppress(OSError, UnicodeDecodeError):
+            folder, outcome = (
+                Path((path.parent / "experiment.txt").read_text().removesuffix("\n")),
+                read_outcome(path),
+            )
+            found.pop(folder, None)
+            if outcome is not None and outcome.state == "failed":
+                found[folder] = outcome.reason
     return found
 
 

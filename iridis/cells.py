@@ -36,7 +36,7 @@ from config.sweep import Cell, Sweep, read_sweep
 from errors import UserError
 from files import write_atomically, write_json
 from iridis import paths
-from iridis.arrays import CELLS, arrays_of, cells_of, experiments, mark_of, ranges
+from iridis.arrays import CELLS, arrays_of, cells_of, experiments, failures, mark_of, ranges
 from iridis.preflight import is_done, lead_seconds, partition_problems, seconds_of, slurm
 from optim.done import wanted_data
 from optim.lock import holder
@@ -71,8 +71,8 @@ def queue() -> dict[str, str]:
     return found | {mark_of(tasks[job]): job for job, _ in rows if job in tasks}
 
 
-def standing(cell: Cell, jobs: Mapping[str, str], wanted: Namespace) -> Standing:
-    """jobs: as `queue` gives them."""
+def standing(cell: Cell, jobs: Mapping[str, str], failed: Mapping[Path, str], wanted: Namespace) -> Standing:
+    """jobs: as `queue` gives them. failed: as `failures` does."""
     args, folder = cell.resolved().args, cell.resolved().folder
     if args is None or folder is None:
         return Standing(cell, REFUSED, "; ".join(cell.resolved().problems))
@@ -95,8 +95,7 @@ def standing(cell: Cell, jobs: Mapping[str, str], wanted: Namespace) -> Standing
         problems += str(error).splitlines()
     if problems:
         return Standing(cell, REFUSED, "; ".join(map(config.as_written(cell.words), problems)))
-    outcome = record.outcome
-    return Standing(cell, TODO, outcome.reason if outcome is not None and outcome.state == "failed" else "")
+    return Standing(cell, TODO, failed.get(folder.resolve(), ""))
 
 
 def of_cells(standings: Sequence[Standing]) -> str:
@@ -277,7 +276,8 @@ def main(argv: Sequence[str]) -> int:
         if problems:
             raise UserError("\n".join(problems))
     jobs = queue() if wanted.slurm else {}
-    standings = [*map(partial(standing, jobs=jobs, wanted=wanted), sweep.cells)]
+    stands = partial(standing, jobs=jobs, failed=failures(IRIDIS), wanted=wanted)
+    standings = [*map(stands, sweep.cells)]
     if wanted.state:
         print(state(standings))
         return 0

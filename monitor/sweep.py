@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from config.sweep import Cell, Sweep, as_text, refusals
+from iridis.arrays import failures
 from monitor.page import GAP, Progress, is_live, notes, shortened, words
-from monitor.read import Queue, progress_of, read_queue, unbegun
+from monitor.read import PACKAGES, Queue, progress_of, read_queue, unbegun
 from report.sweep_cells import (
     FINISHED,
     NOT_BEGUN,
@@ -40,16 +41,17 @@ NARROWEST_LABEL = 24
 @dataclass(frozen=True)
 class Row:
     """A cell, what its folder has measured, and what its folder and the queue say of its runs: None where it
-    was refused, or nothing has been begun.
+    was refused, or nothing has been begun. failure: why a job failed before it had begun anything there.
     """
 
     result: Result
     progress: Progress | None
+    failure: str = ""
 
     @property
     def state(self) -> str:
         if self.progress is None or self.result.state in (FINISHED, SHORT, REFUSED):
-            return self.result.state
+            return "failed" if self.failure else self.result.state
         return self.progress.state
 
     @property
@@ -62,7 +64,9 @@ class Row:
         """Lines about why it is not finished."""
         if self.result.state in (REFUSED, SHORT):
             return [f"{self.result.state}: {self.result.reason}"]
-        lines = [] if self.progress is None else notes(self.progress)
+        lines = [f"failed: {self.failure}"] if self.failure else []
+        if self.progress is not None:
+            lines = notes(self.progress)
         return [*lines, *(f"unreadable: {problem}" for problem in self.result.problems if not lines)]
 
 
@@ -87,11 +91,13 @@ def read_board(path: Path, results: Path | None) -> Board:
     """results: the root of the experiments, where it is another than that of jobs. Raises UserError."""
     sweep = sweep_of(path, results)
     quantity, queue, now = quantity_of(sweep), read_queue(), time.time()
-    rows = [row_of(cell, quantity, queue, now) for cell in sweep.cells]
+    failed = failures(PACKAGES)
+    rows = [row_of(cell, quantity, queue, failed, now) for cell in sweep.cells]
     return Board(sweep, quantity, rows, queue.note)
 
 
-def row_of(cell: Cell, quantity: Quantity, queue: Queue, now: float) -> Row:
+def row_of(cell: Cell, quantity: Quantity, queue: Queue, failed: Mapping[Path, str], now: float) -> Row:
+    """failed: as `failures` of iridis/arrays.py has it."""
     result, folder = result_of(cell, quantity), cell.resolved().folder
     if folder is None:
         return Row(result, None)
@@ -99,7 +105,9 @@ def row_of(cell: Cell, quantity: Quantity, queue: Queue, now: float) -> Row:
     if result.state != NOT_BEGUN:
         return Row(result, progress_of(folder, cell.title, queue, now))
     jobs = queue.jobs_of(folder, "")
-    return Row(result, unbegun(queue, jobs, cell.title, folder) if jobs else None)
+    if jobs:
+        return Row(result, unbegun(queue, jobs, cell.title, folder))
+    return Row(result, None, failed.get(folder, ""))
 
 
 # text

@@ -31,15 +31,13 @@ unset -f where # a sweep has many experiments
 if [[ $HOW == segment ]]; then
     # of an array, the word is the number of the cell that its first task trains
     ((!${#WORDS[@]})) || RUN_DIR+="/cell_$((WORDS[0] + SLURM_ARRAY_TASK_ID))"
-    WORDS=()
+    WORDS=() FORMERLY=()
+    mapfile -d '' -t TRAIN_FLAGS <"$RUN_DIR/words"
 else
     ((!${#FLAGS[@]})) && [[ -z $NAME ]] || die "what the cells are is said in the file alone, not by --name nor after --"
     ((${#WORDS[@]} == 1)) || die "say which sweep: bash iridis/sweep/job.sh SWEEP.json"
     SWEEP="$(realpath -ms -- "${WORDS[0]}")"
 fi
-
-# fill_flags: of a cell
-fill_flags() { mapfile -d '' -t TRAIN_FLAGS <"$RUN_DIR/words"; FORMERLY=(); }
 
 # notify SUBJECT BODY: of a cell that stopped; those that finish are many
 eval "person_is_told() $(declare -f notify | tail -n +2)"
@@ -93,6 +91,7 @@ submit_job() {
     ensure_environment
     words=(--slurm --partition "$PARTITION" --nodes "$N_NODES" --gpus "$N_GPUS" ${AFTER:+--no-data})
     RUN_DIR="$PACKAGE_DIR/run_N"
+    sbatch_words # its complaints come before anything is made
     ((DRY_RUN)) || words+=(--package "$PACKAGE_DIR")
     ((!PIN_CODE)) || words+=(--pin)
     plan "${words[@]}"
@@ -130,7 +129,7 @@ submit_job() {
     printf '%s\n' "$id" >"$RUN_DIR/first_job.txt"
     printf 'job:          %s (%s)\n' "$id${QUEUED:+:$QUEUED}" "$JOB_NAME"
     printf 'watch:        python status.py --sweep %q; squeue -j %s\n' "$SWEEP" "${id//:/,}"
-    printf 'stop:         bash %q %s\n' "$CLONE_DIR/iridis/cancel.sh" "${ids[*]}"
+    printf 'stop:         bash %q %s\n' "$CLONE_DIR/iridis/cancel.sh" "${ids[0]}"
 }
 
 run_job "$@"
