@@ -9,7 +9,7 @@ tokens (data/shared_runs.py) with the training text is left out, and counted in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +31,20 @@ MORE = 3  # times the corpus's share of validation documents are chosen, as many
 def tokens_of(tokenizer: Tokenizer, texts: list[str]) -> list[Tokens]:
     """Of each document, with its end-of-text token if there is one. Raises UserError."""
     tokens, lengths = tokenizer.encoder(0).encode(texts, "documents")
-    return np.split(tokens, np.cumsum(lengths)[:-1])
+    after = np.cumsum(lengths).tolist()
+    return [tokens[begin:end] for begin, end in zip([0, *after], after, strict=False)]
 
 
-def not_in(train: Tokens, documents: Sequence[Tokens], end: int | None, length: int) -> NDArray[np.bool_]:
+def not_in(train: Tokens, documents: list[Tokens], end: int | None, length: int) -> NDArray[np.bool_]:
     """Whether each document is kept, so that what is kept, one after the other, shares no window of `length`
     tokens with the training text. end: the token that ends documents, if there is one.
     """
     keep = np.ones(len(documents), dtype=bool)
     while keep.any():
         numbers = np.flatnonzero(keep)
-        kept = [documents[number] for number in numbers]
-        val, after = np.concatenate(kept), np.cumsum([document.size for document in kept])
+        kept = [documents[number] for number in numbers.tolist()]
+        val: Tokens = np.concatenate(kept)
+        after = np.cumsum([document.size for document in kept])
         starts = windows_of(val, None if end is None else ends_of(val, end), length)
         shared = starts[shared_windows(train, val, starts, length)]
         if not shared.size:
@@ -104,10 +106,10 @@ def make_apart(corpus: BuiltIn, folder: Path, say: Callable[[str], None]) -> dic
     return text
 
 
-def _fill(split: Split, documents: Sequence[Tokens], dtype: np.dtype[Any]) -> None:
+def _fill(split: Split, documents: Iterable[Tokens], dtype: np.dtype[Any]) -> None:
     for document in documents:
         split.add(np.ascontiguousarray(document, dtype=dtype))
-    split.documents = len(documents)
+        split.documents += 1
 
 
 def words_of(text: dict[str, Any]) -> str:
