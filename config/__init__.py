@@ -9,6 +9,8 @@ programs.py               flags of their own, and how programs end
 checks.py                 rules that involve several flags
 naming.py                 the experiment's name and folder
 adaptation.py             what --adapt says
+sweep.py, draws.py        a sweep: a file of settings that vary, and its cells
+places.py                 where jobs write results and find data
 identity.py               what makes two trainings, or two evaluations, the same
 """
 

@@ -30,7 +30,7 @@ def read_config_file(path: str, recipe: Recipe, problems: list[Problem]) -> dict
         problems.append(Problem(f"--config {path}: {line}", flag))
 
     try:
-        content = _read_object(path)
+        content = read_object(path)
     except ValueError as error:
         wrong(str(error))
         return {}
@@ -38,13 +38,14 @@ def read_config_file(path: str, recipe: Recipe, problems: list[Problem]) -> dict
     if named != recipe.name:
         wrong(f"its settings are those of recipe {repr(named)[:60]}, not of {recipe.name}")
         return {}
-    return _values(content, recipe, wrong)
+    return values_of(content, recipe, wrong)
 
 
-def _values(content: Mapping[str, Any], recipe: Recipe, wrong: Callable[..., None]) -> dict[str, Any]:
+def values_of(content: Mapping[str, Any], recipe: Recipe, wrong: Callable[..., None]) -> dict[str, Any]:
+    """Values of the flags of an object; `wrong` is called with a line and a flag for what is not right."""
     values: dict[str, Any] = {}
     place: dict[str, str] = {}  # of each value that was taken
-    for section, key, value in _entries(content, recipe):
+    for section, key, value in entries(content, recipe):
         name = recipe.flag_named(key)
         here = "" if section is None else f" in section {section!r}"
         known = _keys(section, recipe)
@@ -117,7 +118,7 @@ def in_sections(settings: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
     return content
 
 
-def _read_object(path: str) -> dict[str, Any]:
+def read_object(path: str) -> dict[str, Any]:
     """Raises ValueError with what is wrong."""
     try:
         size = os.stat(path).st_size
@@ -137,7 +138,7 @@ def _read_object(path: str) -> dict[str, Any]:
     return content
 
 
-def _entries(content: Mapping[str, Any], recipe: Recipe) -> Iterator[tuple[str | None, str, Any]]:
+def entries(content: Mapping[str, Any], recipe: Recipe) -> Iterator[tuple[str | None, str, Any]]:
     """Section (None: beside the sections), key and value of every setting.
 
     An object is a section, also under the name of a flag as "model"; under that of --dataset only if all its

@@ -7,7 +7,9 @@ from __future__ import annotations
 import hashlib
 import re
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from config.identity import CHECKPOINTS, cut_matters
 from config.mixture import folder_name, is_mixture
@@ -78,6 +80,16 @@ def experiment_name(args: Namespace) -> str:
     return "/".join(shorten(part) for part in "_".join(parts).split("/"))
 
 
+def name_among(args: Namespace, given: Mapping[str, Any]) -> str:
+    """A name for one of several trainings of a recipe that names them all alike: that, and what is given."""
+    parts = [args.exp_name]
+    for name, flag in flags_of(vars(args)).items():
+        if name in given and flag.scope == IDENTITY and name not in _IN_PATH and given[name] != flag.default:
+            text = weights_label(given[name]) if name in CHECKPOINTS else _text(given[name])
+            parts.append(f"{name}={text}".replace("/", "-"))
+    return shorten("_".join(parts))
+
+
 def dataset_label(dataset: str) -> str:
     """Name of a dataset in paths: itself, the last folder of a path, or what a mixture is called."""
     return shorten(folder_name(dataset)) if is_mixture(dataset) else Path(dataset).name
@@ -92,19 +104,22 @@ def _cut_otherwise(folder: Path, args: Namespace) -> list[Path]:
         cut = re.search(rf"_bs(\d+)x(\d+){following}", path.name)
         if cut is None or int(cut[1]) * int(cut[2]) != args.batch_size * args.acc_steps or not path.is_dir():
             continue
+        if int(cut[1]) == args.batch_size:  # of other settings: with these, its folder would be there
+            continue
         same = Namespace(**{**vars(args), "batch_size": int(cut[1]), "acc_steps": int(cut[2])})
         if Path(experiment_name(same)).name == path.name:
             found.append(path)
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
-def _named_folder(args: Namespace) -> Path:
+def named_folder(args: Namespace) -> Path:
+    """Folder of the name of an experiment, whether one with another cut of the batch is there or not."""
     return Path(args.results_base_folder) / dataset_label(args.dataset) / args.model / experiment_name(args)
 
 
 def _others(args: Namespace) -> list[Path]:
     """Existing folders under a built name for another split of the same batch."""
-    folder = _named_folder(args)
+    folder = named_folder(args)
     return (
         _cut_otherwise(folder, args)
         if args.exp_name is None and not folder.exists() and folder.parent.is_dir()
@@ -120,7 +135,7 @@ def experiment_folder(args: Namespace) -> Path:
     meant.
     """
     others = [] if cut_matters(vars(args)) else _others(args)
-    return next(iter(others), _named_folder(args))
+    return next(iter(others), named_folder(args))
 
 
 def notes_on_cut(args: Namespace) -> list[str]:

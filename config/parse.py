@@ -232,6 +232,11 @@ def check(args: Namespace) -> list[Problem]:
     return recipe_of(vars(args)).check(args)
 
 
+def complete(args: Namespace) -> list[Problem]:
+    """Fill in what follows from other settings; a line for each that cannot be, or cannot work."""
+    return recipe_of(vars(args)).resolve(args) or check(args)
+
+
 def unused_settings(args: Namespace) -> list[str]:
     """A line for each setting that was changed and has no effect on this model."""
     return recipe_of(vars(args)).notes(args)
@@ -299,8 +304,7 @@ def parse_args(
     args = add_defaults(given)
     asked = Namespace(**vars(args))
     faulty = frozenset[str]().union(*(problem.flags for problem in problems))  # their defaults were not meant
-    found = recipes()[name].resolve(args) or check(args)
-    problems += [problem for problem in found if not problem.flags & faulty]
+    problems += [problem for problem in complete(args) if not problem.flags & faulty]
     lines: list[str] = [*problems]
     if any("dataset" in problem.flags for problem in problems) and not faulty & {"dataset", "data_dir"}:
         lines += problems_of_sources(args)

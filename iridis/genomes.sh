@@ -30,7 +30,7 @@ work() {
     run_and_wait "${COMMAND[@]}" || code=$?
     if ((TIME_IS_UP && code)); then
         printf '=== the time is up: SLURM starts this job again, and it goes on\n'
-        scontrol requeue "$SLURM_JOB_ID" || die "the time is up, and SLURM does not start this job again: submit it again, it goes on where it was"
+        scontrol requeue "$THIS_JOB" || die "the time is up, and SLURM does not start this job again: submit it again, it goes on where it was"
         sleep 60 # SLURM ends it meanwhile
     fi
     REPORTED=1

@@ -76,6 +76,11 @@ LEAD=120                              # seconds before the time limit at which t
 NAME_PREFIX="$JOB_NAME"
 TAKES_WORDS=0                         # 1: a package whose arguments may be plain words, such as a model and its size
 SINGLETON=0                           # 1: never two jobs of this name at once
+# this job, as SLURM's commands take it: of a task of an array, SLURM_JOB_ID may be the id of the whole array
+THIS_JOB="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID:-}}"
+: "${THIS_JOB:=${SLURM_JOB_ID:-}}"
+ARRAY=""                              # of a submission: the tasks of its array, as sbatch takes them
+LOGS="slurm_%j"                       # the logs of a job in its run folder, with sbatch's patterns
 CHAINS=0                              # 1: a job goes on in another one, and is asked to stop before its time limit
 LABELS=() STEPS=()                    # of an evaluation: what its checkpoints are called, and which steps of them are asked for
 CLONE_DIR="$REPO_DIR"                  # where the user works, whatever the code runs from
@@ -340,14 +345,16 @@ sbatch_words() {
         die "SBATCH_OPTIONS $SBATCH_OPTIONS: a job that submits the next one of its chain would wait for that, which waits for it"
     SBATCH=(sbatch --parsable --job-name="$JOB_NAME" --partition="$PARTITION" --time="$TIME_LIMIT" --nodes="$N_NODES"
         --ntasks-per-node=1 --cpus-per-task="$CPUS" --mem="$MEMORY" --chdir="$REPO_DIR" --requeue --open-mode=append
-        --output="${RUN_DIR//%/%%}/slurm_%j.out" --error="${RUN_DIR//%/%%}/slurm_%j.err"
+        --output="${RUN_DIR//%/%%}/$LOGS.out" --error="${RUN_DIR//%/%%}/$LOGS.err"
         --kill-on-invalid-dep=yes --export=ALL)
     ((!N_GPUS)) || SBATCH+=(--gres="gpu:$N_GPUS")
+    [[ -z $ARRAY ]] || SBATCH+=(--array="$ARRAY")
     ((!CHAINS)) || SBATCH+=(--signal="B:USR1@$LEAD")
     [[ -z $waits ]] || SBATCH+=(--dependency="$waits")
     [[ -z $ACCOUNT ]] || SBATCH+=(--account="$ACCOUNT")
-    # a chain says itself when it has finished: of most of its jobs the end is none of the training's
-    [[ -z $NOTIFY_EMAIL ]] || SBATCH+=(--mail-user="$NOTIFY_EMAIL" "--mail-type=$( ((CHAINS)) || echo END,)FAIL,INVALID_DEPEND")
+    # a chain says itself when it has finished: of most of its jobs the end is none of the training's. An array's end is one mail.
+    [[ -z $NOTIFY_EMAIL ]] ||
+        SBATCH+=(--mail-user="$NOTIFY_EMAIL" "--mail-type=$( ((CHAINS && !${#ARRAY})) || echo END,)FAIL,INVALID_DEPEND")
     [[ ! -s "$RUN_DIR/excluded_nodes" ]] || SBATCH+=(--exclude="$(paste -sd, "$RUN_DIR/excluded_nodes")")
     SBATCH+=("${further[@]}")
 }
@@ -467,8 +474,13 @@ whole_paths() {
 # latest_jobs IDS: the same jobs, each as the newest link of its chain, without those that have done their work. Dies where one
 # has ended otherwise, or nobody knows it: nothing would wait.
 latest_jobs() {
-    local id now links latest=()
-    for id in ${1//:/ }; do
+    local id now links latest=() asked="${1//:/ }" link
+    for id in $asked; do
+        for link in "$LINKS_DIR/${id}_"*; do # of a task of an array
+            [[ ! -s $link ]] || asked+=" $(<"$link")"
+        done
+    done
+    for id in $asked; do
         for ((links = 0; links < 1000; links++)); do
             [[ -s "$LINKS_DIR/$id" ]] || break
             id="$(<"$LINKS_DIR/$id")"
@@ -481,20 +493,30 @@ latest_jobs() {
         UNFINISHED) die "--after $id: that job has ended and its training is not finished; give the job that goes on with it (squeue --me)" ;;
         *ED | TIMEOUT | *_FAIL | OUT_OF_MEMORY | DEADLINE)
             [[ $now == SUSPENDED || $now == REQUEUED ]] || die "--after $id: that job has ended as $now; nothing can wait for it to succeed"
-            latest+=("$id")
             ;;
-        *) latest+=("$id") ;;
         esac
+        [[ $now == COMPLETED || " ${latest[*]} " == *" $id "* ]] || latest+=("$id")
     done
     (IFS=: && printf '%s\n' "${latest[*]}")
+}
+
+# worst_state: of the states on stdin, as of an array's tasks: the first failure, else the first that is no end, else the first
+worst_state() {
+    awk '{ rank = /FAIL|CANCELLED|TIMEOUT|OUT_OF_MEMORY|DEADLINE/ ? 3 : $1 == "COMPLETED" ? 1 : 2 }
+        rank > most { most = rank; state = $1 } END { print state }'
 }
 
 # state_of ID: as SLURM names it, which forgets ended jobs within minutes; then as accounting, or the job's own run folder, says
 state_of() {
     local JobState="" FINISHED=0 log run
-    read_values JobState < <(scontrol show job -o "$1" 2>/dev/null | tr ' ' '\n')
-    [[ -n $JobState ]] || JobState="$(sacct -n -X -P -j "$1" -o State 2>/dev/null | head -n 1 | cut -d' ' -f1 || true)"
-    for log in "$REPO_DIR"/iridis/*/run_*/slurm_"$1".out; do
+    JobState="$(scontrol show job -o "$1" 2>/dev/null | sed -nE 's/.* JobState=([^ ]+).*/\1/p' | worst_state || true)"
+    [[ -n $JobState ]] || JobState="$(sacct -n -X -P -j "$1" -o State 2>/dev/null | worst_state || true)"
+    run="$(grep -lE "^$1 " "$REPO_DIR"/iridis/sweep/run_*/arrays.txt 2>/dev/null | head -n 1 || true)"
+    if [[ -n $run && (-z $JobState || $JobState == COMPLETED) ]]; then # its tasks may have ended at different times
+        ensure_environment >&2
+        read_values JobState < <(cd "$REPO_DIR" && python -m iridis.cells --ended "$(dirname "$run")" --links "$LINKS_DIR")
+    fi
+    for log in "$REPO_DIR"/iridis/*/run_*/{,cell_*/}slurm_"$1".out; do
         [[ (-z $JobState || $JobState == COMPLETED) && -e $log ]] || continue
         run="$(dirname "$log")"
         if [[ -s "$run/experiment.txt" ]]; then # a job of a chain also ends well where another one goes on
@@ -578,7 +600,7 @@ into() { cat >"$1"; }
 # job_end: when SLURM ends this job, in seconds since 1970; a job of unknown end has a year
 job_end() {
     local end="${SLURM_JOB_END_TIME:-}"
-    [[ -n $end ]] || end="$(squeue -h -j "$SLURM_JOB_ID" -o %e 2>/dev/null || true)"
+    [[ -n $end ]] || end="$(squeue -h -j "$THIS_JOB" -o %e 2>/dev/null || true)"
     [[ $end =~ ^[0-9]+$ ]] || end="$(date -d "${end:-x}" +%s 2>/dev/null || echo 0)"
     ((end > $(date +%s))) || end=$(($(date +%s) + 31536000))
     printf '%s\n' "$end"
@@ -586,7 +608,7 @@ job_end() {
 
 # on_node: what every job does first, on the first of its nodes
 on_node() {
-    printf '=== job %s, start %s, on %s, partition %s, %s\n' "$SLURM_JOB_ID" "${SLURM_RESTART_COUNT:-0}" "$SLURM_JOB_NODELIST" \
+    printf '=== job %s, start %s, on %s, partition %s, %s\n' "$THIS_JOB" "${SLURM_RESTART_COUNT:-0}" "$SLURM_JOB_NODELIST" \
         "$SLURM_JOB_PARTITION" "$(date)"
     if ((N_GPUS)) && command -v nvidia-smi >/dev/null; then
         nvidia-smi --query-gpu=index,name,memory.total,memory.used,driver_version,temperature.gpu --format=csv || true

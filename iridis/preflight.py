@@ -103,14 +103,15 @@ def slurm(*command: str) -> list[str]:
 
 def partition_problems(partition: str, limit: str, nodes: int, gpus: int) -> list[str]:
     """Why a partition cannot take the job."""
-    known = sorted({line.rstrip("*") for line in slurm("sinfo", "-h", "-o", "%P")})
-    wrong = [name for name in partition.split(",") if name not in known]
+    partitions = [line.split("|") for line in slurm("sinfo", "-h", "-o", "%R|%l|%D|%G")]
+    known, names = sorted({name for name, *_ in partitions}), partition.split(",")
+    wrong = [name for name in names if name not in known]
     if wrong:
         return [
             f"there is no partition {name!r} here; set PARTITION to one of: {', '.join(known)}"
             for name in wrong
         ]
-    problems, rows = [], [line.split("|") for line in slurm("sinfo", "-h", "-p", partition, "-o", "%l|%D|%G")]
+    problems, rows = [], [row for name, *row in partitions if name in names]
     wanted, allowed = seconds_of(limit), seconds_of(rows[0][0])
     if allowed is not None and (wanted is None or wanted > allowed):
         problems.append(f"TIME_LIMIT {limit} is more than partition {partition} allows ({rows[0][0]})")

@@ -147,7 +147,7 @@ signal_training() {
     [[ -n $CHILD ]] || return 0
     # shellcheck disable=SC2046  # a list of ids
     kill "-$1" $(descendants "$CHILD") 2>/dev/null || true
-    ((N_NODES == 1)) || for step in $(squeue -h -s -j "$SLURM_JOB_ID" -o %i | grep -E '\.[0-9]+$'); do
+    ((N_NODES == 1)) || for step in $(squeue -h -s -j "$THIS_JOB" -o %i | grep -E '\.[0-9]+$'); do
         scancel --signal="$1" "$step" || true
     done
 }
@@ -162,7 +162,7 @@ descendants() {
 # why_terminated: what SLURM means by a SIGTERM, as it describes the job meanwhile
 why_terminated() {
     local JobState="" Restarts="" PreemptTime="" RunTime="" TimeLimit=""
-    read_values JobState Restarts PreemptTime RunTime TimeLimit < <(scontrol show job -o "$SLURM_JOB_ID" | tr ' ' '\n')
+    read_values JobState Restarts PreemptTime RunTime TimeLimit < <(scontrol show job -o "$THIS_JOB" | tr ' ' '\n')
     if ((${Restarts:-0} > ${SLURM_RESTART_COUNT:-0})); then
         printf 'requeued\n' # by SLURM: after a preemption, or because it had lost the node
     elif [[ $JobState == RUNNING && -n $PreemptTime && $PreemptTime != None ]]; then
@@ -185,7 +185,7 @@ clock() {
 
 # fit_to_train: whether all nodes pass the health check. A node that does not is left out of the next job.
 fit_to_train() {
-    local report="$RUN_DIR/health_$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}" node sick=()
+    local report="$RUN_DIR/health_$THIS_JOB.${SLURM_RESTART_COUNT:-0}" node sick=()
     : >"$report"
     run_and_wait launch -m distributed.health --report "$report" --gpus "$N_GPUS" --device "$DEVICE" || true
     [[ -z $SIGNALLED ]] || return 0
@@ -238,7 +238,7 @@ continue_chain() {
 # requeue: have SLURM start this very job again; fails where it will not. SLURM sends SIGTERM to a job that it requeues.
 requeue() {
     trap '' TERM
-    if scontrol requeue "$SLURM_JOB_ID"; then
+    if scontrol requeue "$THIS_JOB"; then
         DECIDED=1
         exit 0
     fi
@@ -249,8 +249,8 @@ requeue() {
 # hand_over_to ID: that job goes on, unless SLURM has requeued this one meanwhile, or a person has cancelled it
 hand_over_to() {
     take_back_if_ended "$1"
-    { mkdir -p "$LINKS_DIR" && printf '%s\n' "$1" >"$LINKS_DIR/$SLURM_JOB_ID"; } || true
-    hand_on "$SLURM_JOB_ID" "$1"
+    { mkdir -p "$LINKS_DIR" && printf '%s\n' "$1" >"$LINKS_DIR/$THIS_JOB"; } || true
+    hand_on "$THIS_JOB" "$1"
     take_back_if_ended "$1" # that took a while
     DECIDED=1
     printf '=== job %s goes on\n' "$1"
@@ -263,7 +263,7 @@ take_back_if_ended() {
     [[ $SIGNALLED != SIGTERM ]] || cause="$(why_terminated)"
     if [[ $cause == requeued || $cause == cancelled ]]; then
         scancel "$1" || true
-        rm -f "$LINKS_DIR/$SLURM_JOB_ID"
+        rm -f "$LINKS_DIR/$THIS_JOB"
         [[ $cause == cancelled ]] || gives_way_to_its_restart
         end_chain cancelled
     fi
@@ -293,13 +293,15 @@ shorten_limit() {
     LEAD=$((LEAD < ALLOWED_SECONDS / 4 ? LEAD : ALLOWED_SECONDS / 4))
 }
 
-# hand_on OLD NEW: jobs that wait for OLD wait for NEW instead
+# hand_on OLD NEW: jobs that wait for OLD wait for NEW instead; those that wait for the array of OLD, for NEW too
 hand_on() {
-    local id dependency
+    local id dependency changed edit="s/:$1(:|,|\$)/:$2\\1/"
+    [[ $1 != *_* ]] || edit="s/:(${1%_*})(_\*)?(:|,|\$)/:\\1:$2\\3/"
     while IFS='|' read -r id dependency; do
         dependency="$(sed -E 's/\([a-z]*\)//g' <<<"$dependency")"
-        [[ $dependency =~ :$1(:|,|$) ]] || continue
-        if ! scontrol update JobId="$id" Dependency="$(sed -E "s/:$1(:|,|\$)/:$2\\1/" <<<"$dependency")"; then
+        changed="$(sed -E "$edit" <<<"$dependency")"
+        [[ $changed != "$dependency" ]] || continue
+        if ! scontrol update JobId="$id" Dependency="$changed"; then
             printf 'error: job %s waited for this one and could not be made to wait for job %s; cancelled\n' "$id" "$2" >&2
             scancel "$id"
         fi
@@ -313,7 +315,7 @@ end_chain() {
     printf 'error: the chain stops: %s\n' "$1" >&2
     local id
     for id in $(squeue -h --me --name="$JOB_NAME" --states=PENDING -o %i || true); do
-        [[ $id == "$SLURM_JOB_ID" ]] || scancel "$id" || true # this very job may have been requeued, which is SLURM's affair
+        [[ $id == "$THIS_JOB" ]] || scancel "$id" || true # this very job may have been requeued, which is SLURM's affair
     done
     python -m iridis.chain "$EXPERIMENT" --ended "$1" || true
     notify "$JOB_NAME: stopped" "$1"$'\n'"experiment: $EXPERIMENT"$'\n'"logs: $RUN_DIR"
@@ -322,7 +324,7 @@ end_chain() {
 
 # segment_begins: from here on signals are kept, and no way out of the job leaves the chain's end untold
 segment_begins() {
-    local start="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"
+    local start="$THIS_JOB.${SLURM_RESTART_COUNT:-0}"
     STOP_FILE="$RUN_DIR/stop_$start" OUTCOME_FILE="$RUN_DIR/outcome_$start.json"
     EXPERIMENT="$(<"$RUN_DIR/experiment.txt")"
     trap 'ask_to_stop "time limit"' USR1
@@ -341,6 +343,8 @@ leaving() {
 train_segment() {
     local code=0 cause="" answer VERDICT REASON
     preflight --where
+    # from here on, a task of an array is found by its experiment as any other job
+    [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || scontrol update JobId="$THIS_JOB" JobName="$JOB_NAME" || true
     if [[ $STATE == unfinished && $HEALTH_CHECK != 0 ]] && ! fit_to_train; then
         [[ ! -e "$RUN_DIR/was_sick" ]] || end_chain "the health check failed again, on $SICK"
         : >"$RUN_DIR/was_sick"
@@ -358,7 +362,7 @@ train_segment() {
     read_values VERDICT REASON <<<"$answer"
     printf '=== training ended with code %s%s; %s: %s\n' "$code" "${cause:+ ($cause)}" "$VERDICT" "$REASON"
     if [[ $cause == requeued ]]; then # SLURM starts this very job again
-        [[ $VERDICT != stop ]] || scancel "$SLURM_JOB_ID"
+        [[ $VERDICT != stop ]] || scancel "$THIS_JOB"
         DECIDED=1
         exit 0
     fi

@@ -19,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from config.places import RESULTS, places
 from errors import UserError
 from iridis.chain import AGAIN, STOP
 from monitor.page import Newest, Progress, words
@@ -422,13 +423,7 @@ def find(bases: Sequence[Path]) -> dict[Path, str]:
 
 def default_folder() -> Path:
     """As iridis/env.sh chooses, and then main.py."""
-    if os.environ.get("RESULTS_DIR"):
-        return Path(os.environ["RESULTS_DIR"])
-    places = (
-        Path("/scratch", os.environ.get("USER", ""), "exps"),
-        Path(__file__).resolve().parents[1] / "scratch" / "exps",
-    )
-    return next((place for place in places if os.path.isdir(place)), Path("exps"))
+    return Path(places().get(RESULTS, "exps"))
 
 
 def survey(bases: Sequence[Path]) -> tuple[dict[Path, Progress], Queue]:

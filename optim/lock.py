@@ -34,7 +34,12 @@ SETTLE_SECONDS = 2.0  # without flock: time in which two that write at once see 
 
 
 def job_name() -> str:
-    """The SLURM job's id, or the host and process."""
+    """The SLURM job's id, or the host and process. A task of an array is ARRAY_TASK: its SLURM_JOB_ID may be
+    the id of the whole array.
+    """
+    array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    if array and task:
+        return f"{array}_{task}"
     return os.environ.get("SLURM_JOB_ID") or f"{socket.gethostname()}:{os.getpid()}"
 
 
@@ -55,7 +60,7 @@ def read_holder(path: Path) -> dict[str, Any]:
 
 def name_of(holder: dict[str, Any]) -> str:
     name = str(holder.get("job", "another process"))
-    return f"job {name} on {holder.get('host')}" if name.isdigit() else name
+    return f"job {name} on {holder.get('host')}" if name.replace("_", "").isdigit() else name
 
 
 def holder(path: Path) -> str | None:
