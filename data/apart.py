@@ -43,7 +43,7 @@ def not_in(train: Tokens, documents: list[Tokens], end: int | None, length: int)
     while keep.any():
         numbers = np.flatnonzero(keep)
         kept = [documents[number] for number in numbers.tolist()]
-        val: Tokens = np.concatenate(kept)
+        val: Any = np.concatenate(kept)
         after = np.cumsum([document.size for document in kept])
         starts = windows_of(val, None if end is None else ends_of(val, end), length)
         shared = starts[shared_windows(train, val, starts, length)]
