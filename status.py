@@ -6,6 +6,8 @@ SLURM.
     python status.py --watch 30                     # redrawn every 30 s until Ctrl-C
     python status.py --html page.html FOLDER        # one file that opens without a server or a network
     python status.py --json FOLDER                  # for scripts; null is what is not known
+    python status.py --sweep FILE [FOLDER]          # the cells of a sweep (docs/sweeps.md), also those that
+                                                    # nothing has begun; --json and --watch as well
 
 Folders are searched at any depth and only read; they may be mounted by sshfs or copied by rsync. Drawings of
 the page are cached in $XDG_CACHE_HOME, or ~/.cache, under cotformer-status/, which may be deleted. Exit
@@ -21,11 +23,12 @@ import signal
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from config import Arguments, guarded
 from errors import UserError
@@ -56,11 +59,16 @@ OPEN_SCREEN, HOME, CLEAR_LINE, CLEAR_BELOW, CLOSE_SCREEN = (
 )
 
 
+def width() -> int | None:
+    """Of the terminal; None where there is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
 def report(bases: Sequence[Path]) -> list[str]:
     """Lines of the table, live experiments first, and of the remarks below it."""
     found, queue = survey(bases)
     rows = sorted(found.values(), key=lambda row: not is_live(row))
-    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    columns = width()
     lines = table(rows, columns)
     names = {
         row.name: shortened(short_models(row.name), columns // 3) if columns else row.name for row in rows
@@ -75,20 +83,20 @@ def report(bases: Sequence[Path]) -> list[str]:
     return lines + [""] * bool(remarks) + remarks
 
 
-def watch(bases: Sequence[Path], seconds: float) -> None:
+def watch(look: Callable[[], list[str]], seconds: float) -> None:
     """Redraw the report until Ctrl-C or SIGTERM raises KeyboardInterrupt; the last one stays on the
     terminal.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     # a wrong folder ends it here; one that goes away later does not
-    is_screen, lines = sys.stdout.isatty(), report(bases)
+    is_screen, lines = sys.stdout.isatty(), look()
     try:
         print(end=OPEN_SCREEN if is_screen else "")
         while True:
             draw([time.strftime("%H:%M:%S") + f"  every {seconds:g} s, Ctrl-C ends", *lines], is_screen)
             time.sleep(seconds)
             try:
-                lines = report(bases)
+                lines = look()
             except (UserError, OSError) as error:
                 lines = str(error).splitlines()
     finally:
@@ -152,6 +160,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help=f"redraw until Ctrl-C [off; {WATCH_SECONDS} s]",
     )
     ways.add_argument("--json", action="store_true", help="print a JSON list [off]")
+    parser.add_argument("--sweep", type=Path, metavar="FILE", help="the cells of a sweep [off]")
     ways.add_argument("--html", type=Path, metavar="FILE", help="write a page with curves [off]")
     return parser.parsed(
         [
@@ -161,19 +170,37 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
 
 
+def of_sweep(args: argparse.Namespace) -> tuple[Callable[[], list[str]], Callable[[], Any]]:
+    """What shows a sweep as text, and as JSON. Raises UserError."""
+    from monitor import sweep
+
+    if args.html:
+        raise UserError("--html shows folders; pictures of a sweep: python -m report sweep FILE")
+    if len(args.folders) > 1:
+        raise UserError("--sweep takes one FOLDER, that of the results")
+    results = args.folders[0] if args.folders else None
+    return (
+        lambda: sweep.report(args.sweep, results, width()),
+        lambda: sweep.as_json(sweep.read_board(args.sweep, results)),
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     def work() -> int:
         args = parse(sys.argv[1:] if argv is None else argv)
         bases = args.folders or [default_folder()]
+        look, content = lambda: report(bases), lambda: [asdict(row) for row in survey(bases)[0].values()]
+        if args.sweep:
+            look, content = of_sweep(args)
         if args.watch:
             with suppress(KeyboardInterrupt):
-                watch(bases, args.watch)
+                watch(look, args.watch)
         elif args.html:
             write_page(args.html, bases)
         elif args.json:
-            print(json_text([asdict(row) for row in survey(bases)[0].values()], indent=2), flush=True)
+            print(json_text(content(), indent=2), flush=True)
         else:
-            print(*report(bases), sep="\n", flush=True)
+            print(*look(), sep="\n", flush=True)
         return 0
 
     # names in any alphabet, on any terminal

@@ -293,8 +293,8 @@ def read_sweep(path: Path, places: Mapping[str, Any] | None = None) -> Sweep:
     below = {key: value for key, value in (places or {}).items() if key in recipe.flags}
     parts: list[Sequence[Any]] = [listed or [_Choice()], points, draws, seeds or [None]]
     cells: list[Cell] = []
-    for choices in itertools.product(*parts):
-        cells.append(_cell(len(cells), reader, {**below, **shared}, choices, str(name)))
+    for chosen in itertools.product(*parts):
+        cells.append(_cell(len(cells), reader, {**below, **shared}, chosen, str(name)))
     _check_cells(path, cells)
     return Sweep(str(name), path, recipe.name, cells, _axes(cells), seeds, track, notes)
 

@@ -351,7 +351,7 @@ def first_jobs(queue: Queue, known: Iterable[Path], bases: Sequence[Path]) -> di
         )
         if match is not None and (folder is None or base is not None):
             name = match["experiment"] if folder is None or base is None else str(folder.relative_to(base))
-            found[folder or Path(jobs[0].name)] = _unbegun(queue, jobs, name, folder)
+            found[folder or Path(jobs[0].name)] = unbegun(queue, jobs, name, folder)
     return found
 
 
@@ -365,7 +365,8 @@ def submitted() -> dict[str, Path]:
     return found
 
 
-def _unbegun(queue: Queue, jobs: Sequence[Job], name: str, folder: Path | None) -> Progress:
+def unbegun(queue: Queue, jobs: Sequence[Job], name: str, folder: Path | None) -> Progress:
+    """An experiment with jobs and no folder."""
     return Progress(
         name=words(name),
         folder=words(folder or ""),
