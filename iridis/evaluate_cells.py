@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from config import Arguments, guarded
-from config.sweep import Cell, places, read_sweep
+from config.places import places
+from config.sweep import Cell, Sweep, read_sweep
 from errors import STOPPED, UserError
 from files import read_json, write_json
 from iridis.stages import DONE, INTERRUPTED, NEW, Running, Stages, start, thread_share
@@ -154,6 +155,15 @@ def describe(cells: Sequence[Cell], sample_tokens: int) -> None:
                 print(shlex.join(["python", *command(folder, work, sample_tokens)[1:]]))
 
 
+def dataset_of(sweep: Sweep) -> str:
+    """Raises UserError where cells have different ones: their losses say nothing about each other."""
+    resolved = [cell.resolved().args for cell in sweep.cells]
+    names = list(dict.fromkeys(str(args.dataset) for args in resolved if args is not None))
+    if len(names) > 1:
+        raise UserError(f"{sweep.path}: the cells have several datasets: {', '.join(names)}")
+    return names[0]
+
+
 def run(argv: Sequence[str]) -> int:
     """Raises UserError."""
     parser = Arguments(prog=PROG, description="Evaluate the finished cells of a sweep.")
@@ -166,11 +176,15 @@ def run(argv: Sequence[str]) -> int:
         help=f"validation tokens that are read for each number of adaptive models [{SAMPLE_TOKENS}]",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the programs of all cells")
+    parser.add_argument("--dataset", action="store_true", help="print the dataset of all cells, and end")
     wanted = parser.parsed(argv)
     for name in ("at_once", "sample_tokens"):
         if getattr(wanted, name) < 1:
             raise UserError(f"--{name} must be at least 1")
     sweep = read_sweep(wanted.sweep, places())
+    if wanted.dataset:
+        print(dataset_of(sweep))
+        return 0
     if wanted.dry_run:
         describe(sweep.cells, wanted.sample_tokens)
         return 0
