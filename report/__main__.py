@@ -7,6 +7,7 @@
     python -m report compare A B                          # two trainings: flags, weights, losses, jobs;
                                                           # or two evaluations
     python -m report gpu FILE...                          # runs of bench/gpu.sh side by side; LABEL=FILE
+    python -m report sweep FILE --output reports          # a sweep (docs/sweeps.md): table, pictures, JSON
 
 EXPERIMENT, A and B are folders or names; a folder of results called `compare` is `./compare`. Prints the
 Markdown. Exit code 2 where there is nothing to report on; a damaged file is named, and left out.
@@ -111,7 +112,29 @@ def gpu(argv: Sequence[str]) -> int:
     return guarded(prog, work)
 
 
-COMMANDS = {"trajectory": trajectory, "compare": compare_two, "gpu": gpu}
+def sweep(argv: Sequence[str]) -> int:
+    prog = f"{PROG} sweep"
+    results = Flag("results", str, None, "root of the experiments (None: where jobs write)")
+    files, flags = paths_and_flags(
+        argv,
+        prog,
+        "A sweep's settings, mean and SEM over seeds, with pictures.",
+        (*OUTPUT[:1], results),
+        "FILE",
+    )
+
+    def work() -> int:
+        from report.sweep import write
+
+        if len(files) > 1:
+            raise UserError(f"one FILE, not {len(files)}")
+        write(files[0], Path(flags["output"]), Path(flags["results"]) if flags["results"] else None)
+        return 0
+
+    return guarded(prog, work)
+
+
+COMMANDS = {"trajectory": trajectory, "compare": compare_two, "gpu": gpu, "sweep": sweep}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,7 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     folders, flags = paths_and_flags(
         words,
         PROG,
-        "Compare our perplexities with the paper's. Others: trajectory EXPERIMENT, compare A B, gpu FILE.",
+        "Compare our perplexities with the paper's. Others: trajectory EXPERIMENT, compare A B, gpu FILE,"
+        " sweep FILE.",
         OUTPUT,
         "RESULTS_FOLDER...",
     )

@@ -20,7 +20,7 @@ from config.places import RESULTS, places
 from config.sweep import Cell, Sweep, read_sweep
 from errors import UserError
 from optim.evaluations import Row, as_float, by_kind, evaluations, final_rows
-from optim.names import METRICS
+from optim.names import METRICS, SUMMARY
 from optim.reader import MARKS, Record, parse
 from optim.tracked import Tracked, evaluations_of, main_quantity
 from recipes.coalescence import QUANTITIES
@@ -130,7 +130,7 @@ def result_of(cell: Cell, quantity: Quantity) -> Result:
     record = Record(folder, problems)
     during, final = _values(record, quantity, problems)
     state, reason = _state(record, asked)
-    step = as_float(record.status.get("itr", (record.summary or {}).get("itr")))
+    step = as_float((record.status or record.summary or {}).get("itr"))
     return Result(
         cell,
         state,
@@ -146,7 +146,9 @@ def result_of(cell: Cell, quantity: Quantity) -> Result:
 
 def _state(record: Record, asked: int) -> tuple[str, str]:
     """State and the reason for it. A run that was killed outright is still called running."""
-    if record.finished(asked):
+    status, summary = record.status, record.folder / SUMMARY
+    is_told = status.get("state") == FINISHED and (as_float(status.get("iterations")) or 0) >= asked
+    if (is_told and summary.is_file()) or record.finished(asked):  # the summary is long
         return FINISHED, ""
     if record.finished():
         return SHORT, f"finished with {record.done_iterations} steps, the file asks for {asked}"
@@ -171,27 +173,42 @@ def _values(record: Record, quantity: Quantity, problems: list[str]) -> tuple[di
 
 
 def evaluation_rows(path: Path, problems: list[str]) -> list[Row]:
-    """Rows of evaluations in metrics.jsonl. Most lines are of training steps, and are not parsed."""
+    """Rows of evaluations in metrics.jsonl. Most lines are of training steps, and are not looked at."""
     try:
-        *lines, _ = path.read_bytes().split(b"\n")  # the last one is still being written, or empty
+        raw = path.read_bytes()
     except OSError as error:
         if not isinstance(error, FileNotFoundError):
             problems.append(f"{path.name}: {error.strerror}")
         return []
     rows, damaged = [], 0
-    for line in lines:
-        if MARKS[0] in line or MARKS[1] in line:
-            try:
-                row = parse(line)
-            except (ValueError, RecursionError):
-                row = None
-            if isinstance(row, dict):
-                rows.append(row)
-            else:
-                damaged += 1
+    for line in _lines_with_marks(raw):
+        try:
+            row = parse(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            damaged += 1
     if damaged:
         problems.append(f"{path.name}: {damaged} lines of evaluations are no JSON objects")
     return rows
+
+
+def _lines_with_marks(raw: bytes) -> list[bytes]:
+    """Whole lines in which an evaluation may stand, in their order; a last one without an end is still being
+    written.
+    """
+    found: dict[int, bytes] = {}
+    for mark in MARKS:
+        place = raw.find(mark)
+        while place >= 0:
+            start, end = raw.rfind(b"\n", 0, place) + 1, raw.find(b"\n", place)
+            if end < 0:
+                break
+            found[start] = raw[start:end]
+            place = raw.find(mark, end)
+    return [line for _, line in sorted(found.items())]
 
 
 def hours_of(segments: Sequence[Row]) -> float:
@@ -248,8 +265,9 @@ class Setting:
 
     @cached_property
     def best(self) -> Mean | None:
-        """Of the best values so far of all cells that have been evaluated."""
-        found = [best_of(result, self.quantity)[1] for result in self.results]
+        """Of the best values of the finished cells; where there are none, of those so far of the others."""
+        finished = [result for result in self.results if result.is_finished]
+        found = [best_of(result, self.quantity)[1] for result in finished or self.results]
         return mean_of([value for value in found if value is not None])
 
     @property
