@@ -50,8 +50,9 @@ def cells_of(run: Path) -> list[Mapping[str, Any]]:
 
 
 def experiments(packages: Path, arrays: Iterable[str]) -> dict[str, Path]:
-    """Experiment folder of each task of these arrays, by its name in the queue, ARRAY_TASK. packages: iridis/ of
-    the clone that they were submitted from; what its run folders do not tell is left out.
+    """Experiment folder of each task of these arrays, by its name in the queue, ARRAY_TASK.
+
+    packages: iridis/ of their clone; what its run folders do not tell is left out.
     """
     wanted, found = set(arrays), dict[str, Path]()
     for run in packages.glob(f"{PACKAGE}/run_*") if wanted else ():

@@ -1,27 +1,27 @@
 """Which cells of a sweep are to be trained, and their run folders, in one go; needs no torch.
 
-    python -m iridis.cells SWEEP [--processes N --partition P --time T --nodes N --gpus N --no-data]
-        [--package DIR [--pin]] [--after IDS]        # check all cells; with --package make DIR/run_N for them
+    python -m iridis.cells SWEEP [--slurm] [--processes N --partition P --time T --nodes N --gpus N --no-data]
+        [--package DIR [--pin]]                      # check all cells; with --package make DIR/run_N for them
     python -m iridis.cells SWEEP --state             # for iridis/graph.py: done, "queued IDS", or todo
-    python -m iridis.cells --ended RUN --links DIR   # what became of the array of RUN, which SLURM has forgotten
-    python -m iridis.cells SWEEP --package DIR --here AT_ONCE [--local_gpus N]    # train them on this machine
+    python -m iridis.cells --ended RUN --links DIR   # what became of RUN, where SLURM has forgotten its array
 
 stdout has lines NAME=VALUE for iridis/sweep/job.sh:
 
     SWEEP_NAME      of the sweep
-    RUN_DIR         with --package; cell_K in it holds experiment.txt, words (of main.py, each ended by a NUL) and
-                    command.txt
-    ARRAYS          OFFSET:TASKS of each array, separated by spaces, as in 0:0-3,7 1000:2; empty: nothing is to do
+    RUN_DIR         with --package; cell_NUMBER in it holds experiment.txt, words (of main.py, each ended by a
+                    NUL) and command.txt
+    ARRAYS          OFFSET:TASKS:FOLDER of each array, separated by spaces, as in 0:0-3,7:cell_%a; empty:
+                    nothing is to do. FOLDER: of a task, with sbatch's pattern
+    LEFT_OUT        how many cells are refused
     QUEUED          ids of jobs that have cells of this sweep already, joined by :
     LEAD            how many seconds before its time limit a job should be asked to stop
 
-Cells are finished, refused (by config, by their data), in the queue, being trained, or to do. A line for what is
-refused and for what failed before goes to stderr; the others are trained. Exit code 2: nothing can be trained.
+Cells are finished, refused (by config, by their data), in the queue, being trained, or to do. A line for what
+is refused and for what failed before goes to stderr; the others are trained. Exit code 2: nothing can be.
 """
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from argparse import Namespace
@@ -31,12 +31,12 @@ from functools import partial
 from pathlib import Path
 
 import config
-from config.sweep import Cell, Sweep, places, read_sweep
+from config.places import places
+from config.sweep import Cell, Sweep, read_sweep
 from errors import UserError
 from files import write_atomically, write_json
 from iridis import paths
 from iridis.arrays import CELLS, arrays_of, cells_of, experiments, mark_of, ranges
-from iridis.cells_here import train_here
 from iridis.preflight import is_done, lead_seconds, partition_problems, seconds_of, slurm
 from optim.done import wanted_data
 from optim.lock import holder
@@ -136,10 +136,14 @@ def block_size(largest: int) -> int:
     """
     if largest == 0:
         return BLOCK
-    lines = [line.split("=") for line in slurm("scontrol", "show", "config") if line.startswith("MaxArraySize")]
+    lines = [
+        line.split("=") for line in slurm("scontrol", "show", "config") if line.startswith("MaxArraySize")
+    ]
     most = int(lines[0][1]) if lines else BLOCK
     if most < 2:
-        raise UserError("this cluster takes no job arrays (MaxArraySize); run the cells one after another: --local")
+        raise UserError(
+            "this cluster takes no job arrays (MaxArraySize); run the cells one after another: --local"
+        )
     size = BLOCK
     while size > most:
         size //= 10
@@ -147,15 +151,21 @@ def block_size(largest: int) -> int:
 
 
 def arrays(numbers: Sequence[int], size: int) -> str:
-    """OFFSET:TASKS of each array of at most `size` tasks."""
-    offsets = sorted({number - number % size for number in numbers})
-    tasks = {start: ranges(n - start for n in numbers if start <= n < start + size) for start in offsets}
-    return " ".join(f"{start}:{words}" for start, words in tasks.items())
+    """OFFSET:TASKS:FOLDER of each array of at most `size` tasks."""
+    found = []
+    for start in sorted({number - number % size for number in numbers}):
+        tasks = ranges(n - start for n in numbers if start <= n < start + size)
+        digits = len(str(size)) - 1
+        # the digits of the array, and those of the task, with zeros before them
+        folder = f"cell_{start // size}" + (f"%{digits}a" if digits else "")
+        found.append(f"{start}:{tasks}:{folder if start else 'cell_%a'}")
+    return " ".join(found)
 
 
 def make_run(sweep: Sweep, standings: Sequence[Standing], package: Path, is_pinned: bool) -> Path:
-    """The next free run_N of a package, with the folders of the cells to do. is_pinned: their words will be read
-    in another folder than this one.
+    """The next free run_N of a package, with the folders of the cells to do.
+
+    is_pinned: their words will be read in another folder than this one.
     """
     number = 0
     while True:
@@ -180,13 +190,21 @@ def make_run(sweep: Sweep, standings: Sequence[Standing], package: Path, is_pinn
         frozen.append(
             {"number": cell.number, "label": cell.title, "words": words, "experiment": str(each.folder)}
         )
-    write_json(run / CELLS, {"sweep": str(sweep.path), "name": sweep.name, "cells": frozen})
+    content = {
+        "sweep": str(sweep.path),
+        "name": sweep.name,
+        "cells": frozen,
+        "of": len(standings),
+        "finished": sum(each.state == FINISHED for each in standings),
+        "left_out": lines_of(standings, REFUSED),
+    }
+    write_json(run / CELLS, content)
     return run
 
 
 def ended(run: Path, links: Path) -> str:
-    """COMPLETED where all experiments of a submission are finished but for those that another job goes on with,
-    else UNFINISHED. links: folder of files that name a job's successor.
+    """COMPLETED where all experiments of a submission are finished but for those that another job goes on
+    with, else UNFINISHED. links: folder of files that name a job's successor.
     """
     tasks = {folder: task for task, folder in experiments(run.parent.parent, arrays_of(run)).items()}
     folders = [Path(str(cell["experiment"])) for cell in cells_of(run)]
@@ -219,8 +237,6 @@ def _parser() -> config.Arguments:
     parser.add_argument("--pin", action="store_true", help="words will be read in another folder")
     parser.add_argument("--state", action="store_true")
     parser.add_argument("--slurm", action="store_true", help="ask the queue")
-    parser.add_argument("--here", type=int, help="train the cells on this machine, as many at once")
-    parser.add_argument("--local_gpus", type=int, default=0, help="of this machine")
     parser.add_argument("--ended", type=Path)
     parser.add_argument("--links", type=Path, default=Path())
     return parser
@@ -234,10 +250,11 @@ def plan(wanted: Namespace, sweep: Sweep, standings: Sequence[Standing]) -> dict
     todo = [each for each in standings if each.state == TODO]
     if not todo and {each.state for each in standings} == {REFUSED}:
         raise UserError(f"{sweep.path}: every cell is refused, see above")
-    answer: dict[str, object] = {"SWEEP_NAME": sweep.name, "QUEUED": jobs_of(standings), "ARRAYS": ""}
+    answer: dict[str, object] = {"SWEEP_NAME": sweep.name, "QUEUED": jobs_of(standings)}
+    answer["LEFT_OUT"] = sum(each.state == REFUSED for each in standings)
     if todo:
         numbers = [each.cell.number for each in todo]
-        size = block_size(numbers[-1]) if wanted.slurm else BLOCK
+        size = BLOCK if wanted.partition is None else block_size(numbers[-1])
         leads = [lead_seconds(Record(each.folder, problems=[]), wanted.time) for each in todo]
         answer |= {"ARRAYS": arrays(numbers, size), "LEAD": max(leads)}
         if wanted.package is not None:
@@ -264,14 +281,8 @@ def main(argv: Sequence[str]) -> int:
     if wanted.state:
         print(state(standings))
         return 0
-    answer = plan(wanted, sweep, standings)
-    if wanted.here is None:
-        print(printed(answer))
-        return 0
-    cells = [each.cell for each in standings if each.state == TODO]
-    is_whole = all(each.state in (TODO, FINISHED) for each in standings)
-    run = Path(str(answer.get("RUN_DIR", os.curdir)))
-    return train_here(run, cells, wanted.here, wanted.processes, wanted.local_gpus) or int(not is_whole)
+    print(printed(plan(wanted, sweep, standings)))
+    return 0
 
 
 if __name__ == "__main__":

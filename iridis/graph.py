@@ -41,7 +41,7 @@ from iridis.table import DEFAULT, FLAGS, LABELLED, Stage, in_order, load, table_
 from iridis.table import is_training as is_training
 
 IRIDIS = Path(__file__).parent
-JOB_LINE = re.compile(r"^job: +(\d+) ", re.MULTILINE)
+JOB_LINE = re.compile(r"^job: +([\d:]+) ", re.MULTILINE)
 MOST_NAMES = 6  # of stages that one waits for, beside it in the tree
 AT_ONCE = 4  # stages that are asked at the same time; each starts a Python
 

@@ -6,7 +6,6 @@ rows, queue = survey([Path("exps")])
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import subprocess
@@ -21,6 +20,7 @@ from typing import Any
 
 from config.places import RESULTS, places
 from errors import UserError
+from iridis.arrays import experiments, mark_of
 from iridis.chain import AGAIN, STOP
 from monitor.page import Newest, Progress, words
 from optim.evaluations import AT_END, Row, as_float, final_rows, foremost, measured, split_name
@@ -107,16 +107,9 @@ def is_slurm_job(job_id: str) -> bool:
     return re.fullmatch(r"\d+(_\d+)?", job_id) is not None
 
 
-def mark_of(folder: Path) -> str:
-    """What ends the names of an experiment's jobs: name_job of iridis/lib.sh takes it from the folder's
-    path.
-    """
-    return hashlib.sha256(os.fsencode(f"{folder}\n")).hexdigest()[:8]
-
-
 def read_queue() -> Queue:
     """The user's jobs, from squeue where there is one."""
-    command = ["squeue", "--me", "-a", "-h", "-o", "%i|%T|%r|%A|%S|%j"]
+    command = ["squeue", "--me", "-a", "-h", "-r", "-o", "%i|%T|%r|%A|%S|%j"]
     env = {name: value for name, value in os.environ.items() if not name.startswith(OF_A_PROFILE)}
     try:
         answer = subprocess.run(
@@ -137,8 +130,11 @@ def read_queue() -> Queue:
             return Queue(None)
         return Queue({}, f"squeue failed: {words(answer.stderr) or answer.returncode}")
     jobs = {}
-    for line in answer.stdout.splitlines():
-        shown, state, reason, plain, start, name, *_ = [*map(words, line.split("|", 5)), *[""] * 6]
+    rows = [[*map(words, line.split("|", 5)), *[""] * 6][:6] for line in answer.stdout.splitlines()]
+    tasks = experiments(PACKAGES, {shown.partition("_")[0] for shown, *_ in rows if "_" in shown})
+    for shown, state, reason, plain, start, name in rows:
+        if shown in tasks and not TRAINING.fullmatch(name):  # a task of a sweep that has not begun
+            name = f"train-{tasks[shown].name}-{mark_of(tasks[shown])}"
         # of an array: 12_3, and the number that its jobs know
         jobs[shown] = jobs[plain] = Job(shown, state, reason, start, name)
     return Queue(jobs)
@@ -358,7 +354,7 @@ def first_jobs(queue: Queue, known: Iterable[Path], bases: Sequence[Path]) -> di
 def submitted() -> dict[str, Path]:
     """Folders of the experiments for which jobs were submitted from this clone, by their mark."""
     found = {}
-    for path in PACKAGES.glob("*/run_*/experiment.txt"):
+    for path in [*PACKAGES.glob("*/run_*/experiment.txt"), *PACKAGES.glob("*/run_*/cell_*/experiment.txt")]:
         with suppress(OSError, UnicodeDecodeError):
             folder = Path(path.read_text().removesuffix("\n"))
             found[mark_of(folder)] = folder

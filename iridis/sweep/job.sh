@@ -50,53 +50,66 @@ cells() {
     python -m iridis.cells "$SWEEP" --processes "$((PROCESSES * N_NODES))" --time "$TIME_LIMIT" "$@"
 }
 
-# plan WORDS...: the same; sets SWEEP_NAME, RUN_DIR, ARRAYS, QUEUED and LEAD
+# plan WORDS...: the same; sets SWEEP_NAME, RUN_DIR, ARRAYS, QUEUED, LEFT_OUT and LEAD
 plan() {
     local answer
-    answer="$(cells --slurm --partition "$PARTITION" --nodes "$N_NODES" --gpus "$N_GPUS" ${AFTER:+--no-data} "$@")" || exit $?
-    ARRAYS="" QUEUED=""
-    read_values SWEEP_NAME RUN_DIR ARRAYS QUEUED LEAD <<<"$answer"
+    ARRAYS="" QUEUED="" LEFT_OUT=0
+    answer="$(cells "$@")" || exit $?
+    read_values SWEEP_NAME RUN_DIR ARRAYS QUEUED LEFT_OUT LEAD <<<"$answer"
     JOB_NAME="sweep-$SWEEP_NAME"
 }
 
-# next_array OFFSET:TASKS: have it submitted next
-next_array() {
-    local size="${#OFFSET_DIGITS}"
-    WORDS=("${1%%:*}")
-    ARRAY="${1#*:}${MAX_RUNNING:+%$MAX_RUNNING}"
-    LOGS="cell_%a/slurm_%A_%a"
-    # the numbers of its cells are those of its tasks behind the same digits; arrays have a power of ten of them
-    ((!WORDS[0])) || LOGS="cell_${WORDS[0]%"$OFFSET_DIGITS"}%${size}a/slurm_%A_%a"
+# begin_run: keep the command
+begin_run() {
+    record_run "$RUN_DIR" bash "$JOB_SCRIPT" "${ARGUMENTS[@]}"
+    printf 'run folder:   %s\n' "$RUN_DIR"
 }
+
+# before_local: train the cells here, as many at a time as --max-running says
+before_local() {
+    local words=()
+    ! has_slurm || words+=(--slurm)
+    ((DRY_RUN)) || words+=(--package "$PACKAGE_DIR")
+    plan "${words[@]}"
+    ((!DRY_RUN)) || return 0
+    [[ -n $ARRAYS ]] || exit $((LEFT_OUT > 0))
+    begin_run
+    # shellcheck disable=SC2154  # run_job has counted the GPUs that are here
+    exec python -m iridis.cells_here "$RUN_DIR" --at_once "${MAX_RUNNING:-1}" --processes "$PROCESSES" --gpus "$((N_GPUS ? here : 0))"
+}
+commands() { :; }
 
 state() {
     ensure_environment >&2
-    cells --state $(! has_slurm || echo --slurm)
+    local words=(--state)
+    ! has_slurm || words+=(--slurm)
+    cells "${words[@]}"
 }
 
 # submit_job: one array, or several where the cluster's are smaller
 submit_job() {
-    local each id ids=() SINGLETON=0
+    local each id ids=() words SINGLETON=0
     AFTER="$(latest_jobs "$AFTER")" || exit $?
     ensure_environment
-    if ((DRY_RUN)); then
-        RUN_DIR="$PACKAGE_DIR/run_N"
-        plan
-    else
-        plan --package "$PACKAGE_DIR" $( ((!PIN_CODE)) || echo --pin)
-    fi
+    words=(--slurm --partition "$PARTITION" --nodes "$N_NODES" --gpus "$N_GPUS" ${AFTER:+--no-data})
+    RUN_DIR="$PACKAGE_DIR/run_N"
+    ((DRY_RUN)) || words+=(--package "$PACKAGE_DIR")
+    ((!PIN_CODE)) || words+=(--pin)
+    plan "${words[@]}"
     if [[ -z $ARRAYS ]]; then
+        [[ -z $QUEUED ]] || printf 'job:          %s (in the queue already)\n' "$QUEUED"
         printf 'nothing to submit\n'
         return
     fi
     if ((!DRY_RUN)); then
-        record_run "$RUN_DIR" bash "$JOB_SCRIPT" "${ARGUMENTS[@]}"
-        printf 'run folder:   %s\n' "$RUN_DIR"
+        begin_run
         ((!PIN_CODE)) || pin_code
         AFTER="$(latest_jobs "$AFTER")" || exit $? # a chain may have gone on in another job while all this was done
     fi
     for each in $ARRAYS; do
-        next_array "$each"
+        # the word of a segment is the number of the cell that task 0 trains
+        IFS=: read -r "WORDS[0]" ARRAY LOGS <<<"$each"
+        ARRAY+="${MAX_RUNNING:+%$MAX_RUNNING}" LOGS+="/slurm_%A_%a"
         if ((DRY_RUN)); then
             sbatch_words
             segment_words
@@ -104,7 +117,7 @@ submit_job() {
             printf 'which runs:   %s\n' "$(quoted "${SEGMENT[@]}")"
             try_sbatch
         elif id="$(hand_to_slurm)"; then
-            printf '%s %s\n' "$id" "${each%%:*}" >>"$RUN_DIR/arrays.txt"
+            printf '%s %s\n' "$id" "${WORDS[0]}" >>"$RUN_DIR/arrays.txt"
             ids+=("$id")
             follow_chains "$id"
         else
@@ -119,3 +132,5 @@ submit_job() {
     printf 'watch:        python status.py --sweep %q; squeue -j %s\n' "$SWEEP" "${id//:/,}"
     printf 'stop:         bash %q %s\n' "$CLONE_DIR/iridis/cancel.sh" "${ids[*]}"
 }
+
+run_job "$@"
