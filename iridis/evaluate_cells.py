@@ -19,7 +19,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from config import Arguments, guarded
 from config.places import places
@@ -192,7 +191,6 @@ def run(argv: Sequence[str]) -> int:
     try:
         problems = evaluate(finished, wanted.at_once, wanted.sample_tokens)
     except KeyboardInterrupt:
-        print("=== stopped; the same command goes on", file=sys.stderr)
         return STOPPED
     left = [cell.title for cell in sweep.cells if cell not in finished]
     problems = [*(f"{title}: not finished, and not evaluated" for title in left), *problems]

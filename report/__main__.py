@@ -8,6 +8,7 @@
                                                           # or two evaluations
     python -m report gpu FILE...                          # runs of bench/gpu.sh side by side; LABEL=FILE
     python -m report sweep FILE --output reports          # a sweep (docs/sweeps.md): table, pictures, JSON
+    python -m report claims SWEEP.json --output DIR       # the paper's claims, judged by a sweep's models
 
 EXPERIMENT, A and B are folders or names; a folder of results called `compare` is `./compare`. Prints the
 Markdown. Exit code 2 where there is nothing to report on; a damaged file is named, and left out.
@@ -134,7 +135,30 @@ def sweep(argv: Sequence[str]) -> int:
     return guarded(prog, work)
 
 
-COMMANDS = {"trajectory": trajectory, "compare": compare_two, "gpu": gpu, "sweep": sweep}
+def claims(argv: Sequence[str]) -> int:
+    prog = f"{PROG} claims"
+    files, flags = paths_and_flags(
+        argv, prog, "The paper's claims, judged by a sweep of its models and seeds.", OUTPUT[:1], "SWEEP.json"
+    )
+
+    def work() -> int:
+        from report.claims import write
+
+        if len(files) != 1:
+            raise UserError(f"one SWEEP.json, not {len(files)}")
+        write(files[0], Path(flags["output"]))
+        return 0
+
+    return guarded(prog, work)
+
+
+COMMANDS = {
+    "trajectory": trajectory,
+    "compare": compare_two,
+    "gpu": gpu,
+    "sweep": sweep,
+    "claims": claims,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,385 @@
+"""The paper's claims, re-tested by a sweep of its models over several seeds.
+
+    python -m report claims SWEEP.json --output DIR     # claims.md, claims.html, claims.json and figures
+
+Reads what each cell's experiment folder holds: summary.json, segments.jsonl, eval_summary_ckpt.json
+(eval.py), and of adaptive models ppl_per_mac.json, router_weights*.npz and routing.json. text.json beside the
+sweep's file, or in DIR, says what the text is. Exit code 2 where the file is no sweep; a cell that has no
+evaluation is named on the page.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from config.flags import FLAGS
+from config.places import places
+from config.sweep import Sweep, as_text, read_sweep
+from errors import UserError
+from files import read_json, write_atomically, write_json
+from models.variants import VARIANTS
+from report import claims_figures as figures
+from report import claims_tables as tables
+from report.claims_cells import Setting, Trained, read_cells, settings_of
+from report.claims_found import Absent, Finding, Findings, counts, findings, in_words, smallest
+from report.claims_list import CLAIMS
+from report.pages import Block, Heading, Items, Page, Table, Text, html, markdown
+from report.verdicts import AGAINST, CONFIRMED, UNDECIDED
+
+STEM = "claims"
+TEXT = "text.json"
+READING = """\
+A difference is the loss of the second model minus that of the first, in nats a token, between trainings \
+of the same seed: where it is positive the first is better. The interval is Student's, of the mean over \
+seeds. **confirmed**: the interval is on the claim's side of zero. **not confirmed**: it is on the other \
+side, so the data say the opposite. **undecided**: it holds zero, or there are fewer than two seeds, or \
+they do not vary. **not in this sweep**: a model of the claim was not trained. Of models that are claimed \
+to be alike, the interval must be inside the margin (confirmed) or outside it (not confirmed). *k of n*: \
+seeds that agree with the claim. The paper's difference is the logarithm of the ratio of its two \
+perplexities, with the standard error over its three seeds; its loss is of another text, tokens and size, \
+so that the sign can be compared and not the amount."""
+MULTIPLICITY = """\
+Intervals and verdicts are of each claim alone: {tested} claims were tested, and neither is corrected for \
+their number. At 95%, one in twenty intervals of models that do not differ misses zero. The column *p, \
+Holm* is corrected for all claims with a p (Holm, 1979): {kept} of the {decided} decided verdicts have \
+one below 0.05."""
+CURVES = """\
+At equal cost: the mean difference of two curves over the range of costs that both have, with straight \
+lines between the measured budgets, in each seed."""
+SIZE = """\
+**What this size can show.** The models here have up to {parameters:,} parameters and were trained for \
+{steps} steps of {tokens:,} tokens; the paper's have 768 units, 12 to 48 layers and 40,000 steps of \
+32,768 tokens. A verdict is about these models, this text and this budget. A confirmed claim says that \
+the effect is there at this size too and that this installation trains and measures these models as it \
+should; it does not re-measure the paper's perplexities. A claim that is not confirmed, or undecided, \
+says nothing against the paper: effects of a hundredth of a nat need longer training, more seeds or \
+larger models, and after few steps a model that learns faster at first is ahead whatever it would reach. \
+Seeds here vary weights and order of the text together; the validation text is the same for all, so that \
+another text could give other differences."""
+
+
+def text_facts(folders: Sequence[Path]) -> dict[str, Any]:
+    """text.json, of the first folder that has one; empty where none has. Raises UserError."""
+    for folder in folders:
+        found = read_json(folder / TEXT)
+        if found is not None:
+            return found
+    return {}
+
+
+def _counted(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _overlap(facts: Mapping[str, Any]) -> str:
+    found = facts.get("overlap")
+    if not isinstance(found, dict):
+        return "not checked" if found is None else str(found)
+    return ", ".join(f"{name.replace('_', ' ')} {_counted(value)}" for name, value in found.items())
+
+
+def _split(facts: Mapping[str, Any]) -> str:
+    parts = []
+    for split in ("train", "val"):
+        tokens, documents = facts.get(f"{split}_tokens"), facts.get(f"{split}_documents")
+        if tokens is not None:
+            of = f" of {_counted(documents)} documents" if documents is not None else ""
+            parts.append(f"{split} {_counted(tokens)} tokens{of}")
+    return "; ".join(parts) or f"not stated ({TEXT} is missing)"
+
+
+def token_words(trainings: Sequence[Trained]) -> str:
+    """What a token is, by the evaluations themselves."""
+    vocabularies = {one.args.vocab_size for one in trainings if one.args is not None}
+    sizes = []
+    for one in trainings:
+        if one.evaluation is not None and one.bits:
+            sizes.append(one.evaluation.loss / (one.bits * 0.6931471805599453))
+    vocabulary = f"vocabulary of {', '.join(f'{size:,}' for size in sorted(vocabularies))}"
+    if not sizes:
+        return f"{vocabulary}; bytes a token are not known"
+    size = sum(sizes) / len(sizes)
+    what = (
+        " (a token is a byte: perplexities are those of bytes, not of words)" if abs(size - 1) < 1e-3 else ""
+    )
+    return f"{vocabulary}, {size:.3g} bytes a token{what}"
+
+
+def machine() -> str:
+    """Of this process."""
+    name = platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores, Python {platform.python_version()}"
+
+
+def short(revision: str) -> str:
+    """The first letters of a git revision, and whether the clone had changes."""
+    hexadecimal, plus, more = revision.partition("+")
+    return hexadecimal[:12] + plus + more
+
+
+def head(sweep: Sweep, trainings: Sequence[Trained], facts: Mapping[str, Any], place: str) -> Table:
+    """What was run, where, on what."""
+    revisions = list(dict.fromkeys(short(text) for one in trainings for text in one.revisions))
+    seconds = sum(one.seconds for one in trainings)
+    finished = sum(one.state == "finished" for one in trainings)
+    evaluated = sum(one.evaluation is not None for one in trainings)
+    datasets = dict.fromkeys(one.args.dataset for one in trainings if one.args is not None)
+    rows = [
+        ["command", str(facts.get("command") or f"python -m report claims {place}")],
+        ["sweep", f"{sweep.name}: {len(trainings)} cells, {finished} finished, {evaluated} evaluated"],
+        ["seeds", ", ".join(map(str, sweep.seeds)) or "none in the file"],
+        ["revision of the trainings", ", ".join(revisions) or "not recorded"],
+        ["machine", str(facts.get("machine") or f"not stated; the page was made on {machine()}")],
+        ["seconds of training", f"{seconds:,.0f} in all, each training's own added up"],
+        ["text", str(facts.get("dataset") or ", ".join(datasets))],
+        ["tokens", token_words(trainings)],
+        ["split", _split(facts)],
+        ["validation text in the training text", _overlap(facts)],
+    ]
+    if facts.get("seconds") is not None:
+        rows.insert(6, ["seconds of all, by the clock", _counted(facts["seconds"])])
+    return Table(("", ""), rows)
+
+
+def headlines(found: Findings) -> list[str]:
+    """A line for each claim that the sweep is to decide."""
+    lines = []
+    for claim in (claim for claim in CLAIMS if claim.headline):
+        own = [one for one in found.tested if one.claim == claim]
+        decided = [one for one in own if one.verdict.word != UNDECIDED]
+        if not own:
+            lines.append(f"{claim.text}: not in this sweep.")
+        elif not decided:
+            lines.append(f"{claim.text}: this sweep cannot decide it ({_places(own)}).")
+        else:
+            lines.append(f"{claim.text}: {_places(own)}.")
+    return lines
+
+
+def _places(found: Sequence[Finding]) -> str:
+    parts = []
+    for one in found:
+        verdict = one.verdict
+        value = "" if verdict.mean is None else f", {verdict.mean:+.4f}"
+        half = "" if verdict.half is None else f" ± {verdict.half:.4f}"
+        of = f" ({one.setting.label})" if one.setting.label else ""
+        seeds = f"{verdict.agree} of {verdict.seeds}"
+        parts.append(f"{one.first} and {one.second}{of}: {verdict.word}, {seeds}{value}{half}")
+    return "; ".join(parts)
+
+
+def size_words(trainings: Sequence[Trained]) -> str:
+    args = [one.args for one in trainings if one.args is not None]
+    steps = sorted({one.iterations for one in args})
+    tokens = max((one.batch_size * one.acc_steps * one.sequence_length for one in args), default=0)
+    parameters = max((one.parameters or 0 for one in trainings), default=0)
+    return SIZE.format(parameters=parameters, steps=" or ".join(f"{n:,}" for n in steps), tokens=tokens)
+
+
+def setting_rows(settings: Sequence[Setting]) -> Table:
+    """The flags that are not of the model, which all models of a setting share."""
+    header = ["flag", *(setting.label or "all models" for setting in settings)]
+    rows = []
+    for name in settings[0].values if settings else ():
+        values = [setting.values.get(name) for setting in settings]
+        default = FLAGS[name].default if name in FLAGS else None
+        if any(value != default for value in values):
+            rows.append([name, *map(as_text, values)])
+    return Table(header, rows)
+
+
+def build(sweep: Sweep, facts: Mapping[str, Any], place: str) -> tuple[Page, dict[str, Any]]:
+    """The page, and the same as data."""
+    trainings = read_cells(sweep)
+    models = [getattr(one.args, "model", None) for one in trainings if one.args is not None]
+    if any(model not in VARIANTS for model in models):
+        raise UserError(f"{sweep.path}: its cells are no models of the CoTFormer family")
+    settings = settings_of(trainings)
+    found = findings(settings)
+    page = Page(f"The paper's claims, re-tested: {sweep.name}")
+    page.add(head(sweep, trainings, facts, place), Heading("In short"), Text(counts(found)))
+    page.add(Items(headlines(found)))
+    against = [one for one in found.tested if one.verdict.word == AGAINST]
+    if against:
+        page.add(
+            Text("Decided **against** the claim, by these data:"), Items([_against(one) for one in against])
+        )
+    page.add(Heading("Claims and verdicts"), *tables.verdict_blocks(found.tested, settings), Text(READING))
+    page.add(Text(_multiplicity(found)), Text(CURVES), tables.short_names())
+    data = _add_tables(page, settings, found)
+    page.add(Heading("Not in this sweep"), _absent(found.absent))
+    page.add(Heading("Missing"), _missing(trainings))
+    page.add(Heading("What this can and cannot show"), Text(size_words(trainings)))
+    page.add(Heading("Settings"), Text(_chosen(settings)), setting_rows(settings))
+    if facts.get("hyper_parameters"):
+        page.add(Text(str(facts["hyper_parameters"])))
+    return page, {**as_json(sweep, trainings, found, facts, page), "figures": data}
+
+
+def _against(one: Finding) -> str:
+    return f"{one.claim.text} ({one.claim.where}): {_places([one])}."
+
+
+def _absent(absent: Sequence[Absent]) -> Block:
+    return tables.absent_block(absent) if absent else Text("Nothing: the sweep has a model for each claim.")
+
+
+def _missing(trainings: Sequence[Trained]) -> Block:
+    lines = tables.missing_items(trainings)
+    return Items(lines) if lines else Text("Nothing: every cell is finished and evaluated.")
+
+
+def _multiplicity(found: Findings) -> str:
+    decided = [one for one in found.tested if one.verdict.word in (CONFIRMED, AGAINST)]
+    kept = sum(one.corrected is not None and one.corrected < 0.05 for one in decided)
+    return MULTIPLICITY.format(tested=len(found.tested), kept=kept, decided=len(decided))
+
+
+def _chosen(settings: Sequence[Setting]) -> str:
+    if len(settings) == 1:
+        return "All models share these flags (those with other values than the defaults)."
+    return (
+        f"{len(settings)} settings; the models of each share these flags (those with other values than the"
+        " defaults). A claim pairs models of one setting only."
+    )
+
+
+def _add_tables(page: Page, settings: Sequence[Setting], found: Findings) -> dict[str, Any]:
+    """Tables and figures of each setting, then the extensions. Returns the figures' data by name."""
+    n, least = smallest(settings) or 1, min((setting.steps for setting in settings), default=0)
+    data: dict[str, Any] = {}
+    for number, setting in enumerate(settings, start=1):
+        of, suffix = (f": {setting.label}", f"_{number}") if setting.label else ("", "")
+        page.add(Heading(f"Tables in the paper's form{of}"))
+        page.add(
+            Text("Perplexity on the validation text: mean over seeds (standard error over seeds), seeds.")
+        )
+        page.add(Heading("Table 1", 3), *tables.table_1(setting, n))
+        page.add(Heading("Table 2", 3), *tables.table_2(setting))
+        page.add(Heading("Table 4", 3), *tables.table_4(setting))
+        page.add(Heading("Section 5", 3), *tables.section_5(setting, least))
+        page.add(Heading("All models", 3), tables.models_table(setting))
+        page.add(Heading(f"Figures{of}"))
+        for name, make in (
+            ("fig2", figures.figure_2),
+            ("fig4", figures.figure_4),
+            ("fig5", figures.figure_5),
+        ):
+            blocks, data[f"{name}{suffix}"] = make(setting, f"{name}{suffix}")
+            page.add(*blocks)
+    page.add(Heading("Extensions"), *_extensions(settings, found))
+    return data
+
+
+def _extensions(settings: Sequence[Setting], found: Findings) -> list[Block]:
+    """Other blocks and optimisers, which are settings of their own above; and causal routing."""
+    others = [setting for setting in settings if setting.is_extension]
+    blocks: list[Block] = [Heading("Modern blocks and Muon", 3)]
+    if others:
+        labels = "; ".join(setting.label or "all models" for setting in others)
+        blocks.append(Text(f"The same claims are tested above in the settings: {labels}."))
+    else:
+        blocks.append(Text("Not in this sweep: all models have published blocks and AdamW."))
+    blocks.append(Heading("Causal threshold routing beside capacity routing", 3))
+    rows = tables.extension_rows(found.tested)
+    if rows:
+        columns = [name if name != "where" else "setting" for name in tables.CLAIM_COLUMNS]
+        blocks.append(Table(columns, rows))
+    else:
+        blocks.append(Text("Not in this sweep: it has no adaptive LN-CoTFormer."))
+    for setting in settings:
+        blocks += tables.routing_blocks(setting)
+    return blocks
+
+
+# data
+
+
+def _finding(one: Finding) -> dict[str, Any]:
+    verdict = one.verdict
+    return {
+        "claim": one.claim.text,
+        "where": one.claim.where,
+        "setting": one.setting.label,
+        "first": one.first,
+        "second": one.second,
+        "verdict": verdict.word,
+        "why": verdict.why,
+        "differences": {str(seed): value for seed, value in verdict.differences.items()},
+        "agree": verdict.agree,
+        "seeds": verdict.seeds,
+        "mean": verdict.mean,
+        "ci95": None if verdict.low is None else [verdict.low, verdict.high],
+        "p": verdict.p,
+        "p_holm": one.corrected,
+        "margin": one.margin,
+        "paper": one.paper and {"difference": one.paper[0], "sem": one.paper[1]},
+        "remark": one.remark,
+        "missing": one.missing,
+    }
+
+
+def _training(one: Trained) -> dict[str, Any]:
+    evaluation = one.evaluation
+    return {
+        "cell": one.cell.number,
+        "label": one.cell.label,
+        "model": "" if one.args is None else in_words(one.kind),
+        "seed": one.cell.seed,
+        "state": one.state,
+        "problem": one.problem,
+        "notes": one.notes,
+        "loss": evaluation and evaluation.loss,
+        "perplexity": evaluation and evaluation.perplexity,
+        "evaluated_tokens": evaluation and evaluation.n_tokens,
+        "bits_per_byte": one.bits,
+        "parameters": one.parameters,
+        "seconds": one.seconds,
+        "seconds_per_step": one.step_seconds,
+        "revisions": list(one.revisions),
+        "routing": one.routing,
+    }
+
+
+def as_json(
+    sweep: Sweep, trainings: Sequence[Trained], found: Findings, facts: Mapping[str, Any], page: Page
+) -> dict[str, Any]:
+    absent = []
+    for one in found.absent:
+        absent.append(
+            {"claim": one.claim.text, "where": one.claim.where, "models": one.models, "why": one.why}
+        )
+    settings = [
+        {"label": setting.label, "values": dict(setting.values)} for setting in settings_of(trainings)
+    ]
+    return {
+        "sweep": sweep.name,
+        "text": dict(facts),
+        "head": [list(row) for row in page.blocks[0].rows] if isinstance(page.blocks[0], Table) else [],
+        "tested": [_finding(one) for one in found.tested],
+        "absent": absent,
+        "trainings": [_training(one) for one in trainings],
+        "settings": settings,
+    }
+
+
+def write(path: Path, output: Path) -> None:
+    """Writes the page and its pictures, and prints the Markdown. Raises UserError."""
+    sweep = read_sweep(path, places())
+    for note in sweep.notes:
+        print(f"note: {note}", file=sys.stderr)
+    facts = text_facts([path.parent, output])
+    page, data = build(sweep, facts, str(path))
+    output.mkdir(parents=True, exist_ok=True)
+    for picture in page.pictures:
+        write_atomically(output / f"{picture.name}.png", picture.image)
+    text = markdown(page)
+    write_json(output / f"{STEM}.json", data)
+    write_atomically(output / f"{STEM}.html", html(page))
+    write_atomically(output / f"{STEM}.md", text)
+    print(text)
