@@ -43,7 +43,7 @@ def train(
         if gpus:
             env["CUDA_VISIBLE_DEVICES"] = devices(slots[name], processes, gpus)
         launcher = torchrun if processes > 1 else ()
-        command = (sys.executable, *launcher, "main.py", *by_name[name]["words"], *files)
+        command = ("python", *launcher, "main.py", *by_name[name]["words"], *files)
         return start(name, command, env)
 
     stages = Stages(dict.fromkeys(by_name, NEW), dict.fromkeys(by_name, ()), launch, at_once)

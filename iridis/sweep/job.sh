@@ -31,15 +31,13 @@ unset -f where # a sweep has many experiments
 if [[ $HOW == segment ]]; then
     # of an array, the word is the number of the cell that its first task trains
     ((!${#WORDS[@]})) || RUN_DIR+="/cell_$((WORDS[0] + SLURM_ARRAY_TASK_ID))"
-    WORDS=()
+    WORDS=() FORMERLY=()
+    mapfile -d '' -t TRAIN_FLAGS <"$RUN_DIR/words"
 else
     ((!${#FLAGS[@]})) && [[ -z $NAME ]] || die "what the cells are is said in the file alone, not by --name nor after --"
     ((${#WORDS[@]} == 1)) || die "say which sweep: bash iridis/sweep/job.sh SWEEP.json"
     SWEEP="$(realpath -ms -- "${WORDS[0]}")"
 fi
-
-# fill_flags: of a cell
-fill_flags() { mapfile -d '' -t TRAIN_FLAGS <"$RUN_DIR/words"; FORMERLY=(); }
 
 # notify SUBJECT BODY: of a cell that stopped; those that finish are many
 eval "person_is_told() $(declare -f notify | tail -n +2)"
