@@ -54,12 +54,14 @@ class Resolved:
 @dataclass(frozen=True, eq=False)
 class Cell:
     """number: place in the order of the file. label: of its setting; cells that differ in the seed share it.
-    setting: values of what varies, without the seed, by flag. flags: all that are given. words: of main.py.
+    setting: values of what varies, without the seed, by flag. place: the same for tables and pictures, where
+    an entry of the list is one value, its label. flags: all that are given. words: of main.py.
     """
 
     number: int
     label: str
     setting: dict[str, Any]
+    place: dict[str, Any]
     seed: int | None
     flags: dict[str, Any]
     words: list[str]
@@ -89,6 +91,13 @@ class Sweep:
     seeds: list[int]
     track: str | None
     notes: list[str]
+
+    @property
+    def dimensions(self) -> dict[str, list[Any]]:
+        """The values of the cells' places that vary, in the order of the file: of what every cell has."""
+        found = _values_of([cell.place for cell in self.cells])
+        everywhere = set.intersection(*(set(cell.place) for cell in self.cells))
+        return {name: values for name, values in found.items() if name in everywhere and len(values) > 1}
 
     @property
     def settings(self) -> list[list[Cell]]:
@@ -296,7 +305,9 @@ def read_sweep(path: Path, places: Mapping[str, Any] | None = None) -> Sweep:
     for chosen in itertools.product(*parts):
         cells.append(_cell(len(cells), reader, {**below, **shared}, chosen, str(name)))
     _check_cells(path, cells)
-    return Sweep(str(name), path, recipe.name, cells, _axes(cells), seeds, track, notes)
+    return Sweep(
+        str(name), path, recipe.name, cells, _values_of([cell.setting for cell in cells]), seeds, track, notes
+    )
 
 
 def _check_places(
@@ -334,7 +345,7 @@ def _draws(count: int, seed: int, distributions: Sequence[Distribution]) -> tupl
 
 def _cell(number: int, reader: _Reader, shared: Mapping[str, Any], choices: Sequence[Any], name: str) -> Cell:
     """choices: an entry, a point of the grid, a draw, and a seed or None."""
-    *parts, seed = choices
+    *parts, seed = choices  # in the order of read_sweep
     setting: dict[str, Any] = {}
     labels = []
     for part in parts:
@@ -349,7 +360,8 @@ def _cell(number: int, reader: _Reader, shared: Mapping[str, Any], choices: Sequ
         flags["exp_name"] = name_among(found.args, flags)
         found = _resolve(reader, flags)
     label = " ".join(filter(None, labels)) or name
-    return Cell(number, label, setting, seed, flags, _words(reader, flags), found)
+    place = {**({LABEL: labels[0]} if parts[0].label else parts[0].flags), **parts[1].flags, **parts[2].flags}
+    return Cell(number, label, setting, place, seed, flags, _words(reader, flags), found)
 
 
 def _labels(reader: _Reader, flags: Mapping[str, Any]) -> Iterator[str]:
@@ -391,14 +403,15 @@ def _resolve(reader: _Reader, flags: Mapping[str, Any]) -> Resolved:
     return Resolved(args, experiment_folder(args), [])
 
 
-def _axes(cells: Sequence[Cell]) -> dict[str, list[Any]]:
-    axes: dict[str, list[Any]] = {}
-    for cell in cells:
-        for name, value in cell.setting.items():
-            values = axes.setdefault(name, [])
+def _values_of(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The different values under each key."""
+    found: dict[str, list[Any]] = {}
+    for setting in settings:
+        for name, value in setting.items():
+            values = found.setdefault(name, [])
             if value not in values:
                 values.append(value)
-    return axes
+    return found
 
 
 def _check_cells(path: Path, cells: Sequence[Cell]) -> None:

@@ -151,22 +151,24 @@ def table(board: Board, columns: int | None) -> list[str]:
     return aligned(lines, [HEADERS.index(name) for name in LEFT])
 
 
-def grid(board: Board) -> list[str]:
+def grid(board: Board, columns: int | None) -> list[str]:
     """For two axes that vary, the mean of each setting over its finished seeds, and how many these are; none
     for another number of axes.
     """
-    axes = {name: values for name, values in board.sweep.axes.items() if len(values) > 1}
+    axes = board.sweep.dimensions
     settings = settings_of(board.sweep, [row.result for row in board.rows], board.quantity)
-    if len(axes) != 2 or any(set(axes) - set(setting.values) for setting in settings):
+    if len(axes) != 2:
         return []
-    (down, rows), (across, columns) = axes.items()
-    at = {(repr(each.values[down]), repr(each.values[across])): each for each in settings}
+    (down, rows), (across, places) = axes.items()
+    at = {(repr(each.place[down]), repr(each.place[across])): each for each in settings}
     best = next(iter(ranked(settings)), None)
-    lines = [[f"{down} \\ {across}", *map(as_text, columns)]]
+    lines = [[f"{down} \\ {across}", *map(as_text, places)]]
     for row in rows:
-        line = [as_text(row)]
-        for column in columns:
-            setting = at.get((repr(row), repr(column)))
+        line = [words(as_text(row))]
+        if columns is not None:
+            line = [shortened(line[0], columns // 3)]
+        for place in places:
+            setting = at.get((repr(row), repr(place)))
             if setting is None:
                 line.append("")
                 continue
@@ -227,7 +229,7 @@ def report(path: Path, results: Path | None, columns: int | None) -> list[str]:
         head,
         "",
         *table(board, columns),
-        *grid(board),
+        *grid(board, columns),
         "",
         summary(board),
         *([""] if remarks else []),

@@ -30,6 +30,7 @@ OUTPUT = (
     Flag("output", str, "reports", "folder to write to"),
     Flag("name", str, "report", "the files' name, without .md, .tex, .json"),
 )
+RESULTS = Flag("results", str, None, "root of the experiments (None: where jobs write)")
 
 
 def write(folders: Sequence[Path], output: Path, name: str) -> None:
@@ -115,12 +116,11 @@ def gpu(argv: Sequence[str]) -> int:
 
 def sweep(argv: Sequence[str]) -> int:
     prog = f"{PROG} sweep"
-    results = Flag("results", str, None, "root of the experiments (None: where jobs write)")
     files, flags = paths_and_flags(
         argv,
         prog,
         "A sweep's settings, mean and SEM over seeds, with pictures.",
-        (*OUTPUT[:1], results),
+        (OUTPUT[0], RESULTS),
         "FILE",
     )
 
@@ -138,7 +138,11 @@ def sweep(argv: Sequence[str]) -> int:
 def claims(argv: Sequence[str]) -> int:
     prog = f"{PROG} claims"
     files, flags = paths_and_flags(
-        argv, prog, "The paper's claims, judged by a sweep of its models and seeds.", OUTPUT[:1], "SWEEP.json"
+        argv,
+        prog,
+        "The paper's claims, judged by a sweep of its models and seeds.",
+        (OUTPUT[0], RESULTS),
+        "SWEEP.json",
     )
 
     def work() -> int:
@@ -146,7 +150,7 @@ def claims(argv: Sequence[str]) -> int:
 
         if len(files) != 1:
             raise UserError(f"one SWEEP.json, not {len(files)}")
-        write(files[0], Path(flags["output"]))
+        write(files[0], Path(flags["output"]), Path(flags["results"]) if flags["results"] else None)
         return 0
 
     return guarded(prog, work)

@@ -4,8 +4,8 @@
 
 Reads what each cell's experiment folder holds: summary.json, segments.jsonl, eval_summary_ckpt.json
 (eval.py), and of adaptive models ppl_per_mac.json, router_weights*.npz and routing.json. text.json beside the
-sweep's file, or in DIR, says what the text is. Exit code 2 where the file is no sweep; a cell that has no
-evaluation is named on the page.
+sweep's file, or in DIR, says what the text is; machine.txt and command.txt in DIR, where and how it all ran.
+Exit code 2 where the file is no sweep; a cell that has no evaluation is named on the page.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ from pathlib import Path
 from typing import Any
 
 from config.flags import FLAGS
-from config.places import places
-from config.sweep import Sweep, as_text, read_sweep
+from config.recipe import DEFAULT_RECIPE
+from config.sweep import Sweep, as_text
 from errors import UserError
 from files import read_json, write_atomically, write_json
-from models.variants import VARIANTS
 from report import claims_figures as figures
 from report import claims_tables as tables
 from report.claims_cells import Setting, Trained, read_cells, settings_of
 from report.claims_found import Absent, Finding, Findings, counts, findings, in_words, smallest
 from report.claims_list import CLAIMS
 from report.pages import Block, Heading, Items, Page, Table, Text, html, markdown
+from report.sweep_cells import sweep_of
 from report.verdicts import AGAINST, CONFIRMED, UNDECIDED
 
 STEM = "claims"
 TEXT = "text.json"
+NOTED = ("machine", "command")  # in text.json, or .txt files of lines beside the page
+OF_WINDOWS = ("shared_windows", "windows", "window_tokens")  # of the overlap in text.json
 READING = """\
 A difference is the loss of the second model minus that of the first, in nats a token, between trainings \
 of the same seed: where it is positive the first is better. The interval is Student's, of the mean over \
@@ -40,9 +42,10 @@ seeds. **confirmed**: the interval is on the claim's side of zero. **not confirm
 side, so the data say the opposite. **undecided**: it holds zero, or there are fewer than two seeds, or \
 they do not vary. **not in this sweep**: a model of the claim was not trained. Of models that are claimed \
 to be alike, the interval must be inside the margin (confirmed) or outside it (not confirmed). *k of n*: \
-seeds that agree with the claim. The paper's difference is the logarithm of the ratio of its two \
-perplexities, with the standard error over its three seeds; its loss is of another text, tokens and size, \
-so that the sign can be compared and not the amount."""
+seeds that agree with the claim. The p of such a claim is that of a difference as large as the margin. \
+The paper's difference is the logarithm of the ratio of its two perplexities, with the standard error \
+over its three seeds; its loss is of another text, tokens and size, so that the sign can be compared and \
+not the amount."""
 MULTIPLICITY = """\
 Intervals and verdicts are of each claim alone: {tested} claims were tested, and neither is corrected for \
 their number. At 95%, one in twenty intervals of models that do not differ misses zero. The column *p, \
@@ -80,7 +83,13 @@ def _overlap(facts: Mapping[str, Any]) -> str:
     found = facts.get("overlap")
     if not isinstance(found, dict):
         return "not checked" if found is None else str(found)
-    return ", ".join(f"{name.replace('_', ' ')} {_counted(value)}" for name, value in found.items())
+    rest, words = dict(found), []
+    if rest.keys() >= set(OF_WINDOWS):
+        shared, windows, length = (_counted(rest.pop(name)) for name in OF_WINDOWS)
+        words.append(f"{shared} of {windows} windows of {length} tokens")
+    if isinstance(rest.get("share"), float):
+        words.append(f"{rest.pop('share'):.3%}")
+    return ", ".join([*words, *(f"{name.replace('_', ' ')} {_counted(rest[name])}" for name in rest)])
 
 
 def _split(facts: Mapping[str, Any]) -> str:
@@ -122,6 +131,11 @@ def short(revision: str) -> str:
     return hexadecimal[:12] + plus + more
 
 
+def without_root(text: str) -> str:
+    """Paths in this clone are named from its root."""
+    return text.replace(f"{Path(__file__).resolve().parents[1]}/", "")
+
+
 def head(sweep: Sweep, trainings: Sequence[Trained], facts: Mapping[str, Any], place: str) -> Table:
     """What was run, where, on what."""
     revisions = list(dict.fromkeys(short(text) for one in trainings for text in one.revisions))
@@ -130,13 +144,13 @@ def head(sweep: Sweep, trainings: Sequence[Trained], facts: Mapping[str, Any], p
     evaluated = sum(one.evaluation is not None for one in trainings)
     datasets = dict.fromkeys(one.args.dataset for one in trainings if one.args is not None)
     rows = [
-        ["command", str(facts.get("command") or f"python -m report claims {place}")],
+        ["command", without_root(str(facts.get("command") or f"python -m report claims {place}"))],
         ["sweep", f"{sweep.name}: {len(trainings)} cells, {finished} finished, {evaluated} evaluated"],
         ["seeds", ", ".join(map(str, sweep.seeds)) or "none in the file"],
         ["revision of the trainings", ", ".join(revisions) or "not recorded"],
         ["machine", str(facts.get("machine") or f"not stated; the page was made on {machine()}")],
         ["seconds of training", f"{seconds:,.0f} in all, each training's own added up"],
-        ["text", str(facts.get("dataset") or ", ".join(datasets))],
+        ["text", Path(str(facts.get("dataset") or ", ".join(datasets))).name],
         ["tokens", token_words(trainings)],
         ["split", _split(facts)],
         ["validation text in the training text", _overlap(facts)],
@@ -165,11 +179,10 @@ def _places(found: Sequence[Finding]) -> str:
     parts = []
     for one in found:
         verdict = one.verdict
-        value = "" if verdict.mean is None else f", {verdict.mean:+.4f}"
-        half = "" if verdict.half is None else f" ± {verdict.half:.4f}"
+        value = f", difference {tables.plus_minus(verdict)}" if verdict.seeds else ""
         of = f" ({one.setting.label})" if one.setting.label else ""
         seeds = f"{verdict.agree} of {verdict.seeds}"
-        parts.append(f"{one.first} and {one.second}{of}: {verdict.word}, {seeds}{value}{half}")
+        parts.append(f"{one.first} and {one.second}{of}: {verdict.word}, {seeds}{value}")
     return "; ".join(parts)
 
 
@@ -195,10 +208,9 @@ def setting_rows(settings: Sequence[Setting]) -> Table:
 
 def build(sweep: Sweep, facts: Mapping[str, Any], place: str) -> tuple[Page, dict[str, Any]]:
     """The page, and the same as data."""
+    if sweep.recipe != DEFAULT_RECIPE:
+        raise UserError(f"{sweep.path}: recipe {sweep.recipe} trains no models of the paper's")
     trainings = read_cells(sweep)
-    models = [getattr(one.args, "model", None) for one in trainings if one.args is not None]
-    if any(model not in VARIANTS for model in models):
-        raise UserError(f"{sweep.path}: its cells are no models of the CoTFormer family")
     settings = settings_of(trainings)
     found = findings(settings)
     page = Page(f"The paper's claims, re-tested: {sweep.name}")
@@ -368,12 +380,18 @@ def as_json(
     }
 
 
-def write(path: Path, output: Path) -> None:
-    """Writes the page and its pictures, and prints the Markdown. Raises UserError."""
-    sweep = read_sweep(path, places())
+def write(path: Path, output: Path, results: Path | None = None) -> None:
+    """Writes the page and its pictures, and prints the Markdown. results: root of the experiments. Raises
+    UserError.
+    """
+    sweep = sweep_of(path, results)
     for note in sweep.notes:
         print(f"note: {note}", file=sys.stderr)
     facts = text_facts([path.parent, output])
+    for name in NOTED:
+        if (output / f"{name}.txt").is_file():
+            lines = (output / f"{name}.txt").read_text(errors="replace").split("\n")
+            facts = {name: "; ".join(" ".join(line.split()) for line in lines if line.strip()), **facts}
     page, data = build(sweep, facts, str(path))
     output.mkdir(parents=True, exist_ok=True)
     for picture in page.pictures:

@@ -13,6 +13,7 @@ from report.claims_cells import Points, Setting, Trained
 from report.claims_list import (
     CLAIMS,
     CURVE_CLAIMS,
+    EXTENSION,
     PAPER_DEPTH,
     PAPER_REPEATS,
     Claim,
@@ -284,10 +285,11 @@ def _range_in_words(ranges: Sequence[tuple[float, float]], cost: str) -> str:
 
 def counts(found: Findings) -> str:
     """A sentence."""
-    number = len(found.tested)
+    extensions = sum(one.claim.where == EXTENSION for one in found.tested)
     words = [
-        f"{number} claim{'s' * (number != 1)} tested: {found.count(CONFIRMED)} confirmed",
+        f"{len(found.tested)} comparisons tested ({extensions} of them extensions)",
+        f"{found.count(CONFIRMED)} confirmed",
         f"{found.count(AGAINST)} not confirmed (the data say the opposite)",
         f"{found.count(UNDECIDED)} undecided",
     ]
-    return f"{', '.join(words)}. {len(found.absent)} of the paper's comparisons are not in this sweep."
+    return f"{', '.join(words)}. {len(found.absent)} comparisons are not in this sweep."

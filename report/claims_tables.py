@@ -26,8 +26,9 @@ from report.claims_list import (
 from report.pages import Block, Heading, Items, Table, Text
 from report.paper import Value, paper_value
 from report.rows import NAMES
-from report.verdicts import ABSENT
+from report.verdicts import ABSENT, Verdict
 
+FINE = 1e-3  # smaller numbers are shown with an exponent
 CLAIM_COLUMNS = (
     "claim",
     "where",
@@ -90,7 +91,13 @@ def of_paper(value: Value) -> str:
 
 
 def signed(value: float | None) -> str:
-    return "" if value is None else f"{value:+.4f}"
+    return "" if value is None else f"{value:{'+.4f' if value == 0 or abs(value) >= FINE else '+.1e'}}"
+
+
+def plus_minus(verdict: Verdict) -> str:
+    """The mean difference and half of its interval, in nats."""
+    half = signed(verdict.half).removeprefix("+")
+    return signed(verdict.mean) + (f" ± {half}" if half else "")
 
 
 def probability(value: float | None) -> str:
@@ -103,11 +110,6 @@ def _seeds(one: Finding) -> str:
     verdict = one.verdict
     of = f" ({verdict.seeds + len(one.missing)} in the sweep)" if one.missing else ""
     return f"{verdict.agree} of {verdict.seeds}{of}"
-
-
-def _difference(one: Finding) -> str:
-    verdict = one.verdict
-    return signed(verdict.mean) + (f" ± {verdict.half:.4f}" if verdict.half is not None else "")
 
 
 def paper_words(paper: tuple[float, float | None] | None) -> str:
@@ -127,7 +129,7 @@ def _row(one: Finding) -> list[str]:
         one.first,
         one.second,
         _seeds(one),
-        _difference(one),
+        plus_minus(verdict),
         interval,
         verdict.word,
         probability(verdict.p),

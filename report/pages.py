@@ -41,7 +41,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; `code` and **strong** as in Markdown."""
+    """A paragraph; `code`, **strong** and *emphasis* as in Markdown."""
 
     text: str
 
@@ -106,15 +106,17 @@ def markdown(page: Page) -> str:
 
 
 def _inline(text: str) -> str:
-    """Escaped, with `code` and **strong**."""
+    """Escaped, with `code`, **strong** and *emphasis*."""
     escaped = re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text))
-    return re.sub(r"\*\*([^*]*)\*\*", r"<strong>\1</strong>", escaped)
+    strong = re.sub(r"\*\*([^*]*)\*\*", r"<strong>\1</strong>", escaped)
+    return re.sub(r"\*([^*]*)\*", r"<em>\1</em>", strong)
 
 
 def _cell(tag: str, text: str) -> str:
     kind = text.replace(" ", "-") if text in ("confirmed", "not confirmed", "undecided") else ""
     mark = f' class="{kind}"' if kind else ""
-    return f"<{tag}{mark}>{escape(text) or '-'}</{tag}>"
+    empty = "-" if tag == "td" else ""
+    return f"<{tag}{mark}>{escape(text) or empty}</{tag}>"
 
 
 def _tagged(block: Block) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config.sweep import Sweep, as_text
+from config.sweep import Sweep
 from files import write_atomically, write_json
 from report.sweep_cells import (
     Mean,
@@ -65,16 +65,14 @@ def collect(path: Path, results: Path | None) -> SweepReport:
 # Markdown
 
 
-def _cells(report: SweepReport, setting: Setting, ranks: dict[int, int], columns: Sequence[str]) -> list[str]:
+def _cells(report: SweepReport, setting: Setting, ranks: dict[int, int]) -> list[str]:
     """What the columns of a setting's line say."""
     rank = ranks.get(id(setting))
     mark = "**" if rank == 1 else ""
     hours = sum(result.hours for result in setting.results)
-    values = [as_text(setting.values[name]) if name in setting.values else "" for name in columns]
     return [
         "" if rank is None else f"{mark}{rank}{mark}",
         _plain(setting.label),
-        *map(_plain, values),
         _seeds(setting),
         "" if setting.end is None else f"{mark}{setting.end}{mark}",
         "" if setting.best is None else str(setting.best) if setting.n_finished else f"({setting.best})",
@@ -97,12 +95,9 @@ def table(report: SweepReport) -> list[str]:
     """Lines of a Markdown table, in the order of the file."""
     ranks = {id(setting): rank for rank, setting in enumerate(ranked(report.settings), start=1)}
     name = report.quantity.name
-    # where the settings have labels of their own, these do not say what varies
-    has_labels = any("=" not in setting.label for setting in report.settings)
-    columns = [axis for axis, values in report.sweep.axes.items() if has_labels and len(values) > 1]
-    header = ["rank", "setting", *columns, "seeds", f"{name} at the end", f"best {name}", "GPU hours"]
-    lines = [header, ["---:", "---", *["---"] * len(columns), "---", "---:", "---:", "---:"]]
-    lines += [_cells(report, setting, ranks, columns) for setting in report.settings]
+    header = ["rank", "setting", "seeds", f"{name} at the end", f"best {name}", "GPU hours"]
+    lines = [header, ["---:", "---", "---", "---:", "---:", "---:"]]
+    lines += [_cells(report, setting, ranks) for setting in report.settings]
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
@@ -189,7 +184,7 @@ def as_json(report: SweepReport, notes: Sequence[str]) -> dict[str, Any]:
         settings.append(
             {
                 "label": setting.label,
-                "setting": setting.values,
+                "setting": setting.results[0].cell.setting,
                 "rank": ranks.get(id(setting)),
                 "finished": setting.n_finished,
                 "cells": [result.cell.number for result in setting.results],

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from config.mixture import names_of_sources
 from config.places import RESULTS, places
@@ -250,9 +251,9 @@ class Setting:
         return self.results[0].cell.label
 
     @property
-    def values(self) -> dict[str, object]:
-        """Of what varies, by flag."""
-        return self.results[0].cell.setting
+    def place(self) -> dict[str, Any]:
+        """Its values along the sweep's dimensions."""
+        return self.results[0].cell.place
 
     @property
     def n_finished(self) -> int:

@@ -21,12 +21,13 @@ DASHES = ("-", "--", ":")
 MOST_COLOURED = 8  # settings; the others are grey
 FAINT = "0.75"
 LONGEST_LABEL = 40  # characters
-BEGINNING = 0.2  # of the steps, whose values may be beyond the top of the picture
+BEGINNING = 0.3  # of the steps, whose values may be beyond the top of the picture
 LOGARITHMIC = 5.0  # ratio of the ends of an axis from which on it may be logarithmic
 MOST_TICKS = 8
 MOST_PANELS = 9
 FENCE = 3.0  # interquartile ranges beyond which a value is an outlier
 WIDTH_OF_TICKS = 60  # characters of the labels of ticks that fit side by side
+LONG = 12  # characters of a name that has more room on the left
 LARGEST_MAP = (20, 14)  # rows and columns with numbers in them
 ROWS_OF_MAP = 60
 STAR = 90  # size of the mark of the best setting
@@ -46,8 +47,7 @@ def draw(
         notes.append("no curves: no cell has an evaluation during training")
     if not order:
         notes.append("no pictures of values at the end: no cell is finished")
-    axes = {name: values for name, values in sweep.axes.items() if len(values) > 1}
-    axes = {name: values for name, values in axes.items() if all(name in each.values for each in settings)}
+    axes = sweep.dimensions
     if order and axes:
         pictures.append(along_axes(order, axes, quantity, sweep, output, f"{stem}-axes"))
         if len(axes) > MOST_PANELS:
@@ -186,7 +186,7 @@ def along_axes(
     shown = dict([*axes.items()][:MOST_PANELS])
     columns = min(len(shown), 3)
     rows = math.ceil(len(shown) / columns)
-    figure, grid = panels(rows, columns, TWO_COLUMNS, 0.6 + 2.3 * rows, sharey=True)
+    figure, grid = panels(rows, columns, TWO_COLUMNS, 0.6 + 2.5 * rows, sharey=True)
     for place in grid.flat[len(shown) :]:
         place.set_visible(False)
     low, high = clipped([setting.end.mean for setting in order if setting.end], quantity)
@@ -195,16 +195,14 @@ def along_axes(
         for number, setting in enumerate(reversed(order)):
             end = setting.end
             assert end is not None, "ranked settings have a value at the end"
-            _point(axis, place(setting.values[name]), end, number == len(order) - 1)
+            _point(axis, place(setting.place[name]), end, number == len(order) - 1)
         axis.margins(y=0.08)
     room = 0.08 * (high - low) or 0.01 * abs(high) or 1.0
     grid.flat[0].set_ylim(low - room, high + room)
     for axis in grid[:, 0]:
         axis.set_ylabel(plain(f"{quantity.name} at the end"))
     figure.suptitle(plain(f"Sweep {sweep.name}: the settings along each axis"))
-    data = [
-        {"setting": each.values, "mean": each.end.mean, "sem": each.end.sem} for each in order if each.end
-    ]
+    data = [{"setting": each.place, "mean": each.end.mean, "sem": each.end.sem} for each in order if each.end]
     save(figure, output, stem, {"settings": data})
     caption = (
         f"{quantity.name} at the end of settings with a finished cell, ± SEM over seeds; star: the best."
@@ -271,10 +269,16 @@ def heat_map(
     output: Path,
     stem: str,
 ) -> Picture:
-    """The mean at the end, by two axes. The longer one goes down."""
-    (down, rows), (across, columns) = sorted(axes.items(), key=lambda axis: -len(axis[1]))
+    """The mean at the end, by two axes. The one with the longer names, or with more values, goes down."""
+
+    def width(axis: tuple[str, Sequence[Any]]) -> tuple[bool, int]:
+        return max(len(as_text(value)) for value in axis[1]) > LONG, len(axis[1])
+
+    (down, rows), (across, columns) = sorted(axes.items(), key=width, reverse=True)
     rows, columns = _ordered(rows), _ordered(columns)
-    at = {(repr(each.values[down]), repr(each.values[across])): each for each in settings}
+    if not all(map(is_number, rows)):  # words are read from the top
+        rows.reverse()
+    at = {(repr(each.place[down]), repr(each.place[across])): each for each in settings}
     grid = [[at.get((repr(row), repr(column))) for column in columns] for row in rows]
     means = [[each.end.mean if each is not None and each.end else math.nan for each in line] for line in grid]
     known = [value for line in means for value in line if not math.isnan(value)]

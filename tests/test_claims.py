@@ -15,7 +15,7 @@ from report.claims_cells import read_cells
 from report.claims_found import common_range, mean_gain
 from report.claims_list import CLAIMS, paper_gain
 from report.verdicts import AGAINST, CONFIRMED, UNDECIDED
-from tests.claims import MODELS, NOISE, fill, finding, folder_of, judged, sweep_file, usual
+from tests.claims import MODELS, NOISE, fill, finding, folder_of, judged, noise, sweep_file, usual
 from tests.reports import refused
 from tests.summaries import curve, point, weights, write
 
@@ -52,9 +52,7 @@ def test_the_difference_is_the_mean_over_pairs_of_one_seed(tmp_path: Path) -> No
 
 def test_what_the_data_contradict_is_not_confirmed(tmp_path: Path) -> None:
     path = sweep_file(tmp_path, ["but", "cot"])
-    fill(path, lambda cell: (3.0 if cell.label == "cot" else 2.9) + NOISE[cell.seed or 0] * len(cell.label))
-    assert finding(path, COT_BUT).verdict.word == UNDECIDED  # the same noise in both: no spread
-    fill(path, lambda cell: 3.0 if cell.label == "cot" else 2.9 + NOISE[cell.seed or 0])
+    fill(path, lambda cell: (3.0 if cell.label == "cot" else 2.9) + noise(cell))
     assert finding(path, COT_BUT).verdict.word == AGAINST
 
 
@@ -135,7 +133,7 @@ def test_other_blocks_and_optimisers_have_the_same_claims_of_their_own(tmp_path:
 
     def loss(cell: Cell) -> float:
         own = {"but": 3.0, "cot": 2.9, "but muon": 2.0, "cot muon": 2.1}[cell.label]
-        return own + NOISE[cell.seed or 0] * len(cell.label)
+        return own + noise(cell)
 
     fill(path, loss)
     words = {one.setting.label: one.verdict.word for one in judged(path).tested if one.claim.text == COT_BUT}
@@ -214,7 +212,7 @@ def budgets(folder: Path, seed: int) -> None:
     below = math.exp(0.1 + 0.01 * seed)
     router = [point(10**6, 20 / below, threshold=0.9), point(3 * 10**6, 18 / below, threshold=0.0)]
     fixed = [point(10**6, 20, passes=1), point(3 * 10**6, 18, passes=2)]
-    curve(folder / "ppl_per_mac.json", "adm", router, fixed, n_repeat=2, n_layer=3, sequence_length=32)
+    curve(folder / "ppl_per_mac.json", "adm", router, fixed)
 
 
 def test_routers_are_judged_by_their_curves(tmp_path: Path) -> None:
@@ -258,7 +256,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         routing(place, seed)
         budgets(place, seed)
         weights(place / "router_weights.npz", [[0.1], [0.5], [0.7]])
-    overlap = {"length": 50, "windows": 1000, "shared": 7}
+    overlap = {"window_tokens": 50, "windows": 1000, "shared_windows": 7, "share": 0.007}
     write(folder / "text.json", {"dataset": "words", "train_tokens": 12345, "overlap": overlap})
     assert main(["claims", str(path), "--output", str(folder / "out")]) == 0
     return folder / "out"
@@ -268,7 +266,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_page_names_what_is_missing_and_what_was_read(page: Path) -> None:
     text = (page / "claims.md").read_text()
     assert "- 2n seed=2: not started" in text
-    assert "train 12,345 tokens" in text and "shared 7" in text and "0123456789ab" in text
+    assert (
+        "train 12,345 tokens" in text
+        and "7 of 1,000 windows of 50 tokens, 0.700%" in text
+        and "0123456789ab" in text
+    )
     assert "a token is a byte" in text
 
 
@@ -312,7 +314,7 @@ def test_two_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_a_sweep_of_other_models_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "gpt.json", {"recipe": "gpt", "seeds": [0]})
     (line,) = refused(["claims", str(path), "--output", str(tmp_path / "out")], capsys)
-    assert "no models of the CoTFormer family" in line
+    assert "recipe gpt trains no models of the paper's" in line
 
 
 def test_a_damaged_text_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
