@@ -64,8 +64,7 @@ def distribution(flag: Flag, kind: str, values: Sequence[Any]) -> Distribution:
     number: Any = int if kind == INTEGER else float
     if kind != CHOICE:
         if kind_of(flag) is not number or flag.many or None in values:
-            is_number = kind_of(flag) in (int, float) and not flag.many
-            other = INTEGER if is_number and kind != INTEGER else CHOICE
+            other = CHOICE if flag.many else {int: INTEGER, float: UNIFORM}.get(kind_of(flag), CHOICE)
             raise ValueError(f"takes no {kind}; give {other}")
         if values[0] >= values[1]:
             raise ValueError(f"{kind} must go from a lower to a higher value, not {list(values)}")

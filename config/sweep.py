@@ -189,7 +189,7 @@ class _Reader:
     def grid(self, content: Mapping[str, Any]) -> dict[str, list[Any]]:
         axes = {}
         grid = self.object_of(content, GRID)
-        if GRID in content and not grid:
+        if content.get(GRID) == {}:
             self.wrong(f"{GRID} is empty")
         self.keys(grid, GRID)
         for _, key, value in entries(grid, self.recipe):
@@ -281,7 +281,7 @@ def read_sweep(path: Path, places: Mapping[str, Any] | None = None) -> Sweep:
         if key not in KEYS:
             reader.wrong(f"unknown key {key!r}{nearest(key, KEYS)}")
     name = reader.text(content, "name", path.stem)
-    if isinstance(name, str) and "name" in content and (bad_name(name) or "/" in name):
+    if _is_text(name) and "name" in content and (bad_name(str(name)) or "/" in str(name)):
         reader.wrong(f"name {name!r} must be a plain name")
     track = reader.text(content, "track", None)
     shared = reader.flags(reader.object_of(content, FLAGS), FLAGS)
@@ -426,8 +426,8 @@ def _check_cells(path: Path, cells: Sequence[Cell]) -> None:
         if other is not cell:
             lines.append(
                 f"{path}: cells {other.number} ({other.title}) and {cell.number} ({cell.title}) are one"
-                f" experiment, {cell.resolved().folder}: what differs does not stand in its name;"
-                " give each its own run_prefix or exp_name"
+                f" experiment, {cell.resolved().folder}: they differ in nothing that stands in its name;"
+                " leave one out, or give each its own run_prefix"
             )
     if not first:
         lines += [f"{path}: {line}" for line in refusals(cells)]
