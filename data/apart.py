@@ -25,6 +25,7 @@ from errors import UserError
 from files import write_json
 
 TEXT = "text.json"  # beside the bins: what was left out
+IN_META = "apart"  # the same in meta.json
 MORE = 3  # times the corpus's share of validation documents are chosen, as many of them are left out
 
 
@@ -90,7 +91,7 @@ def make_apart(corpus: BuiltIn, folder: Path, say: Callable[[str], None]) -> dic
             **described_in_meta(tokenizer),
             "split_seed": SPLIT_SEED,
             "val_share": share,
-            "apart": text,
+            IN_META: text,
             "bytes": sum(len(texts[number].encode()) for number in in_bins),
             "bad_lines": 0,
             "splits": {"train": train.describe(), "val": val.describe()},

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from config.programs import Arguments, guarded
+from data.apart import IN_META as APART
 from data.bins import (
     DEFAULT_DATA_DIR,
     Tokens,
@@ -44,21 +45,20 @@ PROG = "data.overlap"
 
 @dataclass(frozen=True)
 class Overlap:
-    """length: of the windows, in tokens. shared: those that are in the training text. documents: of the
-    validation text that have a window; None where the tokens do not say where one ends.
+    """windows: of so many tokens in the validation text; shared_windows: those that are in the training text.
+    documents: of the validation text that have a window; None where the tokens do not say where one ends.
     """
 
-    length: int
-    train_tokens: int
+    window_tokens: int
     windows: int
-    shared: int
+    shared_windows: int
     documents: int | None
     shared_documents: int | None
 
     @property
     def share(self) -> float:
         """Of the windows; 0 where there is none."""
-        return self.shared / max(1, self.windows)
+        return self.shared_windows / max(1, self.windows)
 
 
 def measure(train: Tokens, val: Tokens, ends: Places | None, length: int) -> Overlap:
@@ -70,11 +70,11 @@ def measure(train: Tokens, val: Tokens, ends: Places | None, length: int) -> Ove
         numbers = np.searchsorted(ends, starts)
         documents = int(np.unique(numbers).size)
         shared_documents = int(np.unique(numbers[shared]).size)
-    return Overlap(length, train.size, starts.size, int(shared.sum()), documents, shared_documents)
+    return Overlap(length, starts.size, int(shared.sum()), documents, shared_documents)
 
 
 def overlap_of(folder: Path, length: int | None) -> dict[str, Any]:
-    """Of a prepared dataset: `Overlap`, its share, the tokenizer and what identifies the bins.
+    """Of a prepared dataset: what it holds, its overlap, and what identifies the bins.
 
     Raises UserError for examples, which are no running text, and bins that cannot be read.
     """
@@ -83,40 +83,51 @@ def overlap_of(folder: Path, length: int | None) -> dict[str, Any]:
     end = meta.get("end_of_text")
     length = length or default_length(meta.get("tokenizer"))
     train, val = (map_tokens(folder / f"{name}.bin", dtype=dtype_of(meta)) for name in ("train", "val"))
-    ends = None if end is None else ends_of(val, end)
-    found = measure(train, val, ends, length)
+    found = measure(train, val, None if end is None else ends_of(val, end), length)
+    overlap = {**asdict(found), "share": found.share}
+    if APART in meta:
+        overlap |= {name: meta[APART][name] for name in ("dropped_documents", "dropped_tokens")}
+    stated = meta.get("splits", {})
     return {
-        "dataset": str(folder),
+        "dataset": folder.name,
         "tokenizer": meta.get("tokenizer"),
-        **asdict(found),
-        "share": found.share,
+        "train_tokens": train.size,
+        "train_documents": stated.get("train", {}).get("documents"),
+        "val_tokens": val.size,
+        "val_documents": stated.get("val", {}).get("documents"),
+        "overlap": overlap,
         "data": identity_of(folder),
     }
 
 
 def earlier(output: Path | None, folder: Path, length: int | None) -> dict[str, Any] | None:
     """What an earlier call has written, where it is of the same bins and length."""
-    known = read_json(output) if output else None
-    if known is None or not isinstance(known.get("data"), dict):
+    known = (read_json(output) if output else None) or {}
+    overlap, data = known.get("overlap"), known.get("data")
+    if not isinstance(overlap, dict) or not isinstance(data, dict) or known.get("dataset") != folder.name:
         return None
     wanted = length or default_length(read_meta(folder).get("tokenizer"))
-    if known.get("length") != wanted or data_differences(identity_of(folder), known["data"]):
-        return None
-    return known
+    is_same = overlap.get("window_tokens") == wanted and not data_differences(identity_of(folder), data)
+    return known if is_same else None
 
 
 def lines_of(found: dict[str, Any]) -> list[str]:
     """For a terminal."""
+    overlap = found["overlap"]
     kind = found["tokenizer"] or "of an unknown tokenizer"
     lines = [
         f"dataset    {found['dataset']}",
-        f"windows    {found['windows']:,} of {found['length']} tokens ({kind}) in the validation text",
-        f"shared     {found['shared']:,} of them are in the training text, {found['share']:.3%}",
+        f"windows    {overlap['windows']:,} of {overlap['window_tokens']} tokens ({kind}), validation text",
+        f"shared     {overlap['shared_windows']:,} of them are in the training text, {overlap['share']:.3%}",
     ]
-    if found["documents"] is None:
+    if overlap["documents"] is None:
         lines.append("documents  unknown: these tokens do not say where one ends")
     else:
-        lines.append(f"documents  {found['shared_documents']:,} of {found['documents']:,} have such a window")
+        shared, every = overlap["shared_documents"], overlap["documents"]
+        lines.append(f"documents  {shared:,} of {every:,} have such a window")
+    if "dropped_documents" in overlap:
+        dropped, tokens = overlap["dropped_documents"], overlap["dropped_tokens"]
+        lines.append(f"left out   {dropped:,} documents of validation, {tokens:,} tokens, that had one")
     return lines
 
 
