@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The paper's models, small, each with several seeds, and a page that says which of its claims these runs confirm (docs/mini-repro.md).
+# The paper's models, small, each with several seeds, and a page that says which of its claims these runs confirm (docs/mini-repro/README.md).
 # cpu takes an hour on two cores and needs no download; gpu is meant for an hour of one GPU; paper is the paper's own matrix.
 #   bash iridis/mini-repro/job.sh [--size cpu|gpu|paper] [--dry-run] [--local] [--max-running N]
 # --max-running N   trains at most N models at a time; with --local, as many as there are cores, or GPUs, by default
@@ -65,7 +65,7 @@ ended_early() {
 step() {
     local code=0
     ((!IS_ASKED_TO_END)) || ended_early
-    run_and_wait python -m iridis.stages "$$" "$@" || code=$?
+    run_and_wait "$INTERPRETER" -m iridis.stages "$$" "$@" || code=$?
     ((!IS_ASKED_TO_END && code != 83)) || ended_early
     return "$code"
 }
@@ -110,6 +110,7 @@ machine() {
 # work: the text, the models (where they are not an array's), their evaluations, the page. A model that fails takes only itself away.
 work() {
     local code=0
+    INTERPRETER="$(python -c 'import sys; print(sys.executable)')" # no wrapper: this shell must be its parent
     trap ask_to_end USR1
     [[ $HOW == segment ]] || trap ask_to_end INT TERM HUP
     find_text
