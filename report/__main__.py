@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         words,
         PROG,
         "Compare our perplexities with the paper's. Others: trajectory EXPERIMENT, compare A B, gpu FILE,"
-        " sweep FILE.",
+        " sweep FILE, claims SWEEP.",
         OUTPUT,
         "RESULTS_FOLDER...",
     )

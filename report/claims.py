@@ -59,11 +59,12 @@ SIZE = """\
 {steps} steps of {tokens:,} tokens; the paper's have 768 units, 12 to 48 layers and 40,000 steps of \
 32,768 tokens. A verdict is about these models, this text and this budget. A confirmed claim says that \
 the effect is there at this size too and that this installation trains and measures these models as it \
-should; it does not re-measure the paper's perplexities. A claim that is not confirmed, or undecided, \
-says nothing against the paper: effects of a hundredth of a nat need longer training, more seeds or \
-larger models, and after few steps a model that learns faster at first is ahead whatever it would reach. \
-Seeds here vary weights and order of the text together; the validation text is the same for all, so that \
-another text could give other differences."""
+should; it does not re-measure the paper's perplexities. A claim that is not confirmed is contradicted by \
+these data, at this size; whether the paper's size would contradict it too, this page cannot say. One \
+that is undecided is neither: effects of a hundredth of a nat need longer training, more seeds or larger \
+models. After few steps a model that learns faster at first is ahead, whatever it would reach. Seeds here \
+vary weights and order of the text together; the validation text is the same for all, so that another \
+text could give other differences."""
 
 
 def text_facts(folders: Sequence[Path]) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def token_words(trainings: Sequence[Trained]) -> str:
     what = (
         " (a token is a byte: perplexities are those of bytes, not of words)" if abs(size - 1) < 1e-3 else ""
     )
-    return f"{vocabulary}, {size:.3g} bytes a token{what}"
+    return f"{vocabulary}, {size:.2f} bytes a token{what}"
 
 
 def machine() -> str:
@@ -387,7 +388,7 @@ def write(path: Path, output: Path, results: Path | None = None) -> None:
     sweep = sweep_of(path, results)
     for note in sweep.notes:
         print(f"note: {note}", file=sys.stderr)
-    facts = text_facts([path.parent, output])
+    facts = text_facts([output, path.parent])
     for name in NOTED:
         if (output / f"{name}.txt").is_file():
             lines = (output / f"{name}.txt").read_text(errors="replace").split("\n")

@@ -44,7 +44,7 @@ def figure_2(setting: Setting, stem: str) -> tuple[list[Block], dict[str, Any]]:
 def points_of(setting: Setting) -> dict[str, Any]:
     """A point for each model, in the form of `report.figure2`."""
     from models.macs import count_macs
-    from report.figure2 import size
+    from report.figure2 import RESERVED, size
 
     points = []
     for kind in sorted(setting.kinds, key=lambda kind: (kind.n_layer, kind.n_repeat)):
@@ -57,7 +57,7 @@ def points_of(setting: Setting) -> dict[str, Any]:
         half = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
         points.append(
             {
-                "family": NAMES[args.model],
+                "family": RESERVED if kind.model == "cot" and kind.reserved else NAMES[args.model],
                 "n_layer": args.n_layer,
                 "size": size(args),
                 "macs": count_macs(args, args.sequence_length),
@@ -77,7 +77,9 @@ def points_of(setting: Setting) -> dict[str, Any]:
 
 
 def figure_4(setting: Setting, stem: str) -> tuple[list[Block], dict[str, Any]]:
-    """One seed of each adaptive model, as the curves of all would hide each other."""
+    """One seed of each adaptive model, with depth embedding if there is one: the curves of all would hide
+    each other.
+    """
     from report.figure4 import NOTE, draw, name_of, paper_points, series
 
     chosen = _one_of_each([one for one in setting.trainings if one.curve is not None])
@@ -93,14 +95,14 @@ def figure_4(setting: Setting, stem: str) -> tuple[list[Block], dict[str, Any]]:
         "paper": paper_points(curves),
     }
     seeds = ", ".join(f"{one.name}, seed {one.seed}" for one in chosen)
-    text = f"Figure 4: perplexity at each compute budget, of one seed ({seeds}); the claims count all seeds."
+    text = f"Figure 4: perplexity at each compute budget, of one seed ({seeds}); the claims count all."
     return [Picture(stem, png(draw(data)), text)], data
 
 
 def _one_of_each(trainings: Sequence[Trained]) -> list[Trained]:
-    found: dict[Any, Trained] = {}
-    for one in trainings:
-        found.setdefault(one.kind, one)
+    found: dict[str, Trained] = {}
+    for one in sorted(trainings, key=lambda one: not one.kind.embedding):
+        found.setdefault(one.kind.model, one)
     return list(found.values())
 
 

@@ -128,9 +128,16 @@ def _of_claim(claim: Claim, settings: Sequence[Setting], n: int | None) -> tuple
 
 
 def _settings_for(claim: Claim, settings: Sequence[Setting]) -> list[Setting]:
-    """Those with more steps than the shortest, for a claim about longer training; else all."""
+    """Those with more steps than the shortest, for a claim about longer training, and the shortest for the
+    same claim without that; else all.
+    """
     least = min((setting.steps for setting in settings), default=0)
-    return [setting for setting in settings if not claim.longer or setting.steps > least]
+    longer = {(each.first, each.second) for each in CLAIMS if each.longer}
+    if claim.longer:
+        return [setting for setting in settings if setting.steps > least]
+    if (claim.first, claim.second) in longer:
+        return [setting for setting in settings if setting.steps == least]
+    return list(settings)
 
 
 def _of_paper(claim: Claim) -> list[tuple[int, tuple[int, int]]]:

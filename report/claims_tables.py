@@ -34,7 +34,7 @@ CLAIM_COLUMNS = (
     "where",
     "first",
     "second",
-    "seeds",
+    "seeds that agree",
     "difference, nats a token",
     "95% interval",
     "verdict",

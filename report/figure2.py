@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LAYERS = (12, 24)
+RESERVED = "CoTFormer, reserved layers"
+JOINED = ("Standard", "Block Universal", "CoTFormer")  # families whose models are a series of sizes
 # where the label of a point stands: offset in points, horizontal and vertical alignment; by size (12x5 and
 # 12x6 are close), else by family
 LABELS = {"12x6": ((3, -3), "left", "top"), "CoTFormer": ((-4, -3), "right", "top")}
@@ -30,10 +32,11 @@ def size(args: Namespace) -> str:
 
 def styles() -> dict[str, tuple[str, str]]:
     """Colour and marker of each family."""
-    from report.figures import FAMILIES, GREEN, PURPLE, SKY
+    from report.figures import BLUE, FAMILIES, GREEN, PURPLE, SKY
 
     return {
         **FAMILIES,
+        RESERVED: (BLUE, "<"),
         "LN-CoTFormer": (GREEN, "D"),
         "Adaptive LN-CoTFormer": (PURPLE, "v"),
         "Adaptive LN-Block Universal": (SKY, "P"),
@@ -93,7 +96,7 @@ def panel(axis: Any, layers: int, data: dict[str, Any]) -> None:
                 whiskers(values, [point["interval_over_windows"] for point in ours]),
                 color=colour,
                 marker=marker,
-                linestyle="none" if data["paper"] else line,
+                linestyle="none" if data["paper"] or family not in JOINED else line,
                 elinewidth=0.7,
                 capsize=2,
                 zorder=3,
