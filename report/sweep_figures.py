@@ -60,6 +60,8 @@ def draw(
             notes.append(f"no heat map: an axis has more than {ROWS_OF_MAP} values")
         else:
             pictures.append(heat_map(settings, axes, quantity, sweep, output, f"{stem}-map"))
+    elif len(axes) > 2:
+        notes.append(f"no heat map: {len(axes)} axes vary ({', '.join(axes)})")
     return pictures, notes
 
 
