@@ -296,7 +296,7 @@ shorten_limit() {
 # hand_on OLD NEW: jobs that wait for OLD wait for NEW instead; those that wait for the array of OLD, for NEW too
 hand_on() {
     local id dependency changed edit="s/:$1(:|,|\$)/:$2\\1/"
-    [[ $1 != *_* ]] || edit="s/:(${1%_*})(_\*)?(:|,|\$)/:\\1:$2\\3/"
+    [[ $1 != *_* ]] || edit+=";s/:(${1%_*})(_\*)?(:|,|\$)/:\\1:$2\\3/"
     while IFS='|' read -r id dependency; do
         dependency="$(sed -E 's/\([a-z]*\)//g' <<<"$dependency")"
         changed="$(sed -E "$edit" <<<"$dependency")"

@@ -91,6 +91,7 @@ submit_job() {
     ensure_environment
     words=(--slurm --partition "$PARTITION" --nodes "$N_NODES" --gpus "$N_GPUS" ${AFTER:+--no-data})
     RUN_DIR="$PACKAGE_DIR/run_N"
+    sbatch_words # its complaints come before anything is made
     ((DRY_RUN)) || words+=(--package "$PACKAGE_DIR")
     ((!PIN_CODE)) || words+=(--pin)
     plan "${words[@]}"

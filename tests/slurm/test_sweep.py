@@ -1,5 +1,4 @@
-"""A sweep is one array whose tasks chain, requeue and resume each by itself; nothing is lost or run twice.
-"""
+"""A sweep is one array whose tasks chain, requeue and resume each by itself; nothing is lost or run twice."""
 
 from __future__ import annotations
 
@@ -123,24 +122,35 @@ def on(site: Site, array: str, node: str) -> list[int]:
     return sorted(int(row.partition("_")[2]) for row in rows)
 
 
+def take(site: Site, cpus: int, node: str, command: str) -> str:
+    """Id of a job that preempts those of lower partitions."""
+    words = (
+        "--partition=ecsstudents_l4",
+        f"--nodelist={node}",
+        f"--cpus-per-task={cpus}",
+        f"--wrap={command}",
+    )
+    return site.cluster.run("sbatch", "--parsable", "--output=/dev/null", *words).stdout.strip()
+
+
 def test_of_12_cells_with_two_preempted_one_bad_and_a_node_lost_11_finish_and_one_is_named(
     site: Site,
 ) -> None:
     site.pace(SLOW)
     tried = sweep(site, [*rates(11), BAD])
-    array = tried.submit(PARTITION="scavenger_l4")  # eight of them on n1, and four on n2
+    half = take(site, 8, "n1", "sleep 1000")  # so that tasks begin on both nodes
+    array = tried.submit(PARTITION="scavenger_l4", CPUS="1")
     good = range(11)
     tried.wait_for_step(1, good)
     before = set(on(site, array, "n1"))
-    site.cluster.run(
-        *("sbatch", "--partition=ecsstudents_l4", "--nodelist=n1", "--cpus-per-task=4"),
-        *("--output=/dev/null", "--wrap=sleep 1"),
-    )
+    take(site, 8 - len(before) + 2, "n1", "sleep 1")
     wait_until(lambda: sum(tried.restarts(array).values()) >= 1, PATIENCE, "the preemption")
     tried.wait_for_step(3, good)
     preempted = {n for n, times in tried.restarts(array).items() if times}
     assert len(preempted) == 2 and preempted <= before
-    lost = set(on(site, array, "n2")) - {11}
+    site.scancel(half)
+    site.pace(4)  # those that the node leaves behind are not to finish before SLURM has given it up
+    lost = set(on(site, array, "n2"))
     site.cluster.kill("n2")
     try:
         wait_until(
