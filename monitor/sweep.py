@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config.sweep import Cell, Sweep, as_text
+from config.sweep import Cell, Sweep, as_text, refusals
 from monitor.page import GAP, Progress, is_live, notes, shortened, words
 from monitor.read import Queue, progress_of, read_queue, unbegun
 from report.sweep_cells import (
@@ -34,7 +34,7 @@ from report.sweep_cells import (
 HEADERS = ("cell", "setting", "seed", "state", "step", "%", "best", "at step", "at the end", "GPU h", "job")
 LEFT = ("setting", "state", "job")
 LABEL = HEADERS.index("setting")
-NARROWEST_LABEL = 12
+NARROWEST_LABEL = 24
 
 
 @dataclass(frozen=True)
@@ -140,15 +140,21 @@ def aligned(lines: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
 
 
 def table(board: Board, columns: int | None) -> list[str]:
-    """columns: of the terminal, for which long settings lose their middle; None: nothing is shortened."""
+    """columns: of the terminal, for which empty columns are left out, and long settings lose their middle;
+    None: nothing is left out.
+    """
     best = board.best
     lines = [list(HEADERS), *(line_of(row, board.quantity, row is best) for row in board.rows)]
+    left = [HEADERS.index(name) for name in LEFT]
     if columns is not None:
+        shown = [place for place in range(len(HEADERS)) if any(line[place] != "-" for line in lines[1:])]
+        lines = [[line[place] for place in shown] for line in lines]
+        left = [shown.index(place) for place in left if place in shown]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         room = columns - sum(widths) - len(GAP) * (len(widths) - 1) + widths[LABEL]
         for line in lines:
             line[LABEL] = shortened(line[LABEL], max(room, NARROWEST_LABEL))
-    return aligned(lines, [HEADERS.index(name) for name in LEFT])
+    return aligned(lines, left)
 
 
 def grid(board: Board, columns: int | None) -> list[str]:
@@ -220,8 +226,10 @@ def report(path: Path, results: Path | None, columns: int | None) -> list[str]:
     sweep = board.sweep
     by = f"by {board.quantity.name} ({board.quantity.better} is better)"
     head = f"{words(sweep.name)}: recipe {sweep.recipe}, {by}"
-    remarks = []
+    remarks = [f"refused: {line}" for line in refusals(sweep.cells)]
     for row in board.rows:
+        if row.state == REFUSED:
+            continue
         title = f"cell {row.result.cell.number} ({words(row.result.cell.title)})"
         remarks += [f"{title}: {line}" for line in row.notes]
     remarks += [*sweep.notes, *([board.note] if board.note else [])]

@@ -56,15 +56,15 @@ At equal cost: the mean difference of two curves over the range of costs that bo
 lines between the measured budgets, in each seed."""
 SIZE = """\
 **What this size can show.** The models here have up to {parameters:,} parameters and were trained for \
-{steps} steps of {tokens:,} tokens; the paper's have 768 units, 12 to 48 layers and 40,000 steps of \
-32,768 tokens. A verdict is about these models, this text and this budget. A confirmed claim says that \
-the effect is there at this size too and that this installation trains and measures these models as it \
-should; it does not re-measure the paper's perplexities. A claim that is not confirmed is contradicted by \
-these data, at this size; whether the paper's size would contradict it too, this page cannot say. One \
-that is undecided is neither: effects of a hundredth of a nat need longer training, more seeds or larger \
-models. After few steps a model that learns faster at first is ahead, whatever it would reach. Seeds here \
-vary weights and order of the text together; the validation text is the same for all, so that another \
-text could give other differences."""
+{steps} steps of {tokens:,} tokens by {optimisers}; the paper's have 768 units, 12 to 48 layers and \
+40,000 steps of 32,768 tokens by AdamW. A verdict is about these models, this text and this budget. A \
+confirmed claim says that the effect is there at this size too and that this installation trains and \
+measures these models as it should; it does not re-measure the paper's perplexities. A claim that is not \
+confirmed is contradicted by these data, at this size; whether the paper's size would contradict it too, \
+this page cannot say. One that is undecided is neither: effects of a hundredth of a nat need longer \
+training, more seeds or larger models. After few steps a model that learns faster at first is ahead, \
+whatever it would reach. Seeds here vary weights and order of the text together; the validation text is \
+the same for all, so that another text could give other differences."""
 
 
 def text_facts(folders: Sequence[Path]) -> dict[str, Any]:
@@ -192,7 +192,12 @@ def size_words(trainings: Sequence[Trained]) -> str:
     steps = sorted({one.iterations for one in args})
     tokens = max((one.batch_size * one.acc_steps * one.sequence_length for one in args), default=0)
     parameters = max((one.parameters or 0 for one in trainings), default=0)
-    return SIZE.format(parameters=parameters, steps=" or ".join(f"{n:,}" for n in steps), tokens=tokens)
+    return SIZE.format(
+        parameters=parameters,
+        steps=" or ".join(f"{n:,}" for n in steps),
+        tokens=tokens,
+        optimisers=" or ".join(sorted({one.opt for one in args})),
+    )
 
 
 def setting_rows(settings: Sequence[Setting]) -> Table:
@@ -293,8 +298,12 @@ def _extensions(settings: Sequence[Setting], found: Findings) -> list[Block]:
     """Other blocks and optimisers, which are settings of their own above; and causal routing."""
     others = [setting for setting in settings if setting.is_extension]
     blocks: list[Block] = [Heading("Modern blocks and Muon", 3)]
-    if others:
-        labels = "; ".join(setting.label or "all models" for setting in others)
+    if len(others) == len(settings):
+        trained = "; ".join(f"blocks {one.values['block']}, optimiser {one.values['opt']}" for one in others)
+        text = f"All models of this sweep are trained otherwise than the paper's ({trained}), and so are all"
+        blocks.append(Text(f"{text} claims above. Published blocks with AdamW are not in this sweep."))
+    elif others:
+        labels = "; ".join(setting.label for setting in others)
         blocks.append(Text(f"The same claims are tested above in the settings: {labels}."))
     else:
         blocks.append(Text("Not in this sweep: all models have published blocks and AdamW."))

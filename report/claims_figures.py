@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 160
-MOST_FAMILIES = 4  # checkpoints in a picture of scores
+MOST_LABELS = 4  # checkpoints in a picture of scores
 
 
 def png(figure: Figure) -> bytes:
@@ -121,10 +121,11 @@ def figure_5(setting: Setting, stem: str) -> tuple[list[Block], dict[str, Any]]:
     blocks: list[Block] = [Items(problems)] if problems else []
     models = [one.model for one in files]
     own = [one for one in files if one.model == models[0]]
-    seen = list(dict.fromkeys(labels[one.path] for one in own))[:MOST_FAMILIES]
+    seen = list(dict.fromkeys(labels[one.path] for one in own))[:MOST_LABELS]
     shown = [one for one in own if labels[one.path] in seen]
     if not shown:
         return [*blocks, Text("Figure 5 is not drawn: no router scores have been written.")], {}
     data = histograms(shown, labels)
-    text = "Figure 5: the routers' scores of tokens after each pass. The page draws no verdict from it."
+    of = "" if len(shown) == len(files) else f" (of {len(shown)} of {len(files)} files)"
+    text = f"Figure 5: the routers' scores of tokens after each pass{of}. The page draws no verdict from it."
     return [*blocks, Picture(stem, png(draw(data)), text)], data

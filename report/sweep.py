@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from config.sweep import Sweep
+from config.sweep import Sweep, refusals
 from files import write_atomically, write_json
 from report.sweep_cells import (
+    REFUSED,
     Mean,
     Quantity,
     Result,
@@ -102,8 +103,9 @@ def table(report: SweepReport) -> list[str]:
 
 
 def _not_finished(report: SweepReport) -> Iterator[str]:
-    """A line for each cell that is not finished."""
-    missing = report.unfinished
+    """A line for each cell that is not finished, but for those that are refused for the same reason."""
+    yield from (f"- refused: {line}" for line in refusals(report.sweep.cells))
+    missing = [result for result in report.unfinished if result.state != REFUSED]
     for result in missing[:MOST_NAMED]:
         cell = result.cell
         done = "" if result.step is None else f" at step {result.step} of {result.iterations}"

@@ -74,7 +74,7 @@ def test_failed_and_refused_cells_are_named_with_their_lines(
 ) -> None:
     text = shown(tmp_path, capsys)
     assert "cell 3 (n_head=4 lr=0.008): failed: loss is nan at step 30" in text
-    assert "cell 5 (n_head=5 lr=0.001): refused: --n_embd 64 is not divisible by --n_head 5" in text
+    assert "refused: n_head=5 lr=0.001 and 4 more: --n_embd 64 is not divisible by --n_head 5" in text
 
 
 def test_two_axes_are_shown_as_a_grid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

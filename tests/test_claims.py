@@ -322,3 +322,12 @@ def test_a_damaged_text_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
     write(tmp_path / "text.json", "[1]")
     (line,) = refused(["claims", str(path), "--output", str(tmp_path / "out")], capsys)
     assert "text.json" in line
+
+
+def test_reserved_layers_may_be_before_the_loop_alone(tmp_path: Path) -> None:
+    entries = []
+    for name in ("lncot", "adm"):
+        entries.append({"label": name, **MODELS[name], "n_layer": 3, "n_layer_end": 0})
+    path = sweep_file(tmp_path, ["cot"], entries=entries)
+    fill(path)
+    assert finding(path, "LN-CoTFormer with depth embedding beats CoTFormer").verdict.word == CONFIRMED
