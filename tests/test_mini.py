@@ -25,7 +25,7 @@ from tests.job_calls import call, is_one_line, job
 from tests.programs import ROOT
 
 PACKAGE = ROOT / "iridis" / "mini-repro"
-SIZES = ["cpu", "gpu", "paper", "tiny"]
+SIZES = ["cpu", "cpu-rates", "gpu", "paper", "tiny"]
 SAVED = 10  # steps between checkpoints
 
 
