@@ -89,7 +89,7 @@ sweep_words() {
 find_text() {
     local dataset
     dataset="$(python -m iridis.evaluate_cells "$SWEEP" --dataset)" || exit $?
-    mkdir -p "$SCRATCH_DIR/mini-repro"
+    mkdir -p "$SCRATCH_DIR/mini-repro" 2>/dev/null || die "cannot make $SCRATCH_DIR/mini-repro; set SCRATCH_DIR to a folder of yours"
     OVERLAP="$SCRATCH_DIR/mini-repro/overlap_$(basename "$dataset").json"
     TEXT=(python -m data.overlap "$dataset" --data_dir "$DATA_DIR" --output "$OVERLAP")
 }
@@ -115,7 +115,7 @@ work() {
     [[ $HOW == segment ]] || trap ask_to_end INT TERM HUP
     find_text
     step "${TEXT[@]}" || exit $?
-    cp -f -- "$OVERLAP" "$RUN_DIR/text.json"
+    cp -f -- "$OVERLAP" "$RUN_DIR/text.json" 2>/dev/null || die "cannot write $RUN_DIR/text.json"
     if [[ $HOW == local ]]; then
         default_at_once
         sweep_words --local
@@ -127,8 +127,8 @@ work() {
     machine >"$RUN_DIR/machine.txt"
     step "${PAGE[@]}" || exit $?
     printf '=== %s\n' "$RUN_DIR/claims.html"
-    ((!code)) || REPORTED=1
-    return "$code"
+    REPORTED=1 # each model that is missing has been named
+    ((!code)) || exit "$code"
 }
 
 commands() {
