@@ -14,7 +14,7 @@ while (($#)); do
     case "$1" in
     --size | --max-running)
         [[ $# -ge 2 && -n $2 ]] || die "$1 needs a value"
-        if [[ $1 == --size ]]; then SIZE="$2"; else MAX_RUNNING="$2"; fi
+        if [[ $1 == --size ]]; then MINI_SIZE="$2"; else MAX_RUNNING="$2"; fi
         shift
         ;;
     *) OTHERS+=("$1") ;;
@@ -24,21 +24,21 @@ done
 parse_options "${OTHERS[@]}"
 
 # CONFIGURATION (each can be set in the environment)
-: "${SIZE:=cpu}"
-case "$SIZE" in
+: "${MINI_SIZE:=cpu}"
+case "$MINI_SIZE" in
 cpu | tiny) : "${N_GPUS:=0}" "${CPUS:=2}" "${TIME_LIMIT:=2:00:00}" "${SAMPLE_TOKENS:=65536}" ;; # of a training, and of the evaluation
 gpu) : "${N_GPUS:=1}" "${TIME_LIMIT:=2:00:00}" "${MEMORY:=32G}" "${SAMPLE_TOKENS:=262144}" ;;
 paper) : "${N_GPUS:=1}" "${TIME_LIMIT:=1-00:00:00}" "${MEMORY:=64G}" "${SAMPLE_TOKENS:=1048576}" ;; # the trainings have 2 GPUs
-*) die "--size $(printf '%q' "$SIZE"): there are cpu, gpu and paper" ;;
+*) die "--size $(printf '%q' "$MINI_SIZE"): there are cpu, gpu and paper" ;;
 esac
-: "${SWEEP:=$PACKAGE_DIR/$SIZE.json}"
+: "${SWEEP:=$PACKAGE_DIR/$MINI_SIZE.json}"
 SWEEP="$(realpath -ms -- "$SWEEP")"
-export SIZE SWEEP SAMPLE_TOKENS MAX_RUNNING # for the job that evaluates
+export MINI_SIZE SWEEP SAMPLE_TOKENS MAX_RUNNING # for the job that evaluates
 whole_numbers SAMPLE_TOKENS
 [[ -z $MAX_RUNNING || $MAX_RUNNING =~ ^[1-9][0-9]{0,3}$ ]] || die "--max-running needs a number of models, at least 1"
 ((!${#FLAGS[@]})) || die "what is trained is said in $SWEEP alone, not after --"
 TRAINING_GPUS="$N_GPUS"
-[[ $SIZE != paper ]] || TRAINING_GPUS=2
+[[ $MINI_SIZE != paper ]] || TRAINING_GPUS=2
 ARRAYS=""       # ids of jobs that train, joined by :
 CHILD=""        # the process that this shell waits for
 IS_ASKED_TO_END=0
