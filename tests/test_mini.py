@@ -125,6 +125,7 @@ def test_a_wrong_call_is_one_line(words: list[str], line: str, capsys: pytest.Ca
         (["--", "--lr", "1"], "what is trained is said in"),
         (["--chain", "3"], "mini-repro has no --chain"),
         (["cpu"], "unknown word cpu"),
+        (["--after", "5"], "mini-repro has no --after"),
     ],
 )
 def test_a_wrong_call_of_the_job_is_one_line(

@@ -36,6 +36,7 @@ SWEEP="$(realpath -ms -- "$SWEEP")"
 export MINI_SIZE SWEEP SAMPLE_TOKENS MAX_RUNNING # for the job that evaluates
 whole_numbers SAMPLE_TOKENS
 [[ -z $MAX_RUNNING || $MAX_RUNNING =~ ^[1-9][0-9]{0,3}$ ]] || die "--max-running needs a number of models, at least 1"
+[[ -z $AFTER && $PIN_CODE == 0 ]] || die "mini-repro has no --after and no --pin-code"
 ((!${#FLAGS[@]})) || die "what is trained is said in $SWEEP alone, not after --"
 TRAINING_GPUS="$N_GPUS"
 [[ $MINI_SIZE != paper ]] || TRAINING_GPUS=2
