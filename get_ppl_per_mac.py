@@ -21,7 +21,6 @@ from __future__ import annotations
 import functools
 import math
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,8 +41,6 @@ PUBLISHED_THRESHOLDS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 0.85, 0.9, 0.95, 1.0)
 CUTS = [round(1 - t, 2) for t in PUBLISHED_THRESHOLDS]
 ROUTER_SAMPLE = 262144
 KEYS = {"fixed_depth": "passes", "router": "threshold"}  # what distinguishes the points of a kind
-# of measuring times: at least, at most, and how long more than the least go on
-ROUNDS, MOST_ROUNDS, ROUNDS_SECONDS = 7, 50, 3.0
 OWN_FLAGS = {
     "sweep": (
         CHECKPOINT,
@@ -280,35 +277,17 @@ class Budgets:
 def seconds_per_sequence(
     restored: Restored, model: Any, windows: Any, budgets: Sequence[Sequence[float]]
 ) -> list[float]:
-    """For each budget, the least of several rounds in which the budgets take turns with one batch.
-
-    Other work on the machine only adds to a time, and slow phases affect all budgets alike.
-    """
+    """For each budget, the least of several rounds in which the budgets take turns with one batch."""
     import numpy as np
-    import torch
 
-    from optim.routers import set_factors
+    from optim.routers import by_capacity, least_seconds
     from optim.setup import autocaster
 
     args, device = restored.args, restored.world.device
     chosen = np.arange(min(args.batch_size, len(windows)))
     batch = windows.batch(chosen).to(device)
-    least = [math.inf] * len(budgets)
-    enough = time.perf_counter() + ROUNDS_SECONDS
-    for round_number in range(MOST_ROUNDS + 1):
-        if round_number > ROUNDS and time.perf_counter() > enough:
-            break
-        for budget, shares in enumerate(budgets):
-            set_factors(model, list(shares))
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            begin = time.perf_counter()
-            with torch.no_grad(), autocaster(args.dtype, device)():
-                model(batch["inputs"], targets=batch["targets"])
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if round_number:  # the first round warms up
-                least[budget] = min(least[budget], time.perf_counter() - begin)
+    settings = [by_capacity(model.settings, shares) for shares in budgets]
+    least = least_seconds(model, [batch], settings, autocaster(args.dtype, device))
     return [seconds / len(chosen) for seconds in least]
 
 

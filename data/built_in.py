@@ -151,12 +151,19 @@ class BuiltIn:
     val_share: float
 
 
+APART = "-apart"  # ends the name of a corpus without validation text that is in its training text
 BUILT_IN = {
     "stdlib": BuiltIn(stdlib_documents, "gpt2", 0.01),
     "lib_code": BuiltIn(code_documents, "bytes", 0.01),
     "lib_docs": BuiltIn(docs_documents, "bytes", 0.05),
     "lib_licenses": BuiltIn(license_documents, "bytes", 0.1),
 }
+
+
+def whole_of(dataset: str) -> str | None:
+    """NAME of the dataset NAME-apart, which data/apart.py makes; None for any other."""
+    name = dataset.removesuffix(APART)
+    return name if dataset.endswith(APART) and name in BUILT_IN else None
 
 
 def packed(name: str, folder: Path) -> Path:

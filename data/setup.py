@@ -7,14 +7,15 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from data.apart import make_apart
 from data.bins import dataset_folder, is_prepared, refuse_half
-from data.built_in import BUILT_IN, packed
+from data.built_in import BUILT_IN, packed, whole_of
 from errors import UserError
 
 
 def is_built_in(name: str) -> bool:
     """Whether a dataset is made on first use."""
-    return name in BUILT_IN
+    return name in BUILT_IN or whole_of(name) is not None
 
 
 def ensure_prepared(datasets: Iterable[str], data_dir: str | None) -> None:
@@ -29,7 +30,8 @@ def _prepare(name: str, folder: Path) -> None:
     """A built-in corpus as a dataset; where another process is making it, its dataset. Raises UserError."""
     from data.tokenize import say_now, tokenize
 
-    wanted = BUILT_IN[name]
+    whole = whole_of(name)
+    wanted = BUILT_IN[whole or name]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / ".making", "w") as lock:
@@ -39,6 +41,9 @@ def _prepare(name: str, folder: Path) -> None:
                 return
             refuse_half(folder)
             say_now(f"preparing {name}, which is built in: {folder}")
+            if whole is not None:
+                make_apart(wanted, folder, say_now)
+                return
             inputs = [packed(name, folder)]
             tokenize(inputs, folder, val_share=wanted.val_share, tokenizer=wanted.tokenizer)
     except OSError as error:

@@ -16,6 +16,7 @@ BEST = "best.pt"
 STOP = "stop"
 # of a checkpoint's name; of all compute budgets
 EVALUATION, SWEEP = "eval_summary_{}.json", "ppl_per_mac.json"
+ROUTING = "routing.json"  # capacity and threshold routing at equal compute
 PARTIAL = "eval_partial_{}.npz"  # of an evaluation that was cut short: of what, and a hash of its settings
 PACKING = "packing"  # folder of the index of packed rows
 OF_TRAINING = "training"

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from data import TokenWindows
+from data.batch import Batch
 from distributed.world import World
 from errors import UserError
 from models.macs import count_macs
@@ -23,6 +25,8 @@ from models.transformer import Transformer
 from optim.cascade import cascade
 
 BISECTIONS = 40
+# of measuring times: at least, at most, and how long more than the least go on
+ROUNDS, MOST_ROUNDS, ROUNDS_SECONDS = 7, 50, 3.0
 
 
 def need_routers(model: Transformer) -> None:
@@ -33,11 +37,74 @@ def need_routers(model: Transformer) -> None:
         )
 
 
+def by_capacity(settings: ModelSettings, factors: Sequence[float]) -> ModelSettings:
+    """Routing by capacity, with these shares of the tokens going on."""
+    return dataclasses.replace(settings, routing="capacity", eval_length_factor=tuple(factors))
+
+
+def by_threshold(settings: ModelSettings, threshold: float) -> ModelSettings:
+    """Routing by threshold, where tokens with higher scores go on."""
+    return dataclasses.replace(settings, routing="threshold", router_threshold=(threshold,))
+
+
 def set_factors(model: Transformer, factors: list[float]) -> None:
     """Route by capacity, with these shares of the tokens going on."""
-    model.settings = dataclasses.replace(
-        model.settings, routing="capacity", eval_length_factor=tuple(factors)
-    )
+    model.settings = by_capacity(model.settings, factors)
+
+
+@torch.no_grad()
+def least_seconds(
+    model: Transformer,
+    batches: Sequence[Batch],
+    settings: Sequence[ModelSettings],
+    autocast: Callable[[], AbstractContextManager[Any]],
+) -> list[float]:
+    """For each of several settings, seconds for these batches: the least of several rounds in which the
+    settings take turns.
+
+    Other work on the machine only adds to a time, and slow phases affect all settings alike.
+    """
+    device = batches[0]["inputs"].device
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    least = [math.inf] * len(settings)
+    enough = time.perf_counter() + ROUNDS_SECONDS
+    for round_number in range(MOST_ROUNDS + 1):
+        if round_number > ROUNDS and time.perf_counter() > enough:
+            break
+        for number, chosen in enumerate(settings):
+            model.settings = chosen
+            wait()
+            begin = time.perf_counter()
+            for batch in batches:
+                with autocast():
+                    model(batch["inputs"], targets=batch["targets"])
+            wait()
+            if round_number:  # the first round warms up
+                least[number] = min(least[number], time.perf_counter() - begin)
+    return least
+
+
+@torch.no_grad()
+def shares_going_on(
+    model: Transformer,
+    windows: TokenWindows,
+    chosen: np.ndarray,
+    batch_size: int,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    device: torch.device,
+) -> list[float]:
+    """Of all tokens of the chosen windows, those that take each pass after the first, as the model routes
+    now.
+    """
+    taken = [0.0] * model.settings.n_repeat
+    for first in range(0, len(chosen), batch_size):
+        batch = windows.batch(chosen[first : first + batch_size]).to(device)
+        with autocast():
+            active = model.run(batch["inputs"]).active
+        assert active is not None, "need_routers() has been asked"
+        for number, count in enumerate(active):  # fewer, where no token goes on
+            taken[number] += count * len(batch["inputs"])
+    return [count / (len(chosen) * windows.length) for count in taken[1:]]
 
 
 @torch.no_grad()
