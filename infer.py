@@ -202,6 +202,7 @@ def times_of(
 
     from data.genomes.trees import true_times
     from optim.coalescence.inference import Correction
+    from optim.coalescence.parts import on_disk
     from optim.coalescence.posterior import Posterior, mean_time, posterior
     from report.times import Times
 
@@ -209,7 +210,7 @@ def times_of(
     correction = None if rate is None else Correction(rate, flags["correction"])
     shape = len(sequences.pairs), sequences.n_total
     found, mean_times = Posterior(*(np.empty(shape) for _ in range(4))), np.empty(shape)
-    draws = np.empty((replicates, *shape)) if flags["draws"] else None
+    draws = on_disk((replicates, *shape), Path(flags["output"])) if flags["draws"] else None
     for part in sequences.times_of(tokens, vocab_size, correction):
         for name, values in vars(posterior(part.ln_times)).items():
             getattr(found, name)[:, part.windows] = values

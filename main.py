@@ -68,7 +68,7 @@ def build_and_run(args: Namespace, world: World, ending: Ending, closing: ExitSt
         # a wrong name is reported before data are prepared
         path = world.on_main(lambda: starting_point(folder, args.use_pretrained))
         first_weights = (
-            world.on_main(lambda: initial.find(args.init_from))
+            world.on_main(lambda: initial.find(args.init_from, results=args.results_base_folder))
             if path is None and args.init_from is not None
             else None
         )
@@ -97,15 +97,16 @@ def main(argv: list[str] | None = None) -> int:
     began = time.time()
     args = config.parse_args(argv, problems_of_sources=lacking_sources)
 
+    worded = config.as_written(argv)
+
     def work() -> int:
         recipe_of(vars(args)).begin(args, sys.argv[1:] if argv is None else argv)
         if args.selftest_resume:
             from optim.selftest import selftest
 
             return selftest(args)
-        ending = Ending(
-            config.experiment_folder(args), Path(args.outcome_file) if args.outcome_file else None
-        )
+        copy = Path(args.outcome_file) if args.outcome_file else None
+        ending = Ending(config.experiment_folder(args), copy, worded)
         with ExitStack() as closing:  # the experiment is given up after its outcome has been written
 
             def run() -> Outcome:
@@ -117,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
             outcome = ending.recorded(run)
         return 0 if outcome.code == STOPPED and distributed.under_torchrun() else outcome.code
 
-    return config.guarded("main.py", work, config.as_written(argv))
+    return config.guarded("main.py", work, worded)
 
 
 if __name__ == "__main__":

@@ -362,11 +362,11 @@ def find_weights(args: Namespace, record: Record) -> None:
     """The checkpoints that the training needs. Raises UserError for one that is not there."""
     is_reference = needs_reference(args) and args.reference is None
     if args.init_from is not None and (is_reference or not record.saved_step):
-        initial.find(args.init_from)
+        initial.find(args.init_from, results=args.results_base_folder)
     for name in initial.FROZEN:
         given = getattr(args, name, None)
         if given is not None:
-            initial.find(given, f"--{name}")
+            initial.find(given, f"--{name}", args.results_base_folder)
 
 
 def training_problems(wanted: Namespace, args: Namespace, record: Record, is_refused: bool) -> list[str]:

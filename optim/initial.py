@@ -54,29 +54,30 @@ def describe(path: Path, given: str) -> dict[str, str]:
         return {"given": given, "file": str(path), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def find(given: str, flag: str = FLAG) -> Path:
-    """The checkpoint that a flag means. Raises UserError."""
+def find(given: str, flag: str = FLAG, results: str | None = None) -> Path:
+    """The checkpoint that a flag means; by its name also below `results`. Raises UserError."""
     from optim.restore import find_checkpoint
 
-    return find_checkpoint(given, flag)
+    return find_checkpoint(given, flag, results)
 
 
 def file_differences(args: Namespace, then: Mapping[str, Any]) -> list[str]:
     """A line for each flag whose file holds other weights than that of a training. then: its checkpoint, or
     its summary.
     """
-    lines, frozen = differences(args.init_from, then.get("initial")), then.get("frozen") or {}
+    frozen, results = then.get("frozen") or {}, args.results_base_folder
+    lines = differences(args.init_from, then.get("initial"), FLAG, results)
     for name in FROZEN:
-        lines += differences(getattr(args, name, None), frozen.get(name), f"--{name}")
+        lines += differences(getattr(args, name, None), frozen.get(name), f"--{name}", results)
     return lines
 
 
-def differences(given: str | None, kept: Any, flag: str = FLAG) -> list[str]:
+def differences(given: str | None, kept: Any, flag: str = FLAG, results: str | None = None) -> list[str]:
     """A line where a flag means other weights than an experiment's (`kept`, from `describe`).
 
     A file is compared by its content. If it is gone, or is a folder, whose newest checkpoint may have
     changed, its name is compared first. Whether only one of the two has the flag is checked with the other
-    flags (config.identity).
+    flags (config.identity). results: as `find` has it.
     """
     if given is None or not isinstance(kept, dict):
         return []
@@ -85,7 +86,7 @@ def differences(given: str | None, kept: Any, flag: str = FLAG) -> list[str]:
     else:
         is_same = (
             weights_label(given) == weights_label(kept["given"])
-            or describe(find(given, flag), given)["sha256"] == kept["sha256"]
+            or describe(find(given, flag, results), given)["sha256"] == kept["sha256"]
         )
     return (
         []
@@ -117,6 +118,10 @@ def load(model: Transformer, path: Path) -> dict[str, Any]:
             weights = model.begins_with(weights)
     except UserError as error:
         raise UserError(f"{FLAG} {path}: {error}") from None
+    stated = state.get("settings")  # of a foreign file, for what its weights do not tell
+    heads = stated.get("n_head") if isinstance(stated, Mapping) else None
+    if heads is not None and heads != model.settings.n_head:
+        raise UserError(f"{FLAG} {path}: it has {heads!r:.40} heads, and this model {model.settings.n_head}")
     wrong = _misfits(model, weights)
     if wrong:
         raise UserError(

@@ -123,7 +123,7 @@ def _objective(args: Namespace, world: World, data: TextData, network: Any, fold
     if args.objective == MULTI_TOKEN:
         return MultiTokenPrediction(network, args.mtp_heads, args.mtp_weight)
     if args.objective == DISTILLATION:
-        path = world.on_main(lambda: find_teacher(args.teacher, folder))
+        path = world.on_main(lambda: find_teacher(args.teacher, folder, args.results_base_folder))
         teacher = world.on_all(lambda: load_teacher(args.teacher, path))
         datasets = [(splits.folder, splits.meta) for splits in data.parts.values()]
         world.on_all(lambda: check_teacher(teacher, args, datasets))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -153,8 +153,9 @@ class Ending:
     experiment that another run has.
     """
 
-    def __init__(self, folder: Path, copy: Path | None) -> None:
-        self.folder, self.copy = folder, copy
+    def __init__(self, folder: Path, copy: Path | None, worded: Callable[[str], str] = str) -> None:
+        """worded: names flags in a reason as the command line does."""
+        self.folder, self.copy, self.worded = folder, copy, worded
         self.step: int | None = None  # where the training is
         self.held = False  # whether this run has the experiment
         self.lock: Lock | None = None  # with which the main process holds it
@@ -193,7 +194,8 @@ class Ending:
         except BaseException as error:
             is_everyones = isinstance(error, UserError) and not isinstance(error, OwnError)
             if is_main_process() or not is_everyones:
-                self.record(of_error(error, self.step))
+                found = of_error(error, self.step)
+                self.record(replace(found, reason=self.worded(found.reason)))
             raise
         if is_main_process():
             self.record(outcome)

@@ -104,16 +104,16 @@ class Restored:
         return model.to(self.world.device).eval()
 
 
-def by_name(flag: str, name: str) -> Path:
+def by_name(flag: str, name: str, results: str | None = None) -> Path:
     """The experiment <results>/<dataset>/<model>/NAME, or a file in it; an existing path is taken literally.
 
-    NAME may begin with the model, or with dataset and model, where it is not unique. Raises UserError.
+    NAME may begin with the model, or with dataset and model, where it is not unique. results: looked below,
+    beside $RESULTS_DIR and exps. Raises UserError.
     """
     if os.path.exists(name):
         return Path(name)
-    bases = [Path(os.environ.get("RESULTS_DIR") or "exps"), Path("exps")]
-    if bases[0].resolve() == bases[1].resolve():
-        bases.pop()
+    places = [os.environ.get("RESULTS_DIR") or "exps", "exps", results or "exps"]
+    bases = list({place.resolve(): place for place in map(Path, places)}.values())
     is_plain = not name.startswith("/") and not {"", ".", ".."} & set(name.split("/"))
     matches: set[str] = set()
     if is_plain:
@@ -132,8 +132,9 @@ def by_name(flag: str, name: str) -> Path:
     return found[0]
 
 
-def find_checkpoint(name: str | None, flag: str = "--checkpoint") -> Path:
-    """The file that --checkpoint means: a file, the newest in a folder, or that of an experiment by its name.
+def find_checkpoint(name: str | None, flag: str = "--checkpoint", results: str | None = None) -> Path:
+    """The file that --checkpoint means: a file, the newest in a folder, or that of an experiment by its name,
+    for which it looks below `results`, too.
 
     Raises UserError.
     """
@@ -141,7 +142,7 @@ def find_checkpoint(name: str | None, flag: str = "--checkpoint") -> Path:
 
     if name is None:
         raise UserError(f"{flag} is needed: an experiment's folder or name, or a checkpoint file")
-    path = file_of(by_name(flag, name))
+    path = file_of(by_name(flag, name, results))
     if path.is_dir():
         newest, notes = newest_valid(path)
         for note in notes:

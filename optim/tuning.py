@@ -46,7 +46,7 @@ def open_reference(
     given, flag = args.reference, f"--{REFERENCE}"
     if given is None:
         given, flag = args.init_from, initial.FLAG
-    path = world.on_main(lambda: find_teacher(given, folder, REFERENCE, flag))
+    path = world.on_main(lambda: find_teacher(given, folder, args.results_base_folder, REFERENCE, flag))
     reference = world.on_all(lambda: load_teacher(given, path, flag))
     world.on_all(lambda: _check_reference(reference, args, examples, network))
     if args.compile:

@@ -13,6 +13,7 @@ import math
 import os
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -254,7 +255,20 @@ def notes(args: Namespace) -> list[str]:
             "--adapter without --checkpoint or --resume-adapter: the network below it keeps random weights,"
             " but for its norms and last blocks"
         )
-    return [*told, *gpus.notes(args), *notes_on_checkpoints(args)]
+    return [*told, *_notes_on_windows(args), *gpus.notes(args), *notes_on_checkpoints(args)]
+
+
+def _notes_on_windows(args: Namespace) -> list[str]:
+    """A line where those of the pairs have another size than the network is for."""
+    from data.genomes.wanted import WantedGenomes
+
+    wanted = PRESETS[args.model].window_size
+    with suppress(UserError):  # which is said where the pairs are needed
+        meta = WantedGenomes.of(vars(args)).meta()
+        if meta is not None and meta.window_size != wanted:
+            there = f"--dataset-path {args.dataset} has windows of {meta.window_size} bp"
+            return [f"{there}, and --model {args.model} is for windows of {wanted} bp"]
+    return []
 
 
 def _is_given(args: Namespace, name: str) -> bool:

@@ -9,6 +9,7 @@
     python -m report gpu FILE...                          # runs of bench/gpu.sh side by side; LABEL=FILE
     python -m report sweep FILE --output reports          # a sweep (docs/sweeps.md): table, pictures, JSON
     python -m report claims SWEEP.json --output DIR       # the paper's claims, judged by a sweep's models
+    python -m report coalescence FOLDER --output DIR      # six checkpoints of coalescence times, a page
 
 EXPERIMENT, A and B are folders or names; a folder of results called `compare` is `./compare`. Prints the
 Markdown. Exit code 2 where there is nothing to report on; a damaged file is named, and left out.
@@ -156,12 +157,19 @@ def claims(argv: Sequence[str]) -> int:
     return guarded(prog, work)
 
 
+def coalescence(argv: Sequence[str]) -> int:
+    from report.coalescence import main
+
+    return main(argv)
+
+
 COMMANDS = {
     "trajectory": trajectory,
     "compare": compare_two,
     "gpu": gpu,
     "sweep": sweep,
     "claims": claims,
+    "coalescence": coalescence,
 }
 
 
@@ -173,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         words,
         PROG,
         "Compare our perplexities with the paper's. Others: trajectory EXPERIMENT, compare A B, gpu FILE,"
-        " sweep FILE, claims SWEEP.",
+        " sweep FILE, claims SWEEP, coalescence FOLDER.",
         OUTPUT,
         "RESULTS_FOLDER...",
     )

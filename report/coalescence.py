@@ -1,6 +1,6 @@
 """The six checkpoints of coalescence times beside the values that were reported for them.
 
-    python -m report.coalescence iridis/coalescence-eval/run_0 --output reports
+    python -m report coalescence iridis/coalescence-eval/run_0 --output reports
 
 Reads the eval_summary_*.json of eval.py below the folders; a checkpoint is called by the folder that its
 summary is in, as iridis/coalescence-eval/job.sh makes them, or by its experiment. Writes coalescence.md,
@@ -29,7 +29,7 @@ from report.command import paths_and_flags
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PROG = "python -m report.coalescence"
+PROG = "python -m report coalescence"
 OUTPUT = (Flag("output", str, "reports", "folder to write to"),)
 TITLE = "Coalescence times: six checkpoints"
 MEASURES = "times"  # what such a summary says that it measures
@@ -123,6 +123,10 @@ class Evaluated:
     def is_published_size(self) -> bool:
         return bool(self.all["windows"] == PUBLISHED_WINDOWS * self.all["pairs"])
 
+    def of_files(self) -> list[str]:
+        values = self.values
+        return [self.label, values["checkpoint"], f"{values.get('itr')}", f"{values.get('dataset', '')}"]
+
     def verdict(self) -> str:
         bar = BARS.get(self.label)
         if bar is None or self.is_published_size:
@@ -199,7 +203,7 @@ def tables(found: Sequence[Evaluated]) -> list[Table]:
             own = [number(one.all["mse"]), number(one.all["r"]), remark]
         beside.append([row.name, row.sequence, str(row.samples), row.mse, row.r, steps[row.label], *own])
     scenarios = [row for one in found for row in rows_of(one)]
-    files = [[one.label, one.values["checkpoint"], f"{one.values.get('itr')}"] for one in found]
+    files = [one.of_files() for one in found]
     return [
         ("Checkpoints", ("checkpoint", *COLUMNS, "within the bar"), ours, NOTES),
         (
@@ -218,7 +222,7 @@ def tables(found: Sequence[Evaluated]) -> list[Table]:
             "",
         ),
         ("By scenario", ("checkpoint", "scenario", *COLUMNS), scenarios, ""),
-        ("Files", ("checkpoint", "file", "steps"), files, ""),
+        ("Files", ("checkpoint", "file", "steps", "measured on"), files, ""),
     ]
 
 

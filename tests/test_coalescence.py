@@ -203,6 +203,12 @@ def test_files_that_could_not_be_prepared_are_told(sets: Path) -> None:
     assert "lack 2 tree sequences" in line and "ssd/b.trees: it has 3 samples" in line
 
 
+def test_windows_of_another_size_than_the_network_is_for_are_told(sets: Path) -> None:
+    (note,) = config.unused_settings(parsed("--model", "tiny_w200", "--dataset-path", sets / "w2000"))
+    assert note.endswith("has windows of 2000 bp, and --model tiny_w200 is for windows of 200 bp")
+    assert config.unused_settings(parsed("--model", "tiny_w200", "--dataset-path", sets / "w200")) == []
+
+
 WRONG = [
     (["--model", "brood"], "did you mean broad?"),
     (["--resume-adapter", "x.pt"], "--resume-adapter goes on with an adapter: give --adapter too"),
@@ -367,6 +373,13 @@ def test_an_unknown_name_is_looked_for_in_the_cache_too(
 
 def begun(net: object, path: Path) -> None:
     initial.load(net, path)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("heads", [0, 8, "many"])
+def test_weights_for_another_number_of_heads_do_not_fit(tmp_path: Path, heads: object) -> None:
+    path = write_public(tmp_path / "some.ckpt", its_names(network()), n_head=heads)
+    with pytest.raises(UserError, match=f"it has {heads!r} heads, and this model 4"):
+        begun(network(), path)
 
 
 def test_an_adapter_begins_above_the_weights_of_a_checkpoint(tmp_path: Path) -> None:

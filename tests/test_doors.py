@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+import config
 from errors import UserError, missing_package
+from files import sha256_of
 from iridis.quickstart.table import how_to_go_on
+from optim import initial
 from optim.restore import find_checkpoint
 from tests.programs import PEER, ROOT
 
@@ -135,6 +138,14 @@ def test_a_name_is_looked_for_where_jobs_write_too(
 ) -> None:
     monkeypatch.setenv("RESULTS_DIR", "jobs")
     assert find_checkpoint("job") == Path("jobs/owt2/adm/job/ckpt.pt")
+
+
+def test_a_name_is_looked_for_below_the_results_of_the_training_too(experiments: Path) -> None:
+    args = config.add_defaults({"results_base_folder": "jobs"})
+    kept = {"given": "another", "sha256": sha256_of(Path("jobs/owt2/adm/job/ckpt.pt"))}
+    assert initial.find("job", results="jobs") == Path("jobs/owt2/adm/job/ckpt.pt")
+    args.init_from = "job"
+    assert initial.file_differences(args, {"initial": kept}) == []
 
 
 def test_one_folder_under_two_names_holds_one_experiment(

@@ -17,7 +17,9 @@ from errors import UserError
 from optim.coalescence.evaluate import evaluate_times, inputs_of, measures, spread
 from optim.coalescence.inference import Drawing
 from optim.coalescence.parts import Parts
+from optim.coalescence.results import say_replaced
 from report import coalescence
+from report.__main__ import main as report
 from tests.command_lines import code_of
 from tests.genomes import COUNTS, WINDOWS, make_sets, network, saved
 
@@ -94,11 +96,22 @@ def test_eval_and_the_page_of_its_results(tmp_path: Path, sets: Path, capsys) ->
     summary = json.loads((experiment / "eval_summary_ckpt.json").read_text())
     assert f"{summary['all']['mse']:.4f}" in said and all(name in said for name in COUNTS)
     assert summary["itr"] == 3 and not list(experiment.glob(".parts_*"))
-    assert code_of(coalescence.main, [str(tmp_path / "exps"), "--output", str(tmp_path / "page")]) == 0
+    words = ["coalescence", str(tmp_path / "exps"), "--output", str(tmp_path / "page")]
+    assert code_of(report, words) == 0
     page = (tmp_path / "page" / "coalescence.md").read_text()
-    assert f"| broad | 4 | {summary['all']['mse']:.3f}" in page
+    assert f"| broad | 4 | {summary['all']['mse']:.3f}" in page and summary["dataset"] in page
     html = (tmp_path / "page" / "coalescence.html").read_text()
     assert html.count("data:image/png;base64,") == 2 and "<script" not in html
+
+
+def test_a_summary_of_other_data_is_named_before_it_is_replaced(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "eval_summary_ckpt.json"
+    say_replaced(path, {"sha256": "one"})
+    path.write_text(json.dumps({"data": {"sha256": "one"}, "dataset": "sets/first"}))
+    say_replaced(path, {"sha256": "one"})
+    assert capsys.readouterr().err == ""
+    say_replaced(path, {"sha256": "other"})
+    assert capsys.readouterr().err.startswith(f"note: {path} is of other data, sets/first, and will be repl")
 
 
 def test_eval_finds_a_checkpoint_by_its_name_in_the_cache(

@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 import torch
 
+import config
 from data.order import SampleOrder
 from errors import BadNumbers, Replaced, UserError
 from iridis.chain import Cause, judge
+from optim import initial
 from optim.lock import Lock
 from optim.outcome import CODES, Ending, Kind, Outcome, ended, of_error, of_exit_code, read_outcome
 from tests.programs import PEER, STOPPED, TINY, command, folder, run, start, status, train, wait_for_step
@@ -102,6 +104,13 @@ def test_the_first_process_that_fails_is_believed(tmp_path: Path) -> None:
     first.record(ended(Kind.CRASHED, "IndexError: the cause"))
     second.record(ended(Kind.CRASHED, "RuntimeError: connection closed by peer"))
     assert json.loads((tmp_path / "outcome.json").read_text())["reason"] == "IndexError: the cause"
+
+
+def test_a_reason_names_flags_as_the_command_line_does(tmp_path: Path) -> None:
+    worded = config.as_written(["coalescence", "--checkpoint", "a.pt"])
+    with pytest.raises(UserError):
+        Ending(tmp_path, None, worded).recorded(lambda: initial.find("a.pt"))
+    assert json.loads((tmp_path / "outcome.json").read_text())["reason"].startswith("--checkpoint a.pt: no")
 
 
 def test_nothing_is_written_into_an_experiment_that_another_run_has(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_a_file_of_several_gzip_members_is_read_as_a_whole(tmp_path: Path) -> No
 
 
 def test_alleles_of_simulations_may_be_0_and_1(tmp_path: Path) -> None:
-    found = read_vcf(vcf(tmp_path, record(10, "0|1", "1|1", ref="0", alt="1")), 4)
+    found = read_vcf(vcf(tmp_path, record(10, "0|1", "1|1", "0|0", ref="0", alt="1")), 4)
     assert found.alleles.tolist() == [[0, 1, 1, 1]]
 
 

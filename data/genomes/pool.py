@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from datetime import timedelta
@@ -19,10 +19,13 @@ R = TypeVar("R")
 AHEAD = 4  # jobs handed to the workers, times their number
 
 
-def results_of(work: Callable[[J], R], jobs: Sequence[J], processes: int, flag: str) -> Iterator[tuple[J, R]]:
+def results_of(
+    work: Callable[[J], R], jobs: Sequence[J], processes: int, flag: str
+) -> Generator[tuple[J, R]]:
     """Each job with what `work` returns of it, in the order in which they end; one process works in this one.
 
-    flag: the number of processes is given by it. Raises UserError where a process was killed.
+    flag: the number of processes is given by it. Where it is closed before its end, what has not begun is
+    left out. Raises UserError where a process was killed.
     """
     processes = min(processes, len(jobs))
     if processes <= 1:
@@ -51,9 +54,5 @@ def results_of(work: Callable[[J], R], jobs: Sequence[J], processes: int, flag: 
 
 
 def time_left(seconds: float, done: int, total: int) -> str:
-    """Of what takes as long a job as the first ones took, as hours:minutes:seconds; not known before one is
-    done.
-    """
-    if not done:
-        return "not known"
+    """Of what takes as long a job as the first ones took, as hours:minutes:seconds."""
     return str(timedelta(seconds=round(seconds / done * (total - done))))

@@ -21,6 +21,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -165,9 +166,10 @@ class Progress:
 def make_all(jobs: Sequence[Job], workers: int, progress: Progress) -> list[Made]:
     """What became of the shards, in order. Raises UserError where a worker was killed."""
     found = {}
-    for job, made in results_of(make_shard, jobs, workers, "--num_workers"):
-        found[job.path] = made
-        progress.add(made)
+    with closing(results_of(make_shard, jobs, workers, "--num_workers")) as results:
+        for job, made in results:
+            found[job.path] = made
+            progress.add(made)
     return [found[job.path] for job in jobs]
 
 

@@ -23,6 +23,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -248,8 +249,9 @@ def begins(jobs: Sequence[Job], processes: int) -> str:
 def simulate_all(jobs: Sequence[Job], processes: int) -> None:
     """Raises UserError where simulations failed, once the others are done."""
     progress = Progress(len(jobs))
-    for job, problem in results_of(carry_out, jobs, processes, "--num_processes"):
-        progress.add(job, problem)
+    with closing(results_of(carry_out, jobs, processes, "--num_processes")) as results:
+        for job, problem in results:
+            progress.add(job, problem)
     progress.raise_failed()
 
 

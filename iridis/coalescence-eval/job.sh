@@ -30,7 +30,7 @@ choose_checkpoints() {
 
 # draw: the page of all checkpoints
 draw() {
-    python -m report.coalescence "$RUN_DIR" --output "$RUN_DIR"
+    python -m report coalescence "$RUN_DIR" --output "$RUN_DIR"
 }
 
 # work: draws are kept on the scratch until all is done, so that the same command goes on after a kill, in whichever run folder

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import os
 import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -50,6 +53,13 @@ class Parts:
         """These, and those of other draws into the same place."""
         for folder in self.folder.parent.glob(f"{PREFIX}*"):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def on_disk(shape: tuple[int, ...], folder: Path) -> NDArray[np.float64]:
+    """An array in a file without a name, which need not fit into memory and is gone with this process."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, 8 * math.prod(shape))  # a full disk fails here, not in between
+        return np.memmap(file, np.float64, "r+", shape=shape)
 
 
 class Progress:

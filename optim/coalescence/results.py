@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 from data.bins import dataset_folder
 from data.genomes.store import open_genomes
 from errors import UserError
-from files import sha256_of
+from files import read_json, sha256_of
 from optim.coalescence.evaluate import evaluate_times
 from optim.coalescence.inference import Drawing
 from optim.coalescence.load import network_of
@@ -34,7 +36,9 @@ def of_times(restored: Restored, own: dict[str, Any]) -> None:
     splits = open_genomes(dataset_folder(args.dataset, args.data_dir))
     network = network_of(path, restored.state).to(world.device).eval()
     drawing, n_pairs = Drawing(own["replicates"]), own["test_pairs"] or None
-    identity = splits.identity()["val"]
+    identity, name = splits.identity()["val"], EVALUATION.format(path.stem)
+    if place is not None:
+        say_replaced(place / name, identity)
     kept = Path(own["draws_dir"]) if own["draws_dir"] else None
     parts, folder = None, kept or place
     if folder is not None:
@@ -57,9 +61,21 @@ def of_times(restored: Restored, own: dict[str, Any]) -> None:
         "data": identity,
     }
     print("\n".join([f"checkpoint         {path}", *table_of(found)]), flush=True)
-    keep_result(place, EVALUATION.format(path.stem), summary, "summary            ")
+    keep_result(place, name, summary, "summary            ")
     if parts is not None and kept is None:
         parts.remove()
+
+
+def say_replaced(path: Path, identity: Any) -> None:
+    """Where a summary of other data is there, which the coming one takes the place of."""
+    with suppress(UserError):  # damaged
+        earlier = read_json(path)
+        if earlier is not None and earlier.get("data") != identity:
+            print(
+                f"note: {path} is of other data, {earlier.get('dataset')}, and will be replaced: --output_dir"
+                " keeps both",
+                file=sys.stderr,
+            )
 
 
 def table_of(found: dict[str, Any]) -> list[str]:

@@ -49,14 +49,14 @@ class Teacher:
         return otherwise if name is None else getattr(torch, name)
 
 
-def find_teacher(given: str, folder: Path, name: str = TEACHER, flag: str = FLAG) -> Path:
-    """The checkpoint that a flag means; of its folder the one that the experiment (`folder`) began with under
-    this name, where it is still there. Raises UserError.
+def find_teacher(given: str, folder: Path, results: str, name: str = TEACHER, flag: str = FLAG) -> Path:
+    """The checkpoint that a flag means, by its name also below `results`; of its folder the one that the
+    experiment (`folder`) began with under this name, where it is still there. Raises UserError.
     """
     begun = Record(folder, problems=[]).frozen.get(name)
     if begun is not None and not Path(given).is_file() and Path(begun["file"]).is_file():
         return Path(begun["file"])
-    return find_checkpoint(given, flag)
+    return find_checkpoint(given, flag, results)
 
 
 def load_teacher(given: str | Path, path: Path | None = None, flag: str = FLAG) -> Teacher:
