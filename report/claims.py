@@ -25,7 +25,7 @@ from files import read_json, write_atomically, write_json
 from report import claims_figures as figures
 from report import claims_tables as tables
 from report.claims_cells import Setting, Trained, read_cells, settings_of
-from report.claims_found import Absent, Finding, Findings, counts, findings, in_words, smallest
+from report.claims_found import Absent, Finding, Findings, counts, findings, in_words, least_steps, smallest
 from report.claims_list import CLAIMS
 from report.pages import Block, Heading, Items, Page, Table, Text, html, markdown
 from report.sweep_cells import sweep_of
@@ -236,7 +236,7 @@ def build(sweep: Sweep, facts: Mapping[str, Any], place: str) -> tuple[Page, dic
     page.add(Heading("Settings"), Text(_chosen(settings)), setting_rows(settings))
     if facts.get("hyper_parameters"):
         page.add(Text(str(facts["hyper_parameters"])))
-    return page, {**as_json(sweep, trainings, found, facts, page), "figures": data}
+    return page, {**as_json(sweep, trainings, settings, found, facts, page), "figures": data}
 
 
 def _against(one: Finding) -> str:
@@ -269,7 +269,7 @@ def _chosen(settings: Sequence[Setting]) -> str:
 
 def _add_tables(page: Page, settings: Sequence[Setting], found: Findings) -> dict[str, Any]:
     """Tables and figures of each setting, then the extensions. Returns the figures' data by name."""
-    n, least = smallest(settings) or 1, min((setting.steps for setting in settings), default=0)
+    n, least = smallest(settings) or 1, least_steps(settings, "lncot", "adm")
     data: dict[str, Any] = {}
     for number, setting in enumerate(settings, start=1):
         of, suffix = (f": {setting.label}", f"_{number}") if setting.label else ("", "")
@@ -369,16 +369,18 @@ def _training(one: Trained) -> dict[str, Any]:
 
 
 def as_json(
-    sweep: Sweep, trainings: Sequence[Trained], found: Findings, facts: Mapping[str, Any], page: Page
+    sweep: Sweep,
+    trainings: Sequence[Trained],
+    settings: Sequence[Setting],
+    found: Findings,
+    facts: Mapping[str, Any],
+    page: Page,
 ) -> dict[str, Any]:
     absent = []
     for one in found.absent:
         absent.append(
             {"claim": one.claim.text, "where": one.claim.where, "models": one.models, "why": one.why}
         )
-    settings = [
-        {"label": setting.label, "values": dict(setting.values)} for setting in settings_of(trainings)
-    ]
     return {
         "sweep": sweep.name,
         "text": dict(facts),
@@ -386,7 +388,7 @@ def as_json(
         "tested": [_finding(one) for one in found.tested],
         "absent": absent,
         "trainings": [_training(one) for one in trainings],
-        "settings": settings,
+        "settings": [{"label": one.label, "values": dict(one.values)} for one in settings],
     }
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from config.groups.model import RECURRENT_DEPTH
 from config.identity import names_of
 from config.schema import IDENTITY, SCHEDULE
 from config.sweep import Cell, Sweep, as_text
@@ -27,7 +28,7 @@ from report.compare import not_final
 from report.rows import NAMES, shape
 
 ROUTING = "routing.json"
-OF_MODEL = ("model", "n_layer", "n_layer_begin", "n_layer_end", "n_repeat", "depth_embedding")
+OF_MODEL = ("model", "n_layer", *(flag.name for flag in RECURRENT_DEPTH))
 NOT_OF_SETTING = ("seed", "data_seed")
 # loss, nats a token, by cost; cost: macs of a token, or seconds of 1,000
 Points = list[tuple[float, float]]
