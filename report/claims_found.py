@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from report.claims_cells import Points, Setting, Trained
+from report.claims_cells import Points, Setting, Trained, same_text
 from report.claims_list import (
     CLAIMS,
     CURVE_CLAIMS,
@@ -208,6 +208,8 @@ def _gain(first: Trained | None, second: Trained | None) -> tuple[float | None, 
     assert first.evaluation is not None and second.evaluation is not None, "checked above"
     if first.evaluation.n_tokens != second.evaluation.n_tokens:
         return None, "evaluated on different numbers of tokens"
+    if not same_text(first, second):
+        return None, "evaluated on different texts"
     return second.evaluation.loss - first.evaluation.loss, ""
 
 

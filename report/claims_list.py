@@ -28,7 +28,7 @@ MODELS[ALIASES["but_mod"] + "_for_mac_compute"] = "but_mod"
 
 
 class Kind(NamedTuple):
-    """A model, whatever its width. model: an alias, and what is unusual. n_repeat: 1 of one without a loop."""
+    """A model, whatever its width. model: an alias, with what is odd. n_repeat: 1 of one without a loop."""
 
     model: str
     n_layer: int
