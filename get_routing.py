@@ -4,9 +4,10 @@ both.
     python get_routing.py --checkpoint exps/.../NAME --output_dir results/ [--budgets 0.6 0.8 1]
 
 For each budget, a share of the multiply-accumulates of full depth, the threshold is measured on training
-text. The shares of the validation tokens that it then lets go on are the capacities, so that both cost the
-same. All rows are timed in turns, in one process. Writes routing.json: a row for each budget and kind with
-multiply-accumulates a token, seconds for 1,000 tokens, and the loss.
+text. The shares of the validation tokens that it then lets go on, to the nearest token of a sequence, are
+the capacities, so that both cost the same. All rows are timed in turns, in one process. Writes
+routing.json: a row for each budget and kind with multiply-accumulates a token, seconds for 1,000 tokens,
+and the loss.
 """
 
 from __future__ import annotations
@@ -113,14 +114,17 @@ class Routings:
 
     def rows(self, budgets: list[float]) -> list[dict[str, Any]]:
         """Two for each budget, and the seconds of all."""
-        from optim.routers import by_capacity, by_threshold, least_seconds, shares_going_on
+        from optim.routers import by_capacity, by_threshold, least_seconds, shares_going_on, whole_tokens
 
         found, settings = [], []
         device, size = self.world.device, self.args.batch_size
         for budget, threshold in zip(budgets, self.thresholds(budgets), strict=True):
             causal = by_threshold(self.settings, threshold)
             self.model.settings = causal
-            shares = shares_going_on(self.model, self.val, self.chosen, size, self.autocast, device)
+            shares = whole_tokens(
+                shares_going_on(self.model, self.val, self.chosen, size, self.autocast, device),
+                self.args.sequence_length,
+            )
             capacity = by_capacity(self.settings, shares)
             settings += [capacity, causal]
             found.append(self.row("capacity", budget, shares, capacity))

@@ -88,7 +88,7 @@ def works_of(cell: Cell) -> dict[str, Work]:
 def prepare(folder: Path, sample_tokens: int) -> None:
     """Remove results of another checkpoint than the one that is there, and write down which that is.
 
-    Results whose checkpoint nobody has written down are taken for another's.
+    Results whose checkpoint nobody has written down are taken for another's. A line names what is removed.
     """
     found = (folder / FINAL).stat()
     stamp = {"bytes": found.st_size, "modified": found.st_mtime_ns, "sample_tokens": sample_tokens}
@@ -98,9 +98,12 @@ def prepare(folder: Path, sample_tokens: int) -> None:
         known = None
     if known == stamp:
         return
-    for work in WORKS.values():
-        for name in work.results:
-            (folder / name).unlink(missing_ok=True)
+    names = [name for work in WORKS.values() for name in work.results]
+    old = [name for name in names if (folder / name).exists()]
+    if old:
+        print(f"removed, as of another checkpoint or sample: {', '.join(old)} in {folder}", flush=True)
+    for name in old:
+        (folder / name).unlink(missing_ok=True)
     write_json(folder / STAMP, stamp)
 
 

@@ -107,6 +107,13 @@ def shares_going_on(
     return [count / (len(chosen) * windows.length) for count in taken[1:]]
 
 
+def whole_tokens(shares: Sequence[float], length: int) -> list[float]:
+    """Capacities that keep the nearest number of the tokens of a sequence: models round down, so each has
+    half a token to spare.
+    """
+    return [min(1.0, (round(share * length) + 0.5) / length) for share in shares]
+
+
 @torch.no_grad()
 def router_scores(
     model: Transformer,

@@ -4,7 +4,8 @@
 
 Reads what each cell's experiment folder holds: summary.json, segments.jsonl, eval_summary_ckpt.json
 (eval.py), and of adaptive models ppl_per_mac.json, router_weights*.npz and routing.json. text.json beside the
-sweep's file, or in DIR, says what the text is; machine.txt and command.txt in DIR, where and how it all ran.
+sweep's file, or in DIR, says what the text is; machine.txt and command.txt in DIR, where and how it all ran;
+SWEEP.txt beside the sweep's file, how its rates were chosen.
 Exit code 2 where the file is no sweep; a cell that has no evaluation is named on the page.
 """
 
@@ -24,8 +25,8 @@ from errors import UserError
 from files import read_json, write_atomically, write_json
 from report import claims_figures as figures
 from report import claims_tables as tables
-from report.claims_cells import Setting, Trained, read_cells, settings_of
-from report.claims_found import Absent, Finding, Findings, counts, findings, in_words, smallest
+from report.claims_cells import Setting, Trained, read_cells, seconds_by_the_clock, settings_of
+from report.claims_found import Absent, Finding, Findings, counts, findings, in_words, least_steps, smallest
 from report.claims_list import CLAIMS
 from report.pages import Block, Heading, Items, Page, Table, Text, html, markdown
 from report.sweep_cells import sweep_of
@@ -36,16 +37,16 @@ TEXT = "text.json"
 NOTED = ("machine", "command")  # in text.json, or .txt files of lines beside the page
 OF_WINDOWS = ("shared_windows", "windows", "window_tokens")  # of the overlap in text.json
 READING = """\
-A difference is the loss of the second model minus that of the first, in nats a token, between trainings \
-of the same seed: where it is positive the first is better. The interval is Student's, of the mean over \
-seeds. **confirmed**: the interval is on the claim's side of zero. **not confirmed**: it is on the other \
-side, so the data say the opposite. **undecided**: it holds zero, or there are fewer than two seeds, or \
-they do not vary. **not in this sweep**: a model of the claim was not trained. Of models that are claimed \
-to be alike, the interval must be inside the margin (confirmed) or outside it (not confirmed). *k of n*: \
-seeds that agree with the claim. The p of such a claim is that of a difference as large as the margin. \
-The paper's difference is the logarithm of the ratio of its two perplexities, with the standard error \
-over its three seeds; its loss is of another text, tokens and size, so that the sign can be compared and \
-not the amount."""
+A difference is the loss of the second model minus that of the first, in nats a token, between trainings of \
+the same seed: where it is positive the first is better. The interval is Student's, of the mean over seeds; \
+± is half of it. **confirmed**: the interval is on the claim's side of zero. **not confirmed**: it is on \
+the other side, so the data say the opposite. **undecided**: it holds zero, or there are fewer than two \
+seeds, or they do not vary. **not in this sweep**: a model of the claim was not trained. Of models that are \
+claimed to be alike, the interval must be inside the margin (confirmed) or outside it (not confirmed). *k \
+of n*: seeds that agree with the claim. The p of such a claim is that of a difference as large as the \
+margin. The paper's difference is the logarithm of the ratio of its two perplexities, with the standard \
+error over its three seeds; its loss is of another text, tokens and size, so that the sign can be compared \
+and not the amount."""
 MULTIPLICITY = """\
 Intervals and verdicts are of each claim alone: {tested} claims were tested, and neither is corrected for \
 their number. At 95%, one in twenty intervals of models that do not differ misses zero. The column *p, \
@@ -53,7 +54,8 @@ Holm* is corrected for all claims with a p (Holm, 1979): {kept} of the {decided}
 one below 0.05."""
 CURVES = """\
 At equal cost: the mean difference of two curves over the range of costs that both have, with straight \
-lines between the measured budgets, in each seed."""
+lines between the measured budgets, in each seed. The router's curve of Figure 4 is by capacity, as in the \
+paper: it chooses by scores of the whole sequence, and so sees later tokens."""
 SIZE = """\
 **What this size can show.** The models here have up to {parameters:,} parameters and were trained for \
 {steps} steps of {tokens:,} tokens by {optimisers}; the paper's have 768 units, 12 to 48 layers and \
@@ -140,7 +142,7 @@ def without_root(text: str) -> str:
 def head(sweep: Sweep, trainings: Sequence[Trained], facts: Mapping[str, Any], place: str) -> Table:
     """What was run, where, on what."""
     revisions = list(dict.fromkeys(short(text) for one in trainings for text in one.revisions))
-    seconds = sum(one.seconds for one in trainings)
+    seconds, by_clock = sum(one.seconds for one in trainings), seconds_by_the_clock(trainings)
     finished = sum(one.state == "finished" for one in trainings)
     evaluated = sum(one.evaluation is not None for one in trainings)
     datasets = dict.fromkeys(one.args.dataset for one in trainings if one.args is not None)
@@ -150,14 +152,13 @@ def head(sweep: Sweep, trainings: Sequence[Trained], facts: Mapping[str, Any], p
         ["seeds", ", ".join(map(str, sweep.seeds)) or "none in the file"],
         ["revision of the trainings", ", ".join(revisions) or "not recorded"],
         ["machine", str(facts.get("machine") or f"not stated; the page was made on {machine()}")],
-        ["seconds of training", f"{seconds:,.0f} in all, each training's own added up"],
+        ["seconds of training, each one's added up", f"{seconds:,.0f}"],
+        ["seconds by the clock while something trained", f"{by_clock:,.0f}" if by_clock else "not recorded"],
         ["text", Path(str(facts.get("dataset") or ", ".join(datasets))).name],
         ["tokens", token_words(trainings)],
         ["split", _split(facts)],
         ["validation text in the training text", _overlap(facts)],
     ]
-    if facts.get("seconds") is not None:
-        rows.insert(6, ["seconds of all, by the clock", _counted(facts["seconds"])])
     return Table(("", ""), rows)
 
 
@@ -234,9 +235,9 @@ def build(sweep: Sweep, facts: Mapping[str, Any], place: str) -> tuple[Page, dic
     page.add(Heading("Missing"), _missing(trainings))
     page.add(Heading("What this can and cannot show"), Text(size_words(trainings)))
     page.add(Heading("Settings"), Text(_chosen(settings)), setting_rows(settings))
-    if facts.get("hyper_parameters"):
-        page.add(Text(str(facts["hyper_parameters"])))
-    return page, {**as_json(sweep, trainings, found, facts, page), "figures": data}
+    rates = facts.get("rates") or f"not stated ({sweep.path.with_suffix('.txt').name} is missing)"
+    page.add(Items([f"How the rates were chosen: {rates}"]))
+    return page, {**as_json(sweep, trainings, settings, found, facts, page), "figures": data}
 
 
 def _against(one: Finding) -> str:
@@ -269,7 +270,7 @@ def _chosen(settings: Sequence[Setting]) -> str:
 
 def _add_tables(page: Page, settings: Sequence[Setting], found: Findings) -> dict[str, Any]:
     """Tables and figures of each setting, then the extensions. Returns the figures' data by name."""
-    n, least = smallest(settings) or 1, min((setting.steps for setting in settings), default=0)
+    n, least = smallest(settings) or 1, least_steps(settings, "lncot", "adm")
     data: dict[str, Any] = {}
     for number, setting in enumerate(settings, start=1):
         of, suffix = (f": {setting.label}", f"_{number}") if setting.label else ("", "")
@@ -369,16 +370,18 @@ def _training(one: Trained) -> dict[str, Any]:
 
 
 def as_json(
-    sweep: Sweep, trainings: Sequence[Trained], found: Findings, facts: Mapping[str, Any], page: Page
+    sweep: Sweep,
+    trainings: Sequence[Trained],
+    settings: Sequence[Setting],
+    found: Findings,
+    facts: Mapping[str, Any],
+    page: Page,
 ) -> dict[str, Any]:
     absent = []
     for one in found.absent:
         absent.append(
             {"claim": one.claim.text, "where": one.claim.where, "models": one.models, "why": one.why}
         )
-    settings = [
-        {"label": setting.label, "values": dict(setting.values)} for setting in settings_of(trainings)
-    ]
     return {
         "sweep": sweep.name,
         "text": dict(facts),
@@ -386,7 +389,7 @@ def as_json(
         "tested": [_finding(one) for one in found.tested],
         "absent": absent,
         "trainings": [_training(one) for one in trainings],
-        "settings": settings,
+        "settings": [{"label": one.label, "values": dict(one.values)} for one in settings],
     }
 
 
@@ -398,9 +401,10 @@ def write(path: Path, output: Path, results: Path | None = None) -> None:
     for note in sweep.notes:
         print(f"note: {note}", file=sys.stderr)
     facts = text_facts([output, path.parent])
-    for name in NOTED:
-        if (output / f"{name}.txt").is_file():
-            lines = (output / f"{name}.txt").read_text(errors="replace").split("\n")
+    notes = {name: output / f"{name}.txt" for name in NOTED} | {"rates": path.with_suffix(".txt")}
+    for name, file in notes.items():
+        if file.is_file():
+            lines = file.read_text(errors="replace").split("\n")
             facts = {name: "; ".join(" ".join(line.split()) for line in lines if line.strip()), **facts}
     page, data = build(sweep, facts, str(path))
     output.mkdir(parents=True, exist_ok=True)

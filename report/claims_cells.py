@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from config.groups.model import RECURRENT_DEPTH
 from config.identity import names_of
 from config.schema import IDENTITY, SCHEDULE
 from config.sweep import Cell, Sweep, as_text
+from data.bins import data_differences
 from errors import UserError
 from files import read_json
 from optim.evaluations import as_float
@@ -27,7 +29,7 @@ from report.compare import not_final
 from report.rows import NAMES, shape
 
 ROUTING = "routing.json"
-OF_MODEL = ("model", "n_layer", "n_layer_begin", "n_layer_end", "n_repeat", "depth_embedding")
+OF_MODEL = ("model", "n_layer", *(flag.name for flag in RECURRENT_DEPTH))
 NOT_OF_SETTING = ("seed", "data_seed")
 # loss, nats a token, by cost; cost: macs of a token, or seconds of 1,000
 Points = list[tuple[float, float]]
@@ -35,8 +37,9 @@ Points = list[tuple[float, float]]
 
 @dataclass
 class Trained:
-    """A cell. state: of its training. problem: why it has no evaluation; empty if it has one. curves: see
-    `CurveClaim`, by name and cost.
+    """A cell. state: of its training. problem: why it has no evaluation; empty if it has one. text: identity
+    of what it was evaluated on. curves: see `CurveClaim`, by name and cost. times: when its jobs ran, seconds
+    since 1970.
     """
 
     cell: Cell
@@ -46,10 +49,12 @@ class Trained:
     problem: str = ""
     evaluation: Evaluation | None = None
     bits: float | None = None
+    text: Mapping[str, Any] | None = None
     curve: Curve | None = None
     curves: dict[tuple[str, str], Points] = field(default_factory=dict)
     routing: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
+    times: list[tuple[float, float]] = field(default_factory=list)
     step_seconds: float | None = None
     parameters: int | None = None
     revisions: tuple[str, ...] = ()
@@ -106,12 +111,30 @@ def _add_training(one: Trained, record: Record) -> None:
         one.state = f"not finished: step {record.saved_step:,} of {one.args.iterations:,}"
         if record.ending is not None and record.ending.reason:
             one.state += f" ({record.ending.reason.splitlines()[0]})"
-    one.seconds = sum(as_float(row.get("seconds")) or 0.0 for row in record.segments)
+    for row in record.segments:
+        seconds, began = as_float(row.get("seconds")) or 0.0, as_float(row.get("started"))
+        one.seconds += seconds
+        if began is not None:
+            one.times.append((began, began + seconds))
     revisions = [row.get("revision") for row in record.segments]
     one.revisions = tuple(dict.fromkeys(text for text in revisions if isinstance(text, str)))
     parameters = as_float(summary.get("parameters"))
     one.parameters = None if parameters is None else int(parameters)
     one.step_seconds = _seconds_of_a_step(one.folder / METRICS, one.notes)
+
+
+def seconds_by_the_clock(trainings: Sequence[Trained]) -> float:
+    """In which at least one training ran, over all jobs, killed ones too."""
+    total, until = 0.0, 0.0
+    for begin, end in sorted(times for one in trainings for times in one.times):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total
+
+
+def same_text(first: Trained, second: Trained) -> bool:
+    """Whether two evaluations, as far as they say, read the same validation text."""
+    return not data_differences({"val": first.text}, {"val": second.text})
 
 
 def _seconds_of_a_step(path: Path, notes: list[str]) -> float | None:
@@ -146,6 +169,7 @@ def _add_evaluation(one: Trained) -> None:
         one.problem = f"its evaluation does not count: {reason}"
         return
     one.evaluation, one.bits = evaluation, as_float(values.get("bits_per_byte"))
+    one.text = values["data"] if isinstance(values.get("data"), dict) else None
 
 
 def _add_curves(one: Trained) -> None:

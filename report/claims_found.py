@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from report.claims_cells import Points, Setting, Trained
+from report.claims_cells import Points, Setting, Trained, same_text
 from report.claims_list import (
     CLAIMS,
     CURVE_CLAIMS,
@@ -72,6 +72,15 @@ def smallest(settings: Sequence[Setting]) -> int | None:
     return min(standard or [kind.n_layer for kind in kinds], default=None)
 
 
+def least_steps(settings: Sequence[Setting], *models: str) -> int:
+    """Of the shortest trainings of these models, as far as a setting has all of them; 0: none has."""
+    steps = []
+    for setting in settings:
+        if {kind.model for kind in setting.kinds}.issuperset(models):
+            steps.append(setting.steps)
+    return min(steps, default=0)
+
+
 def findings(settings: Sequence[Setting]) -> Findings:
     n = smallest(settings)
     tested: list[Finding] = []
@@ -128,10 +137,10 @@ def _of_claim(claim: Claim, settings: Sequence[Setting], n: int | None) -> tuple
 
 
 def _settings_for(claim: Claim, settings: Sequence[Setting]) -> list[Setting]:
-    """Those with more steps than the shortest, for a claim about longer training, and the shortest for the
-    same claim without that; else all.
+    """Those with more steps than the shortest of both models, for a claim about longer training, and the
+    shortest for the same claim without that; else all.
     """
-    least = min((setting.steps for setting in settings), default=0)
+    least = least_steps(settings, claim.first.model, claim.second.model)
     longer = {(each.first, each.second) for each in CLAIMS if each.longer}
     if claim.longer:
         return [setting for setting in settings if setting.steps > least]
@@ -199,6 +208,8 @@ def _gain(first: Trained | None, second: Trained | None) -> tuple[float | None, 
     assert first.evaluation is not None and second.evaluation is not None, "checked above"
     if first.evaluation.n_tokens != second.evaluation.n_tokens:
         return None, "evaluated on different numbers of tokens"
+    if not same_text(first, second):
+        return None, "evaluated on different texts"
     return second.evaluation.loss - first.evaluation.loss, ""
 
 

@@ -28,7 +28,7 @@ MODELS[ALIASES["but_mod"] + "_for_mac_compute"] = "but_mod"
 
 
 class Kind(NamedTuple):
-    """A model, whatever its width. model: an alias. n_repeat: 1 of one without a loop."""
+    """A model, whatever its width. model: an alias, with what is odd. n_repeat: 1 of one without a loop."""
 
     model: str
     n_layer: int
@@ -39,8 +39,11 @@ class Kind(NamedTuple):
     @classmethod
     def of(cls, args: Namespace) -> Kind:
         is_loop = VARIANTS[args.model].loop
+        name = MODELS.get(args.model, args.model)
+        if VARIANTS[args.model].ln_mid and args.disable_ln_mid:
+            name += " without norms between passes"
         return cls(
-            MODELS.get(args.model, args.model),
+            name,
             args.n_layer,
             args.n_repeat if is_loop else 1,
             bool(is_loop and args.n_layer_begin + args.n_layer_end),

@@ -87,7 +87,7 @@ class Page:
 def _marked(block: Block) -> list[str]:
     match block:
         case Heading():
-            return ["#" * block.level + " " + block.text]
+            return ["#" * block.level + " " + escape_markdown(block.text)]
         case Text():
             return [block.text]
         case Items():
@@ -99,7 +99,7 @@ def _marked(block: Block) -> list[str]:
 
 
 def markdown(page: Page) -> str:
-    lines = [f"# {page.title}", ""]
+    lines = [f"# {escape_markdown(page.title)}", ""]
     for block in page.blocks:
         lines += [*_marked(block), ""]
     return "\n".join(lines)

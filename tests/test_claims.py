@@ -11,11 +11,12 @@ import pytest
 
 from config.sweep import Cell, read_sweep
 from report.__main__ import main
-from report.claims_cells import read_cells
+from report.claims_cells import read_cells, seconds_by_the_clock, settings_of
 from report.claims_found import common_range, mean_gain
 from report.claims_list import CLAIMS, paper_gain
 from report.verdicts import AGAINST, CONFIRMED, UNDECIDED
 from tests.claims import MODELS, NOISE, fill, finding, folder_of, judged, noise, sweep_file, usual
+from tests.programs import ROOT
 from tests.reports import refused
 from tests.summaries import curve, point, weights, write
 
@@ -150,6 +151,63 @@ def test_models_of_different_settings_are_not_compared_and_that_is_said(tmp_path
     assert not [one for one in found.tested if one.claim.text == COT_BUT]
     absent = [one.why for one in found.absent if one.claim.text == COT_BUT and one.why]
     assert absent == ["both are in the sweep, but trained under different settings"]
+
+
+def test_flags_of_the_model_make_no_setting_of_their_own(tmp_path: Path) -> None:
+    """As in the published commands: --min_repeat, and how an adaptive model draws."""
+    entries = [
+        {"label": "n", **MODELS["n"]},
+        {"label": "cot", **MODELS["cot"], "min_repeat": 2},
+        {"label": "lncot", **MODELS["lncot"]},
+        {"label": "adm", **MODELS["adm"], "depth_random_method": "uniform_random_range"},
+    ]
+    path = sweep_file(tmp_path, [], entries=entries)
+    fill(path)
+    (setting,) = settings_of(read_cells(read_sweep(path)))
+    assert len(setting.kinds) == 4 and setting.label == ""
+
+
+def test_a_model_without_its_norms_is_another_one(tmp_path: Path) -> None:
+    path = sweep_file(
+        tmp_path, ["cot"], entries=[{"label": "lncot", **MODELS["lncot"], "disable_ln_mid": True}]
+    )
+    fill(path)
+    assert not [one for one in judged(path).tested if one.verdict.seeds]
+
+
+def test_the_paper_size_tests_every_claim() -> None:
+    assert judged(ROOT / "iridis" / "mini-repro" / "paper.json").absent == []
+
+
+def test_longer_training_is_longer_than_that_of_the_same_models(tmp_path: Path) -> None:
+    """Whatever else the sweep trains, and however short."""
+    entries = [{"label": "n", **MODELS["n"], "iterations": 10}]
+    for name in ("lncot", "adm"):
+        entries.append({"label": f"{name} longer", **MODELS[name], "iterations": 60, "run_prefix": "longer"})
+    path = sweep_file(tmp_path, ["lncot", "adm"], entries=entries)
+    steps = {
+        one.claim.where: one.setting.steps for one in judged(path).tested if one.first.startswith("lncot")
+    }
+    assert steps == {"Table 4": 40, "Section 5": 60}
+
+
+def test_evaluations_of_different_texts_are_not_compared(tmp_path: Path) -> None:
+    path = sweep_file(tmp_path, ["but", "cot"])
+    fill(path)
+    for label, digest in (("cot", "1"), ("but", "2")):
+        summary = folder_of(path, label, 0) / "eval_summary_ckpt.json"
+        text = {"tokens": 5, "sha256": digest}
+        write(summary, {**json.loads(summary.read_text()), "data": text})
+    assert finding(path, COT_BUT).missing == ["seed 0: evaluated on different texts"]
+
+
+def test_seconds_by_the_clock_are_those_of_all_jobs_once(tmp_path: Path) -> None:
+    path = sweep_file(tmp_path, ["but", "cot"], seeds=[0])
+    fill(path)
+    for label, starts in (("but", (100.0, 200.0)), ("cot", (105.0,))):
+        rows = [json.dumps({"seconds": 10.0, "started": start}) for start in starts]
+        write(folder_of(path, label, 0) / "segments.jsonl", "\n".join(rows) + "\n")
+    assert seconds_by_the_clock(read_cells(read_sweep(path))) == 15 + 10
 
 
 def test_evaluations_of_different_length_are_not_compared(tmp_path: Path) -> None:

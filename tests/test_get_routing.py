@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 import get_routing
+from models.routing import capacities, tokens_kept
+from optim.routers import whole_tokens
 from tests.command_lines import code_of
 from tests.sweeps import ADAPTIVE, PLACES
 
@@ -35,6 +37,15 @@ def test_both_kinds_of_a_budget_cost_the_same(rows: list[dict[str, Any]]) -> Non
 
 def test_at_full_compute_they_are_one_model(rows: list[dict[str, Any]]) -> None:
     assert rows[-2]["budget"] == 1 and rows[-2]["loss"] == pytest.approx(rows[-1]["loss"], abs=1e-5)
+
+
+def test_capacities_keep_the_nearest_number_of_tokens() -> None:
+    shares = [1.0, 0.74, 0.73, 0.73, 0.001]
+    kept, active = [], 32
+    for share in capacities(whole_tokens(shares, 32)):
+        active = tokens_kept(share, active, in_float32=True)
+        kept.append(active)
+    assert kept == [32, 24, 23, 23, 0]
 
 
 def test_every_row_has_seconds(rows: list[dict[str, Any]]) -> None:

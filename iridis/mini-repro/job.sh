@@ -54,7 +54,8 @@ ask_to_end() {
 # ended_early: the same command, or this very job, goes on
 ended_early() {
     REPORTED=1
-    if [[ $HOW == segment ]] && scontrol requeue "$SLURM_JOB_ID"; then
+    # without that signal a person has cancelled the job, or SLURM itself starts it again
+    if [[ $HOW == segment ]] && ((IS_ASKED_TO_END)) && scontrol requeue "$SLURM_JOB_ID"; then
         printf '=== the time is up: SLURM starts this job again, and it goes on\n'
         sleep 60 # SLURM ends it meanwhile
     fi
@@ -101,11 +102,11 @@ evaluate_words() {
     PAGE=(python -m report claims "$SWEEP" --output "$RUN_DIR")
 }
 
-# machine: what the run was made on, and how long it took here
+# machine: what the run was made on, and the seconds of this call alone: those of all trainings are in segments.jsonl
 machine() {
     printf 'machine   %s, %s cores\n' "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)" "$(nproc)"
     nvidia-smi -L 2>/dev/null || true
-    printf 'seconds   %s, of this call\n' "$SECONDS"
+    printf 'this call %s seconds; what earlier calls had finished is not in them\n' "$SECONDS"
 }
 
 # work: the text, the models (where they are not an array's), their evaluations, the page. A model that fails takes only itself away.
