@@ -146,7 +146,9 @@ def submitted(tmp_path: Path) -> Path:
 
 
 def test_tasks_are_known_by_their_experiments(submitted: Path, tmp_path: Path) -> None:
-    assert experiments(submitted, ["31"]) == {"31_0": tmp_path.resolve() / "exps" / "second"}
+    first, second = (tmp_path.resolve() / "exps" / name for name in ("first", "second"))
+    assert experiments(submitted, ["31"]) == {"31_0": second}
+    assert experiments(submitted, ["30", "31"]) == {"30_0": first, "31_0": second}
     assert experiments(submitted, ["32"]) == {}
 
 
@@ -188,14 +190,15 @@ def test_the_last_start_of_a_cell_tells_why_it_failed(submitted: Path, tmp_path:
     assert failures(submitted) == {}
 
 
-def test_an_array_that_slurm_has_forgotten_is_judged_by_its_experiments(
-    submitted: Path, tmp_path: Path
+def test_an_array_that_slurm_has_forgotten_is_judged_by_its_own_experiments(
+    submitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, links = submitted / "sweep" / "run_0", tmp_path / "links"
+    monkeypatch.setattr(cells, "IRIDIS", submitted)
+    links, folder = tmp_path / "links", tmp_path / "exps" / "first"
+    assert cells.ended("30", links) == "UNFINISHED"
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps({"args": {"iterations": 2}}))
+    assert (cells.ended("30", links), cells.ended("31", links)) == ("COMPLETED", "UNFINISHED")
     links.mkdir()
-    assert cells.ended(run, links) == "UNFINISHED"
-    for name in ("first", "second"):
-        folder = tmp_path / "exps" / name
-        folder.mkdir(parents=True)
-        (folder / "summary.json").write_text(json.dumps({"args": {"iterations": 2}}))
-    assert cells.ended(run, links) == "COMPLETED"
+    (links / "31_0").write_text("77\n")
+    assert cells.ended("31", links) == "COMPLETED"
