@@ -16,6 +16,7 @@ from iridis.arrays import experiments, failures, mark_of, ranges
 from monitor import read
 from optim.lock import job_name, name_of
 from optim.outcome import Kind, ended
+from tests.job_calls import call
 from tests.programs import ROOT
 from tests.statuses import said, write_queue
 
@@ -202,3 +203,20 @@ def test_an_array_that_slurm_has_forgotten_is_judged_by_its_own_experiments(
     links.mkdir()
     (links / "31_0").write_text("77\n")
     assert cells.ended("31", links) == "COMPLETED"
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks"), [("sweep-tried", ["31_0", "31_1"]), ("train-base1-x-0a", ["31_0"]), ("31_1", ["31_1"])]
+)
+def test_the_name_of_a_sweep_means_also_those_of_its_tasks_that_have_begun(
+    clone: Path, tmp_path: Path, name: str, tasks: list[str]
+) -> None:
+    run = clone / "iridis" / "sweep" / "run_0"
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "arrays.txt").write_text("31 0\n")
+    for each in ("sbatch", "sinfo", "scancel"):
+        program(tmp_path, each, "true")
+    program(tmp_path, "squeue", "echo '31_0|train-base1-x-0a|(null)'; echo '31_1|sweep-tried|(null)'")
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = call("bash", clone / "iridis" / "cancel.sh", "--dry-run", name, PATH=path)
+    assert sorted(line.split()[2] for line in done.stdout.splitlines()) == tasks, done.stderr

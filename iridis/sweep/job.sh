@@ -3,7 +3,7 @@
 # each by itself, until they are finished. Finished and queued cells are left out, so that the same command takes up what failed,
 # or was added to the file.
 #   bash iridis/sweep/job.sh SWEEP.json [--dry-run] [--local] [--max-running N] [--chain N] [--pin-code] [--after JOBID]
-# --max-running N   trains at most N cells at a time; with --local, one by default
+# --max-running N   trains at most N cells of an array at a time; with --local, one by default
 LIBRARY="$(dirname "$(readlink -f "$0")")/../train.sh" # sbatch would run a copy of this file from elsewhere
 [ -f "$LIBRARY" ] && [ -n "$BASH_VERSION" ] || { echo "error: call it by bash, not by sh or sbatch: bash iridis/sweep/job.sh" >&2; exit 2; }
 : "${CHAIN_BY:=requeue}" # a task keeps its place in the array, whose --max-running then holds
