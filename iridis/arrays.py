@@ -57,13 +57,16 @@ def experiments(packages: Path, arrays: Iterable[str]) -> dict[str, Path]:
     """
     wanted, found = set(arrays), dict[str, Path]()
     for run in packages.glob(f"{PACKAGE}/run_*") if wanted else ():
-        offsets = {array: offset for array, offset in arrays_of(run).items() if array in wanted}
-        if not offsets:
+        offsets = arrays_of(run)
+        if wanted.isdisjoint(offsets):
             continue
         with suppress(UserError, KeyError, TypeError, OSError):
-            folders = {int(cell["number"]): Path(cell["experiment"]) for cell in cells_of(run)}
-            for array, offset in offsets.items():
-                found |= {f"{array}_{n - offset}": folder for n, folder in folders.items() if n >= offset}
+            for cell in cells_of(run):
+                number = int(cell["number"])
+                begun = {array: offset for array, offset in offsets.items() if offset <= number}
+                array = max(begun, key=lambda array: begun[array], default="")
+                if array in wanted:
+                    found[f"{array}_{number - begun[array]}"] = Path(cell["experiment"])
     return found
 
 

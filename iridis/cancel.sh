@@ -46,7 +46,7 @@ our_jobs() {
 works_on() {
     local experiment="" package
     package="${1#"$REPO_DIR/iridis/"}" package="${package%%/*}"
-    [[ $WANTED != all && $WANTED != "$package" && ${1%/cell_*} != "$OF_ARRAY" ]] || return 0
+    [[ $WANTED != all && $WANTED != "$package" && -z ${MEANT[${1%/cell_*}]:-} ]] || return 0
     [[ ! -s "$1/experiment.txt" ]] || experiment="$(<"$1/experiment.txt")"
     [[ -n $experiment ]] && [[ $experiment == "$WANTED" || $experiment == "$(realpath -ms -- "$WANTED")" || $experiment == "$(realpath -m -- "$WANTED")" || $(basename "$experiment") == "$WANTED" ]]
 }
@@ -81,12 +81,15 @@ waits_for_chosen() {
 
 WANTED="${WORDS[0]%/}"
 sweeps
-OF_ARRAY="${ARRAYS[$WANTED]:-}" # the run folder of the array that is meant
-OF_ARRAY="${OF_ARRAY#* }"
 JOBS="$(our_jobs)"
+declare -A MEANT=() # run folders of the sweeps that are meant as a whole: by an array, or its name, which tasks keep until they begin
+[[ -z ${ARRAYS[$WANTED]:-} ]] || MEANT["${ARRAYS[$WANTED]#* }"]=1
+while IFS=$'\t' read -r _ name run _; do
+    [[ $name != "$WANTED" || $name != sweep-* || $run != */cell_* ]] || MEANT["${run%/cell_*}"]=1
+done <<<"$JOBS"
 choose
 ((${#CHOSEN[@]})) || die "no job in the queue is of $(printf '%q' "$WANTED"); squeue --me lists all"
-[[ $WANTED == all || -n $OF_ARRAY || -d "$REPO_DIR/iridis/$WANTED" ]] || ((${#EXPERIMENTS[@]} < 2)) ||
+[[ $WANTED == all || ${#MEANT[@]} != 0 || -d "$REPO_DIR/iridis/$WANTED" ]] || ((${#EXPERIMENTS[@]} < 2)) ||
     die "$WANTED is the name of several experiments; say which: $(printf '%q ' "${!EXPERIMENTS[@]}")"
 for id in "${!CHOSEN[@]}"; do
     printf '%s %s (%s)\n' "$( ((DRY_RUN)) && echo 'would cancel:' || echo 'cancelled:')" "$id" "${CHOSEN[$id]}"

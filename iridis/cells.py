@@ -3,7 +3,7 @@
     python -m iridis.cells SWEEP [--slurm] [--processes N --partition P --time T --nodes N --gpus N --no-data]
         [--package DIR [--pin]]                      # check all cells; with --package make DIR/run_N for them
     python -m iridis.cells SWEEP --state             # for iridis/graph.py: done, "queued IDS", or todo
-    python -m iridis.cells --ended RUN --links DIR   # what became of RUN, where SLURM has forgotten its array
+    python -m iridis.cells --ended ARRAY --links DIR # what became of an array that SLURM has forgotten
 
 stdout has lines NAME=VALUE for iridis/sweep/job.sh:
 
@@ -34,9 +34,9 @@ import config
 from config.places import places
 from config.sweep import Cell, Sweep, read_sweep
 from errors import UserError
-from files import write_atomically, write_json
+from files import write_json
 from iridis import paths
-from iridis.arrays import CELLS, arrays_of, cells_of, experiments, failures, mark_of, ranges
+from iridis.arrays import CELLS, experiments, failures, mark_of, ranges
 from iridis.preflight import is_done, lead_seconds, partition_problems, seconds_of, slurm
 from optim.done import wanted_data
 from optim.lock import holder
@@ -116,10 +116,9 @@ def lines_of(standings: Sequence[Standing], state: str) -> list[str]:
 
 def report(sweep: Sweep, standings: Sequence[Standing]) -> None:
     """For people, on stderr."""
-    held = lines_of(standings, HELD)
     lines = [f"note: {line}" for line in sweep.notes]
     lines += [f"refused: {line}" for line in lines_of(standings, REFUSED)]
-    lines += [f"note: {line.replace(': ', ' is being trained by ', 1)}" for line in held]
+    lines += [f"note: being trained by another: {line}" for line in lines_of(standings, HELD)]
     lines += [f"note: failed before, and tried again: {line}" for line in lines_of(standings, TODO)]
     states = [each.state for each in standings]
     words = {FINISHED: "finished", QUEUED: "in the queue", HELD: "being trained", REFUSED: "refused"}
@@ -183,9 +182,10 @@ def make_run(sweep: Sweep, standings: Sequence[Standing], package: Path, is_pinn
         cell, words = each.cell, whole(each.cell.words)
         place = run / f"cell_{cell.number}"
         place.mkdir()
-        write_atomically(place / "words", "".join(f"{word}\0" for word in words))
-        write_atomically(place / "command.txt", shlex.join(["python", "main.py", *words]) + "\n")
-        write_atomically(place / "experiment.txt", f"{each.folder}\n")
+        # nobody reads these before the array is submitted, and 500 cells would sync 3000 times
+        (place / "words").write_text("".join(f"{word}\0" for word in words))
+        (place / "command.txt").write_text(shlex.join(["python", "main.py", *words]) + "\n")
+        (place / "experiment.txt").write_text(f"{each.folder}\n")
         frozen.append(
             {"number": cell.number, "label": cell.title, "words": words, "experiment": str(each.folder)}
         )
@@ -201,14 +201,13 @@ def make_run(sweep: Sweep, standings: Sequence[Standing], package: Path, is_pinn
     return run
 
 
-def ended(run: Path, links: Path) -> str:
-    """COMPLETED where all experiments of a submission are finished but for those that another job goes on
-    with, else UNFINISHED. links: folder of files that name a job's successor.
+def ended(array: str, links: Path) -> str:
+    """COMPLETED where all experiments of an array are finished but for those that another job goes on with,
+    else UNFINISHED. links: folder of files that name a job's successor.
     """
-    tasks = {folder: task for task, folder in experiments(run.parent.parent, arrays_of(run)).items()}
-    folders = [Path(str(cell["experiment"])) for cell in cells_of(run)]
-    left = [folder for folder in folders if not Record(folder, problems=[]).finished()]
-    is_over = all((links / tasks.get(folder, "none")).exists() for folder in left)
+    tasks = experiments(IRIDIS, [array]).items()
+    left = [task for task, folder in tasks if not Record(folder, problems=[]).finished()]
+    is_over = tasks and all((links / task).exists() for task in left)
     return "COMPLETED" if is_over else "UNFINISHED"
 
 
@@ -236,7 +235,7 @@ def _parser() -> config.Arguments:
     parser.add_argument("--pin", action="store_true", help="words will be read in another folder")
     parser.add_argument("--state", action="store_true")
     parser.add_argument("--slurm", action="store_true", help="ask the queue")
-    parser.add_argument("--ended", type=Path)
+    parser.add_argument("--ended", metavar="ARRAY")
     parser.add_argument("--links", type=Path, default=Path())
     return parser
 

@@ -511,10 +511,10 @@ state_of() {
     local JobState="" FINISHED=0 log run
     JobState="$(scontrol show job -o "$1" 2>/dev/null | sed -nE 's/.* JobState=([^ ]+).*/\1/p' | worst_state || true)"
     [[ -n $JobState ]] || JobState="$(sacct -n -X -P -j "$1" -o State 2>/dev/null | worst_state || true)"
-    run="$(grep -lE "^$1 " "$REPO_DIR"/iridis/sweep/run_*/arrays.txt 2>/dev/null | head -n 1 || true)"
-    if [[ -n $run && (-z $JobState || $JobState == COMPLETED) ]]; then # its tasks may have ended at different times
+    # of an array, whose tasks may have ended at different times
+    if [[ -z $JobState || $JobState == COMPLETED ]] && grep -qsE "^$1 " "$REPO_DIR"/iridis/sweep/run_*/arrays.txt; then
         ensure_environment >&2
-        read_values JobState < <(cd "$REPO_DIR" && python -m iridis.cells --ended "$(dirname "$run")" --links "$LINKS_DIR")
+        read_values JobState < <(cd "$REPO_DIR" && python -m iridis.cells --ended "$1" --links "$LINKS_DIR")
     fi
     for log in "$REPO_DIR"/iridis/*/run_*/{,cell_*/}slurm_"$1".out; do
         [[ (-z $JobState || $JobState == COMPLETED) && -e $log ]] || continue

@@ -249,8 +249,11 @@ requeue() {
 # hand_over_to ID: that job goes on, unless SLURM has requeued this one meanwhile, or a person has cancelled it
 hand_over_to() {
     take_back_if_ended "$1"
-    { mkdir -p "$LINKS_DIR" && printf '%s\n' "$1" >"$LINKS_DIR/$THIS_JOB"; } || true
+    { mkdir -p "$LINKS_DIR" && printf '%s\n' "$1" >"$LINKS_DIR/$THIS_JOB" && exec 8>>"$LINKS_DIR/lock"; } || true
+    # tasks of an array that end together would overwrite what each adds to the same dependency
+    flock -w 60 8 2>/dev/null || true
     hand_on "$THIS_JOB" "$1"
+    exec 8>&-
     take_back_if_ended "$1" # that took a while
     DECIDED=1
     printf '=== job %s goes on\n' "$1"
@@ -293,7 +296,8 @@ shorten_limit() {
     LEAD=$((LEAD < ALLOWED_SECONDS / 4 ? LEAD : ALLOWED_SECONDS / 4))
 }
 
-# hand_on OLD NEW: jobs that wait for OLD wait for NEW instead; those that wait for the array of OLD, for NEW too
+# hand_on OLD NEW: jobs that wait for OLD wait for NEW instead; those that wait for the array of OLD, for NEW too. An array that
+# waits is told as a whole.
 hand_on() {
     local id dependency changed edit="s/:$1(:|,|\$)/:$2\\1/"
     [[ $1 != *_* ]] || edit+=";s/:(${1%_*})(_\*)?(:|,|\$)/:\\1:$2\\3/"
@@ -305,7 +309,7 @@ hand_on() {
             printf 'error: job %s waited for this one and could not be made to wait for job %s; cancelled\n' "$id" "$2" >&2
             scancel "$id"
         fi
-    done < <(squeue -h --me --states=PENDING -o '%i|%E' ||
+    done < <(squeue -h --me --states=PENDING -o '%F|%E' ||
         printf 'warning: squeue does not say which jobs wait for this one; they do not wait for the next\n' >&2)
 }
 

@@ -271,7 +271,7 @@ class Setting:
         found = [best_of(result, self.quantity)[1] for result in finished or self.results]
         return mean_of([value for value in found if value is not None])
 
-    @property
+    @cached_property
     def curve(self) -> dict[int, list[float]]:
         """Values of the seeds by step: of the finished cells where there are any, else of those that have
         been evaluated; at steps that all of them have.

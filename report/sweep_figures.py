@@ -194,10 +194,10 @@ def along_axes(
     low, high = clipped([setting.end.mean for setting in order if setting.end], quantity)
     for axis, (name, values) in zip(grid.flat, shown.items(), strict=False):
         place = _places(axis, name, values, WIDTH_OF_TICKS // columns)
-        for number, setting in enumerate(reversed(order)):
-            end = setting.end
-            assert end is not None, "ranked settings have a value at the end"
-            _point(axis, place(setting.place[name]), end, number == len(order) - 1)
+        points = [(place(each.place[name]), each.end) for each in order if each.end]
+        _points(axis, points[1:], BLUE)
+        _points(axis, points[:1], ORANGE)
+        axis.scatter([points[0][0]], [points[0][1].mean], s=STAR, marker="*", color=ORANGE, zorder=3)
         axis.margins(y=0.08)
     room = 0.08 * (high - low) or 0.01 * abs(high) or 1.0
     grid.flat[0].set_ylim(low - room, high + room)
@@ -214,11 +214,11 @@ def along_axes(
     return f"{stem}.png", caption
 
 
-def _point(axis: Axes, x: float, end: Mean, is_best: bool) -> None:
-    colour = ORANGE if is_best else BLUE
-    axis.errorbar([x], [end.mean], yerr=end.sem, fmt="o", color=colour, capsize=2, zorder=2)
-    if is_best:
-        axis.scatter([x], [end.mean], s=STAR, marker="*", color=ORANGE, zorder=3)
+def _points(axis: Axes, points: Sequence[tuple[float, Mean]], colour: str) -> None:
+    """All at once: errorbar makes several lines a call."""
+    places, means = [place for place, _ in points], [end.mean for _, end in points]
+    sems = [math.nan if end.sem is None else end.sem for _, end in points]
+    axis.errorbar(places, means, yerr=sems, fmt="o", color=colour, capsize=2, zorder=2)
 
 
 def _places(axis: Axes, name: str, values: Sequence[Any], room: int) -> Callable[[Any], float]:

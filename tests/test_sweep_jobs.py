@@ -16,6 +16,7 @@ from iridis.arrays import experiments, failures, mark_of, ranges
 from monitor import read
 from optim.lock import job_name, name_of
 from optim.outcome import Kind, ended
+from tests.job_calls import call
 from tests.programs import ROOT
 from tests.statuses import said, write_queue
 
@@ -146,7 +147,9 @@ def submitted(tmp_path: Path) -> Path:
 
 
 def test_tasks_are_known_by_their_experiments(submitted: Path, tmp_path: Path) -> None:
-    assert experiments(submitted, ["31"]) == {"31_0": tmp_path.resolve() / "exps" / "second"}
+    first, second = (tmp_path.resolve() / "exps" / name for name in ("first", "second"))
+    assert experiments(submitted, ["31"]) == {"31_0": second}
+    assert experiments(submitted, ["30", "31"]) == {"30_0": first, "31_0": second}
     assert experiments(submitted, ["32"]) == {}
 
 
@@ -188,14 +191,32 @@ def test_the_last_start_of_a_cell_tells_why_it_failed(submitted: Path, tmp_path:
     assert failures(submitted) == {}
 
 
-def test_an_array_that_slurm_has_forgotten_is_judged_by_its_experiments(
-    submitted: Path, tmp_path: Path
+def test_an_array_that_slurm_has_forgotten_is_judged_by_its_own_experiments(
+    submitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, links = submitted / "sweep" / "run_0", tmp_path / "links"
+    monkeypatch.setattr(cells, "IRIDIS", submitted)
+    links, folder = tmp_path / "links", tmp_path / "exps" / "first"
+    assert cells.ended("30", links) == "UNFINISHED"
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps({"args": {"iterations": 2}}))
+    assert (cells.ended("30", links), cells.ended("31", links)) == ("COMPLETED", "UNFINISHED")
     links.mkdir()
-    assert cells.ended(run, links) == "UNFINISHED"
-    for name in ("first", "second"):
-        folder = tmp_path / "exps" / name
-        folder.mkdir(parents=True)
-        (folder / "summary.json").write_text(json.dumps({"args": {"iterations": 2}}))
-    assert cells.ended(run, links) == "COMPLETED"
+    (links / "31_0").write_text("77\n")
+    assert cells.ended("31", links) == "COMPLETED"
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks"), [("sweep-tried", ["31_0", "31_1"]), ("train-base1-x-0a", ["31_0"]), ("31_1", ["31_1"])]
+)
+def test_the_name_of_a_sweep_means_also_those_of_its_tasks_that_have_begun(
+    clone: Path, tmp_path: Path, name: str, tasks: list[str]
+) -> None:
+    run = clone / "iridis" / "sweep" / "run_0"
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "arrays.txt").write_text("31 0\n")
+    for each in ("sbatch", "sinfo", "scancel"):
+        program(tmp_path, each, "true")
+    program(tmp_path, "squeue", "echo '31_0|train-base1-x-0a|(null)'; echo '31_1|sweep-tried|(null)'")
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = call("bash", clone / "iridis" / "cancel.sh", "--dry-run", name, PATH=path)
+    assert sorted(line.split()[2] for line in done.stdout.splitlines()) == tasks, done.stderr

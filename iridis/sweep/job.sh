@@ -3,7 +3,7 @@
 # each by itself, until they are finished. Finished and queued cells are left out, so that the same command takes up what failed,
 # or was added to the file.
 #   bash iridis/sweep/job.sh SWEEP.json [--dry-run] [--local] [--max-running N] [--chain N] [--pin-code] [--after JOBID]
-# --max-running N   trains at most N cells at a time; with --local, one by default
+# --max-running N   trains at most N cells of an array at a time; with --local, one by default
 LIBRARY="$(dirname "$(readlink -f "$0")")/../train.sh" # sbatch would run a copy of this file from elsewhere
 [ -f "$LIBRARY" ] && [ -n "$BASH_VERSION" ] || { echo "error: call it by bash, not by sh or sbatch: bash iridis/sweep/job.sh" >&2; exit 2; }
 : "${CHAIN_BY:=requeue}" # a task keeps its place in the array, whose --max-running then holds
@@ -54,7 +54,7 @@ plan() {
     ARRAYS="" QUEUED="" LEFT_OUT=0
     answer="$(cells "$@")" || exit $?
     read_values SWEEP_NAME RUN_DIR ARRAYS QUEUED LEFT_OUT LEAD <<<"$answer"
-    JOB_NAME="sweep-$SWEEP_NAME"
+    JOB_NAME="sweep-$(tr -c 'A-Za-z0-9._=\n-' _ <<<"$SWEEP_NAME")"
 }
 
 # begin_run: keep the command
@@ -94,6 +94,8 @@ submit_job() {
     sbatch_words # its complaints come before anything is made
     ((DRY_RUN)) || words+=(--package "$PACKAGE_DIR")
     ((!PIN_CODE)) || words+=(--pin)
+    # another submission at this moment would not find these cells in the queue
+    if ((!DRY_RUN)) && { exec 8>>"$PACKAGE_DIR/.lock"; } 2>/dev/null; then flock -w 300 8 2>/dev/null || true; fi
     plan "${words[@]}"
     if [[ -z $ARRAYS ]]; then
         [[ -z $QUEUED ]] || printf 'job:          %s (in the queue already)\n' "$QUEUED"
