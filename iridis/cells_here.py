@@ -72,12 +72,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--gpus", type=int, default=0, help="of this machine")
     wanted = parser.parsed(argv)
     cells, content = cells_of(wanted.run), read_json(wanted.run / CELLS) or {}
-    stopped = train(wanted.run, cells, wanted.at_once, wanted.processes, wanted.gpus)
+    stopped = set(train(wanted.run, cells, wanted.at_once, wanted.processes, wanted.gpus))
     problems, done = list(content["left_out"]), content["finished"]
     for cell in cells:
         outcome = read_outcome(place_of(wanted.run, cell) / OUTCOME)
         if outcome is not None and outcome.is_done:
             done += 1
+            stopped.discard(cell["label"])  # the stop came when the training had ended
         elif cell["label"] not in stopped:
             reason = "ended without a word, see above" if outcome is None else outcome.reason
             problems.append(f"cell {cell['number']} ({cell['label']}): {reason}")

@@ -334,4 +334,6 @@ def _write_numbers(
                 colour = "white" if 0.3 * red + 0.6 * green + 0.1 * blue < 0.5 else BLACK
             axis.text(x, y, text.strip(), ha="center", va="center", color=colour, fontsize=size)
             if setting is best:
-                axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor=ORANGE, linewidth=2))
+                # not clipped: half of the line would be missing at the edges of the map
+                frame = Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor=ORANGE, linewidth=2)
+                axis.add_patch(frame).set(clip_on=False, zorder=3)
