@@ -415,10 +415,17 @@ def _values_of(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 
 def _check_cells(path: Path, cells: Sequence[Cell]) -> None:
-    """Raises UserError where two cells are one experiment, or none can be trained."""
+    """Raises UserError where two cells are one experiment or have one name, or none can be trained."""
     first: dict[Path, Cell] = {}
+    named: dict[str, Cell] = {}
     lines = []
     for cell in cells:
+        namesake = named.setdefault(cell.title, cell)
+        if namesake is not cell:
+            lines.append(
+                f"{path}: cells {namesake.number} and {cell.number} are both called {cell.title}; label one"
+                " of them otherwise"
+            )
         args = cell.resolved().args
         if args is None:
             continue

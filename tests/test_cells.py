@@ -185,6 +185,12 @@ def test_cells_of_one_folder_are_refused(tmp_path: Path) -> None:
     assert line.startswith("cells 0 (iterations=10) and 1 (iterations=20) are one experiment")
 
 
+def test_cells_of_one_name_are_refused(tmp_path: Path) -> None:
+    entries = [{"label": "model=but", "model": "cot"}, {"model": "but"}]
+    (line,) = lines(tmp_path, list=entries)
+    assert line == "cells 0 and 1 are both called model=but; label one of them otherwise"
+
+
 def test_a_batch_that_is_only_cut_otherwise_is_the_same_cell(tmp_path: Path) -> None:
     (line,) = lines(tmp_path, list=[{"batch_size": 8, "acc_steps": 2}, {"batch_size": 4, "acc_steps": 4}])
     assert "are one experiment" in line
