@@ -45,6 +45,7 @@ from optim.reader import Record, printed
 
 FINISHED, QUEUED, HELD, REFUSED, TODO = "finished", "queued", "held", "refused", "todo"
 BLOCK = 1000  # most cells of an array; the others' numbers have as many digits more
+SHOWN = 10  # commands of a dry run
 IRIDIS = Path(__file__).parent
 
 
@@ -184,7 +185,7 @@ def make_run(sweep: Sweep, standings: Sequence[Standing], package: Path, is_pinn
         place.mkdir()
         # nobody reads these before the array is submitted, and 500 cells would sync 3000 times
         (place / "words").write_text("".join(f"{word}\0" for word in words))
-        (place / "command.txt").write_text(shlex.join(["python", "main.py", *words]) + "\n")
+        (place / "command.txt").write_text(command(words) + "\n")
         (place / "experiment.txt").write_text(f"{each.folder}\n")
         frozen.append(
             {"number": cell.number, "label": cell.title, "words": words, "experiment": str(each.folder)}
@@ -257,7 +258,22 @@ def plan(wanted: Namespace, sweep: Sweep, standings: Sequence[Standing]) -> dict
         answer |= {"ARRAYS": arrays(numbers, size), "LEAD": max(leads)}
         if wanted.package is not None:
             answer["RUN_DIR"] = make_run(sweep, standings, wanted.package, wanted.pin)
+        else:
+            print(*commands(todo), sep="\n", file=sys.stderr)
     return answer
+
+
+def commands(todo: Sequence[Standing]) -> list[str]:
+    """For a dry run: what the first cells run."""
+    lines = [
+        f"would train: cell {each.cell.number} ({each.cell.title}): {command(each.cell.words)}"
+        for each in todo[:SHOWN]
+    ]
+    return lines + [f"would train: {len(todo) - SHOWN} more cells"] * (len(todo) > SHOWN)
+
+
+def command(words: Sequence[str]) -> str:
+    return shlex.join(["python", "main.py", *words])
 
 
 def main(argv: Sequence[str]) -> int:

@@ -220,3 +220,15 @@ def test_the_name_of_a_sweep_means_also_those_of_its_tasks_that_have_begun(
     path = f"{tmp_path}:{os.environ['PATH']}"
     done = call("bash", clone / "iridis" / "cancel.sh", "--dry-run", name, PATH=path)
     assert sorted(line.split()[2] for line in done.stdout.splitlines()) == tasks, done.stderr
+
+
+def test_a_dry_run_shows_commands_of_the_first_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RESULTS_DIR", str(tmp_path))
+    file = tmp_path / "tried.json"
+    file.write_text(json.dumps({"flags": {"dataset": "stdlib"}, "seeds": [*range(12)]}))
+    cells.main([str(file), "--no-data"])
+    shown = [line for line in capsys.readouterr().err.splitlines() if line.startswith("would train: ")]
+    assert shown[0].startswith("would train: cell 0 (seed=0): python main.py --")
+    assert shown[cells.SHOWN :] == ["would train: 2 more cells"]
