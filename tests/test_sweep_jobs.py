@@ -230,5 +230,5 @@ def test_a_dry_run_shows_commands_of_the_first_cells(
     file.write_text(json.dumps({"flags": {"dataset": "stdlib"}, "seeds": [*range(12)]}))
     cells.main([str(file), "--no-data"])
     shown = [line for line in capsys.readouterr().err.splitlines() if line.startswith("would train: ")]
-    assert shown[0].startswith("would train: cell 0 (seed=0): python main.py --")
+    assert shown[0].startswith("would train: cell 0 (tried seed=0): python main.py --")
     assert shown[cells.SHOWN :] == ["would train: 2 more cells"]
