@@ -86,7 +86,8 @@ def _overlap(facts: Mapping[str, Any]) -> str:
     found = facts.get("overlap")
     if not isinstance(found, dict):
         return "not checked" if found is None else str(found)
-    rest, words = dict(found), []
+    # documents are not counted where tokens do not say where one ends
+    rest, words = {name: value for name, value in found.items() if value is not None}, []
     if rest.keys() >= set(OF_WINDOWS):
         shared, windows, length = (_counted(rest.pop(name)) for name in OF_WINDOWS)
         words.append(f"{shared} of {windows} windows of {length} tokens")
