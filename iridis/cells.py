@@ -43,7 +43,7 @@ from optim.lock import holder
 from optim.names import STOP
 from optim.reader import Record, printed
 
-FINISHED, QUEUED, HELD, REFUSED, TODO = "finished", "queued", "held", "refused", "todo"
+FINISHED, QUEUED, HELD, REFUSED, TO_TRAIN = "finished", "queued", "held", "refused", "to train"
 BLOCK = 1000  # most cells of an array; the others' numbers have as many digits more
 SHOWN = 10  # commands of a dry run
 IRIDIS = Path(__file__).parent
@@ -96,7 +96,7 @@ def standing(cell: Cell, jobs: Mapping[str, str], failed: Mapping[Path, str], wa
         problems += str(error).splitlines()
     if problems:
         return Standing(cell, REFUSED, "; ".join(map(config.as_written(cell.words), problems)))
-    return Standing(cell, TODO, failed.get(folder.resolve(), ""))
+    return Standing(cell, TO_TRAIN, failed.get(folder.resolve(), ""))
 
 
 def of_cells(standings: Sequence[Standing]) -> str:
@@ -120,11 +120,11 @@ def report(sweep: Sweep, standings: Sequence[Standing]) -> None:
     lines = [f"note: {line}" for line in sweep.notes]
     lines += [f"refused: {line}" for line in lines_of(standings, REFUSED)]
     lines += [f"note: being trained by another: {line}" for line in lines_of(standings, HELD)]
-    lines += [f"note: failed before, and tried again: {line}" for line in lines_of(standings, TODO)]
+    lines += [f"note: failed before, and tried again: {line}" for line in lines_of(standings, TO_TRAIN)]
     states = [each.state for each in standings]
     words = {FINISHED: "finished", QUEUED: "in the queue", HELD: "being trained", REFUSED: "refused"}
     counts = [f"{states.count(state)} {word}" for state, word in words.items() if state in states]
-    counts.append(f"{states.count(TODO)} to do")
+    counts.append(f"{states.count(TO_TRAIN)} to do")
     print(*lines, f"sweep {sweep.name}: {len(states)} cells: {', '.join(counts)}", sep="\n", file=sys.stderr)
 
 
@@ -176,7 +176,7 @@ def make_run(sweep: Sweep, standings: Sequence[Standing], package: Path, is_pinn
             number += 1
         except OSError as error:
             raise UserError(f"cannot make {run}: {error.strerror}; work in a clone of your own") from None
-    todo = [each for each in standings if each.state == TODO]
+    todo = [each for each in standings if each.state == TO_TRAIN]
     whole = paths.whole if is_pinned else list
     frozen = []
     for each in todo:
@@ -213,7 +213,7 @@ def ended(array: str, links: Path) -> str:
 
 
 def state(standings: Sequence[Standing]) -> str:
-    if any(each.state in (TODO, REFUSED, HELD) for each in standings):
+    if any(each.state in (TO_TRAIN, REFUSED, HELD) for each in standings):
         return "todo"
     return f"queued {jobs_of(standings)}" if jobs_of(standings) else "done"
 
@@ -246,7 +246,7 @@ def plan(wanted: Namespace, sweep: Sweep, standings: Sequence[Standing]) -> dict
     be trained.
     """
     report(sweep, standings)
-    todo = [each for each in standings if each.state == TODO]
+    todo = [each for each in standings if each.state == TO_TRAIN]
     if not todo and {each.state for each in standings} == {REFUSED}:
         raise UserError(f"{sweep.path}: every cell is refused, see above")
     answer: dict[str, object] = {"SWEEP_NAME": sweep.name, "QUEUED": jobs_of(standings)}
