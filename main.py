@@ -42,7 +42,7 @@ def build_and_run(args: Namespace, world: World, ending: Ending, closing: ExitSt
     from optim.done import is_finished
     from optim.experiment import Experiment
     from optim.reporting import log, start_logging
-    from optim.setup import hold, is_own_file, set_precision, starting_point
+    from optim.setup import hold, is_own_file, keep_freed_memory, set_precision, starting_point
     from optim.stopping import Stopper
     from optim.training import Trainer
 
@@ -56,6 +56,8 @@ def build_and_run(args: Namespace, world: World, ending: Ending, closing: ExitSt
     stop_files = [folder / STOP, *([Path(args.stop_file)] if args.stop_file else [])]
     with Stopper(world, stop_files, args.max_runtime_minutes, began, args.stop_signals) as stopper:
         set_precision(args.deterministic)
+        if world.device.type == "cpu":
+            keep_freed_memory()
         world.on_main(lambda: held.append(hold(folder, args.iterations, ending, stopper, closing)))
         ending.held = True
         if world.on_main(lambda: is_finished(folder, args)):

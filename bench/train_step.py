@@ -51,8 +51,6 @@ def gpt(args: Namespace) -> None:
         "batch_size": args.batch_size,
         "sequence_length": args.sequence_length or 1024,
     }
-    if args.device == "cpu":
-        keep_freed_memory()
     settings = flags_of_gpt(**shape, compile=bool(args.compile))
     model, fast = micro_batch(settings, args.device, args.dtype, plain=False)
     optimizer = make_optimizer(model, settings)
@@ -110,6 +108,8 @@ def main() -> None:
         rounds=7,
         model="lncot",
     )
+    if args.device == "cpu":
+        keep_freed_memory()  # as main.py does
     if args.recipe == "gpt":
         gpt(args)
         return

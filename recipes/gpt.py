@@ -322,11 +322,8 @@ def assemble(args: Namespace, world: World, folder: Path) -> Parts:
     from optim.forecast import forecast
     from optim.reader import Record
     from optim.reporting import peak_flops
-    from optim.setup import keep_freed_memory
     from optim.smoothed_loss import SmoothedLoss
 
-    if world.device.type == "cpu":
-        keep_freed_memory()
     parts = cotformer.assemble(args, world, folder)
 
     def describe(schedule: str) -> list[str]:
