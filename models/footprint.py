@@ -28,9 +28,7 @@ MUON_COPIES = 6  # of the matrix that is orthogonalised
 
 @dataclass(frozen=True)
 class Part:
-    """Parameters of one shape. kind: matrix, vector, table, head or router; unit: what --shard full gathers
-    at a time, block or root.
-    """
+    """Parameters of one shape. kind: matrix, vector, table, head or router."""
 
     name: str
     kind: str
@@ -144,7 +142,8 @@ def numbers(parts: Sequence[Part]) -> int:
     return sum(part.size for part in parts)
 
 
-def _block_numbers(parts: Sequence[Part]) -> int:
+def block_numbers(parts: Sequence[Part]) -> int:
+    """Of the layers alone."""
     return numbers([part for part in parts if part.in_block])
 
 
@@ -357,7 +356,7 @@ def footprint(settings: ModelSettings, training: Training) -> Footprint:
     copies = _casts(parts, training, everything=True)
     before = held + gradients * always
     working = 2 * n * settings.inner_width * training.width + _again(settings, training)
-    working += 0 if always else FLOAT * _block_numbers(parts) // settings.n_layer
+    working += 0 if always else FLOAT * block_numbers(parts) // settings.n_layer
     table = FLOAT * settings.table_rows * settings.n_embd * (always if settings.is_modern else 2)
     of_step = 0
     if training.opt == "muon":
@@ -384,7 +383,7 @@ def gathered_bytes(settings: ModelSettings) -> int:
     and two blocks, of which the second is fetched while the first computes.
     """
     parts = parameters(settings)
-    of_blocks = _block_numbers(parts)
+    of_blocks = block_numbers(parts)
     outside = numbers(parts) - of_blocks
     return 2 * FLOAT * (outside + 2 * of_blocks // settings.n_layer)
 

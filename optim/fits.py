@@ -47,10 +47,12 @@ def training_of(args: Namespace, processes: int = 1) -> Training:
         raise UserError("there are formulas for networks of text alone")
     if args.acc_steps % processes:
         raise UserError(f"--acc_steps {args.acc_steps} cannot be shared by {processes} processes")
-    shares = args.training_length_factor
+    shares, dtype = args.training_length_factor, args.dtype
+    if dtype == "auto":
+        dtype = "bfloat16"
     return Training(
         batch_size=args.batch_size,
-        dtype="bfloat16" if args.dtype == "auto" else args.dtype,
+        dtype=dtype,
         opt=args.opt,
         processes=processes,
         micro_batches=args.acc_steps // processes,
@@ -107,6 +109,8 @@ def run(argv: Sequence[str]) -> int:
     if "--" in words:
         separator = words.index("--")
         words, flags = words[:separator], words[separator + 1 :]
+    elif not {"-h", "--help"} & set(words):
+        raise UserError("give the flags of main.py after --: python -m optim.fits -- --model lncot ...")
     parser = config.Arguments(
         prog=PROG, description="Memory of a training by formula. Flags of main.py: after --"
     )
