@@ -2,9 +2,9 @@
 
     python bench/plan.py [--peak_tflops 989] [--alone 0.4] [--nvlink_gbs 450] [--disk_gbs 1] [--gather_gbs 1]
 
---peak_tflops, --nvlink_gbs: what the maker states of an H100 (SXM), of NVLink in one direction. --alone:
-share of the peak that one GPU is assumed to reach. --disk_gbs, --gather_gbs: assumed rates at which one process
-writes a file, and takes in the shards of all others over gloo.
+--peak_tflops, --nvlink_gbs: what the maker states of an H100 (SXM), and of NVLink in one direction.
+--alone: share of the peak that one GPU is assumed to reach. --disk_gbs, --gather_gbs: assumed rates at which
+one process writes a file, and takes in the shards of all others over gloo.
 """
 
 from __future__ import annotations
