@@ -10,6 +10,7 @@
     adapters.py                         low-rank matrices, trained beside frozen ones
     fp8.py                              linear layers in FP8, in training
     network.py, weights.py, macs.py     what training asks of a network; loading; multiply-accumulates
+    footprint.py                        bytes of a training by formula
     export.py, hugging_face.py          a folder for transformers
     byte_format.py                      names of the public byte GPT
     coalescence/                        networks of coalescence times

@@ -1,0 +1,98 @@
+"""Memory by formula is what is measured, and the program that tells it takes bad input in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.common import flags
+from bench.scale import GRID, row
+from models import make_model_from_args
+from models.footprint import Training, checkpoint_bytes, footprint, largest_micro_batch
+from models.settings import ModelSettings
+from optim import fits
+from optim.optimizers import make_optimizer
+
+TINY = {"n_embd": 64, "n_head": 2, "batch_size": 2, "sequence_length": 64, "vocab_size": 512}
+LNCOT = [
+    "--model",
+    "lncot",
+    "--n_layer",
+    "4",
+    "--n_layer_begin",
+    "1",
+    "--n_layer_end",
+    "1",
+    "--n_repeat",
+    "3",
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "name",
+    ["base", "but", "lncot", "lncot, checkpointing by pass", "adm, a half and a quarter go on", "gpt"],
+)
+def test_formula_agrees_with_measured_bytes(name: str, dtype: str) -> None:
+    ratio = row(flags(**{**TINY, **GRID[name]}), "cpu", dtype)["formula_over_measured"]
+    exact = {ratio[what] for what in ("weights", "gradients", "states")}
+    assert exact == {1.0}
+    assert ratio["kept"] == pytest.approx(1, abs=0.1)
+    assert ratio["peak"] == pytest.approx(1, abs=0.15)
+
+
+def test_checkpoint_is_as_large_as_the_formula_says(tmp_path: Path) -> None:
+    args = flags(n_embd=128, n_head=4, n_layer=4, sequence_length=32, vocab_size=512)
+    model = make_model_from_args(args)
+    optimizer = make_optimizer(model, args)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    torch.save([model.state_dict(), optimizer.state_dict()], tmp_path / "file")
+    size = checkpoint_bytes(ModelSettings.from_args(args), "adamw")
+    tied = 4 * model.embedding.weight.numel()
+    assert (tmp_path / "file").stat().st_size == pytest.approx(size, rel=0.03, abs=tied)
+
+
+def test_largest_micro_batch_is_the_last_that_fits() -> None:
+    settings, training = ModelSettings.from_args(flags(**TINY)), Training(1)
+    size = largest_micro_batch(settings, training, 10**9)
+    peaks = [footprint(settings, Training(count)).peak for count in (size, size + 1)]
+    assert peaks[0] <= 10**9 < peaks[1]
+
+
+def test_shards_hold_their_share() -> None:
+    settings = ModelSettings.from_args(flags(**TINY))
+    whole, part, least = (
+        footprint(settings, Training(1, processes=4, shard=shard)) for shard in ("none", "optimizer", "full")
+    )
+    assert (part.states, part.weights) == (whole.states // 4, whole.weights)
+    assert (least.states, least.weights) == (whole.states // 4, whole.weights // 4)
+
+
+def test_program_tells_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fits.main(["--cards", "24", "--processes", "2", "--", *LNCOT]) == 0
+    text = capsys.readouterr().out
+    assert "24 GB: fits" in text
+    assert "--activation_checkpointing block --shard full" in text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--", "--model", "pondernet"],
+        ["--cards", "0", "--", *LNCOT],
+        ["--processes", "3", "--", *LNCOT],
+        ["--cards", "inf", "--", *LNCOT],
+        ["--", "coalescence"],
+        ["--", "--modl", "lncot"],
+        [*LNCOT],
+    ],
+)
+def test_bad_input_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        fits.main(words)
+    assert stop.value.code == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
