@@ -187,6 +187,11 @@ class Transformer(nn.Module):
                 setattr(block, name, torch.compile(getattr(block, name), dynamic=dynamic))
 
     @property
+    def units(self) -> list[nn.Module]:
+        """As models.network.Network."""
+        return [module for module in self.modules() if isinstance(module, Block)]
+
+    @property
     def head(self) -> tuple[nn.Module, Tensor]:
         """Last norm, over muP's multiple of the width, and output weight (V, D), with padded rows below those
         of tokens.
