@@ -147,7 +147,7 @@ def place_problems(args: Namespace) -> list[Problem]:
 
 
 # flags that --shard full does not go with, and their values that are no obstacle
-NOT_FULLY_SHARDED = {"sample_every": 0, "core_metric_every": 0, "layer_norms": 0, "fp8": False}
+NOT_FULLY_SHARDED: dict[str, int | None] = {"sample_every": 0, "core_data": None, "layer_norms": 0, "fp8": False}
 
 
 def shard_problems(args: Namespace) -> list[Problem]:
@@ -155,11 +155,12 @@ def shard_problems(args: Namespace) -> list[Problem]:
     if args.shard == WHOLE:
         return []
     problems, what = [], f"--shard {args.shard}"
-    for name, value in {"objective": NEXT_TOKEN, "opt": "adamw", "adapt": None}.items():
-        given = getattr(args, name, None)
-        if given != value:
-            goes = f"only with --{name} {value}" if value else f"without --{name}"
-            problems.append(Problem(f"{what} goes {goes}, not with {given}", "shard", name))
+    for name, value in {"objective": NEXT_TOKEN, "opt": "adamw"}.items():
+        if getattr(args, name) != value:
+            line = f"{what} goes only with --{name} {value}, not with {getattr(args, name)}"
+            problems.append(Problem(line, "shard", name))
+    if args.adapt is not None:
+        problems.append(Problem(f"{what} goes without --adapt", "shard", "adapt"))
     if args.shard == FULLY_SHARDED:
         for name, value in NOT_FULLY_SHARDED.items():
             if getattr(args, name, value) != value:

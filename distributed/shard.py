@@ -9,6 +9,7 @@ torch's parts are loaded where they are used: they take half a second.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -76,6 +77,8 @@ class ShardedObjective(nn.Module):
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
         super().__init__()
+        # keys and values are views, and nothing changes them in place
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
         self.objective, self.unused = objective, unused
         mesh = init_device_mesh(world.device.type, (world.size,))
         for unit in self.network.units:
