@@ -155,9 +155,9 @@ def shard_problems(args: Namespace) -> list[Problem]:
     if args.shard == WHOLE:
         return []
     problems, what = [], f"--shard {args.shard}"
-    for name, value in {"objective": NEXT_TOKEN, "opt": "adamw"}.items():
-        if getattr(args, name) != value:
-            line = f"{what} goes only with --{name} {value}, not with {getattr(args, name)}"
+    for name, wanted in {"objective": NEXT_TOKEN, "opt": "adamw"}.items():
+        if getattr(args, name) != wanted:
+            line = f"{what} goes only with --{name} {wanted}, not with {getattr(args, name)}"
             problems.append(Problem(line, "shard", name))
     if args.adapt is not None:
         problems.append(Problem(f"{what} goes without --adapt", "shard", "adapt"))
