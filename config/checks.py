@@ -10,6 +10,7 @@ from pathlib import Path
 
 from config.curriculum import LENGTH, curriculum_problems
 from config.curriculum import NONE as NO_CURRICULUM
+from config.groups.jobs import FULLY_SHARDED, WHOLE
 from config.groups.objective import DISTILLATION, DPO, EXAMPLES, MULTI_TOKEN, NEXT_TOKEN, OF_OBJECTIVES
 from config.mixture import given_weights, has_paths, is_mixture
 from config.naming import MAX_COMPONENT, bad_name
@@ -141,7 +142,34 @@ def unused_by_objective(args: Namespace) -> dict[str, str]:
 def place_problems(args: Namespace) -> list[Problem]:
     """Of the device, the names and the dataset."""
     named = name_problems(args)
-    return [*named, *_dataset_problems(args), *packing_problems(args), *curriculum_problems(args)]
+    shard = shard_problems(args)
+    return [*named, *_dataset_problems(args), *packing_problems(args), *curriculum_problems(args), *shard]
+
+
+# flags that --shard full does not go with, and their values that are no obstacle
+NOT_FULLY_SHARDED: dict[str, int | None] = {"sample_every": 0, "core_data": None, "layer_norms": 0, "fp8": False}
+
+
+def shard_problems(args: Namespace) -> list[Problem]:
+    """Of what is trained in shards."""
+    if args.shard == WHOLE:
+        return []
+    problems, what = [], f"--shard {args.shard}"
+    for name, wanted in {"objective": NEXT_TOKEN, "opt": "adamw"}.items():
+        if getattr(args, name) != wanted:
+            line = f"{what} goes only with --{name} {wanted}, not with {getattr(args, name)}"
+            problems.append(Problem(line, "shard", name))
+    if args.adapt is not None:
+        problems.append(Problem(f"{what} goes without --adapt", "shard", "adapt"))
+    if args.shard == FULLY_SHARDED:
+        for name, value in NOT_FULLY_SHARDED.items():
+            if getattr(args, name, value) != value:
+                line = f"{what} goes without --{name}: no process has the whole network"
+                problems.append(Problem(line, "shard", name))
+        if args.dtype == "float16":
+            line = f"{what} goes with --dtype float32 and bfloat16, not with float16"
+            problems.append(Problem(line, "shard", "dtype"))
+    return problems
 
 
 def name_problems(args: Namespace) -> list[Problem]:

@@ -94,11 +94,10 @@ class World:
 
     @contextmanager
     def accumulating(self, model: nn.Module, last: bool) -> Iterator[None]:
-        """Gradients are averaged only after the last micro-batch of a step."""
-        if last or self.size == 1:
+        """Gradients that are not in shards are averaged only after the last micro-batch of a step."""
+        if last or not isinstance(model, nn.parallel.DistributedDataParallel):
             yield
         else:
-            assert isinstance(model, nn.parallel.DistributedDataParallel)
             with model.no_sync():
                 yield
 

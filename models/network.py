@@ -36,8 +36,10 @@ class Network(Protocol):
     network may also have `softcap`: c, where its logits z are c tanh(z / c); `vocabulary`, where its output
     weight has more rows than there are tokens; `head_recipe`: by which recipe of models/fp8.py the loss
     multiplies with that weight in training; `width_multiple`, where it is made after the rules of muP, which
-    the optimiser then follows; `embedding`, the nn.Embedding of its tokens; and `begins_with(weights)`: what
-    it begins with, of the weights of a file that --init_from names (raises UserError).
+    the optimiser then follows; `embedding`, the nn.Embedding of its tokens; `units`, the modules that run one
+    after the other, each by its call and as often on all processes, of which --shard full has one whole at a
+    time; and `begins_with(weights)`: what it begins with, of the weights of a file that --init_from names
+    (raises UserError).
     """
 
     @property

@@ -187,6 +187,16 @@ class Transformer(nn.Module):
                 setattr(block, name, torch.compile(getattr(block, name), dynamic=dynamic))
 
     @property
+    def units(self) -> list[nn.Module]:
+        """As models.network.Network. A process whose tokens have all left skips further passes: blocks that
+        may so be called less often than on other processes are none.
+        """
+        names = ["h_begin", "h_mid", "h_end"] if self.settings.variant.loop else ["h"]
+        if self.settings.variant.variable_tokens:
+            names.remove("h_mid")
+        return [block for name in names for block in cast(nn.ModuleList, self.transformer[name])]
+
+    @property
     def head(self) -> tuple[nn.Module, Tensor]:
         """Last norm, over muP's multiple of the width, and output weight (V, D), with padded rows below those
         of tokens.

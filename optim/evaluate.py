@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from data.batch import Batch, EvalSet
 from data.sizes import text_in
+from distributed.shard import is_sharded
 from distributed.world import World
 from models.loss import IGNORE
 from optim.intervals import spread
@@ -114,7 +115,8 @@ def summed(
     mode without gradients; the model is left in training mode if it was.
 
     Batch b is run by process b % world.size; sums are kept per batch and added in one order, so that the
-    number of processes leaves no trace. None where `should_stop` (called by all processes together) said so.
+    number of processes leaves no trace. Where weights are in shards, processes without a batch run the last
+    one too, as all must run together. None where `should_stop` (called by all processes together) said so.
     progress: called with the number of batches that are done. kept: where the sums go at a stop and from time
     to time, and from where they are taken up; it is the caller's to remove, once the numbers are written.
     """
@@ -133,11 +135,14 @@ def summed(
         kept_at = time.monotonic()
         progress(begun)
         for first in range(begun, n_batches, world.size):
-            number = first + world.rank
-            if number < n_batches:
+            number = min(first + world.rank, n_batches - 1)
+            is_mine = first + world.rank < n_batches
+            if is_mine or is_sharded(model):
                 part = slice(number * batch_size, (number + 1) * batch_size)
                 batch = windows.batch(windows_read[part]).to(world.device)
-                sums[number], by_window[part] = measure(batch, EVAL_SEED + number)
+                found = measure(batch, EVAL_SEED + number)
+                if is_mine:
+                    sums[number], by_window[part] = found
             done = min(first + world.size, n_batches)
             progress(done)
             stop = should_stop()

@@ -19,6 +19,7 @@ from torch import nn
 
 from data.batch import EvalSet
 from data.sizes import bits_per_byte
+from distributed.shard import is_sharded
 from distributed.world import World
 from optim.evaluate import EvaluationPlan, evaluate
 from optim.names import OF_TRAINING
@@ -102,7 +103,8 @@ class HeldOut:
     def run(
         self, whole: bool, should_stop: Callable[[], bool], advanced: Callable[[], object]
     ) -> Measured | None:
-        kept = self.partial_sums(self.network, advanced)
+        # no process has all the weights that sums are of: one that is cut short begins anew
+        kept = None if is_sharded(self.network) else self.partial_sums(self.network, advanced)
         result = evaluate(
             self.network,
             self.windows,
@@ -126,7 +128,7 @@ class HeldOut:
             words += f"  bits per byte {result[BITS_PER_BYTE]:.4f}"
         for name in ("window_losses", "window_accuracies", "val_loss_batch_mean", "val_acc_batch_mean"):
             del result[name]
-        return Measured(result, words, kept.remove)
+        return Measured(result, words, kept.remove if kept else lambda: None)
 
     def partial_sums(self, model: nn.Module, advanced: Callable[[], object]) -> PartialSums:
         """Those of this evaluation. model: of all weights that it depends on."""

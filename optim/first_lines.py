@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from config.groups.jobs import FULLY_SHARDED, WHOLE
 from distributed.world import World
 from models import fp8
 from optim.setup import autocast_dtype, autocaster
@@ -46,6 +47,8 @@ def first_lines(
         ),
         schedule,
     ]
+    if args.shard != WHOLE:
+        lines.append(_shards(args.shard, world))
     if args.fp8:
         lines.append(fp8.in_words(network, args.fp8_recipe))
     if is_slow:
@@ -53,3 +56,11 @@ def first_lines(
             "note: this device's flash attention cannot be used pass by pass; attention is the reference"
         )
     return lines
+
+
+def _shards(shard: str, world: World) -> str:
+    """What each process keeps of a training in shards."""
+    if world.size == 1:
+        return f"note: --shard {shard} has no effect on one process"
+    what = "weights, gradients and optimiser" if shard == FULLY_SHARDED else "the optimiser's state"
+    return f"shards: each process keeps its part of {what}"

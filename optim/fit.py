@@ -62,7 +62,7 @@ OF_TEXT = {
     "core_metric_every",
     "core_metric_max_per_task",
 }
-OF_MAIN = {"init_from", "config", "stop_file", "outcome_file", "selftest_resume"}
+OF_MAIN = {"shard", "init_from", "config", "stop_file", "outcome_file", "selftest_resume"}
 NOT_HERE = (OF_OTHERS - {"dtype", "compile"}) | OF_TEXT | OF_MAIN
 
 

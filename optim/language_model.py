@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from config.curriculum import LENGTH
+from config.groups.jobs import FULLY_SHARDED
 from config.groups.objective import DISTILLATION, EXAMPLES, MULTI_TOKEN
 from config.packing import NONE
 from config.recipe import flags_of
@@ -87,7 +88,8 @@ def language_model(
     """
     source = open_source(args, world, data, folder)
     identities = data.identities or {"": world.on_main(source.identity)}
-    network = network.to(world.device)
+    if args.shard != FULLY_SHARDED or world.size == 1:  # its weights go there in shards
+        network = network.to(world.device)
     sizes = world.on_main(partial(token_sizes, data.meta, args.vocab_size))
     evaluations = []
     for name, splits in data.parts.items():

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import SGD, Adafactor, AdamW, Optimizer
+from torch.optim import SGD, Adafactor, Optimizer
 
 from config.checks import OF_MUP
 from config.groups.optimiser import OPTIMIZERS
+from distributed.shard import make_adamw
 from distributed.world import World
 from errors import UserError
 from models.network import (
@@ -187,7 +188,10 @@ def _optimizer(
     rules = (*rules, *tuned_rules(getattr(args, "backbone_rate", 1.0)))  # which some recipes have
     groups = parameter_groups(model, extras, rules)
     if args.opt == "adamw":
-        return AdamW(groups, lr=args.lr, betas=(args.beta1, args.beta2), weight_decay=decay, fused=fused)
+        betas = args.beta1, args.beta2
+        many = world is not None and world.size > 1
+        how = getattr(args, "shard", None) if many else None
+        return make_adamw(groups, how, lr=args.lr, betas=betas, weight_decay=decay, fused=fused)
     if args.opt == "lion":
         return Lion(groups, lr=args.lr, betas=(args.beta1, args.beta2), weight_decay=decay)
     if args.opt == "sgd":
@@ -215,11 +219,10 @@ def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
 
     Raises UserError naming what differs.
     """
-    mine = optimizer.state_dict()
-    if len(mine["param_groups"]) != len(state["param_groups"]):
+    if len(optimizer.param_groups) != len(state["param_groups"]):
         raise UserError(
             f"optimiser: the file has {len(state['param_groups'])} parameter groups, this run has"
-            f" {len(mine['param_groups'])}"
+            f" {len(optimizer.param_groups)}"
         )
     for here, there in zip(optimizer.param_groups, state["param_groups"], strict=True):
         if here["param_names"] != there.get("param_names"):

@@ -12,10 +12,14 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
+from config.groups.jobs import FULLY_SHARDED
 from data.batch import BatchSource
+from distributed import shard
 from distributed.world import World
 from errors import UserError
+from models.network import ROUTER, roles_of
 from models.weights import load_weights
 from optim import checkpoint, history, initial
 from optim.evaluation import Evaluation, HeldOut
@@ -104,10 +108,9 @@ class Progress:
     def __init__(self, args: Any, world: World, parts: Parts, folder: Path, saver: Saver) -> None:
         self.args, self.world, self.parts, self.folder, self.saver = args, world, parts, folder, saver
         check_parts(parts)
-        objective = parts.objective.to(world.device)
-        self.network: Any = objective.network  # of any class
-        self.model = world.wrap(objective, may_leave_unused=bool(objective.may_leave_unused))
-        self.extras = extras(objective)
+        self.network: Any = parts.objective.network  # of any class
+        self.model = self._wrapped()
+        self.extras = extras(parts.objective)
         self.optimizer = make_optimizer(cast(nn.Module, self.network), args, self.extras, world)
         self.schedule = make_scheduler(self.optimizer, args)
         self.steps = OptimizerStep(args, world, self.model, self.optimizer, parts.source)
@@ -119,9 +122,25 @@ class Progress:
         self.asked: Stop | None = None
         self.step = 0
         self.initial: dict[str, str] | None = None
-        self.frozen: dict[str, Any] = getattr(objective, "frozen", {})
+        self.frozen: dict[str, Any] = getattr(parts.objective, "frozen", {})
         self.rollbacks: list[int] = []
         self.is_rollback = False
+
+    def _wrapped(self) -> nn.Module:
+        """The objective on its device, as all processes train it together."""
+        objective, world = self.parts.objective, self.world
+        may_leave_unused = bool(objective.may_leave_unused)
+        if self.args.shard == FULLY_SHARDED and world.size > 1:
+            unused = []
+            if may_leave_unused:
+                unused = [name for name, role in roles_of(self.network).items() if role == ROUTER]
+            return shard.ShardedObjective(objective, unused, world)
+        return world.wrap(objective.to(world.device), may_leave_unused)
+
+    def is_finite(self) -> bool:
+        """Whether all weights are finite; every process must call this."""
+        finite = torch.stack([shard.own(p).isfinite().all() for p in self.model.parameters()])
+        return not self.world.largest(int(not bool(finite.all())))
 
     @property
     def precision(self) -> str:
@@ -130,8 +149,11 @@ class Progress:
 
     def state(self) -> dict[str, Any] | None:
         """The whole state, on the main process; every process must call this."""
+        is_main = self.world.is_main
         ranks = self.world.gather(checkpoint.random_states(self.world.device))
-        if not self.world.is_main:
+        weights = shard.gathered(self.network.state_dict(), is_main)
+        optimizer = shard.gathered(shard.state_of(self.optimizer), is_main)
+        if not is_main:
             return None
         source = self.parts.source
         return {
@@ -139,9 +161,9 @@ class Progress:
             "itr": self.step,
             "args": vars(self.args),
             "world_size": self.world.size,
-            "model": self.network.state_dict(),
+            "model": weights,
             **self._objective(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "scheduler": self.schedule.state_dict(),
             "rng": ranks,
             **self.steps.state_dict(),
@@ -293,7 +315,7 @@ class Progress:
         return {
             "args": vars(self.args),
             "world_size": self.world.size,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": Optimizer.state_dict(self.optimizer),  # that of torch's sharded one is elsewhere
             "scheduler": {**self.schedule.plan(), "taken": step},
             "rng": [checkpoint.random_states(self.world.device)] * self.world.size,
             **self.steps.state_dict(),

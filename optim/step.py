@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from data.batch import Batch, BatchSource
 from data.order import splitmix64
+from distributed.shard import whole, with_gradient
 from distributed.world import World
 from errors import BadNumbers, OwnError
 from optim.setup import autocast_dtype, autocaster
@@ -110,10 +111,10 @@ class OptimizerStep:
         """
         losses = self._accumulate(step)
         self.scaler.unscale_(self.optimizer)
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        parameters = with_gradient(self.model)
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         # the one wait for the device; in float16 the scaler's step has another
-        values = torch.stack([*losses, norm]).cpu()
+        values = torch.stack([*losses, whole(norm)]).cpu()
         wrong = self._what_is_wrong(step, values[:-1], values[-1])
         if wrong is None:
             for watch in self.watchers:

@@ -74,7 +74,7 @@ class Trainer:
         Raises UserError where the weights are not finite: the last good checkpoint must not make way for
         such.
         """
-        if not all(bool(torch.isfinite(p).all()) for p in self.progress.model.parameters()):
+        if not self.progress.is_finite():
             self._wait_for_last_save()
             raise BadNumbers(
                 f"the weights of step {self.progress.step} are not finite; {self.saver.last_good()}"

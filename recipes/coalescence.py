@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from config.checks import name_problems, notes_on_checkpoints, optimiser_problems, unused_by_optimiser
 from config.flags import GROUPS
+from config.groups.jobs import WHOLE
 from config.hook_checks import hook_problems
 from config.mixture import is_mixture
 from config.recipe import Recipe, default_of
@@ -202,6 +203,9 @@ def check(args: Namespace) -> list[Problem]:
             problems.append(Problem(f"--{name} must be below 1", name))
     if is_mixture(args.dataset) or not Path(args.dataset).name:
         problems.append(Problem(f"--dataset-path {args.dataset!r} is not one folder", "dataset"))
+    if args.shard != WHOLE:
+        line = f"--shard {args.shard} is for networks of text: coalescence trains on whole states"
+        problems.append(Problem(line, "shard"))
     if args.track is not None:
         try:
             Tracked(args.track, {"": QUANTITIES}, args.eval_freq)

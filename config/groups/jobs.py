@@ -110,7 +110,18 @@ FAULTS: tuple[Flag, ...] = (
     ),
 )
 
+WHOLE, SHARDED_OPTIMISER, FULLY_SHARDED = SHARDS = ("none", "optimizer", "full")
+
 DISTRIBUTED: tuple[Flag, ...] = (
+    Flag(
+        "shard",
+        str,
+        WHOLE,
+        "what is shared out among the processes instead of being on each of them: the optimiser's state"
+        " (optimizer), or that, gradients and weights (full); next_token with adamw only",
+        choices=SHARDS,
+        scope=PLACE,
+    ),
     Flag(
         "distributed_backend",
         str,

@@ -1,0 +1,154 @@
+"""A training's state in shards, one on each process, by torch's own means: its optimiser's alone
+(ZeroRedundancyOptimizer, under DDP), or also weights and gradients (fully_shard, FSDP2).
+
+Checkpoints hold whole tensors, as those of other trainings do: `gathered` makes these, tensor by tensor.
+Loading cuts them: networks and optimisers that are in shards do so by themselves.
+
+torch's parts are loaded where they are used: they take half a second.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from config.groups.jobs import FULLY_SHARDED, SHARDED_OPTIMISER
+from distributed.world import World
+
+
+def is_dtensor(value: Any) -> bool:
+    """Whether it is a tensor that is in shards."""
+    return hasattr(value, "full_tensor")
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether its weights are in shards: then each forward pass is one of all processes."""
+    return any(map(is_dtensor, module.parameters()))
+
+
+def own(tensor: Tensor) -> Tensor:
+    """What this process has of it."""
+    return cast(Any, tensor).to_local() if is_dtensor(tensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of it, on every process; all must call this."""
+    return cast(Any, tensor).full_tensor() if is_dtensor(tensor) else tensor
+
+
+def gathered(value: Any, is_main: bool) -> Any:
+    """Nested dicts and lists, with each tensor that is in shards whole, on the CPU of the main process, and
+    None elsewhere; all must call this.
+    """
+    if is_dtensor(value):
+        full = whole(value)
+        return full.cpu() if is_main else None
+    if isinstance(value, dict):
+        return {key: gathered(item, is_main) for key, item in value.items()}
+    if isinstance(value, list):
+        return [gathered(item, is_main) for item in value]
+    return value
+
+
+def _like(value: Any, mine: Any) -> Any:
+    """This process's shard of a whole tensor, in the form that `mine` has."""
+    if not is_dtensor(mine) or is_dtensor(value) or getattr(value, "shape", None) != mine.shape:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(mine.device), mine.device_mesh, mine.placements, src_data_rank=None)
+
+
+class ShardedObjective(nn.Module):
+    """An objective whose network is put in shards, in place, and averages its gradients over the processes.
+
+    A unit of the network is whole while it computes, forward or backward; what is in none, all through a
+    step. Weights may come from the CPU: no more than a unit of them is whole on the device.
+    """
+
+    def __init__(self, objective: nn.Module, unused: Sequence[str], world: World) -> None:
+        """unused: names of parameters of the network that a step may leave without a gradient."""
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+        super().__init__()
+        # keys and values are views, and nothing changes them in place
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
+        self.objective, self.unused = objective, unused
+        mesh = init_device_mesh(world.device.type, (world.size,))
+        for unit in self.network.units:
+            fully_shard(unit, mesh=mesh)
+        fully_shard(self.network, mesh=mesh)
+        register_fsdp_forward_method(self.network, "run")
+        self.network.register_load_state_dict_pre_hook(_cut_weights)
+
+    @property
+    def network(self) -> Any:
+        return self.objective.network
+
+    def forward(self, batch: Any) -> Any:
+        loss = self.objective(batch)
+        # all processes must have gradients of the same parameters
+        nothing = [self.network.get_parameter(name).sum() * 0 for name in self.unused]
+        return loss._replace(mean=loss.mean + sum(nothing))
+
+    def with_gradient(self) -> list[nn.Parameter]:
+        """As `with_gradient`: of parameters that no process has used, the gradient is taken away."""
+        for name in self.unused:
+            parameter = self.network.get_parameter(name)
+            if parameter.grad is not None and not bool(whole(parameter.grad).any()):
+                parameter.grad = None
+        return [parameter for parameter in self.parameters() if parameter.grad is not None]
+
+
+def _cut_weights(network: nn.Module, state: dict[str, Any], prefix: str, *unused: Any) -> None:
+    for name, mine in network.named_parameters(remove_duplicate=False):
+        if prefix + name in state:
+            state[prefix + name] = _like(state[prefix + name], mine)
+
+
+def with_gradient(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters that a step has given a gradient; every process must call this."""
+    if isinstance(model, ShardedObjective):
+        return model.with_gradient()
+    return [parameter for parameter in model.parameters() if parameter.grad is not None]
+
+
+def make_adamw(groups: list[dict[str, Any]], shard: str | None, **settings: Any) -> Optimizer:
+    """AdamW over groups of named parameters, for --shard (None: one process). With `optimizer`, each process
+    keeps the state of some parameters, and takes their steps for all.
+    """
+    if shard != SHARDED_OPTIMISER:
+        optimizer = AdamW(groups, **settings)
+        if shard == FULLY_SHARDED:
+            optimizer.register_load_state_dict_pre_hook(_cut_state)
+        return optimizer
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    unnamed = []
+    for group in groups:
+        names, parameters = zip(*group["params"], strict=True)
+        unnamed.append({**group, "params": list(parameters), "param_names": list(names)})
+    return ZeroRedundancyOptimizer(unnamed, AdamW, **settings)
+
+
+def _cut_state(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    states = {}
+    for number, values in state["state"].items():
+        states[number] = {key: _like(value, parameters[number]) for key, value in values.items()}
+    return {**state, "state": states}
+
+
+def state_of(optimizer: Optimizer) -> dict[str, Any]:
+    """Its state, on the main process whole but for tensors in shards; every process must call this."""
+    if hasattr(optimizer, "consolidate_state_dict"):
+        optimizer.consolidate_state_dict(to=0)
+        if dist.get_rank() > 0:
+            return {}
+    return optimizer.state_dict()
