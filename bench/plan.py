@@ -31,6 +31,7 @@ from models.footprint import (
     largest_micro_batch,
     numbers,
     parameters,
+    repeated_numbers,
 )
 from models.macs import training_flops_per_token
 from models.settings import ModelSettings
@@ -81,14 +82,18 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def sent(model: Model, gpus: int, shard: str, micro_batches: int) -> float:
     """Bytes that a process sends in a step, by rings; as many come in.
 
-    full: each run of a block gathers it, forward and backward, and scatters its gradients, in each
-    micro-batch; what is outside of the blocks is gathered once and scattered once.
+    full: each run of a block gathers it, forward and backward, in each micro-batch, whose gradients are
+    scattered once; what is outside of the blocks, and blocks that tokens leave, are gathered once.
     """
     parts = parameters(model.settings)
     whole, blocks, others = FLOAT * numbers(parts), FLOAT * block_numbers(parts), (gpus - 1) / gpus
     if shard == "full":
+        once = whole - blocks
         runs = blocks * model.uses / model.settings.n_layer
-        return others * micro_batches * (3 * runs + 2 * (whole - blocks))
+        if model.settings.variant.variable_tokens:
+            middle = FLOAT * repeated_numbers(model.settings, parts)
+            once, runs = once + middle, blocks - middle
+        return others * micro_batches * (2 * runs + once + whole)
     return others * whole * (3 if shard == "optimizer" else 2)
 
 

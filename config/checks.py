@@ -147,7 +147,12 @@ def place_problems(args: Namespace) -> list[Problem]:
 
 
 # flags that --shard full does not go with, and their values that are no obstacle
-NOT_FULLY_SHARDED: dict[str, int | None] = {"sample_every": 0, "core_data": None, "layer_norms": 0, "fp8": False}
+NOT_FULLY_SHARDED: dict[str, int | None] = {
+    "sample_every": 0,
+    "core_data": None,
+    "layer_norms": 0,
+    "fp8": False,
+}
 
 
 def shard_problems(args: Namespace) -> list[Problem]:

@@ -381,11 +381,21 @@ def footprint(settings: ModelSettings, training: Training) -> Footprint:
 def gathered_bytes(settings: ModelSettings) -> int:
     """Of --shard full: weights that are whole for a time, and their gradients: what is outside of the blocks,
     and two blocks, of which the second is fetched while the first computes.
+
+    Gradients of blocks that are repeated stay whole until the backward pass has come through all passes.
+    Blocks that tokens leave are whole altogether.
     """
     parts = parameters(settings)
-    of_blocks = block_numbers(parts)
+    of_blocks, middle = block_numbers(parts), repeated_numbers(settings, parts)
     outside = numbers(parts) - of_blocks
-    return 2 * FLOAT * (outside + 2 * of_blocks // settings.n_layer)
+    total = 2 * (outside + 2 * of_blocks // settings.n_layer) + middle
+    return FLOAT * (total + middle * settings.variant.variable_tokens)
+
+
+def repeated_numbers(settings: ModelSettings, parts: Sequence[Part]) -> int:
+    """Of the layers that are repeated."""
+    middle = settings.stack_sizes[1] if settings.variant.loop and settings.n_repeat > 1 else 0
+    return block_numbers(parts) * middle // settings.n_layer
 
 
 def largest_micro_batch(settings: ModelSettings, training: Training, limit: int) -> int:
