@@ -1,0 +1,98 @@
+"""Attention under a mask that positions make, without the mask: FlexAttention (torch.nn.attention), which
+computes in blocks, and leaves out those in which no query sees a key. For GPUs, whose flash kernels take no
+mask.
+
+Legend: B batch, T queries, K keys of all passes, H heads, G heads of keys and values, Dh head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+BLOCK = 128  # queries, and keys, of a block
+
+
+def _sees(query_positions: Tensor, key_positions: Tensor, window: int | None) -> Callable[..., Tensor]:
+    """The rule of models.attention.visible, for one pair of places."""
+    own_queries, own_keys = len(query_positions) > 1, len(key_positions) > 1
+
+    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        distance = (
+            query_positions[batch if own_queries else 0, query] - key_positions[batch if own_keys else 0, key]
+        )
+        seen = distance >= 0
+        return seen if window is None else seen & (distance <= window)
+
+    return sees
+
+
+def _bounds(positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and largest position of each block, (1 or B, blocks)."""
+    length = positions.shape[1]
+    padded = torch.nn.functional.pad(positions, (0, -length % BLOCK), mode="constant")
+    padded[:, length:] = positions[:, -1:]
+    blocks = padded.unflatten(1, (-1, BLOCK))
+    return blocks.amin(-1), blocks.amax(-1)
+
+
+def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """How many blocks of keys are chosen for each block of queries, and which, those first; of (B, 1, queries,
+    keys).
+    """
+    counts = chosen.sum(-1, dtype=torch.int32)
+    return counts, chosen.byte().argsort(dim=-1, descending=True, stable=True).to(torch.int32)
+
+
+def block_mask(query_positions: Tensor, key_positions: Sequence[Tensor], window: int | None) -> BlockMask:
+    """Of queries at positions (1 or B, T) and the keys of all passes, joined, at (1 or B, K_r) each, in any
+    order. A block is left out where the bounds of its positions say that no query sees a key, and computed
+    without asking where they say that all see all.
+    """
+    batch = max(len(positions) for positions in (query_positions, *key_positions))
+    keys = torch.cat([positions.expand(batch, -1) for positions in key_positions], dim=1)
+    queries = query_positions
+    first, last = (bound[:, None, :, None] for bound in _bounds(queries))
+    least, most = (bound[:, None, None, :] for bound in _bounds(keys))
+    seen, whole = least <= last, most <= first
+    if window is not None:
+        seen = seen & (most >= first - window)
+        whole = whole & (least >= last - window)
+    # the kernels look for the end in blocks that they ask about
+    if queries.shape[1] % BLOCK:
+        whole[:, :, -1] = False
+    if keys.shape[1] % BLOCK:
+        whole[:, :, :, -1] = False
+    return BlockMask.from_kv_blocks(
+        *_listed(seen & ~whole),
+        *_listed(seen & whole),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=_sees(queries, keys, window),
+        seq_lengths=(queries.shape[1], keys.shape[1]),
+    )
+
+
+@cache
+def whole_block_mask(length: int, window: int | None, passes: int, device: torch.device) -> BlockMask:
+    """As `block_mask`, of passes at positions 0 .. length - 1; made once."""
+    with torch.inference_mode(False):
+        positions = torch.arange(length, device=device).unsqueeze(0)
+        return block_mask(positions, [positions] * passes, window)
+
+
+@cache
+def kernel(kind: str) -> Callable[..., Any]:
+    """FlexAttention for a kind of device: one program for GPUs, for any numbers of queries and keys."""
+    return flex_attention if kind == "cpu" else torch.compile(flex_attention, dynamic=True)
+
+
+def attend_in_blocks(q: Tensor, keys: Tensor, values: Tensor, blocks: BlockMask) -> Tensor:
+    """Queries (B, H, T, Dh) over keys and values (B, G, K, Dh) -> (B, H, T, Dh)."""
+    shares = q.shape[1] != keys.shape[1]
+    out: Tensor = kernel(q.device.type)(q, keys, values, block_mask=blocks, enable_gqa=shares)
+    return out
