@@ -3,6 +3,7 @@
     python generate.py --checkpoint exps/.../NAME --prompt "import os" --max_new_tokens 100
     python generate.py --checkpoint exps/.../NAME --prompt "import os" --temperature 0.8 --top_p 0.9
     python generate.py --checkpoint ADAPTIVE --prompt "def " "class " --budget 0.5      # half the compute
+    python generate.py --checkpoint exps/.../NAME --prompt "import os" --weights int8    # faster, rounded
 
 Keys and values of earlier tokens are cached in every pass, so that a new token costs one token; the logits
 are those of the whole forward pass. Several prompts run as one batch. Adaptive models route by threshold

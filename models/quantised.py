@@ -21,7 +21,7 @@ from models.layers import Block
 
 AS_THEY_ARE = "float32"
 KINDS = (AS_THEY_ARE, "bfloat16", "int8")
-LANES = 32  # the kernel of int8 reads beyond the end of rows that are no multiple of its registers
+LANES = 32  # the kernel of int8 may crash on matrices whose inputs are no multiple of it
 FEW_ROWS = 8  # up to here it is faster than a product with the weights in bfloat16
 LARGEST = 127
 
