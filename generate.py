@@ -3,6 +3,7 @@
     python generate.py --checkpoint exps/.../NAME --prompt "import os" --max_new_tokens 100
     python generate.py --checkpoint exps/.../NAME --prompt "import os" --temperature 0.8 --top_p 0.9
     python generate.py --checkpoint ADAPTIVE --prompt "def " "class " --budget 0.5      # half the compute
+    python generate.py --checkpoint exps/.../NAME --prompt "import os" --weights int8    # faster, rounded
 
 Keys and values of earlier tokens are cached in every pass, so that a new token costs one token; the logits
 are those of the whole forward pass. Several prompts run as one batch. Adaptive models route by threshold
@@ -17,6 +18,7 @@ import dataclasses
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import distributed
@@ -49,6 +51,13 @@ OWN_FLAGS = {
             None,
             "texts with which a continuation ends, beside the end of the document",
             many=True,
+        ),
+        Flag(
+            "weights",
+            str,
+            "float32",
+            "format in which weights are read on CPUs: bfloat16 and int8 are faster, and round",
+            choices=("float32", "bfloat16", "int8"),
         ),
         Flag(
             "budget",
@@ -165,6 +174,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
 
     from data.tokenizer import named, open_tokenizer
     from data.vocabulary import unknown, vocabulary_of
+    from models.quantised import AS_THEY_ARE, quantise
     from optim.generation import Sampling, Session, generate
     from optim.routers import share_of_macs
     from optim.setup import autocaster
@@ -188,9 +198,12 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
             f" {args.sequence_length // 2 + 1} are taken"
         )
     model = restored.model()
+    quantise(model, own["weights"], world.device)
     if model.settings.variant.routes or own["budget"] is not None:
         route(restored, model, own)
-    session = Session(model, len(prompts), world.device, autocaster(args.dtype, world.device))
+    # beside its own products, a model of other weights computes in float32
+    autocast = autocaster(args.dtype, world.device) if own["weights"] == AS_THEY_ARE else nullcontext
+    session = Session(model, len(prompts), world.device, autocast)
     torch.manual_seed(args.seed)  # pondernet draws its exits
     transcript = Transcript(tokenizer, texts, own["stop"] or ())
     begin = time.monotonic()

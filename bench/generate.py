@@ -1,6 +1,8 @@
 """Generation with kept keys against running the whole prefix for each token, as published.
 
     python bench/generate.py [--n_embd 768] [--prompt 1] [--tokens 256] [--dtype float32]
+    python bench/generate.py --weights bfloat16,int8      # and generate.py --weights, in the same turns
+    python bench/generate.py --exported 1                 # and an exported folder in transformers, greedily
 
 The plain way is timed at eight lengths of the prefix, spread evenly, that take turns with a stretch of the
 kept one, and with products of a matrix and a vector that show how long reading the weights of these tokens
@@ -9,7 +11,13 @@ takes: nothing that makes one token at a time is faster.
 
 from __future__ import annotations
 
+import copy
+import statistics
 import sys
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
 # not this folder, where a module would hide the standard library's tokenize
@@ -20,13 +28,71 @@ import torch
 
 from bench.common import arguments, autocast, flags, report, seconds
 from models import make_model_from_args
+from models.quantised import quantise
+from models.settings import ModelSettings
+from models.transformer import Transformer
 from optim.generation import Sampling, Session, generate
 
 LENGTHS = 8
+ROUNDS = 3  # of an exported model
+
+
+def tokens_of(
+    model: Transformer, args: Namespace, sampling: Sampling, dtype: str = "float32"
+) -> Iterator[tuple[int, int]]:
+    """The new tokens, as generate.py makes them."""
+    session = Session(model, 1, torch.device(args.device), lambda: autocast(args.device, dtype))
+    vocabulary = model.settings.vocab_size
+    return generate(
+        session, [[0] * args.prompt], args.tokens, sampling, 0, vocabulary, lambda row, new: False
+    )
+
+
+def exported(model: Transformer, settings: Namespace, args: Namespace) -> dict[str, float]:
+    """Milliseconds a token, in turns, greedily: ours, the exported folder's by transformers' generate, and
+    the share of the latter that is not its forward pass.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from models.export import export
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "exported"
+        export(ModelSettings.from_args(settings), model.state_dict(), folder)
+        theirs = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+    inside, forward = [0.0], theirs.forward
+
+    def timed(*given: object, **named: object) -> object:
+        begin = time.perf_counter()
+        out = forward(*given, **named)
+        inside[0] += time.perf_counter() - begin
+        return out
+
+    # transformers looks at the signature of the class
+    theirs.forward = timed
+    prompt = torch.zeros(1, args.prompt, dtype=torch.int64)
+    rows = []
+    for _ in range(ROUNDS):
+        ours: list[tuple[int, int]] = []
+        own = seconds(lambda: ours.extend(tokens_of(model, args, Sampling(0))), args.device)  # noqa: B023
+        inside[0], said = 0.0, []
+        whole = seconds(
+            lambda: said.append(theirs.generate(prompt, max_new_tokens=args.tokens, do_sample=False)),  # noqa: B023
+            args.device,
+        )
+        assert said[0][0, args.prompt :].tolist() == [token for _, token in ours], "other tokens"
+        rows.append((own, whole, whole - inside[0]))
+    names = "generate.py", "exported", "exported_beside_forward"
+    return {
+        name: statistics.median(column) * 1e3 / args.tokens
+        for name, column in zip(names, zip(*rows, strict=True), strict=True)
+    }
 
 
 def main() -> None:
-    args = arguments(__doc__, n_embd=768, n_layer=6, prompt=1, tokens=256, model="lncot")
+    args = arguments(
+        __doc__, n_embd=768, n_layer=6, prompt=1, tokens=256, model="lncot", weights="", exported=0
+    )
     torch.manual_seed(0)
     settings = flags(
         n_embd=args.n_embd,
@@ -37,15 +103,13 @@ def main() -> None:
     )
     model = make_model_from_args(settings).to(args.device).eval()
     device = torch.device(args.device)
-    said = generate(
-        Session(model, 1, device, lambda: autocast(args.device, args.dtype)),
-        [[0] * args.prompt],
-        args.tokens,
-        Sampling(),
-        0,
-        settings.vocab_size,
-        lambda row, new: False,
-    )
+    said = tokens_of(model, args, Sampling(), args.dtype)
+    of_kinds = {}
+    for kind in filter(None, args.weights.split(",")):
+        other = copy.deepcopy(model)
+        quantise(other, kind, device)
+        of_kinds[kind] = tokens_of(other, args, Sampling())
+    kinds = dict.fromkeys(of_kinds, 0.0)
 
     @torch.no_grad()
     def whole(length: int) -> None:
@@ -67,8 +131,11 @@ def main() -> None:
     stretch = max(1, args.tokens // LENGTHS)
     for number in range(LENGTHS):
         kept += seconds(lambda: [next(said) for _ in range(stretch)], args.device)
+        for kind, its in of_kinds.items():
+            kinds[kind] += seconds(lambda: [next(its) for _ in range(stretch)], args.device)  # noqa: B023
         plain += stretch * seconds(lambda: whole(args.prompt + stretch * number + stretch // 2), args.device)  # noqa: B023
         bound += stretch * seconds(lambda: [weights @ vector for _ in range(4)], args.device) / 4
+    more = {} if not args.exported else {"ms_a_token": exported(model, settings, args)}
     report(
         "generate",
         args.device,
@@ -77,10 +144,12 @@ def main() -> None:
         n_embd=args.n_embd,
         prompt=args.prompt,
         tokens=args.tokens,
-        seconds={"plain": plain, "kept": kept, "reading_weights": bound},
+        seconds={"plain": plain, "kept": kept, **kinds, "reading_weights": bound},
         tokens_per_second=stretch * LENGTHS / kept,
         speedup=plain / kept,
+        speedup_of_weights={kind: plain / taken for kind, taken in kinds.items()},
         speedup_if_only_weights_were_read=plain / bound,
+        **more,
     )
 
 

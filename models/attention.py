@@ -415,6 +415,10 @@ class SelfAttention(nn.Module):
         values are made of, if not x itself.
         """
         if self.q_attn is None:
+            if x.shape[1] == 1 and self.query_scale == 1.0:  # decoding: one rotation, half of the calls
+                of_heads = self.c_attn(x).view(x.shape[0], 3 * self.heads, 1, -1)
+                q_and_k = rotate(of_heads[:, : 2 * self.heads], rope)
+                return q_and_k[:, : self.heads], q_and_k[:, self.heads :], of_heads[:, 2 * self.heads :]
             q, k, v = self.c_attn(x).chunk(3, dim=-1)
         else:
             q = self.q_attn(x)

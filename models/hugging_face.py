@@ -18,7 +18,7 @@ from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.generation.utils import GenerationMode
 from transformers.modeling_outputs import CausalLMOutput
 
-from models.cache import GenerationCache
+from models.cache import GenerationCache, without_gradients
 from models.layers import Block
 from models.loss import IGNORE
 from models.settings import ModelSettings
@@ -190,6 +190,12 @@ class CoTFormerForCausalLM(PreTrainedModel, GenerationMixin):
         """Logits (B, 1, V) after new tokens idx (B, S), whose keys and values are put to those of the
         tokens before them.
         """
+        with without_gradients(idx.device):
+            logits = self._after(idx, attention_mask, kept)
+        return logits.clone()  # an ordinary tensor
+
+    def _after(self, idx: Tensor, attention_mask: Tensor | None, kept: Kept) -> Tensor:
+        """As `_go_on`."""
         batch, new = idx.shape
         nowhere = self.model.settings.sequence_length
         if attention_mask is None:

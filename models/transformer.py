@@ -83,6 +83,7 @@ class Transformer(nn.Module):
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
         self.settings = settings
+        self.quantised_head: nn.Module | None = None  # models/quantised.py
         variant, width, rows = settings.variant, settings.n_embd, settings.table_rows
         begin, middle, end = _blocks(settings)
         parts: dict[str, nn.Module] = {
@@ -231,7 +232,11 @@ class Transformer(nn.Module):
     def logits(self, states: Tensor) -> Tensor:
         """Hidden states (..., D) -> (..., V)."""
         norm, weight = self.head
-        logits = F.linear(norm(states), weight[: self.vocabulary])
+        normed = norm(states)
+        if self.quantised_head is not None:
+            logits = self.quantised_head(normed)
+        else:
+            logits = F.linear(normed, weight[: self.vocabulary])
         if self.softcap is None:
             return logits
         wide = logits if logits.dtype == torch.float64 else logits.float()

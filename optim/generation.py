@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data.tokenizer import Tokenizer
 from errors import UserError
-from models.cache import GenerationCache
+from models.cache import GenerationCache, without_gradients
 from models.transformer import Transformer
 
 
@@ -94,11 +94,16 @@ class Session:
         self.cache = GenerationCache(self.model.settings, len(self.sequences), self.longest)
         self.lengths = [0] * len(self.sequences)
 
-    @torch.no_grad()
     def extend(self, new: Sequence[Sequence[int]]) -> Tensor:
         """Append tokens to each sequence (some may get none) -> logits (B, V) after the last of them, float32
         on the CPU.
         """
+        with without_gradients(self.device):
+            logits = self._extend(new)
+        return logits.clone()  # an ordinary tensor
+
+    def _extend(self, new: Sequence[Sequence[int]]) -> Tensor:
+        """As `extend`."""
         for sequence, tokens in zip(self.sequences, new, strict=True):
             sequence.extend(tokens)
         longest, inputs = self.longest, new

@@ -1,0 +1,101 @@
+"""Weight-only formats for generation on CPUs: a new token reads every weight, and in int8 a quarter of the
+bytes.
+
+Converted are the linear layers of blocks and the head. Embeddings, norms, routers, gates that halt and what
+is kept of keys and values stay in float32.
+
+Legend: K inputs, N outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from errors import UserError
+from models.adapters import LoraLinear
+from models.layers import Block
+
+AS_THEY_ARE = "float32"
+KINDS = (AS_THEY_ARE, "bfloat16", "int8")
+LANES = 32  # the kernel of int8 may crash on matrices whose inputs are no multiple of it
+FEW_ROWS = 8  # up to here it is faster than a product with the weights in bfloat16
+LARGEST = 127
+
+
+def _weight(layer: nn.Linear) -> Tensor:
+    """(N, K), an adapter merged."""
+    weight = layer.weight.detach()
+    if isinstance(layer, LoraLinear):
+        weight = weight + layer.scale * (layer.lora_b.detach() @ layer.lora_a.detach())
+    return weight
+
+
+class BFloat16Linear(nn.Module):
+    """A linear layer whose weights are stored in bfloat16, and its inputs rounded to it."""
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        """weight (N, K), bias (N,)."""
+        super().__init__()
+        self.register_buffer("weight", weight.bfloat16().contiguous(), persistent=False)
+        self.bias = bias
+
+    def _product(self, rows: Tensor) -> Tensor:
+        """(rows, K) -> (rows, N), both bfloat16."""
+        if len(rows) == 1:  # twice as fast as F.linear of one row
+            return torch.mv(self.weight, rows[0]).unsqueeze(0)
+        return F.linear(rows, self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., K) -> (..., N), in the dtype of x."""
+        y = self._product(x.reshape(-1, x.shape[-1]).bfloat16()).to(x.dtype)
+        if self.bias is not None:
+            y += self.bias
+        return y.view(*x.shape[:-1], -1)
+
+
+class Int8Linear(BFloat16Linear):
+    """One whose weights are integers from -127 to 127, with a scale for each output."""
+
+    scale: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        nn.Module.__init__(self)
+        largest = weight.abs().amax(1, keepdim=True)
+        # rounded before the weights are: it adds no error of its own
+        scale = (largest.clamp(min=torch.finfo(torch.float32).tiny) / LARGEST).bfloat16()
+        whole = (weight / scale.float()).round_().clamp_(-LARGEST, LARGEST).to(torch.int8)
+        self.register_buffer("weight", whole.contiguous(), persistent=False)
+        self.register_buffer("scale", scale.squeeze(1), persistent=False)
+        self.bias = bias
+
+    def _product(self, rows: Tensor) -> Tensor:
+        if len(rows) <= FEW_ROWS and rows.shape[1] % LANES == 0:
+            return torch._weight_int8pack_mm(rows.contiguous(), self.weight, self.scale)
+        return F.linear(rows, self.weight.bfloat16()) * self.scale
+
+
+def quantise(network: Any, kind: str, device: torch.device) -> None:
+    """Have a Transformer read its weights in another format from now on, for inference alone.
+
+    kind: one of KINDS. Raises UserError on devices that are no CPU.
+    """
+    if kind == AS_THEY_ARE:
+        return
+    if device.type != "cpu":
+        raise UserError(
+            f"--weights {kind} is for CPUs, and this is {device.type}: leave it out, or give --device cpu"
+        )
+    layer_of = {"bfloat16": BFloat16Linear, "int8": Int8Linear}[kind]
+    for block in [module for module in network.modules() if isinstance(module, Block)]:
+        for name, layer in list(block.named_modules()):
+            if isinstance(layer, nn.Linear) and not name.endswith("ve_gate"):
+                bias = None if layer.bias is None else layer.bias.detach()
+                block.set_submodule(name, layer_of(_weight(layer), bias))
+    weight = cast(Tensor, network.head[1]).detach()
+    network.quantised_head = layer_of(weight[: network.vocabulary], None)
