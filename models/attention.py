@@ -1,10 +1,11 @@
 """Causal self-attention over the keys of one or several passes, and rotary positions.
 
-Two ways give the same numbers. "reference" joins the keys of all passes under one dense mask, as published.
-"fast" attends to each pass by itself, in causal tiles, and weighs the results by their log-sum-exp: nothing
-is copied, and scores of all queries x keys never exist. The backward pass works tile by tile too: given the
-output and the log-sum-exp of all passes together, the usual flash backward of one tile yields that tile's
-share of the gradients (Dao et al. 2022, section 3).
+Several ways give the same numbers. "reference" joins the keys of all passes under one dense mask, as
+published. "fast" attends to each pass by itself, in causal tiles, and weighs the results by their
+log-sum-exp: nothing is copied, and scores of all queries x keys never exist. The backward pass works tile by
+tile too: given the output and the log-sum-exp of all passes together, the usual flash backward of one tile
+yields that tile's share of the gradients (Dao et al. 2022, section 3). On GPUs, whose flash kernels take no
+mask, models/flex.py does what the tiles cannot.
 
 Legend: B batch, T positions, K keys, H heads, D model width, Dh head width.
 """
@@ -16,11 +17,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 Rope = tuple[Tensor, Tensor]  # cos and sin of positions, each (B or 1, 1, T, Dh / 2)
 KeyValue = tuple[Tensor, Tensor]  # keys and values of one pass, each (B, H, T, Dh)
@@ -92,8 +96,8 @@ class AttentionPlan:
     tiles: work of the fast way, empty for the reference.
     query_positions (1 or B, T); key_positions (1 or B, K_r) of each pass. window: furthest key behind a
     query, None for all.
-    mask: of the reference, True where a query sees a key, (1 or B, 1, T, K); None means plain causal order
-    over one pass.
+    mask: of the reference, True where a query sees a key, (1 or B, 1, T, K). blocks: of FlexAttention, over
+    the keys of all passes joined. Without tiles, mask and blocks: plain causal order over one pass.
     """
 
     rope: Rope | None
@@ -102,6 +106,7 @@ class AttentionPlan:
     key_positions: tuple[Tensor, ...] = ()
     window: int | None = None
     mask: Tensor | None = None
+    blocks: BlockMask | None = None
 
 
 def visible(query_positions: Tensor, key_positions: Tensor, window: int | None) -> Tensor:
@@ -337,9 +342,46 @@ def attend(q: Tensor, passes: list[KeyValue], plan: AttentionPlan, dropout: floa
     if len(passes) > 1:
         keys = torch.cat([own_keys for own_keys, _ in passes], dim=2)
         values = torch.cat([own_values for _, own_values in passes], dim=2)
+    if plan.blocks is not None:
+        from models.flex import attend_in_blocks
+
+        return attend_in_blocks(q, keys, values, plan.blocks)
     return F.scaled_dot_product_attention(
         q, keys, values, attn_mask=plan.mask, is_causal=plan.mask is None, dropout_p=dropout
     )
+
+
+def _agree(plans: Sequence[AttentionPlan], inputs: Sequence[Tensor], counted: Tensor | None = None) -> bool:
+    """Whether two plans give the same output, and the same gradients of inputs q, k, v, k, v, ...; False
+    where one cannot be computed. counted: queries (B, T) whose output is asked for (None: all).
+    """
+    passes = list(zip(inputs[1::2], inputs[2::2], strict=True))
+    results = []
+    try:
+        for plan in plans:
+            out = attend(inputs[0], passes, plan, 0.0)
+            if counted is not None:
+                out = out * counted[:, None, :, None]
+            results.append([out.detach(), *torch.autograd.grad(out.float().square().sum(), inputs)])
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # whatever a compiler, a driver or a missing kernel makes of it
+        return False
+    return all(
+        torch.allclose(mine, theirs, rtol=0.05, atol=0.05) for mine, theirs in zip(*results, strict=True)
+    )
+
+
+def _trial_inputs(
+    device: torch.device, dtype: torch.dtype, head_width: int, lengths: Sequence[int]
+) -> list[Tensor]:
+    """q, k, v, k, v, ...; lengths: of each, but for the batch of 2 and 2 heads."""
+    inputs = []
+    for i, length in enumerate(lengths):
+        shape = (2, 2, length, head_width)
+        numbers = torch.arange(math.prod(shape), device=device).mul(0.37 + 0.11 * i).sin()
+        inputs.append(numbers.view(shape).to(dtype).requires_grad_())
+    return inputs
 
 
 @cache
@@ -353,36 +395,41 @@ def flash_works(device: torch.device, dtype: torch.dtype, head_width: int, in_wi
         return False
     length, count = 2 * TILE, 3 if in_window else 5
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        shape = (2, 2, length, head_width)
-        inputs = [
-            torch.arange(math.prod(shape), device=device)
-            .mul(0.37 + 0.11 * i)
-            .sin()
-            .view(shape)
-            .to(dtype)
-            .requires_grad_()
-            for i in range(count)
-        ]
-        passes = list(zip(inputs[1::2], inputs[2::2], strict=True))
+        inputs = _trial_inputs(device, dtype, head_width, [length] * count)
         positions = torch.arange(length, device=device).unsqueeze(0)
         window = 3 * TILE // 4 if in_window else None  # the last tile has keys of all kinds
-        tiles = causal_tiles(positions, [positions] * len(passes), None)
+        tiles = causal_tiles(positions, [positions] * (count // 2), None)
         if window is not None:
             tiles = window_tiles(length, window)
-        fast = AttentionPlan(None, tiles)
-        dense = AttentionPlan(None, mask=visible(positions, positions, window).repeat(1, 1, 1, len(passes)))
-        try:
-            results = []
-            for plan in (fast, dense):
-                out = attend(inputs[0], passes, plan, 0.0)
-                results.append([out.detach(), *torch.autograd.grad(out.float().square().sum(), inputs)])
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:
-            return False
-    return all(
-        torch.allclose(mine, theirs, rtol=0.05, atol=0.05) for mine, theirs in zip(*results, strict=True)
-    )
+        mask = visible(positions, positions, window).repeat(1, 1, 1, count // 2)
+        return _agree([AttentionPlan(None, tiles), AttentionPlan(None, mask=mask)], inputs)
+
+
+@cache
+def flex_works(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
+    """Whether FlexAttention gives what the reference gives, for passes that tokens have left and in a window;
+    tried out, once.
+    """
+    if device.type != "cuda" or dtype not in HALF:
+        return False
+    try:
+        from models.flex import block_mask
+    except ImportError:  # a torch without it
+        return False
+    length, left = 3 * TILE + 5, TILE + 9
+    whole = torch.arange(length, device=device).expand(2, -1)
+    later = whole[:, ::2][:, :left].clone()
+    later[1, left - 7 :] = length  # padding, which nothing sees
+    counted = later < length
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        inputs = _trial_inputs(device, dtype, head_width, [left, length, length, left, left])
+        for window in (None, TILE):
+            mask = visible(later, torch.cat([whole, later], dim=1), window)
+            blocks = block_mask(later, [whole, later], window)
+            plans = [AttentionPlan(None, blocks=blocks), AttentionPlan(None, mask=mask)]
+            if not _agree(plans, inputs, counted):
+                return False
+    return True
 
 
 class SelfAttention(nn.Module):

@@ -23,9 +23,9 @@ def _sees(query_positions: Tensor, key_positions: Tensor, window: int | None) ->
     own_queries, own_keys = len(query_positions) > 1, len(key_positions) > 1
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        distance = (
-            query_positions[batch if own_queries else 0, query] - key_positions[batch if own_keys else 0, key]
-        )
+        row_of_query = batch if own_queries else 0
+        row_of_key = batch if own_keys else 0
+        distance = query_positions[row_of_query, query] - key_positions[row_of_key, key]
         seen = distance >= 0
         return seen if window is None else seen & (distance <= window)
 
@@ -42,11 +42,9 @@ def _bounds(positions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """How many blocks of keys are chosen for each block of queries, and which, those first; of (B, 1, queries,
-    keys).
-    """
+    """How many blocks are chosen in each row, and which, those first, in int32; of (B, 1, rows, blocks)."""
     counts = chosen.sum(-1, dtype=torch.int32)
-    return counts, chosen.byte().argsort(dim=-1, descending=True, stable=True).to(torch.int32)
+    return counts, chosen.byte().argsort(dim=-1, descending=True, stable=True).to(torch.int32).contiguous()
 
 
 def block_mask(query_positions: Tensor, key_positions: Sequence[Tensor], window: int | None) -> BlockMask:
@@ -68,12 +66,15 @@ def block_mask(query_positions: Tensor, key_positions: Sequence[Tensor], window:
         whole[:, :, -1] = False
     if keys.shape[1] % BLOCK:
         whole[:, :, :, -1] = False
-    return BlockMask.from_kv_blocks(
-        *_listed(seen & ~whole),
-        *_listed(seen & whole),
-        BLOCK_SIZE=BLOCK,
+    asked, whole = seen & ~whole, seen & whole
+    return BlockMask(
+        (queries.shape[1], keys.shape[1]),
+        *_listed(asked),
+        *_listed(whole),
+        *_listed(asked.mT),
+        *_listed(whole.mT),
+        BLOCK_SIZE=(BLOCK, BLOCK),
         mask_mod=_sees(queries, keys, window),
-        seq_lengths=(queries.shape[1], keys.shape[1]),
     )
 
 
@@ -88,7 +89,8 @@ def whole_block_mask(length: int, window: int | None, passes: int, device: torch
 @cache
 def kernel(kind: str) -> Callable[..., Any]:
     """FlexAttention for a kind of device: one program for GPUs, for any numbers of queries and keys."""
-    return flex_attention if kind == "cpu" else torch.compile(flex_attention, dynamic=True)
+    found: Callable[..., Any] = flex_attention
+    return found if kind == "cpu" else torch.compile(found, dynamic=True)
 
 
 def attend_in_blocks(q: Tensor, keys: Tensor, values: Tensor, blocks: BlockMask) -> Tensor:

@@ -111,7 +111,7 @@ class ModernAttention(nn.Module):
     def attend(self, q: Tensor, passes: list[KeyValue], plan: AttentionPlan) -> Tensor:
         """Queries (B, H, T, Dh) over the keys and values (B, G, T, Dh) of one or several passes."""
         shared = self.heads // self.kv_heads
-        if shared > 1:
+        if shared > 1 and plan.blocks is None:  # which shares them by itself
             passes = [
                 (k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1)) for k, v in passes
             ]

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.attention import TILE, AttentionPlan, Rope, causal_tiles, flash_works, visible, window_tiles
+from models.attention import (
+    TILE,
+    AttentionPlan,
+    Rope,
+    causal_tiles,
+    flash_works,
+    flex_works,
+    visible,
+    window_tiles,
+)
 from models.precision import computing_dtype
 from models.settings import ModelSettings
 
@@ -44,6 +53,12 @@ class Planner:
             return False
         return flash_works(device, self.computes_in(device), self.settings.head_width, in_window)
 
+    def is_flexible(self, device: torch.device) -> bool:
+        """Whether FlexAttention takes the place of a dense mask."""
+        if self.settings.attention == "reference" or (self.training and self.settings.dropout > 0):
+            return False
+        return flex_works(device, self.computes_in(device), self.settings.head_width)
+
     def plan(
         self, positions: Tensor, key_positions: list[Tensor], window: int | None, whole: bool = False
     ) -> AttentionPlan:
@@ -62,6 +77,14 @@ class Planner:
         if self.is_fast(device, alike):
             tiles = causal_tiles(positions, key_positions, window)
             return AttentionPlan(rope, tiles, positions, tuple(key_positions), window)
+        if self.is_flexible(device):
+            from models.flex import block_mask, whole_block_mask
+
+            if whole and same:
+                blocks = whole_block_mask(positions.shape[1], window, len(key_positions), device)
+            else:
+                blocks = block_mask(positions, key_positions, window)
+            return AttentionPlan(rope, blocks=blocks)
         batch = max(own.shape[0] for own in key_positions)
         all_keys = torch.cat([own.expand(batch, -1) for own in key_positions], dim=-1)
         return AttentionPlan(rope, mask=visible(positions, all_keys, window))

@@ -10,6 +10,8 @@ It holds the code to what the kernels demand by their documentation and source:
                     of 8 up to 256; no mask; in causal order the last query meets the last key, and one query
                     alone sees all keys; log-sum-exp (B, H, T) in float32. Its backward pass takes that
                     log-sum-exp dense, the numbers of queries and keys, and two seeds on the device.
+  FlexAttention     one dtype; a block mask of these shapes, whose lists are in int32: of pairs of blocks
+                    that are not listed nothing is seen, of those listed as whole all, whatever the rule says
   autocast          products in its dtype, norms, sums, logarithms and the like in float32
   any operation     tensors of one device, but for numbers (0 dimensions) and indices
   cumsum            of floating point, refused where deterministic algorithms are asked for
@@ -32,11 +34,13 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
-from models.attention import flash_works
+from models.attention import flash_works, flex_works
+from models.flex import whole_block_mask
 
 aten = torch.ops.aten
 CPU, DEVICE = torch.device("cpu"), torch.device("cuda", 0)
@@ -462,6 +466,44 @@ KERNELS = {
 }
 
 
+# FlexAttention
+
+
+def seen_in_blocks(blocks: Any, shape: tuple[int, int, int]) -> Tensor:
+    """Which queries see which keys, (B, 1, T, K): in blocks that are listed as whole all, in others that are
+    listed those of the rule. shape: B, T and K.
+    """
+    batch, queries, keys = (torch.arange(size, device="cuda") for size in shape)
+    rule = blocks.mask_mod(batch[:, None, None, None], 0, queries[:, None], keys)
+    listed = []
+    for counts, indices in (
+        (blocks.kv_num_blocks, blocks.kv_indices),
+        (blocks.full_kv_num_blocks, blocks.full_kv_indices),
+    ):
+        if counts.dtype != torch.int32 or indices.dtype != torch.int32:
+            raise RuntimeError("blocks must be counted and listed in int32")
+        order = torch.arange(indices.shape[-1], device="cuda")
+        chosen = torch.zeros_like(indices, dtype=torch.bool)
+        chosen = chosen.scatter(-1, indices.long(), order < counts.unsqueeze(-1))
+        size_q, size_k = blocks.BLOCK_SIZE
+        wide = chosen.repeat_interleave(size_q, -2).repeat_interleave(size_k, -1)
+        listed.append(wide[:, :, : shape[1], : shape[2]])
+    return (listed[0] & rule) | listed[1]
+
+
+def flex(q: Tensor, k: Tensor, v: Tensor, *, block_mask: Any, enable_gqa: bool) -> Tensor:
+    if not all(isinstance(each, DeviceTensor) for each in (q, k, v)):
+        raise RuntimeError("FlexAttention: query, key and value must be on the device")
+    if k.dtype != q.dtype or v.dtype != q.dtype:
+        raise RuntimeError("FlexAttention: query, key and value must have the same dtype")
+    if block_mask.seq_lengths != (q.shape[2], k.shape[2]) or block_mask.shape[0] not in (1, len(q)):
+        raise RuntimeError("FlexAttention: the block mask is of other shapes")
+    if enable_gqa:
+        k, v = (each.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for each in (k, v))
+    seen = seen_in_blocks(block_mask, (len(q), q.shape[2], k.shape[2]))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+
+
 def grouped_by_device(tensors: Any, with_indices: bool = False) -> Any:
     """As torch groups an optimiser's tensors, by the devices that Python sees."""
     found = _group_tensors(tensors, with_indices)
@@ -497,11 +539,22 @@ def emulated_cuda() -> Iterator[EmulatedCuda]:
         "manual_seed_all": cuda.seed,
         "_lazy_init": lambda: None,
     }
-    flash_works.cache_clear()
+
+    def compiled(kind: str) -> Callable[..., Tensor]:
+        def call(*given: Any, **more: Any) -> Tensor:
+            cuda.calls["flex"] += 1
+            return flex(*given, **more)
+
+        return call
+
+    tried = flash_works, flex_works, whole_block_mask
     with ExitStack() as stack:
-        stack.callback(flash_works.cache_clear)
+        for function in tried:
+            function.cache_clear()
+            stack.callback(function.cache_clear)
         patches = [mock.patch.object(torch.cuda, name, answer) for name, answer in answers.items()]
         patches += [
+            mock.patch("models.flex.kernel", compiled),
             mock.patch.object(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
             mock.patch.object(torch._C, "_group_tensors_by_device_and_dtype", grouped_by_device),
         ]

@@ -25,6 +25,7 @@ import pytest
 sys.exit(pytest.main(sys.argv[1:]))
 """
 EMULATED, WAITS = "tests/test_gpu_emulated.py", "tests/test_gpu_waits.py"
+FLEX = "tests/test_flex.py"
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,30 @@ FAULTS = {
         "mask=visible(positions, all_keys, window)",
         "mask=visible(positions, all_keys, None)",
         (EMULATED, "test_a_window_is_kept_to"),
+    ),
+    "the rule lost in blocks": Fault(
+        "models/flex.py",
+        "seen = distance >= 0",
+        "seen = distance >= -1",
+        (FLEX, "test_it_is_taken_in_half_precision"),
+    ),
+    "blocks left out in which keys are seen": Fault(
+        "models/flex.py",
+        "least <= last, most <= first",
+        "most <= last, most <= first",
+        (FLEX, "test_it_is_taken_in_half_precision"),
+    ),
+    "blocks taken for whole that are not": Fault(
+        "models/flex.py",
+        "least <= last, most <= first",
+        "least <= last, least <= first",
+        (FLEX, "test_it_is_taken_in_half_precision"),
+    ),
+    "window lost in blocks": Fault(
+        "models/flex.py",
+        "return seen if window is None else seen & (distance <= window)",
+        "return seen",
+        (FLEX, "test_it_is_taken_in_half_precision"),
     ),
     "positions on the CPU": Fault(
         "models/transformer.py",

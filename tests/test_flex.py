@@ -1,0 +1,215 @@
+"""Attention in blocks (models/flex.py): FlexAttention itself, which runs on CPUs without gradients, and where
+GPUs take it, on an emulated one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import flex_attention as of_torch
+
+from models.attention import flex_works, visible
+from models.cache import GenerationCache
+from models.flex import BLOCK, attend_in_blocks, block_mask, whole_block_mask
+from tests.emulated_cuda import DEVICE, EmulatedCuda, emulated_cuda, held
+from tests.helpers import tiny_model, tokens
+
+NOWHERE = 1000
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def device() -> Iterator[EmulatedCuda]:
+    with emulated_cuda() as emulated:
+        yield emulated
+
+
+def left(length: int, counts: tuple[int, int]) -> Tensor:
+    """Ascending positions of the tokens that are left in two sequences, with padding, (2, tokens)."""
+    draw, rows = torch.Generator().manual_seed(0), []
+    for count in counts:
+        positions = torch.randperm(length, generator=draw)[:count].sort().values
+        rows.append(F.pad(positions, (0, max(counts) - count), value=NOWHERE))
+    return torch.stack(rows)
+
+
+WHOLE = torch.arange(300).unsqueeze(0)
+# positions of queries, those of each pass's keys, window
+CASES: dict[str, tuple[Tensor, list[Tensor], int | None]] = {
+    "tokens have left": (left(300, (170, 150)), [WHOLE, left(300, (170, 150))], None),
+    "few are left": (left(300, (9, 3)), [WHOLE, left(300, (9, 3))], None),
+    "a window": (WHOLE, [WHOLE], 40),
+    "a window of several passes": (WHOLE, [WHOLE, WHOLE], 170),
+    "tokens have left a window": (left(300, (140, 150)), [WHOLE, left(300, (140, 150))], 60),
+    "whole blocks": (WHOLE[:, :256], [WHOLE[:, :256]] * 2, None),
+    "a ragged prompt": (left(20, (20, 12)), [left(20, (20, 12))], None),
+    "one token after sequences of two lengths": (
+        torch.tensor([[200], [140]]),
+        [torch.arange(256).where(torch.arange(256) <= torch.tensor([[200], [140]]), NOWHERE)],
+        None,
+    ),
+}
+each_case = pytest.mark.parametrize("name", CASES)
+
+
+def keys_of(name: str) -> Tensor:
+    return torch.cat([positions.expand(2, -1) for positions in CASES[name][1]], dim=1)
+
+
+@each_case
+@pytest.mark.parametrize("shared", [1, 2])
+def test_blocks_give_what_a_mask_gives(name: str, shared: int) -> None:
+    queries, passes, window = CASES[name]
+    draw = torch.Generator().manual_seed(1)
+    q = torch.randn(2, 4, queries.shape[1], 16, generator=draw)
+    k, v = (torch.randn(2, 4 // shared, keys_of(name).shape[1], 16, generator=draw) for _ in range(2))
+    found = attend_in_blocks(q, k, v, block_mask(queries, passes, window))
+    k, v = (each.repeat_interleave(shared, dim=1) for each in (k, v))
+    truth = F.scaled_dot_product_attention(q, k, v, attn_mask=visible(queries, keys_of(name), window))
+    is_real = (queries < NOWHERE).expand(2, -1)
+    assert torch.allclose(found.transpose(1, 2)[is_real], truth.transpose(1, 2)[is_real], atol=2e-6)
+
+
+@each_case
+def test_the_blocks_are_those_of_a_search_of_all_pairs(name: str) -> None:
+    queries, passes, window = CASES[name]
+    keys, found = keys_of(name), block_mask(queries, passes, window)
+    shape = 2, 1, queries.shape[1], keys.shape[1]
+    seen = visible(queries, keys, window).expand(shape)
+    blocks = F.pad(seen, (0, -shape[3] % BLOCK, 0, -shape[2] % BLOCK)).unflatten(3, (-1, BLOCK))
+    some = blocks.unflatten(2, (-1, BLOCK)).any(5).any(3)
+    listed = torch.zeros_like(some)
+    for counts, indices in (
+        (found.kv_num_blocks, found.kv_indices),
+        (found.full_kv_num_blocks, found.full_kv_indices),
+    ):
+        assert counts is not None and indices is not None
+        chosen = torch.arange(indices.shape[-1]) < counts.unsqueeze(-1)
+        listed |= (
+            torch.zeros(chosen.shape, dtype=torch.bool).scatter(-1, indices.long(), chosen).expand_as(some)
+        )
+    assert not bool((some & ~listed).any()), "a block in which a query sees a key is left out"
+    assert int(listed.sum()) <= int(some.sum()) + 2
+
+
+def test_blocks_in_which_all_see_all_are_computed_without_asking() -> None:
+    found = whole_block_mask(4 * BLOCK, None, 2, CPU)
+    assert found.full_kv_num_blocks is not None
+    assert found.full_kv_num_blocks[0, 0].tolist() == [0, 2, 4, 6]
+    assert found.kv_num_blocks[0, 0].tolist() == [2, 2, 2, 2]
+
+
+def test_blocks_of_the_backward_pass_are_those_of_the_forward_one() -> None:
+    queries, passes, window = CASES["tokens have left a window"]
+    found = block_mask(queries, passes, window)
+    ours = found.q_num_blocks, found.full_q_num_blocks
+    torchs = of_torch.BlockMask.from_kv_blocks(
+        found.kv_num_blocks, found.kv_indices, found.full_kv_num_blocks, found.full_kv_indices
+    )
+    theirs = torchs.q_num_blocks, torchs.full_q_num_blocks
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))  # type: ignore[arg-type]
+
+
+def test_the_blocks_of_a_window_are_made_once() -> None:
+    assert whole_block_mask(200, 30, 1, CPU) is whole_block_mask(200, 30, 1, CPU)
+
+
+def test_blocks_are_made_without_a_wait_for_the_device(device: EmulatedCuda) -> None:
+    queries, passes, window = CASES["tokens have left a window"]
+    on_it = [each.to("cuda") for each in passes]
+    device.uploads.clear()
+    block_mask(queries.to("cuda"), on_it, window)
+    assert device.downloads == []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_it_is_taken_in_half_precision(device: EmulatedCuda, dtype: torch.dtype) -> None:
+    assert flex_works(DEVICE, dtype, 16)
+
+
+@pytest.mark.parametrize(("where", "dtype"), [(CPU, torch.bfloat16), (DEVICE, torch.float32)])
+def test_it_is_not_taken_elsewhere(device: EmulatedCuda, where: Any, dtype: torch.dtype) -> None:
+    assert not flex_works(where, dtype, 16)
+
+
+def test_it_is_not_taken_where_it_cannot_be_compiled(
+    device: EmulatedCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(kind: str) -> Any:
+        raise ImportError("no triton")
+
+    monkeypatch.setattr("models.flex.kernel", broken)
+    assert not flex_works(DEVICE, torch.bfloat16, 16)
+
+
+def test_it_is_not_taken_where_it_gives_other_numbers(
+    device: EmulatedCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.flex.kernel", lambda kind: lambda q, *given, **more: q * 1.0)
+    assert not flex_works(DEVICE, torch.bfloat16, 16)
+
+
+def run(
+    device: EmulatedCuda, name: str, *flags: Any, train: bool = False, **values: Any
+) -> tuple[Tensor, Tensor, int]:
+    """Loss on the device in bfloat16, that of the CPU in float32, and calls of FlexAttention."""
+    losses = []
+    for where in ("cpu", "cuda"):
+        model = tiny_model(name, *flags, **values).to(where)
+        idx = tokens(2, 16).to(where)
+        context = torch.autocast("cuda", torch.bfloat16) if where == "cuda" else nullcontext()
+        with context:
+            losses.append(model(idx, targets=idx)["loss"])
+    device_loss = losses[1]
+    device_loss.backward()
+    return held(device_loss.detach()), losses[0].detach(), device.calls["flex"]
+
+
+ROUTED = {"eval_length_factor": [0.6, 0.3], "n_repeat": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "values"),
+    [
+        ("adm", (), ROUTED),
+        ("lncot", ("--attention_window_length", "5"), {}),
+        ("base", ("--attention_window_length", "5"), {}),
+        ("adm", ("--block", "modern", "--n_kv_head", "2"), ROUTED),
+    ],
+)
+def test_models_take_it_in_the_place_of_a_mask(
+    device: EmulatedCuda, name: str, flags: tuple[str, ...], values: dict[str, Any]
+) -> None:
+    found, truth, calls = run(device, name, *flags, **values)
+    assert calls > 0 and float(found) == pytest.approx(float(truth), abs=0.02)
+
+
+def test_a_model_of_reference_attention_does_not_take_it(device: EmulatedCuda) -> None:
+    assert run(device, "adm", "--attention", "reference", **ROUTED)[2] == 0
+
+
+@pytest.mark.parametrize("lengths", [(7, 7), (7, 4)])
+def test_generation_in_half_precision_takes_it(device: EmulatedCuda, lengths: tuple[int, int]) -> None:
+    """One token after prompts, of equal lengths and of others."""
+    made = []
+    for where in ("cpu", "cuda"):
+        model = tiny_model("lncot").to(where)
+        cache = GenerationCache(model.settings, 2)
+        context = torch.autocast("cuda", torch.bfloat16) if where == "cuda" else nullcontext()
+        with torch.no_grad(), context:
+            positions = torch.arange(7).repeat(2, 1)
+            positions[1, lengths[1] :] = cache.nowhere
+            is_ragged = lengths[0] != lengths[1]
+            cache.begin(positions.to(where), 7, is_ragged)
+            model.run(tokens(2, 7).to(where), cache)
+            device.calls.clear()
+            cache.begin(torch.tensor(lengths, device=where).unsqueeze(1), 8, is_ragged)
+            made.append(held(model.run(tokens(2, 1).to(where), cache).states))
+    assert device.calls["flex"] > 0
+    assert torch.allclose(made[1].float(), made[0], atol=0.15)
