@@ -423,7 +423,7 @@ def flex_works(device: torch.device, dtype: torch.dtype, head_width: int) -> boo
     counted = later < length
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         inputs = _trial_inputs(device, dtype, head_width, [left, length, length, left, left])
-        for window in (None, TILE):
+        for window in (None, TILE // 4):
             mask = visible(later, torch.cat([whole, later], dim=1), window)
             blocks = block_mask(later, [whole, later], window)
             plans = [AttentionPlan(None, blocks=blocks), AttentionPlan(None, mask=mask)]
