@@ -1,5 +1,5 @@
-"""The parts of bench/gpu.sh that go through what main.py trains beside the nine models: a row of SYSTEMS each,
-on data that are made up. Each prints a line of JSON for a row.
+"""The parts of bench/gpu.sh that go through what main.py trains beside the nine models: a row of
+SYSTEMS each, on data that are made up. Each prints a line of JSON for a row.
 
 python -m bench.gpu.systems resume --device cuda --dtype bfloat16
 """
@@ -42,16 +42,20 @@ from optim.training import Trainer
 STEPS = 12  # on the same samples
 VALIDATION = 8  # sequences: the last evaluation reads them all
 # a flag that is given twice has its last value
-LOOP = "cotformer --model lncot --n_layer 3 --n_layer_begin 1 --n_layer_end 1 --n_repeat 3"
-GPT = "gpt --depth 4 --embedding_lr 0.01 --unembedding_lr 0.01 --scalar_lr 0.01"
+LOOP = "cotformer --dataset tokens --model lncot --n_layer 3 --n_layer_begin 1 --n_layer_end 1 --n_repeat 3"
+GPT = "gpt --dataset tokens --depth 4 --embedding_lr 0.01 --unembedding_lr 0.01 --scalar_lr 0.01"
 MODERN = f"{LOOP} --block modern --rope_dtype bfloat16 --window_pattern SL --n_kv_head 1"
-TEXT = "--dataset tokens --vocab_size 256 --sample_every 0"
+TEXT = "--vocab_size 256 --sample_every 0"
 RUN = "--acc_steps 2 --batch_size 4 --iterations 4 --scheduler none --lr 1e-3 --eval_freq 2 --eval_batches 2"
 RUN += " --log_freq 1 --seed 1"
 # of the text systems
 LARGE = "--n_embd 256 --n_head 4 --sequence_length 192"
 TINY = "--n_embd 32 --n_head 2 --sequence_length 24"
 CALM = "--dropout 0"
+GRPO = "--objective grpo --dataset prompts --reward regex:[0-9a-zA-Z] --group_size 4 --completion_tokens 4"
+TIMES = "coalescence --model tiny_narrow"
+ADAPTER = "--adapter --adapter_samples 8 --unfreeze_strategy all"
+ZSTANDARD = "zstandard"
 PAUSES = "--deterministic --hook bench.gpu.checks:PauseOnce"
 
 
@@ -62,80 +66,77 @@ class System:
     minimises: its loss on the same samples falls. package: that its data need beside torch and NumPy.
     """
 
+    name: str
     words: str
     calm: str | None = CALM
     minimises: bool = True
     package: str = ""
 
 
-SYSTEMS = {
-    "gpt": System(f"{GPT} --opt muon --lr 0.02"),
-    "modern": System(f"{MODERN} --opt muon --lr 0.01"),
-    "modern, tokens leave": System(f"{MODERN} --model adm", calm="--training_length_factor 1 1"),
-    "window": System(f"{LOOP} --attention_window_length 17"),
-    "lion": System(f"{LOOP} --opt lion --lr 3e-4"),
-    "bytes": System("bytes --dataset wiki=0.75,primer=0.25 --mlp_width 128"),
-    "multi-token": System(f"{LOOP} --objective multi_token"),
-    "distillation": System(f"{LOOP} --objective distillation --teacher {{lion}}"),
-    "lora": System(f"{MODERN} --adapt lora:4 --init_from {{modern}} --lr 1e-2"),
-    "sft": System(f"{LOOP} --objective sft --dataset chat", package="zstandard"),
-    "dpo": System(f"{LOOP} --objective dpo --dataset pairs --init_from {{sft}}", package="zstandard"),
-    "grpo": System(
-        f"{LOOP} --objective grpo --dataset prompts --init_from {{sft}} --reward regex:[0-9a-zA-Z]"
-        " --group_size 4 --completion_tokens 4",
-        calm=None,
-        minimises=False,
-        package="zstandard",
-    ),
-    "coalescence": System("coalescence --model tiny_narrow --dataset genomes", package="zstandard"),
-    "coalescence, adapter": System(
-        "coalescence --model tiny_narrow --dataset fewer --adapter --adapter_samples 8"
-        " --unfreeze_strategy all",
-        package="zstandard",
-    ),
-}
+SYSTEMS = (
+    System("gpt", f"{GPT} --opt muon --lr 0.02"),
+    System("modern", f"{MODERN} --opt muon --lr 0.01"),
+    System("modern, tokens leave", f"{MODERN} --model adm", calm="--training_length_factor 1 1"),
+    System("window", f"{LOOP} --attention_window_length 17"),
+    System("lion", f"{LOOP} --opt lion --lr 3e-4"),
+    System("bytes", "bytes --dataset wiki=0.75,primer=0.25 --mlp_width 128"),
+    System("multi-token", f"{LOOP} --objective multi_token"),
+    System("distillation", f"{LOOP} --objective distillation --teacher {{lion}}"),
+    System("lora", f"{MODERN} --adapt lora:4 --init_from {{modern}} --lr 1e-2"),
+    System("sft", f"{LOOP} --objective sft --dataset chat", package=ZSTANDARD),
+    System("dpo", f"{LOOP} --objective dpo --dataset pairs --init_from {{sft}}", package=ZSTANDARD),
+    System("grpo", f"{LOOP} {GRPO} --init_from {{sft}}", calm=None, minimises=False, package=ZSTANDARD),
+    System("coalescence", f"{TIMES} --dataset genomes", package=ZSTANDARD),
+    System("coalescence, adapter", f"{TIMES} --dataset fewer {ADAPTER}", package=ZSTANDARD),
+)
+BY_NAME = {system.name: system for system in SYSTEMS}
 
 
 class Workshop:
-    """A folder with made-up data and the experiments of systems. tiny: sizes for a CPU."""
+    """A folder with made-up data and the experiments of systems. run: flags of all. shape: of those of
+    text.
+    """
 
-    def __init__(self, folder: Path, device: str, dtype: str, tiny: bool) -> None:
-        self.folder, self.device, self.dtype, self.tiny = folder, device, dtype, tiny
+    def __init__(self, folder: Path, given: Namespace, run: str, shape: str) -> None:
+        self.folder, self.run_flags, self.shape = folder, run, shape
+        places = f"--data_dir {folder / 'data'} --results_base_folder {folder / 'exps'}"
+        self.how = f"--device {given.device} --dtype {given.dtype} {places}"
 
-    def words(self, name: str, more: str) -> list[str]:
+    def words(self, system: System, more: str) -> list[str]:
         """Of a system's command line, whose data are made where they are not there. Raises Lacking."""
-        system = SYSTEMS[name]
         if system.package and find_spec(system.package) is None:
             raise Lacking(f"its data need the package {system.package}")
         recipe, *own = system.words.split()
-        text = f"{TEXT} {TINY if self.tiny else LARGE}" if recipe != "coalescence" else ""
         own = [word if word[0] != "{" else str(self.finished(word[1:-1])) for word in own]
-        places = f"--data_dir {self.folder / 'data'} --results_base_folder {self.folder / 'exps'}"
-        how = f"--device {self.device} --dtype {self.dtype} {places} {more}"
-        words = [recipe, *f"{RUN} {text}".split(), *own, *how.split()]
+        shape = "" if recipe == "coalescence" else self.shape
+        words = [recipe, *self.run_flags.split(), *own, *f"{shape} {self.how} {more}".split()]
         prepare(config.parse_args(words), self.folder / "data")
         return words
 
     def finished(self, name: str) -> Path:
         """The last checkpoint of a system that is trained where it is not yet."""
-        return self.run(name, "first") / FINAL
+        return self.run(BY_NAME[name], "first") / FINAL
 
-    def run(self, name: str, experiment: str, more: str = "", ends: int = 0) -> Path:
+    def run(self, system: System, experiment: str, more: str = "", ends: int = 0) -> Path:
         """main.py, in an experiment; returns its folder. Raises RuntimeError where it does not end with an
         exit code.
         """
-        given = self.words(
-            name, f"--exp_name {name.replace(', ', '_').replace(' ', '_')}_{experiment} {more}"
-        )
-        code = main_program.main(given)
+        name = "_".join([*system.name.replace(",", "").split(), experiment])
+        with redirect_stdout(sys.stderr):  # stdout is for rows
+            given = self.words(system, f"--exp_name {name} {more}")
+            code = main_program.main(given)
         if code != ends:
             raise RuntimeError(f"main.py {' '.join(given)} ended with exit code {code}")
         return config.experiment_folder(config.parse_args(given))
 
-    def trainer(self, name: str, more: str = "") -> Trainer:
+    def flags(self, system: System, more: str) -> Namespace:
+        """Of a system's training."""
+        return config.parse_args(self.words(system, more))
+
+    def trainer(self, system: System, more: str = "") -> Trainer:
         """As main.py makes it."""
-        args = config.parse_args(self.words(name, more))
-        return trainer_of(args, self.folder / "exps" / "apart")
+        with redirect_stdout(sys.stderr):  # stdout is for rows
+            return trainer_of(self.flags(system, more), self.folder / "exps" / "apart")
 
 
 def trainer_of(args: Namespace, folder: Path) -> Trainer:
@@ -177,17 +178,18 @@ def prepare(args: Namespace, place: Path) -> None:
 
 
 @contextmanager
-def workshop(given: Namespace) -> Iterator[Workshop]:
-    """What is printed there goes to stderr: stdout is for rows."""
-    with tempfile.TemporaryDirectory() as place:
-        yield Workshop(Path(place), given.device, given.dtype, given.tiny)
+def workshop(given: Namespace, run: str = RUN, shape: str = "") -> Iterator[Workshop]:
+    """One in a folder that is removed. shape: as Workshop has it (none: a small one)."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as place:
+        yield Workshop(Path(place), given, run, shape or f"{TEXT} {TINY if given.tiny else LARGE}")
 
 
-def each(given: Namespace, one: Callable[[Workshop, str, str], None]) -> None:
-    """A row of every system. one: given where, the system's name, and that of the row."""
+def each(given: Namespace, one: Callable[[Workshop, System, str], None]) -> None:
+    """A row of every system. one: given where, the system, and the name of the row."""
     with workshop(given) as shop:
-        for name in SYSTEMS:
-            attempt(f"{name}, {given.dtype}", partial(one, shop, name, f"{name}, {given.dtype}"))
+        for system in SYSTEMS:
+            name = f"{system.name}, {given.dtype}"
+            attempt(name, partial(one, shop, system, name))
 
 
 # the parts
@@ -196,9 +198,8 @@ def each(given: Namespace, one: Callable[[Workshop, str, str], None]) -> None:
 def near(given: Namespace) -> None:
     """Loss and gradients of the objective on a batch, against those of the reference."""
 
-    def outcome(shop: Workshop, name: str, more: str) -> Outcome:
-        with redirect_stdout(sys.stderr):
-            trainer = shop.trainer(name, f"{more} {SYSTEMS[name].calm}")
+    def outcome(shop: Workshop, system: System, more: str) -> Outcome:
+        trainer = shop.trainer(system, f"{more} {system.calm}")
         objective = fill(trainer.parts.objective, 1)
         batch = trainer.parts.source.samples(0, 0, trainer.args.batch_size).to(trainer.world.device)
         with autocast(given.device, trainer.args.dtype):
@@ -207,16 +208,16 @@ def near(given: Namespace) -> None:
         found = {key: p.grad.float().cpu() for key, p in objective.named_parameters() if p.grad is not None}
         return Outcome(None, float(loss.detach()), found)
 
-    def one(shop: Workshop, name: str, row: str) -> None:
-        if SYSTEMS[name].calm is None:
+    def one(shop: Workshop, system: System, row: str) -> None:
+        if system.calm is None:
             tell(row, SKIPPED, note="it draws its own samples")
             return
-        plain = "" if name.startswith("coalescence") else "--attention reference"
-        found = outcome(shop, name, "")
+        plain = "" if system.words.startswith("coalescence") else "--attention reference"
+        found = outcome(shop, system, "")
         with sdpa_kernel(SDPBackend.MATH):
-            reference = outcome(shop, name, plain)
+            reference = outcome(shop, system, plain)
             torch.set_float32_matmul_precision("highest")
-            truth = outcome(shop, name, f"{plain} --dtype float32")
+            truth = outcome(shop, system, f"{plain} --dtype float32")
         torch.set_float32_matmul_precision("high")
         tell_as_near(row, found, reference, truth)
 
@@ -226,10 +227,8 @@ def near(given: Namespace) -> None:
 def learns(given: Namespace) -> None:
     """Steps of the loop on the same samples, and, on CUDA, how often one of them waits for the device."""
 
-    def one(shop: Workshop, name: str, row: str) -> None:
-        system = SYSTEMS[name]
-        with redirect_stdout(sys.stderr):
-            steps = shop.trainer(name).steps
+    def one(shop: Workshop, system: System, row: str) -> None:
+        steps = shop.trainer(system).steps
         losses = [float(steps.take(0)[0]) for _ in range(STEPS)]
         before, after = losses[0], statistics.median(losses[-3:])
         is_well = all(map(math.isfinite, losses)) and (after < before or not system.minimises)
@@ -237,7 +236,9 @@ def learns(given: Namespace) -> None:
         tell(row, PASS if is_well else FAIL, value=after, unit="nats", note=note)
         if given.device == "cuda":
             waits, limit = waits_of(lambda: steps.take(0)), WAITS[given.dtype]
-            verdict = None if name == "grpo" else PASS if waits <= limit else FAIL  # rollouts wait by nature
+            verdict = (
+                None if system.name == "grpo" else PASS if waits <= limit else FAIL
+            )  # rollouts wait by nature
             target = f"at most {limit}" if verdict else ""
             tell(f"{row}: waits", verdict, value=waits, unit="waits a step", target=target)
 
@@ -249,11 +250,10 @@ def resume(given: Namespace) -> None:
     evaluations, under --deterministic.
     """
 
-    def one(shop: Workshop, name: str, row: str) -> None:
-        with redirect_stdout(sys.stderr):
-            calm = reads_back(shop.run(name, "calm", "--deterministic") / FINAL)
-            shop.run(name, "resumed", PAUSES, STOPPED)
-            resumed = reads_back(shop.run(name, "resumed", f"{PAUSES} --use_pretrained auto") / FINAL)
+    def one(shop: Workshop, system: System, row: str) -> None:
+        calm = reads_back(shop.run(system, "calm", "--deterministic") / FINAL)
+        shop.run(system, "resumed", PAUSES, STOPPED)
+        resumed = reads_back(shop.run(system, "resumed", f"{PAUSES} --use_pretrained auto") / FINAL)
         tell(row, **differing_note(calm, resumed))
 
     each(given, one)
