@@ -62,15 +62,8 @@ def flags(**given: Any) -> Namespace:
 
 def flags_of_gpt(**given: Any) -> Namespace:
     """As `flags`, of the recipe gpt: modern blocks, heads of 128 features, windows, Muon."""
-    return flags(
-        model="base",
-        block="modern",
-        window_pattern="SSSL",
-        rope_dtype="bfloat16",
-        opt="muon",
-        vocab_size=50257,
-        **given,
-    )
+    recipe = {"block": "modern", "window_pattern": "SSSL", "rope_dtype": "bfloat16", "opt": "muon"}
+    return flags(**{"model": "base", **recipe, "vocab_size": 50257, **given})
 
 
 def synchronise(device: str) -> None:

@@ -222,12 +222,24 @@ def test_time_that_a_part_leaves_over_goes_to_the_rest(tmp_path: Path) -> None:
     assert (run.limit(0), run.limit(1)) == (pytest.approx(120, abs=1), pytest.approx(240, abs=1))
 
 
+def test_a_part_may_take_its_own_seconds_where_too_few_are_left_for_all(tmp_path: Path) -> None:
+    parts = [part("a", "", seconds=60), part("b", "", seconds=600)]
+    run = Run(parts, CPU, 2, tmp_path / "gpu.json")
+    assert (run.limit(0), run.limit(1)) == (pytest.approx(60, abs=1), pytest.approx(120, abs=1))
+
+
+def test_a_part_that_no_time_is_left_for_is_skipped(tmp_path: Path) -> None:
+    run = Run([part("short", TELLS, seconds=20), part("long", TELLS, seconds=1000)], CPU, 1, tmp_path / "a")
+    run.all()
+    assert verdicts(run.result["rows"]) == [("sound", "PASS"), ("long", "SKIPPED")]
+
+
 def test_every_part_has_a_name_of_its_own() -> None:
     assert len({each.name for each in PARTS}) == len(PARTS)
 
 
 def test_parts_are_chosen_by_how_their_names_begin() -> None:
-    assert [each.name for each in chosen(["equal", "speed"])] == ["equal bfloat16", "equal float16", "speed"]
+    assert [each.name for each in chosen(["equal", "speed"])] == ["equal bfloat16", "speed", "equal float16"]
 
 
 def test_a_part_that_is_not_there_is_refused_with_those_that_are() -> None:
@@ -279,13 +291,14 @@ def test_a_python_without_torch_is_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.essential
 def test_the_script_runs_on_a_cpu_and_writes_its_file(tmp_path: Path) -> None:
     path = tmp_path / "gpu.json"
-    words = ["--cpu", "--minutes", "4", "--only", "health", "losses", "waits", "--output", path.name]
+    parts = ["health", "losses", "waits", "blocks"]
+    words = ["--cpu", "--minutes", "4", "--only", *parts, "--output", path.name]
     found = script(*words, cwd=tmp_path)
     assert found.returncode == 0, found.stdout + found.stderr
     kept = json.loads(path.read_text())
     assert kept["machine"]["device"] == "cpu"
     by_part = {(each["part"], each["verdict"]) for each in kept["rows"]}
-    assert by_part == {("health", "PASS"), ("losses", "PASS"), ("waits", "SKIPPED")}
+    assert by_part == {("health", "PASS"), ("losses", "PASS"), ("waits", "SKIPPED"), ("blocks", "SKIPPED")}
 
 
 def python_without(package: str, folder: Path) -> Path:

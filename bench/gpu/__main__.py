@@ -30,6 +30,7 @@ from report.gpu import FORMAT, counted, table
 PROG = "bench/gpu.sh"
 LOOK_SECONDS = 120.0  # that the first use of torch and of a driver may take
 LEAST_SECONDS = 20.0  # of a part's limit
+LEAST_SHARE = 0.5  # of a part's own seconds, below which it is not begun
 INTERRUPTED = 130
 
 
@@ -91,16 +92,26 @@ class Run:
             "rows": [],
         }
 
+    @property
+    def left(self) -> float:
+        """Seconds until the end."""
+        return self.ends - time.monotonic()
+
     def limit(self, index: int) -> float:
-        """Seconds for a part: its share of what is left, so that what others leave over goes to the rest."""
-        left = self.ends - time.monotonic()
-        wanted = sum(part.seconds for part in self.parts[index:] if part.needs <= self.devices)
-        return max(LEAST_SECONDS, left * self.parts[index].seconds / wanted)
+        """Seconds for a part: its own, or its share of what is left where that is more, so that what others
+        leave over goes to the rest.
+        """
+        part = self.parts[index]
+        wanted = sum(each.seconds for each in self.parts[index:] if each.needs <= self.devices)
+        share = self.left * part.seconds / wanted
+        return max(LEAST_SECONDS, share, min(part.seconds, self.left))
 
     def take(self, index: int) -> list[dict[str, Any]]:
         part = self.parts[index]
         if part.needs > self.devices:
             return [row(part.name, SKIPPED, note=f"needs {part.needs} CUDA devices, here are {self.devices}")]
+        if self.left < LEAST_SHARE * part.seconds:
+            return [row(part.name, SKIPPED, note="no time is left for it: give more --minutes, or --only")]
         return rows_of(part, self.machine["device"], self.machine["name"], self.limit(index), self.log)
 
     def all(self) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.common import autocast, flags
+from bench.common import autocast, flags, flags_of_gpt
 from bench.gpu.reference import case_args, cases, fill
 from bench.gpu.rows import FAIL, PASS, SKIPPED, attempt, need, run_one, tell
 from data.batch import Batch, PlainSource
@@ -47,6 +47,7 @@ ROUNDING = 1e-3  # that a way may be off beyond twice what the reference is off 
 # nats, by which a loss may be off from the authors', who computed in float32 (TF32 products round to 10 bits)
 LOSS_LIMITS = {"float32": 2e-3, "bfloat16": 0.05, "float16": 0.01}
 WAITS = {"bfloat16": 1, "float16": 2}  # for the device, that a step may have
+GPT = "gpt"  # of modern blocks, as the recipe has it
 WAITING = ("base", "lncot", "adm")
 RESUME_STEPS = 6
 LEAVING = (0.6, 0.3)  # shares of the tokens that go on, where a router chooses
@@ -58,14 +59,17 @@ STAYING = (1.0, 1.0)
 def small(
     name: str, device: str, tiny: bool, shares: Sequence[float] | None = LEAVING, **more: Any
 ) -> Namespace:
-    """Flags of a small model. shares: of the tokens that go on after each pass, of models that route; None:
-    drawn in each step.
+    """Flags of a small model, one of the nine or GPT. shares: of the tokens that go on after each pass, of
+    models that route; None: drawn in each step.
     """
     # a length that is no width: torch.compile takes equal sizes for one, and compiles again where they part
     shape = {"n_layer": 6, "n_repeat": 3, "n_embd": 256, "n_head": 4, "sequence_length": 192}
     shape |= {"vocab_size": 1024, "batch_size": 4}
     if tiny:
         shape |= {"n_layer": 4, "n_embd": 32, "n_head": 2, "sequence_length": 24, "vocab_size": 64}
+    if name == GPT:
+        shape |= {"n_layer": 2 if tiny else 4}
+        return flags_of_gpt(device="cpu" if device == "cpu" else "cuda", **{**shape, **more})
     variant = VARIANTS[ALIASES.get(name, name)]
     depth = "linear_learned" if variant.depth_emb else None
     return flags(

@@ -31,8 +31,8 @@ class Figure:
 class Part:
     """A process. command: what Python is given; `{device}` and `{folder}` are filled in.
 
-    large, small: further words on a GPU, and for sizes that suit a CPU. seconds: of its limit, in relation to
-    the others'. needs: devices of CUDA, 0 where a CPU will do.
+    large, small: further words on a GPU, and for sizes that suit a CPU. seconds: of its limit at least, while
+    so much time is left; what is over is shared by these. needs: devices of CUDA, 0 where a CPU will do.
     figures: of a script that prints these as one line; empty where it prints rows. says: where the exit code
     tells all, what it tells, as the name of the only row.
     """
@@ -56,17 +56,32 @@ def check(name: str, *dtypes: str, model: str = "", seconds: float) -> Part:
     return Part(title, command, small=("--tiny",), seconds=seconds)
 
 
-def measured(name: str, seconds: float) -> Part:
-    command = ("-m", "bench.gpu.figures", name, "--device", "{device}")
+def systems(name: str, *dtypes: str, seconds: float) -> Part:
+    command = ("-m", "bench.gpu.systems", name, "--device", "{device}")
+    small = ("--tiny", "--dtype", dtypes[0])
+    return Part(f"systems {name}", command, ("--dtype", *dtypes), small, seconds)
+
+
+def measured(name: str, seconds: float, module: str = "figures") -> Part:
+    command = ("-m", f"bench.gpu.{module}", name, "--device", "{device}")
     return Part(name, command, small=("--tiny",), seconds=seconds)
 
 
-def killed(name: str, *program: str, acc_steps: int, needs: int, seconds: float) -> Part:
+def killed(name: str, *program: str, acc_steps: int, needs: int, seconds: float, shard: str = "none") -> Part:
     """Whether a training whose processes are killed and stopped ends with the bits of one that is not.
 
     program: what is given the self-test's flags.
     """
-    place = ("--device", "{device}", "--results_base_folder", "{folder}", "--acc_steps", str(acc_steps))
+    place = (
+        "--shard",
+        shard,
+        "--device",
+        "{device}",
+        "--results_base_folder",
+        "{folder}",
+        "--acc_steps",
+        str(acc_steps),
+    )
     large = ("--n_embd", "256", "--n_head", "4", "--vocab_size", "1024")
     small = ("--n_embd", "32", "--n_head", "2", "--vocab_size", "256")
     return Part(name, (*program, *SELFTEST, *place), large, small, seconds, needs, says=name)
@@ -85,22 +100,32 @@ def script(
     return Part(name, (f"bench/{name}.py", "--device", "{device}", *words), large, small, seconds, 0, figures)
 
 
+def two(name: str, shard: str, seconds: float) -> Part:
+    program = ("-m", "bench.gpu.pair")
+    return killed(
+        f"resume on two GPUs ({name})", *program, acc_steps=2, needs=2, seconds=seconds, shard=shard
+    )
+
+
 SMALL = ("--n_embd", "64", "--n_layer", "4")
 
+# those first from which most is learned, should the time not do for all
 PARTS = (
     Part(
         "health",
         ("-m", "distributed.health", "--device", "{device}", "--report", "{folder}/health"),
         says="the node is fit to train",
     ),
-    *(check("equal", dtype, seconds=30) for dtype in HALF),
-    check("losses", *ALL, seconds=25),
-    check("learns", *HALF, seconds=25),
+    check("equal", "bfloat16", seconds=30),
+    systems("near", "bfloat16", seconds=40),
+    systems("learns", *HALF, seconds=50),
+    measured("gpt", 100, "trainings"),
+    measured("blocks", 40, "blocks"),
     check("waits", *HALF, seconds=15),
+    check("learns", *HALF, seconds=25),
+    check("losses", *ALL, seconds=25),
     check("resume", *HALF, seconds=50),
-    *(check("compiled", *HALF, model=model, seconds=80) for model in ("base", "lncot", "adm")),
-    measured("speed", seconds=60),
-    measured("micro_batch", seconds=60),
+    systems("resume", "bfloat16", seconds=60),
     script(
         "generate",
         small=(*SMALL, "--tokens", "16"),
@@ -110,6 +135,37 @@ PARTS = (
             Figure("generation over running the whole prefix", ("speedup",), "times"),
         ),
     ),
+    measured("grpo", 30, "trainings"),
+    measured("coalescence", 20, "trainings"),
+    Part(
+        "decoding of times",
+        ("bench/coalescence.py", "--device", "{device}"),
+        large=("--model", "narrow", "--dtype", "bfloat16", "--sequences", "8"),
+        small=("--sequences", "1", "--replicates", "2"),
+        seconds=30,
+        figures=(
+            Figure("windows drawn, coalescence times", ("tokens_per_second", "kept"), "windows/s"),
+            Figure("drawing over running all positions", ("speedup",), "times"),
+        ),
+    ),
+    Part(
+        "scale",
+        ("bench/scale.py", "--device", "{device}"),
+        small=("--n_embd", "32", "--n_head", "2", "--batch_size", "2", "--sequence_length", "64"),
+        seconds=25,
+        figures=tuple(
+            Figure(
+                f"formula of memory, largest error: {what}", ("largest_error", what), "of what is measured"
+            )
+            for what in ("weights", "gradients", "states", "kept", "peak")
+        ),
+    ),
+    measured("speed", 60),
+    *(check("compiled", *HALF, model=model, seconds=60) for model in ("gpt", "lncot")),
+    killed("resume after kills", "main.py", acc_steps=1, needs=0, seconds=80),
+    *(check("compiled", *HALF, model=model, seconds=60) for model in ("adm", "base")),
+    measured("micro_batch", 60),
+    Part("fp8", ("-m", "bench.gpu.fp8", "fp8", "--device", "{device}"), small=("--tiny",), seconds=80),
     script(
         "budget",
         large=("--batch_size", "32"),
@@ -136,7 +192,6 @@ PARTS = (
             Figure("memory over the plain way, modern GPT", ("memory_share",), "", at_most=0.6),
         ),
     ),
-    Part("fp8", ("-m", "bench.gpu.fp8", "fp8", "--device", "{device}"), small=("--tiny",), seconds=80),
     script(
         "checkpoint",
         "--folder",
@@ -149,7 +204,8 @@ PARTS = (
             Figure("stall over a synchronous save", ("stall_ratio",), "of the time", at_most=0.25),
         ),
     ),
-    # last, as they take longest and have what the others leave
-    killed("resume after kills", "main.py", acc_steps=1, needs=0, seconds=100),
-    killed("resume on two GPUs (nccl)", "-m", "bench.gpu.pair", acc_steps=2, needs=2, seconds=150),
+    check("equal", "float16", seconds=30),
+    two("nccl", "none", 150),
+    two("nccl, --shard optimizer", "optimizer", 150),
+    two("nccl, --shard full", "full", 150),
 )
