@@ -43,11 +43,11 @@ def blocks(given: Namespace) -> None:
         """positions: of the keys of each pass; the queries are those of the last."""
         positions = [own.to(device) for own in positions]
         queries = positions[-1]
-        shapes = [(batch, HEADS, own.shape[1], WIDTH) for own in (queries, *positions, *positions)]
-        inputs = [
-            torch.randn(shape, device=device, dtype=getattr(torch, dtype), requires_grad=True)
-            for shape in shapes
-        ]
+        lengths = [own.shape[1] for own in (queries, *positions, *positions)]
+        inputs = []
+        for length in lengths:
+            drawn = torch.randn(batch, HEADS, length, WIDTH, device=device, dtype=getattr(torch, dtype))
+            inputs.append(drawn.requires_grad_())
         q, keys, values = inputs[0], inputs[1 : len(positions) + 1], inputs[len(positions) + 1 :]
         passes = list(zip(keys, values, strict=True))
 

@@ -28,7 +28,7 @@ from optim.training import Trainer
 # the recipe's own flags at this depth, but for --device-batch-size, which is as large as fits
 GPT = System("gpt", "gpt --depth 12 --max-seq-len 2048 --dataset tokens")
 TINY_GPT = "--depth 2 --head-dim 16 --max-seq-len 64 --total-batch-size 512 --vocab_size 512"
-LARGEST_MICRO_BATCH = 128  # a divisor of the sequences of a step
+LARGEST_MICRO_BATCH = 128  # as all sizes a power of two, which the sequences of a step are
 FILLED = 0.9  # share of the memory that the formula may ask for
 ROLLOUTS = f"{TEXT} --n_layer 12 --n_embd 768 --n_head 12 --sequence_length 192"
 MANY = "--completion_tokens 128 --group_size 8 --batch_size 16 --acc_steps 1"
@@ -70,7 +70,7 @@ def gpt(given: Namespace) -> None:
         args = shop.flags(GPT, "--device-batch-size 1")
         limit = int(FILLED * torch.cuda.get_device_properties(0).total_memory)
         most = largest_micro_batch(ModelSettings.from_args(args), memory_of(args, device), limit)
-        return int(min(LARGEST_MICRO_BATCH, 2 ** (most.bit_length() - 1)))
+        return min(LARGEST_MICRO_BATCH, samples_of_step(args), 2 ** (most.bit_length() - 1))
 
     def measured(shop: Workshop, flags: str) -> tuple[Namespace, float, float]:
         """Flags, seconds of a step, and its floating-point operations."""
