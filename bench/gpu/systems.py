@@ -39,7 +39,7 @@ from optim.names import FINAL
 from optim.selftest import make_up
 from optim.training import Trainer
 
-STEPS = 12  # on the same samples
+STEPS = 8  # on the same samples
 VALIDATION = 8  # sequences: the last evaluation reads them all
 # a flag that is given twice has its last value
 LOOP = "cotformer --dataset tokens --model lncot --n_layer 3 --n_layer_begin 1 --n_layer_end 1 --n_repeat 3"
@@ -63,13 +63,15 @@ PAUSES = "--deterministic --hook bench.gpu.checks:PauseOnce"
 class System:
     """words: of main.py's command line, after those of all; `{NAME}` is the checkpoint of the system of that
     name. calm: further ones without which two ways draw or choose differently; None: they do so in any case.
-    minimises: its loss on the same samples falls. package: that its data need beside torch and NumPy.
+    minimises: its loss on the same samples falls. waits: for the device, by nature: for the tokens of a
+    rollout, or for how many tokens of completions count. package: that its data need beside torch and NumPy.
     """
 
     name: str
     words: str
     calm: str | None = CALM
     minimises: bool = True
+    waits: bool = False
     package: str = ""
 
 
@@ -84,8 +86,17 @@ SYSTEMS = (
     System("distillation", f"{LOOP} --objective distillation --teacher {{lion}}"),
     System("lora", f"{MODERN} --adapt lora:4 --init_from {{modern}} --lr 1e-2"),
     System("sft", f"{LOOP} --objective sft --dataset chat", package=ZSTANDARD),
-    System("dpo", f"{LOOP} --objective dpo --dataset pairs --init_from {{sft}}", package=ZSTANDARD),
-    System("grpo", f"{LOOP} {GRPO} --init_from {{sft}}", calm=None, minimises=False, package=ZSTANDARD),
+    System(
+        "dpo", f"{LOOP} --objective dpo --dataset pairs --init_from {{sft}}", waits=True, package=ZSTANDARD
+    ),
+    System(
+        "grpo",
+        f"{LOOP} {GRPO} --init_from {{sft}}",
+        calm=None,
+        minimises=False,
+        waits=True,
+        package=ZSTANDARD,
+    ),
     System("coalescence", f"{TIMES} --dataset genomes", package=ZSTANDARD),
     System("coalescence, adapter", f"{TIMES} --dataset fewer {ADAPTER}", package=ZSTANDARD),
 )
