@@ -13,21 +13,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo import config as dynamo
+from torch.fx.experimental import _config as symbols
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 BLOCK = 128  # queries, and keys, of a block
+EVERYTHING = 2**31 - 1  # a window that no position is outside of
+PROGRAMS = 64  # most of a process: past torch's limit of 8, scores of all pairs would be held
 
 
 def _sees(query_positions: Tensor, key_positions: Tensor, window: int | None) -> Callable[..., Tensor]:
-    """The rule of models.attention.visible, for one pair of places."""
-    own_queries, own_keys = len(query_positions) > 1, len(key_positions) > 1
+    """The rule of models.attention.visible, for one pair of places; of positions (1 or B, T) and (1 or B, K),
+    both of one batch. The same code for all windows and for none, so that it is compiled once.
+    """
+    own_rows = len(query_positions) > 1
+    furthest = torch.full_like(query_positions[0, 0], EVERYTHING if window is None else window)
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        row_of_query = batch if own_queries else 0
-        row_of_key = batch if own_keys else 0
-        distance = query_positions[row_of_query, query] - key_positions[row_of_key, key]
-        seen = distance >= 0
-        return seen if window is None else seen & (distance <= window)
+        row = batch if own_rows else 0
+        distance = query_positions[row, query] - key_positions[row, key]
+        return (distance >= 0) & (distance <= furthest)
 
     return sees
 
@@ -43,8 +48,9 @@ def _bounds(positions: Tensor) -> tuple[Tensor, Tensor]:
 
 def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
     """How many blocks are chosen in each row, and which, those first, in int32; of (B, 1, rows, blocks)."""
-    counts = chosen.sum(-1, dtype=torch.int32)
-    return counts, chosen.byte().argsort(dim=-1, descending=True, stable=True).to(torch.int32).contiguous()
+    dense = chosen.to(torch.uint8, memory_format=torch.contiguous_format, copy=True)
+    counts = dense.sum(-1, dtype=torch.int32)
+    return counts, dense.argsort(dim=-1, descending=True, stable=True).to(torch.int32)
 
 
 def block_mask(query_positions: Tensor, key_positions: Sequence[Tensor], window: int | None) -> BlockMask:
@@ -54,7 +60,7 @@ def block_mask(query_positions: Tensor, key_positions: Sequence[Tensor], window:
     """
     batch = max(len(positions) for positions in (query_positions, *key_positions))
     keys = torch.cat([positions.expand(batch, -1) for positions in key_positions], dim=1)
-    queries = query_positions
+    queries = query_positions.expand(batch, -1).contiguous()
     first, last = (bound[:, None, :, None] for bound in _bounds(queries))
     least, most = (bound[:, None, None, :] for bound in _bounds(keys))
     seen, whole = least <= last, most <= first
@@ -88,9 +94,24 @@ def whole_block_mask(length: int, window: int | None, passes: int, device: torch
 
 @cache
 def kernel(kind: str) -> Callable[..., Any]:
-    """FlexAttention for a kind of device: one program for GPUs, for any numbers of queries and keys."""
-    found: Callable[..., Any] = flex_attention
-    return found if kind == "cpu" else torch.compile(found, dynamic=True)
+    """FlexAttention for a kind of device: on GPUs compiled, for any numbers of queries and keys."""
+    if kind == "cpu":
+        return flex_attention
+    return compiled("inductor")
+
+
+def compiled(backend: str | Callable[..., Any]) -> Callable[..., Any]:
+    """FlexAttention, compiled once for all sizes but 1. torch takes sizes that are equal at first for one
+    size, and would compile again where they part: here they do, as tokens leave.
+    """
+    dynamo.recompile_limit = max(dynamo.recompile_limit, PROGRAMS)
+    program = torch.compile(flex_attention, dynamic=True, backend=backend)
+
+    def call(*given: Any, **more: Any) -> Any:
+        with symbols.patch(use_duck_shape=False):  # type: ignore[attr-defined]
+            return program(*given, **more)
+
+    return call
 
 
 def attend_in_blocks(q: Tensor, keys: Tensor, values: Tensor, blocks: BlockMask) -> Tensor:

@@ -12,11 +12,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._dynamo import config as dynamo
 from torch.nn.attention import flex_attention as of_torch
 
 from models.attention import flex_works, visible
 from models.cache import GenerationCache
-from models.flex import BLOCK, attend_in_blocks, block_mask, whole_block_mask
+from models.flex import BLOCK, PROGRAMS, attend_in_blocks, block_mask, compiled, whole_block_mask
 from tests.emulated_cuda import DEVICE, EmulatedCuda, emulated_cuda, held
 from tests.helpers import tiny_model, tokens
 
@@ -213,3 +214,39 @@ def test_generation_in_half_precision_takes_it(device: EmulatedCuda, lengths: tu
             made.append(held(model.run(tokens(2, 1).to(where), cache).states))
     assert device.calls["flex"] > 0
     assert torch.allclose(made[1].float(), made[0], atol=0.15)
+
+
+@pytest.fixture
+def programs() -> Iterator[list[Any]]:
+    """Those that torch.compile makes."""
+    torch.compiler.reset()
+    with dynamo.patch(recompile_limit=8):
+        yield []
+    torch.compiler.reset()
+
+
+def test_one_program_serves_all_numbers_of_tokens_passes_and_windows(programs: list[Any]) -> None:
+    """Among them as many sequences as blocks: torch would take these for one size."""
+
+    def backend(graph: torch.fx.GraphModule, example: Any) -> Any:
+        programs.append(graph)
+        return graph.forward
+
+    attention = compiled(backend)
+    for batch, count, passes, window in (
+        (2, 150, 1, None),
+        (3, 290, 2, 40),
+        (4, 137, 3, None),
+        (2, 280, 2, 9),
+    ):
+        queries = torch.arange(count).expand(batch, -1)
+        keys = [WHOLE, *[queries] * passes]
+        q, k, v = (torch.randn(batch, 4, n, 16) for n in (count, *[300 + count * passes] * 2))
+        attention(q, k, v, block_mask=block_mask(queries, keys, window), enable_gqa=False)
+    assert len(programs) == 1
+
+
+def test_torch_does_not_give_up_compiling_after_few_programs(programs: list[Any]) -> None:
+    """It would go on without, and hold the scores of all pairs."""
+    compiled("eager")
+    assert dynamo.recompile_limit == PROGRAMS

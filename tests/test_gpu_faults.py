@@ -89,8 +89,8 @@ FAULTS = {
     ),
     "the rule lost in blocks": Fault(
         "models/flex.py",
-        "seen = distance >= 0",
-        "seen = distance >= -1",
+        "return (distance >= 0) &",
+        "return (distance >= -1) &",
         (FLEX, "test_it_is_taken_in_half_precision"),
     ),
     "blocks left out in which keys are seen": Fault(
@@ -107,8 +107,8 @@ FAULTS = {
     ),
     "window lost in blocks": Fault(
         "models/flex.py",
-        "return seen if window is None else seen & (distance <= window)",
-        "return seen",
+        "(distance >= 0) & (distance <= furthest)",
+        "distance >= 0",
         (FLEX, "test_it_is_taken_in_half_precision"),
     ),
     "a graph that is given no new positions": Fault(
