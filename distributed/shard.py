@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
@@ -145,10 +144,41 @@ def _cut_state(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]
     return {**state, "state": states}
 
 
-def state_of(optimizer: Optimizer) -> dict[str, Any]:
+def _local(optimizer: Any) -> Any:
+    """The AdamW of this process's parameters, inside of one that is sharded."""
+    return optimizer.optim if hasattr(optimizer, "consolidate_state_dict") else None
+
+
+def state_of(optimizer: Optimizer, world: World) -> dict[str, Any]:
     """Its state, on the main process whole but for tensors in shards; every process must call this."""
-    if hasattr(optimizer, "consolidate_state_dict"):
-        optimizer.consolidate_state_dict(to=0)
-        if dist.get_rank() > 0:
-            return {}
-    return optimizer.state_dict()
+    local = _local(optimizer)
+    if local is None:
+        return optimizer.state_dict()
+    # torch's own way sends each process's whole state through all devices
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    mine = {number: local.state[p] for number, p in enumerate(parameters) if p in local.state}
+    states = {}
+    for source, numbers in enumerate(world.broadcast(world.gather(list(mine)))):
+        for number in numbers if source == world.rank or world.is_main else ():
+            values = {key: value.cpu() for key, value in mine.get(number, {}).items()}
+            states[number] = world.to_main(values, source)
+    return {**Optimizer.state_dict(optimizer), "state": dict(sorted(states.items()))}
+
+
+def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load the state of a whole optimiser that has the same parameters, cut as this one is."""
+    local = _local(optimizer)
+    if local is None:
+        optimizer.load_state_dict(state)
+        return
+    # torch's own way keeps moments twice, and step counts where the fused kernel of a GPU cannot read them
+    numbers: dict[Any, int] = {}
+    states, groups = {}, []
+    for here, there in zip(optimizer.param_groups, state["param_groups"], strict=True):
+        numbers.update(zip(here["params"], there["params"], strict=True))
+    for here, there in zip(local.param_groups, state["param_groups"], strict=True):
+        mine = [numbers[parameter] for parameter in here["params"]]
+        states.update({number: state["state"][number] for number in mine if number in state["state"]})
+        groups.append({**there, "params": mine})
+    Optimizer.load_state_dict(optimizer, {"state": {}, "param_groups": state["param_groups"]})
+    local.load_state_dict({"state": states, "param_groups": groups})

@@ -10,8 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch import nn
 
+from distributed import shard
+from distributed.world import World
 from optim.selftest import differing
+from tests.emulated_cuda import DEVICE, emulated_cuda
 from tests.helpers import tiny_args
 from tests.programs import command, final_state, folder, metrics, start, train, trained, wait_for_step
 
@@ -36,8 +41,8 @@ def form(value: Any) -> Any:
 def four(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """An adaptive model, whose routers some processes do not use in a step, on four processes."""
     found = {}
-    for shard in ("none", "optimizer", "full"):
-        found[shard] = trained(tmp_path_factory.mktemp(shard), 4, shard=shard, **ADAPTIVE)
+    for how in ("none", "optimizer", "full"):
+        found[how] = trained(tmp_path_factory.mktemp(how), 4, shard=how, **ADAPTIVE)
     return found
 
 
@@ -61,15 +66,35 @@ def test_a_sharded_optimiser_takes_the_steps_of_a_whole_one_to_the_bit(four: dic
     assert differing(final_state(four["none"]), final_state(four["optimizer"])) == []
 
 
+def sharded_adamw(module: nn.Module) -> Any:
+    return shard.make_adamw([{"params": list(module.named_parameters())}], "optimizer", lr=1e-2, fused=True)
+
+
+def test_a_sharded_optimiser_that_resumes_on_a_gpu_has_its_state_there_and_once() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with emulated_cuda():
+            module = nn.Linear(4, 4).to("cuda")
+            optimizer, resumed = sharded_adamw(module), sharded_adamw(module)
+            module(torch.ones(2, 4, device="cuda")).sum().backward()
+            optimizer.step()
+            shard.load_state(resumed, shard.state_of(optimizer, World(DEVICE)))
+            held = [value for values in resumed.optim.state.values() for value in values.values()]
+        assert {value.device for value in held} == {DEVICE} and len(held) == 6
+        assert not resumed.state
+    finally:
+        dist.destroy_process_group()
+
+
 @pytest.mark.slow
 def test_a_fully_sharded_training_has_the_losses_of_one_that_is_not(four: dict[str, Path]) -> None:
     assert losses(four["full"]) == pytest.approx(losses(four["none"]), abs=1e-4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shard", ["optimizer", "full"])
-def test_checkpoints_have_the_form_of_others(four: dict[str, Path], shard: str) -> None:
-    states = [torch.load(folder(four[each]) / "ckpt.pt", weights_only=True) for each in ("none", shard)]
+@pytest.mark.parametrize("how", ["optimizer", "full"])
+def test_checkpoints_have_the_form_of_others(four: dict[str, Path], how: str) -> None:
+    states = [torch.load(folder(four[each]) / "ckpt.pt", weights_only=True) for each in ("none", how)]
     forms = [form({**state, "args": None}) for state in states]
     assert forms[0] == forms[1]
 
@@ -85,15 +110,13 @@ def test_a_killed_sharded_training_ends_with_the_same_bits(two: Path, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("shard", "processes"), [("none", 1), ("optimizer", 2)])
-def test_checkpoints_are_resumed_in_other_shards(
-    two: Path, tmp_path: Path, shard: str, processes: int
-) -> None:
+@pytest.mark.parametrize(("how", "processes"), [("none", 1), ("optimizer", 2)])
+def test_checkpoints_are_resumed_in_other_shards(two: Path, tmp_path: Path, how: str, processes: int) -> None:
     shutil.copytree(two, tmp_path, dirs_exist_ok=True)
     for path in folder(tmp_path).glob("*"):
         if path.name not in ("ckpt_18.pt", "metrics.jsonl"):
             path.unlink()
-    outcome = train(tmp_path, processes, **{**MODERN, "shard": shard})
+    outcome = train(tmp_path, processes, **{**MODERN, "shard": how})
     assert outcome.returncode == 0 and "at step 18" in outcome.stderr + outcome.stdout, outcome.stderr
     assert losses(tmp_path)[-6:] == pytest.approx(losses(two)[-6:], abs=1e-4)
 
