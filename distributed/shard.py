@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
@@ -78,7 +80,9 @@ class ShardedObjective(nn.Module):
         super().__init__()
         # keys and values are views, and nothing changes them in place
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
-        self.objective, self.unused = objective, unused
+        self.objective, self.world = objective, world
+        self.unused, self.used = unused, set[str]()
+        self.watched: dict[str, Tensor] = {}
         mesh = init_device_mesh(world.device.type, (world.size,))
         for unit in self.network.units:
             fully_shard(unit, mesh=mesh)
@@ -92,16 +96,25 @@ class ShardedObjective(nn.Module):
 
     def forward(self, batch: Any) -> Any:
         loss = self.objective(batch)
-        # all processes must have gradients of the same parameters
-        nothing = [self.network.get_parameter(name).sum() * 0 for name in self.unused]
-        return loss._replace(mean=loss.mean + sum(nothing))
+        for name in self.unused if torch.is_grad_enabled() else ():
+            parameter = self.network.get_parameter(name)  # whole, after a pass
+            if self.watched.get(name) is not parameter:
+                self.watched[name] = parameter
+                parameter.register_post_accumulate_grad_hook(partial(self._note_use, name))
+            # processes average the gradients of the same parameters
+            parameter.grad = torch.zeros_like(parameter)
+        return loss
+
+    def _note_use(self, name: str, parameter: Tensor) -> None:
+        self.used.add(name)
 
     def with_gradient(self) -> list[nn.Parameter]:
         """As `with_gradient`: of parameters that no process has used, the gradient is taken away."""
-        for name in self.unused:
-            parameter = self.network.get_parameter(name)
-            if parameter.grad is not None and not bool(whole(parameter.grad).any()):
-                parameter.grad = None
+        used = self.world.sum(torch.tensor([name in self.used for name in self.unused], dtype=torch.int64))
+        for name, count in zip(self.unused, used.tolist(), strict=True):
+            if not count:
+                self.network.get_parameter(name).grad = None
+        self.used.clear()
         return [parameter for parameter in self.parameters() if parameter.grad is not None]
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -70,20 +71,65 @@ def sharded_adamw(module: nn.Module) -> Any:
     return shard.make_adamw([{"params": list(module.named_parameters())}], "optimizer", lr=1e-2, fused=True)
 
 
-def test_a_sharded_optimiser_that_resumes_on_a_gpu_has_its_state_there_and_once() -> None:
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """A process group of one."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        with emulated_cuda():
-            module = nn.Linear(4, 4).to("cuda")
-            optimizer, resumed = sharded_adamw(module), sharded_adamw(module)
-            module(torch.ones(2, 4, device="cuda")).sum().backward()
-            optimizer.step()
-            shard.load_state(resumed, shard.state_of(optimizer, World(DEVICE)))
-            held = [value for values in resumed.optim.state.values() for value in values.values()]
-        assert {value.device for value in held} == {DEVICE} and len(held) == 6
-        assert not resumed.state
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()
+
+
+def test_a_sharded_optimiser_that_resumes_on_a_gpu_has_its_state_there_and_once(alone: None) -> None:
+    with emulated_cuda():
+        module = nn.Linear(4, 4).to("cuda")
+        optimizer, resumed = sharded_adamw(module), sharded_adamw(module)
+        module(torch.ones(2, 4, device="cuda")).sum().backward()
+        optimizer.step()
+        shard.load_state(resumed, shard.state_of(optimizer, World(DEVICE)))
+        held = [value for values in resumed.optim.state.values() for value in values.values()]
+    assert {value.device for value in held} == {DEVICE} and len(held) == 6
+    assert not resumed.state
+
+
+class Loss(NamedTuple):
+    mean: torch.Tensor
+
+
+class Routed(nn.Module):
+    """Of three routers one decides, one is asked in vain, and one is not asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.units = [nn.Linear(4, 4)]
+        self.block = self.units[0]
+        self.decides, self.in_vain, self.unused = (nn.Linear(4, 1, bias=False) for _ in range(3))
+
+    def run(self, inputs: torch.Tensor) -> torch.Tensor:
+        states = self.block(inputs)
+        return states * self.decides(states) * (self.in_vain(states) * 0 + 1)
+
+
+class Summed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = Routed()
+
+    def forward(self, batch: torch.Tensor) -> Any:
+        return Loss(self.network.run(batch).sum())
+
+
+def test_only_weights_that_no_process_has_used_take_no_step(alone: None) -> None:
+    routers = ["decides.weight", "in_vain.weight", "unused.weight"]
+    model = shard.ShardedObjective(Summed(), routers, World(torch.device("cpu")))
+    for _ in range(2):
+        model(torch.ones(2, 4)).mean.backward()
+        with_gradient = shard.with_gradient(model)
+        taken = [
+            name for name, p in model.network.named_parameters() if any(p is each for each in with_gradient)
+        ]
+        assert taken == ["block.weight", "block.bias", "decides.weight", "in_vain.weight"]
+        assert not shard.whole(model.network.in_vain.weight.grad).any()
+        model.zero_grad()
 
 
 @pytest.mark.slow
