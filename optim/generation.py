@@ -121,7 +121,7 @@ class Session:
             raise
         except RuntimeError as error:
             self.cache.length, self.captures = before, False
-            log.info(f"note: generation goes on without CUDA graphs: {str(error).splitlines()[0]}")
+            log.warning(f"note: generation goes on without CUDA graphs: {str(error).splitlines()[0]}")
             return None
 
     def extend(self, new: Sequence[Sequence[int]]) -> Tensor:
