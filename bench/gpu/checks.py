@@ -86,9 +86,9 @@ def tokens(args: Namespace, device: str) -> tuple[Tensor, Tensor]:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Of one forward and backward pass, in float32 on the CPU."""
+    """Of one forward and backward pass, in float32 on the CPU. hidden: None where it is not compared."""
 
-    hidden: Tensor
+    hidden: Tensor | None
     loss: float
     gradients: dict[str, Tensor]
 
@@ -99,8 +99,11 @@ class Outcome:
         mine, theirs = (
             torch.cat([each.gradients[name].flatten() for name in names]) for each in (self, truth)
         )
+        forward = {}
+        if self.hidden is not None and truth.hidden is not None:
+            forward["forward"] = relative(self.hidden, truth.hidden)
         return {
-            "forward": relative(self.hidden, truth.hidden),
+            **forward,
             "loss": abs(self.loss - truth.loss) / abs(truth.loss),
             "gradients": relative(mine, theirs),
         }
@@ -276,21 +279,28 @@ def optimizer_step(args: Namespace, device: torch.device) -> OptimizerStep:
     return OptimizerStep(args, World(device), objective, make_optimizer(network, args), RandomTokens(args))
 
 
+def waits_of(work: Callable[[], object]) -> int:
+    """How often `work` waits for the device, as CUDA itself counts it."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            work()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing" in str(warning.message) for warning in told)
+
+
 def waits(given: Namespace) -> None:
-    """How often a step of the loop waits for the device, as CUDA itself counts it."""
+    """How often a step of the loop waits for the device."""
     device, dtype = given.device, given.dtype
 
     def one(name: str) -> None:
         args = small(name, device, given.tiny, acc_steps=2, dtype=dtype)
         steps = optimizer_step(args, torch.device(device, 0))
         steps.take(0)  # makes the optimiser's state
-        torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("warn")
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            steps.take(1)
-        torch.cuda.set_sync_debug_mode("default")
-        found = sum("synchronizing" in str(warning.message) for warning in told)
+        found = waits_of(lambda: steps.take(1))
         limit = WAITS[dtype]
         verdict = PASS if found <= limit else FAIL
         tell(f"{name}, {dtype}", verdict, value=found, unit="waits a step", target=f"at most {limit}")
@@ -329,6 +339,20 @@ class PauseOnce(Hook):
         return Stop(PAUSE, "half of the steps are taken") if step == RESUME_STEPS // 2 else None
 
 
+def reads_back(path: Path) -> dict[str, Any]:
+    """All values of a checkpoint, by name."""
+    state = load_checkpoint(path)
+    del state["args"]  # which hold the folder
+    return leaves(state)
+
+
+def differing_note(calm: dict[str, Any], resumed: dict[str, Any]) -> dict[str, str]:
+    """Verdict and note of a row that asks for the same bits."""
+    wrong = differing(calm, resumed)
+    note = f"{', '.join(wrong[:3])} differ" if wrong else f"{len(calm)} values of the same bits"
+    return {"verdict": FAIL if wrong else PASS, "note": note}
+
+
 def resume(given: Namespace) -> None:
     """A training that pauses and is gone on with, under --deterministic, against one that does not. The
     shares of tokens that go on are drawn.
@@ -354,18 +378,14 @@ def resume(given: Namespace) -> None:
                 **settings,
             )
             assert ended.kind == kind, f"a run that had to end as {kind} ended as {ended.kind}"
-        state = load_checkpoint(folder / FINAL)
-        del state["args"]  # which hold the folder
-        return leaves(state)
+        return reads_back(folder / FINAL)
 
     def one(name: str) -> None:
         with tempfile.TemporaryDirectory() as place, redirect_stdout(sys.stderr):
             whole = ([], Kind.FINISHED)
             calm = final(name, Path(place) / "calm", [whole])
             resumed = final(name, Path(place) / "resumed", [([PauseOnce()], Kind.PAUSED), whole])
-        wrong = differing(calm, resumed)
-        note = f"{', '.join(wrong[:3])} differ" if wrong else f"{len(calm)} values of the same bits"
-        tell(f"{name}, {dtype}", FAIL if wrong else PASS, note=note)
+        tell(f"{name}, {dtype}", **differing_note(calm, resumed))
 
     for name in (*ALIASES, "base", "pondernet"):
         attempt(f"{name}, {dtype}", lambda name=name: one(name))  # type: ignore[misc]

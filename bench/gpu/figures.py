@@ -64,17 +64,35 @@ def largest_that_runs(args: Namespace, run: Callable[[Namespace], float]) -> tup
             args.batch_size //= 2
 
 
+def rate_of_products(device: str, dtype: str) -> float:
+    """FLOP/s, which are told."""
+    side = MATMUL_SIDE[device]
+    rate = matmul_rate(median_seconds(matmul(device, dtype, side), device), side)
+    tell("matrix product", value=rate / 1e12, unit="TFLOP/s", note=f"{side} x {side}, {dtype}")
+    return rate
+
+
+def tell_rate(name: str, per_second: float, note: str, device: str, unit: str = "tokens/s") -> None:
+    """Of a training, and on CUDA its peak memory since that was last forgotten."""
+    tell(f"training, {name}", value=per_second, unit=unit, note=note)
+    if device == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        tell(f"peak memory, {name}", value=peak, unit="GiB", note=note)
+
+
+def tell_share(of: str, name: str, share: float, device: str, at_least: float | None = None) -> None:
+    """Of a rate. at_least: the target."""
+    verdict, target = None, ""
+    if at_least is not None:
+        verdict, target = verdict_of(share >= at_least, device), f"at least {at_least:g}"
+    tell(f"share of {of}, {name}", verdict, value=share, unit="of the rate", target=target)
+
+
 def speed(given: Namespace) -> None:
     """Tokens a second of whole training steps, against reference attention and the rate of a product."""
     device, dtype, tiny = given.device, given.dtype, given.tiny
     tokens_per_second: dict[str, float] = {}
     rates: list[float] = []
-
-    def rate() -> None:
-        side = MATMUL_SIDE[device]
-        rates.append(matmul_rate(median_seconds(matmul(device, dtype, side), device), side))
-        note = f"{side} x {side}, {dtype}"
-        tell("matrix product", value=rates[0] / 1e12, unit="TFLOP/s", note=note)
 
     def way(name: str, settings: dict[str, Any]) -> None:
         if settings.get("compile"):
@@ -90,22 +108,12 @@ def speed(given: Namespace) -> None:
         took, micro_batch = largest_that_runs(args, run)
         found = micro_batch * args.sequence_length / took
         tokens_per_second[name] = found
-        tell(f"training, {name}", value=found, unit="tokens/s", note=f"micro-batch {micro_batch}")
-        if device == "cuda":
-            peak = torch.cuda.max_memory_allocated() / 2**30
-            tell(f"peak memory, {name}", value=peak, unit="GiB", note=f"micro-batch {micro_batch}")
-            torch.cuda.empty_cache()
+        tell_rate(name, found, f"micro-batch {micro_batch}", device)
+        torch.cuda.empty_cache()
         if rates:
-            flops = training_flops_per_token(ModelSettings.from_args(args))
-            share = found * flops / rates[0]
-            is_target = name == "compiled"
-            tell(
-                f"share of the matrix product's rate, {name}",
-                verdict_of(share >= 0.45, device) if is_target else None,
-                value=share,
-                unit="of the rate",
-                target="at least 0.45" if is_target else "",
-            )
+            flops = found * training_flops_per_token(ModelSettings.from_args(args))
+            target = 0.45 if name == "compiled" else None
+            tell_share("the matrix product's rate", name, flops / rates[0], device, target)
 
     def ratio() -> None:
         if {"eager", "reference attention"} - tokens_per_second.keys():
@@ -114,7 +122,7 @@ def speed(given: Namespace) -> None:
         verdict = verdict_of(found >= 3, device)
         tell("fast over reference attention", verdict, value=found, unit="times", target="at least 3")
 
-    attempt("matrix product", rate)
+    attempt("matrix product", lambda: rates.append(rate_of_products(device, dtype)))
     ways: dict[str, dict[str, Any]] = {
         "eager": {},
         "reference attention": {"attention": "reference"},

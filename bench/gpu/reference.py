@@ -22,15 +22,12 @@ Case = dict[str, Any]
 
 def reference_weight(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     """The weights of the reference are a function of the parameter's name."""
-    draws = (
-        np.random.RandomState((zlib.crc32(name.encode()) ^ seed) & 0xFFFFFFFF)
-        .standard_normal(shape)
-        .astype("f4")
-    )
+    generator = np.random.RandomState((zlib.crc32(name.encode()) ^ seed) & 0xFFFFFFFF)
+    draws = np.asarray(generator.standard_normal(shape)).astype("f4")
     if name.endswith("weight") and len(shape) == 1:
         return torch.from_numpy(1 + np.float32(0.1) * draws)
     scale = 0.05 if name.endswith("bias") else 0.5 if "mod_router" in name else 0.08
-    return torch.from_numpy(np.float32(scale) * draws)
+    return torch.from_numpy(np.asarray(np.float32(scale) * draws))
 
 
 def fill(model: Model, seed: int) -> Model:
