@@ -149,7 +149,7 @@ def test_another_number_of_heads_without_angles_is_refused(tmp_path: Path) -> No
 
 
 def test_another_length_dropout_or_number_of_passes_may_begin_with_them(tmp_path: Path) -> None:
-    flags = {**SHAPE, "model": "cotformer", "depth_embedding": None}
+    flags = {**SHAPE, "model": "cot", "depth_embedding": None}
     model = make_model_from_args(config.add_defaults(flags))
     torch.save({"model": model.state_dict(), "args": flags, "itr": 1}, tmp_path / "ckpt.pt")
     changes = {"sequence_length": 32, "dropout": 0.1, "n_repeat": 5}
