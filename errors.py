@@ -57,7 +57,7 @@ def missing_package(error: BaseException | None) -> str | None:
 
 
 def _starting() -> str | None:
-    """The program of this repository that this process is, as its lines call it; None in any other process."""
+    """The program of this repository that this process runs, as its lines call it, or None."""
     if sys.argv[:1] == ["-m"]:  # while Python looks for the program
         words = sys.orig_argv
         return words[words.index("-m") + 1] if "-m" in words else None

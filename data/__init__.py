@@ -23,8 +23,7 @@ batch = splits.train.batch(numbers)          # batch["inputs"], batch["targets"]
 """
 
 import errors  # noqa: F401  (it speaks where a program cannot start)
-
-from data.bins import Splits, TokenWindows, dataset_folder, open_splits  # noqa: E402  (they import numpy)
-from data.order import SampleOrder  # noqa: E402
+from data.bins import Splits, TokenWindows, dataset_folder, open_splits
+from data.order import SampleOrder
 
 __all__ = ["SampleOrder", "Splits", "TokenWindows", "dataset_folder", "open_splits"]
