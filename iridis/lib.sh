@@ -534,9 +534,16 @@ name_job() {
     JOB_NAME="$NAME_PREFIX-$(basename "$1" | tr -c 'A-Za-z0-9._=\n-' _ | cut -c1-60)-$(sha256sum <<<"$1" | cut -c1-8)"
 }
 
-# queued_job: id and state of a job of this name; nothing where there is none
+# queued_job: id and state of a job of this name, or id of a sweep's task that waits for this experiment; nothing where there is none
 queued_job() {
-    squeue -h --me --name="$JOB_NAME" -o '%i (%T)' 2>/dev/null | head -n 1 || true
+    local queued
+    queued="$(squeue -h --me --name="$JOB_NAME" -o '%i (%T)' 2>/dev/null | head -n 1 || true)"
+    # a task has its experiment's name from its start on
+    if [[ -z $queued && -n ${EXPERIMENT:-} ]] &&
+        grep -rqsxF --include=experiment.txt -e "$EXPERIMENT" "$REPO_DIR/iridis/sweep"; then
+        queued="$(python -m iridis.cells --task "$EXPERIMENT" || true)"
+    fi
+    [[ -z $queued ]] || printf '%s\n' "$queued"
 }
 
 # is_prepared DATASET: whether its bins are there
@@ -560,7 +567,7 @@ state() {
     if is_done; then
         printf 'done\n'
     elif [[ -n $queued ]]; then
-        printf 'queued %s\n' "${queued%% *}"
+        printf 'queued %s\n' "${queued%%[ _]*}" # of a task, its array
     else
         printf 'todo\n'
     fi
