@@ -323,7 +323,9 @@ notify() {
 has_slurm() {
     local answer
     command -v sbatch >/dev/null || return 1
-    answer="$(sinfo -h 2>&1)" || [[ $answer != *"configuration source"* ]] || return 1
+    # SLURM's programs would look for it for a minute, in silence
+    [[ -z ${SLURM_CONF:-} || -r $SLURM_CONF ]] || die "SLURM_CONF=$SLURM_CONF: there is no such file; unset it, or set it to the cluster's slurm.conf"
+    answer="$(timeout 20 sinfo -h 2>&1)" || [[ $answer != *"configuration source"* ]] || return 1
 }
 
 # dependency: what this job waits for, as SLURM writes it
