@@ -58,15 +58,15 @@ def missing_package(error: BaseException | None) -> str | None:
 
 def _starting() -> str | None:
     """The program of this repository that this process runs, as its lines call it, or None."""
-    if sys.argv[:1] == ["-m"]:  # while Python looks for the program
-        words = sys.orig_argv
-        return words[words.index("-m") + 1] if "-m" in words else None
-    main = getattr(sys.modules.get("__main__"), "__file__", None)
-    root = Path(__file__).parent
-    if main is None or root not in Path(main).absolute().parents:
-        return None
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return Path(main).name if spec is None else str(spec.name).removesuffix(".__main__")
+    root, main = Path(__file__).parent, sys.modules.get("__main__")
+    spec, file = getattr(main, "__spec__", None), Path(getattr(main, "__file__", None) or "").absolute()
+    if sys.argv[:1] == ["-m"] and "-m" in sys.orig_argv:  # while Python looks for the program
+        name = sys.orig_argv[sys.orig_argv.index("-m") + 1]
+    elif spec is not None:
+        name = spec.name.removesuffix(".__main__")
+    else:
+        return file.name if file.parent == root and file.is_file() else None
+    return name if (root / name.split(".")[0]).is_dir() else None
 
 
 def report_starts() -> None:
