@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 STOPPED = 83  # exit code of a run that stopped cleanly with work left
+INTERRUPTED = 130  # exit code after Ctrl-C
 BAD_INPUT = 2  # exit code where the user must fix something
 REQUIRED = "-r requirements.txt -c constraints.txt"
 OF_GENOMES = "-r requirements-genomes.txt -c constraints.txt"
@@ -55,21 +56,36 @@ def missing_package(error: BaseException | None) -> str | None:
     return f"{name} is not installed: {environment}pip install {OPTIONAL.get(name, REQUIRED)}"
 
 
-def report_missing_package() -> None:
-    """While `python -m ROOM.PROGRAM` starts: one line and exit code 2 for a missing package, as
-    config.guarded does later.
+def _starting() -> str | None:
+    """The program of this repository that this process runs, as its lines call it, or None."""
+    root, main = Path(__file__).parent, sys.modules.get("__main__")
+    spec, file = getattr(main, "__spec__", None), Path(getattr(main, "__file__", None) or "").absolute()
+    if sys.argv[:1] == ["-m"] and "-m" in sys.orig_argv:  # while Python looks for the program
+        name = sys.orig_argv[sys.orig_argv.index("-m") + 1]
+    elif spec is not None:
+        name = spec.name.removesuffix(".__main__")
+    else:
+        return file.name if file.parent == root and file.is_file() else None
+    return name if (root / name.split(".")[0]).is_dir() else None
 
-    For rooms whose programs import packages before they run. Otherwise the error is unchanged.
+
+def report_starts() -> None:
+    """One line where a program cannot start, as config.guarded does later: exit code 2 for a missing package,
+    130 for Ctrl-C. Other errors, and other processes than our programs, are left as they are.
     """
-    if sys.argv[0] != "-m" or "-m" not in sys.orig_argv:  # argv[0] is "-m" while Python looks for the program
+    program = _starting()
+    if program is None:
         return
-    program = sys.orig_argv[sys.orig_argv.index("-m") + 1]
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> Any:
-        line = missing_package(error)
+        is_interrupt = issubclass(kind, KeyboardInterrupt)
+        line = "interrupted" if is_interrupt else missing_package(error)
         if line is None:
             return sys.__excepthook__(kind, error, trace)
         print(f"{program}: error: {line}", file=sys.stderr)
-        raise SystemExit(BAD_INPUT)
+        raise SystemExit(INTERRUPTED if is_interrupt else BAD_INPUT)
 
     sys.excepthook = hook
+
+
+report_starts()

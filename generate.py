@@ -203,7 +203,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
         route(restored, model, own)
     # beside its own products, a model of other weights computes in float32
     autocast = autocaster(args.dtype, world.device) if own["weights"] == AS_THEY_ARE else nullcontext
-    session = Session(model, len(prompts), world.device, autocast)
+    session = Session(model, len(prompts), world.device, autocast, captures=True)
     torch.manual_seed(args.seed)  # pondernet draws its exits
     transcript = Transcript(tokenizer, texts, own["stop"] or ())
     begin = time.monotonic()

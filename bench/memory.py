@@ -58,6 +58,24 @@ def kept(device: str, dtype: str, shape: dict[str, Any]) -> float:
     return end - begin
 
 
+def alone(work: Callable[..., float], *given: Any) -> float:
+    """The result of a function of this module, called in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(work, given)
+
+
+def grown_mib(device: str, settings: dict[str, Any]) -> dict[str, float]:
+    """MiB that a sequence more keeps, of the ways `fast` and `pass`."""
+    grown = {}
+    for way in ("fast", "pass"):
+        few, many = (
+            alone(kept, device, "bfloat16", {**settings, **WAYS[way], "batch_size": size}) for size in (4, 8)
+        )
+        grown[way] = (many - few) / 4
+    grown["pass"] += grown["fast"] / flags().n_repeat  # a pass that is computed again
+    return grown
+
+
 def main() -> None:
     args = arguments(
         __doc__,
@@ -71,12 +89,6 @@ def main() -> None:
     )
     # freed tensors leave the process at once, so that resident memory is live memory
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"
-    processes = multiprocessing.get_context("spawn")
-
-    def alone(work: Callable[..., float], *given: Any) -> float:
-        with processes.Pool(1) as pool:
-            return pool.apply(work, given)
-
     shape = {
         "n_embd": args.n_embd,
         "n_head": max(1, args.n_embd // 64),
@@ -95,17 +107,7 @@ def main() -> None:
     }
     large = {**shape, "n_layer": args.gpu_layers}
     weights = sum(p.numel() for p in make_model_from_args(flags(**large)).parameters()) * 4 / 2**20
-    grown = {
-        way: (
-            (
-                alone(kept, args.device, "bfloat16", {**large, **WAYS[way], "batch_size": 8})
-                - alone(kept, args.device, "bfloat16", {**large, **WAYS[way], "batch_size": 4})
-            )
-            / 4
-        )
-        for way in ("fast", "pass")
-    }
-    grown["pass"] += grown["fast"] / flags().n_repeat  # a pass that is computed again
+    grown = grown_mib(args.device, large)
     # beside weights, gradients, two moments, and half as much again for bfloat16 copies, embedding gradients
     # and slices of logits
     fits = {way: int((args.gpu_gib * 2**10 - 6 * weights) / mib) for way, mib in grown.items()}

@@ -169,7 +169,9 @@ def shard_problems(args: Namespace) -> list[Problem]:
     if args.shard == FULLY_SHARDED:
         for name, value in NOT_FULLY_SHARDED.items():
             if getattr(args, name, value) != value:
-                line = f"{what} goes without --{name}: no process has the whole network"
+                # recipes have other defaults
+                how = f"only with --{name} {value}" if type(value) is int else f"without --{name}"
+                line = f"{what} goes {how}: no process has the whole network"
                 problems.append(Problem(line, "shard", name))
         if args.dtype == "float16":
             line = f"{what} goes with --dtype float32 and bfloat16, not with float16"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from config.values import nearest
-from errors import OwnError, UserError, missing_package
+from errors import INTERRUPTED, OwnError, UserError, missing_package
 from files import TRANSIENT_ERRORS, is_of_a_place
 
 SILENT_SECONDS = 10.0  # for the first process to report what is wrong
@@ -93,4 +93,4 @@ def guarded(prog: str, work: Callable[[], int], worded: Callable[[str], str] = s
             raise
         stop(prog, [line])
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED

@@ -22,11 +22,8 @@ splits = open_splits("stdlib", None, sequence_length=256, vocab_size=50304)
 batch = splits.train.batch(numbers)          # batch["inputs"], batch["targets"]
 """
 
-from errors import report_missing_package
-
-report_missing_package()
-
-from data.bins import Splits, TokenWindows, dataset_folder, open_splits  # noqa: E402  (they import numpy)
-from data.order import SampleOrder  # noqa: E402
+import errors  # noqa: F401  (it speaks where a program cannot start)
+from data.bins import Splits, TokenWindows, dataset_folder, open_splits
+from data.order import SampleOrder
 
 __all__ = ["SampleOrder", "Splits", "TokenWindows", "dataset_folder", "open_splits"]

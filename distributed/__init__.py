@@ -13,12 +13,9 @@ import os
 from typing import TYPE_CHECKING
 
 from distributed.launch import die_with_launcher, launched_world_size, run_and_end, under_torchrun
-from errors import report_missing_package
 
 if TYPE_CHECKING:
     from distributed.world import World
-
-report_missing_package()
 
 __all__ = ["launched_world_size", "run_and_end", "start", "under_torchrun"]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
-from errors import OwnError
+from errors import INTERRUPTED, OwnError
 from processes import die_with
 
 
@@ -69,6 +69,8 @@ def run_and_end(main: Callable[[], int]) -> NoReturn:
         code = main()
     except SystemExit as end:
         code = end.code
+    except KeyboardInterrupt:
+        code = INTERRUPTED
     except BaseException:
         sys.excepthook(*sys.exc_info())
     if isinstance(code, str):

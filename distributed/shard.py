@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
-import torch.distributed as dist
+import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
@@ -79,7 +80,9 @@ class ShardedObjective(nn.Module):
         super().__init__()
         # keys and values are views, and nothing changes them in place
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
-        self.objective, self.unused = objective, unused
+        self.objective, self.world = objective, world
+        self.unused, self.used = unused, set[str]()
+        self.watched: dict[str, Tensor] = {}
         mesh = init_device_mesh(world.device.type, (world.size,))
         for unit in self.network.units:
             fully_shard(unit, mesh=mesh)
@@ -93,16 +96,25 @@ class ShardedObjective(nn.Module):
 
     def forward(self, batch: Any) -> Any:
         loss = self.objective(batch)
-        # all processes must have gradients of the same parameters
-        nothing = [self.network.get_parameter(name).sum() * 0 for name in self.unused]
-        return loss._replace(mean=loss.mean + sum(nothing))
+        for name in self.unused if torch.is_grad_enabled() else ():
+            parameter = self.network.get_parameter(name)  # whole, after a pass
+            if self.watched.get(name) is not parameter:
+                self.watched[name] = parameter
+                parameter.register_post_accumulate_grad_hook(partial(self._note_use, name))
+            # processes average the gradients of the same parameters
+            parameter.grad = torch.zeros_like(parameter)
+        return loss
+
+    def _note_use(self, name: str, parameter: Tensor) -> None:
+        self.used.add(name)
 
     def with_gradient(self) -> list[nn.Parameter]:
         """As `with_gradient`: of parameters that no process has used, the gradient is taken away."""
-        for name in self.unused:
-            parameter = self.network.get_parameter(name)
-            if parameter.grad is not None and not bool(whole(parameter.grad).any()):
-                parameter.grad = None
+        used = self.world.sum(torch.tensor([name in self.used for name in self.unused], dtype=torch.int64))
+        for name, count in zip(self.unused, used.tolist(), strict=True):
+            if not count:
+                self.network.get_parameter(name).grad = None
+        self.used.clear()
         return [parameter for parameter in self.parameters() if parameter.grad is not None]
 
 
@@ -145,10 +157,41 @@ def _cut_state(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]
     return {**state, "state": states}
 
 
-def state_of(optimizer: Optimizer) -> dict[str, Any]:
+def _local(optimizer: Any) -> Any:
+    """The AdamW of this process's parameters, inside of one that is sharded."""
+    return optimizer.optim if hasattr(optimizer, "consolidate_state_dict") else None
+
+
+def state_of(optimizer: Optimizer, world: World) -> dict[str, Any]:
     """Its state, on the main process whole but for tensors in shards; every process must call this."""
-    if hasattr(optimizer, "consolidate_state_dict"):
-        optimizer.consolidate_state_dict(to=0)
-        if dist.get_rank() > 0:
-            return {}
-    return optimizer.state_dict()
+    local = _local(optimizer)
+    if local is None:
+        return optimizer.state_dict()
+    # torch's own way sends each process's whole state through all devices
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    mine = {number: local.state[p] for number, p in enumerate(parameters) if p in local.state}
+    states = {}
+    for source, numbers in enumerate(world.broadcast(world.gather(list(mine)))):
+        for number in numbers if source == world.rank or world.is_main else ():
+            values = {key: value.cpu() for key, value in mine.get(number, {}).items()}
+            states[number] = world.to_main(values, source)
+    return {**Optimizer.state_dict(optimizer), "state": dict(sorted(states.items()))}
+
+
+def load_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load the state of a whole optimiser that has the same parameters, cut as this one is."""
+    local = _local(optimizer)
+    if local is None:
+        optimizer.load_state_dict(state)
+        return
+    # torch's own way keeps moments twice, and step counts where the fused kernel of a GPU cannot read them
+    numbers: dict[Any, int] = {}
+    states, groups = {}, []
+    for here, there in zip(optimizer.param_groups, state["param_groups"], strict=True):
+        numbers.update(zip(here["params"], there["params"], strict=True))
+    for here, there in zip(local.param_groups, state["param_groups"], strict=True):
+        mine = [numbers[parameter] for parameter in here["params"]]
+        states.update({number: state["state"][number] for number in mine if number in state["state"]})
+        groups.append({**there, "params": mine})
+    Optimizer.load_state_dict(optimizer, {"state": {}, "param_groups": state["param_groups"]})
+    local.load_state_dict({"state": states, "param_groups": groups})

@@ -123,6 +123,17 @@ class World:
         dist.gather_object(value, values, group=self.control)
         return values or []
 
+    def to_main(self, value: Any, source: int) -> Any:
+        """One process's value, on the main process; these two must call this."""
+        if source == 0:
+            return value
+        box = [value]
+        if self.is_main:
+            dist.recv_object_list(box, source, self.control)
+        else:
+            dist.send_object_list(box, 0, self.control)
+        return box[0]
+
     def broadcast(self, value: Any) -> Any:
         """The main process's value, on every process."""
         if self.size == 1:

@@ -9,6 +9,4 @@ table.py, graph.py, stages.py    tables of jobs; their states, and queueing; run
 notify.py                       messages to a webhook
 """
 
-from errors import report_missing_package
-
-report_missing_package()
+import errors  # noqa: F401  (it speaks where a program cannot start)

@@ -3,6 +3,7 @@
     python -m iridis.cells SWEEP [--slurm] [--processes N --partition P --time T --nodes N --gpus N --no-data]
         [--package DIR [--pin]]                      # check all cells; with --package make DIR/run_N for them
     python -m iridis.cells SWEEP --state             # for iridis/graph.py: done, "queued IDS", or todo
+    python -m iridis.cells --task EXPERIMENT         # the task that is queued for a folder, if there is one
     python -m iridis.cells --ended ARRAY --links DIR # what became of an array that SLURM has forgotten
 
 stdout has lines NAME=VALUE for iridis/sweep/job.sh:
@@ -236,6 +237,7 @@ def _parser() -> config.Arguments:
     parser.add_argument("--pin", action="store_true", help="words will be read in another folder")
     parser.add_argument("--state", action="store_true")
     parser.add_argument("--slurm", action="store_true", help="ask the queue")
+    parser.add_argument("--task", type=Path, metavar="EXPERIMENT")
     parser.add_argument("--ended", metavar="ARRAY")
     parser.add_argument("--links", type=Path, default=Path())
     return parser
@@ -280,6 +282,9 @@ def main(argv: Sequence[str]) -> int:
     wanted = _parser().parsed(argv)
     if wanted.ended is not None:
         print(printed({"JobState": ended(wanted.ended, wanted.links)}))
+        return 0
+    if wanted.task is not None:
+        print(queue().get(mark_of(wanted.task), ""))
         return 0
     if wanted.sweep is None:
         raise UserError("say which sweep: bash iridis/sweep/job.sh SWEEP.json")

@@ -323,7 +323,9 @@ notify() {
 has_slurm() {
     local answer
     command -v sbatch >/dev/null || return 1
-    answer="$(sinfo -h 2>&1)" || [[ $answer != *"configuration source"* ]] || return 1
+    # SLURM's programs would look for it for a minute, in silence
+    [[ -z ${SLURM_CONF:-} || -r $SLURM_CONF ]] || die "SLURM_CONF=$SLURM_CONF: there is no such file; unset it, or set it to the cluster's slurm.conf"
+    answer="$(timeout 20 sinfo -h 2>&1)" || [[ $answer != *"configuration source"* ]] || return 1
 }
 
 # dependency: what this job waits for, as SLURM writes it
@@ -534,9 +536,16 @@ name_job() {
     JOB_NAME="$NAME_PREFIX-$(basename "$1" | tr -c 'A-Za-z0-9._=\n-' _ | cut -c1-60)-$(sha256sum <<<"$1" | cut -c1-8)"
 }
 
-# queued_job: id and state of a job of this name; nothing where there is none
+# queued_job: id and state of a job of this name, or id of a sweep's task that waits for this experiment; nothing where there is none
 queued_job() {
-    squeue -h --me --name="$JOB_NAME" -o '%i (%T)' 2>/dev/null | head -n 1 || true
+    local queued
+    queued="$(squeue -h --me --name="$JOB_NAME" -o '%i (%T)' 2>/dev/null | head -n 1 || true)"
+    # a task has its experiment's name from its start on
+    if [[ -z $queued && -n ${EXPERIMENT:-} ]] &&
+        grep -rqsxF --include=experiment.txt -e "$EXPERIMENT" "$REPO_DIR/iridis/sweep"; then
+        queued="$(python -m iridis.cells --task "$EXPERIMENT" || true)"
+    fi
+    [[ -z $queued ]] || printf '%s\n' "$queued"
 }
 
 # is_prepared DATASET: whether its bins are there
@@ -560,7 +569,7 @@ state() {
     if is_done; then
         printf 'done\n'
     elif [[ -n $queued ]]; then
-        printf 'queued %s\n' "${queued%% *}"
+        printf 'queued %s\n' "${queued%%[ _]*}" # of a task, its array
     else
         printf 'todo\n'
     fi

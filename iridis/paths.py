@@ -17,10 +17,13 @@ from config.recipe import recipes
 from config.schema import PATH, PATH_OR_NAME
 from optim.restore import TOKENIZER
 
+# of programs of data, which parse their flags themselves
+OF_DATA = {"input": PATH, "base_dir": PATH, "bitmask": PATH, "source": PATH_OR_NAME}
+
 
 def marks() -> dict[str, str]:
     """Of every word that means a flag which names a path, with _ for -: PATH or PATH_OR_NAME."""
-    found = {TOKENIZER.name: TOKENIZER.names}
+    found = {**OF_DATA, TOKENIZER.name: TOKENIZER.names}
     for recipe in recipes().values():
         for word in recipe.names:
             flag = recipe.flags[recipe.flag_named(word)]

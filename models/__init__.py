@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import errors  # noqa: F401  (it speaks where a program cannot start)
 from models.variants import VARIANTS
 
 

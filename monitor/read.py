@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import time
 from collections import Counter
@@ -111,6 +112,10 @@ def read_queue() -> Queue:
     """The user's jobs, from squeue where there is one."""
     command = ["squeue", "--me", "-a", "-h", "-r", "-o", "%i|%T|%r|%A|%S|%j"]
     env = {name: value for name, value in os.environ.items() if not name.startswith(OF_A_PROFILE)}
+    configuration = env.get("SLURM_CONF")
+    # squeue would look for it for a minute
+    if configuration and shutil.which(command[0]) and not os.access(configuration, os.R_OK):
+        return Queue({}, f"squeue was not asked: SLURM_CONF={words(configuration)}: there is no such file")
     try:
         answer = subprocess.run(
             command,

@@ -24,3 +24,5 @@ Without torch:
     done.py, resumable.py                         finished, resumable as asked for?
     intervals.py, window_losses.py                errors of means over windows that depend on each other
 """
+
+import errors  # noqa: F401  (it speaks where a program cannot start)

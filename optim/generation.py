@@ -17,6 +17,8 @@ from data.tokenizer import Tokenizer
 from errors import UserError
 from models.cache import GenerationCache, without_gradients
 from models.transformer import Transformer
+from optim.captured import CapturedSteps, can_be_captured
+from optim.reporting import log
 
 
 def tokens_of(tokenizer: Tokenizer, text: str, vocab_size: int) -> list[int]:
@@ -80,7 +82,9 @@ class Session:
         device: torch.device,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         longest: int | None = None,
+        captures: bool = False,
     ) -> None:
+        """captures: single tokens go through CUDA graphs, where these can be had."""
         assert not model.settings.variant.routes or model.settings.routing == "threshold", (
             "capacities look at later tokens"
         )
@@ -88,11 +92,37 @@ class Session:
         self.sequences: list[list[int]] = [[] for _ in range(count)]
         self.longest = model.settings.sequence_length if longest is None else longest
         self.taken = [0.0] * model.settings.n_repeat  # tokens that took part in each pass
+        self.captures = captures and can_be_captured(model.settings, device)
         self._restart()
 
     def _restart(self) -> None:
         self.cache = GenerationCache(self.model.settings, len(self.sequences), self.longest)
         self.lengths = [0] * len(self.sequences)
+        self._steps = CapturedSteps(self._step, len(self.sequences), self.longest, self.device)
+
+    def _step(self, tokens: Tensor, positions: Tensor, slots: int) -> Tensor:
+        """As CapturedSteps has it."""
+        self.cache.begin(positions, slots, ragged=True)
+        with self.autocast():
+            return self.model.logits(self.model.run(tokens, self.cache).states[:, 0]).float()
+
+    def _captured(
+        self, tokens: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], used: int
+    ) -> Tensor | None:
+        """Logits after one token of each sequence; None where they are to be computed without a graph."""
+        if not self.captures or self.cache.length == 0 or len(tokens[0]) > 1:
+            return None
+        before = self.cache.length
+        try:
+            logits = self._steps(tokens, positions, used)
+            self.cache.length = used
+            return logits
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self.cache.length, self.captures = before, False
+            log.warning(f"note: generation goes on without CUDA graphs: {str(error).splitlines()[0]}")
+            return None
 
     def extend(self, new: Sequence[Sequence[int]]) -> Tensor:
         """Append tokens to each sequence (some may get none) -> logits (B, V) after the last of them, float32
@@ -121,17 +151,20 @@ class Session:
             idx.append([*tokens, *[0] * padding])
             positions.append([*range(length, length + len(tokens)), *[longest] * padding])
         self.lengths = [length + len(tokens) for length, tokens in zip(self.lengths, inputs, strict=True)]
-        self.cache.begin(
-            torch.tensor(positions, device=self.device),
-            max(self.lengths),
-            ragged=len(set(self.lengths)) > 1 or len(set(map(len, inputs))) > 1,
-        )
-        with self.autocast():
-            hidden = self.model.run(torch.tensor(idx, device=self.device), self.cache)
-            last = torch.tensor([max(len(tokens) - 1, 0) for tokens in inputs], device=self.device)
-            batch = torch.arange(len(inputs), device=self.device)
-            logits = self.model.logits(hidden.states[batch, last])
-        active = hidden.active
+        used, active = max(self.lengths), None
+        logits = self._captured(idx, positions, used)
+        if logits is None:
+            self.cache.begin(
+                torch.tensor(positions, device=self.device),
+                used,
+                ragged=len(set(self.lengths)) > 1 or len(set(map(len, inputs))) > 1,
+            )
+            with self.autocast():
+                hidden = self.model.run(torch.tensor(idx, device=self.device), self.cache)
+                last = torch.tensor([max(len(tokens) - 1, 0) for tokens in inputs], device=self.device)
+                batch = torch.arange(len(inputs), device=self.device)
+                logits = self.model.logits(hidden.states[batch, last])
+            active = hidden.active
         if active is None:
             active = [sum(map(len, inputs)) / len(inputs)] * len(self.taken)
         for pass_index, count in enumerate(active):

@@ -12,6 +12,7 @@ import hashlib
 import re
 from argparse import Namespace
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,17 @@ SHAPING = (
     "depth_random_method",
     "depth_index",
 )
+
+# flags by which weights of the same shapes compute something else
+COMPUTING = (
+    "n_head",
+    "positional_encoder",
+    "attention_window_length",
+    "window_pattern",
+    "block",
+    "mup_base_width",
+)
+OF_A_LOOP = ("n_layer_begin", "n_layer_end", "depth_index")
 
 
 def describe(path: Path, given: str) -> dict[str, str]:
@@ -123,6 +135,10 @@ def load(model: Transformer, path: Path) -> dict[str, Any]:
     if heads is not None and heads != model.settings.n_head:
         raise UserError(f"{FLAG} {path}: it has {heads!r:.40} heads, and this model {model.settings.n_head}")
     wrong = _misfits(model, weights)
+    if not wrong and isinstance(settings, Mapping):
+        other = _other_function(model, settings)
+        if other:
+            raise UserError(f"{FLAG} {path}: it was trained with {', '.join(other)}")
     if wrong:
         raise UserError(
             "\n".join([f"{FLAG} {path} does not fit this model:", *wrong, *_flags_that_fit(model, settings)])
@@ -175,3 +191,25 @@ def _flags_that_fit(model: Transformer, settings: Any) -> list[str]:
         if name in settings and name in mine and settings[name] != mine[name]
     ]
     return [f"it was trained with {', '.join(other)}"] if other else []
+
+
+def _other_function(model: Transformer, settings: Mapping[str, Any]) -> list[str]:
+    """The flags of a text network by which weights that fit it computed something else, with both values.
+
+    settings: the flags that the checkpoint records. Those that it does not have and that came later had the
+    values that models had before.
+    """
+    from models.settings import ModelSettings
+
+    mine = model.settings
+    if not isinstance(mine, ModelSettings):
+        return []
+    theirs = {field.name: field.default for field in fields(ModelSettings) if field.default is not MISSING}
+    theirs |= settings
+    names = COMPUTING + (OF_A_LOOP if mine.variant.loop else ())
+    names += ("rope_base",) if mine.positional_encoder == "rotary" else ()
+    return [
+        f"--{name} {theirs[name]} (here {getattr(mine, name)})"
+        for name in names
+        if name in theirs and theirs[name] != getattr(mine, name)
+    ]

@@ -13,7 +13,7 @@ from torch.optim import SGD, Adafactor, Optimizer
 
 from config.checks import OF_MUP
 from config.groups.optimiser import OPTIMIZERS
-from distributed.shard import make_adamw
+from distributed.shard import load_state, make_adamw
 from distributed.world import World
 from errors import UserError
 from models.network import (
@@ -243,4 +243,4 @@ def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
                         f"optimiser: {key} of {name} is {tuple(value.shape)} in the file, {tuple(expected)}"
                         " in this run"
                     )
-    optimizer.load_state_dict(state)
+    load_state(optimizer, state)

@@ -152,7 +152,7 @@ class Progress:
         is_main = self.world.is_main
         ranks = self.world.gather(checkpoint.random_states(self.world.device))
         weights = shard.gathered(self.network.state_dict(), is_main)
-        optimizer = shard.gathered(shard.state_of(self.optimizer), is_main)
+        optimizer = shard.gathered(shard.state_of(self.optimizer, self.world), is_main)
         if not is_main:
             return None
         source = self.parts.source
@@ -315,7 +315,7 @@ class Progress:
         return {
             "args": vars(self.args),
             "world_size": self.world.size,
-            "optimizer": Optimizer.state_dict(self.optimizer),  # that of torch's sharded one is elsewhere
+            "optimizer": Optimizer.state_dict(self.optimizer),  # torch's sharded one gathers its own first
             "scheduler": {**self.schedule.plan(), "taken": step},
             "rng": [checkpoint.random_states(self.world.device)] * self.world.size,
             **self.steps.state_dict(),

@@ -26,9 +26,9 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -157,6 +157,7 @@ class EmulatedCuda:
     downloads: list[str] = field(default_factory=list)
     uploads: list[str] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
+    graph: list[Any] | None = None  # of operations, while one is captured
     warns: bool = False  # of each wait, as torch.cuda.set_sync_debug_mode has it
     generator: Tensor = field(default_factory=lambda: torch.zeros(16, dtype=torch.uint8))  # its state
 
@@ -166,7 +167,26 @@ class EmulatedCuda:
     def restore(self, state: Tensor) -> None:
         self.generator = state.clone()
 
+    def noted(self, work: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """work(*args, **kwargs), which a graph that is captured will do again, into the same memory."""
+        result = work(*args, **kwargs)
+        if self.graph is not None:
+            self.graph.append((work, args, kwargs, result))
+        return result
+
+    def replay(self, graph: list[Any]) -> None:
+        self.calls["replay"] += 1
+        for work, args, kwargs, result in graph:
+            if result is None:  # in place, or a view
+                work(*held(args), **held(kwargs))
+                continue
+            again = work(*args, **kwargs)
+            for old, new in zip(tensors_in(result), tensors_in(again), strict=True):
+                old.held.copy_(new.held)  # type: ignore[attr-defined]
+
     def wait(self, kind: list[str], what: str) -> None:
+        if self.graph is not None:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {what}")
         kind.append(what)
         if self.warns:
             warnings.warn(f"called a synchronizing CUDA operation: {what}", stacklevel=2)
@@ -332,7 +352,7 @@ class Operations(TorchDispatchMode):
         kwargs = kwargs or {}
         kernel = KERNELS.get(func)
         if kernel is not None:
-            return kernel(self.cuda, *args, **kwargs)
+            return self.cuda.noted(partial(kernel, self.cuda), args, kwargs)
         if not any(isinstance(each, DeviceTensor) for each in tensors_in((args, kwargs))):
             return func(*args, **kwargs)
         if func in TELL_THE_HOST or has_mask_index(func, args):
@@ -340,8 +360,16 @@ class Operations(TorchDispatchMode):
         is_float_sum = func is aten.cumsum.default and args[0].is_floating_point()
         if is_float_sum and torch.are_deterministic_algorithms_enabled():
             raise RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation")
-        result = on_the_device(func(*held(args), **held(kwargs)))
-        return return_and_correct_aliasing(func, args, kwargs, result) if has_aliases(func) else result
+        if has_aliases(func):
+            if self.cuda.graph is not None:
+                self.cuda.graph.append((func, args, kwargs, None))
+            result = on_the_device(func(*held(args), **held(kwargs)))
+            return return_and_correct_aliasing(func, args, kwargs, result)
+
+        def on_numbers(*given: Any, **more: Any) -> Any:
+            return on_the_device(func(*held(given), **held(more)))
+
+        return self.cuda.noted(on_numbers, args, kwargs)
 
 
 @cache
@@ -504,6 +532,26 @@ def flex(q: Tensor, k: Tensor, v: Tensor, *, block_mask: Any, enable_gqa: bool) 
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
 
 
+class Graph:
+    """torch.cuda.CUDAGraph: the operations of what was captured, done again on the memory of that time."""
+
+    def __init__(self) -> None:
+        self.operations: list[Any] = []
+
+    def pool(self) -> int:
+        return id(self)
+
+
+@contextmanager
+def captured(cuda: EmulatedCuda, graph: Graph, pool: Any = None) -> Iterator[None]:
+    """torch.cuda.graph."""
+    cuda.graph = graph.operations
+    try:
+        yield
+    finally:
+        cuda.graph = None
+
+
 def grouped_by_device(tensors: Any, with_indices: bool = False) -> Any:
     """As torch groups an optimiser's tensors, by the devices that Python sees."""
     found = _group_tensors(tensors, with_indices)
@@ -538,6 +586,11 @@ def emulated_cuda() -> Iterator[EmulatedCuda]:
         "set_rng_state": lambda state, device="cuda": cuda.restore(state),
         "manual_seed_all": cuda.seed,
         "_lazy_init": lambda: None,
+        "Stream": lambda: SimpleNamespace(wait_stream=lambda other: None),
+        "current_stream": lambda: SimpleNamespace(wait_stream=lambda other: None),
+        "stream": lambda stream: nullcontext(),
+        "graph": partial(captured, cuda),
+        "CUDAGraph": type("CUDAGraph", (Graph,), {"replay": lambda graph: cuda.replay(graph.operations)}),
     }
 
     def compiled(kind: str) -> Callable[..., Tensor]:

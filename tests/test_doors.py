@@ -45,6 +45,24 @@ DOORS = {
 }
 
 
+@pytest.mark.parametrize("door", ["main.py", "get_routing.py", "data.inspect", "report", "models.export"])
+def test_ctrl_c_while_a_program_starts_is_no_traceback(tmp_path: Path, door: str) -> None:
+    program = [str(ROOT / door)] if door.endswith(".py") else ["-m", door]
+    for package in ("numpy", "torch"):
+        (tmp_path / f"{package}.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    outcome = subprocess.run(
+        [sys.executable, "-S", *program, *DOORS[door]],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert outcome.returncode == 130, outcome.stderr
+    assert len(outcome.stderr.splitlines()) <= 1
+
+
 @pytest.mark.parametrize("door", DOORS)
 def test_a_missing_package_is_one_line_at_every_door(tmp_path: Path, door: str) -> None:
     program = [str(ROOT / door)] if door.endswith(".py") else ["-m", door]

@@ -25,7 +25,7 @@ import pytest
 sys.exit(pytest.main(sys.argv[1:]))
 """
 EMULATED, WAITS = "tests/test_gpu_emulated.py", "tests/test_gpu_waits.py"
-FLEX = "tests/test_flex.py"
+FLEX, CAPTURED = "tests/test_flex.py", "tests/test_captured.py"
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,30 @@ FAULTS = {
         "(distance >= 0) & (distance <= furthest)",
         "distance >= 0",
         (FLEX, "test_it_is_taken_in_half_precision"),
+    ),
+    "a graph that is given no new positions": Fault(
+        "optim/captured.py",
+        "        self.positions.copy_(torch.tensor(positions))\n",
+        "",
+        (CAPTURED, "test_captured_steps_give_the_logits_of_the_cpu"),
+    ),
+    "a graph with too few slots": Fault(
+        "optim/captured.py",
+        "slots = min(-(-used // BUCKET) * BUCKET, self.longest)",
+        "slots = min(used // BUCKET * BUCKET + 1, self.longest)",
+        (CAPTURED, "test_captured_steps_give_the_logits_of_the_cpu"),
+    ),
+    "graphs of a cache that is gone": Fault(
+        "optim/generation.py",
+        "        self._steps = CapturedSteps(",
+        "        self._steps = getattr(self, '_steps', None) or CapturedSteps(",
+        (CAPTURED, "test_captured_steps_give_the_logits_of_the_cpu"),
+    ),
+    "slots in use forgotten after a graph": Fault(
+        "optim/generation.py",
+        "            self.cache.length = used\n",
+        "",
+        (CAPTURED, "test_captured_steps_give_the_logits_of_the_cpu"),
     ),
     "positions on the CPU": Fault(
         "models/transformer.py",

@@ -122,6 +122,40 @@ def test_what_does_not_fit_is_listed_and_changes_nothing(changes: dict[str, Any]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rope_base": 500.0}, "--rope_base 10000.0 (here 500.0)"),
+        ({"attention_window_length": 4}, "--attention_window_length None (here 4)"),
+        ({"mup_base_width": 8}, "--mup_base_width None (here 8)"),
+    ],
+    ids=str,
+)
+def test_weights_that_fit_and_computed_something_else_are_refused_in_one_line(
+    changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        initial.load(model_of(HALF_FINISHED, **changes), HALF_FINISHED)
+    assert str(caught.value) == f"--init_from {HALF_FINISHED}: it was trained with {said}"
+
+
+def test_another_number_of_heads_without_angles_is_refused(tmp_path: Path) -> None:
+    flags = {**SHAPE, "positional_encoder": "none"}
+    model = make_model_from_args(config.add_defaults(flags))
+    torch.save({"model": model.state_dict(), "args": flags, "itr": 1}, tmp_path / "ckpt.pt")
+    initial.load(model, tmp_path / "ckpt.pt")
+    with pytest.raises(UserError, match=r"^--init_from [^\n]*: it was trained with --n_head 2 \(here 4\)$"):
+        initial.load(make_model_from_args(config.add_defaults(flags | {"n_head": 4})), tmp_path / "ckpt.pt")
+
+
+def test_another_length_dropout_or_number_of_passes_may_begin_with_them(tmp_path: Path) -> None:
+    flags = {**SHAPE, "model": "cot", "depth_embedding": None}
+    model = make_model_from_args(config.add_defaults(flags))
+    torch.save({"model": model.state_dict(), "args": flags, "itr": 1}, tmp_path / "ckpt.pt")
+    changes = {"sequence_length": 32, "dropout": 0.1, "n_repeat": 5}
+    initial.load(make_model_from_args(config.add_defaults(flags | changes)), tmp_path / "ckpt.pt")
+
+
 def other(path: Path) -> str:
     """A checkpoint of other content under a path."""
     path.parent.mkdir(parents=True, exist_ok=True)

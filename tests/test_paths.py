@@ -36,6 +36,9 @@ def test_a_flag_whose_help_speaks_of_a_file_names_one(recipe):
         ("--data_dir None --use_pretrained none", "--data_dir None --use_pretrained none"),
         ("--core_data= --n_layer here", "--core_data= --n_layer here"),
         ("--config new/../x.json", "--config {}/x.json"),
+        ("--input here new --text-key here", "--input {0}/here {0}/new --text-key here"),
+        ("--source here --bitmask here", "--source {0}/here --bitmask {0}/here"),
+        ("--source https://a.b/c --base-dir here", "--source https://a.b/c --base-dir {}/here"),
     ],
 )
 def test_paths_are_named_in_full(tmp_path, monkeypatch, words, wanted):

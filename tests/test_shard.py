@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch import nn
 
+from distributed import shard
+from distributed.world import World
 from optim.selftest import differing
+from tests.emulated_cuda import DEVICE, emulated_cuda
 from tests.helpers import tiny_args
 from tests.programs import command, final_state, folder, metrics, start, train, trained, wait_for_step
 
@@ -36,8 +42,8 @@ def form(value: Any) -> Any:
 def four(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """An adaptive model, whose routers some processes do not use in a step, on four processes."""
     found = {}
-    for shard in ("none", "optimizer", "full"):
-        found[shard] = trained(tmp_path_factory.mktemp(shard), 4, shard=shard, **ADAPTIVE)
+    for how in ("none", "optimizer", "full"):
+        found[how] = trained(tmp_path_factory.mktemp(how), 4, shard=how, **ADAPTIVE)
     return found
 
 
@@ -61,15 +67,80 @@ def test_a_sharded_optimiser_takes_the_steps_of_a_whole_one_to_the_bit(four: dic
     assert differing(final_state(four["none"]), final_state(four["optimizer"])) == []
 
 
+def sharded_adamw(module: nn.Module) -> Any:
+    return shard.make_adamw([{"params": list(module.named_parameters())}], "optimizer", lr=1e-2, fused=True)
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """A process group of one."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_a_sharded_optimiser_that_resumes_on_a_gpu_has_its_state_there_and_once(alone: None) -> None:
+    with emulated_cuda():
+        module = nn.Linear(4, 4).to("cuda")
+        optimizer, resumed = sharded_adamw(module), sharded_adamw(module)
+        module(torch.ones(2, 4, device="cuda")).sum().backward()
+        optimizer.step()
+        shard.load_state(resumed, shard.state_of(optimizer, World(DEVICE)))
+        held = [value for values in resumed.optim.state.values() for value in values.values()]
+    assert {value.device for value in held} == {DEVICE} and len(held) == 6
+    assert not resumed.state
+
+
+class Loss(NamedTuple):
+    mean: torch.Tensor
+
+
+class Routed(nn.Module):
+    """Of three routers one decides, one is asked in vain, and one is not asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.units = [nn.Linear(4, 4)]
+        self.block = self.units[0]
+        self.decides, self.in_vain, self.unused = (nn.Linear(4, 1, bias=False) for _ in range(3))
+
+    def run(self, inputs: torch.Tensor) -> torch.Tensor:
+        states = self.block(inputs)
+        return states * self.decides(states) * (self.in_vain(states) * 0 + 1)
+
+
+class Summed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = Routed()
+
+    def forward(self, batch: torch.Tensor) -> Any:
+        return Loss(self.network.run(batch).sum())
+
+
+def test_only_weights_that_no_process_has_used_take_no_step(alone: None) -> None:
+    routers = ["decides.weight", "in_vain.weight", "unused.weight"]
+    model = shard.ShardedObjective(Summed(), routers, World(torch.device("cpu")))
+    for _ in range(2):
+        model(torch.ones(2, 4)).mean.backward()
+        with_gradient = shard.with_gradient(model)
+        taken = [
+            name for name, p in model.network.named_parameters() if any(p is each for each in with_gradient)
+        ]
+        assert taken == ["block.weight", "block.bias", "decides.weight", "in_vain.weight"]
+        assert not shard.whole(model.network.in_vain.weight.grad).any()
+        model.zero_grad()
+
+
 @pytest.mark.slow
 def test_a_fully_sharded_training_has_the_losses_of_one_that_is_not(four: dict[str, Path]) -> None:
     assert losses(four["full"]) == pytest.approx(losses(four["none"]), abs=1e-4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shard", ["optimizer", "full"])
-def test_checkpoints_have_the_form_of_others(four: dict[str, Path], shard: str) -> None:
-    states = [torch.load(folder(four[each]) / "ckpt.pt", weights_only=True) for each in ("none", shard)]
+@pytest.mark.parametrize("how", ["optimizer", "full"])
+def test_checkpoints_have_the_form_of_others(four: dict[str, Path], how: str) -> None:
+    states = [torch.load(folder(four[each]) / "ckpt.pt", weights_only=True) for each in ("none", how)]
     forms = [form({**state, "args": None}) for state in states]
     assert forms[0] == forms[1]
 
@@ -85,15 +156,13 @@ def test_a_killed_sharded_training_ends_with_the_same_bits(two: Path, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("shard", "processes"), [("none", 1), ("optimizer", 2)])
-def test_checkpoints_are_resumed_in_other_shards(
-    two: Path, tmp_path: Path, shard: str, processes: int
-) -> None:
+@pytest.mark.parametrize(("how", "processes"), [("none", 1), ("optimizer", 2)])
+def test_checkpoints_are_resumed_in_other_shards(two: Path, tmp_path: Path, how: str, processes: int) -> None:
     shutil.copytree(two, tmp_path, dirs_exist_ok=True)
     for path in folder(tmp_path).glob("*"):
         if path.name not in ("ckpt_18.pt", "metrics.jsonl"):
             path.unlink()
-    outcome = train(tmp_path, processes, **{**MODERN, "shard": shard})
+    outcome = train(tmp_path, processes, **{**MODERN, "shard": how})
     assert outcome.returncode == 0 and "at step 18" in outcome.stderr + outcome.stdout, outcome.stderr
     assert losses(tmp_path)[-6:] == pytest.approx(losses(two)[-6:], abs=1e-4)
 
@@ -115,8 +184,8 @@ def test_weights_of_any_training_begin_a_sharded_one(four: dict[str, Path], tmp_
         (("--shard", "full", "--opt", "muon"), "--opt adamw"),
         (("--shard", "optimizer", "--objective", "multi_token"), "--objective next_token"),
         (("--shard", "optimizer", "--adapt", "lora:2", "--init_from", "x"), "without --adapt"),
-        (("--shard", "full", "--sample_every", "5"), "without --sample_every"),
-        (("--shard", "full", "--layer_norms", "5"), "without --layer_norms"),
+        (("--shard", "full", "--sample_every", "5"), "only with --sample_every 0"),
+        (("--shard", "full", "--layer_norms", "5"), "only with --layer_norms 0"),
         (("--shard", "full", "--dtype", "float16"), "not with float16"),
         (("--shard", "some"), "--shard"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import time
 from pathlib import Path
 
 import pytest
@@ -272,3 +273,12 @@ def test_slurm_programs_without_a_cluster_are_no_queue(tmp_path, capsys, monkeyp
         monkeypatch,
     )
     assert seen(tmp_path / "exps", capsys)["queue"] is None
+
+
+def test_a_configuration_that_is_not_there_is_told_at_once(tmp_path, capsys, monkeypatch):
+    experiment(tmp_path / "exps", job_id="98")
+    write_squeue(tmp_path / "bin", "exec sleep 60", monkeypatch)
+    monkeypatch.setenv("SLURM_CONF", "/nowhere/slurm.conf")
+    begin = time.monotonic()
+    assert "SLURM_CONF=/nowhere/slurm.conf: there is no such file" in said([str(tmp_path / "exps")], capsys)
+    assert time.monotonic() - begin < 5

@@ -37,43 +37,44 @@ pytestmark = pytest.mark.slow  # each starts worker processes
 # adversarial documents
 
 
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+ALPHABETS = [
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466\U0001f3fd\u2764\ufe0f\U0001f1e9\U0001f1ea",
+    "\0",
+    "\ud800\udbff\udc00\udfff\ud83d\ude00",
+    "שלום עולם مرحبا بالعالم\u200f\u202e",
+    "\r\n\t\v\f\u0085\u2028\u2029 ",
+    "0123456789",
+    "".join(map(chr, range(32))) + "\x7f\x80\x9f",
+    "e\u0301\u0323\u0308a\u20dd",
+    "漢字かな交じり文한국어",
+    " \u00a0\u3000\u2003\u200b",
+    "'sStTrReEvVmMlLdD",
+    LETTERS,
+    "\ufeff\ufffd\uffff\U0010ffff",
+    "①½Ⅷ٣१",
+    '!?.,;:-_()[]{}<>|"\\/',
+]
+PIECES = [
+    "<|endoftext|>",
+    "<|endoftext",
+    "don't",
+    "I'LL",
+    "  \n\n  ",
+    "\r\n",
+    "\n\r",
+    "http://a.b/c?d=e",
+    "\\ud800",
+    "ß",
+    "İ",
+    "\u017f",
+    "'\u017f",
+]
+
+
 def adversarial(count):
     """Documents that trip tokenisers and readers, the same at each call."""
     generator = random.Random(2357)
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    alphabets = [
-        "\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466\U0001f3fd"
-        "\u2764\ufe0f\U0001f1e9\U0001f1ea",
-        "\0",
-        "\ud800\udbff\udc00\udfff\ud83d\ude00",
-        "שלום עולם مرحبا بالعالم\u200f\u202e",
-        "\r\n\t\v\f\u0085\u2028\u2029 ",
-        "0123456789",
-        "".join(map(chr, range(32))) + "\x7f\x80\x9f",
-        "e\u0301\u0323\u0308a\u20dd",
-        "漢字かな交じり文한국어",
-        " \u00a0\u3000\u2003\u200b",
-        "'sStTrReEvVmMlLdD",
-        letters,
-        "\ufeff\ufffd\uffff\U0010ffff",
-        "①½Ⅷ٣१",
-        '!?.,;:-_()[]{}<>|"\\/',
-    ]
-    pieces = [
-        "<|endoftext|>",
-        "<|endoftext",
-        "don't",
-        "I'LL",
-        "  \n\n  ",
-        "\r\n",
-        "\n\r",
-        "http://a.b/c?d=e",
-        "\\ud800",
-        "ß",
-        "İ",
-        "\u017f",
-        "'\u017f",
-    ]
 
     def some():
         kind = generator.randrange(12)
@@ -84,17 +85,17 @@ def adversarial(count):
         if kind == 1:
             return "".join(generator.choices("0123456789", k=generator.randrange(1, 300)))
         if kind == 2:
-            return "".join(generator.choices(pieces, k=generator.randrange(1, 20)))
+            return "".join(generator.choices(PIECES, k=generator.randrange(1, 20)))
         if kind == 3:
             return "".join(chr(generator.randrange(0x110000)) for _ in range(generator.randrange(1, 40)))
         if kind == 4:
-            return generator.choice("".join(alphabets)) * generator.randrange(1, 200)
+            return generator.choice("".join(ALPHABETS)) * generator.randrange(1, 200)
         if kind == 5:
-            return "".join(generator.choices("".join(alphabets), k=generator.randrange(1, 80)))
-        mixed = generator.sample(alphabets, k=generator.randrange(1, 4))
+            return "".join(generator.choices("".join(ALPHABETS), k=generator.randrange(1, 80)))
+        mixed = generator.sample(ALPHABETS, k=generator.randrange(1, 4))
         return "".join(
             (
-                generator.choice(pieces)
+                generator.choice(PIECES)
                 if generator.random() < 0.05
                 else generator.choice(generator.choice(mixed))
             )
@@ -102,7 +103,7 @@ def adversarial(count):
         )
 
     documents = [some() for _ in range(count - 2)]
-    documents.insert(count // 3, "".join(generator.choices(letters, k=1 << 20)))
+    documents.insert(count // 3, "".join(generator.choices(LETTERS, k=1 << 20)))
     documents.insert(count // 2, "日本語" * 100_000)
     return documents
 

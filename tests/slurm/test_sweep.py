@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shlex
 import shutil
 import signal
 import sys
@@ -212,6 +213,15 @@ def test_where_a_task_goes_on_in_another_job_what_waits_for_the_array_waits_for_
     }, stopped.stderr
     tried.wait(array)
     site.scancel(job, waiting)
+
+
+def test_an_ordinary_job_is_refused_while_a_task_waits_for_its_experiment(site: Site) -> None:
+    tried = sweep(site, rates(2), flags={**FLAGS, "warmup_percent": 0.02})
+    array = tried.submit(SBATCH_OPTIONS="--hold")
+    words = shlex.split((tried.run / "cell_1" / "words").read_text().replace("\0", "\n"))
+    again = site.call("base-train", "base", "1", "--", *words)
+    assert again.code == 2 and f"in the queue already: job {array}_1;" in again.err, again.out + again.err
+    site.scancel(array)
 
 
 @pytest.fixture
