@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.gpu import blocks, systems, trainings
+from bench.gpu import blocks, graphs, systems, trainings
 from bench.gpu.systems import BY_NAME
 from tests.emulated_cuda import emulated_cuda
 
@@ -98,3 +98,19 @@ def test_figures_of_whole_trainings_are_told_on_an_emulated_device(
     peak = rows["share of the peak that the maker states, modern GPT, eager"]["value"]
     of_products = rows["share of the matrix product's rate, modern GPT, eager"]["value"]
     assert of_products == pytest.approx(989 * peak)  # an emulated H100
+
+
+@pytest.mark.slow
+def test_generation_by_graphs_is_set_beside_that_without_on_an_emulated_device(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "WARM", 1)
+    monkeypatch.setattr(graphs, "TOKENS", 2)
+    with emulated_cuda():
+        graphs.graphs(given("cuda"))
+    rows = told(capsys)
+    assert {name for name, each in rows.items() if each["verdict"] == "PASS"} == {
+        "lncot: off those without",
+        "modern GPT, depth 12: off those without",
+    }
+    assert rows["lncot: tokens"]["unit"] == "tokens/s"

@@ -135,6 +135,7 @@ PARTS = (
             Figure("generation over running the whole prefix", ("speedup",), "times"),
         ),
     ),
+    measured("graphs", 20, "graphs"),
     measured("grpo", 30, "trainings"),
     measured("coalescence", 20, "trainings"),
     Part(

@@ -1,0 +1,60 @@
+"""The part of bench/gpu.sh that sets generation by CUDA graphs beside generation without. Prints a line of
+JSON for a row.
+
+python -m bench.gpu.graphs graphs --device cuda
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from functools import partial
+
+import torch
+
+from bench.common import autocast, flags_of_gpt, seconds
+from bench.gpu.figures import paper
+from bench.gpu.reference import fill
+from bench.gpu.rows import FAIL, PASS, SKIPPED, attempt, run_one, tell
+from models import make_model_from_args
+from optim.generation import Session
+
+PROMPT, WARM, TOKENS = 8, 8, 96  # all in the slots of one graph
+NEAR = 0.05  # relative difference of logits, of numbers in half precision
+
+
+def graphs(given: Namespace) -> None:
+    """Logits of one sequence, token by token, and how many tokens a second."""
+    device, dtype = given.device, given.dtype
+
+    def generated(model: torch.nn.Module, captures: bool) -> tuple[torch.Tensor, float, bool]:
+        """Logits, seconds, and whether graphs were used to the end."""
+        session = Session(model, 1, torch.device(device), partial(autocast, device, dtype), captures=captures)
+        calls = [[[1] * PROMPT], *([[2 + number]] for number in range(WARM + TOKENS))]
+        logits = [session.extend(call) for call in calls[: 1 + WARM]]
+        took = seconds(lambda: logits.extend(session.extend(call) for call in calls[1 + WARM :]), device)
+        return torch.cat(logits), took, session.captures
+
+    def one(name: str, args: Namespace) -> None:
+        model = fill(make_model_from_args(args), 1).to(device).eval()
+        plain, slow, _ = generated(model, captures=False)
+        found, fast, was_captured = generated(model, captures=True)
+        off = float((found - plain).norm() / plain.norm())
+        verdict = PASS if off <= NEAR and was_captured else FAIL
+        note = "" if was_captured else "steps could not be captured"
+        tell(f"{name}: off those without", verdict, value=off, target=f"at most {NEAR:g}", note=note)
+        tell(f"{name}: tokens", value=TOKENS / fast, unit="tokens/s", note=f"{TOKENS / slow:.0f} without")
+        tell(f"{name}: over those without", value=slow / fast, unit="times the speed")
+
+    shape = {"n_layer": 12, "n_embd": 768, "n_head": 6, "sequence_length": 2048}
+    if given.tiny:
+        shape = {"n_layer": 2, "n_embd": 64, "n_head": 2, "sequence_length": 128, "vocab_size": 512}
+    models = {"lncot": paper(given.tiny, sequence_length=128 if given.tiny else 256)}
+    for name, args in {**models, "modern GPT, depth 12": flags_of_gpt(**shape)}.items():
+        if device == "cpu":
+            tell(f"{name}: off those without", SKIPPED, note="only CUDA has graphs")
+        else:
+            attempt(f"{name}: off those without", partial(one, name, args))
+
+
+if __name__ == "__main__":
+    run_one(__doc__, {"graphs": graphs})
