@@ -90,9 +90,8 @@ def exported(model: Transformer, settings: Namespace, args: Namespace) -> dict[s
 
 
 def main() -> None:
-    args = arguments(
-        __doc__, n_embd=768, n_layer=6, prompt=1, tokens=256, model="lncot", weights="", exported=0
-    )
+    names = {"n_embd": 768, "n_layer": 6, "prompt": 1, "tokens": 256, "model": "lncot"}
+    args = arguments(__doc__, **names, weights="", exported=0)
     torch.manual_seed(0)
     settings = flags(
         n_embd=args.n_embd,

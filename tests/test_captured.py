@@ -15,7 +15,8 @@ from models.variants import VARIANTS
 from optim.captured import can_be_captured
 from optim.generation import Session
 from optim.setup import autocaster
-from tests.emulated_cuda import DEVICE, EmulatedCuda, emulated_cuda
+from tests.emulated_cuda import emulated_cuda
+from tests.emulated_tensors import DEVICE, EmulatedCuda
 from tests.helpers import tiny_args, tiny_model
 
 CPU = torch.device("cpu")

@@ -18,7 +18,8 @@ from torch.nn.attention import flex_attention as of_torch
 from models.attention import flex_works, visible
 from models.cache import GenerationCache
 from models.flex import BLOCK, PROGRAMS, attend_in_blocks, block_mask, compiled, whole_block_mask
-from tests.emulated_cuda import DEVICE, EmulatedCuda, emulated_cuda, held
+from tests.emulated_cuda import emulated_cuda
+from tests.emulated_tensors import DEVICE, EmulatedCuda, held
 from tests.helpers import tiny_model, tokens
 
 NOWHERE = 1000

@@ -14,20 +14,10 @@ from models.footprint import Training, checkpoint_bytes, footprint, largest_micr
 from models.settings import ModelSettings
 from optim import fits
 from optim.optimizers import make_optimizer
+from tests.helpers import TINY as WORDS
 
 TINY = {"n_embd": 64, "n_head": 2, "batch_size": 2, "sequence_length": 64, "vocab_size": 512}
-LNCOT = [
-    "--model",
-    "lncot",
-    "--n_layer",
-    "4",
-    "--n_layer_begin",
-    "1",
-    "--n_layer_end",
-    "1",
-    "--n_repeat",
-    "3",
-]
+LNCOT = ["--model", "lncot", *WORDS]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -45,7 +45,8 @@ from optim.scoring import Scorer
 from optim.selftest import differing, leaves
 from optim.setup import autocast_dtype, autocaster, set_precision
 from optim.step import OptimizerStep
-from tests.emulated_cuda import DEVICE, DeviceTensor, EmulatedCuda, emulated_cuda, held
+from tests.emulated_cuda import emulated_cuda
+from tests.emulated_tensors import DEVICE, DeviceTensor, EmulatedCuda, held
 from tests.helpers import tiny_args, tiny_model, tokens
 
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -151,7 +152,7 @@ def test_kernels_that_give_other_numbers_are_not_used(
     device: EmulatedCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "tests.emulated_cuda.scores_of", lambda q, k, is_causal, scale: q.float() @ k.float().mT
+        "tests.emulated_kernels.scores_of", lambda q, k, is_causal, scale: q.float() @ k.float().mT
     )
     assert not flash_works(DEVICE, torch.bfloat16, 16)
 

@@ -16,7 +16,8 @@ from models.variants import ALIASES
 from optim.fit import fit
 from optim.hooks import Hook
 from optim.objectives import NextToken
-from tests.emulated_cuda import EmulatedCuda, emulated_cuda
+from tests.emulated_cuda import emulated_cuda
+from tests.emulated_tensors import EmulatedCuda
 from tests.helpers import tiny_model
 from tests.test_gpu_emulated import Tokens
 

@@ -17,7 +17,8 @@ from torch import nn
 from distributed import shard
 from distributed.world import World
 from optim.selftest import differing
-from tests.emulated_cuda import DEVICE, emulated_cuda
+from tests.emulated_cuda import emulated_cuda
+from tests.emulated_tensors import DEVICE
 from tests.helpers import tiny_args
 from tests.programs import command, final_state, folder, metrics, start, train, trained, wait_for_step
 

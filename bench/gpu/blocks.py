@@ -30,6 +30,20 @@ def kept(length: int, share: float, batch: int) -> Tensor:
     return drawn[:, : int(share * length)].sort(dim=1).values
 
 
+def whole_step(given: Namespace) -> None:
+    """Time and memory of a training step of an adaptive model, against reference attention."""
+    took = {}
+    for way in ("fast", "reference"):
+        args = paper(given.tiny, model="adm", training_length_factor=[0.8, 0.6, 0.4, 0.2], attention=way)
+        args.batch_size //= 2
+        _, step = training_step(args, given.device, given.dtype, plain=False)
+        took[way] = median_seconds(step, given.device), peak_growth(step, given.device)
+        del step
+    seconds, memory = (took["reference"][place] / took["fast"][place] for place in (0, 1))
+    tell("adm, tokens leave: fast over reference", value=seconds, unit="times the speed")
+    tell("adm, tokens leave: memory of the reference", value=memory, unit="times the fast way's")
+
+
 def blocks(given: Namespace) -> None:
     """Time and memory of attention, forward and backward, and of a whole step."""
     device, dtype = given.device, given.dtype
@@ -70,25 +84,13 @@ def blocks(given: Namespace) -> None:
         share = grown["blocks"] / grown["mask"]
         tell(f"{name}: memory of blocks", value=share, unit="of the mask's", note=f"{grown['mask']:.0f} MiB")
 
-    def whole_step() -> None:
-        took = {}
-        for way in ("fast", "reference"):
-            args = paper(given.tiny, model="adm", training_length_factor=[0.8, 0.6, 0.4, 0.2], attention=way)
-            args.batch_size //= 2
-            _, step = training_step(args, device, dtype, plain=False)
-            took[way] = median_seconds(step, device), peak_growth(step, device)
-            del step
-        seconds, memory = (took["reference"][place] / took["fast"][place] for place in (0, 1))
-        tell("adm, tokens leave: fast over reference", value=seconds, unit="times the speed")
-        tell("adm, tokens leave: memory of the reference", value=memory, unit="times the fast way's")
-
     whole = torch.arange(length).expand(batch, -1)
     left = [kept(length, share, batch) for share in SHARES]
     works_of: dict[str, Callable[[], None]] = {
         f"FlexAttention, {dtype}": works,
         "window": partial(against_mask, "window", [whole], window),
         "passes that tokens leave": partial(against_mask, "passes that tokens leave", left, None),
-        "adm, tokens leave: fast over reference": whole_step,
+        "adm, tokens leave: fast over reference": partial(whole_step, given),
     }
     for name, work in works_of.items():
         if device == "cpu":
