@@ -26,7 +26,7 @@ pytest.importorskip("msprime")
 # what a package's job.sh does, called with --local and its stage's word
 PACKAGES = {
     "good": "echo it runs; exit 0",
-    "slow": "sleep 0.3; exit 0",
+    "slow": "sleep 1; exit 0",
     "bad": "echo it cannot >&2; exit 3",
     "stops": "exit 83",
     "bar": r"printf '10%%\r50%%\r100%%\nno end'",
