@@ -142,8 +142,8 @@ def unused_by_objective(args: Namespace) -> dict[str, str]:
 def place_problems(args: Namespace) -> list[Problem]:
     """Of the device, the names and the dataset."""
     named = name_problems(args)
-    shard = shard_problems(args)
-    return [*named, *_dataset_problems(args), *packing_problems(args), *curriculum_problems(args), *shard]
+    joint = [*shard_problems(args), *graph_problems(args)]
+    return [*named, *_dataset_problems(args), *packing_problems(args), *curriculum_problems(args), *joint]
 
 
 # flags that --shard full does not go with, and their values that are no obstacle
@@ -176,6 +176,23 @@ def shard_problems(args: Namespace) -> list[Problem]:
         if args.dtype == "float16":
             line = f"{what} goes with --dtype float32 and bfloat16, not with float16"
             problems.append(Problem(line, "shard", "dtype"))
+    return problems
+
+
+def graph_problems(args: Namespace) -> list[Problem]:
+    """Of what a CUDA graph would repeat as it was at the first time."""
+    if not args.cuda_graphs:
+        return []
+    problems = []
+    if args.objective != NEXT_TOKEN:
+        line = f"--cuda_graphs goes only with --objective {NEXT_TOKEN}, not with {args.objective}"
+        problems.append(Problem(line, "cuda_graphs", "objective"))
+    if VARIANTS[args.model].policy != "fixed":
+        line = f"--cuda_graphs needs passes that all tokens take, which those of --model {args.model} are not"
+        problems.append(Problem(line, "cuda_graphs", "model"))
+    if args.activation_checkpointing != "none" and args.dropout > 0:
+        line = "--cuda_graphs cannot recompute what dropout drew: leave --activation_checkpointing out"
+        problems.append(Problem(line, "cuda_graphs", "activation_checkpointing", "dropout"))
     return problems
 
 

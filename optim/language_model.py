@@ -35,7 +35,7 @@ from optim.objectives.teacher import check_teacher, find_teacher, load_teacher
 from optim.progress import Parts, Work
 from optim.reporting import log
 from optim.samples import samples_of, wanted_prompts
-from optim.setup import autocast_dtype, need_fp8, seed_everything
+from optim.setup import autocast_dtype, need_fp8, need_graphs, seed_everything
 from optim.tuning import fine_tuning, open_examples_of
 
 
@@ -46,6 +46,8 @@ def assemble(args: Namespace, world: World, folder: Path) -> Parts:
     """
     if args.fp8:
         world.on_all(lambda: need_fp8(args.dtype, world.device))
+    if args.cuda_graphs:
+        world.on_all(lambda: need_graphs(world))
     # a wrong prompt or task is reported before data are prepared
     texts = world.on_all(lambda: wanted_prompts(args)) if args.sample_every else []
     tasks = world.on_all(lambda: wanted_tasks(args)) if args.core_metric_every else []

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from distributed.world import World
 from errors import UserError
 from models import fp8
 from optim import checkpoint
@@ -79,6 +80,17 @@ def need_compiler(device: torch.device) -> None:
         raise UserError(
             f"--compile needs a compiler ({names[0]}), and there is none here: load its module, install it,"
             " or leave --compile out"
+        )
+
+
+def need_graphs(world: World) -> None:
+    """Raises UserError where micro-batches cannot be CUDA graphs."""
+    if world.device.type != "cuda":
+        raise UserError("--cuda_graphs needs a CUDA device, and this run has a CPU; leave --cuda_graphs out")
+    if world.size > 1:
+        raise UserError(
+            f"--cuda_graphs is for one process, and these are {world.size}: gradients are summed outside graphs;"
+            " leave --cuda_graphs out"
         )
 
 

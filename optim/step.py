@@ -18,6 +18,7 @@ from data.order import splitmix64
 from distributed.shard import whole, with_gradient
 from distributed.world import World
 from errors import BadNumbers, OwnError
+from optim.captured import CapturedBatches
 from optim.setup import autocast_dtype, autocaster
 
 BAD_IN_A_ROW = 10  # skipped steps, after which a run stops
@@ -86,6 +87,9 @@ class OptimizerStep:
         self.meter = GradientMeter.empty()
         self.skipped = self.overflows = 0
         self.watchers: list[Callable[[int], object]] = []
+        self.graphs: CapturedBatches | None = None
+        if getattr(args, "cuda_graphs", False):  # which some recipes do not have
+            self.graphs = CapturedBatches(self._pass, world.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Parts of a checkpoint."""
@@ -124,7 +128,7 @@ class OptimizerStep:
             raise BadNumbers(wrong)
         self.skipped = 0 if wrong is None else self.skipped + 1
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=self.graphs is None)
         return values[:-1].sum(), wrong
 
     def _micro_batches(self, step: int) -> tuple[int, Iterable[Batch]]:
@@ -153,19 +157,26 @@ class OptimizerStep:
             if batch.count < 1:
                 raise self._nothing_counts(step, micro)
             torch.manual_seed(splitmix64(splitmix64(args.seed) ^ (step * args.acc_steps + micro)) >> 1)
+            # where all have as many items, exactly the number of micro-batches of a process
+            share = items / (batch.count * world.size)
             with world.accumulating(self.model, last=turn == mine - 1):
-                with self.autocast():
-                    loss = self.model(batch.to(world.device)).mean
-                    # where all have as many items, exactly the number of micro-batches of a process
-                    loss = loss / (items / (batch.count * world.size))
-                self.scaler.scale(loss).backward()
-            losses.append(loss.detach())
+                if self.graphs is None:
+                    losses.append(self._pass(batch.to(world.device), share))
+                else:
+                    losses.append(self.graphs(batch, share))
         if world.size == 1 and read != items:
             kind = type(self.source).__name__
             raise ValueError(
                 f"the batches of {kind} count {read} items in step {step + 1}, items() says {items}"
             )
         return losses
+
+    def _pass(self, batch: Batch, share: float | Tensor) -> Tensor:
+        """Forward and backward of a batch on the device; returns its loss over share."""
+        with self.autocast():
+            loss = self.model(batch).mean / share
+        self.scaler.scale(loss).backward()
+        return loss.detach()
 
     def _nothing_counts(self, step: int, micro: int) -> OwnError:
         """That a micro-batch has no mean loss; micro: its number in the step."""

@@ -254,6 +254,8 @@ class Operations(TorchDispatchMode):
         if has_aliases(func):
             if self.cuda.graph is not None:
                 self.cuda.graph.append((func, args, kwargs, None))
+                memory = held(written(func, args, kwargs))
+                self.cuda.overwritten += [(each, each.clone()) for each in tensors_in(memory)]
             result = on_the_device(func(*held(args), **held(kwargs)))
             return return_and_correct_aliasing(func, args, kwargs, result)
 
@@ -267,6 +269,15 @@ class Operations(TorchDispatchMode):
 def has_aliases(func: Any) -> bool:
     """Whether an operation writes into what it is given, or returns a view of it."""
     return any(argument.alias_info is not None for argument in func._schema.arguments)
+
+
+def written(func: Any, args: Any, kwargs: Any) -> list[Any]:
+    """What an operation writes into, of what it is given."""
+    found = []
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            found.append(args[place] if place < len(args) else kwargs.get(argument.name))
+    return found
 
 
 # operations whose result, or its shape, the host must know
@@ -296,13 +307,15 @@ class Graph:
 
 
 @contextmanager
-def captured(cuda: EmulatedCuda, graph: Graph, pool: Any = None) -> Iterator[None]:
-    """torch.cuda.graph."""
+def captured(cuda: EmulatedCuda, graph: Graph, **unused: Any) -> Iterator[None]:
+    """torch.cuda.graph, which computes and draws nothing."""
     cuda.graph = graph.operations
     try:
-        yield
+        with torch.random.fork_rng([]):
+            yield
     finally:
         cuda.graph = None
+        cuda.undo()
 
 
 def grouped_by_device(tensors: Any, with_indices: bool = False) -> Any:

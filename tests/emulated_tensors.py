@@ -92,6 +92,7 @@ class EmulatedCuda:
     uploads: list[str] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
     graph: list[Any] | None = None  # of operations, while one is captured
+    overwritten: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # then: memory, and what it held
     warns: bool = False  # of each wait, as torch.cuda.set_sync_debug_mode has it
     generator: Tensor = field(default_factory=lambda: torch.zeros(16, dtype=torch.uint8))  # its state
 
@@ -107,6 +108,12 @@ class EmulatedCuda:
         if self.graph is not None:
             self.graph.append((work, args, kwargs, result))
         return result
+
+    def undo(self) -> None:
+        """A capture computes nothing: what it wrote into memory of before is taken back."""
+        for memory, before in reversed(self.overwritten):
+            memory.copy_(before)
+        self.overwritten.clear()
 
     def replay(self, graph: list[Any]) -> None:
         self.calls["replay"] += 1

@@ -1,7 +1,8 @@
-"""The part of bench/gpu.sh that sets generation by CUDA graphs beside generation without. Prints a line of
-JSON for a row.
+"""The parts of bench/gpu.sh that set generation and small micro-batches by CUDA graphs beside those without.
+Each prints a line of JSON for a row.
 
 python -m bench.gpu.graphs graphs --device cuda
+python -m bench.gpu.graphs batches --device cuda
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from functools import partial
 import torch
 
 from bench.common import autocast, flags_of_gpt, seconds
-from bench.gpu.figures import paper
+from bench.gpu.checks import GPT, optimizer_step, small
+from bench.gpu.figures import median_seconds, paper
 from bench.gpu.reference import fill
 from bench.gpu.rows import FAIL, PASS, SKIPPED, attempt, run_one, tell
 from models import make_model_from_args
@@ -20,6 +22,8 @@ from optim.generation import Session
 
 PROMPT, WARM, TOKENS = 8, 8, 96  # all in the slots of one graph
 NEAR = 0.05  # relative difference of logits, of numbers in half precision
+STEPS = 8  # of a training, the most of them captured
+NEAR_LOSS = 1e-3  # nats, of one kernel's rounding or another's
 
 
 def graphs(given: Namespace) -> None:
@@ -56,5 +60,34 @@ def graphs(given: Namespace) -> None:
             attempt(f"{name}: off those without", partial(one, name, args))
 
 
+def batches(given: Namespace) -> None:
+    """Losses of a training in small micro-batches (of 4 sequences), and how long a step takes."""
+    device, dtype = given.device, given.dtype
+
+    def trained(name: str, captures: bool) -> tuple[torch.Tensor, float, bool]:
+        """Losses, seconds of a step, and whether graphs were used to the end."""
+        args = small(name, device, given.tiny, acc_steps=4, dtype=dtype, lr=1e-3, cuda_graphs=captures)
+        steps = optimizer_step(args, torch.device(device, 0))
+        losses = torch.stack([steps.take(number)[0] for number in range(STEPS)])
+        took = median_seconds(lambda: steps.take(STEPS), device)
+        return losses, took, steps.graphs is not None and steps.graphs.works
+
+    def one(name: str) -> None:
+        plain, slow, _ = trained(name, captures=False)
+        found, fast, was_captured = trained(name, captures=True)
+        off = float((found - plain).abs().max())
+        verdict = PASS if off <= NEAR_LOSS and was_captured else FAIL
+        note = "" if was_captured else "micro-batches could not be captured"
+        target = f"at most {NEAR_LOSS:g}"
+        tell(f"{name}: loss off that without", verdict, value=off, unit="nats", target=target, note=note)
+        tell(f"{name}: a step over one without", value=fast / slow, unit="of the time")
+
+    for name in ("base", "lncot", GPT):
+        if device == "cpu":
+            tell(f"{name}: loss off that without", SKIPPED, note="only CUDA has graphs")
+        else:
+            attempt(f"{name}: loss off that without", partial(one, name))
+
+
 if __name__ == "__main__":
-    run_one(__doc__, {"graphs": graphs})
+    run_one(__doc__, {"graphs": graphs, "batches": batches})

@@ -136,6 +136,7 @@ PARTS = (
         ),
     ),
     measured("graphs", 20, "graphs"),
+    measured("batches", 20, "graphs"),
     measured("grpo", 30, "trainings"),
     measured("coalescence", 20, "trainings"),
     Part(

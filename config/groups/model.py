@@ -93,6 +93,12 @@ MODEL: tuple[Flag, ...] = (
         "compile what blocks do around attention (torch.compile; needs a compiler)",
         scope=PLACE,
     ),
+    switch(
+        "cuda_graphs",
+        "launch all kernels of a micro-batch at once: faster where it is small; for one GPU, next_token, and"
+        " models whose passes all tokens take",
+        scope=PLACE,
+    ),
     Flag(
         "activation_checkpointing",
         str,
