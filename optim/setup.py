@@ -89,8 +89,8 @@ def need_graphs(world: World) -> None:
         raise UserError("--cuda_graphs needs a CUDA device, and this run has a CPU; leave --cuda_graphs out")
     if world.size > 1:
         raise UserError(
-            f"--cuda_graphs is for one process, and these are {world.size}: gradients are summed outside graphs;"
-            " leave --cuda_graphs out"
+            f"--cuda_graphs is for one process, and these are {world.size}: sums of gradients are no part of"
+            " graphs; leave --cuda_graphs out"
         )
 
 

@@ -114,3 +114,16 @@ def test_generation_by_graphs_is_set_beside_that_without_on_an_emulated_device(
         "modern GPT, depth 12: off those without",
     }
     assert rows["lncot: tokens"]["unit"] == "tokens/s"
+
+
+@pytest.mark.slow
+def test_micro_batches_by_graphs_are_set_beside_those_without_on_an_emulated_device(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with emulated_cuda():
+        graphs.batches(given("cuda"))
+    rows = told(capsys)
+    assert {name for name, each in rows.items() if each["verdict"] == "PASS"} == {
+        f"{name}: loss off that without" for name in ("base", "lncot", "gpt")
+    }
+    assert rows["gpt: a step over one without"]["unit"] == "of the time"
