@@ -4,7 +4,8 @@
     transformer.py, layers.py           the network and its parts
     modern.py                           modern blocks
     passes.py, policies.py, routing.py  the repeated part, and which tokens take each pass
-    attention.py, planner.py            attention over the keys of all passes
+    attention.py, planner.py, flex.py   attention over the keys of all passes
+    trials.py                           which of a device's kernels can be used
     memory.py, cache.py                 keys and values in training and in generation
     hidden.py, loss.py, losses.py       the output before the head; losses
     adapters.py                         low-rank matrices, trained beside frozen ones

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import product
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,7 +29,6 @@ Rope = tuple[Tensor, Tensor]  # cos and sin of positions, each (B or 1, 1, T, Dh
 KeyValue = tuple[Tensor, Tensor]  # keys and values of one pass, each (B, H, T, Dh)
 TILE = 128  # queries of one kernel call where positions decide what they see
 aten = torch.ops.aten
-HALF = (torch.bfloat16, torch.float16)
 
 
 class Rotary(nn.Module):
@@ -349,87 +347,6 @@ def attend(q: Tensor, passes: list[KeyValue], plan: AttentionPlan, dropout: floa
     return F.scaled_dot_product_attention(
         q, keys, values, attn_mask=plan.mask, is_causal=plan.mask is None, dropout_p=dropout
     )
-
-
-def _agree(plans: Sequence[AttentionPlan], inputs: Sequence[Tensor], counted: Tensor | None = None) -> bool:
-    """Whether two plans give the same output, and the same gradients of inputs q, k, v, k, v, ...; False
-    where one cannot be computed. counted: queries (B, T) whose output is asked for (None: all).
-    """
-    passes = list(zip(inputs[1::2], inputs[2::2], strict=True))
-    results = []
-    try:
-        for plan in plans:
-            out = attend(inputs[0], passes, plan, 0.0)
-            if counted is not None:
-                out = out * counted[:, None, :, None]
-            results.append([out.detach(), *torch.autograd.grad(out.float().square().sum(), inputs)])
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # whatever a compiler, a driver or a missing kernel makes of it
-        return False
-    return all(
-        torch.allclose(mine, theirs, rtol=0.05, atol=0.05) for mine, theirs in zip(*results, strict=True)
-    )
-
-
-def _trial_inputs(
-    device: torch.device, dtype: torch.dtype, head_width: int, lengths: Sequence[int]
-) -> list[Tensor]:
-    """q, k, v, k, v, ...; lengths: of each, but for the batch of 2 and 2 heads."""
-    inputs = []
-    for i, length in enumerate(lengths):
-        shape = (2, 2, length, head_width)
-        numbers = torch.arange(math.prod(shape), device=device).mul(0.37 + 0.11 * i).sin()
-        inputs.append(numbers.view(shape).to(dtype).requires_grad_())
-    return inputs
-
-
-@cache
-def flash_works(device: torch.device, dtype: torch.dtype, head_width: int, in_window: bool = False) -> bool:
-    """Whether this device's flash kernels attend to passes one by one, or to one pass in a window, and give
-    what the reference gives; tried out, once.
-    """
-    if device.type == "cpu":
-        return True
-    if device.type != "cuda" or dtype not in HALF or head_width % 8:
-        return False
-    length, count = 2 * TILE, 3 if in_window else 5
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        inputs = _trial_inputs(device, dtype, head_width, [length] * count)
-        positions = torch.arange(length, device=device).unsqueeze(0)
-        window = 3 * TILE // 4 if in_window else None  # the last tile has keys of all kinds
-        tiles = causal_tiles(positions, [positions] * (count // 2), None)
-        if window is not None:
-            tiles = window_tiles(length, window)
-        mask = visible(positions, positions, window).repeat(1, 1, 1, count // 2)
-        return _agree([AttentionPlan(None, tiles), AttentionPlan(None, mask=mask)], inputs)
-
-
-@cache
-def flex_works(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
-    """Whether FlexAttention gives what the reference gives, for passes that tokens have left and in a window;
-    tried out, once.
-    """
-    if device.type != "cuda" or dtype not in HALF:
-        return False
-    try:
-        from models.flex import block_mask
-    except ImportError:  # a torch without it
-        return False
-    length, left = 3 * TILE + 5, TILE + 9
-    whole = torch.arange(length, device=device).expand(2, -1)
-    later = whole[:, ::2][:, :left].clone()
-    later[1, left - 7 :] = length  # padding, which nothing sees
-    counted = later < length
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        inputs = _trial_inputs(device, dtype, head_width, [left, length, length, left, left])
-        for window in (None, TILE // 4):
-            mask = visible(later, torch.cat([whole, later], dim=1), window)
-            blocks = block_mask(later, [whole, later], window)
-            plans = [AttentionPlan(None, blocks=blocks), AttentionPlan(None, mask=mask)]
-            if not _agree(plans, inputs, counted):
-                return False
-    return True
 
 
 class SelfAttention(nn.Module):

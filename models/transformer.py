@@ -174,10 +174,6 @@ class Transformer(nn.Module):
             rotary = self.transformer["wpe"]
         return Planner(self.settings, rotary, next(self.parameters()).dtype, self.training)
 
-    def is_fast(self, device: torch.device, alike: bool) -> bool:
-        """As Planner.is_fast."""
-        return self.planner().is_fast(device, alike)
-
     def compile_blocks(self) -> None:
         """Compile what a block does before and after attention, once: all layers and passes share the two
         programs.

@@ -27,10 +27,8 @@ def first_lines(
     """data: lines about what is read; reads: what a sample is, in the plural, and what is to be said of all
     that are read; schedule: in words.
     """
-    settings = network.settings
     with autocaster(args.dtype, world.device)():
-        could_be_fast = settings.attention == "fast" and settings.dropout == 0
-        is_slow = could_be_fast and not network.is_fast(world.device, alike=True)
+        on_attention = network.planner().describe_slow(world.device)
     where = f"CPU, {torch.get_num_threads()} threads"
     if world.device.type == "cuda":
         where = torch.cuda.get_device_name(world.device)
@@ -51,11 +49,7 @@ def first_lines(
         lines.append(_shards(args.shard, world))
     if args.fp8:
         lines.append(fp8.in_words(network, args.fp8_recipe))
-    if is_slow:
-        lines.append(
-            "note: this device's flash attention cannot be used pass by pass; attention is the reference"
-        )
-    return lines
+    return [*lines, *on_attention]
 
 
 def _shards(shard: str, world: World) -> str:

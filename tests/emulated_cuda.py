@@ -34,8 +34,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
-from models.attention import flash_works, flex_works
 from models.flex import whole_block_mask
+from models.trials import block_trouble, flash_trouble
 from tests.emulated_kernels import KERNELS, flex
 from tests.emulated_tensors import (
     CPU,
@@ -366,7 +366,7 @@ def emulated_cuda() -> Iterator[EmulatedCuda]:
 
         return call
 
-    tried = flash_works, flex_works, whole_block_mask
+    tried = flash_trouble, block_trouble, whole_block_mask
     with ExitStack() as stack:
         for function in tried:
             function.cache_clear()

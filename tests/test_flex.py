@@ -4,6 +4,7 @@ GPUs take it, on an emulated one.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -15,10 +16,12 @@ from torch import Tensor
 from torch._dynamo import config as dynamo
 from torch.nn.attention import flex_attention as of_torch
 
-from models.attention import flex_works, visible
+from models.attention import visible
 from models.cache import GenerationCache
 from models.flex import BLOCK, PROGRAMS, attend_in_blocks, block_mask, compiled, whole_block_mask
+from models.trials import FEW, MANY, ONE, BlockForm, block_trouble
 from tests.emulated_cuda import emulated_cuda
+from tests.emulated_kernels import flex
 from tests.emulated_tensors import DEVICE, EmulatedCuda, held
 from tests.helpers import tiny_model, tokens
 
@@ -132,12 +135,12 @@ def test_blocks_are_made_without_a_wait_for_the_device(device: EmulatedCuda) -> 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_it_is_taken_in_half_precision(device: EmulatedCuda, dtype: torch.dtype) -> None:
-    assert flex_works(DEVICE, dtype, 16)
+    assert block_trouble(DEVICE, dtype, 16, BlockForm()) is None
 
 
 @pytest.mark.parametrize(("where", "dtype"), [(CPU, torch.bfloat16), (DEVICE, torch.float32)])
 def test_it_is_not_taken_elsewhere(device: EmulatedCuda, where: Any, dtype: torch.dtype) -> None:
-    assert not flex_works(where, dtype, 16)
+    assert block_trouble(where, dtype, 16, BlockForm()) is not None
 
 
 def test_it_is_not_taken_where_it_cannot_be_compiled(
@@ -147,14 +150,82 @@ def test_it_is_not_taken_where_it_cannot_be_compiled(
         raise ImportError("no triton")
 
     monkeypatch.setattr("models.flex.kernel", broken)
-    assert not flex_works(DEVICE, torch.bfloat16, 16)
+    assert block_trouble(DEVICE, torch.bfloat16, 16, BlockForm()) is not None
 
 
 def test_it_is_not_taken_where_it_gives_other_numbers(
     device: EmulatedCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("models.flex.kernel", lambda kind: lambda q, *given, **more: q * 1.0)
-    assert not flex_works(DEVICE, torch.bfloat16, 16)
+    assert block_trouble(DEVICE, torch.bfloat16, 16, BlockForm()) is not None
+
+
+FORMS = [BlockForm(*each) for each in itertools.product((ONE, FEW, MANY), (1, 2), (1, 2), (False, True))]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_it_is_tried_out_in_every_form_that_has_a_program(device: EmulatedCuda, form: BlockForm) -> None:
+    assert block_trouble(DEVICE, torch.bfloat16, 16, form) is None
+
+
+@pytest.mark.parametrize("wrong", [{"queries": ONE}, {"queries": FEW}, {"shared": 2}, {"gradients": False}])
+def test_a_form_that_fails_is_not_taken_and_others_are(
+    device: EmulatedCuda, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any]
+) -> None:
+    form = BlockForm()._replace(**wrong)
+
+    def kernel(q: Tensor, keys: Tensor, *given: Any, **more: Any) -> Tensor:
+        if (q.shape[2], q.shape[1] // keys.shape[1], q.requires_grad) == (form.queries, *form[2:]):
+            raise RuntimeError("NYI: this form\nand a trace")
+        return flex(q, keys, *given, **more)
+
+    monkeypatch.setattr("models.flex.kernel", lambda kind: kernel)
+    assert block_trouble(DEVICE, torch.bfloat16, 16, form) == "RuntimeError: NYI: this form"
+    assert block_trouble(DEVICE, torch.bfloat16, 16, BlockForm()) is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "count", "form"),
+    [(1, 1, (ONE, 1)), (3, 1, (ONE, 2)), (1, 2, (FEW, 2)), (2, 128, (FEW, 2)), (1, 129, (MANY, 2))],
+)
+def test_queries_are_of_the_form_that_is_tried_out_for_them(
+    rows: int, count: int, form: tuple[int, int]
+) -> None:
+    with torch.no_grad():
+        assert BlockForm.of(torch.zeros(rows, count), 4) == (*form, 4, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "dtype", "line"),
+    [
+        ("adm", (), "bfloat16", "note: no FlexAttention (ImportError: no triton): attention of fewer"),
+        ("base", ("--attention_window_length", "5"), "bfloat16", "note: no FlexAttention (ImportError"),
+        (
+            "lncot",
+            (),
+            "float32",
+            "note: no flash attention pass by pass (it is for half precision, not float32)",
+        ),
+        ("lncot", (), "bfloat16", ""),
+        ("adm", ("--attention", "reference"), "bfloat16", ""),
+    ],
+)
+def test_the_first_lines_tell_what_the_device_does_not_have(
+    device: EmulatedCuda,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    flags: tuple[str, ...],
+    dtype: str,
+    line: str,
+) -> None:
+    def broken(kind: str) -> Any:
+        raise ImportError("no triton")
+
+    monkeypatch.setattr("models.flex.kernel", broken)
+    model = tiny_model(name, *flags).to("cuda")
+    with torch.autocast("cuda", getattr(torch, dtype), enabled=dtype != "float32"):
+        told = model.planner().describe_slow(DEVICE)
+    assert len(told) == bool(line) and "".join(told).startswith(line)
 
 
 def run(

@@ -146,11 +146,11 @@ def test_without_bias_no_block_and_norm_has_one(model):
     ] == []
 
 
-@pytest.mark.parametrize(("pattern", "most"), [("*.py", 3150), ("coalescence/*.py", 800)])
+@pytest.mark.parametrize(("pattern", "most"), [("*.py", 3100), ("coalescence/*.py", 800)])
 def test_models_fit_in_so_many_lines(pattern, most):
     # about models, not of them
     others = ("adapters.py", "byte_format.py", "export.py", "footprint.py", "fp8.py", "hugging_face.py")
-    others += ("macs.py", "quantised.py")
+    others += ("macs.py", "quantised.py", "trials.py")
     files = [path for path in Path(models.__file__).parent.glob(pattern) if path.name not in others]
     assert 0 < sum(len(path.read_text().splitlines()) for path in files) < most
 

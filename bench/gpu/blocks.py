@@ -16,8 +16,9 @@ from torch import Tensor
 from bench.common import peak_growth, training_step
 from bench.gpu.figures import median_seconds, paper
 from bench.gpu.rows import FAIL, PASS, SKIPPED, attempt, run_one, tell
-from models.attention import AttentionPlan, attend, flex_works, visible
+from models.attention import AttentionPlan, attend, visible
 from models.flex import block_mask
+from models.trials import BlockForm, block_trouble
 
 HEADS, WIDTH = 12, 64
 SHARES = (1.0, 0.7, 0.5, 0.3)  # of the tokens that are in each pass
@@ -50,8 +51,8 @@ def blocks(given: Namespace) -> None:
     batch, length, window = (1, 160, 40) if given.tiny else (8, 2048, 512)
 
     def works() -> None:
-        found = flex_works(torch.device(device), getattr(torch, dtype), WIDTH)
-        tell(f"FlexAttention, {dtype}", PASS if found else FAIL)
+        trouble = block_trouble(torch.device(device), getattr(torch, dtype), WIDTH, BlockForm())
+        tell(f"FlexAttention, {dtype}", PASS if trouble is None else FAIL, note=trouble or "")
 
     def against_mask(name: str, positions: list[Tensor], window: int | None) -> None:
         """positions: of the keys of each pass; the queries are those of the last."""

@@ -28,8 +28,8 @@ from bench.gpu.rows import FAIL, PASS, SKIPPED, attempt, need, run_one, tell
 from data.batch import Batch, PlainSource
 from distributed.world import World
 from models import make_model_from_args
-from models.attention import flash_works
 from models.transformer import Transformer
+from models.trials import flash_trouble
 from models.variants import ALIASES, VARIANTS
 from optim.checkpoint import load_checkpoint
 from optim.fit import fit
@@ -158,8 +158,9 @@ def equal(given: Namespace) -> None:
     device, dtype = given.device, given.dtype
 
     def kernels() -> None:
-        works = flash_works(torch.device(device), getattr(torch, dtype), 16 if given.tiny else 64)
-        tell(f"flash attention pass by pass, {dtype}", PASS if works else FAIL)
+        trouble = flash_trouble(torch.device(device), getattr(torch, dtype), 16 if given.tiny else 64)
+        verdict = PASS if trouble is None else FAIL
+        tell(f"flash attention pass by pass, {dtype}", verdict, note=trouble or "")
 
     def one(name: str) -> None:
         ways = ("fast", "reference")
