@@ -106,7 +106,7 @@ def main() -> None:
     of_kinds = {}
     for kind in filter(None, args.weights.split(",")):
         other = copy.deepcopy(model)
-        quantise(other, kind, device)
+        quantise(other, kind)
         of_kinds[kind] = tokens_of(other, args, Sampling())
     kinds = dict.fromkeys(of_kinds, 0.0)
 

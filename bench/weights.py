@@ -46,7 +46,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
         if kind == AS_THEY_ARE:
             continue
         other = copy.deepcopy(model)
-        quantise(other, kind, restored.world.device)
+        quantise(other, kind)
         largest, mean, same, losses = 0.0, 0.0, 0.0, np.zeros(2)
         for number in chosen:
             rows = windows_of(windows, number)
