@@ -201,7 +201,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
     try:
         quantise(model, own["weights"])
     except ValueError as error:
-        raise UserError(f"--weights: {error}; leave it out, or give --device cpu") from None
+        raise UserError(f"{error}; leave --weights out, or give --device cpu") from None
     if model.settings.variant.routes or own["budget"] is not None:
         route(restored, model, own)
     # beside its own products, a model of other weights computes in float32
