@@ -198,7 +198,10 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
             f" {args.sequence_length // 2 + 1} are taken"
         )
     model = restored.model()
-    quantise(model, own["weights"], world.device)
+    try:
+        quantise(model, own["weights"])
+    except ValueError as error:
+        raise UserError(f"{error}; leave --weights out, or give --device cpu") from None
     if model.settings.variant.routes or own["budget"] is not None:
         route(restored, model, own)
     # beside its own products, a model of other weights computes in float32

@@ -2,7 +2,8 @@
 
     python bench/generate.py [--n_embd 768] [--prompt 1] [--tokens 256] [--dtype float32]
     python bench/generate.py --weights bfloat16,int8      # and generate.py --weights, in the same turns
-    python bench/generate.py --exported 1                 # and an exported folder in transformers, greedily
+    python bench/generate.py --exported 1                 # and an exported folder in transformers, greedily,
+                                                          # rounded too where --weights is given
 
 The plain way is timed at eight lengths of the prefix, spread evenly, that take turns with a stretch of the
 kept one, and with products of a matrix and a vector that show how long reading the weights of these tokens
@@ -28,7 +29,7 @@ import torch
 
 from bench.common import arguments, autocast, flags, report, seconds
 from models import make_model_from_args
-from models.quantised import quantise
+from models.quantised import AS_THEY_ARE, quantise
 from models.settings import ModelSettings
 from models.transformer import Transformer
 from optim.generation import Sampling, Session, generate
@@ -48,9 +49,9 @@ def tokens_of(
     )
 
 
-def exported(model: Transformer, settings: Namespace, args: Namespace) -> dict[str, float]:
+def exported(model: Transformer, settings: Namespace, args: Namespace, kind: str) -> dict[str, float]:
     """Milliseconds a token, in turns, greedily: ours, the exported folder's by transformers' generate, and
-    the share of the latter that is not its forward pass.
+    the share of the latter that is not its forward pass. kind: the format in which both read their weights.
     """
     from transformers import AutoModelForCausalLM
 
@@ -60,6 +61,9 @@ def exported(model: Transformer, settings: Namespace, args: Namespace) -> dict[s
         folder = Path(place) / "exported"
         export(ModelSettings.from_args(settings), model.state_dict(), folder)
         theirs = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+    own_model = copy.deepcopy(model)
+    quantise(own_model, kind)
+    theirs.round_weights(kind)
     inside, forward = [0.0], theirs.forward
 
     def timed(*given: object, **named: object) -> object:
@@ -74,7 +78,7 @@ def exported(model: Transformer, settings: Namespace, args: Namespace) -> dict[s
     rows = []
     for _ in range(ROUNDS):
         ours: list[tuple[int, int]] = []
-        own = seconds(lambda: ours.extend(tokens_of(model, args, Sampling(0))), args.device)  # noqa: B023
+        own = seconds(lambda: ours.extend(tokens_of(own_model, args, Sampling(0))), args.device)  # noqa: B023
         inside[0], said = 0.0, []
         whole = seconds(
             lambda: said.append(theirs.generate(prompt, max_new_tokens=args.tokens, do_sample=False)),  # noqa: B023
@@ -106,7 +110,7 @@ def main() -> None:
     of_kinds = {}
     for kind in filter(None, args.weights.split(",")):
         other = copy.deepcopy(model)
-        quantise(other, kind, device)
+        quantise(other, kind)
         of_kinds[kind] = tokens_of(other, args, Sampling())
     kinds = dict.fromkeys(of_kinds, 0.0)
 
@@ -134,7 +138,10 @@ def main() -> None:
             kinds[kind] += seconds(lambda: [next(its) for _ in range(stretch)], args.device)  # noqa: B023
         plain += stretch * seconds(lambda: whole(args.prompt + stretch * number + stretch // 2), args.device)  # noqa: B023
         bound += stretch * seconds(lambda: [weights @ vector for _ in range(4)], args.device) / 4
-    more = {} if not args.exported else {"ms_a_token": exported(model, settings, args)}
+    more = {}
+    if args.exported:
+        formats = AS_THEY_ARE, *of_kinds
+        more = {"ms_a_token": {kind: exported(model, settings, args, kind) for kind in formats}}
     report(
         "generate",
         args.device,

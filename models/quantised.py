@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from errors import UserError
 from models.adapters import LoraLinear
 from models.layers import Block
 
@@ -80,17 +79,33 @@ class Int8Linear(BFloat16Linear):
         return F.linear(rows, self.weight.bfloat16()) * self.scale
 
 
-def quantise(network: Any, kind: str, device: torch.device) -> None:
+def _refusal(network: Any, kind: str) -> str | None:
+    """Why a network cannot read its weights in a format, or None."""
+    weight = network.embedding.weight
+    if kind not in KINDS:
+        return f"weights can be read in {', '.join(KINDS)}, not in {kind!r}"
+    if network.quantised_head is not None:
+        return "the weights are rounded already: load the model again"
+    if kind == AS_THEY_ARE:
+        return None
+    if weight.device.type != "cpu":
+        return f"weights in {kind} are for CPUs, and this model is on {weight.device.type}"
+    if weight.dtype != torch.float32:
+        return f"weights in {kind} are made of float32, and these are {weight.dtype}"
+    return "rounded weights are for inference alone: call eval() first" if network.training else None
+
+
+def quantise(network: Any, kind: str) -> None:
     """Have a Transformer read its weights in another format from now on, for inference alone.
 
-    kind: one of KINDS. Raises UserError on devices that are no CPU.
+    kind: one of KINDS. Raises ValueError for others, for devices that are no CPU, in training mode, and for
+    weights that are not in float32.
     """
+    refusal = _refusal(network, kind)
+    if refusal is not None:
+        raise ValueError(refusal)
     if kind == AS_THEY_ARE:
         return
-    if device.type != "cpu":
-        raise UserError(
-            f"--weights {kind} is for CPUs, and this is {device.type}: leave it out, or give --device cpu"
-        )
     layer_of = {"bfloat16": BFloat16Linear, "int8": Int8Linear}[kind]
     for block in [module for module in network.modules() if isinstance(module, Block)]:
         for name, layer in list(block.named_modules()):

@@ -59,6 +59,10 @@ def model_card(settings: ModelSettings, dtype: str, facts: Mapping[str, str], to
             " beams, for pondernet and where routing compares a whole sequence, each new token takes the"
             " whole sequence."
         ),
+        (
+            '`model.round_weights("int8")` (or "bfloat16") generates faster on CPUs, with logits that are'
+            " rounded a little. Such a model can neither be trained nor saved."
+        ),
         tokenizer,
     ]
     if settings.variant.routes:

@@ -8,10 +8,12 @@ from itertools import zip_longest
 import pytest
 import torch
 
+from generate import main
 from models.cache import Kernel, choose_kernel
 from models.variants import VARIANTS
 from optim.generation import Sampling, Session, generate
 from optim.routers import share_of_macs, threshold_for
+from tests.emulated_cuda import emulated_cuda
 from tests.helpers import tiny_model, tokens
 from tests.programs import folder, run, train
 
@@ -273,7 +275,7 @@ def trained(tmp_path_factory):
         data_dir=place,
         vocab_size=32,
         n_layer=3,
-        n_embd=16,
+        n_embd=32,
         sequence_length=24,
         acc_steps=1,
         iterations=40,
@@ -366,6 +368,39 @@ def test_bad_wishes_are_told_in_one_line(trained, words, fault):
         and fault in outcome.stderr
         and "Traceback" not in outcome.stderr
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+def test_rounded_weights_write_text_that_begins_with_the_prompt(trained, kind):
+    words = "--prompt", "to be", "--max_new_tokens", "12", "--temperature", "0", "--weights", kind
+    outcome = generated("--checkpoint", trained, *words)
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stdout.startswith("to be") and len(outcome.stdout) == len("to be") + 12 + 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (["--weights", "int4"], "must be one of float32, bfloat16, int8, not 'int4'"),
+        (["--weights", "int8", "--device", "cuda"], "--device c"),  # whether there is one or not
+    ],
+)
+def test_weights_that_cannot_be_had_are_refused_in_one_line(trained, words, fault):
+    outcome = generated("--checkpoint", trained, "--prompt", "be", *words)
+    assert (outcome.returncode, outcome.stdout) == (2, "") and fault in outcome.stderr
+    assert outcome.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_rounded_weights_are_refused_on_gpus_in_one_line(trained, capsys):
+    words = ["--checkpoint", str(trained), "--prompt", "be", "--weights", "int8", "--device", "cuda"]
+    with emulated_cuda(), pytest.raises(SystemExit) as ended:
+        main(words)
+    said = capsys.readouterr()
+    assert (ended.value.code, said.out) == (2, "") and said.err.count("\n") == 1
+    assert "weights in int8 are for CPUs, and this model is on cuda; leave --weights out" in said.err
 
 
 @pytest.mark.parametrize(

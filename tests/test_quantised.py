@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from errors import UserError
 from models.adapters import LoraLinear
 from models.layers import Block
 from models.quantised import FEW_ROWS, BFloat16Linear, Int8Linear, quantise
@@ -23,7 +22,7 @@ LAYERS = (BFloat16Linear, Int8Linear)
 
 def converted(model, kind):
     other = copy.deepcopy(model)
-    quantise(other, kind, CPU)
+    quantise(other, kind)
     return other
 
 
@@ -88,10 +87,21 @@ def test_an_adapter_is_merged(layer_of):
 
 def test_as_they_are_changes_nothing():
     model = tiny_model("lncot")
-    quantise(model, "float32", torch.device("meta"))
+    quantise(model.train().to("meta"), "float32")
     assert not any(isinstance(module, LAYERS) for module in model.modules())
 
 
-def test_other_devices_are_refused():
-    with pytest.raises(UserError, match="is for CPUs"):
-        quantise(tiny_model("base"), "int8", torch.device("meta"))
+@pytest.mark.parametrize(
+    ("change", "kind", "said"),
+    [
+        (lambda model: model.to("meta"), "int8", "weights in int8 are for CPUs, and this model is on meta"),
+        (lambda model: model.train(), "int8", r"for inference alone: call eval\(\) first"),
+        (lambda model: model.bfloat16(), "int8", "made of float32, and these are torch.bfloat16"),
+        (lambda model: converted(model, "bfloat16"), "int8", "are rounded already"),
+        (lambda model: converted(model, "int8"), "float32", "are rounded already"),
+        (lambda model: model, "int4", "float32, bfloat16, int8, not in 'int4'"),
+    ],
+)
+def test_what_cannot_be_rounded_is_refused(change, kind, said):
+    with pytest.raises(ValueError, match=said):
+        quantise(change(tiny_model("base")), kind)
