@@ -264,10 +264,12 @@ def _between(settings: ModelSettings, training: Training) -> int:
     return total + angles * (1 + settings.n_repeat * (variant.attends == "all"))
 
 
-def kept_bytes(settings: ModelSettings, training: Training) -> int:
-    """Activations that a forward pass leaves for the backward one, without weights' copies and the loss's."""
+def kept_bytes(settings: ModelSettings, training: Training, runs: int | None = None) -> int:
+    """Activations that a forward pass leaves for the backward one, without weights' copies and the loss's.
+    runs: of so many runs of stacks, from the first (None: of all).
+    """
     total, way = _between(settings, training), settings.activation_checkpointing
-    for run in _runs(settings, training):
+    for run in list(_runs(settings, training))[:runs]:
         if way == "none":
             total += sum(run.layers)
         else:
@@ -336,60 +338,87 @@ def _loss(settings: ModelSettings, training: Training) -> tuple[int, int]:
     return stays, beside
 
 
+@dataclass(frozen=True)
+class _Whole:
+    """Bytes of weights that --shard full makes whole for a time: all that is in no unit, from the first layer
+    to the last gradient; a unit, which is a block, and with it the one that is fetched meanwhile, in two
+    copies; and repeated units, whose gradients stay whole until the first pass has given its own.
+    """
+
+    outside: int = 0
+    unit: int = 0
+    repeated: int = 0
+
+    @classmethod
+    def of(cls, settings: ModelSettings, parts: Sequence[Part]) -> _Whole:
+        of_blocks, repeated = block_numbers(parts), repeated_numbers(settings, parts)
+        outside, unit = numbers(parts) - of_blocks, of_blocks // settings.n_layer
+        if settings.variant.variable_tokens:  # processes run these blocks a different number of times
+            return cls(FLOAT * (outside + repeated), FLOAT * unit)
+        return cls(FLOAT * outside, FLOAT * unit, FLOAT * repeated)
+
+
 def footprint(settings: ModelSettings, training: Training) -> Footprint:
     """Of one process of a training. Raises UserError for models without a formula."""
-    parts = parameters(settings)
-    total, n = numbers(parts), training.batch_size * settings.sequence_length
-    weights, gradients = FLOAT * total, FLOAT * total
+    parts, is_full = parameters(settings), training.shard == "full"
+    n = training.batch_size * settings.sequence_length
+    total, of_blocks = FLOAT * numbers(parts), FLOAT * block_numbers(parts)
     states = FLOAT * sum(state_numbers(part, training.opt) for part in parts)
-    gathered = 0
-    if training.shard != "none":
-        states = -(-states // training.processes)
-    if training.shard == "full":
-        gathered = gathered_bytes(settings)
-        weights, gradients = (-(-each // training.processes) for each in (weights, gradients))
-    held = weights + states + training.references * FLOAT * total + gathered
+    weights = gradients = total
+    if training.shard == "optimizer":
+        states = states * largest_share(parts, training.processes) // numbers(parts)
+    if is_full:
+        weights, gradients, states, of_blocks = (
+            -(-each // training.processes) for each in (total, total, states, of_blocks)
+        )
+    whole = _Whole.of(settings, parts) if is_full else _Whole()
+    held = weights + states + training.references * total
     # the buckets of DDP are never given back; nor is what earlier micro-batches have added up
-    always = training.processes > 1 or training.micro_batches > 1
+    always = training.micro_batches > 1 or (training.processes > 1 and not is_full)
     kept, (stays, beside) = kept_bytes(settings, training), _loss(settings, training)
     casts = _casts(parts, training, everything=settings.attention == "reference")
     copies = _casts(parts, training, everything=True)
-    before = held + gradients * always
+    before = held + gradients * always + whole.outside
     working = 2 * n * settings.inner_width * training.width + _again(settings, training)
-    working += 0 if always else FLOAT * block_numbers(parts) // settings.n_layer
-    table = FLOAT * settings.table_rows * settings.n_embd * (always if settings.is_modern else 2)
-    of_step = 0
+    working += 4 * whole.unit
+    if not always and not is_full:
+        working += of_blocks // settings.n_layer
+    table = FLOAT * settings.table_rows * settings.n_embd
+    last = table * (always if settings.is_modern else 2)
+    if is_full:  # weights and gradients of what is in no unit, and the gradients of a unit
+        last = 2 * whole.outside + whole.unit + table * (not settings.is_modern)
+    phases = {
+        "forward": before + 3 * whole.unit + kept + copies + _in_passing(settings, training),
+        "loss": before + kept + copies + stays + beside,
+        "backward": before + kept + casts + stays + working,
+        "last gradients": held + (of_blocks if is_full and not always else gradients) + last,
+        "step": held + gradients + _of_step(training, parts, gradients),
+    }
+    if is_full:
+        phases["gathering"] = before + whole.outside  # what has come in, and its copies
+    if whole.repeated:
+        of_first = kept_bytes(settings, training, runs=2)
+        phases["first pass backward"] = before + whole.repeated + of_first + casts + stays + working
+    kept_casts = casts * (settings.activation_checkpointing == "none")
+    return Footprint(weights, gradients, states, kept + stays + kept_casts, phases)
+
+
+def _of_step(training: Training, parts: Sequence[Part], gradients: int) -> int:
+    """Bytes that an optimiser's step needs beside."""
     if training.opt == "muon":
-        of_step = MUON_COPIES * FLOAT * max(math.prod(p.shape) for p in parts if p.kind == "matrix")
-    elif training.opt == "lion":
-        of_step = gradients
-    return Footprint(
-        weights,
-        gradients,
-        states,
-        kept + stays + casts * (settings.activation_checkpointing == "none"),
-        {
-            "forward": before + kept + copies + _in_passing(settings, training),
-            "loss": before + kept + copies + stays + beside,
-            "backward": before + kept + casts + stays + working,
-            "last gradients": held + gradients + table,
-            "step": held - gathered + gradients + of_step,
-        },
-    )
+        return MUON_COPIES * FLOAT * max(math.prod(part.shape) for part in parts if part.kind == "matrix")
+    return gradients if training.opt == "lion" else 0
 
 
-def gathered_bytes(settings: ModelSettings) -> int:
-    """Of --shard full: weights that are whole for a time, and their gradients: what is outside of the blocks,
-    and two blocks, of which the second is fetched while the first computes.
-
-    Gradients of blocks that are repeated stay whole until the backward pass has come through all passes.
-    Blocks that tokens leave are whole altogether.
+def largest_share(parts: Sequence[Part], processes: int) -> int:
+    """Numbers of the process with the most, where each gets whole tensors, as ZeroRedundancyOptimizer gives
+    them out: first those that decay, of these the largest, each to the process that has the least.
     """
-    parts = parameters(settings)
-    of_blocks, middle = block_numbers(parts), repeated_numbers(settings, parts)
-    outside = numbers(parts) - of_blocks
-    total = 2 * (outside + 2 * of_blocks // settings.n_layer) + middle
-    return FLOAT * (total + middle * settings.variant.variable_tokens)
+    shares = [0] * processes
+    for part in sorted(parts, key=lambda part: (part.kind in ("vector", "table"), -math.prod(part.shape))):
+        for _ in range(part.count):
+            shares[shares.index(min(shares))] += math.prod(part.shape)
+    return max(shares)
 
 
 def repeated_numbers(settings: ModelSettings, parts: Sequence[Part]) -> int:
