@@ -342,10 +342,11 @@ def footprint(settings: ModelSettings, training: Training) -> Footprint:
     total, n = numbers(parts), training.batch_size * settings.sequence_length
     weights, gradients = FLOAT * total, FLOAT * total
     states = FLOAT * sum(state_numbers(part, training.opt) for part in parts)
-    gathered = 0
-    if training.shard != "none":
+    gathered, shard = 0, training.shard if training.processes > 1 else "none"
+    if shard == "optimizer":
+        states = FLOAT * 2 * largest_share(parts, training.processes)
+    if shard == "full":
         states = -(-states // training.processes)
-    if training.shard == "full":
         gathered = gathered_bytes(settings)
         weights, gradients = (-(-each // training.processes) for each in (weights, gradients))
     held = weights + states + training.references * FLOAT * total + gathered
@@ -376,6 +377,17 @@ def footprint(settings: ModelSettings, training: Training) -> Footprint:
             "step": held - gathered + gradients + of_step,
         },
     )
+
+
+def largest_share(parts: Sequence[Part], processes: int) -> int:
+    """Numbers of the process that --shard optimizer gives most of: whole tensors, those that decay before
+    others and large ones before small ones, each to the process that has least.
+    """
+    held = [0] * processes
+    for part in sorted(parts, key=lambda part: (part.kind in ("table", "vector"), -math.prod(part.shape))):
+        for _ in range(part.count):
+            held[held.index(min(held))] += math.prod(part.shape)
+    return max(held)
 
 
 def gathered_bytes(settings: ModelSettings) -> int:
