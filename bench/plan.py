@@ -39,6 +39,7 @@ from optim.fits import CARDS, SHARDS, WAYS, usable
 
 GPUS_PER_NODE = 8
 CLUSTERS = (8, 64, 512)
+SEVERAL = 2  # micro-batches, so that gradients of those before are held
 LINKS = (100, 400, 3200)  # Gb/s of all network cards of a node together
 # unexpected interruptions a day and GPU: 419 in 54 days on 16,384 GPUs (The Llama 3 Herd of Models, 2024)
 INTERRUPTIONS = 419 / 54 / 16384
@@ -128,7 +129,7 @@ def print_what_fits(models: dict[str, Model]) -> None:
                 if way == "pass" and not model.settings.variant.loop:
                     continue
                 settings = replace(model.settings, activation_checkpointing=way)
-                training = Training(1, "bfloat16", processes=8, shard=shard)
+                training = Training(1, "bfloat16", processes=8, micro_batches=SEVERAL, shard=shard)
                 sizes = [largest_micro_batch(settings, training, usable(card)) for card in CARDS]
                 rows.append([name, way, shard, *(f"{size:,}" for size in sizes)])
     table(["model", "checkpointing", "shard", *(f"{card} GB" for card in CARDS)], rows)
@@ -159,7 +160,7 @@ def print_traffic(models: dict[str, Model], options: Namespace) -> None:
         limit = usable(80)
         for gpus in CLUSTERS:
             for shard in SHARDS:
-                training = Training(1, "bfloat16", processes=gpus, shard=shard)
+                training = Training(1, "bfloat16", processes=gpus, micro_batches=SEVERAL, shard=shard)
                 largest = largest_micro_batch(model.settings, training, limit)
                 if model.batch < gpus or not largest:
                     why = "too few sequences" if model.batch < gpus else "does not fit"

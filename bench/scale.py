@@ -1,11 +1,12 @@
 """Memory of a training by formula (models/footprint.py) beside what is measured, over a grid of models.
 
     python bench/scale.py [--n_embd 128] [--n_head 4] [--batch_size 4] [--sequence_length 256]
-        [--vocab_size 512]
+        [--vocab_size 512] [--processes 1]
 
 On a CPU every tensor is counted from its making to its end, to the byte; what a kernel takes while it runs is
 not seen. On CUDA the allocator's own counts are taken. A row has measured bytes of the weights, of what is
 kept for the backward pass, of the optimiser's state and of the peak of a step, and the formula's over them.
+--processes N: of the first of N with --shard full; the others are not there, so what they send is nothing.
 """
 
 from __future__ import annotations
@@ -20,18 +21,24 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 import weakref
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from contextlib import contextmanager
+from itertools import chain, product
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bench.common import arguments, autocast, flags, report
+from data.batch import Batch
+from distributed.shard import ShardedObjective, is_sharded, own
+from distributed.world import World
 from models import make_model_from_args
 from models.footprint import Training, footprint
 from models.settings import ModelSettings
+from optim.objectives import NextToken
 from optim.optimizers import make_optimizer
 
 LOOP: dict[str, Any] = {"n_layer": 4, "n_layer_begin": 1, "n_layer_end": 1, "n_repeat": 3}
@@ -54,35 +61,41 @@ GRID: dict[str, dict[str, Any]] = {
     "base, large vocabulary": {"model": "base", "n_layer": 2, "vocab_size": 50304},
     "base, lion": {"model": "base", "n_layer": 4, "opt": "lion"},
 }
+IN_SHARDS = ("lncot", "lncot, checkpointing by block", "adm, all go on", "gpt", "gpt, large vocabulary")
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors that are made within, while they live. known: tensors that were there."""
+    """Sums the bytes of tensors that are made or read within, while they live. known: those not to count."""
 
     def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()
-        self.now = self.peak = 0
-        self.seen = {tensor.untyped_storage()._cdata for tensor in known}
+        self.peak = 0
+        self.known = {tensor.untyped_storage()._cdata for tensor in known}
+        self.live: dict[int, weakref.ref[Any]] = {}  # storages, whose sizes may change
+
+    @property
+    def now(self) -> int:
+        storages = (reference() for reference in list(self.live.values()))
+        return sum(storage.nbytes() for storage in storages if storage is not None)
+
+    def _see(self, tensors: Any) -> None:
+        for tensor in tree_leaves(tensors):
+            if not isinstance(tensor, Tensor):
+                continue
+            storage = own(tensor).untyped_storage()
+            key = storage._cdata
+            if key not in self.known and key not in self.live:
+                self.live[key] = weakref.ref(storage)
+                weakref.finalize(storage, self.live.pop, key, None)
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        self._see((args, kwargs))
         out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if not isinstance(leaf, Tensor):
-                continue
-            storage = leaf.untyped_storage()
-            key, size = storage._cdata, storage.nbytes()
-            if key not in self.seen:
-                self.seen.add(key)
-                self.now += size
-                weakref.finalize(storage, self._end, key, size)
+        self._see(out)
         self.peak = max(self.peak, self.now)
         return out
-
-    def _end(self, key: int, size: int) -> None:
-        self.seen.discard(key)
-        self.now -= size
 
 
 class AllocatedBytes:
@@ -108,7 +121,7 @@ class AllocatedBytes:
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)
+    return sum(own(tensor).nbytes for tensor in tensors)
 
 
 def states_of(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
@@ -117,16 +130,36 @@ def states_of(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
         yield from (value for key, value in state.items() if isinstance(value, Tensor) and key != "step")
 
 
-def measured(args: Namespace, device: str, dtype: str) -> dict[str, int]:
+@contextmanager
+def first_of(processes: int, device: str) -> Iterator[World]:
+    """The first of several processes, of which the others are not there."""
+    if processes == 1:
+        yield World(torch.device(device))
+        return
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=0, world_size=processes, store=FakeStore())
+    try:
+        yield World(torch.device(device), size=processes)
+    finally:
+        dist.destroy_process_group()
+
+
+def measured(args: Namespace, world: World, dtype: str) -> dict[str, int]:
     """Bytes of the second step of a training, whose optimiser has its state from the first."""
     torch.manual_seed(0)
+    device = world.device
     model = make_model_from_args(args).to(device)
-    optimizer = make_optimizer(model, args)
+    objective: nn.Module = NextToken(model)
+    if world.size > 1:
+        objective = ShardedObjective(objective, [], world)
+    optimizer = make_optimizer(model, args, world=world)
     idx = torch.randint(0, args.vocab_size, (args.batch_size, args.sequence_length), device=device)
+    batch = Batch({"inputs": idx, "targets": idx}, idx.numel())
 
     def forward() -> Tensor:
-        with autocast(device, dtype):
-            loss: Tensor = model(idx, targets=idx)["loss"]
+        with autocast(device.type, dtype):
+            loss: Tensor = objective(batch).mean
         return loss
 
     def update() -> None:
@@ -138,7 +171,8 @@ def measured(args: Namespace, device: str, dtype: str) -> dict[str, int]:
     weights, states = bytes_of(model.parameters()), bytes_of(states_of(optimizer))
     there = chain(model.parameters(), model.buffers(), states_of(optimizer), [idx])
     steps = (state["step"] for state in optimizer.state.values() if "step" in state)
-    live: Any = LiveBytes(chain(there, steps)) if device == "cpu" else AllocatedBytes()
+    known = map(own, chain(there, steps))
+    live: Any = LiveBytes(known) if device.type == "cpu" else AllocatedBytes()
     with live:
         loss = forward()
         kept = live.now
@@ -146,39 +180,41 @@ def measured(args: Namespace, device: str, dtype: str) -> dict[str, int]:
         del loss
         gradients = live.now
         update()
-    return {
-        "weights": weights,
-        "gradients": gradients,
-        "states": states,
-        "kept": kept,
-        "peak": live.peak + weights + states,
-    }
+    found = {"weights": weights, "gradients": gradients, "states": states}
+    if not is_sharded(model):  # weights are whole then too
+        found["kept"] = kept
+    return {**found, "peak": live.peak + weights + states}
 
 
-def row(args: Namespace, device: str, dtype: str) -> dict[str, Any]:
+def row(args: Namespace, world: World, dtype: str) -> dict[str, Any]:
     """Measured bytes, and the formula's over them."""
     shares = args.training_length_factor
     how = Training(
         args.batch_size,
         dtype,
         args.opt,
+        processes=world.size,
+        shard=args.shard,
         shares=None if shares is None else tuple(shares),
-        cuda=device != "cpu",
+        cuda=world.device.type != "cpu",
     )
-    memory, found = footprint(ModelSettings.from_args(args), how), measured(args, device, dtype)
+    memory, found = footprint(ModelSettings.from_args(args), how), measured(args, world, dtype)
     ratio = {name: getattr(memory, name) / size for name, size in found.items()}
     return {"measured": found, "formula_over_measured": ratio, "phase": memory.largest_phase}
 
 
 def main() -> None:
     shape = {"n_embd": 128, "n_head": 4, "batch_size": 4, "sequence_length": 256, "vocab_size": 512}
-    args = arguments(__doc__, **shape)
+    args = arguments(__doc__, **shape, processes=1)
     shape = {name: getattr(args, name) for name in shape}
     worst: dict[str, float] = {}
-    for dtype in ("float32", "bfloat16"):
-        for name, given in GRID.items():
-            found = row(flags(**{**shape, **given}), args.device, dtype)
-            report("scale", args.device, way=name, dtype=dtype, **found)
+    grid, shards = GRID, {}
+    if args.processes > 1:
+        grid, shards = {name: GRID[name] for name in IN_SHARDS}, {"shard": "full", "opt": "adamw"}
+    with first_of(args.processes, args.device) as world:
+        for dtype, (name, given) in product(("float32", "bfloat16"), grid.items()):
+            found = row(flags(**{**shape, **given, **shards}), world, dtype)
+            report("scale", args.device, way=name, dtype=dtype, processes=world.size, **found)
             for what, ratio in found["formula_over_measured"].items():
                 worst[what] = max(worst.get(what, 0.0), abs(ratio - 1))
     report("scale", args.device, largest_error=worst)

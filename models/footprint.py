@@ -50,8 +50,8 @@ class Training:
     """What memory depends on beside the model.
 
     micro_batches: of a step, per process. shares: of the tokens that are in each pass after the first, for
-    routed models (None: all, the most there can be). references: further networks of the same shape that are
-    held without gradients. cuda: attention's output needs no copy, and softmax is not in place.
+    routed models (None: all, the most there can be). cuda: attention's output needs no copy, and softmax is
+    not in place.
     """
 
     batch_size: int
@@ -61,7 +61,6 @@ class Training:
     micro_batches: int = 1
     shard: str = "none"
     shares: tuple[float, ...] | None = None
-    references: int = 0
     cuda: bool = True
 
     @property
@@ -342,22 +341,21 @@ def footprint(settings: ModelSettings, training: Training) -> Footprint:
     total, n = numbers(parts), training.batch_size * settings.sequence_length
     weights, gradients = FLOAT * total, FLOAT * total
     states = FLOAT * sum(state_numbers(part, training.opt) for part in parts)
-    gathered, shard = 0, training.shard if training.processes > 1 else "none"
+    gathered, shard = Gathered(), training.shard if training.processes > 1 else "none"
     if shard == "optimizer":
         states = FLOAT * 2 * largest_share(parts, training.processes)
     if shard == "full":
-        states = -(-states // training.processes)
+        states, weights, gradients = (-(-each // training.processes) for each in (states, weights, gradients))
         gathered = gathered_bytes(settings)
-        weights, gradients = (-(-each // training.processes) for each in (weights, gradients))
-    held = weights + states + training.references * FLOAT * total + gathered
+    held = weights + states
     # the buckets of DDP are never given back; nor is what earlier micro-batches have added up
-    always = training.processes > 1 or training.micro_batches > 1
+    always = (training.processes > 1 and shard != "full") or training.micro_batches > 1
     kept, (stays, beside) = kept_bytes(settings, training), _loss(settings, training)
     casts = _casts(parts, training, everything=settings.attention == "reference")
     copies = _casts(parts, training, everything=True)
     before = held + gradients * always
     working = 2 * n * settings.inner_width * training.width + _again(settings, training)
-    working += 0 if always else FLOAT * block_numbers(parts) // settings.n_layer
+    working += 0 if always or shard == "full" else FLOAT * block_numbers(parts) // settings.n_layer
     table = FLOAT * settings.table_rows * settings.n_embd * (always if settings.is_modern else 2)
     of_step = 0
     if training.opt == "muon":
@@ -370,11 +368,11 @@ def footprint(settings: ModelSettings, training: Training) -> Footprint:
         states,
         kept + stays + casts * (settings.activation_checkpointing == "none"),
         {
-            "forward": before + kept + copies + _in_passing(settings, training),
-            "loss": before + kept + copies + stays + beside,
-            "backward": before + kept + casts + stays + working,
-            "last gradients": held + gradients + table,
-            "step": held - gathered + gradients + of_step,
+            "forward": before + kept + copies + _in_passing(settings, training) + gathered.forward,
+            "loss": before + kept + copies + stays + beside + gathered.loss,
+            "backward": before + kept + casts + stays + working + gathered.backward,
+            "last gradients": held + gradients + table + gathered.last,
+            "step": held + gradients + of_step,
         },
     )
 
@@ -390,18 +388,33 @@ def largest_share(parts: Sequence[Part], processes: int) -> int:
     return max(held)
 
 
-def gathered_bytes(settings: ModelSettings) -> int:
-    """Of --shard full: weights that are whole for a time, and their gradients: what is outside of the blocks,
-    and two blocks, of which the second is fetched while the first computes.
+@dataclass(frozen=True)
+class Gathered:
+    """Bytes of weights that are whole for a time, and of their gradients, in each phase of a step."""
 
-    Gradients of blocks that are repeated stay whole until the backward pass has come through all passes.
-    Blocks that tokens leave are whole altogether.
+    forward: int = 0
+    loss: int = 0
+    backward: int = 0
+    last: int = 0
+
+
+def gathered_bytes(settings: ModelSettings) -> Gathered:
+    """Of --shard full: what is outside of the blocks, and two blocks, of which the second is fetched while
+    the first computes; in the loss one block.
+
+    Gradients of blocks that are repeated stay whole until the backward pass has come through all passes, as
+    do those of what is outside. Blocks that tokens leave are whole altogether.
     """
     parts = parameters(settings)
-    of_blocks, middle = block_numbers(parts), repeated_numbers(settings, parts)
-    outside = numbers(parts) - of_blocks
-    total = 2 * (outside + 2 * of_blocks // settings.n_layer) + middle
-    return FLOAT * (total + middle * settings.variant.variable_tokens)
+    block = FLOAT * block_numbers(parts) // settings.n_layer
+    outside = FLOAT * (numbers(parts) - block_numbers(parts))
+    repeated = FLOAT * repeated_numbers(settings, parts)
+    weights = outside + repeated * settings.variant.variable_tokens
+    late = outside + repeated  # gradients
+    early = block if settings.activation_checkpointing == "none" else late
+    return Gathered(
+        weights + 2 * block, weights + block, weights + 2 * block + early, weights + 2 * block + late
+    )
 
 
 def repeated_numbers(settings: ModelSettings, parts: Sequence[Part]) -> int:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench.common import flags
-from bench.scale import GRID, row
+from bench.scale import GRID, first_of, row
 from models import make_model_from_args
 from models.footprint import Training, checkpoint_bytes, footprint, largest_micro_batch
 from models.settings import ModelSettings
@@ -26,11 +26,21 @@ LNCOT = ["--model", "lncot", *WORDS]
     ["base", "but", "lncot", "lncot, checkpointing by pass", "adm, a half and a quarter go on", "gpt"],
 )
 def test_formula_agrees_with_measured_bytes(name: str, dtype: str) -> None:
-    ratio = row(flags(**{**TINY, **GRID[name]}), "cpu", dtype)["formula_over_measured"]
+    with first_of(1, "cpu") as world:
+        ratio = row(flags(**{**TINY, **GRID[name]}), world, dtype)["formula_over_measured"]
     exact = {ratio[what] for what in ("weights", "gradients", "states")}
     assert exact == {1.0}
     assert ratio["kept"] == pytest.approx(1, abs=0.1)
     assert ratio["peak"] == pytest.approx(1, abs=0.15)
+
+
+@pytest.mark.parametrize("name", ["lncot", "lncot, checkpointing by block", "adm, all go on", "gpt"])
+def test_formula_of_shards_agrees_with_measured_bytes(name: str) -> None:
+    args = flags(**{**TINY, **GRID[name], "n_embd": 128, "shard": "full", "opt": "adamw"})
+    with first_of(8, "cpu") as world:
+        ratio = row(args, world, "float32")["formula_over_measured"]
+    assert all(ratio[what] == pytest.approx(1, rel=0.01) for what in ("weights", "gradients", "states"))
+    assert ratio["peak"] == pytest.approx(1, abs=0.1)
 
 
 def test_checkpoint_is_as_large_as_the_formula_says(tmp_path: Path) -> None:
