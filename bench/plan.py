@@ -39,6 +39,7 @@ from optim.fits import CARDS, SHARDS, WAYS, usable
 
 GPUS_PER_NODE = 8
 CLUSTERS = (8, 64, 512)
+SEVERAL = 2  # micro-batches, so that gradients of those before are held
 LINKS = (100, 400, 3200)  # Gb/s of all network cards of a node together
 # unexpected interruptions a day and GPU: 419 in 54 days on 16,384 GPUs (The Llama 3 Herd of Models, 2024)
 INTERRUPTIONS = 419 / 54 / 16384
@@ -79,22 +80,37 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     print()
 
 
-def sent(model: Model, gpus: int, shard: str, micro_batches: int) -> float:
-    """Bytes that a process sends in a step, by rings; as many come in.
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that a process sends in a step, by rings; as many come in. beside: while it computes; alone:
+    while nothing does.
+    """
+
+    beside: float
+    alone: float
+
+    @property
+    def total(self) -> float:
+        return self.beside + self.alone
+
+
+def sent(model: Model, gpus: int, shard: str, micro_batches: int) -> Traffic:
+    """optimizer: the new weights go out after the step.
 
     full: each run of a block gathers it, forward and backward, in each micro-batch, whose gradients are
-    scattered once; what is outside of the blocks, and blocks that tokens leave, are gathered once.
+    scattered once; what is outside of the blocks, and blocks that tokens leave, are gathered once, before
+    all others, and scattered after them.
     """
     parts = parameters(model.settings)
     whole, blocks, others = FLOAT * numbers(parts), FLOAT * block_numbers(parts), (gpus - 1) / gpus
-    if shard == "full":
-        once = whole - blocks
-        runs = blocks * model.uses / model.settings.n_layer
-        if model.settings.variant.variable_tokens:
-            middle = FLOAT * repeated_numbers(model.settings, parts)
-            once, runs = once + middle, blocks - middle
-        return others * micro_batches * (2 * runs + once + whole)
-    return others * whole * (3 if shard == "optimizer" else 2)
+    if shard != "full":
+        return Traffic(2 * others * whole, others * whole * (shard == "optimizer"))
+    runs = blocks * model.uses / model.settings.n_layer
+    if model.settings.variant.variable_tokens:
+        middle = FLOAT * repeated_numbers(model.settings, parts)
+        blocks, runs = blocks - middle, blocks - middle
+    each = others * micro_batches
+    return Traffic(each * (2 * runs + blocks), each * 2 * (whole - blocks))
 
 
 def rate(gpus: int, gigabits: int, options: Namespace) -> float:
@@ -113,7 +129,7 @@ def print_what_fits(models: dict[str, Model]) -> None:
                 if way == "pass" and not model.settings.variant.loop:
                     continue
                 settings = replace(model.settings, activation_checkpointing=way)
-                training = Training(1, "bfloat16", processes=8, shard=shard)
+                training = Training(1, "bfloat16", processes=8, micro_batches=SEVERAL, shard=shard)
                 sizes = [largest_micro_batch(settings, training, usable(card)) for card in CARDS]
                 rows.append([name, way, shard, *(f"{size:,}" for size in sizes)])
     table(["model", "checkpointing", "shard", *(f"{card} GB" for card in CARDS)], rows)
@@ -126,22 +142,25 @@ def step_cells(model: Model, gpus: int, shard: str, largest: int, options: Names
     flops = training_flops_per_token(model.settings) * model.settings.sequence_length
     traffic = sent(model, gpus, shard, micro)
     compute = each * flops / (options.peak_tflops * 1e12 * options.alone)
-    cells = [f"{each} / {micro}", f"{traffic / 1e9:.1f} GB", f"{compute:.2f} s"]
+    # gradients are averaged in the last backward pass alone, blocks gathered all the time
+    hides = compute if shard == "full" else 2 / 3 * compute / micro
+    cells = [f"{each} / {micro}", f"{traffic.total / 1e9:.1f} GB", f"{compute:.2f} s"]
     for gigabits in LINKS:
-        exposed = max(0.0, traffic / rate(gpus, gigabits, options) - 2 / 3 * compute / micro)
+        ring = rate(gpus, gigabits, options)
+        exposed = max(0.0, traffic.beside / ring - hides) + traffic.alone / ring
         cells.append(f"{options.alone * compute / (compute + exposed):.2f}")
     return cells
 
 
 def print_traffic(models: dict[str, Model], options: Namespace) -> None:
-    """Of 80 GB, nothing computed again; sending is hidden behind two thirds of the last micro-batch."""
+    """Of 80 GB, nothing computed again."""
     print("A step: bytes that a GPU sends, and the expected share of the peak by Gb/s of a node; 80 GB\n")
     rows = []
     for name, model in models.items():
         limit = usable(80)
         for gpus in CLUSTERS:
             for shard in SHARDS:
-                training = Training(1, "bfloat16", processes=gpus, shard=shard)
+                training = Training(1, "bfloat16", processes=gpus, micro_batches=SEVERAL, shard=shard)
                 largest = largest_micro_batch(model.settings, training, limit)
                 if model.batch < gpus or not largest:
                     why = "too few sequences" if model.batch < gpus else "does not fit"

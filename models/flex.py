@@ -86,8 +86,8 @@ def block_mask(query_positions: Tensor, key_positions: Sequence[Tensor], window:
 
 @cache
 def whole_block_mask(length: int, window: int | None, passes: int, device: torch.device) -> BlockMask:
-    """As `block_mask`, of passes at positions 0 .. length - 1; made once. A few KiB, and never dropped: CUDA
-    graphs go on reading it.
+    """As `block_mask`, of passes at positions 0 .. length - 1; made once, and never dropped, as CUDA graphs
+    go on reading it: for a model's one full length.
     """
     with torch.inference_mode(False):
         positions = torch.arange(length, device=device).unsqueeze(0)

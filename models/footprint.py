@@ -50,8 +50,8 @@ class Training:
     """What memory depends on beside the model.
 
     micro_batches: of a step, per process. shares: of the tokens that are in each pass after the first, for
-    routed models (None: all, the most there can be). references: further networks of the same shape that are
-    held without gradients. cuda: attention's output needs no copy, and softmax is not in place.
+    routed models (None: all, the most there can be). cuda: attention's output needs no copy, and softmax is
+    not in place.
     """
 
     batch_size: int
@@ -61,7 +61,6 @@ class Training:
     micro_batches: int = 1
     shard: str = "none"
     shares: tuple[float, ...] | None = None
-    references: int = 0
     cuda: bool = True
 
     @property
@@ -360,21 +359,22 @@ class _Whole:
 
 def footprint(settings: ModelSettings, training: Training) -> Footprint:
     """Of one process of a training. Raises UserError for models without a formula."""
-    parts, is_full = parameters(settings), training.shard == "full"
+    parts, is_several = parameters(settings), training.processes > 1
+    is_full = training.shard == "full" and is_several
     n = training.batch_size * settings.sequence_length
     total, of_blocks = FLOAT * numbers(parts), FLOAT * block_numbers(parts)
     states = FLOAT * sum(state_numbers(part, training.opt) for part in parts)
     weights = gradients = total
-    if training.shard == "optimizer":
+    if training.shard == "optimizer" and is_several:
         states = states * largest_share(parts, training.processes) // numbers(parts)
     if is_full:
         weights, gradients, states, of_blocks = (
             -(-each // training.processes) for each in (total, total, states, of_blocks)
         )
     whole = _Whole.of(settings, parts) if is_full else _Whole()
-    held = weights + states + training.references * total
+    held = weights + states
     # the buckets of DDP are never given back; nor is what earlier micro-batches have added up
-    always = training.micro_batches > 1 or (training.processes > 1 and not is_full)
+    always = training.micro_batches > 1 or (is_several and not is_full)
     kept, (stays, beside) = kept_bytes(settings, training), _loss(settings, training)
     casts = _casts(parts, training, everything=settings.attention == "reference")
     copies = _casts(parts, training, everything=True)

@@ -5,6 +5,7 @@ Legend: B batch, T positions of queries, K_r keys of pass r.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,13 +20,14 @@ from models.trials import BlockForm, block_trouble, flash_trouble
 @dataclass(frozen=True)
 class Planner:
     """Makes the plans of one run. rotary: angles of positions, None where positions are not encoded; dtype:
-    of the weights; training: dropout is on.
+    of the weights; training: dropout is on; sequences: of the run.
     """
 
     settings: ModelSettings
     rotary: nn.Module | None
     dtype: torch.dtype
     training: bool
+    sequences: int
 
     def rope(self, positions: Tensor) -> Rope | None:
         """Angles of positions (B or 1, T); None where positions are not encoded."""
@@ -50,29 +52,51 @@ class Planner:
         dtype = self.computes_in(device)
         return flash_trouble(device, dtype, self.settings.head_width, in_window) is None
 
-    def is_flexible(self, positions: Tensor) -> bool:
-        """Whether FlexAttention takes the place of a dense mask, for queries at positions (B or 1, T)."""
-        return self.wants_fast and self._block_trouble(positions) is None
+    def is_flexible(self, positions: Tensor, key_positions: Sequence[Tensor]) -> bool:
+        """Whether FlexAttention takes the place of a dense mask; positions as `plan` takes them."""
+        return self.wants_fast and self._block_trouble(positions, key_positions) is None
 
-    def _block_trouble(self, positions: Tensor) -> str | None:
+    def _block_trouble(self, positions: Tensor, key_positions: Sequence[Tensor]) -> str | None:
         settings, device = self.settings, positions.device
-        form = BlockForm.of(positions, settings.n_head // settings.kv_heads)
+        shared = settings.n_head // settings.kv_heads
+        form = BlockForm.of(positions, key_positions, self.sequences, shared)
         return block_trouble(device, self.computes_in(device), settings.head_width, form)
 
-    def describe_slow(self, device: torch.device) -> list[str]:
-        """Lines about ways that this device does not have, so that the reference takes their place."""
+    def _in_tiles(self, window: int | None, device: torch.device) -> bool:
+        """Whether window_tiles can be had for whole sequences; not for the windows of published blocks, whose
+        trainings resume to the same bits.
+        """
+        if window is None or window < TILE or not self.settings.is_modern:
+            return False
+        return self.is_fast(device, alike=True, in_window=True)
+
+    def _needs_blocks(self, device: torch.device) -> bool:
+        """Whether a training has passes that neither flash attention nor plain causal order can do."""
         settings = self.settings
-        if not self.wants_fast:
+        windows: list[int | None] = [settings.attention_window_length]
+        if settings.is_modern:  # one that all keys are within is none
+            windows = [each for each in settings.windows if each < settings.sequence_length - 1]
+        without_tiles = [each for each in windows if each is not None and not self._in_tiles(each, device)]
+        joins = settings.variant.attends == "all" and settings.n_repeat > 1
+        is_slow = joins and not self.is_fast(device, alike=True)
+        return settings.variant.variable_tokens or bool(without_tiles) or is_slow
+
+    def describe_slow(self, device: torch.device) -> list[str]:
+        """Lines about ways that this device does not have, so that the reference takes their place in a
+        training.
+        """
+        if device.type == "cpu" or not self.wants_fast or not self._needs_blocks(device):
             return []
-        trouble = flash_trouble(device, self.computes_in(device), settings.head_width)
-        if trouble is not None:
-            return [f"note: no flash attention pass by pass ({trouble}): attention is the reference"]
-        leave = settings.variant.variable_tokens or settings.attention_window_length is not None
-        if device.type == "cpu" or not leave:
-            return []
-        trouble = self._block_trouble(torch.zeros(1, settings.sequence_length, device=device))
+        settings = self.settings
+        rows = self.sequences if settings.variant.variable_tokens else 1
+        positions = torch.zeros(rows, settings.sequence_length, device=device)
+        trouble = self._block_trouble(positions, [positions])
         if trouble is None:
             return []
+        flash = flash_trouble(device, self.computes_in(device), settings.head_width)
+        if flash is not None:
+            more = "" if flash == trouble else f", nor FlexAttention ({trouble})"
+            return [f"note: no flash attention ({flash}){more}: attention is the reference"]
         return [
             f"note: no FlexAttention ({trouble}): attention of fewer tokens, or in a window, is the reference"
         ]
@@ -88,17 +112,15 @@ class Planner:
         alike = same and window is None
         if alike and len(key_positions) == 1:
             return AttentionPlan(rope)
-        # a window of published blocks keeps its tiles: trainings resume to the same bits
-        in_window = whole and same and window is not None and window >= TILE and self.settings.is_modern
-        if in_window and window is not None and self.is_fast(device, alike=True, in_window=True):
+        if whole and same and window is not None and self._in_tiles(window, device):
             return AttentionPlan(rope, window_tiles(positions.shape[1], window, len(key_positions)))
         if self.is_fast(device, alike):
             tiles = causal_tiles(positions, key_positions, window)
             return AttentionPlan(rope, tiles, positions, tuple(key_positions), window)
-        if self.is_flexible(positions):
+        if self.is_flexible(positions, key_positions):
             from models.flex import block_mask, whole_block_mask
 
-            if whole and same:
+            if whole and same and positions.shape[1] == self.settings.sequence_length:
                 blocks = whole_block_mask(positions.shape[1], window, len(key_positions), device)
             else:
                 blocks = block_mask(positions, key_positions, window)

@@ -167,12 +167,12 @@ class Transformer(nn.Module):
         else:
             nn.init.uniform_(weight, -bound, bound)
 
-    def planner(self) -> Planner:
-        """What plans the attention of one run, in the present mode and dtype."""
+    def planner(self, sequences: int) -> Planner:
+        """What plans the attention of one run of so many sequences, in the present mode and dtype."""
         rotary = None
         if self.settings.positional_encoder == "rotary":
             rotary = self.transformer["wpe"]
-        return Planner(self.settings, rotary, next(self.parameters()).dtype, self.training)
+        return Planner(self.settings, rotary, next(self.parameters()).dtype, self.training, sequences)
 
     def compile_blocks(self) -> None:
         """Compile what a block does before and after attention, once: all layers and passes share the two
@@ -251,7 +251,7 @@ class Transformer(nn.Module):
         )
         x = inputs if inputs.is_floating_point() else self.transformer["wte"](inputs)
         x = self.transformer["drop"](x)
-        planner, memory = self.planner(), cache
+        planner, memory = self.planner(x.shape[0]), cache
         if memory is None:
             positions = torch.arange(x.shape[1], device=x.device).unsqueeze(0)
             memory = SequenceMemory(positions, max(settings.sequence_length, x.shape[1]))

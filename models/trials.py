@@ -6,6 +6,7 @@ Legend: B batch, T queries, K keys, Dh head width.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from functools import cache
@@ -16,28 +17,46 @@ from torch import Tensor
 
 from models.attention import TILE, AttentionPlan, attend, causal_tiles, visible, window_tiles
 
+log = logging.getLogger("cotformer")
 HALF = (torch.bfloat16, torch.float16)
-ONE, FEW, MANY = 1, 9, TILE + 9  # queries of a trial, for one, for less than a block of them, and for more
+ONE, FEW, MANY = 1, 9, TILE + 9  # queries or keys of a trial: one, a block of them or less, and more
+
+
+def _kind(count: int) -> int:
+    return next(kind for kind, most in ((ONE, 1), (FEW, TILE), (MANY, math.inf)) if count <= most)
 
 
 class BlockForm(NamedTuple):
-    """What FlexAttention has a program of its own for. queries: ONE, FEW or MANY; sequences: 1, or 2 for
-    more; shared: heads of queries to one of keys; gradients: whether they are wanted.
+    """What FlexAttention has a program of its own for. queries: ONE, FEW or MANY; keys: FEW or MANY;
+    sequences: 1, or 2 for more; rows: of positions, 1 where all sequences share them; shared: heads of
+    queries to one of keys; gradients: whether they are wanted.
     """
 
     queries: int = MANY
+    keys: int = MANY
     sequences: int = 2
+    rows: int = 2
     shared: int = 1
     gradients: bool = True
 
     @classmethod
-    def of(cls, positions: Tensor, shared: int) -> BlockForm:
-        """Of queries at positions (1 or B, T), as gradients are wanted now. One row of many positions may
-        stand for several sequences.
+    def of(cls, positions: Tensor, keys: Sequence[Tensor], sequences: int, shared: int) -> BlockForm:
+        """Of queries at positions (1 or B, T), and keys of each pass at (1 or B, K_r), in so many sequences,
+        as gradients are wanted now.
         """
-        rows, count = positions.shape
-        queries = next(kind for kind, most in ((ONE, 1), (FEW, TILE), (MANY, math.inf)) if count <= most)
-        return cls(queries, min(rows, 2) if queries == ONE else 2, shared, torch.is_grad_enabled())
+        rows = max(len(each) for each in (positions, *keys))
+        among = max(FEW, _kind(sum(each.shape[1] for each in keys)))
+        queries = _kind(positions.shape[1])
+        return cls(queries, among, min(sequences, 2), min(rows, 2), shared, torch.is_grad_enabled())
+
+    @property
+    def in_words(self) -> str:
+        queries = {ONE: "one query", FEW: f"up to {TILE} queries"}.get(self.queries, "many queries")
+        keys = "many keys" if self.keys == MANY else f"up to {TILE} keys"
+        sequences = "one sequence" if self.sequences == 1 else "several sequences"
+        sequences += " at the same positions" if self.sequences > self.rows else ""
+        heads = f", {self.shared} heads to a key's" if self.shared > 1 else ""
+        return f"{queries}, {keys}, {sequences}{heads}, {'with' if self.gradients else 'without'} gradients"
 
 
 @cache
@@ -61,7 +80,8 @@ def flash_trouble(
         if window is not None:
             tiles = window_tiles(length, window)
         mask = visible(positions, positions, window).repeat(1, 1, 1, count // 2)
-        return _difference([AttentionPlan(None, tiles), AttentionPlan(None, mask=mask)], inputs)
+        trouble = _difference([AttentionPlan(None, tiles), AttentionPlan(None, mask=mask)], inputs)
+    return _told(trouble, f"flash attention {'in a window' if in_window else 'pass by pass'}")
 
 
 @cache
@@ -74,8 +94,8 @@ def block_trouble(device: torch.device, dtype: torch.dtype, head_width: int, for
         from models.flex import block_mask
     except ImportError:
         return f"torch {torch.__version__} does not have it"
-    count, length = form.queries, 3 * TILE + 5
-    whole = torch.arange(length, device=device).expand(form.sequences, -1)
+    count, length = form.queries, 3 * TILE + 5 if form.keys == MANY else TILE // 2
+    whole = torch.arange(length, device=device).expand(form.rows, -1)
     left = whole[:, length - 2 * count :: 2][:, :count].clone()
     left[-1, count - count // 8 :] = length  # padding, which nothing sees
     of_keys = (form.sequences, 2, length, head_width), (form.sequences, 2, count, head_width)
@@ -93,8 +113,15 @@ def block_trouble(device: torch.device, dtype: torch.dtype, head_width: int, for
             plans = [AttentionPlan(None, blocks=blocks), AttentionPlan(None, mask=mask)]
             trouble = _difference(plans, inputs, left < length)
             if trouble is not None:
-                return trouble
+                return _told(trouble, f"FlexAttention of {form.in_words}")
     return None
+
+
+def _told(trouble: str | None, what: str) -> str | None:
+    """A trial's outcome, with a line where the kernels are there and fail: it may be a fault of ours."""
+    if trouble is not None:
+        log.warning(f"note: {what} was tried out and is not used: {trouble}")
+    return trouble
 
 
 def _unfit(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -28,7 +28,7 @@ def first_lines(
     that are read; schedule: in words.
     """
     with autocaster(args.dtype, world.device)():
-        on_attention = network.planner().describe_slow(world.device)
+        on_attention = network.planner(args.batch_size).describe_slow(world.device)
     where = f"CPU, {torch.get_num_threads()} threads"
     if world.device.type == "cuda":
         where = torch.cuda.get_device_name(world.device)

@@ -125,6 +125,15 @@ def test_the_blocks_of_a_window_are_made_once() -> None:
     assert whole_block_mask(200, 30, 1, CPU) is whole_block_mask(200, 30, 1, CPU)
 
 
+def test_only_blocks_of_the_full_length_are_kept(device: EmulatedCuda) -> None:
+    model = tiny_model("base", "--attention_window_length", "5").to("cuda")
+    whole_block_mask.cache_clear()
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+        for length in (16, 9, 11, 16):
+            model(tokens(2, length).to("cuda"), get_logits=True)
+    assert whole_block_mask.cache_info().currsize == 1
+
+
 def test_blocks_are_made_without_a_wait_for_the_device(device: EmulatedCuda) -> None:
     queries, passes, window = CASES["tokens have left a window"]
     on_it = [each.to("cuda") for each in passes]
@@ -160,7 +169,12 @@ def test_it_is_not_taken_where_it_gives_other_numbers(
     assert block_trouble(DEVICE, torch.bfloat16, 16, BlockForm()) is not None
 
 
-FORMS = [BlockForm(*each) for each in itertools.product((ONE, FEW, MANY), (1, 2), (1, 2), (False, True))]
+KINDS = [(ONE, FEW), (FEW, FEW), (ONE, MANY), (FEW, MANY), (MANY, MANY)]  # queries and keys
+ROWS = [(1, 1), (2, 1), (2, 2)]  # sequences, and rows of positions
+FORMS = [
+    BlockForm(*kinds, *rows, *rest)
+    for kinds, rows, *rest in itertools.product(KINDS, ROWS, (1, 2), (False, True))
+]
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
@@ -168,16 +182,29 @@ def test_it_is_tried_out_in_every_form_that_has_a_program(device: EmulatedCuda, 
     assert block_trouble(DEVICE, torch.bfloat16, 16, form) is None
 
 
-@pytest.mark.parametrize("wrong", [{"queries": ONE}, {"queries": FEW}, {"shared": 2}, {"gradients": False}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"queries": ONE},
+        {"queries": FEW},
+        {"queries": FEW, "keys": FEW},
+        {"sequences": 1, "rows": 1},
+        {"rows": 1},
+        {"shared": 2},
+        {"gradients": False},
+    ],
+)
 def test_a_form_that_fails_is_not_taken_and_others_are(
     device: EmulatedCuda, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any]
 ) -> None:
     form = BlockForm()._replace(**wrong)
 
-    def kernel(q: Tensor, keys: Tensor, *given: Any, **more: Any) -> Tensor:
-        if (q.shape[2], q.shape[1] // keys.shape[1], q.requires_grad) == (form.queries, *form[2:]):
+    def kernel(q: Tensor, keys: Tensor, values: Tensor, *, block_mask: Any, enable_gqa: bool) -> Tensor:
+        has_few = keys.shape[2] <= BLOCK
+        sizes = q.shape[2], FEW if has_few else MANY, q.shape[0], block_mask.shape[0]
+        if (*sizes, q.shape[1] // keys.shape[1], q.requires_grad) == form:
             raise RuntimeError("NYI: this form\nand a trace")
-        return flex(q, keys, *given, **more)
+        return flex(q, keys, values, block_mask=block_mask, enable_gqa=enable_gqa)
 
     monkeypatch.setattr("models.flex.kernel", lambda kind: kernel)
     assert block_trouble(DEVICE, torch.bfloat16, 16, form) == "RuntimeError: NYI: this form"
@@ -185,14 +212,22 @@ def test_a_form_that_fails_is_not_taken_and_others_are(
 
 
 @pytest.mark.parametrize(
-    ("rows", "count", "form"),
-    [(1, 1, (ONE, 1)), (3, 1, (ONE, 2)), (1, 2, (FEW, 2)), (2, 128, (FEW, 2)), (1, 129, (MANY, 2))],
+    ("sequences", "rows", "count", "before", "form"),
+    [
+        (1, 1, 1, 0, (ONE, FEW, 1, 1)),
+        (3, 3, 1, 128, (ONE, MANY, 2, 2)),
+        (3, 1, 2, 126, (FEW, FEW, 2, 1)),
+        (1, 1, 128, 1, (FEW, MANY, 1, 1)),
+        (2, 2, 129, 0, (MANY, MANY, 2, 2)),
+    ],
 )
 def test_queries_are_of_the_form_that_is_tried_out_for_them(
-    rows: int, count: int, form: tuple[int, int]
+    sequences: int, rows: int, count: int, before: int, form: tuple[int, ...]
 ) -> None:
+    positions = torch.zeros(rows, count)
     with torch.no_grad():
-        assert BlockForm.of(torch.zeros(rows, count), 4) == (*form, 4, False)
+        found = BlockForm.of(positions, [torch.zeros(1, before), positions], sequences, shared=4)
+    assert found == (*form, 4, False)
 
 
 @pytest.mark.parametrize(
@@ -204,8 +239,11 @@ def test_queries_are_of_the_form_that_is_tried_out_for_them(
             "lncot",
             (),
             "float32",
-            "note: no flash attention pass by pass (it is for half precision, not float32)",
+            "note: no flash attention (it is for half precision, not float32): attention is the reference",
         ),
+        ("lncot", ("--n_embd", "48"), "bfloat16", "note: no flash attention (heads of 12 features, which"),
+        ("base", ("--block", "modern", "--window_pattern", "SL"), "bfloat16", "note: no FlexAttention"),
+        ("base", (), "float32", ""),
         ("lncot", (), "bfloat16", ""),
         ("adm", ("--attention", "reference"), "bfloat16", ""),
     ],
@@ -224,8 +262,29 @@ def test_the_first_lines_tell_what_the_device_does_not_have(
     monkeypatch.setattr("models.flex.kernel", broken)
     model = tiny_model(name, *flags).to("cuda")
     with torch.autocast("cuda", getattr(torch, dtype), enabled=dtype != "float32"):
-        told = model.planner().describe_slow(DEVICE)
+        told = model.planner(2).describe_slow(DEVICE)
     assert len(told) == bool(line) and "".join(told).startswith(line)
+
+
+def test_a_trial_that_fails_is_told_of_once(device: EmulatedCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(kind: str) -> Any:
+        raise RuntimeError("NYI: of ours")
+
+    told: list[str] = []
+    monkeypatch.setattr("models.trials.log.warning", told.append)
+    monkeypatch.setattr("models.flex.kernel", broken)
+    for _ in range(2):
+        block_trouble(DEVICE, torch.bfloat16, 16, BlockForm(queries=ONE, gradients=False))
+    block_trouble(DEVICE, torch.float32, 16, BlockForm())
+    assert told == [
+        "note: FlexAttention of one query, many keys, several sequences, without gradients was tried out and"
+        " is not used:"
+        " RuntimeError: NYI: of ours"
+    ]
+
+
+def test_heads_that_flash_attention_refuses_go_in_blocks(device: EmulatedCuda) -> None:
+    assert run(device, "lncot", "--n_embd", "48")[2] > 0
 
 
 def run(

@@ -80,6 +80,19 @@ def test_shards_hold_their_share() -> None:
     assert (least.states, least.weights) == (whole.states // 4, whole.weights // 4)
 
 
+@pytest.mark.parametrize(("processes", "most"), [(2, 9_838_592), (4, 7_479_296)])
+def test_the_largest_part_of_a_sharded_optimiser_is_what_was_measured(processes: int, most: int) -> None:
+    shape = {"n_embd": 128, "n_head": 4, "vocab_size": 5000, "n_layer": 6, "n_repeat": 3}
+    settings = ModelSettings.from_args(flags(**shape, n_layer_begin=1, n_layer_end=1))
+    assert footprint(settings, Training(1, processes=processes, shard="optimizer")).states == most
+
+
+@pytest.mark.parametrize("shard", ["optimizer", "full"])
+def test_one_process_has_no_shards(shard: str) -> None:
+    settings = ModelSettings.from_args(flags(**TINY))
+    assert footprint(settings, Training(1, shard=shard)) == footprint(settings, Training(1))
+
+
 def test_program_tells_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert fits.main(["--cards", "24", "--processes", "2", "--", *LNCOT]) == 0
     text = capsys.readouterr().out

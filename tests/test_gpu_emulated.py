@@ -234,7 +234,7 @@ def test_windows_of_modern_blocks_are_attended_to_without_masks(device: Emulated
         with torch.autocast("cuda", dtype=torch.bfloat16):
             found = model.to("cuda")(idx.to("cuda"), get_logits=True)["logits"]
             positions = torch.arange(256, device="cuda").unsqueeze(0)
-            plan = model.planner().plan(positions, [positions] * 3, 128, whole=True)
+            plan = model.planner(1).plan(positions, [positions] * 3, 128, whole=True)
     assert off(found, truth.double()) < 10 * ROUNDING["bfloat16"] and plan.tiles and plan.mask is None
 
 
