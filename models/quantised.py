@@ -23,6 +23,8 @@ KINDS = (AS_THEY_ARE, "bfloat16", "int8")
 LANES = 32  # the kernel of int8 may crash on matrices whose inputs are no multiple of it
 FEW_ROWS = 8  # up to here it is faster than a product with the weights in bfloat16
 LARGEST = 127
+# with AMX a single row of bfloat16 is faster as torch.mv, without it as F.linear (bench/README.md)
+SINGLE_ROW_BY_MV = torch.cpu._is_amx_tile_supported()
 
 
 def _weight(layer: nn.Linear) -> Tensor:
@@ -46,7 +48,7 @@ class BFloat16Linear(nn.Module):
 
     def _product(self, rows: Tensor) -> Tensor:
         """(rows, K) -> (rows, N), both bfloat16."""
-        if len(rows) == 1:  # twice as fast as F.linear of one row
+        if len(rows) == 1 and SINGLE_ROW_BY_MV:
             return torch.mv(self.weight, rows[0]).unsqueeze(0)
         return F.linear(rows, self.weight)
 

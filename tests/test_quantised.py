@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from models import quantised
 from models.adapters import LoraLinear
 from models.layers import Block
 from models.quantised import FEW_ROWS, BFloat16Linear, Int8Linear, quantise
@@ -57,8 +58,9 @@ def test_a_token_at_a_time_gives_the_logits_of_the_whole_row(kind):
 
 @pytest.mark.parametrize("layer_of", LAYERS)
 @pytest.mark.parametrize("columns", [64, 12])  # one that the kernel of int8 takes, one that it does not
-@pytest.mark.parametrize("rows", [1, 2, FEW_ROWS + 1])
-def test_a_layer_gives_what_its_own_weights_give(layer_of, columns, rows):
+@pytest.mark.parametrize(("rows", "by_mv"), [(1, True), (1, False), (2, False), (FEW_ROWS + 1, False)])
+def test_a_layer_gives_what_its_own_weights_give(layer_of, columns, rows, by_mv, monkeypatch):
+    monkeypatch.setattr(quantised, "SINGLE_ROW_BY_MV", by_mv)
     torch.manual_seed(0)
     layer = layer_of(torch.randn(40, columns), torch.randn(40))
     weight = layer.weight.float()
