@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from data.batch import Batch
+from errors import OwnError
 from models.settings import ModelSettings
-from optim.reporting import log
 
 BUCKET = 128  # slots: the numbers of slots are multiples of it
 WARM = 3  # micro-batches of a shape before it is captured: what is made at a first use is not of the graph
@@ -41,6 +41,7 @@ class CapturedSteps:
         self.run, self.longest = run, longest
         self.tokens, self.positions = torch.zeros(2, count, 1, dtype=torch.int64, device=device).unbind()
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._stream: torch.cuda.Stream | None = None  # one for all, as they share memory
 
     def __call__(
         self, tokens: Sequence[Sequence[int]], positions: Sequence[Sequence[int]], used: int
@@ -59,7 +60,9 @@ class CapturedSteps:
 
     def _captured(self, slots: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         """The graph, and where it leaves the logits. What it computes may be computed more than once."""
-        stream = torch.cuda.Stream()
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()
+        stream = self._stream
         _on_stream(stream, lambda: self.run(self.tokens, self.positions, slots))
         shared = next((other.pool() for other, _ in self._graphs.values()), None)
         return _capture(stream, shared, lambda: self.run(self.tokens, self.positions, slots))
@@ -99,35 +102,37 @@ class CapturedBatches:
         are there.
         """
         self.run, self.device = run, device
-        self.works = True
         self._stream = torch.cuda.Stream()
         self._shapes: dict[tuple[tuple[str, torch.Size, torch.dtype], ...], _Shape] = {}
 
     def __call__(self, batch: Batch, share: float) -> Tensor:
-        """The loss of a batch on the CPU, over share."""
+        """The loss of a batch on the CPU, over share. Raises OwnError where it cannot be captured: a capture
+        that failed leaves CUDA's generator unfit for dropout.
+        """
         key = tuple((name, value.shape, value.dtype) for name, value in batch.tensors.items())
         if key not in self._shapes:
             self._shapes[key] = _Shape.of(batch, self.device)
         shape = self._shapes[key]
         shape.fill(batch, share)
-        if shape.captured is None and shape.runs >= WARM and self.works:
-            self._try_to_capture(shape)
-        if shape.captured is None:
+        if shape.runs < WARM:
             shape.runs += 1
             return _on_stream(self._stream, lambda: self.run(shape.batch, shape.share))
+        if shape.captured is None:
+            shape.captured = self._capture(shape)
         graph, loss = shape.captured
         graph.replay()
         return loss.clone()
 
-    def _try_to_capture(self, shape: _Shape) -> None:
+    def _capture(self, shape: _Shape) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         shared = next((other.captured[0].pool() for other in self._shapes.values() if other.captured), None)
         try:
-            shape.captured = _capture(self._stream, shared, lambda: self.run(shape.batch, shape.share))
+            return _capture(self._stream, shared, lambda: self.run(shape.batch, shape.share))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            self.works = False
-            log.warning(f"note: training goes on without CUDA graphs: {str(error).splitlines()[0]}")
+            raise OwnError(
+                f"--cuda_graphs: a micro-batch cannot be captured ({why(error)}); leave --cuda_graphs out"
+            ) from None
 
 
 def _on_stream(stream: torch.cuda.Stream, work: Callable[[], Tensor]) -> Tensor:
@@ -146,7 +151,15 @@ def _capture(
     share, as their results are read before the next is replayed; None for one of its own.
     """
     graph = torch.cuda.CUDAGraph()
-    # other threads may use the device meanwhile
-    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+    # a capture that fails leaves its stream the current one; other threads may use the device meanwhile
+    with (
+        torch.cuda.stream(torch.cuda.current_stream()),
+        torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
+    ):
         made = work()
     return graph, made
+
+
+def why(error: RuntimeError) -> str:
+    """In one line, why a capture failed; CUDA's own error hides the one that it began with."""
+    return str(error.__context__ or error).splitlines()[0]

@@ -17,7 +17,7 @@ from data.tokenizer import Tokenizer
 from errors import UserError
 from models.cache import GenerationCache, without_gradients
 from models.transformer import Transformer
-from optim.captured import CapturedSteps, can_be_captured
+from optim.captured import CapturedSteps, can_be_captured, why
 from optim.reporting import log
 
 
@@ -121,7 +121,7 @@ class Session:
             raise
         except RuntimeError as error:
             self.cache.length, self.captures = before, False
-            log.warning(f"note: generation goes on without CUDA graphs: {str(error).splitlines()[0]}")
+            log.warning(f"note: generation goes on without CUDA graphs: {why(error)}")
             return None
 
     def extend(self, new: Sequence[Sequence[int]]) -> Tensor:

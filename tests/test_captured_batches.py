@@ -14,6 +14,7 @@ import torch
 import config
 from data.batch import Batch, PlainSource
 from distributed.world import World
+from errors import OwnError
 from models.settings import ModelSettings
 from models.variants import VARIANTS
 from optim.captured import WARM, can_be_captured
@@ -118,16 +119,12 @@ def test_what_a_graph_reads_is_not_waited_for(device: EmulatedCuda) -> None:
     assert waits == (1, 0)
 
 
-def test_a_micro_batch_that_cannot_be_captured_is_run_without(
-    device: EmulatedCuda, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[str] = []
-    monkeypatch.setattr("optim.captured.log.warning", told.append)
+def test_a_micro_batch_that_cannot_be_captured_is_told_in_one_line(device: EmulatedCuda) -> None:
     steps = steps_of(True)
     steps.model.register_forward_hook(lambda module, given, loss: float(loss.mean.detach()) and None)
-    found = taken(steps, *range(STEPS))
-    assert torch.equal(found, taken(steps_of(False), *range(STEPS)))
-    assert len(told) == 1 and "without CUDA graphs: operation not permitted" in told[0]
+    with pytest.raises(OwnError, match="cannot be captured") as told:
+        taken(steps, *range(STEPS))
+    assert "operation not permitted" in str(told.value) and "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize(
