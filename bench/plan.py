@@ -199,6 +199,8 @@ def main() -> None:
     }.items():
         parser.add_argument(f"--{name}", type=float, default=default)
     options = parser.parse_args()
+    if not all(0 < value < math.inf for value in vars(options).values()):
+        parser.error("all options must be above 0")
     models = {name: Model.of(words) for name, words in MODELS.items()}
     rows = []
     for name, model in models.items():

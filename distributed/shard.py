@@ -110,12 +110,16 @@ class ShardedObjective(nn.Module):
 
     def with_gradient(self) -> list[nn.Parameter]:
         """As `with_gradient`: of parameters that no process has used, the gradient is taken away."""
+        if self.unused:
+            self._drop_unused()
+        return [parameter for parameter in self.parameters() if parameter.grad is not None]
+
+    def _drop_unused(self) -> None:
         used = self.world.sum(torch.tensor([name in self.used for name in self.unused], dtype=torch.int64))
         for name, count in zip(self.unused, used.tolist(), strict=True):
             if not count:
                 self.network.get_parameter(name).grad = None
         self.used.clear()
-        return [parameter for parameter in self.parameters() if parameter.grad is not None]
 
 
 def _cut_weights(network: nn.Module, state: dict[str, Any], prefix: str, *unused: Any) -> None:
