@@ -17,7 +17,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 # ruff: noqa: E402
 import math
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -189,7 +189,7 @@ def print_checkpoints(models: dict[str, Model], options: Namespace) -> None:
 
 
 def main() -> None:
-    parser = ArgumentParser(description=__doc__)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     for name, default in {
         "peak_tflops": 989.0,
         "alone": 0.4,
@@ -199,8 +199,11 @@ def main() -> None:
     }.items():
         parser.add_argument(f"--{name}", type=float, default=default)
     options = parser.parse_args()
-    if not all(0 < value < math.inf for value in vars(options).values()):
-        parser.error("all options must be above 0")
+    for name, rate_or_share in vars(options).items():
+        if not 0 < rate_or_share < math.inf:
+            parser.error(f"--{name} must be above 0, not {rate_or_share:g}")
+    if options.alone > 1:
+        parser.error(f"--alone is a share of the peak: at most 1, not {options.alone:g}")
     models = {name: Model.of(words) for name, words in MODELS.items()}
     rows = []
     for name, model in models.items():

@@ -94,6 +94,7 @@ def lines(settings: ModelSettings, training: Training, cards: Sequence[float]) -
     ]
     text += [f"{size / GIB:10.3f} GiB  {name}" for name, size in parts.items()]
     text.append(f"{memory.peak / GIB:10.3f} GiB  the largest phase, {memory.largest_phase}")
+    text.append(f"in cards (GB are 10^9 bytes), of which {LEFT_FREE:.0%} is left free:")
     for card in cards:
         verdict = "fits" if memory.peak <= usable(card) else "does not fit"
         text.append(f"{card:g} GB: {verdict}")
@@ -114,8 +115,12 @@ def run(argv: Sequence[str]) -> int:
     parser = config.Arguments(
         prog=PROG, description="Memory of a training by formula. Flags of main.py: after --"
     )
-    parser.add_argument("--cards", type=float, nargs="+", default=CARDS, help="GB of memory")
-    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument(
+        "--cards", type=float, nargs="+", default=CARDS, help="memory of each card in GB (24 48 80 141)"
+    )
+    parser.add_argument(
+        "--processes", type=int, default=1, help="GPUs that share a step, one process each (1)"
+    )
     own = parser.parsed(words)
     if own.processes < 1 or not all(0 < card < float("inf") for card in own.cards):
         raise UserError("--processes and --cards must be above 0")

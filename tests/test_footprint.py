@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from models.settings import ModelSettings
 from optim import fits
 from optim.optimizers import make_optimizer
 from tests.helpers import TINY as WORDS
-from tests.programs import python, run
+from tests.programs import ROOT, python, run
 
 TINY = {"n_embd": 64, "n_head": 2, "batch_size": 2, "sequence_length": 64, "vocab_size": 512}
 LNCOT = ["--model", "lncot", *WORDS]
@@ -117,3 +119,23 @@ def test_bad_input_is_one_line(words: list[str], capsys: pytest.CaptureFixture[s
         fits.main(words)
     assert stop.value.code == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def plan(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "bench/plan.py", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def test_tables_of_the_docs_are_those_of_the_plan() -> None:
+    rows = [line for line in plan().stdout.splitlines() if line.startswith("|")]
+    told = (ROOT / "docs/scale.md").read_text().splitlines()
+    assert len(rows) > 100
+    assert not [row for row in rows if row not in told]
+
+
+@pytest.mark.parametrize("words", [["--disk_gbs", "0"], ["--alone", "2"], ["--nvlink_gbs", "nan"]])
+def test_rates_that_cannot_be_are_refused(words: list[str]) -> None:
+    done = plan(*words)
+    assert done.returncode == 2
+    assert f"error: {words[0]}" in done.stderr
