@@ -88,7 +88,9 @@ class Session:
         assert not model.settings.variant.routes or model.settings.routing == "threshold", (
             "capacities look at later tokens"
         )
-        self.model, self.device, self.autocast = model.to(device).eval(), device, autocast
+        if next(model.parameters()).device != device:  # else graphs of a training read its weights there
+            model.to(device)
+        self.model, self.device, self.autocast = model.eval(), device, autocast
         self.sequences: list[list[int]] = [[] for _ in range(count)]
         self.longest = model.settings.sequence_length if longest is None else longest
         self.taken = [0.0] * model.settings.n_repeat  # tokens that took part in each pass
