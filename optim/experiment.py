@@ -173,6 +173,10 @@ class Experiment:
         saved_step: that of the newest checkpoint in this folder, if it is not `step`. facts: further values
         of the row.
         """
+        newest = step if saved_step is None else saved_step
+        if self.segments and self.segments[-1]["end_step"] < newest:
+            # the job before was killed between its last save and the row about it
+            self.segments[-1] |= {"end_step": newest, "reached": max(self.segments[-1]["reached"], newest)}
         self.segments.append(
             {
                 "segment": len(self.segments),
@@ -187,7 +191,7 @@ class Experiment:
                 **facts,
             }
         )
-        self.record("running", step, step if saved_step is None else saved_step)
+        self.record("running", step, newest)
 
     def last_row_with(self, fact: str) -> dict[str, Any]:
         """The newest row of a job that has a value, or an empty one."""

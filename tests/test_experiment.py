@@ -242,6 +242,14 @@ def test_row_of_a_killed_job_stays_as_it_was(tmp_path):
     assert segments(tmp_path)[0] == killed
 
 
+def test_checkpoint_that_a_killed_job_had_no_time_to_tell_of_is_its_own(tmp_path):
+    first = begun(tmp_path, 0)
+    first.record("running", 9, 0)
+    first.close()
+    begun(tmp_path, 10)
+    assert [(one["end_step"], one["reached"]) for one in segments(tmp_path)] == [(10, 10), (10, 10)]
+
+
 def test_row_of_a_killed_job_has_an_unknown_reason(tmp_path):
     begun(tmp_path, 0).record("running", 37, 30)
     assert (segments(tmp_path)[0]["end_step"], segments(tmp_path)[0]["reason"]) == (30, "unknown")

@@ -81,6 +81,13 @@ class Sweep:
         path = self.folder(number) / "segments.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
+    def edges(self) -> dict[int, list[tuple[int, int]]]:
+        """First and last step of each segment, by cell."""
+        return {
+            n: [(row["start_step"], row["end_step"]) for row in self.ledger(n)]
+            for n in range(len(self.entries))
+        }
+
     def step(self, number: int) -> int:
         """The last one that a cell has logged, -1 before the first."""
         path = self.folder(number) / "metrics.jsonl"
@@ -167,7 +174,7 @@ def test_of_12_cells_with_two_preempted_one_bad_and_a_node_lost_11_finish_and_on
     starts = {n: 1 + (n in preempted) + (n in lost) for n in good}
     assert {n: len(tried.ledger(n)) for n in good} == starts, tried.logs()
     assert {row["job_id"] for n in good for row in tried.ledger(n)} == {f"{array}_{n}" for n in good}
-    assert all(is_contiguous(tried.ledger(n), STEPS) for n in good), [tried.ledger(n) for n in lost]
+    assert all(is_contiguous(tried.ledger(n), STEPS) for n in good), tried.edges()
     assert site.show(f"{array}_11", "JobState") == "FAILED" and site.show(f"{array}_11", "Restarts") == "0"
     (line,) = error_lines(tried.run / "cell_11")
     assert line.startswith("error: the chain stops: ") and "CUDA" in line
