@@ -167,7 +167,7 @@ DONE = "stage   state  package\nsim     done   genomes-simulate\n└─ set  don
 
 
 @pytest.fixture
-def door(programs: Path, quick_venv: Path, tmp_path: Path) -> Door:
+def door(clone: Path, programs: Path, quick_venv: Path, tmp_path: Path) -> Door:
     """Starts the pipeline of two stages on a machine without SLURM, with results below a folder."""
     (tmp_path / "mine.tsv").write_text(TABLE)
 
@@ -181,7 +181,7 @@ def door(programs: Path, quick_venv: Path, tmp_path: Path) -> Door:
         }
         bash = str(shutil.which("bash"))
         return subprocess.Popen(
-            [bash, str(ROOT / "iridis" / "pipeline.sh"), str(tmp_path / "mine.tsv"), "--local"],
+            [bash, str(clone / "iridis" / "pipeline.sh"), str(tmp_path / "mine.tsv"), "--local"],
             env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

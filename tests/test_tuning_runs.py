@@ -224,5 +224,5 @@ def test_the_status_page_and_the_report_say_what_was_measured(
     assert "chosen likelier" in table and "margin" in table
     page = (tmp_path / "page.html").read_text()
     assert "val_margin" in page and "chosen likelier" in page
-    reported = run([*python(), "-m", "report", str(results)])
+    reported = run([*python(), "-m", "report", str(results), "--output", str(tmp_path)])
     assert reported.returncode == 0 and "is of pairs, which have no perplexity" in reported.stderr
