@@ -18,6 +18,7 @@ from errors import OwnError
 from models.settings import ModelSettings
 from models.variants import VARIANTS
 from optim.captured import WARM, can_be_captured
+from optim.generation import Session
 from optim.objectives import NextToken
 from optim.optimizers import make_optimizer
 from optim.step import OptimizerStep
@@ -97,6 +98,18 @@ def test_a_graph_that_is_captured_later_goes_on_with_the_same_bits(device: Emula
     after.model.load_state_dict(before.model.state_dict())
     after.optimizer.load_state_dict(before.optimizer.state_dict())
     assert torch.equal(taken(after, *range(STEPS // 2, STEPS)), unbroken)
+
+
+def test_samples_between_steps_leave_what_graphs_read_in_its_place(device: EmulatedCuda) -> None:
+    found, truth = [], []
+    for losses, graphs in ((found, True), (truth, False)):
+        steps = steps_of(graphs)
+        losses.append(taken(steps, *range(STEPS // 2)))
+        Session(steps.model.network, 1, DEVICE).extend([[1, 2, 3]])
+        steps.model.train()
+        losses.append(taken(steps, *range(STEPS // 2, STEPS)))
+    assert device.calls["replay"] == 3 * STEPS - WARM
+    assert torch.equal(torch.cat(found), torch.cat(truth))
 
 
 def test_an_overflow_is_passed_over_and_the_scale_is_halved(device: EmulatedCuda) -> None:
