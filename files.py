@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import math
 import os
@@ -98,6 +99,27 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     """Replace the content of a file as a whole."""
     raw = content.encode() if isinstance(content, str) else content
     replace_atomically(path, lambda temporary: temporary.write_bytes(raw))
+
+
+def save_array(path: Path, array: Any) -> None:
+    """Replace a .npy file as a whole. NumPy's own way into a file loses why a disk has refused it."""
+    import numpy as np
+
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    write_atomically(path, content.getvalue())
+
+
+def reserve(descriptor: int, size: int, name: Path) -> None:
+    """Have the disk keep room for a file that will be mapped: where that is full, this is an OSError about
+    `name`, and a write through the map would kill the process. Some systems cannot, macOS among them.
+    """
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            error.filename = str(name)
+            raise
 
 
 def fill_folder(folder: Path, fill: Callable[[Path], object]) -> None:

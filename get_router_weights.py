@@ -56,11 +56,13 @@ def growing_npz(path: Path, name: str, rows: int, columns: int) -> Iterator[Any]
     """A float32 array in a .npz that is filled on disk and appears under its name when it is complete."""
     import numpy as np
 
-    from files import replace_atomically
+    from files import replace_atomically, reserve
 
     part = path.with_name(f".{path.name}.{name}.npy.tmp")
     try:
         array = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=(rows, columns))
+        with part.open("r+b") as file:
+            reserve(file.fileno(), part.stat().st_size, path)
         yield array
         array.flush()
 

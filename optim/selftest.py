@@ -30,7 +30,7 @@ from data.bins import META, TOKEN
 from distributed.launch import under_torchrun
 from distributed.world import pick_device
 from errors import STOPPED, UserError
-from files import remove_folder, write_json
+from files import remove_folder, write_atomically, write_json
 from optim.checkpoint import load_checkpoint
 from optim.names import FINAL, METRICS, STOP
 from optim.outcome import of_exit_code
@@ -199,7 +199,7 @@ def make_up(args: Namespace, place: Path) -> None:
         tokens = (draw.integers(-3, 4, TOKENS).cumsum() % args.vocab_size).astype(TOKEN)
         write_json(folder / META, {"end_of_text": 0})  # for --packing
         for name, part in (("train.bin", tokens[TOKENS // 10 :]), ("val.bin", tokens[: TOKENS // 10])):
-            part.tofile(folder / name)
+            write_atomically(folder / name, part.tobytes())
 
 
 def selftest(args: Namespace, sizes: Sequence[int] = (1, 2)) -> int:

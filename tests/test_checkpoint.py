@@ -11,7 +11,7 @@ import torch
 import config
 import models
 from errors import UserError
-from files import write_atomically
+from files import save_array, write_atomically
 from models.weights import load_weights
 from optim.checkpoint import (
     load_checkpoint,
@@ -227,6 +227,12 @@ def test_failing_write_of_any_file_names_it(tmp_path, full_disk):
     with pytest.raises(OSError) as failed:
         write_atomically(tmp_path / "page.html", bytes(1 << 15))
     assert (failed.value.filename, failed.value.strerror) == (str(tmp_path / "page.html"), "File too large")
+
+
+def test_failing_write_of_an_array_tells_why(tmp_path, full_disk):
+    with pytest.raises(OSError) as failed:
+        save_array(tmp_path / "index.npy", np.zeros(1 << 14))
+    assert (failed.value.filename, failed.value.strerror) == (str(tmp_path / "index.npy"), "File too large")
 
 
 def test_failing_write_leaves_the_old_file(tmp_path, full_disk):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from itertools import pairwise
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from get_ppl_per_mac import CUTS
+from get_router_weights import growing_npz
 from optim.cascade import CASCADES, cascade
 from optim.routers import reaching, rounded, router_scores
 from tests.helpers import tiny_model
@@ -157,6 +160,20 @@ def test_list_without_a_value_is_refused(flag, value):
     name = "get_router_weights.py" if flag == "--cascade" else "get_ppl_per_mac.py"
     outcome = run([sys.executable, name, "--checkpoint", str(ADAPTIVE), flag, *value])
     assert (outcome.returncode, outcome.stderr) == (2, f"{name}: error: {flag} needs a value\n")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_disk_that_scores_fill_is_an_error_that_names_the_file(tmp_path):
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], check=True)
+    try:
+        with (
+            pytest.raises(OSError, match=r"No space left on device.*scores\.npz"),
+            growing_npz(tmp_path / "scores.npz", "weights", 1 << 14, 4),
+        ):
+            pass
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from files import replace_atomically
+from files import save_array
 
 NAME = "accessible.npy"
 LENGTHS = {"tiny": 1_000_000, "paper": 50_000_000}  # bp; the simulations' masks are parts of it
@@ -27,10 +27,4 @@ def accessibility(length: int) -> NDArray[np.bool_]:
 
 
 def write_mask(folder: Path, length: int) -> None:
-    mask = accessibility(length)
-
-    def save(temporary: Path) -> None:
-        with open(temporary, "wb") as file:
-            np.save(file, mask, allow_pickle=False)
-
-    replace_atomically(folder / NAME, save)
+    save_array(folder / NAME, accessibility(length))

@@ -64,7 +64,7 @@ from files import (
     json_text,
     load_json,
     locked,
-    replace_atomically,
+    save_array,
     sha256_of,
     write_atomically,
     write_json,
@@ -208,12 +208,7 @@ def write_index(folder: Path, descriptions: Iterable[dict[str, Any]]) -> dict[st
         files += result["files"]
         shards.append(result["sha256"])
     index = np.concatenate([np.zeros(0, dtype=ENTRY), *entries])
-
-    def save(temporary: Path) -> None:
-        with open(temporary, "wb") as file:
-            np.save(file, index, allow_pickle=False)
-
-    replace_atomically(folder / INDEX, save)
+    save_array(folder / INDEX, index)
     text = json_text(files) + "\n"
     write_atomically(folder / FILES, text)
     return {

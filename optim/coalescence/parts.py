@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import shutil
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from files import json_text, replace_atomically
+from files import json_text, reserve, save_array
 
 Tokens = NDArray[np.uint16]
 PREFIX = ".parts_"
@@ -42,12 +41,8 @@ class Parts:
         return found if found.shape == shape and found.dtype == np.uint16 else None
 
     def save(self, first: int, tokens: Tokens) -> None:
-        def write(path: Path) -> None:
-            with path.open("wb") as file:
-                np.save(file, tokens)
-
         self.folder.mkdir(parents=True, exist_ok=True)  # another call into the same place may have ended
-        replace_atomically(self._path(first), write)
+        save_array(self._path(first), tokens)
 
     def remove(self) -> None:
         """These, and those of other draws into the same place."""
@@ -58,7 +53,9 @@ class Parts:
 def on_disk(shape: tuple[int, ...], folder: Path) -> NDArray[np.float64]:
     """An array in a file without a name, which need not fit into memory and is gone with this process."""
     with tempfile.TemporaryFile(dir=folder) as file:
-        os.posix_fallocate(file.fileno(), 0, 8 * math.prod(shape))  # a full disk fails here, not in between
+        size = 8 * math.prod(shape)
+        file.truncate(size)
+        reserve(file.fileno(), size, folder)
         return np.memmap(file, np.float64, "r+", shape=shape)
 
 
