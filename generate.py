@@ -28,6 +28,7 @@ from optim.restore import CHECKPOINT, TOKENIZER, Restored, with_checkpoint
 
 if TYPE_CHECKING:
     from data.tokenizer import Tokenizer
+    from models.transformer import Transformer
 
 OWN_FLAGS = {
     "generation": (
@@ -168,13 +169,27 @@ def route(restored: Restored, model: Any, own: dict[str, Any]) -> None:
     )
 
 
+def model_of(restored: Restored, own: dict[str, Any]) -> Transformer:
+    """The network with the weights and the routing that are asked for."""
+    from models.quantised import quantise
+
+    model = restored.model()
+    try:
+        quantise(model, own["weights"])
+    except ValueError as error:
+        raise UserError(f"{error}; leave --weights out, or give --device cpu") from None
+    if model.settings.variant.routes or own["budget"] is not None:
+        route(restored, model, own)
+    return model
+
+
 def run(restored: Restored, own: dict[str, Any]) -> None:
     """Print each prompt with its continuation; a single one as it grows."""
     import torch
 
     from data.tokenizer import named, open_tokenizer
     from data.vocabulary import unknown, vocabulary_of
-    from models.quantised import AS_THEY_ARE, quantise
+    from models.quantised import AS_THEY_ARE
     from optim.generation import Sampling, Session, generate
     from optim.routers import share_of_macs
     from optim.setup import autocaster
@@ -197,13 +212,7 @@ def run(restored: Restored, own: dict[str, Any]) -> None:
             f"note: a prompt has more tokens than the model's {args.sequence_length}; its last"
             f" {args.sequence_length // 2 + 1} are taken"
         )
-    model = restored.model()
-    try:
-        quantise(model, own["weights"])
-    except ValueError as error:
-        raise UserError(f"{error}; leave --weights out, or give --device cpu") from None
-    if model.settings.variant.routes or own["budget"] is not None:
-        route(restored, model, own)
+    model = model_of(restored, own)
     # beside its own products, a model of other weights computes in float32
     autocast = autocaster(args.dtype, world.device) if own["weights"] == AS_THEY_ARE else nullcontext
     session = Session(model, len(prompts), world.device, autocast, captures=True)

@@ -93,6 +93,16 @@ def exported(model: Transformer, settings: Namespace, args: Namespace, kind: str
     }
 
 
+def read_by_a_token(model: Transformer) -> int:
+    """Numbers of weights that a new token reads: those of the middle blocks once a pass."""
+    passes = {"h_mid": model.settings.n_repeat}
+    return model.lm_head.weight.numel() + sum(
+        p.numel() * passes.get(stack, 1)
+        for stack in ("h_begin", "h_mid", "h_end")
+        for p in model.transformer[stack].parameters()
+    )
+
+
 def main() -> None:
     names = {"n_embd": 768, "n_layer": 6, "prompt": 1, "tokens": 256, "model": "lncot"}
     args = arguments(__doc__, **names, weights="", exported=0)
@@ -119,12 +129,7 @@ def main() -> None:
         with autocast(args.device, args.dtype):
             model(torch.zeros(1, length, dtype=torch.int64, device=device), get_logits=True)
 
-    passes = {"h_mid": settings.n_repeat}
-    needed = settings.vocab_size * args.n_embd + sum(
-        p.numel() * passes.get(stack, 1)
-        for stack in ("h_begin", "h_mid", "h_end")
-        for p in model.transformer[stack].parameters()
-    )
+    needed = read_by_a_token(model)
     weights, vector = (
         torch.randn(needed // args.n_embd, args.n_embd, device=device),
         torch.randn(args.n_embd, device=device),
