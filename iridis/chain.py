@@ -163,18 +163,19 @@ def _unreported(code: int, row: Row | None) -> Outcome:
 
 def _complete_row(experiment: Experiment, record: Record, outcome: Outcome, cause: Cause) -> None:
     """Record how the job ended, where its training could not."""
-    row, saved = own_row(experiment.segments), record.saved_step
+    row = own_row(experiment.segments)
     if row is None:
+        saved = record.saved_step
         experiment.begin_segment(saved, **code_facts())
         experiment.record(
             "stopped" if cause else "failed", saved, saved, cause or f"at the start: {outcome.reason}"
         )
     elif row.get("state") == "running" and cause == Cause.OUTLASTED:
-        experiment.record("stopped", max(row["reached"], saved), saved, cause)
+        experiment.record("stopped", row["reached"], row["end_step"], cause)
     elif (
         row.get("state") == "running" or outcome.kind == Kind.OUT_OF_MEMORY
     ):  # of which the process that is left saw a lost connection
-        experiment.record("failed", max(row["reached"], saved), saved, outcome.reason)
+        experiment.record("failed", row["reached"], row["end_step"], outcome.reason)
     elif row.get("state") == "stopped" and cause:
         row["reason"] = str(cause)
 
